@@ -116,6 +116,26 @@ def test_the_file_itself_is_sent_as_nothing_but_an_image(album):
         assert headers["cache-control"].startswith("private")
 
 
+def test_an_image_that_the_client_has_is_not_sent_again(album):
+    tags = [album.get("a.png", **query).headers["etag"] for query in ({}, {"size": 64})]
+    assert len(set(tags)) == 2
+    path = str(album.get("a.png").url.path)
+    for given, status in (
+        (tags[0], 304),
+        (f'"x", {tags[0]}', 304),
+        ("*", 304),
+        (tags[1], 200),
+        ('"x"', 200),
+        ("", 200),
+    ):
+        response = album.client.get(path, headers={"If-None-Match": given})
+        assert response.status_code == status, given
+        assert response.headers["etag"] == tags[0]
+    missing = "0" * 64
+    for given in ("*", f'"{missing}-file"'):
+        error_of(album.client.get(f"/v1/images/{missing}", headers={"If-None-Match": given}), 404)
+
+
 NAMES = ["a.png", "photos/a.png", "/etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/etc/passwd", "/dev/zero"]
 NAMES += ["..", "%00", "' OR path = 'a.png", "0" * 63, "0" * 65, "A" * 64, "https:%2f%2fexample.org%2fa.png"]
 
@@ -126,7 +146,7 @@ def test_names_odd_sizes_and_what_is_not_in_the_index(album):
         assert response.status_code in (400, 404), name
         error = error_of(response, response.status_code)
         assert error["type"] in ("invalid_request_error", "not_found_error")
-    for size in (0, 15, 1601, 10**30, -1, "large", "1e3"):
+    for size in (0, 15, 1601, 10**30, -1, "large", "1e3", "64.", "64.0", "+64", " 64"):
         assert error_of(album.get("a.png", size=size), 400)["param"] == "size"
     (album.root / "new.png").write_bytes(png(9))
     for digest in ("0" * 64, hashlib.sha256(png(9)).hexdigest()):

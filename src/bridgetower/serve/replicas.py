@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
 
+_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 _PAUSE = 5.0  # seconds at least from one start of a replica to its next
 _ARENA_MAX, _ARENAS = -8, 2  # its number in malloc.h; pools of memory
 
@@ -32,7 +34,7 @@ class Replica(NamedTuple):
 
     def settle(self) -> None:
         """Takes a share of the cores and a place for metrics, before torch and the web libraries are imported."""
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = self.metrics
+        os.environ[_METRICS] = self.metrics
         cores = share(_cores(), self.number, self.total)
         os.environ.setdefault("OMP_NUM_THREADS", str(len(cores)))
         if sys.platform == "linux":
@@ -60,6 +62,21 @@ def limit_arenas() -> None:
     """Limits glibc to two pools of memory for all threads, before any starts: no pool gives free memory to others."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(_ARENA_MAX, _ARENAS)
+
+
+def mark_listening() -> None:
+    """Tells the other replicas that this one listens."""
+    if folder := os.environ.get(_METRICS):
+        _mark(folder, os.getpid()).touch()
+
+
+def all_listen(count: int) -> bool:
+    """Whether as many replicas listen as there are to be."""
+    return count == 1 or len(list(Path(os.environ[_METRICS]).glob("listening-*"))) == count
+
+
+def _mark(folder: str, process: int | None) -> Path:
+    return Path(folder, f"listening-{process}")
 
 
 def wait_passively() -> None:
@@ -102,6 +119,7 @@ def supervise(count: int, target: Callable[[Replica], None]) -> None:
                 for replica in [replica for replica, process in processes.items() if not process.is_alive()]:
                     process = processes.pop(replica)
                     process.join()
+                    _mark(folder, process.pid).unlink(missing_ok=True)
                     mark_process_dead(process.pid, folder)  # type: ignore[no-untyped-call]
                     status = process.exitcode or 0
                     if status >= 0:

@@ -19,7 +19,7 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi import Path as InPath
 from fastapi.responses import StreamingResponse
 from PIL import Image
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from bridgetower.inference import Item
 from bridgetower.processor import media_type
@@ -223,6 +223,12 @@ async def index(service: Served) -> IndexResponse:
     return IndexResponse(images=count, examples=[IndexedImage(**_shown(one)) for one in examples])
 
 
+def _digits(given: Any) -> Any:
+    if isinstance(given, str) and not (given.isascii() and given.isdigit()):
+        raise ValueError("expected a whole number")
+    return given
+
+
 @router.get(
     "/v1/images/{id}",
     response_class=Response,
@@ -231,16 +237,18 @@ async def index(service: Served) -> IndexResponse:
 async def image(
     id: Id,  # noqa: A002 - its name in the path
     service: Served,
-    size: int | None = Query(
-        None, ge=16, le=1600, description="Longer side of a JPEG, in pixels; none: the file itself."
-    ),
+    size: Annotated[
+        int | None,
+        BeforeValidator(_digits),
+        Query(ge=16, le=1600, description="Longer side of a JPEG, in pixels; none: the file itself."),
+    ] = None,
     if_none_match: str | None = Header(None, description="The `ETag` of what the client has."),
 ) -> Response:
     """Return an image of the index: small as JPEG, or as the file that was indexed."""
     index, headers = _searcher(service).index, {**_HEADERS, "ETag": (tag := f'"{id}-{size or "file"}"')}
     with service.admission({"image": 1}, "id", None):
         copies = await _read(index.with_digest, id)
-        if copies and tag in (if_none_match or ""):
+        if copies and _has_tag(if_none_match, tag):
             return Response(status_code=304, headers=headers)
 
         def content_of(one: Indexed) -> bytes:
@@ -267,6 +275,12 @@ async def image(
 
         ((content, kind),) = await service.main.each(read)
     return Response(content, media_type=kind, headers=headers)
+
+
+def _has_tag(if_none_match: str | None, tag: str) -> bool:
+    """Whether a client has what the tag names, by its header `If-None-Match`."""
+    tags = {one.strip() for one in (if_none_match or "").split(",")}
+    return tag in tags or "*" in tags
 
 
 def _first(copies: Sequence[Indexed], opened: Callable[[Indexed], _Result], kind: str) -> _Result:
@@ -311,7 +325,7 @@ async def video(
 
     with ExitStack() as until_sent:
         until_sent.enter_context(stream)
-        if if_none_match is not None and {"*", tag} & {one.strip() for one in if_none_match.split(",")}:
+        if _has_tag(if_none_match, tag):
             return Response(status_code=304, headers=headers)
         piece = None if range is None or if_range not in (None, tag) else _piece(range, size)
         if piece is None:

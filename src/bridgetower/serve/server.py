@@ -22,6 +22,7 @@ from granian.server.embed import Server as Embedded
 from bridgetower.serve.app import build_app
 from bridgetower.serve.config import ServeConfig, is_loopback
 from bridgetower.serve.middleware import HEAD_BYTES
+from bridgetower.serve.replicas import mark_listening
 from bridgetower.serve.service import Service
 
 logger = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ class Server(Embedded):
         self._listener.setblocking(False)
         self._shd, self._ssp = SocketHolder(self._listener.detach(), False, _CONNECTIONS), None  # type: ignore[assignment, call-arg]
         self.started.set()
+        mark_listening()
         place = f"[{host}]" if ":" in host else host
         logger.info("serving %s at http://%s:%d", self._service.main.name, place, port)
 

@@ -24,6 +24,7 @@ from bridgetower.serve.inputs import Decoders, Inputs
 from bridgetower.serve.metrics import Metrics
 from bridgetower.serve.queues import Scheduler, Work
 from bridgetower.serve.remote import RemoteImages
+from bridgetower.serve.replicas import all_listen
 
 if TYPE_CHECKING:
     from bridgetower.search.searcher import Searcher
@@ -166,8 +167,8 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether it has computed something and still can."""
-        return self._warm and self.scheduler.alive
+        """Whether it has computed something and still can, and the other replicas listen too."""
+        return self._warm and self.scheduler.alive and all_listen(self.config.replicas)
 
     @contextmanager
     def admission(
