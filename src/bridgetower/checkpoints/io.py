@@ -205,7 +205,7 @@ def _checkpoint_folder(folder: Path, name: str) -> Path:
         end = " or ".join(f"{number} {unit}" for unit, number in lengths.items() if number)
         advice = f"go on with --resume --out {name}" + (f", or give the state {state}" if state else "")
         raise FileNotFoundError(f"{name} is an unfinished run, at step {step or 0} of {end}: {advice}")
-    if [path.name for path in folder.iterdir()] == [".lock"]:
+    if folder.exists() and [path.name for path in folder.iterdir()] == [".lock"]:
         raise FileNotFoundError(f"{name} is a run that ended before it had a model; start it again")
     raise FileNotFoundError(f"{name} has no config.json; expected a folder of bridgetower or of transformers")
 
