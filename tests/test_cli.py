@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import bridgetower
 import shapes
 from bridgetower import cli
 from bridgetower.checkpoints import Calibration, Reranking, read_checkpoint, write_reranking
-from bridgetower.cli.output import with_options
+from bridgetower.cli.output import emit_metrics, with_options
 from bridgetower.data.prepared_set import read_info
 from bridgetower.files import escaped, one_line
 from bridgetower.predictor import load
@@ -553,3 +554,29 @@ class TestNamesOfOptions:
 )
 def test_what_is_missing_wrong_or_was_perhaps_meant(refused, arguments, message):
     assert message in refused(*arguments.split())
+
+
+def test_retrieval_is_a_table_in_percent_by_stage(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    metrics = {
+        **{"chance_ir_r1": 0.1, "itc_ir_r1": 0.25, "matching_ir_r1": 0.375, "two_stage_ir_r1": 0.5},
+        **{"chance_rsum": 1.2, "itc_rsum": 2.5, "matching_rsum": 3.5, "two_stage_rsum": 4.5},
+        **{"itm_accuracy": 0.8125, "itc_weight": 16.0, "ece": 0.04},
+        **{"gain_difference": 0.25, "gain_low": -0.05, "gain_high": 0.55},
+        **{"calibration_pairs": 7.0, "calibration_ece_before": 0.3, "calibration_ece_after": 0.02},
+    }
+    emit_metrics("retrieval", metrics)
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in re.split("[│┃]", line) if cell.strip()] for line in lines]
+    assert ["retrieval, in percent"] in rows
+    for row in (
+        ["ITC alone", "matching alone", "two stages", "chance"],
+        ["ir r1", "25.0", "37.5", "50.0", "10.0"],
+        ["rsum", "250.0", "350.0", "450.0", "120.0"],
+        ["itm accuracy", "81.2", "50.0"],
+        ["weight of ITC", "16"],
+        ["ECE of matches", "4.0"],
+        ["text to image, less ITC alone", "+25.0 (-5.0 to +55.0)"],
+        ["ECE before and after calibration", "30.0, 2.0"],
+    ):
+        assert row in rows
