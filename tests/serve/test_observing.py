@@ -1,12 +1,14 @@
 """Ids of requests, the access log, and figures that count what happened."""
 
+import contextlib
 import json
 import logging
 import re
 
 import pytest
+from starlette.applications import Starlette
 
-from bridgetower.serve.metrics import ACCESS_LOG
+from bridgetower.serve.metrics import ACCESS_LOG, Metrics, ObservingMiddleware
 from served import BEARER, TEXTS, error_of, until
 
 NEW = re.compile("[0-9a-f]{32}")
@@ -55,7 +57,7 @@ def test_a_line_for_each_request_where_it_is_asked_for(server, locked, lines):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", first.pop("time"))
     route = {"method": "POST", "path": "/v1/embeddings", "route": "/v1/embeddings", "status": 200}
     assert first == route | {"request_id": "mine", "client": "127.0.0.1", "bytes": len(answer.content)}
-    assert (second["status"], second["route"]) == (401, "none")
+    assert (second["status"], second["route"]) == (401, "/v1/embeddings")
     assert (third["status"], third["path"], third["client"]) == (404, "/a\nb\u202ec", "203.0.113.9")
 
 
@@ -89,3 +91,48 @@ def test_requests_batches_and_memory(client, predictor):
     assert after["bridgetower_requests_in_flight"] == 1  # this one
     assert after["process_resident_memory_bytes"] > 10**7
     assert after[f'bridgetower_model_info{{fingerprint="{predictor.fingerprint}",name="tiny"}}'] == 1
+
+
+REFUSED = [
+    ("POST", "/v1/embeddings", {}, "/v1/embeddings", 401),
+    ("HEAD", "/v1/models/a/b", {}, "/v1/models/{name:path}", 401),
+    ("POST", "/v1/models", {}, "none", 401),
+    ("GET", "/v1/nothing", {}, "none", 401),
+    ("GET", "/v1/index", {"Origin": "https://evil.example"}, "/v1/index", 403),
+    ("GET", "/health", {"Content-Length": "1"}, "/health", 400),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "headers", "route", "status"), REFUSED)
+def test_what_is_refused_counts_under_its_route(locked, method, path, headers, route, status):
+    counter = locked.service.metrics.requests.labels(route, str(status))._value
+    before = counter.get()
+    content = b"a" if headers.get("Content-Length") else None
+    assert locked.client.request(method, path, headers=headers, content=content).status_code == status
+    until(lambda: counter.get() == before + 1)
+
+
+STARTED = {"type": "http.response.start", "status": 200, "headers": []}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("messages", "fails", "status"),
+    [([], True, 500), ([STARTED], True, 200), ([], False, 499), ([STARTED], False, 200)],
+)
+async def test_failures_and_clients_that_left_have_their_status(messages, fails, status):
+    metrics = Metrics()
+
+    async def app(scope, receive, send):
+        for message in messages:
+            await send(dict(message))
+        if fails:
+            raise RuntimeError("a")
+
+    async def ignore(message=None):
+        pass
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "app": Starlette()}
+    with contextlib.suppress(RuntimeError):
+        await ObservingMiddleware(app, metrics=metrics, access_log=False)(scope, ignore, ignore)
+    assert f'requests_total{{route="none",status="{status}"}} 1.0' in metrics.text().decode()

@@ -79,3 +79,14 @@ def test_other_clients_paths_and_fields(post, refused, path):
     expected = post(PATH, query=TEXTS[0], documents=TEXTS)
     assert post(path, query=TEXTS[0], documents=TEXTS, max_tokens_per_doc=4096, model="tiny") == expected
     assert refused(path, query="a", documents=["a"], top_n=0)["param"] == "top_n"
+
+
+def test_a_cosine_is_at_most_one(server, monkeypatch):
+    """Rounding may exceed it; here vectors are too long by a hundredth."""
+
+    async def too_long(items):
+        return [torch.tensor([sign * 1.01, 0.0]) for sign in (1, 1, -1)]
+
+    monkeypatch.setattr(server.service.scheduler, "submit", too_long)
+    answer = server.client.post(PATH, json={"query": "a", "documents": ["b", "c"]}).json()
+    assert [row["relevance_score"] for row in answer["results"]] == [1.0, -1.0]

@@ -10,6 +10,7 @@ import os
 import re
 import time
 import uuid
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bridgetower.files import json_text, shortened
@@ -83,7 +85,7 @@ class ObservingMiddleware:
             raise
         finally:
             seconds = time.perf_counter() - started
-            route = getattr(scope.get("route"), "path", "none")
+            route = _route_of(scope)
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.request_seconds.labels(route).observe(seconds)
             if self._access_log:
@@ -99,3 +101,24 @@ class ObservingMiddleware:
                     "seconds": round(seconds, 4),
                 }
                 ACCESS_LOG.info(json_text(line))
+
+
+def _route_of(scope: Scope) -> str:
+    """Returns the path of the route that a request took, or would have taken if it had not been refused before."""
+    if "route" in scope:
+        return str(scope["route"].path)
+    asked = {**scope, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}
+    for route in _flat(scope["app"].routes):
+        match, _ = route.matches(asked)
+        if match is Match.FULL:
+            return str(route.path)
+    return "none"
+
+
+def _flat(routes: Iterable[Any]) -> Iterator[Any]:
+    """Yields routes with those of included routers, which newer releases of FastAPI keep apart."""
+    for route in routes:
+        if hasattr(route, "original_router"):
+            yield from _flat(route.original_router.routes)
+        else:
+            yield route
