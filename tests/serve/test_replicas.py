@@ -7,8 +7,7 @@ from functools import partial
 
 import pytest
 
-from bridgetower.serve import replicas
-from bridgetower.serve.replicas import share, supervise
+from bridgetower.serve.replicas import pause_after, share, supervise
 
 
 @pytest.mark.parametrize(("cores", "sizes"), [(4, [2, 2]), (5, [2, 3]), (7, [2, 2, 3]), (3, [1] * 3)])
@@ -20,19 +19,24 @@ def test_every_core_is_in_one_share(cores, sizes):
         share(range(cores), 0, cores + 1)
 
 
-def killed_once(starts, replica):
+@pytest.mark.parametrize(("deaths", "seconds"), [(0, 0), (1, 0), (2, 1), (3, 2), (5, 8), (8, 64), (5000, 64)])
+def test_replicas_that_die_young_again_and_again_pause_longer(deaths, seconds):
+    assert pause_after(deaths) == seconds
+
+
+def killed_twice(starts, replica):
     with starts.open("a") as file:
         file.write(f"{time.time()}\n")
-    if len(starts.read_text().split()) == 1:
+    if len(starts.read_text().split()) <= 2:
         os.kill(os.getpid(), signal.SIGKILL)
     raise SystemExit(2)
 
 
-def test_a_killed_replica_starts_again_after_a_pause_and_one_that_fails_ends_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(replicas, "_PAUSE", 1.0)
+def test_a_killed_replica_starts_again_after_a_pause_if_that_repeats_and_one_that_fails_ends_all(tmp_path, caplog):
     starts = tmp_path / "starts"
     with pytest.raises(SystemExit) as ended:
-        supervise(1, partial(killed_once, starts))
+        supervise(1, partial(killed_twice, starts))
     assert ended.value.code == 2
-    first, second = map(float, starts.read_text().split())
-    assert second - first > 0.4  # a little less than the pause where the second process starts more quickly
+    _, second, third = map(float, starts.read_text().split())
+    assert third - second >= 1
+    assert [record.message.rpartition("again ")[2] for record in caplog.records] == ["now", "in 1 s"]

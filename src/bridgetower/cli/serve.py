@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 KEY = "BRIDGETOWER_API_KEY"
 _VARIABLES = "BRIDGETOWER_SERVE_"
+_PRELOADED = ("bridgetower.cli.serve", "bridgetower.serve.server", "bridgetower.predictor")  # by all replicas, once
 
 
 def serve(
@@ -74,7 +75,7 @@ def serve(
         else:
             _log_with_time()
             address = (port.getsockname(), port.family)
-            supervise(config.replicas, partial(_run_replica, config, given, loading, address))
+            supervise(config.replicas, partial(_run_replica, config, given, loading, address), _PRELOADED)
 
 
 def with_environment(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import multiprocessing
 import os
 import platform
 import signal
@@ -12,8 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -21,7 +21,8 @@ from typing import NamedTuple
 logger = logging.getLogger(__name__)
 
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
-_PAUSE = 5.0  # seconds at least from one start of a replica to its next
+_YOUNG = 60.0  # seconds; a replica that was killed sooner may be so each time
+_MOST_DOUBLINGS = 6  # of the pause from a death to the next start, which is a second at first
 _ARENA_MAX, _ARENAS = -8, 2  # its number in malloc.h; pools of memory
 
 
@@ -33,14 +34,18 @@ class Replica(NamedTuple):
     metrics: str
 
     def settle(self) -> None:
-        """Takes a share of the cores and a place for metrics, before torch and the web libraries are imported."""
+        """Takes a share of the cores and a place for metrics, before the web libraries are imported."""
+        import torch
+
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.environ[_METRICS] = self.metrics
         cores = share(_cores(), self.number, self.total)
-        os.environ.setdefault("OMP_NUM_THREADS", str(len(cores)))
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(len(cores))
         if sys.platform == "linux":
             os.sched_setaffinity(0, cores)
         os.setsid()
-        parent = multiprocessing.parent_process()
+        parent = parent_process()
         assert parent is not None
 
         def end_with_parent() -> None:
@@ -93,9 +98,64 @@ def share(cores: Sequence[int], number: int, count: int) -> Sequence[int]:
     return cores[number * len(cores) // count : (number + 1) * len(cores) // count]
 
 
-def supervise(count: int, target: Callable[[Replica], None]) -> None:
-    """Runs a function in several processes until SIGTERM or Ctrl-C; one that is killed is replaced after a pause."""
-    from prometheus_client.multiprocess import mark_process_dead
+def pause_after(deaths: int) -> float:
+    """Returns the seconds from the last of several early deaths in a row to the next start: none for the first."""
+    return 0.0 if deaths <= 1 else 2.0 ** min(deaths - 2, _MOST_DOUBLINGS)
+
+
+class _Place:
+    """Where one replica runs after the other."""
+
+    def __init__(self, replica: Replica, target: Callable[[Replica], None]) -> None:
+        self.replica, self._target = replica, target
+        self.process: ForkServerProcess | None = None
+        self.due = 0.0  # when the next one may start
+        self._started = 0.0
+        self._early_deaths = 0
+
+    def start(self) -> None:
+        """Starts a process, by the server of multiprocessing, which outlives SIGTERM to the whole group."""
+        self.process = get_context("forkserver").Process(target=self._target, args=(self.replica,), daemon=True)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # which the server inherits
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._started = time.monotonic()
+
+    def clear(self) -> None:
+        """Makes room for another process after one that was killed; of one that ended, the status is raised."""
+        from prometheus_client.multiprocess import mark_process_dead
+
+        process = self.process
+        assert process is not None
+        assert process.pid is not None
+        self.process = None
+        process.join()
+        _mark(self.replica.metrics, process.pid).unlink(missing_ok=True)
+        mark_process_dead(process.pid, self.replica.metrics)  # type: ignore[no-untyped-call]
+        status = process.exitcode or 0
+        if status >= 0:
+            raise SystemExit(status or 1)
+
+        now = time.monotonic()
+        died_early = now - self._started < _YOUNG
+        self._early_deaths = self._early_deaths + 1 if died_early else 0
+        pause = pause_after(self._early_deaths)
+        self.due = now + pause
+        when = f"in {pause:g} s" if pause else "now"
+        number = self.replica.number + 1
+        logger.error("replica %d was killed by signal %d; it is started again %s", number, -status, when)
+
+
+def supervise(count: int, target: Callable[[Replica], None], modules: Sequence[str] = ()) -> None:
+    """Runs a function in several processes until SIGTERM or Ctrl-C; one that is killed is replaced.
+
+    Args:
+        count: Number of processes.
+        target: Function, which takes the place of a process among the others.
+        modules: Imported once, so that all processes, also those that replace others, have them when they start.
+    """
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
@@ -103,34 +163,32 @@ def supervise(count: int, target: Callable[[Replica], None]) -> None:
     share(_cores(), 0, count)
     before = signal.signal(signal.SIGTERM, leave)
     with TemporaryDirectory(prefix="bridgetower-metrics-") as folder:
-        replicas = [Replica(number, count, folder) for number in range(count)]
-        processes: dict[Replica, SpawnProcess] = {}
-        due = dict.fromkeys(replicas, 0.0)  # when it may start
+        os.environ[_METRICS] = folder  # before the web libraries are imported
+        get_context("forkserver").set_forkserver_preload([*modules])
+        places = [_Place(Replica(number, count, folder), target) for number in range(count)]
         try:
             while True:
-                for replica in replicas:
-                    if replica not in processes and due[replica] <= time.monotonic():
-                        context = multiprocessing.get_context("spawn")
-                        processes[replica] = context.Process(target=target, args=(replica,), daemon=True)
-                        processes[replica].start()
-                        due[replica] = time.monotonic() + _PAUSE
-                pauses = [due[replica] - time.monotonic() for replica in replicas if replica not in processes]
-                wait([process.sentinel for process in processes.values()], min(pauses, default=None))
-                for replica in [replica for replica, process in processes.items() if not process.is_alive()]:
-                    process = processes.pop(replica)
-                    process.join()
-                    _mark(folder, process.pid).unlink(missing_ok=True)
-                    mark_process_dead(process.pid, folder)  # type: ignore[no-untyped-call]
-                    status = process.exitcode or 0
-                    if status >= 0:
-                        raise SystemExit(status or 1)
-                    logger.error("replica %d was killed by signal %d; it is started again", replica.number + 1, -status)
+                _start_and_clear(places)
         finally:
             signal.signal(signal.SIGTERM, before)
-            for process in processes.values():
+            del os.environ[_METRICS]
+            running = [place.process for place in places if place.process is not None]
+            for process in running:
                 process.terminate()
-            for process in processes.values():
+            for process in running:
                 process.join()
+
+
+def _start_and_clear(places: Sequence[_Place]) -> None:
+    """Starts the replicas that are due, and waits until one dies or another is due."""
+    for place in places:
+        if place.process is None and place.due <= time.monotonic():
+            place.start()
+    pauses = [place.due - time.monotonic() for place in places if place.process is None]
+    wait([place.process.sentinel for place in places if place.process is not None], min(pauses, default=None))
+    for place in places:
+        if place.process is not None and not place.process.is_alive():
+            place.clear()
 
 
 def _cores() -> Sequence[int]:
