@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -264,6 +263,8 @@ def test_slow_readers_give_way(predictor, large):
 def test_a_reader_that_stalls_is_cut_off_in_the_end(predictor, large, caplog):
     searcher, content, path = large
     with started(predictor, searcher, max_body=17, timeout=0.4) as found, asked_for(found, path) as connection:
-        time.sleep(1.5)  # much longer than it may take
+        in_flight = found.service.metrics.in_flight._value
+        assert in_flight.get() == 1
+        until(lambda: in_flight.get() == 0)
         assert length_of(connection) < len(content)
     assert "without completing" not in caplog.text

@@ -4,11 +4,11 @@ import asyncio
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
 from bridgetower.serve.queues import Turns
+from served import until
 
 pytestmark = pytest.mark.anyio
 
@@ -39,20 +39,25 @@ async def test_every_request_has_the_same_time(seconds, expected):
 
 async def test_newcomers_do_not_starve_those_who_wait():
     done = []
+    asked = [0] * 4  # by each newcomer
+
+    def all_newcomers_wait():
+        return all(count == 20 or count > done.count(number) for number, count in enumerate(asked))
 
     def work(name):
         def do():
-            time.sleep(0.005)  # meanwhile the next newcomer comes
+            until(all_newcomers_wait)
             done.append(name)
 
         return do
 
-    async def newcomers(turns):
+    async def newcomer(turns, number):
         for _ in range(20):
-            await ask(turns, work("new"))
+            asked[number] += 1
+            await ask(turns, work(number))
 
     turns = Turns(1, "test", lambda: float(len(done)))
-    await asyncio.gather(ask(turns, *[work("old")] * 5), *(newcomers(turns) for _ in range(4)))
+    await asyncio.gather(ask(turns, *[work("old")] * 5), *(newcomer(turns, number) for number in range(4)))
     assert len(done) == 85
     assert max(number for number, name in enumerate(done) if name == "old") < 60
 
