@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +68,31 @@ def test_a_script_without_a_guard_is_told_to_have_one(tmp_path):
     assert 'put what the script does under `if __name__ == "__main__":`' in bare.stderr.splitlines()[-1]
     assert bare.stderr.count("Traceback") == 1
     assert guarded.stdout == "['1', '2']\n"
+
+
+SIGNALLED = """
+import multiprocessing, os, signal, sys
+from multiprocessing import forkserver
+sys.path.insert(0, sys.argv[1])
+from test_loading import doubled
+from bridgetower.processor import load_items
+items = load_items(doubled, [1] * 1000, num_workers=1)  # more than are read until a process has ended
+next(items)
+server = forkserver._forkserver._forkserver_pid
+workers = [int(pid) for pid in open(f"/proc/{server}/task/{server}/children").read().split()]
+assert len(workers) == 1
+for number in (signal.SIGTERM, signal.SIGHUP):
+    for pid in (server, *workers):
+        os.kill(pid, number)
+print(sum(1 for item in items))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_signals_to_all_processes_leave_the_reading_ones_alone():
+    command = [sys.executable, "-c", SIGNALLED, Path(__file__).parent]  # with a server of workers of its own
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "999\n", done.stderr
 
 
 @pytest.mark.parametrize(("cores", "processes", "workers"), [(64, "8", 8), (64, "1", 12), (4, "8", 1), (3, "1", 3)])
