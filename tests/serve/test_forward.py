@@ -1,15 +1,13 @@
 """A batch of every kind of item gives what the predictors' own methods give, each image and text encoded once."""
 
-from functools import partial
-
 import pytest
 import torch
 from torch import Tensor
 
-from bridgetower.attention import Explanation, attention_of, explain
+from bridgetower.attention import Explanation, explain
 from bridgetower.inference import Item
 from bridgetower.predictor import load
-from bridgetower.serve.service import compute
+from bridgetower.serve.service import Explaining, compute
 from served import PNGS, TEXTS
 
 MASKED = ["a <mask> on <mask>", "<mask> bar", "a square that is <mask> on a grey ground"]
@@ -84,7 +82,7 @@ def computed(model, items):
 
 
 def test_a_mixed_batch_of_two_models_in_any_order_is_the_direct_calls(predictor, answering):
-    looks = [partial(attention_of, predictor, one.image, one.ids) for one in items_of(predictor)[4::6]]
+    looks = [Explaining(one.image, one.ids, "attention") for one in items_of(predictor)[4::6]]
     judging, judgements = judged(answering)
     items = [*items_of(predictor), *looks, *judging]
     expected = expected_of(predictor) + [explain(predictor, *given) for given in zip(PNGS, TEXTS, strict=True)]
