@@ -160,6 +160,23 @@ class TestMiddleware:
         for one in (first, *stalled, *more):
             one.cancel()
 
+    async def test_clients_begin_in_turn(self):
+        """One of many requests of a client leaves before its turn, which the next one takes."""
+        begun = []
+
+        async def app(scope, receive, send):
+            begun.append(scope["path"])
+            await Response()(scope, receive, send)
+
+        limits = RequestLimitsMiddleware(app, max_body=10, timeout=60)
+        clients = {"/a": "203.0.113.8", "/b": "203.0.113.9", "/c": "203.0.113.10"}
+        paths = ["/a0", "/a1", "/a2", "/a3", "/b0", "/b1", "/c0"]
+        asked = [asyncio.create_task(ask(limits, path=path, client=clients[path[:2]])) for path in paths]
+        await asyncio.sleep(0)
+        asked.pop(1).cancel()
+        assert await asyncio.gather(*asked) == [200] * 6
+        assert begun == ["/a0", "/b0", "/c0", "/a2", "/b1", "/a3"]
+
     async def test_requests_in_progress_have_a_limit(self):
         """Those of GET are not counted, and what has ended makes room, however it ends."""
         answered = []

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bridgetower.serve.access import client_of
 from bridgetower.serve.errors import ApiError, failed
 from bridgetower.serve.fairness import CLIENT, Shares
+from bridgetower.serve.queues import Starts
 
 HEAD_BYTES = 2**16  # at most, of the head of a request
 _DRAIN = 5.0  # seconds for which the rest of a body is read after its response
@@ -35,6 +36,7 @@ class RequestLimitsMiddleware:
         self.most_bytes = _BODIES * max_body
         self._requests, self._bytes = Shares(requests), Shares(self.most_bytes)
         self._reading: dict[asyncio.Timeout, Hashable] = {}  # clients whose bodies arrive, longest on its way first
+        self._starts = Starts()
         self.answers: set[_Answer] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,6 +129,7 @@ class RequestLimitsMiddleware:
             async with limit:
                 watching = asyncio.ensure_future(end_when_left())
                 try:
+                    await self._starts.turn()
                     await self._app(scope, replay, answer)
                 finally:
                     left = watching.done()

@@ -231,6 +231,39 @@ class Scheduler(Generic[_Item, _Result]):
         return [outcome for item in items for outcome in self._outcomes([item])]
 
 
+class Starts:
+    """The order in which requests begin to be handled by the event loop: one in each of its rounds, clients in turn.
+
+    Checking a request and admitting it takes time too, for which no other client's is to wait behind many of one.
+    """
+
+    def __init__(self) -> None:
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue()
+
+    async def turn(self) -> None:
+        """Waits until the request that is served may begin."""
+        loop = asyncio.get_running_loop()
+        begun: asyncio.Future[None] = loop.create_future()
+        if not self._queue:
+            loop.call_soon(self._begin_next)
+        request = self._queue.request()
+        self._queue.add(request, begun)
+        try:
+            await begun
+        finally:
+            self._queue.drop(request)
+
+    def _begin_next(self) -> None:
+        if not self._queue:  # whoever waited has left
+            return
+        request, begun = self._queue.take()
+        self._queue.charge(request, 1.0)
+        if not begun.done():
+            begun.set_result(None)
+        if self._queue:
+            asyncio.get_running_loop().call_soon(self._begin_next)
+
+
 class _ThreadWork(NamedTuple):
     future: Future[Any]
     function: Callable[[], Any]
