@@ -8,12 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 import asked
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.answers import normalise_answer, soft_targets
 from bridgetower.data.batch import BatchKey
 from bridgetower.evaluation.class_metrics import (
+    classification_metrics,
     pearson_correlation,
     predict_classes,
     spearman_correlation,
@@ -47,6 +49,31 @@ def test_correlations(seed, step):
     expected = stats.spearmanr(predicted, labels).statistic
     assert spearman_correlation(predicted, labels) == pytest.approx(expected, abs=1e-12)
     assert spearman_correlation(predicted, torch.zeros(100)) == 0.0
+
+
+def test_classes_that_all_examples_or_none_have_are_not_ranked():
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(40, 4, generator=generator)
+    labels = torch.rand(40, 4, generator=generator) < 0.4
+    labels[:, 0], labels[:, 2] = True, False
+    found = classification_metrics(probabilities, labels, multi_label=True)
+    ranked = [1, 3]
+    aurocs = [roc_auc_score(labels[:, index], probabilities[:, index]) for index in ranked]
+    precisions = [average_precision_score(labels[:, index], probabilities[:, index]) for index in ranked]
+    assert found["auroc"] == pytest.approx(sum(aurocs) / 2)
+    assert found["average_precision"] == pytest.approx(sum(precisions) / 2)
+
+
+def test_one_half_is_not_above_it():
+    probabilities = torch.tensor([[0.5, 0.75], [0.25, 0.5]])
+    labels = torch.tensor([[False, True], [True, True]])
+    assert classification_metrics(probabilities, labels, multi_label=True)["accuracy"] == 0.5
+
+
+def test_top_5_is_of_more_than_five_classes():
+    for num_classes, has_top5 in ((5, False), (6, True)):
+        found = classification_metrics(torch.eye(num_classes), torch.eye(num_classes).bool(), multi_label=False)
+        assert ("top5_accuracy" in found) == has_top5
 
 
 NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
