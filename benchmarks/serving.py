@@ -5,7 +5,9 @@ else the machine does meets all of them: a plain one that handles a request from
 (benchmarks/serving_plain.py), `bridgetower serve --max-batch 1`, and `bridgetower serve`.
 
 `greedy`: ten clients with addresses of their own (Linux). Nine send a text five times a second; one sends as much as it
-can, from another process. Times of the nine's texts are divided by the median time of one client's texts alone.
+can, from another process. Times of the nine's texts are divided by the median time of one client's texts alone, before
+and after. All processes share the machine's cores, with equal priority, so that the longest times are not the server's
+alone; the load average of the machine stands beside them.
 
 The model is the nano model with random weights, or --model.
 """
@@ -17,6 +19,7 @@ import asyncio
 import itertools
 import json
 import multiprocessing
+import os
 import random
 import statistics
 import tempfile
@@ -174,16 +177,25 @@ def measure_greedy(folder: Path, model: Path, seconds: float) -> list[dict[str, 
     for way, load in greedy_requests().items():
         with running(folder / "greedy.log", *bridgetower_serve(model, "--no-page")) as server:
             asyncio.run(text_times(server, NUM_OTHERS, 2.0))  # warms it
-            alone, _ = asyncio.run(text_times(server, 1, seconds))
+            alone, _ = asyncio.run(text_times(server, 1, seconds / 2))
             greedy = multiprocessing.get_context("fork").Process(target=be_greedy, args=(server, *load), daemon=True)
             greedy.start()
             time.sleep(2.0)  # until its work is queued
             times, num_refused = asyncio.run(text_times(server, NUM_OTHERS, seconds))
             greedy.kill()
             greedy.join()
+            time.sleep(2.0)  # until the server has seen that it left
+            alone += asyncio.run(text_times(server, 1, seconds / 2))[0]
+        load_average = os.getloadavg()[0]
         cuts = statistics.quantiles(times, n=20)
         alone_ms = 1e3 * statistics.median(alone)
-        row = {"way": way, "texts": len(times), "refused": num_refused, "alone_ms": alone_ms}
+        row = {
+            "way": way,
+            "texts": len(times),
+            "refused": num_refused,
+            "alone_ms": alone_ms,
+            "load_average": load_average,
+        }
         for name, value in {"median": statistics.median(times), "p95": cuts[18], "longest": max(times)}.items():
             row[f"{name}_ms"] = 1e3 * value
             row[f"{name}_times"] = 1e3 * value / alone_ms
@@ -191,7 +203,10 @@ def measure_greedy(folder: Path, model: Path, seconds: float) -> list[dict[str, 
         names = ("median", "p95", "longest")
         shown = "".join(f"{row[f'{name}_ms']:9.1f}" for name in names)
         ratios = " / ".join(f"{row[f'{name}_times']:.1f}" for name in names)
-        print(f"{way:18}{len(times):6}{num_refused:9}{shown}      {ratios} of {alone_ms:.1f} ms", flush=True)
+        print(
+            f"{way:18}{len(times):6}{num_refused:9}{shown}      {ratios} of {alone_ms:.1f} ms, load {load_average:.0f}",
+            flush=True,
+        )
     return rows
 
 
