@@ -95,6 +95,28 @@ def test_signals_to_all_processes_leave_the_reading_ones_alone():
     assert done.stdout == "999\n", done.stderr
 
 
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from test_loading import doubled
+from bridgetower.processor import load_items
+items = load_items(doubled, [3] * 100, num_workers=1)
+print(int(next(items)[0]), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_reading_processes_end_with_a_process_that_is_killed():
+    command = [sys.executable, "-c", KILLED, Path(__file__).parent]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        output, _ = process.communicate(timeout=60)  # until none has standard output open
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert output == "6\n"
+
+
 @pytest.mark.parametrize(("cores", "processes", "workers"), [(64, "8", 8), (64, "1", 12), (4, "8", 1), (3, "1", 3)])
 def test_no_more_processes_than_cores_which_those_of_torchrun_share(monkeypatch, cores, processes, workers):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(cores))

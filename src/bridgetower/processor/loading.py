@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import torch
@@ -37,7 +39,7 @@ def load_items(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_follow_main_process,
         multiprocessing_context=context,
     )
     items = iter(loader)
@@ -82,10 +84,18 @@ def _stacked(load: Callable[[Any], Tensor], batch: Sequence[Any]) -> Tensor:
     return torch.stack([load(item) for item in batch])
 
 
-def _ignore_signals(worker: int) -> None:
-    """Leaves it to the main process to stop: launchers, terminals and schedulers signal the whole group."""
+def _follow_main_process(worker: int) -> None:
+    """Leaves it to the main process to stop, also where a signal is sent to the whole group, and ends with it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    Thread(target=_end_with_main_process, daemon=True).start()
+
+
+def _end_with_main_process() -> None:
+    main_process = multiprocessing.parent_process()
+    if main_process is not None:
+        main_process.join()  # PyTorch looks at the server that forked this process, which lives as long as this one
+        os._exit(0)
 
 
 class _Caught(Dataset[Any]):
