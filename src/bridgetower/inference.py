@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from inspect import unwrap
 from itertools import islice
 from typing import Literal, TypeVar
 
@@ -77,6 +78,12 @@ class Item:
 def compute(engine: Engine, processor: Processor, items: Sequence[Item]) -> list[Outcome]:
     """Computes items together: what is fused in one run of each tower; what is embedded alone, of the last CLS only."""
     return begun(engine, processor, items).outcomes()
+
+
+def compute_with_gradients(engine: Engine, processor: Processor, items: Sequence[Item]) -> list[Outcome]:
+    """Computes items as `compute` does, but not in inference mode."""
+    batch: Begun = unwrap(begun)(engine, processor, items)
+    return unwrap(Begun.outcomes)(batch)
 
 
 def computed(engine: Engine, processor: Processor, batches: Iterable[Sequence[Item]]) -> Iterator[list[Outcome]]:

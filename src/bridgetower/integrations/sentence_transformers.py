@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from inspect import unwrap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -16,7 +15,15 @@ from bridgetower.checkpoints import UNMEASURED, read_checkpoint, write_checkpoin
 from bridgetower.checkpoints.io import checkpoint_of
 from bridgetower.engines.engine import Engine, TorchEngine
 from bridgetower.extras import require
-from bridgetower.inference import Item, compute, encoded_images, encoded_texts, fetched, log_odds
+from bridgetower.inference import (
+    Item,
+    compute,
+    compute_with_gradients,
+    encoded_images,
+    encoded_texts,
+    fetched,
+    log_odds,
+)
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.predictor import load
@@ -177,7 +184,7 @@ class EmbeddingModule(_Module):
         items = [features["items"][index] for index in features["input_ids"].tolist()]
         engine = self._engine()
         needs_gradients = self.network is not None and self._is_training
-        compute_items = unwrap(compute) if needs_gradients else compute  # which is in inference mode
+        compute_items = compute_with_gradients if needs_gradients else compute
         vectors: list[Any] = compute_items(engine, self.predictor.processor, items)
         widths = sorted({len(vector) for vector in vectors})
         if len(widths) > 1:
