@@ -85,7 +85,7 @@ class TestBad:
     def test_a_split_of_which_nothing_is_left(self, coco, tmp_path):
         for number in (391895, 60623):
             (coco / "val2014" / coco_name(number, "val2014")).write_bytes(b"no picture")
-        with pytest.raises(ValueError, match="has no usable example of test; check"):
+        with pytest.raises(ValueError, match=r"has no usable example of test \(.*; check"):
             prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=2))
         assert not (tmp_path / "out" / "dataset.json").exists()
 

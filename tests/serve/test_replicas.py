@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from functools import partial
+from multiprocessing.context import ForkServerProcess
 
 import pytest
 
@@ -22,6 +23,15 @@ def test_every_core_is_in_one_share(cores, sizes):
 @pytest.mark.parametrize(("deaths", "seconds"), [(0, 0), (1, 0), (2, 1), (3, 2), (5, 8), (8, 64), (5000, 64)])
 def test_replicas_that_die_young_again_and_again_pause_longer(deaths, seconds):
     assert pause_after(deaths) == seconds
+
+
+def test_the_process_that_starts_replicas_may_be_killed(monkeypatch):
+    def start(process):
+        raise EOFError("unexpected EOF")
+
+    monkeypatch.setattr(ForkServerProcess, "start", start)
+    with pytest.raises(ChildProcessError, match="the process that starts replicas was killed"):
+        supervise(1, killed_twice)
 
 
 def killed_twice(starts, replica):

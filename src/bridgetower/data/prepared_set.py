@@ -22,7 +22,7 @@ from bridgetower.data.example import Image, check_bad
 from bridgetower.data.fetch import is_url, read_part_of_set, version_of
 from bridgetower.data.schema import Schema, schema_named
 from bridgetower.data.store import CRC, Table
-from bridgetower.files import escaped, json_object, locked, remove_leftovers, write_json
+from bridgetower.files import escaped, json_object, locked, remove_leftovers, shortened, write_json
 from bridgetower.model.plain import from_plain
 from bridgetower.progress import counting
 
@@ -192,7 +192,8 @@ class SetWriter:
         check_bad(source, self.bad, self.config.max_errors, has_good=bool(self._counts))
         if not self._counts or (empty := [name for name in splits if not self._counts[name]]):
             of = f" of {', '.join(empty)}" if self._counts else ""
-            raise ValueError(f"{source} has no usable example{of}; check that it is the right source")
+            reason = f" ({shortened(self.bad[0])})" if self.bad else ""
+            raise ValueError(f"{source} has no usable example{of}{reason}; check that it is the right source")
         if len(self._given) > 1:
             raise ValueError(
                 f"{source}: {self._given[True]} has a split and {self._given[False]} none; give all or none"

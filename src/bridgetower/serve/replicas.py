@@ -115,12 +115,16 @@ class _Place:
 
     def start(self) -> None:
         """Starts a process, by the server of multiprocessing, which outlives SIGTERM to the whole group."""
-        self.process = get_context("forkserver").Process(target=self._target, args=(self.replica,), daemon=True)
+        process = get_context("forkserver").Process(target=self._target, args=(self.replica,), daemon=True)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # which the server inherits
         try:
-            self.process.start()
+            process.start()
+        except EOFError as error:
+            message = "the process that starts replicas was killed; perhaps memory ran short: start the server again"
+            raise ChildProcessError(message) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.process = process
         self._started = time.monotonic()
 
     def clear(self) -> None:

@@ -278,8 +278,11 @@ async def image(
 
 
 def _has_tag(if_none_match: str | None, tag: str) -> bool:
-    """Whether a client has what the tag names, by its header `If-None-Match`."""
-    tags = {one.strip() for one in (if_none_match or "").split(",")}
+    """Whether a client has what the tag names, by its header `If-None-Match`.
+
+    Tags are compared weakly, as the header asks: a proxy that compresses makes weak ones of them.
+    """
+    tags = {entry.strip().removeprefix("W/") for entry in (if_none_match or "").split(",")}
     return tag in tags or "*" in tags
 
 
