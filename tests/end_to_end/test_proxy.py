@@ -61,14 +61,14 @@ def free_ports(count):
         return [one.getsockname()[1] for one in sockets]
 
 
-def configured(way, number, port, backend, certificate):
+def configured(way, number, port, plain_port, backend, certificate):
     if way.plain is not None:
         path, settings = way.plain
         location = f"location {way.prefix}/ {{ proxy_pass http://{backend}{path}; {settings} }}"
         return f"server {{ listen 127.0.0.1:{port}; {location} }}"
     changes = {
         "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
-        "listen 80;": f"listen 127.0.0.1:{free_ports(1)[0]};",
+        "listen 80;": f"listen 127.0.0.1:{plain_port};",
         "bridgetower_conn": f"bridgetower_conn{number}",
         "bridgetower_req": f"bridgetower_req{number}",
         "/etc/ssl/photos.example.org.": f"{certificate.with_suffix('')}.",
@@ -101,7 +101,10 @@ def addresses(searcher, certificate, tmp_path_factory):
     if NGINX is None:
         pytest.skip("NO NGINX, THE SERVER IS NOT TESTED BEHIND A PROXY: apt-get install nginx-light")
     folder = tmp_path_factory.mktemp("nginx")
-    ports = dict(zip(WAYS, free_ports(len(WAYS)), strict=True))
+    # All at once: a port that is asked for later can be one of these, since nothing listens at them yet.
+    all_ports = free_ports(2 * len(WAYS))
+    ports = dict(zip(WAYS, all_ports, strict=False))
+    plain_ports = dict(zip(WAYS, all_ports[len(WAYS) :], strict=True))
     trusting = {"page": True, "server_name": (NAME,), "forwarded_allow_ips": ("127.0.0.1",)}
     with (
         started(searcher.predictor, searcher, **trusting) as root,
@@ -109,7 +112,7 @@ def addresses(searcher, certificate, tmp_path_factory):
     ):
         backends = {False: root.client.base_url.netloc.decode(), True: prefixed.client.base_url.netloc.decode()}
         servers = [
-            configured(way, number, ports[name], backends[way.root_path], certificate)
+            configured(way, number, ports[name], plain_ports[name], backends[way.root_path], certificate)
             for number, (name, way) in enumerate(WAYS.items())
         ]
         file = folder / "nginx.conf"
