@@ -52,7 +52,9 @@ def opened(content: bytes) -> Image.Image:
 
 def tensor(content: bytes) -> Tensor:
     """Decodes with torchvision's own decoder."""
-    pixels: Tensor = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode="RGB")
+    pixels: Tensor = decode_image(
+        torch.frombuffer(bytearray(content), dtype=torch.uint8), mode="RGB"
+    )
     return pixels
 
 
@@ -85,7 +87,9 @@ def photo(width: int, height: int, generator: np.random.Generator) -> Image.Imag
     return Image.fromarray(np.stack(levels, axis=-1).clip(0, 255).astype(np.uint8))
 
 
-def _noise(frequency: np.ndarray, width: int, height: int, generator: np.random.Generator) -> np.ndarray:
+def _noise(
+    frequency: np.ndarray, width: int, height: int, generator: np.random.Generator
+) -> np.ndarray:
     spectrum = np.fft.rfft2(generator.standard_normal((height, width)))
     field: np.ndarray = np.fft.irfft2(spectrum / frequency, s=(height, width))
     return field / field.std()
@@ -114,10 +118,16 @@ def milliseconds(way: Way, files: list[bytes], repeats: int) -> float:
 def decode(sizes: dict[str, list[bytes]], options: argparse.Namespace) -> Iterator[Row]:
     """Measures every way with images of each size."""
     for size, files in sizes.items():
-        many = [files[number % len(files)] for number in range(options.decoded // (1 if size == SMALL else 4))]
+        many = [
+            files[number % len(files)]
+            for number in range(options.decoded // (1 if size == SMALL else 4))
+        ]
         whole = torch.stack([WAYS["in full"](file) for file in files]).int()
         for name, way in WAYS.items():
-            rates = {f"{n} workers": round(rate(way, many, n, options.repeats), 1) for n in options.workers}
+            rates = {
+                f"{n} workers": round(rate(way, many, n, options.repeats), 1)
+                for n in options.workers
+            }
             row: Row = {
                 "size": size,
                 "way": name,
@@ -126,7 +136,10 @@ def decode(sizes: dict[str, list[bytes]], options: argparse.Namespace) -> Iterat
             }
             if (found := torch.stack([way(file) for file in files])).dtype == torch.uint8:
                 off = (found.int() - whole).abs()
-                row |= {"mean_off": round(float(off.float().mean()), 2), "largest_off": int(off.max())}
+                row |= {
+                    "mean_off": round(float(off.float().mean()), 2),
+                    "largest_off": int(off.max()),
+                }
             yield row
 
 
@@ -144,7 +157,10 @@ def index(files: list[bytes], model: str | Path, copies: int) -> Iterator[Row]:
             vectors[fast] = predictor.embed_images(files)
             row = {"fast_decode": fast, "images_per_s": round(report.images / report.seconds, 1)}
             if fast:
-                both, others = (vectors[True] * vectors[False]).sum(1), vectors[False] @ vectors[False].T
+                both, others = (
+                    (vectors[True] * vectors[False]).sum(1),
+                    vectors[False] @ vectors[False].T,
+                )
                 mean = (others.sum() - others.trace()) / (others.numel() - len(others))
                 row |= {"cosine": round(float(both.min()), 5), "others": round(float(mean), 5)}
             yield row
@@ -159,7 +175,9 @@ def prepared(count: int) -> Iterator[Row]:
         images.contents([0])
         for batch in (1, 32):
             before, sizes = read_bytes(), list[int]()
-            for numbers in torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(batch):
+            for numbers in torch.randperm(
+                len(images), generator=torch.Generator().manual_seed(0)
+            ).split(batch):
                 sizes += map(len, images.contents(numbers.tolist()))
             read = read_bytes() - before
             figures = {"kib_of_a_file": round(statistics.mean(sizes) / 1024, 1)}
@@ -168,12 +186,18 @@ def prepared(count: int) -> Iterator[Row]:
 
 def main() -> None:
     """Measures, prints tables and JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=4, help="different ones of each size")
-    parser.add_argument("--decoded", type=int, default=64, help="how many of 640 x 480; a quarter of others")
+    parser.add_argument(
+        "--decoded", type=int, default=64, help="how many of 640 x 480; a quarter of others"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
-    parser.add_argument("--model", default=trained_model(FOLDER), help="that indexes; default: the demo's")
+    parser.add_argument(
+        "--model", default=trained_model(FOLDER), help="that indexes; default: the demo's"
+    )
     parser.add_argument("--prepared", type=int, default=400, help="images of the prepared set")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -21,7 +21,13 @@ from memory import save_model
 from PIL import Image
 
 from bridgetower.data.store import Table
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.config import (
+    FusionConfig,
+    HeadsConfig,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+)
 from bridgetower.search.config import EmbedConfig, ScoreConfig
 from bridgetower.search.embed import embed_source
 from search import Row, alone, photo, show
@@ -52,8 +58,13 @@ def write_images(path: Path, count: int, picture: Callable[[int], Image.Image]) 
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, count, GROUP):
             numbers = range(start, min(start + GROUP, count))
-            images, captions = [_jpeg(picture(n)) for n in numbers], [f"picture {n}" for n in numbers]
-            writer.write_table(pa.table({"id": numbers, "image": images, "caption": captions}, schema))
+            images, captions = (
+                [_jpeg(picture(n)) for n in numbers],
+                [f"picture {n}" for n in numbers],
+            )
+            writer.write_table(
+                pa.table({"id": numbers, "image": images, "caption": captions}, schema)
+            )
 
 
 def _jpeg(picture: Image.Image) -> bytes:
@@ -76,7 +87,9 @@ def memory(counts: list[int], config: EmbedConfig | ScoreConfig) -> Iterator[Row
 
 
 def _embedded(place: Path, config: EmbedConfig | ScoreConfig) -> Row:
-    report = embed_source(place / "images.parquet", place / f"{config.of}.parquet", place / "model", config)
+    report = embed_source(
+        place / "images.parquet", place / f"{config.of}.parquet", place / "model", config
+    )
     return {"images_per_s": round(report.vectors / report.seconds)}
 
 
@@ -92,7 +105,9 @@ def files(counts: list[int]) -> Iterator[Row]:
 
 
 def _of_files(place: Path) -> Row:
-    report = embed_source(place / "texts", place / "v.lance", place / "model", EmbedConfig(batch_size=64))
+    report = embed_source(
+        place / "texts", place / "v.lance", place / "model", EmbedConfig(batch_size=64)
+    )
     size = sum(path.stat().st_size for path in (place / "v.lance").rglob("*") if path.is_file())
     vectors = sum(batch["vector"].nbytes for batch in Table(place / "v.lance").scan(["vector"]))
     return {"bytes": size, "of_vectors": vectors, "seconds": round(report.seconds, 1)}
@@ -104,7 +119,9 @@ def workers(count: int) -> Iterator[Row]:
         save_model(model(224, 384, 6), Path(place) / "model")
         (Path(place) / "images").mkdir()
         for start in range(0, count, 50):  # a part for a worker
-            write_images(Path(place) / "images" / f"{start:06}.parquet", min(50, count - start), photo)
+            write_images(
+                Path(place) / "images" / f"{start:06}.parquet", min(50, count - start), photo
+            )
         for number in (0, 1, 2):
             name = f"Ray, {number} workers" if number else "one process"
             yield {"where": name, "images": count, **alone(_rate, Path(place), number)}
@@ -112,7 +129,9 @@ def workers(count: int) -> Iterator[Row]:
 
 def _rate(place: Path, number: int) -> Row:
     ray = ("local", number) if number else (None, None)
-    config = EmbedConfig(batch_size=16, num_workers=0, commit_seconds=0, ray=ray[0], ray_workers=ray[1])
+    config = EmbedConfig(
+        batch_size=16, num_workers=0, commit_seconds=0, ray=ray[0], ray_workers=ray[1]
+    )
     times: list[tuple[float, int]] = []
     append = Table.append
 
@@ -128,9 +147,13 @@ def _rate(place: Path, number: int) -> Row:
 
 def main() -> None:
     """Runs what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
-    parser.add_argument("--counts", nargs="+", type=int, default=[10_000, 100_000], help="of `memory` and `scores`")
+    parser.add_argument(
+        "--counts", nargs="+", type=int, default=[10_000, 100_000], help="of `memory` and `scores`"
+    )
     parser.add_argument("--files", nargs="+", type=int, default=[1000, 10_000], help="of `files`")
     parser.add_argument("--photos", type=int, default=400, help="of `workers`")
     given = parser.parse_args()

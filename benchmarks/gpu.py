@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,13 @@ PHASES = {
     "MLM + ITM + ITC": (Phase(mlm=1, itm=1, itc=1, negatives="hard"), HeadsConfig(itc="tower")),
 }
 _SMALL = {"hidden_size": 64, "num_heads": 1, "num_layers": 2, "intermediate_size": 256}
-TINY = BASE.override({f"{part}.{name}": size for part in ("vision", "text", "fusion") for name, size in _SMALL.items()})
+TINY = BASE.override(
+    {
+        f"{part}.{name}": size
+        for part in ("vision", "text", "fusion")
+        for name, size in _SMALL.items()
+    }
+)
 TINY = TINY.override({"vision.image_size": 64})
 
 Row = dict[str, Any]
@@ -113,7 +120,10 @@ def row(name: str, pairs: int, spent: float, counted: int, device: torch.device)
     """Puts a measurement together; utilisation is unknown for devices that are not in `PEAKS`."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = next((peak for part, peak in PEAKS.items() if part in kind), None)
-    rate, memory = counted / spent, torch.cuda.max_memory_allocated(device) / 2**30 if kind else None
+    rate, memory = (
+        counted / spent,
+        torch.cuda.max_memory_allocated(device) / 2**30 if kind else None,
+    )
     return {
         "name": name,
         "pairs_per_second": pairs / spent,
@@ -123,16 +133,30 @@ def row(name: str, pairs: int, spent: float, counted: int, device: torch.device)
     }
 
 
-def training(name: str, config: ModelConfig, device: torch.device, options: argparse.Namespace) -> Iterator[Row]:
+def training(
+    name: str, config: ModelConfig, device: torch.device, options: argparse.Namespace
+) -> Iterator[Row]:
     """Measures steps of pre-training in bfloat16, plain and with compiled layers."""
     for objectives, (phase, heads) in PHASES.items():
-        task, pairs = PretrainingConfig(phases=(phase,), mlm_normalization="official"), options.pairs
-        run = replace(RECIPES["pretrain-base"], task=task, model=replace(config, heads=heads), batch_size=pairs)
+        task, pairs = (
+            PretrainingConfig(phases=(phase,), mlm_normalization="official"),
+            options.pairs,
+        )
+        run = replace(
+            RECIPES["pretrain-base"],
+            task=task,
+            model=replace(config, heads=heads),
+            batch_size=pairs,
+        )
         given = batch(run.model, pairs)
         given = given.pin_memory() if device.type == "cuda" else given
         for backend, kind in ((None, ""), (options.backend, ", compiled layers")):
-            spent = seconds(step(run, device, backend, itertools.repeat(given)), device, options.repeats)
-            yield row(f"{name}: {objectives} step{kind}", pairs, spent, operations_of_step(run), device)
+            spent = seconds(
+                step(run, device, backend, itertools.repeat(given)), device, options.repeats
+            )
+            yield row(
+                f"{name}: {objectives} step{kind}", pairs, spent, operations_of_step(run), device
+            )
 
 
 def task_of(run: RunConfig, network: BridgeTower) -> PretrainingTask:
@@ -149,7 +173,11 @@ def operations_of_step(run: RunConfig) -> int:
 
 
 def step(
-    run: RunConfig, device: torch.device, backend: str | None, batches: Iterator[Any], *images: CaptionImages
+    run: RunConfig,
+    device: torch.device,
+    backend: str | None,
+    batches: Iterator[Any],
+    *images: CaptionImages,
 ) -> Callable[[], object]:
     """Returns what runs one step of one micro-batch, the optimiser included."""
     network = BridgeTower(run.model).to(device)
@@ -157,16 +185,24 @@ def step(
     if backend is not None:
         network.compile_layers(backend)
     examples = CaptionPairs.__new__(CaptionPairs)  # not read: the batches are handed over
-    parts = TrainContext(config=run, task=task_of(run, network), model=network, examples=examples, images=images)
+    parts = TrainContext(
+        config=run, task=task_of(run, network), model=network, examples=examples, images=images
+    )
     optimizer = build_optimizer(parameter_groups(network, run.optimizer), run.optimizer)
     wrapped = Replicated(parts.task)
     return lambda: run_step(wrapped, parts, optimizer, batches, 0)
 
 
 @torch.inference_mode()
-def inference(name: str, config: ModelConfig, device: torch.device, options: argparse.Namespace) -> list[Row]:
+def inference(
+    name: str, config: ModelConfig, device: torch.device, options: argparse.Namespace
+) -> list[Row]:
     """Measures matching of pairs, and of one image with many texts, in bfloat16."""
-    network, moved, pairs = BridgeTower(config).to(device), batch(config, options.pairs).to(device), options.pairs
+    network, moved, pairs = (
+        BridgeTower(config).to(device),
+        batch(config, options.pairs).to(device),
+        options.pairs,
+    )
     network.eval()
     with on_meta():
         counted = BridgeTower(config).eval()
@@ -177,24 +213,36 @@ def inference(name: str, config: ModelConfig, device: torch.device, options: arg
 
     def rerank(network: BridgeTower, given: CaptionBatch) -> Tensor:
         pixels, ids = tensors(given)
-        image, text = network.cache_image(network.encode_image(pixels[:1])), network.encode_text(ids)
+        image, text = (
+            network.cache_image(network.encode_image(pixels[:1])),
+            network.encode_text(ids),
+        )
         rows = torch.zeros(len(text), dtype=torch.long, device=ids.device)
         return network.itm_logits(network.fuse(image[rows], text).pooled)
 
     rows = []
     with autocast(device, "bf16"):
         for kind, run in (("match", match), ("rerank one image with as many texts", rerank)):
-            spent = seconds(lambda run=run: run(network, moved), device, options.repeats)  # type: ignore[misc]
-            rows.append(row(f"{name}: {kind}", pairs, spent, operations(lambda run=run: run(counted, meta)), device))  # type: ignore[misc]
+            spent = seconds(partial(run, network, moved), device, options.repeats)
+            counted_operations = operations(partial(run, counted, meta))
+            rows.append(row(f"{name}: {kind}", pairs, spent, counted_operations, device))
     return rows
 
 
-def others(name: str, config: ModelConfig, device: torch.device, options: argparse.Namespace) -> Iterator[Row]:
+def others(
+    name: str, config: ModelConfig, device: torch.device, options: argparse.Namespace
+) -> Iterator[Row]:
     """Measures transformers' model at the same sizes: its step of MLM and of ITM, each with a pass of its own."""
-    from transformers import BridgeTowerConfig, BridgeTowerForImageAndTextRetrieval, BridgeTowerForMaskedLM
+    from transformers import (
+        BridgeTowerConfig,
+        BridgeTowerForImageAndTextRetrieval,
+        BridgeTowerForMaskedLM,
+    )
 
     with on_meta():
-        checkpoint = Checkpoint(source=name, config=config, tensors=BridgeTower(config).state_dict())
+        checkpoint = Checkpoint(
+            source=name, config=config, tensors=BridgeTower(config).state_dict()
+        )
     sizes = BridgeTowerConfig(**export(checkpoint)[0])
     given, pairs = batch(config, options.pairs).to(device), options.pairs
     pixels, ids = tensors(given)
@@ -210,7 +258,9 @@ def others(name: str, config: ModelConfig, device: torch.device, options: argpar
 
         def run(words: Any = words, pooled: Any = pooled, optimizer: Any = optimizer) -> None:
             with autocast(device, "bf16"):
-                loss = words(input_ids=given.masked_input_ids, labels=given.mlm_labels, **inputs).loss
+                loss = words(
+                    input_ids=given.masked_input_ids, labels=given.mlm_labels, **inputs
+                ).loss
                 loss = loss + pooled(input_ids=given.input_ids, labels=matches, **inputs).loss
             loss.backward()
             optimizer.step()
@@ -220,7 +270,9 @@ def others(name: str, config: ModelConfig, device: torch.device, options: argpar
         yield row(label, pairs, seconds(run, device, options.repeats), 0, device)
 
 
-def fine_tuning(name: str, config: ModelConfig, device: torch.device, options: argparse.Namespace) -> Iterator[Row]:
+def fine_tuning(
+    name: str, config: ModelConfig, device: torch.device, options: argparse.Namespace
+) -> Iterator[Row]:
     """Measures steps with their reading, as of Hugging Face's post on fine-tuning: ITC, 48 pairs of the model large.
 
     It gave about 75 pairs a second on each H100: huggingface.co/blog/bridgetower.
@@ -233,20 +285,28 @@ def fine_tuning(name: str, config: ModelConfig, device: torch.device, options: a
         for number in range(options.images):
             pixels = letters.integers(0, 255, (30, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).resize((640, 480)).save(folder / f"{number}.jpg")
-            lines.append(f"{number}.jpg,{' '.join(letters.choice(list('abcdefghijklmnop'), WORDS - 2))}")
+            lines.append(
+                f"{number}.jpg,{' '.join(letters.choice(list('abcdefghijklmnop'), WORDS - 2))}"
+            )
         (folder / "captions.csv").write_text("\n".join(lines))
         prepare_own("pairs", folder / "captions.csv", folder / "set", PairsConfig())
         data = replace(recipe.data, folders=(str(folder / "set"),))
         tokenizer = train_tokenizer([line.partition(",")[2] for line in lines], vocab_size=300)
-        values = ProcessorConfig(profile="official-pretrain", image_size=config.vision.image_size, max_length=WORDS)
+        values = ProcessorConfig(
+            profile="official-pretrain", image_size=config.vision.image_size, max_length=WORDS
+        )
         examples = CaptionPairs(CaptionImages(data, "train", Processor(values, tokenizer)), None)
         examples.images.raw = True
         ahead = 2 * options.workers + 2  # batches, which are read while kernels are compiled
         waits, steps = list[float](), ahead + max(ahead, options.repeats)
 
         def batches() -> Iterator[CaptionBatch]:
-            sampler = StepSampler(len(examples), batch_size=pairs, micro_batches=1, steps=range(steps), seed=0)
-            read = load_items(examples.__getitem__, sampler, num_workers=options.workers, device=device)
+            sampler = StepSampler(
+                len(examples), batch_size=pairs, micro_batches=1, steps=range(steps), seed=0
+            )
+            read = load_items(
+                examples.__getitem__, sampler, num_workers=options.workers, device=device
+            )
             for _ in range(steps):
                 started = time.perf_counter()
                 given = next(read)
@@ -261,7 +321,13 @@ def fine_tuning(name: str, config: ModelConfig, device: torch.device, options: a
             spent = statistics.mean(
                 times(step(run, device, backend, batches(), examples.images), device, steps)[ahead:]
             )
-            found = row(f"{name}: ITC step with reading{kind}", pairs, spent, operations_of_step(run), device)
+            found = row(
+                f"{name}: ITC step with reading{kind}",
+                pairs,
+                spent,
+                operations_of_step(run),
+                device,
+            )
             yield {**found, "waiting": statistics.mean(waits[ahead:]) / spent}
 
 
@@ -274,7 +340,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--workers", type=int, default=16, help="processes that read images")
     parser.add_argument("--images", type=int, default=512, help="that are read")
-    parser.add_argument("--tiny", action="store_true", help="a small model in place of the published ones")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a small model in place of the published ones"
+    )
     parser.add_argument("--without-transformers", action="store_true")
     parser.add_argument("--json", type=Path, help="file for the rows")
     options = parser.parse_args()

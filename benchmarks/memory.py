@@ -42,12 +42,17 @@ from search import Row, alone, resident, show
 
 PARTS = ["load", "retrieval", "step"]
 WORDS = [f"word{number}" for number in range(300)]
-SHAPE = ProcessorConfig(profile="official-pretrain", image_size=NANO.vision.image_size, max_length=40)
+SHAPE = ProcessorConfig(
+    profile="official-pretrain", image_size=NANO.vision.image_size, max_length=40
+)
 TOKENS, MICRO = 16, 64  # of a pair, and pairs
 WAYS: dict[str, dict[str, Any]] = {
     "one batch": {"micro_batch_size": None},
     f"micro-batches of {MICRO}": {"micro_batch_size": MICRO},
-    f"micro-batches of {MICRO}, --contrast-over step": {"micro_batch_size": MICRO, "contrast_over": "step"},
+    f"micro-batches of {MICRO}, --contrast-over step": {
+        "micro_batch_size": MICRO,
+        "contrast_over": "step",
+    },
 }
 
 
@@ -59,12 +64,17 @@ def read_bytes() -> int:
 def save_model(config: ModelConfig, folder: Path) -> int:
     """Writes a model of random weights; returns the MiB of them."""
     tokenizer = train_tokenizer([" ".join(WORDS)], vocab_size=1000)
-    values = ProcessorConfig(profile="official-pretrain", image_size=config.vision.image_size, max_length=40)
+    values = ProcessorConfig(
+        profile="official-pretrain", image_size=config.vision.image_size, max_length=40
+    )
     processor = Processor(values, tokenizer)
     config = config.override({"text.vocab_size": max(config.text.vocab_size, processor.vocab_size)})
     model = BridgeTower(config, generator=torch.Generator().manual_seed(0))
     write_checkpoint(
-        Checkpoint(source="random weights", config=config, tensors=model.state_dict(), processor=processor), folder
+        Checkpoint(
+            source="random weights", config=config, tensors=model.state_dict(), processor=processor
+        ),
+        folder,
     )
     return (folder / "model.safetensors").stat().st_size // 2**20
 
@@ -74,7 +84,9 @@ def make_set(folder: Path, count: int, size: tuple[int, int], config: PairsConfi
     folder.mkdir(exist_ok=True)
     generator, lines = np.random.default_rng(0), ["image,caption"]
     for number in range(count):
-        coarse = Image.fromarray(generator.integers(0, 256, (size[1] // 10, size[0] // 10, 3), dtype=np.uint8))
+        coarse = Image.fromarray(
+            generator.integers(0, 256, (size[1] // 10, size[0] // 10, 3), dtype=np.uint8)
+        )
         coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
         lines.append(f"{number}.jpg,{' '.join(generator.choice(WORDS, 12))}")
     (folder / "captions.csv").write_text("\n".join(lines))
@@ -91,7 +103,10 @@ def load(sizes: list[str]) -> Iterator[Row]:
 
 
 def _load(folder: Path) -> Row:
-    total = sum(float(weight.detach().sum()) for weight in read_checkpoint(folder).model(copy=False).parameters())
+    total = sum(
+        float(weight.detach().sum())
+        for weight in read_checkpoint(folder).model(copy=False).parameters()
+    )
     assert np.isfinite(total)
     return {}
 
@@ -116,7 +131,9 @@ def _retrieval(folder: Path, *sets: Path) -> Row:
     assert processor is not None
     optimize_for_cpu(model)
     config = RetrievalConfig(candidates=2)
-    small, images = (CaptionImages(DataConfig(folders=(str(one / "set"),)), "test", processor) for one in sets)
+    small, images = (
+        CaptionImages(DataConfig(folders=(str(one / "set"),)), "test", processor) for one in sets
+    )
     evaluate_retrieval(model, small, config)
     before = resident("RssAnon")
     with tempfile.TemporaryDirectory() as work, _watched() as highest:
@@ -152,7 +169,9 @@ def step(sizes: list[int]) -> Iterator[Row]:
 def _step(pairs: int, settings: dict[str, Any]) -> Row:
     torch.set_num_threads(1)
     task = PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),))
-    config = RunConfig(task=task, model=NANO, batch_size=pairs, max_steps=2, device="cpu", **settings)
+    config = RunConfig(
+        task=task, model=NANO, batch_size=pairs, max_steps=2, device="cpu", **settings
+    )
     model = BridgeTower(NANO, generator=torch.Generator().manual_seed(0))
     optimize_for_cpu(model)
     optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
@@ -160,8 +179,13 @@ def _step(pairs: int, settings: dict[str, Any]) -> Row:
     pictures = PreparedImages.__new__(PreparedImages)
     pictures.processor = Processor(SHAPE, None)  # what is read of them
     examples = CaptionPairs.__new__(CaptionPairs)  # not read: the batches are handed over
-    parts = TrainContext(config=config, task=setup.task, model=model, examples=examples, images=(pictures, pictures))
-    batches, before = _micro_batches(min(pairs, config.micro_batch_size or pairs)), resident("VmRSS")
+    parts = TrainContext(
+        config=config, task=setup.task, model=model, examples=examples, images=(pictures, pictures)
+    )
+    batches, before = (
+        _micro_batches(min(pairs, config.micro_batch_size or pairs)),
+        resident("VmRSS"),
+    )
     for number in range(2):
         run_step(setup, parts, optimizer, batches, number)
     return {"peak": resident("VmHWM") - before}
@@ -173,7 +197,9 @@ def _micro_batches(size: int) -> Iterator[CaptionBatch]:
     while True:
         ids = torch.randint(5, NANO.text.vocab_size, (size, TOKENS), generator=generator)
         yield CaptionBatch(
-            pixel_values=torch.randint(256, (size, 3, side, side), generator=generator, dtype=torch.uint8),
+            pixel_values=torch.randint(
+                256, (size, 3, side, side), generator=generator, dtype=torch.uint8
+            ),
             input_ids=ids,
             masked_input_ids=ids,
             mlm_labels=torch.where(torch.arange(TOKENS) == 1, ids, -100),
@@ -184,11 +210,17 @@ def _micro_batches(size: int) -> Iterator[CaptionBatch]:
 
 def main() -> None:
     """Runs what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
-    parser.add_argument("--models", nargs="+", choices=["nano", "base"], default=["nano", "base"], help="of `load`")
+    parser.add_argument(
+        "--models", nargs="+", choices=["nano", "base"], default=["nano", "base"], help="of `load`"
+    )
     parser.add_argument("--images", type=int, default=700, help="of the smaller set of `retrieval`")
-    parser.add_argument("--batches", nargs="+", type=int, default=[128, 512, 2048], help="pairs of a `step`")
+    parser.add_argument(
+        "--batches", nargs="+", type=int, default=[128, 512, 2048], help="pairs of a `step`"
+    )
     given = parser.parse_args()
     if "load" in given.parts:
         show("load", load(given.models))

@@ -51,15 +51,35 @@ MEASURES: dict[str, Measure] = {
 
 def main() -> None:
     """Measures what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = list(MEASURES)
-    parser.add_argument("--only", nargs="*", choices=names, default=names, help="what to measure (default: everything)")
-    parser.add_argument("--quick", action="store_true", help="tiny models, once: does it run, are the outputs equal?")
-    parser.add_argument("--plain", action="store_true", help="PyTorch as it is, of both sides: no export, no compiler")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        choices=names,
+        default=names,
+        help="what to measure (default: everything)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="tiny models, once: does it run, are the outputs equal?",
+    )
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="PyTorch as it is, of both sides: no export, no compiler",
+    )
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--plot", type=Path, help="PNG file: how cost grows, measured for it")
-    parser.add_argument("--cache", type=Path, default=Path("benchmark-cache"), help="folder of models and exports")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every engine")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("benchmark-cache"), help="folder of models and exports"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="of every engine"
+    )
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)

@@ -58,7 +58,9 @@ def recall() -> Iterator[Row]:
         number = {"set": name, "texts": len(shown), "images": shown.total()}
         for stage, rerank in (("nearest vectors", 0), ("16 reranked", 16), ("64 reranked", 64)):
             ranks = [_rank(searcher, text, rerank, f"path LIKE '{name}/%'") for text in shown]
-            found = {f"recall_at_{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in RECALL_KS}
+            found = {
+                f"recall_at_{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in RECALL_KS
+            }
             yield {**number, "stage": stage, **found}
         chance = {f"recall_at_{k}": _chance(shown, k) for k in RECALL_KS}
         yield {**number, "stage": "chance", **chance}
@@ -66,7 +68,9 @@ def recall() -> Iterator[Row]:
 
 def _rank(searcher: Searcher, text: str, rerank: int, where: str) -> int:
     hits = searcher.search(text, top=max(RECALL_KS), rerank=rerank, where=where, truncate=True)
-    return next((rank for rank, hit in enumerate(hits, start=1) if hit.captions[0] == text), len(hits) + 1)
+    return next(
+        (rank for rank, hit in enumerate(hits, start=1) if hit.captions[0] == text), len(hits) + 1
+    )
 
 
 def _chance(shown: Counter[str], k: int) -> float:
@@ -109,13 +113,18 @@ def million(count: int, file: Path | None) -> Iterator[Row]:
             yield {"what": "usearch: not measured, as it is not installed"}
         yield {"what": "group the vectors", **alone(_group, uri)}
         yield {"what": "approximate search", **alone(_nearest, uri, False)}
-        yield {"what": "on disk", "mib": sum(path.stat().st_size for path in uri.rglob("*") if path.is_file()) >> 20}
+        yield {
+            "what": "on disk",
+            "mib": sum(path.stat().st_size for path in uri.rglob("*") if path.is_file()) >> 20,
+        }
 
 
 def _draw(uri: Path, count: int) -> None:
     """Writes the vectors of an index and then those of queries to a file."""
     shape = (count + WARM_UP + QUERIES, WIDTH)
-    file = np.lib.format.open_memmap(uri.with_suffix(".npy"), mode="w+", dtype=np.float32, shape=shape)
+    file = np.lib.format.open_memmap(
+        uri.with_suffix(".npy"), mode="w+", dtype=np.float32, shape=shape
+    )
     for start in range(0, count, CHUNK):
         end = min(start + CHUNK, count)
         file[start:end] = generated(end - start, count // PER_CENTRE, seed=1 + start)
@@ -142,7 +151,10 @@ def _write(uri: Path, count: int) -> Row:
     for start in range(0, count, CHUNK):
         vectors = _vectors(uri, start, min(CHUNK, count - start))
         rows = zip(
-            vectors, _captions(len(vectors), 8, seed=start), rng.integers(200, 4000, (len(vectors), 3)), strict=True
+            vectors,
+            _captions(len(vectors), 8, seed=start),
+            rng.integers(200, 4000, (len(vectors), 3)),
+            strict=True,
         )
         index.upsert(
             [
@@ -211,12 +223,21 @@ def _nearest(uri: Path, exact: bool) -> Row:
 
 
 def _shared(best: Sequence[Iterable[object]], found: Sequence[Iterable[object]]) -> float:
-    return round(statistics.fmean(len({*one} & {*other}) / TOP for one, other in zip(best, found, strict=True)), 4)
+    return round(
+        statistics.fmean(
+            len({*one} & {*other}) / TOP for one, other in zip(best, found, strict=True)
+        ),
+        4,
+    )
 
 
 def _queries(uri: Path, index: Index) -> list[tuple[str, torch.Tensor]]:
     return list(
-        zip(_captions(WARM_UP + QUERIES, 3, seed=2**31), torch.from_numpy(_vectors(uri, len(index))), strict=True)
+        zip(
+            _captions(WARM_UP + QUERIES, 3, seed=2**31),
+            torch.from_numpy(_vectors(uri, len(index))),
+            strict=True,
+        )
     )
 
 
@@ -241,7 +262,9 @@ def _by_digest(uri: Path) -> Row:
     index = Index(uri)
     for query in torch.from_numpy(_vectors(uri, len(index)))[:2]:
         index.nearest(query, TOP)
-    return _asked(index.with_digest, [f"{row * 7919 % len(index):064x}" for row in range(WARM_UP + QUERIES)])[0]
+    return _asked(
+        index.with_digest, [f"{row * 7919 % len(index):064x}" for row in range(WARM_UP + QUERIES)]
+    )[0]
 
 
 def in_process(work: Callable[..., T], *arguments: Any) -> T:
@@ -258,7 +281,11 @@ def alone(work: Callable[..., Row], *arguments: Any) -> Row:
 def _measured(work: Callable[..., Row], arguments: Sequence[Any]) -> Row:
     before, started = resident("VmRSS"), time.perf_counter()
     row = work(*arguments)
-    return {**row, "seconds": round(time.perf_counter() - started, 1), "mib": resident("VmHWM") - before}
+    return {
+        **row,
+        "seconds": round(time.perf_counter() - started, 1),
+        "mib": resident("VmHWM") - before,
+    }
 
 
 def resident(name: str) -> int:
@@ -277,11 +304,19 @@ def update(count: int) -> Iterator[Row]:
         first = _timed(photos, uri)
         yield {"what": f"first run over {count} images", **first}
         again = _timed(photos, uri)
-        yield {"what": "again, nothing changed", **again, "share": round(again["seconds"] / first["seconds"], 4)}
+        yield {
+            "what": "again, nothing changed",
+            **again,
+            "share": round(again["seconds"] / first["seconds"], 4),
+        }
         for number in range(count // 100):
             photo(count + number).save(photos / f"{number:06}.jpg")
         some = _timed(photos, uri)
-        yield {"what": "again, 1 % changed", **some, "share": round(some["seconds"] / first["seconds"], 4)}
+        yield {
+            "what": "again, 1 % changed",
+            **some,
+            "share": round(some["seconds"] / first["seconds"], 4),
+        }
 
 
 def photo(number: int) -> Image.Image:
@@ -291,7 +326,9 @@ def photo(number: int) -> Image.Image:
         (640, 480), Image.Resampling.BICUBIC
     )
     detail = rng.integers(-12, 13, (480, 640, 1), dtype=np.int16)
-    return Image.fromarray((np.asarray(coarse, dtype=np.int16) + detail).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(
+        (np.asarray(coarse, dtype=np.int16) + detail).clip(0, 255).astype(np.uint8)
+    )
 
 
 def _timed(photos: Path, uri: Path) -> Row:
@@ -324,7 +361,11 @@ def _ranked(num_texts: int, num_images: int, k: int) -> Row:
         candidates = replace(pairs, itm=itm)
         fitted = candidates.fitted()
         recalls = candidates.recalls(fitted.itc_weight)
-        found = {"pairs": len(itm), "itc_weight": fitted.itc_weight, "ece": round(candidates.error(fitted), 4)}
+        found = {
+            "pairs": len(itm),
+            "itc_weight": fitted.itc_weight,
+            "ece": round(candidates.error(fitted), 4),
+        }
     return {
         "text_to_image_r1": round(recalls.text_to_image[1], 3),
         "image_to_text_r1": round(recalls.image_to_text[1], 3),
@@ -347,10 +388,16 @@ def show(title: str, measured: Iterable[Row]) -> None:
 
 def main() -> None:
     """Runs what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
-    parser.add_argument("--vectors", type=int, default=1_000_000, help="of `million`, and texts of `retrieval`")
-    parser.add_argument("--file", type=Path, help="of `million`, an array of vectors; the last 220 are queries")
+    parser.add_argument(
+        "--vectors", type=int, default=1_000_000, help="of `million`, and texts of `retrieval`"
+    )
+    parser.add_argument(
+        "--file", type=Path, help="of `million`, an array of vectors; the last 220 are queries"
+    )
     parser.add_argument("--images", type=int, default=10_000, help="of `update`")
     parser.add_argument("--retrieval-images", type=int, default=5_000, help="of `retrieval`")
     parser.add_argument("--candidates", type=int, default=10, help="of each query of `retrieval`")

@@ -56,16 +56,21 @@ def requests_of(kind: str) -> list[bytes]:
     uris = [data_uri(image(generator)) for _ in range(DISTINCT)]
     made = {
         "texts": [request_bytes("/v1/embeddings", {"input": one}) for one in texts],
-        "images": [request_bytes("/v1/embeddings", {"input": uri, "modality": "image"}) for uri in uris],
+        "images": [
+            request_bytes("/v1/embeddings", {"input": uri, "modality": "image"}) for uri in uris
+        ],
         "matches": [
-            request_bytes("/v1/match", {"images": uri, "texts": one}) for uri, one in zip(uris, texts, strict=True)
+            request_bytes("/v1/match", {"images": uri, "texts": one})
+            for uri, one in zip(uris, texts, strict=True)
         ],
     }
     mixed = [one for trio in zip(*made.values(), strict=True) for one in trio]
     return {**made, "all three": mixed}[kind]
 
 
-async def measure(server: Server, requests: Sequence[bytes], clients: int, seconds: float) -> tuple[float, list[float]]:
+async def measure(
+    server: Server, requests: Sequence[bytes], clients: int, seconds: float
+) -> tuple[float, list[float]]:
     """Lets clients ask for some seconds, each again as soon as it is answered; returns seconds and latencies."""
     latencies: list[float] = []
     turn, connections = itertools.cycle(requests), [Connection(server) for _ in range(clients)]
@@ -84,7 +89,9 @@ async def measure(server: Server, requests: Sequence[bytes], clients: int, secon
     return time.perf_counter() - began, latencies
 
 
-def compare(servers: dict[str, Server], kind: str, clients: int, seconds: float, rounds: int) -> list[dict[str, Any]]:
+def compare(
+    servers: dict[str, Server], kind: str, clients: int, seconds: float, rounds: int
+) -> list[dict[str, Any]]:
     """Measures both ways in turn."""
     requests = requests_of(kind)
     times: dict[str, float] = dict.fromkeys(servers, 0.0)
@@ -118,8 +125,14 @@ def greedy_requests() -> dict[str, tuple[int, list[bytes]]]:
     return {
         "300 explanations": (300, [request_bytes("/v1/explain", explained)]),
         "2 x 1,024 pairs": (2, [request_bytes("/v1/match", pairs)]),
-        "600 connections": (600, [request_bytes("/v1/embeddings", {"input": one}) for one in texts]),
-        "large images": (32, [request_bytes("/v1/embeddings", {"input": large, "modality": "image"})]),
+        "600 connections": (
+            600,
+            [request_bytes("/v1/embeddings", {"input": one}) for one in texts],
+        ),
+        "large images": (
+            32,
+            [request_bytes("/v1/embeddings", {"input": large, "modality": "image"})],
+        ),
         "long fill-mask": (8, [request_bytes("/v1/fill-mask", filled)]),
         "2 x 1,024 texts": (2, [request_bytes("/v1/embeddings", {"input": texts})]),
     }
@@ -173,12 +186,16 @@ async def text_times(server: Server, clients: int, seconds: float) -> tuple[list
 def measure_greedy(folder: Path, model: Path, seconds: float) -> list[dict[str, Any]]:
     """Measures texts of one client alone, then of nine beside each greedy one; prints a line for each."""
     rows: list[dict[str, Any]] = []
-    print(f"{'texts beside':18}{'sent':>6}{'refused':>9}{'median':>9}{'95 %':>9}{'longest':>9} ms   times alone")
+    print(
+        f"{'texts beside':18}{'sent':>6}{'refused':>9}{'median':>9}{'95 %':>9}{'longest':>9} ms   times alone"
+    )
     for way, load in greedy_requests().items():
         with running(folder / "greedy.log", *bridgetower_serve(model, "--no-page")) as server:
             asyncio.run(text_times(server, NUM_OTHERS, 2.0))  # warms it
             alone, _ = asyncio.run(text_times(server, 1, seconds / 2))
-            greedy = multiprocessing.get_context("fork").Process(target=be_greedy, args=(server, *load), daemon=True)
+            greedy = multiprocessing.get_context("fork").Process(
+                target=be_greedy, args=(server, *load), daemon=True
+            )
             greedy.start()
             time.sleep(2.0)  # until its work is queued
             times, num_refused = asyncio.run(text_times(server, NUM_OTHERS, seconds))
@@ -196,7 +213,11 @@ def measure_greedy(folder: Path, model: Path, seconds: float) -> list[dict[str, 
             "alone_ms": alone_ms,
             "load_average": load_average,
         }
-        for name, value in {"median": statistics.median(times), "p95": cuts[18], "longest": max(times)}.items():
+        for name, value in {
+            "median": statistics.median(times),
+            "p95": cuts[18],
+            "longest": max(times),
+        }.items():
             row[f"{name}_ms"] = 1e3 * value
             row[f"{name}_times"] = 1e3 * value / alone_ms
         rows.append(row)
@@ -222,13 +243,19 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Measures, prints tables (throughput with the median and 99th percentile) and, if asked to, writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured")
-    parser.add_argument("--model", type=Path, help="what to serve; default: the nano model with random weights")
+    parser.add_argument(
+        "--model", type=Path, help="what to serve; default: the nano model with random weights"
+    )
     parser.add_argument("--kinds", nargs="+", default=["texts", "images", "matches", "all three"])
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--seconds", type=float, default=4.0, help="for each figure")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each server within these seconds")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="turns of each server within these seconds"
+    )
     parser.add_argument("--json", type=Path, help="file for the rows")
     options = parser.parse_args()
     found: dict[str, list[dict[str, Any]]] = {}
@@ -243,7 +270,9 @@ def main() -> None:
         options.json.write_text(json.dumps(found, indent=2))
 
 
-def measure_throughput(folder: Path, model: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_throughput(
+    folder: Path, model: Path, options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """Measures all kinds and numbers of clients, and prints a line for each way."""
     rows: list[dict[str, Any]] = []
     ways = {
@@ -252,7 +281,10 @@ def measure_throughput(folder: Path, model: Path, options: argparse.Namespace) -
         "batches": bridgetower_serve(model, "--no-page"),
     }
     with ExitStack() as stack:
-        servers = {way: stack.enter_context(running(folder / f"{way}.log", *started)) for way, started in ways.items()}
+        servers = {
+            way: stack.enter_context(running(folder / f"{way}.log", *started))
+            for way, started in ways.items()
+        }
         for kind, clients in itertools.product(options.kinds, options.clients):
             found = compare(servers, kind, clients, options.seconds, options.rounds)
             rows += found

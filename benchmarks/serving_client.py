@@ -26,7 +26,10 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.presets import NANO
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 
-WORDS = re.findall(r"\w+", "two dogs and a small red flag run over fresh white snow near the old blue house at night")
+WORDS = re.findall(
+    r"\w+",
+    "two dogs and a small red flag run over fresh white snow near the old blue house at night",
+)
 _PLACE = re.compile(r"serving .* at (http://(\S+):(\d+))")
 
 
@@ -36,25 +39,36 @@ def write_nano(folder: Path) -> Path:
     texts = [text(generator) for _ in range(200)]
     vision = NANO.vision
     config = ProcessorConfig(
-        profile="official-pretrain", image_size=vision.image_size, patch_size=vision.patch_size, max_length=64
+        profile="official-pretrain",
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        max_length=64,
     )
     processor = Processor(config, train_tokenizer(texts, vocab_size=400))
-    model = BridgeTower(NANO.override({"text.vocab_size": processor.vocab_size}), generator=generator)
-    checkpoint = Checkpoint(source="nano", config=model.config, tensors=model.state_dict(), processor=processor)
+    model = BridgeTower(
+        NANO.override({"text.vocab_size": processor.vocab_size}), generator=generator
+    )
+    checkpoint = Checkpoint(
+        source="nano", config=model.config, tensors=model.state_dict(), processor=processor
+    )
     write_checkpoint(checkpoint, folder)
     return folder
 
 
 def text(generator: torch.Generator, length: int = 8) -> str:
     """Returns some words."""
-    return " ".join(WORDS[number] for number in torch.randint(len(WORDS), (length,), generator=generator))
+    return " ".join(
+        WORDS[number] for number in torch.randint(len(WORDS), (length,), generator=generator)
+    )
 
 
 def image(generator: torch.Generator, side: int = 64) -> bytes:
     """Returns the file of an image: coarse noise, as JPEG."""
     pixels = torch.randint(256, (8, 8, 3), generator=generator).to(torch.uint8).numpy()
     stream = io.BytesIO()
-    Image.fromarray(np.kron(pixels, np.ones((side // 8, side // 8, 1), np.uint8))).save(stream, "JPEG")
+    Image.fromarray(np.kron(pixels, np.ones((side // 8, side // 8, 1), np.uint8))).save(
+        stream, "JPEG"
+    )
     return stream.getvalue()
 
 
@@ -85,11 +99,16 @@ class Server:
 
 
 @contextmanager
-def running(log: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+def running(
+    log: Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """Runs a Python program that serves and says where, and ends it as a service manager does."""
     command = [sys.executable, *arguments]
     environment = {**os.environ, **(environment or {})}
-    with log.open("w") as written, subprocess.Popen(command, stderr=written, text=True, env=environment) as process:
+    with (
+        log.open("w") as written,
+        subprocess.Popen(command, stderr=written, text=True, env=environment) as process,
+    ):
         try:
             while not (found := _PLACE.search(log.read_text())):
                 if process.poll() is not None:
@@ -109,10 +128,11 @@ def bridgetower_serve(model: Path, *options: str) -> tuple[str, ...]:
 def request_bytes(path: str, body: Mapping[str, Any]) -> bytes:
     """Returns a POST of JSON, ready to be sent."""
     content = json.dumps(body).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+    headers = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     )
-    return head.encode() + b"\r\n\r\n" + content
+    return headers.encode() + content
 
 
 @dataclass(frozen=True)
@@ -159,7 +179,9 @@ class Connection:
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         pairs = (line.partition(": ") for line in head[1:] if line)
         headers = {name.lower(): value for name, _, value in pairs}
-        body = await self._reader.readexactly(int(headers.get("content-length", "0")) if with_body else 0)
+        body = await self._reader.readexactly(
+            int(headers.get("content-length", "0")) if with_body else 0
+        )
         if headers.get("connection") == "close":
             self.close()
         return Reply(int(head[0].split()[1]), headers, body)

@@ -44,7 +44,9 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     app = plain_app(load(sys.argv[1]))
-    print(f"serving it at http://127.0.0.1:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+    print(
+        f"serving it at http://127.0.0.1:{listener.getsockname()[1]}", file=sys.stderr, flush=True
+    )
     uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False)).run(sockets=[listener])
 
 

@@ -36,10 +36,17 @@ def write_video(path: Path, minutes: float, keyframes: int) -> None:
     rng = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt, stream.gop_size = WIDTH, HEIGHT, "yuv420p", keyframes
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = (
+            WIDTH,
+            HEIGHT,
+            "yuv420p",
+            keyframes,
+        )
         for number in range(round(60 * minutes * RATE)):
             if number % (SCENE * RATE) == 0:
-                small = av.VideoFrame.from_ndarray(rng.integers(0, 256, (18, 32, 3), dtype=np.uint8), format="rgb24")
+                small = av.VideoFrame.from_ndarray(
+                    rng.integers(0, 256, (18, 32, 3), dtype=np.uint8), format="rgb24"
+                )
                 ground = small.reformat(width=WIDTH, height=HEIGHT, format="yuv420p").to_ndarray()
             picture = ground.copy()
             left = 7 * number % (WIDTH - 200)
@@ -52,9 +59,13 @@ def write_subtitles(path: Path, minutes: float) -> None:
     """Writes a subtitle after the other."""
     blocks = []
     for start in range(0, round(60 * minutes), SUBTITLE):
-        times = (f"{at // 3600:02}:{at // 60 % 60:02}:{at % 60:02}.000" for at in (start, start + SUBTITLE))
+        times = (
+            f"{at // 3600:02}:{at // 60 % 60:02}:{at % 60:02}.000"
+            for at in (start, start + SUBTITLE)
+        )
         blocks.append(
-            " --> ".join(times) + f"\nword{start % 300} word{start % 299} word{start % 298} word{start % 7}\n"
+            " --> ".join(times)
+            + f"\nword{start % 300} word{start % 299} word{start % 298} word{start % 7}\n"
         )
     path.write_text("WEBVTT\n\n" + "\n".join(blocks))
 
@@ -82,21 +93,33 @@ def measure(video: Path, model: Path, out: Path, minutes: float) -> dict[str, An
 
 def main() -> None:
     """Measures each way in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10, help="length of the video (default: 10)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=10, help="length of the video (default: 10)"
+    )
     parser.add_argument("--quick", action="store_true", help="the nano model: does it run?")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["XDG_CACHE_HOME"] = name  # nothing is known of the videos
-        save_model((NANO if given.quick else BASE).override({"heads.itc": "tower"}), folder / "model")
-        for way, keyframes in (("subtitles", 250), ("scenes", 250), ("scenes, keyframe every 2 s", 2 * RATE)):
+        save_model(
+            (NANO if given.quick else BASE).override({"heads.itc": "tower"}), folder / "model"
+        )
+        for way, keyframes in (
+            ("subtitles", 250),
+            ("scenes", 250),
+            ("scenes, keyframe every 2 s", 2 * RATE),
+        ):
             video = folder / way / "video.mp4"
             video.parent.mkdir()
             write_video(video, given.minutes, keyframes)
             if way == "subtitles":
                 write_subtitles(video.with_suffix(".vtt"), given.minutes)
-            row = in_process(measure, video, folder / "model", video.with_suffix(".lance"), given.minutes)
+            row = in_process(
+                measure, video, folder / "model", video.with_suffix(".lance"), given.minutes
+            )
             print(json.dumps({"by": way, "video_minutes": given.minutes, **row}), flush=True)
 
 

@@ -42,9 +42,13 @@ def main(out: Path) -> None:
         folder = Path(name)
         gather(folder / "pages")
         settings = (DOCS / "zensical.toml").read_text(encoding="utf-8")
-        settings = settings.replace("VERSION", bridgetower.__version__).replace("SOURCE", str(ROOT / "src"))
+        settings = settings.replace("VERSION", bridgetower.__version__).replace(
+            "SOURCE", str(ROOT / "src")
+        )
         (folder / "zensical.toml").write_text(settings, encoding="utf-8")
-        subprocess.run([sys.executable, "-m", "zensical", "build", "--strict"], cwd=folder, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "zensical", "build", "--strict"], cwd=folder, check=True
+        )
         shutil.rmtree(out / bridgetower.__version__, ignore_errors=True)
         shutil.copytree(folder / "site", out / bridgetower.__version__)
     list_versions(out)
@@ -67,7 +71,9 @@ def gather(folder: Path) -> None:
 def moved(path: Path) -> Path:
     """Where a file of the project is among the pages."""
     place = path.relative_to(ROOT)
-    return Path(NAMES.get(str(place), place.relative_to("docs") if place.parts[0] == "docs" else place))
+    return Path(
+        NAMES.get(str(place), place.relative_to("docs") if place.parts[0] == "docs" else place)
+    )
 
 
 def with_moved_links(page: Path) -> tuple[str, list[Path]]:
@@ -86,8 +92,13 @@ def with_moved_links(page: Path) -> tuple[str, list[Path]]:
 def commands() -> str:
     """The page with the help of every command."""
     os.environ["COLUMNS"] = str(COLUMNS)
-    parts = ["# Commands", "What `bridgetower COMMAND --help` prints. Recipes have options of their own:"]
-    parts += ["`bridgetower train RECIPE --help`, and sets of data `bridgetower prepare SET --help`."]
+    parts = [
+        "# Commands",
+        "What `bridgetower COMMAND --help` prints. Recipes have options of their own:",
+    ]
+    parts += [
+        "`bridgetower train RECIPE --help`, and sets of data `bridgetower prepare SET --help`."
+    ]
     for group, names in cli.GROUPS.items():
         parts += ["", f"## {group.capitalize()}"]
         for name in names:
@@ -104,7 +115,9 @@ def commands() -> str:
 
 def list_versions(out: Path) -> None:
     """Writes the list of the versions in a folder, and a page that leads to the newest."""
-    names = sorted((path.parent.name for path in out.glob("*/index.html")), key=Version, reverse=True)
+    names = sorted(
+        (path.parent.name for path in out.glob("*/index.html")), key=Version, reverse=True
+    )
     versions = [{"version": name, "title": name, "aliases": []} for name in names]
     (out / "versions.json").write_text(json.dumps(versions), encoding="utf-8")
     leading = f'<!doctype html><meta http-equiv="refresh" content="0; url={names[0]}/index.html"><title>Docs</title>'

@@ -22,7 +22,11 @@ SEARCH = ("web-ui.png", "search.png")
 BRIDGES = {"depth-6": "depth-6/curves.png", "depths": "depths.png", "variants": "variants.png"}
 QUERY = "a smiling face"
 COLOURS = 128  # of each picture, so that it is small
-TOWER, FUSION, HEAD = "#d9eaf5", "#d3efe5", "#f4f4f7"  # the first and the third colour of plots, lighter
+TOWER, FUSION, HEAD = (
+    "#d9eaf5",
+    "#d3efe5",
+    "#f4f4f7",
+)  # the first and the third colour of plots, lighter
 BRIDGE = SERIES[0]
 
 
@@ -32,7 +36,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for experiment, written in BRIDGES.items():
             seeds = ["21", "22", "23", "24"] + ["25", "26"] * (experiment == "depth-6")
-            options = [experiment, "--work", folder, "--results", str(RESEARCH / "bridges.json"), "--seeds", *seeds]
+            options = [
+                experiment,
+                "--work",
+                folder,
+                "--results",
+                str(RESEARCH / "bridges.json"),
+                "--seeds",
+                *seeds,
+            ]
             subprocess.run([sys.executable, str(RESEARCH / "bridges.py"), *options], check=True)
             shutil.copy(Path(folder) / written, DOCS / f"bridges-{experiment}.png")
         if not Path("bridgetower-demo").exists():
@@ -57,13 +69,22 @@ def draw_architecture(path: Path) -> None:
 
     def box(x: float, y: float, width: float, text: str, colour: str, height: float = 0.62) -> None:
         style = "round,pad=0.02,rounding_size=0.1"
-        axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=colour, edgecolor=INK, lw=1))
-        axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9.5, color=INK)
+        axes.add_patch(
+            FancyBboxPatch(
+                (x, y), width, height, boxstyle=style, facecolor=colour, edgecolor=INK, lw=1
+            )
+        )
+        axes.text(
+            x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9.5, color=INK
+        )
 
     def arrow(start: tuple[float, float], end: tuple[float, float], colour: str = INK) -> None:
         axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.4})
 
-    for x, name, source in ((0.2, "image", "patches of an image"), (7.6, "text", "tokens of a text")):
+    for x, name, source in (
+        (0.2, "image", "patches of an image"),
+        (7.6, "text", "tokens of a text"),
+    ):
         box(x, 0, 2.2, source, HEAD)
         box(x, 0.95, 2.2, f"{name} layers 1 to 6", TOWER)
         for layer in range(3):
@@ -81,7 +102,11 @@ def draw_architecture(path: Path) -> None:
     axes.text(6.95, 2.3, "bridge", ha="center", va="bottom", fontsize=8.5, color=BRIDGE)
     axes.text(5, 3.66, "⋮", ha="center", va="center", fontsize=12, color=INK)
     arrow((5, 2.52), (5, 2.85))
-    for x, width, name in ((2.65, 1.2, "matching"), (4.1, 1.8, "masked words"), (6.15, 1.2, "answers, …")):
+    for x, width, name in (
+        (2.65, 1.2, "matching"),
+        (4.1, 1.8, "masked words"),
+        (6.15, 1.2, "answers, …"),
+    ):
         box(x, 4.9, width, name, HEAD)
         arrow((5, 4.42), (x + width / 2, 4.88))
     box(0.2, 4.9, 2.2, "vector of the image", HEAD)
@@ -98,7 +123,10 @@ def take_page(path: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     serve = [sys.executable, "-m", "bridgetower", "serve", "--index", "demo", "--port", "0"]
-    with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as server, sync_playwright() as driver:
+    with (
+        subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as server,
+        sync_playwright() as driver,
+    ):
         try:
             assert server.stderr is not None
             lines: list[str] = []
@@ -107,7 +135,9 @@ def take_page(path: Path) -> None:
                 if "serving" in line:
                     break
             else:
-                raise RuntimeError(f"run `make demo` here first; serve did not start:\n{''.join(lines)}")
+                raise RuntimeError(
+                    f"run `make demo` here first; serve did not start:\n{''.join(lines)}"
+                )
             address = lines[-1].split(" at ")[-1].strip()
             browser = driver.chromium.launch(executable_path=shutil.which("chromium"))
             page = browser.new_page(viewport={"width": 1100, "height": 760}, color_scheme="light")

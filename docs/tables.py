@@ -50,7 +50,11 @@ STARTED = {
     "`bridgetower search demo`": "bridgetower search demo, in the demo's index",
 }
 SPENT = {
-    **{label.removesuffix(", `torch`"): name for label, name in COMPARED.items() if "`torch`" in label},
+    **{
+        label.removesuffix(", `torch`"): name
+        for label, name in COMPARED.items()
+        if "`torch`" in label
+    },
     "MLM + ITM step, 4 pairs, float32": "training step mlm + itm, fp32, 4 pairs",
     "MLM + ITM step, 4 pairs, bfloat16": "training step mlm + itm, bf16, 4 pairs",
 }
@@ -70,7 +74,11 @@ def number(value: float) -> str:
 def off(rows: list[Mapping[str, Any]]) -> str:
     """The largest difference, with one digit where it is small."""
     largest = max((row.get("max_diff") or 0 for row in rows), default=0)
-    return re.sub("e-0?", "e-", f"{largest:.0e}" if largest < 0.01 else f"{largest:.2f}") if largest else ""
+    return (
+        re.sub("e-0?", "e-", f"{largest:.0e}" if largest < 0.01 else f"{largest:.2f}")
+        if largest
+        else ""
+    )
 
 
 def compared(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
@@ -78,7 +86,10 @@ def compared(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
     yield ["ratio (seconds of ours/peer)", *measured, "largest difference"]
     for label, name in COMPARED.items():
         found = [rows.get(name) for rows in measured.values()]
-        cells = [f"{row['ratio']:.2f} ({pair(row['ours_s'], row['peer_s'])[0]})" if row else "" for row in found]
+        cells = [
+            f"{row['ratio']:.2f} ({pair(row['ours_s'], row['peer_s'])[0]})" if row else ""
+            for row in found
+        ]
         yield [label, *cells, off([row for row in found if row])]
 
 
@@ -86,7 +97,10 @@ def started(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
     """Seconds on each processor."""
     yield ["seconds", *measured]
     for label, name in STARTED.items():
-        yield [label, *(number(rows[name]["ours_s"]) if name in rows else "" for rows in measured.values())]
+        yield [
+            label,
+            *(number(rows[name]["ours_s"]) if name in rows else "" for rows in measured.values()),
+        ]
 
 
 def spent(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
@@ -107,7 +121,14 @@ def spent(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
 
 def counted(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
     """Products that each side computes, and seconds of products and of all else by OpenVINO's counters."""
-    yield ["", "GFLOP: ours/peer", "ratio", "seconds of products: ours/peer", "ratio", "seconds of all else: ours/peer"]
+    yield [
+        "",
+        "GFLOP: ours/peer",
+        "ratio",
+        "seconds of products: ours/peer",
+        "ratio",
+        "seconds of all else: ours/peer",
+    ]
     for label, name in COUNTED.items():
         for processor, rows in measured.items():
             details = rows.get(name, {}).get("details", {})
@@ -115,9 +136,16 @@ def counted(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
                 continue
             products, rest = ["", ""], ["", ""]
             if nodes := details.get("openvino"):
-                taken = [sum(each[kind] for kind in each.keys() & MULTIPLYING) for each in nodes.values()]
+                taken = [
+                    sum(each[kind] for kind in each.keys() & MULTIPLYING) for each in nodes.values()
+                ]
                 products = pair(*taken)
-                rest = pair(*(sum(each.values()) - own for each, own in zip(nodes.values(), taken, strict=True)))
+                rest = pair(
+                    *(
+                        sum(each.values()) - own
+                        for each, own in zip(nodes.values(), taken, strict=True)
+                    )
+                )
             yield [f"{label}; {processor}", *pair(*details["gflop"].values()), *products, rest[0]]
 
 

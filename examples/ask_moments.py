@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def messages_of(hits: Sequence[dict[str, Any]], frames: Sequence[bytes], question: str) -> list[dict[str, Any]]:
+def messages_of(
+    hits: Sequence[dict[str, Any]], frames: Sequence[bytes], question: str
+) -> list[dict[str, Any]]:
     """Returns a question about moments as OpenAI's chat messages.
 
     Args:
@@ -28,7 +30,9 @@ def messages_of(hits: Sequence[dict[str, Any]], frames: Sequence[bytes], questio
         said = hit.get("transcript") or " ".join(hit["captions"])
         times = f", {hit['start']:.1f} to {hit['end']:.1f} s" if "start" in hit else ""
         words = f": {said!r}" if said else ""
-        parts.append({"type": "text", "text": f"[{number}] {hit['path'].partition('#')[0]}{times}{words}"})
+        parts.append(
+            {"type": "text", "text": f"[{number}] {hit['path'].partition('#')[0]}{times}{words}"}
+        )
         url = "data:image/jpeg;base64," + base64.b64encode(frame).decode()
         parts.append({"type": "image_url", "image_url": {"url": url}})
     parts.append({"type": "text", "text": question})
@@ -42,13 +46,19 @@ def fetch(url: str, body: object = None, key: str | None = None) -> bytes:
     Raises:
         SystemExit: The server refuses it or cannot be reached; with its message in OpenAI's or Prediction Guard's form.
     """
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
+    headers = {"Content-Type": "application/json"} | (
+        {"Authorization": f"Bearer {key}"} if key else {}
+    )
+    request = urllib.request.Request(
+        url, None if body is None else json.dumps(body).encode(), headers
+    )
     try:
         with urllib.request.urlopen(request) as response:
             content: bytes = response.read()
     except urllib.error.HTTPError as error:
-        raise SystemExit(f"{url}: {message_of(error.read()) or error.reason}, status {error.code}") from error
+        raise SystemExit(
+            f"{url}: {message_of(error.read()) or error.reason}, status {error.code}"
+        ) from error
     except urllib.error.URLError as error:
         raise SystemExit(f"{url} cannot be reached: {error.reason}") from error
     return content
@@ -75,7 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--top", type=int, default=4, help="moments that it sees")
     given = parser.parse_args(arguments)
     own, key = os.environ.get("BRIDGETOWER_API_KEY"), os.environ.get("OPENAI_API_KEY")
-    hits = json.loads(fetch(f"{given.server}/v1/search", {"query": given.query, "top": given.top}, own))["data"]
+    hits = json.loads(
+        fetch(f"{given.server}/v1/search", {"query": given.query, "top": given.top}, own)
+    )["data"]
     frames = [fetch(f"{given.server}/v1/images/{hit['id']}?size=768", key=own) for hit in hits]
     body = {"model": given.model, "messages": messages_of(hits, frames, given.question)}
     answer = json.loads(fetch(f"{given.llm}/chat/completions", body, key))

@@ -19,14 +19,18 @@ from bridgetower import Extensions
 from bridgetower.training.setup import Callback, TrainContext
 
 
-def by_layer(groups: Sequence[Mapping[str, Any]], config: Any, top: int = 11, decay: float = 0.8) -> Optimizer:
+def by_layer(
+    groups: Sequence[Mapping[str, Any]], config: Any, top: int = 11, decay: float = 0.8
+) -> Optimizer:
     """AdamW; each layer of a tower has `decay` times the rate of the next one, embeddings that of layer 0."""
     parts = []
     for group in groups:
         for name, weight in zip(group["names"], group["params"], strict=True):
             found = re.match(r"(?:vision|text)\.(?:layers\.(\d+)|\w*embedding)", name)
             depth = top - int(found[1] or 0) if found else 0
-            parts.append({**group, "params": [weight], "names": [name], "lr": group["lr"] * decay**depth})
+            parts.append(
+                {**group, "params": [weight], "names": [name], "lr": group["lr"] * decay**depth}
+            )
     return torch.optim.AdamW(parts, betas=config.betas, eps=config.eps)
 
 

@@ -25,8 +25,12 @@ class Lora(Callback):
 
     def prepare(self, context: TrainContext) -> None:
         """Puts the matrices into the model."""
-        trained = [weight for name, weight in context.model.named_parameters() if weight.requires_grad]
-        of_heads = {id(weight) for name, weight in context.model.named_parameters() if "_head." in name}
+        trained = [
+            weight for name, weight in context.model.named_parameters() if weight.requires_grad
+        ]
+        of_heads = {
+            id(weight) for name, weight in context.model.named_parameters() if "_head." in name
+        }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.config.seed)
             self.model = get_peft_model(context.model, self.config)
@@ -35,11 +39,17 @@ class Lora(Callback):
 
     def exported(self, context: TrainContext, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Merges: W + scaling · B · A under the name of W."""
-        merged = {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if ".lora_" not in name}
+        merged = {
+            name.replace(".base_layer.", "."): tensor
+            for name, tensor in tensors.items()
+            if ".lora_" not in name
+        }
         for path, layer in context.model.named_modules():
             if isinstance(layer, Linear):
                 down, up = (tensors[f"{path}.lora_{side}.default.weight"] for side in "AB")
-                merged[f"{path}.weight"] = merged[f"{path}.weight"] + layer.scaling["default"] * (up @ down)
+                merged[f"{path}.weight"] = merged[f"{path}.weight"] + layer.scaling["default"] * (
+                    up @ down
+                )
         return merged
 
 

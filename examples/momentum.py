@@ -38,10 +38,15 @@ class Momentum(Callback):
     def prepare(self, context: TrainContext) -> None:
         """Adds the copy."""
         model = context.model
-        model.add_module("teacher", deepcopy(model, {id(model.extensions): model.extensions}).requires_grad_(False))
+        model.add_module(
+            "teacher",
+            deepcopy(model, {id(model.extensions): model.extensions}).requires_grad_(False),
+        )
 
     @torch.no_grad()
-    def after_step(self, context: TrainContext, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def after_step(
+        self, context: TrainContext, optimizer: torch.optim.Optimizer, step: int
+    ) -> None:
         """Moves the copy."""
         weights = dict(context.model.named_parameters())
         for name, copied in context.model.get_submodule("teacher").named_parameters():
@@ -55,7 +60,9 @@ class Momentum(Callback):
         """Compares images with texts, as `itc` does."""
         model, teacher, batch = task.model, self.teacher(task), step.batch
         with torch.no_grad():
-            text = teacher.encode_text(batch.input_ids, batch.attention_mask, outputs="cls", states=batch.text_states)
+            text = teacher.encode_text(
+                batch.input_ids, batch.attention_mask, outputs="cls", states=batch.text_states
+            )
             soft = teacher.image_embeds(self.image(teacher, batch)), teacher.text_embeds(text)
         embeds = (model.image_embeds(step.image), model.text_embeds(step.texts["plain"]), *soft)
         loss = partial(distilled, alpha=self.share(task))
@@ -66,11 +73,17 @@ class Momentum(Callback):
         model, teacher, batch = task.model, self.teacher(task), step.batch
         hidden = batch.mlm_labels != IGNORED
         labels = batch.mlm_labels[hidden]
-        read = model.fuse(step.image, step.texts["masked"], "text").text[:, : hidden.shape[1]][hidden]
+        read = model.fuse(step.image, step.texts["masked"], "text").text[:, : hidden.shape[1]][
+            hidden
+        ]
         logits = model.mlm_logits(read).float()
         with torch.no_grad():
-            masked = teacher.encode_text(batch.masked_input_ids, batch.attention_mask, states=batch.masked_states)
-            read = teacher.fuse(self.image(teacher, batch), masked, "text").text[:, : hidden.shape[1]][hidden]
+            masked = teacher.encode_text(
+                batch.masked_input_ids, batch.attention_mask, states=batch.masked_states
+            )
+            read = teacher.fuse(self.image(teacher, batch), masked, "text").text[
+                :, : hidden.shape[1]
+            ][hidden]
             truth = F.one_hot(labels, logits.shape[1]).float()
             targets = truth.lerp(teacher.mlm_logits(read).float().softmax(dim=-1), self.share(task))
         count = hidden.sum().clamp(min=1)
@@ -88,7 +101,10 @@ class Momentum(Callback):
     def image(self, teacher: Any, batch: CaptionBatch) -> Encoded:
         """The copy's encoding of the images, which both objectives read."""
         if self.encoded is None or self.encoded[0] is not batch:
-            self.encoded = batch, teacher.encode_image(batch.pixel_values, states=batch.image_states)
+            self.encoded = (
+                batch,
+                teacher.encode_image(batch.pixel_values, states=batch.image_states),
+            )
         return self.encoded[1]
 
 
@@ -107,7 +123,11 @@ def distilled(
     losses = []
     for one, other in ((0, 1), (1, 0)):
         soft = similarity(rows[2 + one], columns[2 + other], logit_scale).detach().softmax(dim=1)
-        losses.append(F.cross_entropy(similarity(rows[one], columns[other], logit_scale), right.lerp(soft, alpha)))
+        losses.append(
+            F.cross_entropy(
+                similarity(rows[one], columns[other], logit_scale), right.lerp(soft, alpha)
+            )
+        )
     return torch.stack(losses).mean()
 
 

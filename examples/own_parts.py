@@ -65,7 +65,11 @@ def fill(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None
 
 
 SQUARES = DatasetSpec(
-    name="squares", schema=SCHEMA, splits=("train", "validation"), split_rule="as the annotations say", fill=fill
+    name="squares",
+    schema=SCHEMA,
+    splits=("train", "validation"),
+    split_rule="as the annotations say",
+    fill=fill,
 )
 
 
@@ -75,10 +79,17 @@ class MeanBridge(nn.Module):
 
     def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
         super().__init__()
-        self.layer, self.norm = layer, nn.LayerNorm(config.hidden_size, eps=config.bridge_layer_norm_eps)
+        self.layer, self.norm = (
+            layer,
+            nn.LayerNorm(config.hidden_size, eps=config.bridge_layer_norm_eps),
+        )
 
     def forward(
-        self, stream: Tensor, tower_layers: tuple[Tensor, ...], other_stream: Tensor, other_mask: Tensor | None
+        self,
+        stream: Tensor,
+        tower_layers: tuple[Tensor, ...],
+        other_stream: Tensor,
+        other_mask: Tensor | None,
     ) -> Tensor:
         """Returns the fusion layer's input [b, l, d]."""
         return self.norm(stream + torch.stack(tower_layers[: self.layer]).mean(dim=0))
@@ -93,7 +104,8 @@ class PatchTower(VisionTower):
         width = config.hidden_size
         self.patches = nn.Conv2d(3, width, config.patch_size, config.patch_size)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU()) for _ in range(config.num_layers)
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
+            for _ in range(config.num_layers)
         )
 
     def forward(self, pixel_values: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
@@ -110,7 +122,11 @@ class PatchTower(VisionTower):
 EXTENSIONS = Extensions(
     vision_towers={"patches": PatchTower},
     bridges={"mean": MeanBridge},
-    heads={"claim": HeadSpec(build=lambda config: nn.Linear(2 * config.fusion.hidden_size, 2), inputs="pooled")},
+    heads={
+        "claim": HeadSpec(
+            build=lambda config: nn.Linear(2 * config.fusion.hidden_size, 2), inputs="pooled"
+        )
+    },
 )
 
 
@@ -148,7 +164,8 @@ def measure(evaluation: Evaluation) -> Outcome:
         metrics={"accuracy": sum(right) / len(right)},
         counts={"num_claims": len(right)},
         predictions=[
-            {"claim_id": entry["claim_id"], "label": label} for entry, label in zip(entries, labels, strict=True)
+            {"claim_id": entry["claim_id"], "label": label}
+            for entry, label in zip(entries, labels, strict=True)
         ],
     )
 
@@ -193,7 +210,15 @@ def draw(folder: Path) -> Path:
         text = "a bright square" if number % 2 else "a dark square"
         label = "yes" if (number >= 20) == bool(number % 2) else "no"
         split = "validation" if number % 5 == 0 else "train"
-        rows.append({"id": f"c{number}", "image": f"{number}.png", "text": text, "label": label, "split": split})
+        rows.append(
+            {
+                "id": f"c{number}",
+                "image": f"{number}.png",
+                "text": text,
+                "label": label,
+                "split": split,
+            }
+        )
     (folder / "claims.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
 
@@ -201,10 +226,14 @@ def draw(folder: Path) -> Path:
 def main(folder: Path) -> dict[str, float]:
     """Prepares, trains and measures; returns the metrics."""
     prepare_set(SQUARES, draw(folder / "originals"), folder / "set", progress=False)
-    config = replace(RECIPE, data=replace(RECIPE.data, folders=(str(folder / "set"),)), device="cpu")
+    config = replace(
+        RECIPE, data=replace(RECIPE.data, folders=(str(folder / "set"),)), device="cpu"
+    )
     train(config, folder / "run", task=CLAIMS, extensions=EXTENSIONS, progress=False)
     model = bridgetower.load(folder / "run", extensions=EXTENSIONS, device="cpu")
-    outcome = evaluate(model, "claims", [folder / "set"], "validation", RetrievalConfig(), spec=CLAIMS)
+    outcome = evaluate(
+        model, "claims", [folder / "set"], "validation", RetrievalConfig(), spec=CLAIMS
+    )
     return dict(outcome.metrics)
 
 

@@ -45,7 +45,9 @@ from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 
 # The paper gives learning rates (1e-5 or 2e-5) and, for GLUE, batch sizes (16 or 32). The rest is chosen here: for GLUE
 # as RoBERTa was fine-tuned (Liu et al. 2019, appendix, table 10), for CIFAR alike.
-OPTIMIZER = OptimizerConfig(lr=1e-5, weight_decay=0.1, warmup=0.06, head_multiplier=1, fusion_multiplier=1)
+OPTIMIZER = OptimizerConfig(
+    lr=1e-5, weight_decay=0.1, warmup=0.06, head_multiplier=1, fusion_multiplier=1
+)
 SOURCE = "paper, appendix, for the learning rate{}; epochs, warm-up and decay are chosen here; give a pre-trained init"
 
 
@@ -56,7 +58,9 @@ class OneTowerTask(ClassificationTask):
         """Returns logits [b, k] of images, where there are any, or of texts."""
         model = self.model
         if batch.num_images:
-            features = model.encode_image(batch.pixel_values, outputs="cls", states=batch.image_states).cls
+            features = model.encode_image(
+                batch.pixel_values, outputs="cls", states=batch.image_states
+            ).cls
         else:
             text, mask = batch.input_ids, batch.attention_mask
             assert text is not None
@@ -68,7 +72,9 @@ def build(model: BridgeTower, config: TaskConfig) -> OneTowerTask:
     """Makes the module that is trained: cross-entropy of a class, or squared error of a number."""
     usual = task_of_head(model, config.kind)
     if config.kind in GLUE and not GLUE[config.kind].classes:
-        return OneTowerTask(model, config.kind, loss=number_loss, probabilities=lambda numbers: numbers)
+        return OneTowerTask(
+            model, config.kind, loss=number_loss, probabilities=lambda numbers: numbers
+        )
     return OneTowerTask(model, config.kind, loss=usual.loss, probabilities=usual.probabilities)
 
 
@@ -96,36 +102,58 @@ CIFAR = {
         label_bytes=1,
     ),
     "cifar100": CifarFiles(
-        folder="cifar-100-binary", images=("train.bin", "test.bin"), names="fine_label_names.txt", label_bytes=2
+        folder="cifar-100-binary",
+        images=("train.bin", "test.bin"),
+        names="fine_label_names.txt",
+        label_bytes=2,
     ),
 }
 SIDE = 32
 HELD_OUT = 10  # every tenth training image, the last ones, is for validation: the sets have no split for it
 
 
-def fill_cifar(files: CifarFiles, originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+def fill_cifar(
+    files: CifarFiles, originals: Originals, writer: SetWriter, config: PrepareConfig
+) -> None:
     """Reads the binary files."""
-    paths = [originals.annotation(f"{files.folder}/{name}", name) for name in (*files.images, files.names)]
+    paths = [
+        originals.annotation(f"{files.folder}/{name}", name)
+        for name in (*files.images, files.names)
+    ]
     names, size = paths.pop().read_text().split(), files.label_bytes + 3 * SIDE**2
     for path in paths:
         if not path.stat().st_size or path.stat().st_size % size:
-            raise ValueError(f"{path} has {path.stat().st_size} bytes, which are no images of {size}; unpack it again")
+            raise ValueError(
+                f"{path} has {path.stat().st_size} bytes, which are no images of {size}; unpack it again"
+            )
     contents = [np.memmap(path, np.uint8, mode="r").reshape(-1, size) for path in paths]
     num_train = sum(map(len, contents[:-1]))
     places = [
-        (path, row, content) for path, file in zip(paths, contents, strict=True) for row, content in enumerate(file)
+        (path, row, content)
+        for path, file in zip(paths, contents, strict=True)
+        for row, content in enumerate(file)
     ]
     for number, (path, row, content) in enumerate(places):
         label, name = int(content[files.label_bytes - 1]), f"{path.stem}-{row}"
         if label >= len(names):
-            raise ValueError(f"{path} has an image of class {label}, of {len(names)}; unpack the archive again")
+            raise ValueError(
+                f"{path} has an image of class {label}, of {len(names)}; unpack the archive again"
+            )
         split = "train" if number < num_train - num_train // HELD_OUT else "validation"
         split = split if number < num_train else "test"
         if originals.wants(split):
-            stream, pixels = io.BytesIO(), content[files.label_bytes :].reshape(3, SIDE, SIDE).transpose(1, 2, 0)
+            stream, pixels = (
+                io.BytesIO(),
+                content[files.label_bytes :].reshape(3, SIDE, SIDE).transpose(1, 2, 0),
+            )
             PillowImage.fromarray(np.ascontiguousarray(pixels)).save(stream, "PNG")
             image = Image(name=f"{name}.png", place=str(path), content=stream.getvalue())
-            writer.add([image], [LabelledEntry(example_id=name, labels=(names[label],))], name=name, split=split)
+            writer.add(
+                [image],
+                [LabelledEntry(example_id=name, labels=(names[label],))],
+                name=name,
+                split=split,
+            )
     writer.files = lambda: {CLASSES_FILE: asdict(Classes(names=tuple(names), multi_label=False))}
 
 
@@ -135,7 +163,9 @@ def cifar(name: str) -> TaskSpec:
         recipe=name,
         source=SOURCE.format(""),
         task=ClassificationConfig(kind=name),
-        model=replace(BASE, heads=HeadsConfig(mlm=False, itm=False, own=(name,))).override({"vision.image_size": 224}),
+        model=replace(BASE, heads=HeadsConfig(mlm=False, itm=False, own=(name,))).override(
+            {"vision.image_size": 224}
+        ),
         image_size=224,
         optimizer=OPTIMIZER,
         data=DataConfig(profile="official-pretrain", num_workers=4),
@@ -146,7 +176,14 @@ def cifar(name: str) -> TaskSpec:
         select_by="accuracy",
     )
     benchmarks = {name: ClassificationConfig(kind=name)}
-    return replace(CLASSIFICATION, name=name, head=name, build=build, fine_tuning=(recipe,), benchmarks=benchmarks)
+    return replace(
+        CLASSIFICATION,
+        name=name,
+        head=name,
+        build=build,
+        fine_tuning=(recipe,),
+        benchmarks=benchmarks,
+    )
 
 
 # GLUE: a schema of one or two texts without an image.
@@ -187,24 +224,45 @@ class GlueTask:
     metrics: tuple[str, ...] = ("accuracy",)
     texts: tuple[str, ...] = ("sentence1", "sentence2")  # columns of the texts
     label: str = "label"  # column of the label
-    classes: tuple[str, ...] = ("0", "1")  # labels in order of the classes; none where a number is predicted
-    columns: tuple[int, ...] = ()  # numbers of the text's and the label's, where labelled files have no header
+    classes: tuple[str, ...] = (
+        "0",
+        "1",
+    )  # labels in order of the classes; none where a number is predicted
+    columns: tuple[
+        int, ...
+    ] = ()  # numbers of the text's and the label's, where labelled files have no header
     splits: Mapping[str, str]
 
     def submission(self, split: str) -> str:
         """Returns the name of the file that GLUE's server takes."""
-        ending = {"test": "-m", "test-mismatched": "-mm"}[split] if self.splits is MNLI_SPLITS else ""
+        ending = (
+            {"test": "-m", "test-mismatched": "-mm"}[split] if self.splits is MNLI_SPLITS else ""
+        )
         return f"{self.folder}{ending}.tsv"
 
 
 _glue = partial(GlueTask, splits=SPLITS)
 _ENTAILMENT = ("entailment", "not_entailment")
 GLUE: Mapping[str, GlueTask] = {
-    "cola": _glue(folder="CoLA", metrics=("matthews_correlation",), texts=("sentence",), columns=(3, 1)),
-    "mrpc": _glue(folder="MRPC", metrics=("f1", "accuracy"), texts=("#1 String", "#2 String"), label="Quality"),
+    "cola": _glue(
+        folder="CoLA", metrics=("matthews_correlation",), texts=("sentence",), columns=(3, 1)
+    ),
+    "mrpc": _glue(
+        folder="MRPC", metrics=("f1", "accuracy"), texts=("#1 String", "#2 String"), label="Quality"
+    ),
     "sst2": _glue(folder="SST-2", texts=("sentence",)),
-    "qqp": _glue(folder="QQP", metrics=("f1", "accuracy"), texts=("question1", "question2"), label="is_duplicate"),
-    "stsb": _glue(folder="STS-B", metrics=("pearson_correlation", "spearman_correlation"), label="score", classes=()),
+    "qqp": _glue(
+        folder="QQP",
+        metrics=("f1", "accuracy"),
+        texts=("question1", "question2"),
+        label="is_duplicate",
+    ),
+    "stsb": _glue(
+        folder="STS-B",
+        metrics=("pearson_correlation", "spearman_correlation"),
+        label="score",
+        classes=(),
+    ),
     "rte": _glue(folder="RTE", classes=_ENTAILMENT),
     "qnli": _glue(folder="QNLI", texts=("question", "sentence"), classes=_ENTAILMENT),
     "mnli": GlueTask(
@@ -232,10 +290,15 @@ class TextHead(nn.Module):
         return logits
 
 
-def fill_glue(task: GlueTask, originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+def fill_glue(
+    task: GlueTask, originals: Originals, writer: SetWriter, config: PrepareConfig
+) -> None:
     """Reads the TSV files; some versions of QQP have bad rows, of which a test split may not leave out any."""
     for split in filter(originals.wants, task.splits):
-        path, is_test = originals.annotation(f"{task.folder}/{task.splits[split]}", task.splits[split]), "test" in split
+        path, is_test = (
+            originals.annotation(f"{task.folder}/{task.splits[split]}", task.splits[split]),
+            "test" in split,
+        )
         try:  # quotes are letters here, and MRPC's files begin with a byte order mark
             content = path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -243,23 +306,36 @@ def fill_glue(task: GlueTask, originals: Originals, writer: SetWriter, config: P
         lines = [line.rstrip("\r").split("\t") for line in content.split("\n") if line.strip("\r")]
         first, columns = 0, task.columns
         if is_test or not columns:
-            wanted, header = (*task.texts, *(() if is_test else (task.label,))), lines[0] if lines else []
+            wanted, header = (
+                (*task.texts, *(() if is_test else (task.label,))),
+                lines[0] if lines else [],
+            )
             if missing := [column for column in wanted if column not in header]:
-                raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}")
+                raise ValueError(
+                    f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}"
+                )
             first, columns = 1, tuple(map(header.index, wanted))
         for index, cells in enumerate(lines[first:]):
             values = [cells[column].strip() for column in columns if column < len(cells)]
             label = "" if is_test or not values else values[-1]
-            is_right = label in task.classes if task.classes else label.replace(".", "", 1).isdigit()
+            is_right = (
+                label in task.classes if task.classes else label.replace(".", "", 1).isdigit()
+            )
             if len(values) == len(columns) and (is_test or is_right):
                 row = GlueRow(index=index, texts=tuple(values[: len(task.texts)]), label=label)
                 writer.add(
-                    [], [row], name=f"{split}-{index}", split=split, place=f"{path.name}, line {index + first + 1}"
+                    [],
+                    [row],
+                    name=f"{split}-{index}",
+                    split=split,
+                    place=f"{path.name}, line {index + first + 1}",
                 )
                 continue
             what = f"label {label!r}" if len(values) == len(columns) else f"{len(cells)} columns"
             if is_test:
-                raise ValueError(f"{path}, line {index + first + 1}: {what}; the server takes only whole files")
+                raise ValueError(
+                    f"{path}, line {index + first + 1}: {what}; the server takes only whole files"
+                )
             writer.refuse(f"{path.name}, line {index + first + 1}: {what}")
 
 
@@ -290,7 +366,9 @@ class ScoreEncoder:
 def glue_examples(source: ExampleSource) -> EntryDataset:
     """Opens a split."""
     encoder = ClassEncoder(source.names) if source.names else ScoreEncoder()
-    return EntryDataset(source.images(TEXTS), encoder, labelled=source.use != "test", unique=source.use == "test")
+    return EntryDataset(
+        source.images(TEXTS), encoder, labelled=source.use != "test", unique=source.use == "test"
+    )
 
 
 def measure_glue(evaluation: Evaluation) -> Outcome:
@@ -300,7 +378,11 @@ def measure_glue(evaluation: Evaluation) -> Outcome:
     if task.classes:
         predicted = evaluation.predictions.classes
         given = [task.classes[number] for number in predicted.tolist()]
-        found = glue_metrics(predicted.tolist(), [task.classes.index(label) for label in known]) if known else {}
+        found = (
+            glue_metrics(predicted.tolist(), [task.classes.index(label) for label in known])
+            if known
+            else {}
+        )
     else:
         predicted = evaluation.outputs[:, 0]
         given = [f"{number:.3f}" for number in predicted.tolist()]
@@ -310,7 +392,9 @@ def measure_glue(evaluation: Evaluation) -> Outcome:
         [{"label": label} for label in given],
         id_name="index",
         metrics={name: found[name] for name in task.metrics} if known else {},
-        submission=None if known else (task.submission(split), "index\tprediction\n" + "".join(lines)),
+        submission=None
+        if known
+        else (task.submission(split), "index\tprediction\n" + "".join(lines)),
     )
 
 
@@ -318,7 +402,10 @@ def glue_metrics(predicted: Sequence[int], labels: Sequence[int]) -> dict[str, f
     """Returns accuracy, and of two classes F1 of the second one and Matthews' correlation."""
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-    metrics: dict[str, Callable[..., Any]] = {"accuracy": accuracy_score, "matthews_correlation": matthews_corrcoef}
+    metrics: dict[str, Callable[..., Any]] = {
+        "accuracy": accuracy_score,
+        "matthews_correlation": matthews_corrcoef,
+    }
     if max(*predicted, *labels) < 2:
         metrics["f1"] = partial(f1_score, zero_division=0)
     return {name: float(metric(labels, predicted)) for name, metric in metrics.items()}
@@ -399,13 +486,19 @@ SETS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prepares a set."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("task", choices=SETS)
     parser.add_argument("source", type=Path, help="folder with the files")
     parser.add_argument("out", type=Path, help="folder of the set")
-    parser.add_argument("--max-errors", type=int, default=0, help="bad rows that may be left out; they are named")
+    parser.add_argument(
+        "--max-errors", type=int, default=0, help="bad rows that may be left out; they are named"
+    )
     given = parser.parse_args(arguments)
-    prepare_set(SETS[given.task], given.source, given.out, PrepareConfig(max_errors=given.max_errors))
+    prepare_set(
+        SETS[given.task], given.source, given.out, PrepareConfig(max_errors=given.max_errors)
+    )
 
 
 if __name__ == "__main__":

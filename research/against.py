@@ -46,31 +46,45 @@ def write_video(path: Path, moments: Moments) -> None:
         stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
         for number, (content, words) in enumerate(moments):
             image = Image.open(io.BytesIO(content)).convert("RGBA").resize((SIDE, SIDE))
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert(
+                "RGB"
+            )
             for place in range(SECONDS * RATE):
                 frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
                 frame.pts, frame.time_base = number * SECONDS * RATE + place, Fraction(1, RATE)
                 container.mux(stream.encode(frame))
             start = number * SECONDS
-            times = (f"{at // 3600:02}:{at // 60 % 60:02}:{at % 60:02}.000" for at in (start, start + SECONDS - 1))
+            times = (
+                f"{at // 3600:02}:{at // 60 % 60:02}:{at % 60:02}.000"
+                for at in (start, start + SECONDS - 1)
+            )
             blocks += [f"{' --> '.join(times)}\n{words}\n"] if words else []
         container.mux(stream.encode())
     path.with_suffix(".vtt").write_text("WEBVTT\n\n" + "\n".join(blocks))
 
 
 def recalls(
-    searcher: Searcher, texts: Sequence[str], moments: Sequence[tuple[str, int]], against: Against | None
+    searcher: Searcher,
+    texts: Sequence[str],
+    moments: Sequence[tuple[str, int]],
+    against: Against | None,
 ) -> dict[str, float]:
     """Returns the recalls of texts, each of which has its moment: the name of a video and a number."""
     ranks = []
     for text, (video, number) in zip(texts, moments, strict=True):
         hits = searcher.search(text, top=max(KS), rerank=0, against=against, truncate=True)
-        near = [abs((hit.start or 0.0) - number * SECONDS) < 1 for hit in hits]  # scenes begin with a frame
-        ranks.append([one and hit.path.startswith(video) for one, hit in zip(near, hits, strict=True)])
+        near = [
+            abs((hit.start or 0.0) - number * SECONDS) < 1 for hit in hits
+        ]  # scenes begin with a frame
+        ranks.append(
+            [one and hit.path.startswith(video) for one, hit in zip(near, hits, strict=True)]
+        )
     return {f"r{k}": float(np.mean([any(found[:k]) for found in ranks])) for k in KS}
 
 
-def measure(predictor: Predictor, contents: Sequence[bytes], asked: Sequence[str], said: Sequence[str]) -> None:
+def measure(
+    predictor: Predictor, contents: Sequence[bytes], asked: Sequence[str], said: Sequence[str]
+) -> None:
     """Prints a row for each question and each way to compare, then the means."""
     own = list(range(len(contents)))
     shift = len(own) // 2  # the sets have like images beside each other
@@ -102,15 +116,24 @@ def measure(predictor: Predictor, contents: Sequence[bytes], asked: Sequence[str
                 row = recalls(searcher, asked, places, against)
                 way = against or "default"
                 means.setdefault(way, []).extend(row.values())
-                print(json.dumps({"question": question, "against": way, "moments": len(own), **row}), flush=True)
-    print(json.dumps({"mean": {against: float(np.mean(values)) for against, values in means.items()}}))
+                print(
+                    json.dumps({"question": question, "against": way, "moments": len(own), **row}),
+                    flush=True,
+                )
+    print(
+        json.dumps({"mean": {against: float(np.mean(values)) for against, values in means.items()}})
+    )
 
 
 def main() -> None:
     """Measures a model on the images of sets that have two captions or more, each with captions of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True)
-    parser.add_argument("--data", nargs="+", required=True, help="prepared sets of images with captions")
+    parser.add_argument(
+        "--data", nargs="+", required=True, help="prepared sets of images with captions"
+    )
     parser.add_argument("--split", default="test")
     parser.add_argument("--count", type=int, default=200, help="images at most (default: 200)")
     given = parser.parse_args()
@@ -118,7 +141,11 @@ def main() -> None:
     images = CaptionImages(DataConfig(folders=tuple(given.data)), given.split, predictor.processor)
     owners = images.owners().tolist()
     every = images.all_captions()
-    usable = [number for number, captions in enumerate(every) if owners[number] == number and len(captions) > 1]
+    usable = [
+        number
+        for number, captions in enumerate(every)
+        if owners[number] == number and len(captions) > 1
+    ]
     chosen = usable[:: max(1, len(usable) // given.count)][: given.count]
     captions = [every[number] for number in chosen]
     asked, said = ([row[place] for row in captions] for place in (0, 1))

@@ -57,7 +57,12 @@ class LayerAttention:
 
 @torch.inference_mode()
 def attention_statistics(
-    model: BridgeTower, images: CaptionImages, *, count: int = 64, batch_size: int = 8, progress: bool = False
+    model: BridgeTower,
+    images: CaptionImages,
+    *,
+    count: int = 64,
+    batch_size: int = 8,
+    progress: bool = False,
 ) -> dict[FusionAttention, list[LayerAttention]]:
     """Measures the attention of the fusion encoder on images with their own first captions.
 
@@ -84,7 +89,9 @@ def attention_statistics(
     rows = torch.arange(count) * (len(images) - 1) // max(1, count - 1)
     for batch in counted(rows.split(batch_size), "batches", shown=progress):
         numbers = batch.tolist()
-        texts = images.processor.texts([captions[0] for captions in images.captions(numbers)], truncate=True)
+        texts = images.processor.texts(
+            [captions[0] for captions in images.captions(numbers)], truncate=True
+        )
         pixels = images.pixel_values(numbers)
         assert isinstance(pixels, Tensor)  # nothing is cached here
         sums.add(
@@ -100,25 +107,42 @@ class _Sums:
 
     def __init__(self, model: BridgeTower) -> None:
         self._model, self._layers = model, range(1, model.config.fusion.num_layers + 1)
-        self._sums: dict[tuple[FusionAttention, int, str], Tensor] = defaultdict(lambda: torch.zeros(()))
+        self._sums: dict[tuple[FusionAttention, int, str], Tensor] = defaultdict(
+            lambda: torch.zeros(())
+        )
         self._counts: dict[tuple[FusionAttention, int, str], int] = defaultdict(int)
 
     def add(self, pixel_values: Tensor, input_ids: Tensor, mask: Tensor | None) -> None:
         """Adds pairs."""
         found = hidden_states(
-            self._model, pixel_values, input_ids, mask, layers={"fusion": self._layers}, attentions=True
+            self._model,
+            pixel_values,
+            input_ids,
+            mask,
+            layers={"fusion": self._layers},
+            attentions=True,
         )
         for kind in get_args(FusionAttention):
             for layer, weights in found.attentions[kind].items():
-                attends = torch.ones_like(weights[:, 0, :, 0], dtype=torch.bool)  # positions that are no padding
+                attends = torch.ones_like(
+                    weights[:, 0, :, 0], dtype=torch.bool
+                )  # positions that are no padding
                 if mask is not None and kind.startswith("text"):
                     attends = mask
-                self._add(kind, layer, "entropy", -(weights * weights.clamp(min=_TINY).log()).sum(dim=-1), attends)
+                self._add(
+                    kind,
+                    layer,
+                    "entropy",
+                    -(weights * weights.clamp(min=_TINY).log()).sum(dim=-1),
+                    attends,
+                )
                 self._add(kind, layer, "divergence", _divergence(weights)[:, None], attends)
                 if kind.endswith("self"):
                     self._add_distance(kind, layer, weights, attends)
 
-    def _add_distance(self, kind: FusionAttention, layer: int, weights: Tensor, attends: Tensor) -> None:
+    def _add_distance(
+        self, kind: FusionAttention, layer: int, weights: Tensor, attends: Tensor
+    ) -> None:
         config = self._model.config
         if kind == "image self":
             prefix = config.vision.num_prefix_tokens
@@ -133,17 +157,26 @@ class _Sums:
         self._add(kind, layer, "distance", (weights * distances).sum(dim=-1), attends)
 
     def _add(
-        self, kind: FusionAttention, layer: int, name: str, values: Float[Tensor, "b h q"], attends: Bool[Tensor, "b q"]
+        self,
+        kind: FusionAttention,
+        layer: int,
+        name: str,
+        values: Float[Tensor, "b h q"],
+        attends: Bool[Tensor, "b q"],
     ) -> None:
         chosen = values.masked_fill(~attends[:, None], 0.0)
-        self._sums[kind, layer, name] = self._sums[kind, layer, name] + chosen.sum(dim=(0, 2)).double().cpu()
+        self._sums[kind, layer, name] = (
+            self._sums[kind, layer, name] + chosen.sum(dim=(0, 2)).double().cpu()
+        )
         self._counts[kind, layer, name] += int(attends.sum())
 
     def means(self) -> dict[FusionAttention, list[LayerAttention]]:
         """Returns the means of each layer."""
 
         def mean(kind: FusionAttention, layer: int, name: str) -> list[float]:
-            values: list[float] = (self._sums[kind, layer, name] / self._counts[kind, layer, name]).tolist()
+            values: list[float] = (
+                self._sums[kind, layer, name] / self._counts[kind, layer, name]
+            ).tolist()
             return values
 
         return {
@@ -176,7 +209,14 @@ TITLES = ("model", "attention", "layer", "distance", "entropy", "divergence of h
 def statistics_rows(models: Mapping[str, Statistics]) -> list[list[str]]:
     """Returns the cells of a table under `TITLES`; distance and entropy are means over heads."""
     return [
-        [name, kind, str(number + 1), _mean(layer.distance), _mean(layer.entropy), f"{layer.divergence:.3f}"]
+        [
+            name,
+            kind,
+            str(number + 1),
+            _mean(layer.distance),
+            _mean(layer.entropy),
+            f"{layer.divergence:.3f}",
+        ]
         for name, statistics in models.items()
         for kind, layers in statistics.items()
         for number, layer in enumerate(layers)
@@ -215,8 +255,17 @@ def _draw(axes: Axes, layers: Sequence[Sequence[float]], name: str, style: tuple
         return
     ink, line = style
     numbers = range(1, len(layers) + 1)
-    axes.plot(numbers, [sum(values) / len(values) for values in layers], line, color=ink, linewidth=2, label=name)
-    dots = [(number, value) for number, values in zip(numbers, layers, strict=True) for value in values]
+    axes.plot(
+        numbers,
+        [sum(values) / len(values) for values in layers],
+        line,
+        color=ink,
+        linewidth=2,
+        label=name,
+    )
+    dots = [
+        (number, value) for number, values in zip(numbers, layers, strict=True) for value in values
+    ]
     axes.plot(*zip(*dots, strict=True), "o", color=ink, markersize=3, alpha=0.4)
     axes.set_xticks(numbers)
 
@@ -227,8 +276,15 @@ def _mean(values: Sequence[float] | None) -> str:
 
 def main() -> None:
     """Measures the models of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="NAME=MODEL", help="what to load; a name is needed for two models")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="NAME=MODEL",
+        help="what to load; a name is needed for two models",
+    )
     parser.add_argument("--data", required=True, help="prepared folder with captions")
     parser.add_argument("--split", default="test")
     parser.add_argument("--count", type=int, default=64, help="pairs, spread evenly over the split")
@@ -239,10 +295,15 @@ def main() -> None:
         predictor = load(demo_or(model))
         images = CaptionImages(DataConfig(folders=(given.data,)), given.split, predictor.processor)
         count = min(count, len(images))
-        statistics = attention_statistics(predictor.model, images, count=count, progress=sys.stderr.isatty())
+        statistics = attention_statistics(
+            predictor.model, images, count=count, progress=sys.stderr.isatty()
+        )
         found[name or model] = statistics
     if given.out is not None:
-        layers = {name: {kind: list(map(vars, each)) for kind, each in kinds.items()} for name, kinds in found.items()}
+        layers = {
+            name: {kind: list(map(vars, each)) for kind, each in kinds.items()}
+            for name, kinds in found.items()
+        }
         about = {"data": given.data, "split": given.split, "count": count, "models": layers}
         write_bytes(given.out / "attention.png", draw_statistics(found))
         write_json(given.out / "attention.json", about)

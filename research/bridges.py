@@ -49,12 +49,16 @@ Change = Callable[[ModelConfig], ModelConfig]
 def model(depth: int) -> ModelConfig:
     """The model of the recipe with deeper towers: image layers `depth`, text and fusion layers in proportion."""
     layers = {"vision": depth, "text": TEXT_LAYERS[depth], "fusion": FUSION_LAYERS[depth]}
-    return RECIPES["scenes-vqa"].model.override({f"{part}.num_layers": number for part, number in layers.items()})
+    return RECIPES["scenes-vqa"].model.override(
+        {f"{part}.num_layers": number for part, number in layers.items()}
+    )
 
 
 def fusion(**values: object) -> Change:
     """A change of the fusion encoder."""
-    return lambda config: config.override({f"fusion.{name}": value for name, value in values.items()})
+    return lambda config: config.override(
+        {f"fusion.{name}": value for name, value in values.items()}
+    )
 
 
 # Experiment → depth of the image tower, and the arms; the first is compared with each other one.
@@ -72,8 +76,14 @@ EXPERIMENTS: Mapping[str, tuple[int, Mapping[str, Change]]] = {
             "the lowest layers": fusion(vision_layers=(1, 2, 3), text_layers=(1, 2, 3)),
         },
     ),
-    "fusion-layers": (6, {f"{number} fusion layers": fusion(num_layers=number) for number in (3, 1, 2, 4)}),
-    "projections": (6, {"shared": fusion(), "one for each bridge": fusion(separate_projections=True)}),
+    "fusion-layers": (
+        6,
+        {f"{number} fusion layers": fusion(num_layers=number) for number in (3, 1, 2, 4)},
+    ),
+    "projections": (
+        6,
+        {"shared": fusion(), "one for each bridge": fusion(separate_projections=True)},
+    ),
 }
 
 
@@ -118,7 +128,10 @@ def kept(results: Path, name: str, arm: str, seed: int) -> FinishedRun:
 def keep(results: Path, folders: Mapping[str, Path], metric: str) -> None:
     """Adds finished runs, by what identifies them, to the results."""
     _, done = finished_runs(list(folders.values()), list(folders), metric)
-    entries = {run.arm: {"curve": dict(run.curve), "seconds_per_step": run.seconds_per_step} for run in done}
+    entries = {
+        run.arm: {"curve": dict(run.curve), "seconds_per_step": run.seconds_per_step}
+        for run in done
+    }
     write_json(results, stored(results) | entries)
 
 
@@ -127,41 +140,72 @@ def train_missing(runs: Mapping[tuple[str, int], RunConfig], given: argparse.Nam
     wanted, there = {key(run, given): run for run in runs.values()}, stored(given.results)
     missing = {name: run for name, run in wanted.items() if name not in there}
     if missing:
-        counts = {"num_train": given.num_train, "num_validation": given.num_validation, "num_test": 1}
-        prepare_toyset("scenes", given.work / "data", ScenesConfig(kind="vqa", side=60, seed=SCENES_SEED, **counts))
+        counts = {
+            "num_train": given.num_train,
+            "num_validation": given.num_validation,
+            "num_test": 1,
+        }
+        prepare_toyset(
+            "scenes",
+            given.work / "data",
+            ScenesConfig(kind="vqa", side=60, seed=SCENES_SEED, **counts),
+        )
     names = list(missing)
     for start in range(0, len(names), available_cores()):
         group = names[start : start + available_cores()]
-        folders = {name: given.work / "runs" / name.translate(str.maketrans(" ,()/", "_____")) for name in group}
+        folders = {
+            name: given.work / "runs" / name.translate(str.maketrans(" ,()/", "_____"))
+            for name in group
+        }
         train_all({folders[name]: missing[name] for name in group})
         keep(given.results, folders, METRIC)
 
 
 def parsed() -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "depths", "variants"])
-    parser.add_argument("--work", type=Path, default=Path("bridges"), help="folder for scenes, runs and pages")
-    parser.add_argument("--results", type=Path, default=Path("research/bridges.json"), help="finished runs; added to")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23, 24, 25, 26], help="of the models")
+    parser.add_argument(
+        "--work", type=Path, default=Path("bridges"), help="folder for scenes, runs and pages"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("research/bridges.json"),
+        help="finished runs; added to",
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[21, 22, 23, 24, 25, 26], help="of the models"
+    )
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--batch-size", type=int, default=RECIPES["scenes-vqa"].batch_size)
     parser.add_argument("--every", type=int, default=EVERY, help="steps between evaluations")
     parser.add_argument("--num-train", type=int, default=NUM_TRAIN, help="training scenes")
-    parser.add_argument("--num-validation", type=int, default=NUM_VALIDATION, help="validation questions")
+    parser.add_argument(
+        "--num-validation", type=int, default=NUM_VALIDATION, help="validation questions"
+    )
     return parser.parse_args()
 
 
 def compared(experiment: str, given: argparse.Namespace) -> Comparison:
     """Trains what is missing of an experiment, compares, draws and prints."""
     arms = EXPERIMENTS[experiment][1]
-    runs = {(arm, seed): config(experiment, arm, seed, given) for seed in given.seeds for arm in arms}
+    runs = {
+        (arm, seed): config(experiment, arm, seed, given) for seed in given.seeds for arm in arms
+    }
     train_missing(runs, given)
-    found = tuple(kept(given.results, key(run, given), arm, seed) for (arm, seed), run in runs.items())
+    found = tuple(
+        kept(given.results, key(run, given), arm, seed) for (arm, seed), run in runs.items()
+    )
     comparison = Comparison(metric="VQA score [%]", reach=REACH, runs=found)
     depth = EXPERIMENTS[experiment][0]
     title = f"Questions about scenes, image tower of {depth} layers"
-    comparison.write(given.work / experiment, f"{title}: {VARIANTS[experiment]}" if experiment in VARIANTS else title)
+    comparison.write(
+        given.work / experiment,
+        f"{title}: {VARIANTS[experiment]}" if experiment in VARIANTS else title,
+    )
     print(f"{experiment}\n\n{comparison.markdown()}\n")
     return comparison
 
@@ -178,7 +222,9 @@ def draw_depths(depths: Mapping[int, Comparison]) -> bytes:
     with matplotlib.rc_context(STYLE):
         drawing = Figure(figsize=(7, 4.4), layout="constrained")
         axes = drawing.add_subplot()
-        for number, (arm, (ink, line)) in enumerate(zip(list(ARMS)[1:], LINE_STYLES[1:], strict=False)):
+        for number, (arm, (ink, line)) in enumerate(
+            zip(list(ARMS)[1:], LINE_STYLES[1:], strict=False)
+        ):
             places, means = [depth + (number - 0.5) * 0.2 for depth in depths], []
             for place, comparison in zip(places, depths.values(), strict=True):
                 mean, errors = bars(comparison.differences(arm)["area"])
@@ -187,7 +233,11 @@ def draw_depths(depths: Mapping[int, Comparison]) -> bytes:
             axes.plot(places, means, line, color=ink, label=f"BridgeTower {MINUS} {arm}")
         axes.axhline(0, color=INK, linewidth=1)
         title = "What bridges add, by the depth of the towers"
-        axes.set(xlabel="layers of the image tower", ylabel="difference of the mean VQA score [points]", title=title)
+        axes.set(
+            xlabel="layers of the image tower",
+            ylabel="difference of the mean VQA score [points]",
+            title=title,
+        )
         axes.set_xticks(list(depths))
         axes.legend(loc="upper left")
         return png(drawing)
@@ -198,7 +248,8 @@ def draw_variants(variants: Mapping[str, Comparison]) -> bytes:
     with matplotlib.rc_context(STYLE):
         names: list[str] = []
         drawing = Figure(
-            figsize=(7.5, 0.9 + 0.28 * sum(len(one.arms) for one in variants.values())), layout="constrained"
+            figsize=(7.5, 0.9 + 0.28 * sum(len(one.arms) for one in variants.values())),
+            layout="constrained",
         )
         axes = drawing.add_subplot()
         for experiment, comparison in variants.items():
@@ -207,7 +258,15 @@ def draw_variants(variants: Mapping[str, Comparison]) -> bytes:
                 found = comparison.differences(arm)["area"]
                 mean, errors = bars(found)
                 face = SERIES[0] if verdict(found) in ("higher", "lower") else "white"
-                axes.errorbar(mean, len(names), xerr=errors, fmt="o", color=SERIES[0], markerfacecolor=face, capsize=3)
+                axes.errorbar(
+                    mean,
+                    len(names),
+                    xerr=errors,
+                    fmt="o",
+                    color=SERIES[0],
+                    markerfacecolor=face,
+                    capsize=3,
+                )
                 names.append(arm)
         axes.axvline(0, color=INK, linewidth=1)
         axes.set_xlabel("difference of the mean VQA score [points]")
@@ -215,9 +274,22 @@ def draw_variants(variants: Mapping[str, Comparison]) -> bytes:
             (0, "left", "\u2190 this one is better"),
             (1, "right", "the paper's is better \u2192"),
         ):
-            axes.text(place, 1, text, ha=side, va="bottom", fontsize=10, color=FAINT, transform=axes.transAxes)
+            axes.text(
+                place,
+                1,
+                text,
+                ha=side,
+                va="bottom",
+                fontsize=10,
+                color=FAINT,
+                transform=axes.transAxes,
+            )
         drawing.suptitle(
-            "The paper's choice, in bold, less each other", x=0.01, ha="left", fontsize=12, fontweight="bold"
+            "The paper's choice, in bold, less each other",
+            x=0.01,
+            ha="left",
+            fontsize=12,
+            fontweight="bold",
         )
         axes.set_yticks(range(len(names)), names)
         axes.grid(visible=False, axis="y")

@@ -26,7 +26,11 @@ from bridgetower.model.presets import BASE, LARGE, NANO, meter
 from bridgetower_demo.costs import flops_by_part, milliseconds_by_part, parameters_by_part
 
 PRESETS = {"base": BASE, "large": LARGE, "nano": NANO}
-_COLUMNS = {"parameters": ("parameters [M]", 1e6), "flops": ("GFLOP", 1e9), "milliseconds": ("ms", 1.0)}
+_COLUMNS = {
+    "parameters": ("parameters [M]", 1e6),
+    "flops": ("GFLOP", 1e9),
+    "milliseconds": ("ms", 1.0),
+}
 
 COPIES = {"weights": 1, "gradients": 1, "optimiser": 2}  # numbers that are kept for each weight
 _BYTES = 4  # of a number
@@ -44,7 +48,9 @@ def memory_plan(model: BridgeTower, processes: int) -> dict[str, dict[str, int]]
     layers = [_size(layer) for layer in model.layers()]
     share = sum(_share(parameter, processes) for parameter in model.parameters())
     whole = 2 * (total - sum(layers)) + 3 * max(layers, default=0)
-    ddp, fsdp = ({name: _BYTES * count * size for name, count in COPIES.items()} for size in (total, share))
+    ddp, fsdp = (
+        {name: _BYTES * count * size for name, count in COPIES.items()} for size in (total, share)
+    )
     return {"ddp": ddp, "fsdp": {**fsdp, "whole": _BYTES * whole if processes > 1 else 0}}
 
 
@@ -57,36 +63,66 @@ def _share(parameter: nn.Parameter, processes: int) -> int:
     return ceil(len(parameter) / processes) * parameter[0].numel()
 
 
-def costs(config: ModelConfig, text_length: int, repeats: int) -> dict[str, dict[str, dict[str, float]]]:
+def costs(
+    config: ModelConfig, text_length: int, repeats: int
+) -> dict[str, dict[str, dict[str, float]]]:
     """Returns what the model and, where it has bridges, its METER cost."""
-    arms = {"bridgetower": config} if config.fusion.bridge is None else {"bridgetower": config, "meter": meter(config)}
+    arms = (
+        {"bridgetower": config}
+        if config.fusion.bridge is None
+        else {"bridgetower": config, "meter": meter(config)}
+    )
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, arm in arms.items():
         network = BridgeTower(arm, generator=torch.Generator().manual_seed(0)).eval()
         parameters, flops = parameters_by_part(network), flops_by_part(network, text_length)
         pack_weights(network)  # as it is when it is used
         milliseconds = milliseconds_by_part(network, text_length, repeats=repeats)
-        found[name] = {"parameters": dict(parameters), "flops": dict(flops), "milliseconds": milliseconds}
+        found[name] = {
+            "parameters": dict(parameters),
+            "flops": dict(flops),
+            "milliseconds": milliseconds,
+        }
     return found
 
 
 def main() -> None:
     """Measures the model of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--preset", choices=PRESETS, default="base", help="a published architecture, or the small one")
+    chosen.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="base",
+        help="a published architecture, or the small one",
+    )
     chosen.add_argument("--model", help="a model instead, of which the architecture is read")
-    parser.add_argument("--text-length", type=int, default=16, help="tokens of the text, start and end included")
+    parser.add_argument(
+        "--text-length", type=int, default=16, help="tokens of the text, start and end included"
+    )
     parser.add_argument("--image-size", type=int, help="pixels; default: the model's own")
-    parser.add_argument("--repeats", type=int, default=10, help="timed passes of each part, of which the median counts")
-    parser.add_argument("--threads", type=int, help="of the processor; default: as many as PyTorch takes")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=10,
+        help="timed passes of each part, of which the median counts",
+    )
+    parser.add_argument(
+        "--threads", type=int, help="of the processor; default: as many as PyTorch takes"
+    )
     parser.add_argument("--processes", type=int, help="of a training, whose memory is counted")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args()
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     name = given.model or given.preset
-    config = PRESETS[given.preset] if given.model is None else read_checkpoint(demo_or(given.model)).config
+    config = (
+        PRESETS[given.preset]
+        if given.model is None
+        else read_checkpoint(demo_or(given.model)).config
+    )
     config = config.override({"heads.itm": True})
     if given.image_size is not None:
         config = config.override({"vision.image_size": given.image_size})
@@ -97,7 +133,10 @@ def main() -> None:
             emit({"model": name, "processes": given.processes, "memory": memory})
             return
         totals = {kind: {**sizes, "total": sum(sizes.values())} for kind, sizes in memory.items()}
-        rows = [[what, *(f"{sizes.get(what, 0) / 2**30:.2f}" for sizes in totals.values())] for what in totals["fsdp"]]
+        rows = [
+            [what, *(f"{sizes.get(what, 0) / 2**30:.2f}" for sizes in totals.values())]
+            for what in totals["fsdp"]
+        ]
         title = f"{name}: GiB in each of {given.processes} processes, without activations"
         emit_rows(title, ("", *memory), rows)
         return
@@ -110,8 +149,13 @@ def main() -> None:
 
 def _show(title: str, costs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
     titles = [f"{arm}\n{name}" for arm in costs for name, _ in _COLUMNS.values()]
-    columns = [(cost[figure], unit) for cost in costs.values() for figure, (_, unit) in _COLUMNS.items()]
-    rows = [[part, *(f"{values[part] / unit:.2f}" for values, unit in columns)] for part in columns[0][0]]
+    columns = [
+        (cost[figure], unit) for cost in costs.values() for figure, (_, unit) in _COLUMNS.items()
+    ]
+    rows = [
+        [part, *(f"{values[part] / unit:.2f}" for values, unit in columns)]
+        for part in columns[0][0]
+    ]
     total = ["total", *(f"{sum(values.values()) / unit:.2f}" for values, unit in columns)]
     emit_rows(title, ("", *titles), [*rows, total])
 

@@ -46,7 +46,9 @@ def log_odds(model: bridgetower.BridgeTower, pixels: Tensor, ids: Tensor) -> lis
 
 def main() -> None:
     """Prints a row for each order and share of patches."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="folder or hub id of a model with a matching head")
     parser.add_argument("source", help="images with captions, as `bridgetower index` reads them")
     parser.add_argument("--count", type=int, default=200, help="how many images")
@@ -54,7 +56,9 @@ def main() -> None:
     predictor, draw = bridgetower.load(given.model, device="cpu"), np.random.default_rng(0)
     model, processor = predictor.model, predictor.processor
     side, falls = model.config.vision.patch_size, defaultdict[tuple[str, float], list[float]](list)
-    examples = list(islice((one for one in read(given.source) if one.images and one.texts), given.count))
+    examples = list(
+        islice((one for one in read(given.source) if one.images and one.texts), given.count)
+    )
     texts = processor.token_ids([one.texts[0] for one in examples], truncate=True)
     for number, (example, ids) in enumerate(zip(examples, texts, strict=True)):
         image = processor.resize(example.images[0].read())
@@ -62,19 +66,33 @@ def main() -> None:
         orders = {
             "gradcam": values_of(attention_of(predictor, image, ids, "gradcam")),
             "attention": values_of(attention_of(predictor, image, ids)),
-            "chance": torch.from_numpy(draw.random(image.shape[1] // side * (image.shape[2] // side))),
+            "chance": torch.from_numpy(
+                draw.random(image.shape[1] // side * (image.shape[2] // side))
+            ),
             "gradcam of another text": values_of(attention_of(predictor, image, other, "gradcam")),
         }
         images = [image]
         for values in orders.values():
             ranked = values.argsort(descending=True)
-            images += [covered(image, ranked[: max(1, round(share * len(ranked)))], side) for share in SHARES]
-        whole, *rest = log_odds(model, processor.normalise(torch.stack(images)), torch.tensor([ids]))
-        for key, value in zip(((name, share) for name in orders for share in SHARES), rest, strict=True):
+            images += [
+                covered(image, ranked[: max(1, round(share * len(ranked)))], side)
+                for share in SHARES
+            ]
+        whole, *rest = log_odds(
+            model, processor.normalise(torch.stack(images)), torch.tensor([ids])
+        )
+        for key, value in zip(
+            ((name, share) for name in orders for share in SHARES), rest, strict=True
+        ):
             falls[key].append(whole - value)
     for (name, share), fall in falls.items():
         half = 1.96 * np.std(fall, ddof=1) / len(fall) ** 0.5
-        row = {"order": name, "covered": share, "fall": round(float(np.mean(fall)), 3), "half_interval": round(half, 3)}
+        row = {
+            "order": name,
+            "covered": share,
+            "fall": round(float(np.mean(fall)), 3),
+            "half_interval": round(half, 3),
+        }
         print(json.dumps(row))
 
 

@@ -54,7 +54,11 @@ def batches(examples: BatchDataset, size: int) -> Iterator[Batch]:
     """Batches without end."""
     number = 0
     while True:
-        yield examples[BatchKey(tuple((number * size + place) % len(examples) for place in range(size)), number)]
+        yield examples[
+            BatchKey(
+                tuple((number * size + place) % len(examples) for place in range(size)), number
+            )
+        ]
         number += 1
 
 
@@ -99,7 +103,9 @@ def measure(folder: Path, name: str, phases: list[str], repeats: int) -> list[di
         )
         out = folder / name.replace(" ", "-") / phase_name
         out.mkdir(parents=True)
-        seconds = {way: step_seconds(config, out, way, repeats) for way in ("all", "frozen", "files")}
+        seconds = {
+            way: step_seconds(config, out, way, repeats) for way in ("all", "frozen", "files")
+        }
         rows.append({"name": name, "objectives": phase_name, "pairs": batch_size, **seconds})
     return rows
 
@@ -118,7 +124,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_set(folder, PICTURES, (640, 480), PairsConfig(test_fraction=0.05, validation_fraction=0.05))
+        make_set(
+            folder, PICTURES, (640, 480), PairsConfig(test_fraction=0.05, validation_fraction=0.05)
+        )
         for model in options.models:
             for row in measure(folder, model, options.phases, options.repeats):
                 rows.append(row)

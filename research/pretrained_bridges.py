@@ -67,18 +67,28 @@ def with_top_layers(run: RunConfig) -> RunConfig:
 
 def train_missing(given: argparse.Namespace, runs: list[Run]) -> None:
     """Prepares data and towers, trains stage after stage what the results lack, and adds it."""
-    missing = [run for run in runs if any(key(given, stage, run) not in stored(given.results) for stage in METRICS)]
+    missing = [
+        run
+        for run in runs
+        if any(key(given, stage, run) not in stored(given.results) for stage in METRICS)
+    ]
     if not missing:
         return
     starter_towers(given.work / "towers")
     for toyset, settings in ON_TOWERS.datasets.items():
         prepare_toyset(toyset, given.work / "data" / toyset, settings)
     questions = ON_TOWERS.questions
-    prepare_toyset(questions.toyset, questions_folder(given.work, ON_TOWERS), questions.settings(given.minutes))
+    prepare_toyset(
+        questions.toyset, questions_folder(given.work, ON_TOWERS), questions.settings(given.minutes)
+    )
     for stage in STAGES:
         train_all({folder(given, stage, run): config(given, stage, run) for run in missing})
         if stage in METRICS:
-            keep(given.results, {key(given, stage, run): folder(given, stage, run) for run in missing}, METRICS[stage])
+            keep(
+                given.results,
+                {key(given, stage, run): folder(given, stage, run) for run in missing},
+                METRICS[stage],
+            )
 
 
 def key(given: argparse.Namespace, stage: str, run: Run) -> str:
@@ -88,17 +98,35 @@ def key(given: argparse.Namespace, stage: str, run: Run) -> str:
 
 def main() -> None:
     """Trains what is missing, compares, draws and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("towers", choices=TOWERS)
-    parser.add_argument("--work", type=Path, default=Path("pretrained-bridges"), help="folder for data, runs and pages")
-    parser.add_argument("--results", type=Path, default=Path("research/pretrained-bridges.json"), help="finished runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23, 24], help="of the models")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="of a demo with as many steps")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("pretrained-bridges"),
+        help="folder for data, runs and pages",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("research/pretrained-bridges.json"),
+        help="finished runs",
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[21, 22, 23, 24], help="of the models"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help="of a demo with as many steps"
+    )
     given = parser.parse_args()
     runs = [(arm, seed) for seed in given.seeds for arm in ARMS]
     train_missing(given, runs)
     for stage in METRICS:
-        found = tuple(kept(given.results, key(given, stage, (arm, seed)), arm, seed) for arm, seed in runs)
+        found = tuple(
+            kept(given.results, key(given, stage, (arm, seed)), arm, seed) for arm, seed in runs
+        )
         comparison = Comparison(metric=f"{METRICS[stage]} [%]", reach=None, runs=found)
         comparison.write(
             given.work / f"{given.towers}-{stage}",

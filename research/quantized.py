@@ -58,7 +58,9 @@ def measured(vectors: np.ndarray, queries: np.ndarray) -> Iterator[Row]:
             found = nearest(similarities(quantized(part, kind), stored, kind), AGAIN)
             exact = np.einsum("qc,qnc->qn", part, vectors[found])
             ranked = np.take_along_axis(found, nearest(exact, TOP), axis=1)
-            alone += [len({*one[:TOP]} & {*other}) / TOP for one, other in zip(found, best, strict=True)]
+            alone += [
+                len({*one[:TOP]} & {*other}) / TOP for one, other in zip(found, best, strict=True)
+            ]
             again += [len({*one} & {*other}) / TOP for one, other in zip(ranked, best, strict=True)]
         yield {
             "vectors": kind or "float32",
@@ -70,13 +72,22 @@ def measured(vectors: np.ndarray, queries: np.ndarray) -> Iterator[Row]:
 
 def main() -> None:
     """Measures the demo's vectors, where it has run, and generated ones."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--index", type=Path, default=held_out_index(FOLDER), help="whose vectors are measured")
-    parser.add_argument("--generated", type=int, default=100_000, help="how many vectors are generated")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--index", type=Path, default=held_out_index(FOLDER), help="whose vectors are measured"
+    )
+    parser.add_argument(
+        "--generated", type=int, default=100_000, help="how many vectors are generated"
+    )
     given = parser.parse_args()
     if given.index.exists():
         vectors, queries = of_index(given.index)
-        show(f"{given.index.name}: {len(queries)} captions, {len(vectors)} images", measured(vectors, queries))
+        show(
+            f"{given.index.name}: {len(queries)} captions, {len(vectors)} images",
+            measured(vectors, queries),
+        )
     vectors, queries = (
         generated(count, given.generated // PER_CENTRE, seed).numpy()
         for count, seed in ((given.generated, 1), (200, -1))

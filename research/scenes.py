@@ -61,11 +61,24 @@ class Task:
 
 
 TASKS = {
-    "vqa": Task(title="Questions about scenes", kind="vqa", recipe="scenes-vqa", figure="vqa_score"),
-    "nlvr2": Task(title="Statements about two scenes", kind="nlvr2", recipe="scenes-nlvr2", figure="accuracy"),
-    "snli-ve": Task(title="Statements about one scene", kind="snli-ve", recipe="scenes-snli-ve", figure="accuracy"),
-    "flags": Task(title="Questions about flags", kind="vqa", recipe="flag-questions", figure="vqa_score"),
-    "easy-vqa": Task(title="Questions of easy-VQA", kind="vqa", recipe="scenes-vqa", figure="vqa_score"),
+    "vqa": Task(
+        title="Questions about scenes", kind="vqa", recipe="scenes-vqa", figure="vqa_score"
+    ),
+    "nlvr2": Task(
+        title="Statements about two scenes", kind="nlvr2", recipe="scenes-nlvr2", figure="accuracy"
+    ),
+    "snli-ve": Task(
+        title="Statements about one scene",
+        kind="snli-ve",
+        recipe="scenes-snli-ve",
+        figure="accuracy",
+    ),
+    "flags": Task(
+        title="Questions about flags", kind="vqa", recipe="flag-questions", figure="vqa_score"
+    ),
+    "easy-vqa": Task(
+        title="Questions of easy-VQA", kind="vqa", recipe="scenes-vqa", figure="vqa_score"
+    ),
 }
 EASY_VALIDATION = 400  # training images
 
@@ -76,7 +89,9 @@ def configs(name: str, given: argparse.Namespace) -> dict[tuple[str, int], RunCo
     steps = given.steps or recipe.max_steps or 0
     every = max(1, steps // EVALUATIONS)
     if name == "easy-vqa":
-        recipe = replace(recipe, model=recipe.model.override({"heads.vqa": len(easy_vqa().get_answers())}))
+        recipe = replace(
+            recipe, model=recipe.model.override({"heads.vqa": len(easy_vqa().get_answers())})
+        )
     base = replace(
         recipe,
         data=replace(recipe.data, folders=(str(given.out / "data"),)),
@@ -114,7 +129,9 @@ def prepare_easy_vqa(out: Path) -> None:
         later = set(sorted(paths)[-EASY_VALIDATION:]) if split == "train" else set()
         for text, answer, number in zip(texts, answers, images, strict=True):
             named = "validation" if number in later else split
-            rows.append({"image": paths[number], "question": text, "answer": answer, "split": named})
+            rows.append(
+                {"image": paths[number], "question": text, "answer": answer, "split": named}
+            )
     out.mkdir(parents=True, exist_ok=True)
     table = out / "questions.jsonl"
     if not table.exists():  # a set of a table that was written again is another one
@@ -133,19 +150,25 @@ def curves_of(name: str, runs: Mapping[tuple[str, int], Path]) -> Comparison:
     return Comparison(metric="share of right answers", reach=None, runs=tuple(found))
 
 
-def measured(name: str, runs: Mapping[tuple[str, int], Path], comparison: Comparison, data: Path) -> dict[str, Any]:
+def measured(
+    name: str, runs: Mapping[tuple[str, int], Path], comparison: Comparison, data: Path
+) -> dict[str, Any]:
     """Curves, times and test figures of all runs, by arm; the order within an arm is that of the seeds."""
     task, found = TASKS[name], {}
     for arm in dict.fromkeys(arm for arm, _ in runs):
         folders = [folder for (one, _), folder in runs.items() if one == arm]
         curves = [run.curve for run in comparison.arm_runs(arm)]
         judged = [
-            judge(load(folder / "last", device="cpu"), task.kind, data, topic_of=topic_of).groundings
+            judge(
+                load(folder / "last", device="cpu"), task.kind, data, topic_of=topic_of
+            ).groundings
             for folder in folders
         ]
         found[arm] = {
             "curve": {step: spread([one[step] for one in curves]) for step in curves[0]},
-            "seconds": [sum(line["seconds"] for line in read_metrics(folder, "train")) for folder in folders],
+            "seconds": [
+                sum(line["seconds"] for line in read_metrics(folder, "train")) for folder in folders
+            ],
             "test": {topic: _spreads([one[topic] for one in judged]) for topic in judged[0]},
         }
     return found
@@ -154,13 +177,20 @@ def measured(name: str, runs: Mapping[tuple[str, int], Path], comparison: Compar
 def _spreads(groundings: list[Grounding]) -> dict[str, Any]:
     columns = [asdict(one) for one in groundings]
     names = [name for name in columns[0] if name != "number"]
-    return {"number": columns[0]["number"], **{name: spread([one[name] for one in columns]) for name in names}}
+    return {
+        "number": columns[0]["number"],
+        **{name: spread([one[name] for one in columns]) for name in names},
+    }
 
 
 def table(arms: Mapping[str, Any]) -> str:
     """The test metrics by topic, in Markdown."""
     first = next(iter(arms))
-    beside = {"other image": "other_image", "words alone": "text_only", "most frequent answer": "majority"}
+    beside = {
+        "other image": "other_image",
+        "words alone": "text_only",
+        "most frequent answer": "majority",
+    }
     lines = [
         f"| topic | examples | {' | '.join(arms)} | {first}, other image | words alone | most frequent answer |",
         "|" + "---|" * (5 + len(arms)),
@@ -168,7 +198,9 @@ def table(arms: Mapping[str, Any]) -> str:
     for topic in filter(None, arms[first]["test"]):  # questions of a table may have no type
         own = [_plain(found["test"][topic]["model"]) for found in arms.values()]
         controls = [_plain(arms[first]["test"][topic][name]) for name in beside.values()]
-        lines.append(f"| {topic} | {arms[first]['test'][topic]['number']} | {' | '.join([*own, *controls])} |")
+        lines.append(
+            f"| {topic} | {arms[first]['test'][topic]['number']} | {' | '.join([*own, *controls])} |"
+        )
     return "\n".join(lines)
 
 
@@ -178,12 +210,16 @@ def _plain(one: Mapping[str, Any]) -> str:
 
 def parsed() -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--out", type=Path, required=True, help="folder for data, runs and results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the models")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--init-from", type=Path, help="folder of another task whose last models are started from")
+    parser.add_argument(
+        "--init-from", type=Path, help="folder of another task whose last models are started from"
+    )
     parser.add_argument("--steps", type=int, help="default: those of the recipe")
     parser.add_argument("--batch-size", type=int, help="default: that of the recipe")
     parser.add_argument("--num-train", type=int, default=100_000, help="training scenes")
@@ -202,19 +238,30 @@ def main() -> None:
     elif given.task == "flags":
         prepare_toyset("flag-questions", data)
     else:
-        prepare_toyset("scenes", data, ScenesConfig(kind=given.task, side=60, seed=SCENES_SEED, **counts))
+        prepare_toyset(
+            "scenes", data, ScenesConfig(kind=given.task, side=60, seed=SCENES_SEED, **counts)
+        )
     runs = configs(given.task, given)
     folders = {run: run_folder(given.out, *run) for run in runs}
     train_all({folders[run]: config for run, config in runs.items()})
     comparison = curves_of(given.task, folders)
     arms = measured(given.task, folders, comparison, data)
     steps = next(iter(runs.values())).max_steps
-    write_json(given.out / "results.json", {"task": given.task, "steps": steps, "seeds": given.seeds, "arms": arms})
+    write_json(
+        given.out / "results.json",
+        {"task": given.task, "steps": steps, "seeds": given.seeds, "arms": arms},
+    )
     title = f"{TASKS[given.task].title}, {len(given.seeds)} seed{'s' * (len(given.seeds) > 1)}"
     words = next(iter(arms.values()))["test"]["overall"]["text_only"]["mean"]
-    write_bytes(given.out / "curves.png", draw_curves(comparison, title, {"words alone, test": words}))
+    write_bytes(
+        given.out / "curves.png", draw_curves(comparison, title, {"words alone, test": words})
+    )
     print(table(arms))
-    print(json.dumps({"steps": steps, "seconds": {arm: found["seconds"] for arm, found in arms.items()}}))
+    print(
+        json.dumps(
+            {"steps": steps, "seconds": {arm: found["seconds"] for arm, found in arms.items()}}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ def write_set(folder, kind):
     return write_records(folder, rows, SCHEMAS[kind], **files)
 
 
-def examples(folders, kind, processor, split="train", use="test", *, task=None, names=None, **config):
+def examples(
+    folders, kind, processor, split="train", use="test", *, task=None, names=None, **config
+):
     spec, given = TASKS[kind], (folders,) if isinstance(folders, Path) else folders
     source = ExampleSource(
         data=DataConfig(folders=tuple(map(str, given)), **config),
@@ -58,7 +60,9 @@ def write_table(folder, *, several):
             "id": f"r{number}",
             "img": "" if number % 3 == 2 else f"{number}.png",
             "text": "" if number % 5 == 4 and number % 3 != 2 else f"a {colour} thing",
-            "label": [colour, *(["warm"] if colour in ("red", "yellow") else [])] if several else colour,
+            "label": [colour, *(["warm"] if colour in ("red", "yellow") else [])]
+            if several
+            else colour,
             "split": ("train", "train", "train", "dev", "test")[number // 8],
         }
         if number == 39:
@@ -122,7 +126,10 @@ def paired(split, count):
     """Pairs of pictures, two of a set and a sentence, with NLVR2's identifiers."""
     return [
         Record(
-            images=[ImageFile(f"{split}-{number}-img{side}.png", png(COLOURS[number - side])) for side in range(2)],
+            images=[
+                ImageFile(f"{split}-{number}-img{side}.png", png(COLOURS[number - side]))
+                for side in range(2)
+            ],
             image_id=f"{split}-{number // 2}-{number % 2}",
             entries=(
                 Statement(

@@ -16,7 +16,9 @@ def chromium():
     installed = next(filter(None, map(shutil.which, NAMES)), None)
     with playwright.sync_playwright() as driver:
         if installed is None and not Path(driver.chromium.executable_path).exists():
-            pytest.skip("NO CHROMIUM, THE PAGE IS NOT TESTED: apt-get install chromium, or playwright install chromium")
+            pytest.skip(
+                "NO CHROMIUM, THE PAGE IS NOT TESTED: apt-get install chromium, or playwright install chromium"
+            )
         browser = driver.chromium.launch(executable_path=installed, args=[SITE])
         yield browser
         browser.close()
@@ -32,7 +34,12 @@ def browsed(chromium, tmp_path):
         asked = []
         wrong = []
         page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: (
+                wrong.append(message.text) if message.type in ("error", "warning") else None
+            ),
+        )
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(address + path)
         try:

@@ -24,8 +24,14 @@ from preloaded import MODULES
 
 # Left out are modules that refuse wrong values and shapes with a message of their own, which tests want to see.
 CHECKED = [
-    *(f"bridgetower.model.{name}" for name in ("bridgetower", "fusion", "heads", "layers", "towers")),
-    *(f"bridgetower.{name}" for name in ("objectives.losses", "objectives.pretraining", "data.captions")),
+    *(
+        f"bridgetower.model.{name}"
+        for name in ("bridgetower", "fusion", "heads", "layers", "towers")
+    ),
+    *(
+        f"bridgetower.{name}"
+        for name in ("objectives.losses", "objectives.pretraining", "data.captions")
+    ),
     *(f"bridgetower.evaluation.{name}" for name in ("masked_words", "retrieval")),
 ]
 
@@ -38,7 +44,9 @@ gc.disable()  # until the tests are collected: a fifth of the time of all import
 jaxtyping.install_import_hook(CHECKED, "typechecks.checked")
 
 LONG, LONGEST = ("distributed", "end_to_end", "pages", "training"), "test_readme.py"
-os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"  # the kernels under test, also where PyTorch's own are faster
+os.environ["BRIDGETOWER_PRODUCTS"] = (
+    "onednn"  # the kernels under test, also where PyTorch's own are faster
+)
 os.fsync = lambda descriptor: (
     None
 )  # no test cuts the power, and a training would wait a tenth of its time; see `synced`
@@ -63,7 +71,9 @@ def pytest_configure(config):
         Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-200)
         os.environ["TMPDIR"], os.environ["MPLCONFIGDIR"] = str(folder), str(folder / "matplotlib")
         tempfile.tempdir = None
-        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell, also for all processes
+        if (
+            signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        ):  # in the background of a shell, also for all processes
             signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-")
     for plugin in config.pluginmanager.get_plugins():
@@ -89,7 +99,11 @@ def _encodable_events(send):
 
 def pytest_collection_modifyitems(items):
     """Puts files whose tests take long first, so that no process is left alone with one of them at the end."""
-    long = {item.path for item in items if item.path.parent.name in LONG or item.get_closest_marker("slow")}
+    long = {
+        item.path
+        for item in items
+        if item.path.parent.name in LONG or item.get_closest_marker("slow")
+    }
     items.sort(key=lambda item: (item.path not in long, item.path.name != LONGEST))
 
 
@@ -203,7 +217,9 @@ def exported(tiny_checkpoint, made_once):
     from bridgetower.checkpoints import read_checkpoint
     from bridgetower.engines.export import write_exported
 
-    return made_once("exported", lambda folder: write_exported(read_checkpoint(tiny_checkpoint), folder))
+    return made_once(
+        "exported", lambda folder: write_exported(read_checkpoint(tiny_checkpoint), folder)
+    )
 
 
 @pytest.fixture
@@ -282,7 +298,9 @@ def synced(monkeypatch):
 
     def record(descriptor):
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        calls.append((path, sorted(child.name for child in path.iterdir()) if path.is_dir() else None))
+        calls.append(
+            (path, sorted(child.name for child in path.iterdir()) if path.is_dir() else None)
+        )
 
     monkeypatch.setattr(os, "fsync", record)
     return calls

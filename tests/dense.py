@@ -28,7 +28,9 @@ def listed(truth, image_side, text_side=None, cosine=None):
     cosine = torch.zeros(image_side.shape) if cosine is None else cosine
     at = (image_side | text_side).nonzero(as_tuple=True)
     sides = {"image_side": image_side[at], "text_side": text_side[at]}
-    return Candidates(image=at[0], text=at[1], cosine=cosine[at], truth=truth, config=RetrievalConfig(), **sides)
+    return Candidates(
+        image=at[0], text=at[1], cosine=cosine[at], truth=truth, config=RetrievalConfig(), **sides
+    )
 
 
 def ranked(pairs, scores, protocol="standard"):
@@ -38,7 +40,9 @@ def ranked(pairs, scores, protocol="standard"):
 
 
 def table(pairs, values, other=torch.nan):
-    found = torch.full((len(pairs.truth.owners), len(pairs.truth.text_image_index)), other, dtype=values.dtype)
+    found = torch.full(
+        (len(pairs.truth.owners), len(pairs.truth.text_image_index)), other, dtype=values.dtype
+    )
     found[pairs.image, pairs.text] = values
     return found
 
@@ -54,7 +58,9 @@ def itm(result):
 
 def topk(cosine, k, dim):
     """True at the k highest along a dimension, of equal ones at the first."""
-    best = cosine.sort(dim=dim, descending=True, stable=True).indices.narrow(dim, 0, min(k, cosine.shape[dim]))
+    best = cosine.sort(dim=dim, descending=True, stable=True).indices.narrow(
+        dim, 0, min(k, cosine.shape[dim])
+    )
     return torch.zeros(cosine.shape, dtype=torch.bool).scatter(dim, best, value=True)
 
 
@@ -69,15 +75,24 @@ def two_stage_scores(scores, image_side, text_side, protocol):
 def recalls(for_images, for_texts, truth, ks=RECALL_KS):
     own = truth.owners[:, None] == truth.text_image_index
     directions = [
-        {k: math.fsum(hit_chance(*query, k) for query in zip(rows, right, strict=True)) / len(rows) for k in ks}
-        for rows, right in ((for_images.tolist(), own.tolist()), (for_texts.T.tolist(), own.T.tolist()))
+        {
+            k: math.fsum(hit_chance(*query, k) for query in zip(rows, right, strict=True))
+            / len(rows)
+            for k in ks
+        }
+        for rows, right in (
+            (for_images.tolist(), own.tolist()),
+            (for_texts.T.tolist(), own.T.tolist()),
+        )
     ]
     return RetrievalRecalls(*directions)
 
 
 def hit_chance(scores, own, k):
     """Chance of an own item among the first k; one that was dropped is no hit."""
-    best = max((score for score, is_own in zip(scores, own, strict=True) if is_own), default=DROPPED)
+    best = max(
+        (score for score, is_own in zip(scores, own, strict=True) if is_own), default=DROPPED
+    )
     if best == DROPPED:
         return 0.0
     better, tied = sum(score > best for score in scores), scores.count(best)

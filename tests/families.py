@@ -10,7 +10,12 @@ from safetensors.torch import save_file
 
 from tiny import off_defaults
 
-PIXELS = {"input_size": [3, 24, 24], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}
+PIXELS = {
+    "input_size": [3, 24, 24],
+    "mean": [0.1, 0.2, 0.3],
+    "std": [0.4, 0.5, 0.6],
+    "interpolation": "bilinear",
+}
 
 Draw = Callable[[Random], dict[str, Any]]
 
@@ -27,7 +32,11 @@ class VisionFamily:
 
     def draw(self, random: Random) -> tuple[dict[str, Any], int]:
         heads, patch = random.randint(2, 4), self.patch or random.choice([4, 6, 8])
-        arguments = {"embed_dim": heads * self.head_width, "depth": random.randint(3, 5), "num_heads": heads}
+        arguments = {
+            "embed_dim": heads * self.head_width,
+            "depth": random.randint(3, 5),
+            "num_heads": heads,
+        }
         if self.patch is None:
             arguments["patch_size"] = patch
         return arguments | self.arguments(random), patch * random.randint(3, 5)
@@ -42,7 +51,9 @@ VISION_FAMILIES = {
     "siglip 2": VisionFamily("vit_base_patch32_siglip_256", 0),
     "dinov2": VisionFamily("vit_small_patch14_dinov2", 1),
     "dinov2, registers": VisionFamily(
-        "vit_small_patch14_reg4_dinov2", 3, lambda random: {"reg_tokens": 2, "init_values": 0.5 + random.random()}
+        "vit_small_patch14_reg4_dinov2",
+        3,
+        lambda random: {"reg_tokens": 2, "init_values": 0.5 + random.random()},
     ),
     "dinov3": VisionFamily("vit_small_patch16_dinov3", 5, head_width=8),
     "dinov3, SwiGLU": VisionFamily("vit_small_plus_patch16_dinov3", 5, head_width=8),
@@ -77,9 +88,16 @@ def _text(random):
 
 
 def _modernbert(random):
-    tokens = {f"{role}_token_id": number for number, role in enumerate(["bos", "eos", "cls", "sep"], start=2)}
+    tokens = {
+        f"{role}_token_id": number
+        for number, role in enumerate(["bos", "eos", "cls", "sep"], start=2)
+    }
     every = random.randint(2, 3)
-    return _text(random) | tokens | {"local_attention": 2 * random.randint(2, 4), "global_attn_every_n_layers": every}
+    return (
+        _text(random)
+        | tokens
+        | {"local_attention": 2 * random.randint(2, 4), "global_attn_every_n_layers": every}
+    )
 
 
 def _deberta(random):
@@ -103,7 +121,10 @@ def _distilbert(random):
 
 
 TEXT_FAMILIES = {
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "deberta", "mpnet", "nomic_bert", "gte"), _text),
+    **dict.fromkeys(
+        ("bert", "roberta", "xlm-roberta", "camembert", "deberta", "mpnet", "nomic_bert", "gte"),
+        _text,
+    ),
     **dict.fromkeys(("rembert", "roformer", "ernie", "data2vec-text"), _text),
     **dict.fromkeys(("electra", "albert"), lambda random: _text(random) | {"embedding_size": 12}),
     **{"modernbert": _modernbert, "deberta-v2": _deberta, "distilbert": _distilbert},

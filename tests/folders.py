@@ -8,7 +8,10 @@ from tiny import equal
 def snapshot(folder):
     """Returns when everything in a folder was written and, of the files, the content."""
     paths = [folder, *folder.rglob("*")]
-    return {str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"") for path in paths}
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in paths
+    }
 
 
 def same_weights(first, second):

@@ -23,7 +23,10 @@ from preloaded import preload
 
 # What starts threads, which a fork loses, is left out: the runtimes of exported graphs.
 OTHERS = (
-    *(f"bridgetower.{name}" for name in ("predictor", "reports.errors", "search.searcher", "serve.app")),
+    *(
+        f"bridgetower.{name}"
+        for name in ("predictor", "reports.errors", "search.searcher", "serve.app")
+    ),
     *("bridgetower_demo.run", "torch.distributed.run"),
 )
 NAMES = ("bridgetower", "torchrun", "python")
@@ -87,7 +90,9 @@ def serve(address, ready, lender):
         watchers = []
         while parent.sentinel not in select.select([listener, parent.sentinel], [], [])[0]:
             connection, _ = listener.accept()
-            watchers = [watcher for watcher in watchers if os.waitpid(watcher, os.WNOHANG) == (0, 0)]
+            watchers = [
+                watcher for watcher in watchers if os.waitpid(watcher, os.WNOHANG) == (0, 0)
+            ]
             watcher = os.fork()
             if not watcher:
                 break
@@ -112,7 +117,9 @@ def watch(connection):
         for stream in (0, 1, 2, *streams):
             os.close(stream)
         ended = os.pidfd_open(command)
-        alone = ended not in select.select([connection, ended], [], [])[0]  # whoever asked for it was killed
+        alone = (
+            ended not in select.select([connection, ended], [], [])[0]
+        )  # whoever asked for it was killed
         if alone:
             os.kill(command, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])
@@ -129,7 +136,9 @@ def watch(connection):
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    os.environ["PYTHON_EXEC"] = str(Path(request["command"][0]).with_name("python"))  # what torchrun starts
+    os.environ["PYTHON_EXEC"] = str(
+        Path(request["command"][0]).with_name("python")
+    )  # what torchrun starts
     sys.argv = request["command"]
 
 

@@ -30,7 +30,9 @@ def end(process):
 
 def renamed(pattern):
     """The event that a file is renamed to a path that matches."""
-    return lambda name, arguments: name == "os.rename" and fnmatch.fnmatch(os.fsdecode(arguments[1]), pattern)
+    return lambda name, arguments: (
+        name == "os.rename" and fnmatch.fnmatch(os.fsdecode(arguments[1]), pattern)
+    )
 
 
 def within(folder, events=FILE_EVENTS):
@@ -60,7 +62,11 @@ def main(when, number, name, target, *arguments):
     from bridgetower import cli
 
     sent = signal.Signals[name]
-    before(renamed(when), int(number), lambda: send(sent) if target == "self" else wait_for(sent, target))
+    before(
+        renamed(when),
+        int(number),
+        lambda: send(sent) if target == "self" else wait_for(sent, target),
+    )
     cli.main(arguments)
 
 

@@ -26,7 +26,9 @@ def write(path, content):
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
-        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        path.write_text(
+            content if isinstance(content, str) else json.dumps(content), encoding="utf-8"
+        )
 
 
 def write_lines(path, rows):
@@ -60,7 +62,9 @@ def write_coco(folder):
     for split, count in splits.items():
         year = "train2014" if split == "train" else "val2014"
         for number in (next(numbers) for _ in range(count)):
-            captions = [f"Picture {number}, caption {n}." for n in range(6 if number == 391895 else 5)]
+            captions = [
+                f"Picture {number}, caption {n}." for n in range(6 if number == 391895 else 5)
+            ]
             if number == 57870:
                 captions[3] = captions[1]
                 captions[4] = " A restaurant has modern wooden tables and chairs.\n"
@@ -75,13 +79,22 @@ def write_flickr30k(folder):
     images = []
     for number, split in enumerate(("train", "train", "train", "val", "test", "test")):
         name = f"{1000092795 + number}.jpg"
-        images.append(_karpathy_image(number, name, split, [f"Picture {number}, caption {n}." for n in range(5)]))
+        images.append(
+            _karpathy_image(
+                number, name, split, [f"Picture {number}, caption {n}." for n in range(5)]
+            )
+        )
         write(folder / "flickr30k-images" / name, jpeg(number))
-    write(folder / "karpathy" / "dataset_flickr30k.json", {"images": images, "dataset": "flickr30k"})
+    write(
+        folder / "karpathy" / "dataset_flickr30k.json", {"images": images, "dataset": "flickr30k"}
+    )
 
 
 def _karpathy_image(number, name, split, captions):
-    said = [{"tokens": one.lower().split(), "raw": one, "sentid": 10 * number + n} for n, one in enumerate(captions)]
+    said = [
+        {"tokens": one.lower().split(), "raw": one, "sentid": 10 * number + n}
+        for n, one in enumerate(captions)
+    ]
     return {"imgid": number, "filename": name, "split": split, "sentences": said}
 
 
@@ -89,7 +102,12 @@ ANSWERS = ("yes", "no", "2")
 """First choices in `write_vqav2` that are frequent enough for the vocabulary, in order of appearance."""
 
 _QUESTIONS_PER_PICTURE = 4
-_VQA_SHOWN = {"train2014": range(9, 16), "val2014": range(42, 47), "test2015": range(1, 4), "test-dev2015": range(1, 3)}
+_VQA_SHOWN = {
+    "train2014": range(9, 16),
+    "val2014": range(42, 47),
+    "test2015": range(1, 4),
+    "test-dev2015": range(1, 3),
+}
 
 
 def write_vqav2(folder):
@@ -103,12 +121,24 @@ def write_vqav2(folder):
                 key = {"image_id": number, "question_id": 1000 * number + place}
                 questions.append({**key, "question": f"What is number {place} of {number}?"})
                 annotations.append({**key, **_vqa_annotation(number, place)})
-        task = {"info": {}, "task_type": "Open-Ended", "data_type": "mscoco", "data_subtype": subset, "license": {}}
-        write(folder / f"v2_OpenEnded_mscoco_{subset}_questions.json", {**task, "questions": questions})
+        task = {
+            "info": {},
+            "task_type": "Open-Ended",
+            "data_type": "mscoco",
+            "data_subtype": subset,
+            "license": {},
+        }
+        write(
+            folder / f"v2_OpenEnded_mscoco_{subset}_questions.json",
+            {**task, "questions": questions},
+        )
         if not subset.startswith("test"):
             annotations.reverse()  # nothing says that both files have one order
             annotations.sort(key=lambda annotation: annotation["image_id"])
-            write(folder / f"v2_mscoco_{subset}_annotations.json", {**task, "annotations": annotations})
+            write(
+                folder / f"v2_mscoco_{subset}_annotations.json",
+                {**task, "annotations": annotations},
+            )
 
 
 def _vqa_annotation(number, place):
@@ -119,7 +149,8 @@ def _vqa_annotation(number, place):
         "answer_type": ("number", "yes/no", "yes/no", "other")[place],
         "multiple_choice_answer": choice,
         "answers": [
-            {"answer": answer, "answer_confidence": "maybe", "answer_id": n} for n, answer in enumerate(said, start=1)
+            {"answer": answer, "answer_confidence": "maybe", "answer_id": n}
+            for n, answer in enumerate(said, start=1)
         ],
     }
 
@@ -136,7 +167,9 @@ def write_visual_genome(folder):
         pictures.append({"url": url, "image_id": number, "coco_id": coco_id, **size})
         said = range(0 if number == 6 else 3)
         regions.append({"id": number, "regions": [_region(number, place) for place in said]})
-        questions.append({"id": number, "qas": [_vg_question(number, n) for n in range(0 if number == 6 else 8)]})
+        questions.append(
+            {"id": number, "qas": [_vg_question(number, n) for n in range(0 if number == 6 else 8)]}
+        )
     write(folder / "image_data.json", pictures)
     write(folder / "annotations" / "region_descriptions.json", regions)
     write(folder / "annotations" / "question_answers.json", questions)
@@ -175,7 +208,10 @@ def write_snli_ve(folder):
                 {
                     **{"annotator_labels": [label], "sentence1": "The man on the bike is smiling."},
                     **{"gold_label": label, "sentence2": f"Statement {n} about {picture}. "},
-                    **{"pairID": f"{picture}.jpg#{n % 2}r{n}{label[0]}", "Flickr30K_ID": str(picture)},
+                    **{
+                        "pairID": f"{picture}.jpg#{n % 2}r{n}{label[0]}",
+                        "Flickr30K_ID": str(picture),
+                    },
                 }
                 for n, label in enumerate(labels)
             ]
@@ -190,7 +226,9 @@ def write_nlvr2(folder):
         for number in range(3):
             pair = f"{split}-{10 * number}-0"
             directory = 7 + number
-            place = folder / "images" / "train" / str(directory) if split == "train" else folder / split
+            place = (
+                folder / "images" / "train" / str(directory) if split == "train" else folder / split
+            )
             write(place / f"{pair}-img0.png", png(number))
             write(place / f"{pair}-img1.png", jpeg(number) if number == 1 else png(number + 50))
             for sentence in range(2):
@@ -198,7 +236,11 @@ def write_nlvr2(folder):
                     "identifier": f"{pair}-{sentence}",
                     "sentence": f"Statement {sentence} about {pair}.",
                     "label": str(sentence == number % 2),
-                    **{"left_url": "https://example.org/l.jpg", "writer": 1, "validation": {"4": "True"}},
+                    **{
+                        "left_url": "https://example.org/l.jpg",
+                        "writer": 1,
+                        "validation": {"4": "True"},
+                    },
                 }
                 if split == "train":
                     row["directory"] = directory
@@ -215,7 +257,10 @@ def write_winoground(folder):
     """Writes three examples, of two categories."""
     rows = []
     for number, tag in enumerate(("Object", "Relation", "Object")):
-        captions = {"caption_0": f"picture {number} before it", "caption_1": f"it before picture {number}"}
+        captions = {
+            "caption_0": f"picture {number} before it",
+            "caption_1": f"it before picture {number}",
+        }
         rows.append({"id": number, **captions, "tag": "x", "collapsed_tag": tag})
         for side in (0, 1):
             rows[-1][f"image_{side}"] = name = f"ex_{number}_img_{side}"
@@ -225,10 +270,23 @@ def write_winoground(folder):
 
 def write_sugarcrepe(folder):
     """Writes two examples of each change, all of three pictures; their numbers have gaps, as in the originals."""
-    changes = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+    changes = (
+        "add_att",
+        "add_obj",
+        "replace_att",
+        "replace_obj",
+        "replace_rel",
+        "swap_att",
+        "swap_obj",
+    )
     for place, name in enumerate(changes):
-        captions = {"caption": f"A picture of {place}.", "negative_caption": f" A {place} of picture."}
-        rows = {str(3 * n): {"filename": f"{(place + n) % 3:012d}.jpg", **captions} for n in range(2)}
+        captions = {
+            "caption": f"A picture of {place}.",
+            "negative_caption": f" A {place} of picture.",
+        }
+        rows = {
+            str(3 * n): {"filename": f"{(place + n) % 3:012d}.jpg", **captions} for n in range(2)
+        }
         write(folder / f"{name}.json", rows)
     for number in range(3):
         write(folder / "val2017" / f"{number:012d}.jpg", jpeg(number))
@@ -240,7 +298,10 @@ def write_aro(folder):
     for number in range(4):
         write(folder / "images" / f"{1 + number % 2}.jpg", jpeg(1 + number % 2))
         region = {"bbox_x": number, "bbox_y": 1, "bbox_w": 4, "bbox_h": 3 + number}
-        captions = {"true_caption": f"the {number} is on it", "false_caption": f"it is on the {number}"}
+        captions = {
+            "true_caption": f"the {number} is on it",
+            "false_caption": f"it is on the {number}",
+        }
         kinds = {"relation_name": "under" if number == 2 else "on", "attributes": ["red", "old"]}
         rows.append({"image_path": f"{1 + number % 2}.jpg", **region, **captions, **kinds})
     for part in ("relation", "attribution"):
@@ -263,9 +324,15 @@ WRITERS = {
 
 def links(count):
     """Returns links with captions; the last two links end in one file name, and the third has no caption."""
-    names = [f"http://static.example.org/{number // 3}/{1000 + number}_o.jpg" for number in range(count - 1)]
+    names = [
+        f"http://static.example.org/{number // 3}/{1000 + number}_o.jpg"
+        for number in range(count - 1)
+    ]
     names.append(names[-1].replace("static", "farm4"))
-    return [(url, "" if number == 2 else f"shade {number} , of many ") for number, url in enumerate(names)]
+    return [
+        (url, "" if number == 2 else f"shade {number} , of many ")
+        for number, url in enumerate(names)
+    ]
 
 
 def write_shards(folder, rows, *, per_shard=3):
@@ -279,7 +346,11 @@ def write_shards(folder, rows, *, per_shard=3):
                 if content is None:
                     continue
                 details = json.dumps(sample, indent=4)
-                members = {"jpg": content, "txt": sample["caption"].encode(), "json": details.encode()}
+                members = {
+                    "jpg": content,
+                    "txt": sample["caption"].encode(),
+                    "json": details.encode(),
+                }
                 for ending, content in members.items():
                     member = tarfile.TarInfo(f"{sample['key']}.{ending}")
                     member.size = len(content)

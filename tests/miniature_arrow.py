@@ -38,13 +38,16 @@ def write_cc3m_arrow(folder):
 
 def write_sbu_arrow(folder):
     for number in range(9):
-        write_arrow_file(folder / f"sbu_{number}.arrow", [_captioned(f"{number}_o.jpg", number, "SBU", 1)])
+        write_arrow_file(
+            folder / f"sbu_{number}.arrow", [_captioned(f"{number}_o.jpg", number, "SBU", 1)]
+        )
 
 
 def write_vg_arrow(folder):
     boxes = {"width": [3, 4], "height": [1, 2], "x": [0, 1], "y": [2, 0]}
     rows = [
-        {"image": jpeg(n), "caption": ["the clock ", f"tree {n}"], **boxes, "image_id": str(n)} for n in (1, 107899)
+        {"image": jpeg(n), "caption": ["the clock ", f"tree {n}"], **boxes, "image_id": str(n)}
+        for n in (1, 107899)
     ]
     write_arrow_file(folder / "vg.arrow", rows)
 
@@ -60,19 +63,34 @@ def write_vgqa_arrow(folder):
     for stem in ("vgqa", "vgqa_coco"):
         for split in ("train", "val"):
             row = _asked(5, split)
-            answers = {"answers": [["yes"], ["no"]], "answer_labels": [[2], [3]], "answer_scores": [[1.0], [1.0]]}
+            answers = {
+                "answers": [["yes"], ["no"]],
+                "answer_labels": [[2], [3]],
+                "answer_scores": [[1.0], [1.0]],
+            }
             write_arrow_file(folder / f"{stem}_{split}.arrow", [{**row, **answers}])
 
 
 def write_snli_ve_arrow(folder):
     for part, split in enumerate(("train", "dev", "test")):
         sentences = [["premise", " A man. "], ["premise", "A cat."], ["other", "Sleeping."]]
-        rows = [{"image": jpeg(2 * part + n), "sentences": sentences, "labels": [2, 0, 1]} for n in range(2)]
+        rows = [
+            {"image": jpeg(2 * part + n), "sentences": sentences, "labels": [2, 0, 1]}
+            for n in range(2)
+        ]
         write_arrow_file(folder / f"snli_{split}.arrow", rows)
 
 
 def write_nlvr2_arrow(folder):
-    names = ("train", "dev", "test1", "balanced_dev", "balanced_test1", "unbalanced_dev", "unbalanced_test1")
+    names = (
+        "train",
+        "dev",
+        "test1",
+        "balanced_dev",
+        "balanced_test1",
+        "unbalanced_dev",
+        "unbalanced_test1",
+    )
     for name in names:
         subset = name.split("_")[-1]
         rows = [

@@ -59,14 +59,58 @@ PACKAGE = Path("src/bridgetower")
 
 # What tests import from elsewhere and takes long. Nothing here may start a thread, which a fork would lose.
 LIBRARIES = (
-    *("torch", "torch._dynamo", "torch._inductor.config", "torch.distributed.fsdp", "torch.export", "torchvision"),
-    *("numpy", "pandas", "PIL.Image", "scipy.stats", "sklearn.linear_model", "sklearn.metrics", "matplotlib.pyplot"),
-    *("datasets", "lancedb", "pyarrow.parquet", "safetensors.torch", "tokenizers", "huggingface_hub", "transformers"),
-    *("fastapi", "granian", "httpx", "aiohttp", "pydantic", "tyro", "rich.progress", "jinja2", "fsspec"),
+    *(
+        "torch",
+        "torch._dynamo",
+        "torch._inductor.config",
+        "torch.distributed.fsdp",
+        "torch.export",
+        "torchvision",
+    ),
+    *(
+        "numpy",
+        "pandas",
+        "PIL.Image",
+        "scipy.stats",
+        "sklearn.linear_model",
+        "sklearn.metrics",
+        "matplotlib.pyplot",
+    ),
+    *(
+        "datasets",
+        "lancedb",
+        "pyarrow.parquet",
+        "safetensors.torch",
+        "tokenizers",
+        "huggingface_hub",
+        "transformers",
+    ),
+    *(
+        "fastapi",
+        "granian",
+        "httpx",
+        "aiohttp",
+        "pydantic",
+        "tyro",
+        "rich.progress",
+        "jinja2",
+        "fsspec",
+    ),
     *("pytest", "_pytest.pytester", "hypothesis", "beartype", "jaxtyping", "timm", "av"),
 )
 UNRECORDED = ("tests/demo", "tests/gpu", "tests/pages")  # which `make test` leaves out
-LEFT_OUT = (".git", ".*venv*", ".*cache*", ".hypothesis", "__pycache__", "build", "dist", "runs", "*-demo", "*-cache")
+LEFT_OUT = (
+    ".git",
+    ".*venv*",
+    ".*cache*",
+    ".hypothesis",
+    "__pycache__",
+    "build",
+    "dist",
+    "runs",
+    "*-demo",
+    "*-cache",
+)
 START = 60  # seconds that imports and fixtures may take
 CLOSEST = 20  # tests that run first
 PR_SET_CHILD_SUBREAPER = 36  # of Linux: processes whose parent ended become children of this one
@@ -95,9 +139,36 @@ ARITHMETIC = {
     ast.Mod: ast.FloorDiv,
     ast.Pow: ast.Mult,
 }
-OPPOSITES = {"min": "max", "max": "min", "any": "all", "all": "any", "ceil": "floor", "floor": "ceil"}
-TYPES = {"Literal", "Annotated", "Callable", "ClassVar", "Optional", "Union", "Final", "tuple", "list", "dict", "type"}
-WORDING = {"help", "title", "description", "summary", "message", "stacklevel", "strict"}  # keywords; strict is of zip
+OPPOSITES = {
+    "min": "max",
+    "max": "min",
+    "any": "all",
+    "all": "any",
+    "ceil": "floor",
+    "floor": "ceil",
+}
+TYPES = {
+    "Literal",
+    "Annotated",
+    "Callable",
+    "ClassVar",
+    "Optional",
+    "Union",
+    "Final",
+    "tuple",
+    "list",
+    "dict",
+    "type",
+}
+WORDING = {
+    "help",
+    "title",
+    "description",
+    "summary",
+    "message",
+    "stacklevel",
+    "strict",
+}  # keywords; strict is of zip
 UNCHANGED_CALLS = {"sleep", "debug", "info", "exception", "TypeVar", "NewType", "cast"}
 IDENTIFIER = re.compile(r"[\w./-]+")
 STATEMENTS = (ast.Raise, ast.Return, ast.Continue, ast.Break)
@@ -182,7 +253,9 @@ def negate(node: ast.If | ast.While | ast.IfExp) -> Iterator[tuple]:
         return
     if not isinstance(node.test, ast.Compare | ast.UnaryOp | ast.NamedExpr):
         yield "negated condition", node.test, ast.UnaryOp(ast.Not(), node.test)
-    is_guard = isinstance(node, ast.If) and not node.orelse and isinstance(node.body[-1], STATEMENTS)
+    is_guard = (
+        isinstance(node, ast.If) and not node.orelse and isinstance(node.body[-1], STATEMENTS)
+    )
     if is_guard and not isinstance(node.test, ast.NamedExpr):
         yield "dropped guard", node, ast.Pass()
 
@@ -196,7 +269,11 @@ def filtered(node: ast.comprehension) -> Iterator[tuple]:
 
 def unary(node: ast.UnaryOp) -> Iterator[tuple]:
     if isinstance(node.op, ast.Not | ast.USub):
-        yield "negated condition" if isinstance(node.op, ast.Not) else "arithmetic", node, node.operand
+        yield (
+            "negated condition" if isinstance(node.op, ast.Not) else "arithmetic",
+            node,
+            node.operand,
+        )
 
 
 def constant(node: ast.Constant) -> Iterator[tuple]:
@@ -217,7 +294,11 @@ def called(node: ast.Call) -> Iterator[tuple]:
     for position in range(len(node.args) - 1):
         first, second = node.args[position : position + 2]
         is_same = ast.dump(first) == ast.dump(second)
-        if not is_same and not isinstance(first, ast.Starred) and not isinstance(second, ast.Starred):
+        if (
+            not is_same
+            and not isinstance(first, ast.Starred)
+            and not isinstance(second, ast.Starred)
+        ):
             arguments = [*node.args]
             arguments[position : position + 2] = second, first
             yield "swapped arguments", node, changed(node, args=arguments)
@@ -320,7 +401,9 @@ def mutations(path: str, source: bytes) -> list[Mutation]:
             if replacement is None:  # of an argument, with its comma
                 end = re.compile(rb"(\s*,\s*)?").match(source, end).end()
             found.add(Mutation(path, operator, target.lineno, start, end, text))
-    return sorted(found, key=lambda mutation: (mutation.start, mutation.end, mutation.operator, mutation.text))
+    return sorted(
+        found, key=lambda mutation: (mutation.start, mutation.end, mutation.operator, mutation.text)
+    )
 
 
 def is_real(mutation: Mutation, source: bytes) -> bool:
@@ -347,7 +430,9 @@ def draw(root: Path, count: int, seed: str, only: tuple[str, ...] = ()) -> list[
         if len(drawn) == count:
             break
         operator = generator.choice(sorted({mutation.operator for mutation in choices}))
-        mutation = generator.choice([mutation for mutation in choices if mutation.operator == operator])
+        mutation = generator.choice(
+            [mutation for mutation in choices if mutation.operator == operator]
+        )
         if is_real(mutation, (root / mutation.path).read_bytes()):
             drawn.append(mutation)
     return drawn
@@ -378,7 +463,11 @@ class Events:
         self.context("")
 
     def pytest_runtest_setup(self, item) -> None:
-        self.tests[item.nodeid] = {"seconds": 0.0, "fixtures": list(item.fixturenames), "passed": False}
+        self.tests[item.nodeid] = {
+            "seconds": 0.0,
+            "fixtures": list(item.fixturenames),
+            "passed": False,
+        }
 
     def pytest_runtest_logreport(self, report) -> None:
         if report.failed:
@@ -395,7 +484,9 @@ class Events:
     def fail(self, report) -> None:
         self.failed.append(report.nodeid)
         lines = report.longreprtext.splitlines() or [""]
-        self.reason = self.reason or next((line for line in lines if line.startswith("E ")), lines[-1])[:300]
+        self.reason = (
+            self.reason or next((line for line in lines if line.startswith("E ")), lines[-1])[:300]
+        )
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef, request):
@@ -424,9 +515,16 @@ class Workplace:
 
     @classmethod
     def made(cls, folder: Path) -> Workplace:
-        shutil.copytree(ROOT, folder / "tree", symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        shutil.copytree(
+            ROOT, folder / "tree", symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT)
+        )
         compile_all = ["-m", "compileall", "-q", "src", "demo", "tests"]
-        subprocess.run([sys.executable, *compile_all], check=False, cwd=folder / "tree", stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, *compile_all],
+            check=False,
+            cwd=folder / "tree",
+            stdout=subprocess.DEVNULL,
+        )
         return cls(folder)
 
     def pytest(self, arguments: list[str], limit: float, recording: Path | None = None) -> dict:
@@ -447,7 +545,10 @@ class Workplace:
             os.close(ended)
             end_descendants(child)
         shutil.rmtree(self.temporary, ignore_errors=True)
-        found = {"status": 3 if in_time else None, "reason": (self.folder / "log.txt").read_text()[-300:]}
+        found = {
+            "status": 3 if in_time else None,
+            "reason": (self.folder / "log.txt").read_text()[-300:],
+        }
         if in_time and outcome.exists():
             found |= json.loads(outcome.read_text())
         return {"tests": {}, "failed": [], **found, "seconds": time.monotonic() - started}
@@ -462,8 +563,16 @@ class Workplace:
             os.dup2(stream, number)
         os.chdir(self.tree)
         paths = [str(self.tree / "src"), str(self.tree / "demo")]
-        kept = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and str(ROOT) not in path]
-        os.environ.update(PYTHONPATH=os.pathsep.join([*paths, *kept]), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
+        kept = [
+            path
+            for path in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+            if path and str(ROOT) not in path
+        ]
+        os.environ.update(
+            PYTHONPATH=os.pathsep.join([*paths, *kept]),
+            PYTHONDONTWRITEBYTECODE="1",
+            OMP_NUM_THREADS="1",
+        )
         sys.dont_write_bytecode = True
         sys.path[:] = [*paths, *(path for path in sys.path if str(ROOT) not in path)]
         status = 3
@@ -476,7 +585,12 @@ class Workplace:
             where = getattr(sys.modules.get("bridgetower"), "__file__", str(self.tree))
             if not Path(where).is_relative_to(self.tree):
                 events.reason, status = f"the package of {where} was tested", 3
-            content = {"status": int(status), "tests": events.tests, "failed": events.failed, "reason": events.reason}
+            content = {
+                "status": int(status),
+                "tests": events.tests,
+                "failed": events.failed,
+                "reason": events.reason,
+            }
             outcome.with_suffix(".part").write_text(json.dumps(content))
             outcome.with_suffix(".part").rename(outcome)
             atexit._run_exitfuncs()
@@ -545,7 +659,8 @@ def lines_by_context(tree: Path, folder: Path) -> dict[str, dict[str, list[int]]
                     if context or not is_main:  # else while modules are imported
                         lines[name][context or "*"].add(line)
     return {
-        name: {context: sorted(numbers) for context, numbers in contexts.items()} for name, contexts in lines.items()
+        name: {context: sorted(numbers) for context, numbers in contexts.items()}
+        for name, contexts in lines.items()
     }
 
 
@@ -570,7 +685,9 @@ class Recordings:
             name = file.relative_to(ROOT).as_posix()
             recorded = self.file(name)
             is_fresh = recorded.exists() and time.time() - recorded.stat().st_mtime < days * 86400
-            is_fresh = is_fresh and json.loads(recorded.read_bytes())["digest"] == digest(file.read_bytes())
+            is_fresh = is_fresh and json.loads(recorded.read_bytes())["digest"] == digest(
+                file.read_bytes()
+            )
             if not is_fresh and not name.startswith(UNRECORDED):
                 missing.append(name)
         return missing
@@ -628,7 +745,9 @@ class Coverage:
             for path, contexts in recorded["lines"].items():
                 if not (root / path).exists():
                     continue
-                moved = moved_lines(recordings.folder / "sources" / recorded["sources"][path], root / path)
+                moved = moved_lines(
+                    recordings.folder / "sources" / recorded["sources"][path], root / path
+                )
                 for context, lines in contexts.items():
                     for line in filter(None, map(moved.get, lines)):
                         by_line[path][line] |= users[context]
@@ -666,16 +785,24 @@ def moved_lines(before: Path, after: Path) -> dict[int, int]:
     if old == new:
         return {line: line for line in range(1, len(new) + 1)}
     blocks = difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
-    return {block.a + offset + 1: block.b + offset + 1 for block in blocks for offset in range(block.size)}
+    return {
+        block.a + offset + 1: block.b + offset + 1
+        for block in blocks
+        for offset in range(block.size)
+    }
 
 
-def lines_to_cover(mutation: Mutation, source: bytes, root: Path) -> Iterator[tuple[str, range | list[int]]]:
+def lines_to_cover(
+    mutation: Mutation, source: bytes, root: Path
+) -> Iterator[tuple[str, range | list[int]]]:
     """Lines whose tests a mutation concerns, the best first.
 
     What runs while a module is imported concerns the tests of the functions that it belongs to, or that use its name.
     """
     around = [node for node in ast.walk(ast.parse(source)) if spans(node, mutation.line)]
-    functions = [node for node in around if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    functions = [
+        node for node in around if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
     if functions:
         function = max(functions, key=lambda node: node.lineno)
         if mutation.line >= function.body[0].lineno:
@@ -686,9 +813,13 @@ def lines_to_cover(mutation: Mutation, source: bytes, root: Path) -> Iterator[tu
         yield mutation.path, range(function.body[0].lineno, function.end_lineno + 1)
         return
     names = {node.id for node in around if isinstance(node, ast.Name)} | bound_names(around)
-    for path in sorted((root / PACKAGE).rglob("*.py"), key=lambda path: path != root / mutation.path):
+    for path in sorted(
+        (root / PACKAGE).rglob("*.py"), key=lambda path: path != root / mutation.path
+    ):
         relative = path.relative_to(root).as_posix()
-        if lines := [line for line in lines_that_name(path, frozenset(names)) if line != mutation.line]:
+        if lines := [
+            line for line in lines_that_name(path, frozenset(names)) if line != mutation.line
+        ]:
             yield relative, lines
     classes = [node for node in around if isinstance(node, ast.ClassDef)]
     if classes:
@@ -702,8 +833,12 @@ def spans(node: ast.AST, line: int) -> bool:
 def bound_names(nodes: list[ast.AST]) -> set[str]:
     targets = []
     for node in nodes:
-        targets += [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
-    return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+        targets += (
+            [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+        )
+    return {
+        name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
+    }
 
 
 @cache
@@ -720,7 +855,13 @@ def lines_that_name(path: Path, names: frozenset[str]) -> list[int]:
 # ------------------------------------------------------------------------------------------------------------ verdicts
 
 
-def judged(workplace: Workplace, mutation: Mutation, tests: list[str], seconds: dict[str, float], most: float) -> dict:
+def judged(
+    workplace: Workplace,
+    mutation: Mutation,
+    tests: list[str],
+    seconds: dict[str, float],
+    most: float,
+) -> dict:
     """Runs the tests that cover a mutation: the closest, then as many of the others as take `most` seconds."""
     file = workplace.tree / mutation.path
     source = file.read_bytes()
@@ -744,7 +885,9 @@ def judged(workplace: Workplace, mutation: Mutation, tests: list[str], seconds: 
         # The same tests must pass in time without the mutation: those that failed, else all.
         is_test = verdict["failed"] in seconds
         control = workplace.pytest([verdict["failed"]] if is_test else ["-x", *stage], limit)
-        is_sound = control["status"] == 0 and control["seconds"] < (limit if outcome["failed"] else limit / 2)
+        is_sound = control["status"] == 0 and control["seconds"] < (
+            limit if outcome["failed"] else limit / 2
+        )
         kind = "timed out" if outcome["status"] is None else "killed"
         verdict["verdict"] = kind if is_sound else "unclear"
         if is_sound:
@@ -826,12 +969,20 @@ def report(verdicts: list[dict]) -> str:
         counts["all"][verdict["verdict"]] += 1
     lines = [f"{'room':<14}" + "".join(f"{kind:>11}" for kind in kinds)]
     rooms = [*sorted(counts.keys() - {"all"}), "all"]
-    lines += [f"{room:<14}" + "".join(f"{counts[room][kind]:>11}" for kind in kinds) for room in rooms]
+    lines += [
+        f"{room:<14}" + "".join(f"{counts[room][kind]:>11}" for kind in kinds) for room in rooms
+    ]
     for verdict in verdicts:
         if verdict["verdict"] in ("survived", "unclear"):
             place = f"{verdict['path']}:{verdict['line']}"
-            told = f" ({verdict['failed']}: {verdict['reason']})" if verdict["verdict"] == "unclear" else ""
-            lines.append(f"\n{verdict['verdict']}: {place} {verdict['operator']}, {verdict['tests']} tests{told}")
+            told = (
+                f" ({verdict['failed']}: {verdict['reason']})"
+                if verdict["verdict"] == "unclear"
+                else ""
+            )
+            lines.append(
+                f"\n{verdict['verdict']}: {place} {verdict['operator']}, {verdict['tests']} tests{told}"
+            )
             lines.append(verdict["diff"])
     caught = counts["all"]["killed"] + counts["all"]["timed out"]
     if judgements := caught + counts["all"]["survived"]:
@@ -842,23 +993,51 @@ def report(verdicts: list[dict]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=100, help="mutants to draw")
-    parser.add_argument("--seed", default=str(datetime.date.today()), help="what the draw depends on beside the code")
-    parser.add_argument("--only", nargs="*", default=(), help="parts of paths of the files to draw from")
+    parser.add_argument(
+        "--seed",
+        default=str(datetime.date.today()),
+        help="what the draw depends on beside the code",
+    )
+    parser.add_argument(
+        "--only", nargs="*", default=(), help="parts of paths of the files to draw from"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes that run tests")
-    parser.add_argument("--limit", type=float, default=120, help="seconds of tests a mutant, beyond the closest tests")
-    parser.add_argument("--days", type=float, default=30, help="days after which coverage is recorded anew")
-    parser.add_argument("--record", nargs="*", metavar="PART", help="record these test files, or all, and draw nothing")
-    parser.add_argument("--as-recorded", action="store_true", help="record nothing, even where test files have changed")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=120,
+        help="seconds of tests a mutant, beyond the closest tests",
+    )
+    parser.add_argument(
+        "--days", type=float, default=30, help="days after which coverage is recorded anew"
+    )
+    parser.add_argument(
+        "--record",
+        nargs="*",
+        metavar="PART",
+        help="record these test files, or all, and draw nothing",
+    )
+    parser.add_argument(
+        "--as-recorded",
+        action="store_true",
+        help="record nothing, even where test files have changed",
+    )
     parser.add_argument("--json", action="store_true", help="print the verdicts as JSON lines")
     options = parser.parse_args(arguments)
     recordings = Recordings(ROOT / "build/mutants/coverage")
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # removes the copies of the project
+    signal.signal(
+        signal.SIGTERM, lambda number, _: sys.exit(number)
+    )  # removes the copies of the project
     preload()
 
     missing = [] if options.as_recorded else recordings.missing(options.days)
     if options.record:
         missing = [name for name in missing if any(part in name for part in options.record)]
-    in_processes(options.jobs, len(missing), lambda workplace, n: recordings.record(workplace, missing[n], 3600))
+    in_processes(
+        options.jobs,
+        len(missing),
+        lambda workplace, n: recordings.record(workplace, missing[n], 3600),
+    )
     if options.record is not None:
         return
 
@@ -869,7 +1048,9 @@ def main(arguments: list[str] | None = None) -> None:
     drawn = draw(ROOT, options.count, options.seed, tuple(options.only))
     done = {}
     if file.exists():
-        done = {verdict["key"]: verdict for verdict in map(json.loads, file.read_text().splitlines())}
+        done = {
+            verdict["key"]: verdict for verdict in map(json.loads, file.read_text().splitlines())
+        }
     keys = {mutation: digest(json.dumps(asdict(mutation)).encode()) for mutation in drawn}
     left = [mutation for mutation in drawn if keys[mutation] not in done]
     coverage = Coverage.read(recordings, ROOT)
@@ -879,13 +1060,18 @@ def main(arguments: list[str] | None = None) -> None:
         tests = coverage.of(mutation, ROOT)
         diff = mutation.diff((ROOT / mutation.path).read_bytes())
         verdict = judged(workplace, mutation, tests, coverage.seconds, options.limit)
-        whole = {"key": keys[mutation], **asdict(mutation), "room": mutation.room, "diff": diff, **verdict}
+        whole = {
+            "key": keys[mutation],
+            **asdict(mutation),
+            "room": mutation.room,
+            "diff": diff,
+            **verdict,
+        }
         with file.open("a") as stream:
             stream.write(json.dumps(whole) + "\n")
         told = f" by {verdict['failed']}" if verdict["failed"] else ""
-        return (
-            f"{mutation.path}:{mutation.line} {mutation.operator}: {verdict['verdict']}{told}, {verdict['seconds']} s"
-        )
+        where = f"{mutation.path}:{mutation.line} {mutation.operator}"
+        return f"{where}: {verdict['verdict']}{told}, {verdict['seconds']} s"
 
     in_processes(options.jobs, len(left), judge)
     done = {verdict["key"]: verdict for verdict in map(json.loads, file.read_text().splitlines())}

@@ -15,17 +15,38 @@ from bridgetower.model.config import FusionConfig, ModelConfig, TextConfig, Visi
 # tower.
 CONFIG = ModelConfig(
     vision=VisionConfig(
-        image_size=32, patch_size=16, hidden_size=128, num_layers=3, num_heads=2, intermediate_size=512
+        image_size=32,
+        patch_size=16,
+        hidden_size=128,
+        num_layers=3,
+        num_heads=2,
+        intermediate_size=512,
     ),
     text=TextConfig(
-        vocab_size=60, hidden_size=48, num_layers=3, num_heads=3, intermediate_size=56, max_positions=20, dropout=0.1
+        vocab_size=60,
+        hidden_size=48,
+        num_layers=3,
+        num_heads=3,
+        intermediate_size=56,
+        max_positions=20,
+        dropout=0.1,
     ),
     fusion=FusionConfig(hidden_size=48, num_layers=2, num_heads=3, intermediate_size=56),
 )
 OVERRIDES = {"text.num_heads": 3}  # an official file tells the heads of published widths only
 METER = {"fusion.bridge": None, "fusion.input_norm": False}
-BERT = {"text.positions": "bert", "text.pad_token_id": 0, "text.layer_norm_eps": 1e-12, "text.type_vocab_size": 2}
-TIMM = {"vision.activation": "gelu", "vision.pre_norm": False, "vision.patch_bias": True, "vision.layer_norm_eps": 1e-6}
+BERT = {
+    "text.positions": "bert",
+    "text.pad_token_id": 0,
+    "text.layer_norm_eps": 1e-12,
+    "text.type_vocab_size": 2,
+}
+TIMM = {
+    "vision.activation": "gelu",
+    "vision.pre_norm": False,
+    "vision.patch_bias": True,
+    "vision.layer_norm_eps": 1e-6,
+}
 
 
 @dataclass(frozen=True)
@@ -62,13 +83,22 @@ def make(changes=None, *, extra=(), seed=0):
         "text.pooler.dense.bias": torch.rand(width, generator=generator),
     }
     state_dict = {"temperature": torch.tensor(0.07)}
-    state_dict |= export_tensors(name_table([*tensors, *extra_tensors], naming), tensors | extra_tensors)
+    state_dict |= export_tensors(
+        name_table([*tensors, *extra_tensors], naming), tensors | extra_tensors
+    )
     if not config.heads.hidden_scale:  # official `task_head_layers=1`
-        state_dict = {name.replace("_classifier.3.", "_classifier.0."): one for name, one in state_dict.items()}
-    state_dict["text_transformer.embeddings.position_ids"] = torch.arange(config.text.max_positions)[None]
+        state_dict = {
+            name.replace("_classifier.3.", "_classifier.0."): one
+            for name, one in state_dict.items()
+        }
+    state_dict["text_transformer.embeddings.position_ids"] = torch.arange(
+        config.text.max_positions
+    )[None]
     if naming == "clip":
         left_over = ("positional_embedding", "ln_final.weight", "ln_final.bias")
-        state_dict |= {f"vit_model.{name}": torch.rand(4, generator=generator) for name in left_over}
+        state_dict |= {
+            f"vit_model.{name}": torch.rand(4, generator=generator) for name in left_over
+        }
     state_dict |= {name: torch.rand(3, generator=generator) for name in extra}
     return Official(config, tensors, state_dict, run_config(config))
 
@@ -78,7 +108,11 @@ def run_config(config):
     patch = config.vision.patch_size
     return {
         "exp_name": "BT",
-        "loss_names": {"mlm": int(config.heads.mlm), "itm": int(config.heads.itm), "itc": int(bool(config.heads.itc))},
+        "loss_names": {
+            "mlm": int(config.heads.mlm),
+            "itm": int(config.heads.itm),
+            "itc": int(bool(config.heads.itc)),
+        },
         "train_transform_keys": ["clip"],
         "val_transform_keys": ["clip"],
         "image_size": config.vision.image_size,

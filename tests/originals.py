@@ -17,7 +17,10 @@ def write_cifar10(folder):
     home.mkdir(parents=True)
     names = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
     for file, name in enumerate(names):
-        records = [bytes([(file + n) % 10]) + cifar_picture(PER_FILE * file + n).tobytes() for n in range(PER_FILE)]
+        records = [
+            bytes([(file + n) % 10]) + cifar_picture(PER_FILE * file + n).tobytes()
+            for n in range(PER_FILE)
+        ]
         (home / name).write_bytes(b"".join(records))
     (home / "batches.meta.txt").write_text("\n".join(CIFAR10) + "\n\n")
     return home
@@ -28,10 +31,17 @@ def write_cifar100(folder):
     home = folder / "cifar-100-binary"
     home.mkdir(parents=True)
     for name, count, start in (("train.bin", 20, 0), ("test.bin", 5, 20)):
-        records = [bytes([row % 20, (7 * row) % 100]) + cifar_picture(start + row).tobytes() for row in range(count)]
+        records = [
+            bytes([row % 20, (7 * row) % 100]) + cifar_picture(start + row).tobytes()
+            for row in range(count)
+        ]
         (home / name).write_bytes(b"".join(records))
-    (home / "fine_label_names.txt").write_text("\n".join(f"class_{number}" for number in range(100)) + "\n")
-    (home / "coarse_label_names.txt").write_text("\n".join(f"group_{number}" for number in range(20)) + "\n")
+    (home / "fine_label_names.txt").write_text(
+        "\n".join(f"class_{number}" for number in range(100)) + "\n"
+    )
+    (home / "coarse_label_names.txt").write_text(
+        "\n".join(f"group_{number}" for number in range(20)) + "\n"
+    )
     return home
 
 
@@ -40,7 +50,8 @@ GLUE = {
     "CoLA": (
         None,
         "index\tsentence",
-        ["gj04\t1\t\tThe sailors rode the breeze.", 'gj04\t0\t*\tThe "car honked down the road.'] * 4,
+        ["gj04\t1\t\tThe sailors rode the breeze.", 'gj04\t0\t*\tThe "car honked down the road.']
+        * 4,
         ["0\tBill whistled past the house.", "1\tThe car honked its way."],
     ),
     "SST-2": (
@@ -62,7 +73,11 @@ GLUE = {
     "QQP": (
         "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate",
         "id\tquestion1\tquestion2",
-        ["133273\t213221\t213222\tHow is life?\tWhat is life?\t0", "402555\t536040\t536041\tHow do I?\tHow to?\t1"] * 4,
+        [
+            "133273\t213221\t213222\tHow is life?\tWhat is life?\t0",
+            "402555\t536040\t536041\tHow do I?\tHow to?\t1",
+        ]
+        * 4,
         ["0\tWould Trump?\tWhat if?", "1\tWhat are?\tWhy are?"],
     ),
     "STS-B": (
@@ -82,13 +97,21 @@ GLUE = {
     "RTE": (
         "index\tsentence1\tsentence2\tlabel",
         "index\tsentence1\tsentence2",
-        ["0\tNo weapons found.\tWeapons found.\tnot_entailment", "1\tA place of sorrow.\tSorrow.\tentailment"] * 4,
+        [
+            "0\tNo weapons found.\tWeapons found.\tnot_entailment",
+            "1\tA place of sorrow.\tSorrow.\tentailment",
+        ]
+        * 4,
         ["0\tMangla was called.\tShe was.", "1\tAuthorities said.\tThey said."],
     ),
     "QNLI": (
         "index\tquestion\tsentence\tlabel",
         "index\tquestion\tsentence",
-        ["0\tWhen did it begin?\tIn the third age.\tnot_entailment", "1\tWhat is it?\tIt is a cat.\tentailment"] * 4,
+        [
+            "0\tWhen did it begin?\tIn the third age.\tnot_entailment",
+            "1\tWhat is it?\tIt is a cat.\tentailment",
+        ]
+        * 4,
         ["0\tWhat organisation?\tThe Red Cross.", "1\tWho?\tHe."],
     ),
 }
@@ -109,12 +132,17 @@ def write_glue(folder):
     labels = ("neutral", "entailment", "contradiction")
     _write(
         folder / "MNLI" / "train.tsv",
-        [f"{_MNLI_COLUMNS}\tlabel1\tgold_label", *(f"{row}\tneutral\t{labels[n % 3]}" for n, row in enumerate(rows))],
+        [
+            f"{_MNLI_COLUMNS}\tlabel1\tgold_label",
+            *(f"{row}\tneutral\t{labels[n % 3]}" for n, row in enumerate(rows)),
+        ],
     )
     five = "\t".join(f"label{number}" for number in range(1, 6))
     for kind in ("matched", "mismatched"):
         marked = [f"{row}\t" + "\t".join([labels[n % 3]] * 6) for n, row in enumerate(rows)]
-        _write(folder / "MNLI" / f"dev_{kind}.tsv", [f"{_MNLI_COLUMNS}\t{five}\tgold_label", *marked])
+        _write(
+            folder / "MNLI" / f"dev_{kind}.tsv", [f"{_MNLI_COLUMNS}\t{five}\tgold_label", *marked]
+        )
         _write(folder / "MNLI" / f"test_{kind}.tsv", [_MNLI_COLUMNS, *rows[:4]])
     return folder
 

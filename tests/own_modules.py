@@ -13,7 +13,9 @@ class Patches(VisionTower):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.embedding = nn.Conv2d(3, config.hidden_size, config.patch_size, config.patch_size)
-        self.blocks = nn.ModuleList(nn.Linear(config.hidden_size, config.hidden_size) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            nn.Linear(config.hidden_size, config.hidden_size) for _ in range(config.num_layers)
+        )
 
     def forward(self, pixel_values: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
         hidden, found = self.embedding(pixel_values).flatten(2).mT, []
@@ -33,7 +35,9 @@ class Words(TextTower):
         super().__init__()
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
 
-    def forward(self, input_ids: Tensor, mask: Tensor | None, layers: tuple[int, ...]) -> list[Tensor]:
+    def forward(
+        self, input_ids: Tensor, mask: Tensor | None, layers: tuple[int, ...]
+    ) -> list[Tensor]:
         return [self.embedding(input_ids)] * len(layers)
 
 
@@ -46,7 +50,11 @@ class Manager(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(
-        self, stream: Tensor, tower_layers: tuple[Tensor, ...], other_stream: Tensor, other_mask: Tensor | None
+        self,
+        stream: Tensor,
+        tower_layers: tuple[Tensor, ...],
+        other_stream: Tensor,
+        other_mask: Tensor | None,
     ) -> Tensor:
         weights = self.weigh(stream).softmax(dim=-1)  # [B, L, 3]
         mixed = (weights[..., None, :] * torch.stack(tower_layers, dim=-1)).sum(dim=-1)
@@ -57,5 +65,9 @@ OWN = Extensions(
     vision_towers={"patches": Patches},
     text_towers={"words": Words},
     bridges={"manager": Manager},
-    heads={"mood": HeadSpec(build=lambda config: nn.Linear(2 * config.fusion.hidden_size, 5), inputs="pooled")},
+    heads={
+        "mood": HeadSpec(
+            build=lambda config: nn.Linear(2 * config.fusion.hidden_size, 5), inputs="pooled"
+        )
+    },
 )

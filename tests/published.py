@@ -34,7 +34,11 @@ class ClipBlock(nn.Module):
         super().__init__()
         self.attn = nn.MultiheadAttention(width, width // 64)
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        layers = [("c_fc", nn.Linear(width, 3 * width)), ("gelu", QuickGelu()), ("c_proj", nn.Linear(3 * width, width))]
+        layers = [
+            ("c_fc", nn.Linear(width, 3 * width)),
+            ("gelu", QuickGelu()),
+            ("c_proj", nn.Linear(3 * width, width)),
+        ]
         self.mlp = nn.Sequential(OrderedDict(layers))
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -61,7 +65,9 @@ class ClipVisual(nn.Module):
     def hidden(self, pixels: Tensor) -> list[Tensor]:
         patches = self.conv1(pixels).flatten(2).transpose(1, 2)
         start = self.class_embedding.expand(len(pixels), 1, -1)
-        hidden = self.ln_pre(torch.cat([start, patches], dim=1) + self.positional_embedding).transpose(0, 1)
+        hidden = self.ln_pre(
+            torch.cat([start, patches], dim=1) + self.positional_embedding
+        ).transpose(0, 1)
         outputs = []
         for block in self.transformer.resblocks:
             hidden = block(hidden)
@@ -96,13 +102,24 @@ def timm_vit(path, *, distilled=False, depth=3):
     from timm.models.vision_transformer import VisionTransformer
 
     build = VisionTransformerDistilled if distilled else VisionTransformer
-    model = build(img_size=32, patch_size=8, embed_dim=192, depth=depth, num_heads=3, mlp_ratio=2, num_classes=5)
+    model = build(
+        img_size=32,
+        patch_size=8,
+        embed_dim=192,
+        depth=depth,
+        num_heads=3,
+        mlp_ratio=2,
+        num_classes=5,
+    )
     tiny.off_defaults(model).eval()
     torch.save({"model": model.state_dict()}, path)
 
     def hidden(pixels):
         outputs = []
-        hooks = [block.register_forward_hook(lambda *call: outputs.append(call[-1])) for block in model.blocks]
+        hooks = [
+            block.register_forward_hook(lambda *call: outputs.append(call[-1]))
+            for block in model.blocks
+        ]
         model.forward_features(pixels)
         for hook in hooks:
             hook.remove()
@@ -112,9 +129,19 @@ def timm_vit(path, *, distilled=False, depth=3):
 
 
 _VISION = {"image_size": 32, "patch_size": 8}
-_VISION |= {"hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 3}
+_VISION |= {
+    "hidden_size": 48,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+}
 _TEXT = {"vocab_size": 50, "max_position_embeddings": 16}
-_TEXT |= {"hidden_size": 32, "intermediate_size": 36, "num_hidden_layers": 3, "num_attention_heads": 4}
+_TEXT |= {
+    "hidden_size": 32,
+    "intermediate_size": 36,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
 
 
 def transformers_model(name, **changes):
@@ -124,7 +151,9 @@ def transformers_model(name, **changes):
     build = getattr(transformers, name)
     if name == "CLIPModel":
         text = _TEXT | {"eos_token_id": 2}
-        config = transformers.CLIPConfig(text_config=text, vision_config=_VISION | {"hidden_act": "gelu"})
+        config = transformers.CLIPConfig(
+            text_config=text, vision_config=_VISION | {"hidden_act": "gelu"}
+        )
     elif name.startswith(("Roberta", "Bert")):
         values = _TEXT | {"layer_norm_eps": 1e-5 if name.startswith("Roberta") else 1e-12}
         config = build.config_class(**(values | changes))

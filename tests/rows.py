@@ -25,7 +25,13 @@ class Choice:
 
 _TEXTS = ("question", "answers")
 CHOICES = Schema(
-    name="choices", entries="choices", entry=Choice, noun="choice", texts=_TEXTS, id="choice_id", label="label"
+    name="choices",
+    entries="choices",
+    entry=Choice,
+    noun="choice",
+    texts=_TEXTS,
+    id="choice_id",
+    label="label",
 )
 
 
@@ -37,12 +43,21 @@ def png(shade, size=4):
 
 def record(number, **changes):
     images = (ImageFile(f"{number}.png", png(number)),)
-    return Record(**{"image_id": f"id-{number}", "images": images, "entries": (f"shade {number}", "grey"), **changes})
+    return Record(
+        **{
+            "image_id": f"id-{number}",
+            "images": images,
+            "entries": (f"shade {number}", "grey"),
+            **changes,
+        }
+    )
 
 
 def write_set(folder, splits, schema=CAPTIONS, **files):
     info = DatasetInfo(name=folder.name, split_rule="as given")
-    write_collection(folder, Collection(info=info, schema=schema, splits=splits, files=files), progress=False)
+    write_collection(
+        folder, Collection(info=info, schema=schema, splits=splits, files=files), progress=False
+    )
     return folder
 
 
@@ -51,7 +66,10 @@ def records_of(folder, split):
     return [
         Record(
             image_id=row["id"],
-            images=[ImageFile(f"{row['id']}-{place}", content) for place, content in enumerate(row["images"])],
+            images=[
+                ImageFile(f"{row['id']}-{place}", content)
+                for place, content in enumerate(row["images"])
+            ],
             entries=row["entries"],
         )
         for row in read_rows(folder, split)
@@ -67,6 +85,11 @@ def read_rows(folder, split, schema=None):
     opened, found = PreparedSet(folder, (split,), schema), {}
     for example in opened.scan():
         key = tuple(example["images"]) or (-1 - len(found),)
-        row = found.setdefault(key, {"id": example["id"], "images": example["images"], "entries": []})
+        row = found.setdefault(
+            key, {"id": example["id"], "images": example["images"], "entries": []}
+        )
         row["entries"].append(example["entry"])
-    return [{**row, "images": opened.images(row["images"]) if row["images"] else []} for row in found.values()]
+    return [
+        {**row, "images": opened.images(row["images"]) if row["images"] else []}
+        for row in found.values()
+    ]

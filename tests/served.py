@@ -64,7 +64,9 @@ class Running:
 
 
 @contextmanager
-def started(predictor, searcher=None, *, answering=None, connections=1000, patience=10.0, **settings):
+def started(
+    predictor, searcher=None, *, answering=None, connections=1000, patience=10.0, **settings
+):
     """Serves a model on a free port, without the page unless it is asked for."""
     config = ServeConfig(port=0, **{"page": False, **settings})
     with take_port(config) as listener:
@@ -128,7 +130,9 @@ def error_of(response, status):
 def held_up(predictor):
     """Lets the text tower wait until the event that is lent is set."""
     gate = threading.Event()
-    hook = predictor.model.text.word_embedding.register_forward_pre_hook(lambda *_: gate.wait(PATIENCE) and None)
+    hook = predictor.model.text.word_embedding.register_forward_pre_hook(
+        lambda *_: gate.wait(PATIENCE) and None
+    )
     try:
         yield gate
     finally:

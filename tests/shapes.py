@@ -10,7 +10,13 @@ from bridgetower.data.config import DataConfig
 from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.config import (
+    FusionConfig,
+    HeadsConfig,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+)
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
@@ -24,11 +30,21 @@ SEED = 7  # with which the hashes of the pictures give just these counts
 NUM_HELD_OUT = 9  # in validation and in test: an odd number does not split evenly over processes
 
 MODEL = ModelConfig(
-    vision=VisionConfig(image_size=20, patch_size=10, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12),
-    text=TextConfig(
-        vocab_size=300, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12, max_positions=34, dropout=0.1
+    vision=VisionConfig(
+        image_size=20, patch_size=10, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12
     ),
-    fusion=FusionConfig(hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12, dropout=0.1),
+    text=TextConfig(
+        vocab_size=300,
+        hidden_size=8,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=12,
+        max_positions=34,
+        dropout=0.1,
+    ),
+    fusion=FusionConfig(
+        hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12, dropout=0.1
+    ),
     heads=HeadsConfig(itc="tower", itc_size=8),
 )
 
@@ -41,7 +57,9 @@ PHASES = (
 
 def write_pictures(folder):
     lines = ["image,caption"]
-    combinations = [(colour, ground, shape) for colour in COLOURS for ground in GROUNDS for shape in SHAPES]
+    combinations = [
+        (colour, ground, shape) for colour in COLOURS for ground in GROUNDS for shape in SHAPES
+    ]
     for number, (colour, ground, shape) in enumerate(combinations):
         picture = Image.new("RGB", (24, 24), ground)
         draw = ImageDraw.Draw(picture)
@@ -53,7 +71,10 @@ def write_pictures(folder):
             case "bar":
                 draw.rectangle((2, 10, 21, 13), fill=colour)
         picture.save(folder / f"{number:02}.png")
-        captions = [f"{colour} {shape} on {ground}", f"a {shape} that is {colour} on a {ground} ground"]
+        captions = [
+            f"{colour} {shape} on {ground}",
+            f"a {shape} that is {colour} on a {ground} ground",
+        ]
         lines += [f"{number:02}.png,{caption}" for caption in captions[: 1 + number % 2]]
     (folder / "shapes.csv").write_text("\n".join(lines))
     return folder / "shapes.csv"
@@ -69,13 +90,17 @@ def prepare_shapes(pictures, out, **options):
 
 def write_tiny_checkpoint(dataset, folder, model=MODEL, labels=None):
     """Writes a small model with random weights and preprocessing for the set; returns the folder."""
-    values = ProcessorConfig(profile="official-pretrain", image_size=MODEL.vision.image_size, max_length=24)
+    values = ProcessorConfig(
+        profile="official-pretrain", image_size=MODEL.vision.image_size, max_length=24
+    )
     images = CaptionImages(DataConfig(folders=(str(dataset),)), "train", Processor(values, None))
     captions = [caption for captions in images.all_captions() for caption in captions]
     processor = Processor(values, train_tokenizer(captions, vocab_size=MODEL.text.vocab_size))
     config = model.override({"text.vocab_size": processor.vocab_size})
     tensors = off_defaults(BridgeTower(config)).state_dict()
-    checkpoint = Checkpoint(source="tiny", config=config, tensors=tensors, processor=processor, labels=labels or {})
+    checkpoint = Checkpoint(
+        source="tiny", config=config, tensors=tensors, processor=processor, labels=labels or {}
+    )
     write_checkpoint(checkpoint, folder)
     return folder
 
@@ -93,7 +118,9 @@ def run_config(dataset, **changes):
         task=PretrainingConfig(phases=PHASES),
         model=MODEL,
         data=DataConfig(folders=(str(dataset),), max_length=24),
-        optimizer=OptimizerConfig(lr=1e-2, weight_decay=0.05, head_multiplier=1, fusion_multiplier=1),
+        optimizer=OptimizerConfig(
+            lr=1e-2, weight_decay=0.05, head_multiplier=1, fusion_multiplier=1
+        ),
         evaluation=RetrievalConfig(candidates=4),
         batch_size=8,
         max_steps=6,
@@ -114,4 +141,13 @@ def train_command(dataset, out, *options):
     values += ["--batch-size=8", "--precision=fp32", "--log-every=1"]
     values += ["--data.max-length=24", "--evaluation.candidates=4"]
     arguments = [argument for value in values for argument in value.split("=")]
-    return ["train", "pretrain-nano", "--data.folders", str(dataset), "--out", str(out), *arguments, *options]
+    return [
+        "train",
+        "pretrain-nano",
+        "--data.folders",
+        str(dataset),
+        "--out",
+        str(out),
+        *arguments,
+        *options,
+    ]

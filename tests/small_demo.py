@@ -22,7 +22,11 @@ def write_few(out, collection, **options):
 def make_small(change):
     """Changes the sets that the demo writes, the batches of its recipes, and how often it measures a pass."""
     change(toysets, "write_collection", write_few)
-    change(run, "RECIPES", {name: replace(recipe, batch_size=16) for name, recipe in run.RECIPES.items()})
+    change(
+        run,
+        "RECIPES",
+        {name: replace(recipe, batch_size=16) for name, recipe in run.RECIPES.items()},
+    )
     change(run, "model_cost", partial(model_cost, repeats=1, warmup=0))
 
 
@@ -34,7 +38,13 @@ def train_here(runs, **_):
 if __name__ == "__main__":
     make_small(setattr)
     shallow = {"vision.num_layers": 2, "text.num_layers": 1, "fusion.num_layers": 1}
-    ours = {name: one for name, one in run.RECIPES.items() if name.startswith(("pretrain-nano", "scenes-vqa"))}
-    run.RECIPES = {name: replace(one, model=one.model.override(shallow)) for name, one in ours.items()}
+    ours = {
+        name: one
+        for name, one in run.RECIPES.items()
+        if name.startswith(("pretrain-nano", "scenes-vqa"))
+    }
+    run.RECIPES = {
+        name: replace(one, model=one.model.override(shallow)) for name, one in ours.items()
+    }
     run.train_all, plan.NUM_VALIDATION, plan.NUM_TEST = train_here, FEW["validation"], FEW["test"]
     __main__.main(sys.argv[1:] or ["--from-scratch", "--minutes", "0.01"])

@@ -24,17 +24,26 @@ def write_sources(images, folder):
     """Writes the first images of a folder as every kind of source; returns where each is."""
     contents = {f"{name}.png": (images / f"{name}.png").read_bytes() for name in NAMES}
     rows = list(zip(contents, CAPTIONS, strict=True))
-    places = {kind: folder / kind for kind in ("folder", "shards", "saved", "parquet_folder", "imagefolder")}
+    places = {
+        kind: folder / kind
+        for kind in ("folder", "shards", "saved", "parquet_folder", "imagefolder")
+    }
     for kind in ("folder", "imagefolder"):
         places[kind].mkdir()
         for name, caption in rows:
             shutil.copy(images / name, places[kind])
             if kind == "folder":
                 (places[kind] / name).with_suffix(".txt").write_text(caption)
-    _write_lines(places["imagefolder"] / "metadata.jsonl", [{"file_name": n, "text": c} for n, c in rows])
+    _write_lines(
+        places["imagefolder"] / "metadata.jsonl", [{"file_name": n, "text": c} for n, c in rows]
+    )
     with (folder / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("image", "caption"), *((f"folder/{name}", caption) for name, caption in rows)])
-    _write_lines(folder / "table.jsonl", [{"id": n, "path": f"folder/{n}", "captions": [c]} for n, c in rows])
+        csv.writer(file).writerows(
+            [("image", "caption"), *((f"folder/{name}", caption) for name, caption in rows)]
+        )
+    _write_lines(
+        folder / "table.jsonl", [{"id": n, "path": f"folder/{n}", "captions": [c]} for n, c in rows]
+    )
     places["shards"].mkdir()
     write_tar(places["shards"] / "shard-0.tar", rows[:3], contents)
     write_tar(places["shards"] / "shard-1.tar", rows[3:], contents)
@@ -58,7 +67,10 @@ def write_tar(path, rows, contents, *, as_json=False):
     with tarfile.open(path, "w") as archive:
         for name, caption in rows:
             text = (".json", json.dumps({"caption": caption})) if as_json else (".txt", caption)
-            for member, content in ((name, contents[name]), (f"{Path(name).stem}{text[0]}", text[1].encode())):
+            for member, content in (
+                (name, contents[name]),
+                (f"{Path(name).stem}{text[0]}", text[1].encode()),
+            ):
                 header = tarfile.TarInfo(member)
                 header.size = len(content)
                 archive.addfile(header, io.BytesIO(content))

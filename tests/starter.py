@@ -9,7 +9,9 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 def write_towers(folder):
     """Writes an image and a text tower of the depths of the real ones, with a vocabulary of letters."""
-    transformers_vision(folder / "vision", "ViTModel", num_hidden_layers=12, image_size=28, patch_size=14)
+    transformers_vision(
+        folder / "vision", "ViTModel", num_hidden_layers=12, image_size=28, patch_size=14
+    )
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,;:()-'"
     words = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
     transformers_text(

@@ -50,20 +50,30 @@ class Store:
 @contextmanager
 def s3_store():
     """Starts the server with a bucket, and makes programs of this process and its children use it."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(
+        ip_address="127.0.0.1", port=0, verbose=False
+    )
     pytest.importorskip("s3fs")
     import fsspec
 
     logging.getLogger("werkzeug").setLevel("ERROR")
-    forget = fsspec.get_filesystem_class("s3").clear_instance_cache  # of those that have the address of another server
+    forget = fsspec.get_filesystem_class(
+        "s3"
+    ).clear_instance_cache  # of those that have the address of another server
     server.start()
     store = Store()
     try:
-        with ThreadingHTTPServer(("127.0.0.1", 0), _handler(store, server.get_host_and_port())) as proxy:
+        with ThreadingHTTPServer(
+            ("127.0.0.1", 0), _handler(store, server.get_host_and_port())
+        ) as proxy:
             Thread(target=proxy.serve_forever, daemon=True).start()
-            with patch.dict(os.environ, SETTINGS, AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.server_port}"):
+            with patch.dict(
+                os.environ, SETTINGS, AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.server_port}"
+            ):
                 forget()
-                fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)  # all servers of a process share it
+                fsspec.filesystem("s3").makedirs(
+                    "bucket", exist_ok=True
+                )  # all servers of a process share it
                 yield store
             proxy.shutdown()
     finally:
@@ -98,9 +108,19 @@ def _handler(store, address):
             content = response.read()
             self.send_response(response.status)
             for name, value in response.getheaders():
-                if name.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server"):
+                if name.lower() not in (
+                    "connection",
+                    "transfer-encoding",
+                    "content-length",
+                    "date",
+                    "server",
+                ):
                     self.send_header(name, value)
-            length = response.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
+            length = (
+                response.getheader("Content-Length")
+                if self.command == "HEAD"
+                else str(len(content))
+            )
             self.send_header("Content-Length", length or "0")
             self.end_headers()
             self.wfile.write(content[: len(content) // 2] if cut else content)

@@ -33,7 +33,9 @@ def ask(pictures):
     def call(predictor, method, number=None, **options):
         images = [pictures, pictures[::-1]] if method == "reason" else [pictures]
         given = [*images, QUESTIONS]
-        return getattr(predictor, method)(*(given if number is None else [part[number] for part in given]), **options)
+        return getattr(predictor, method)(
+            *(given if number is None else [part[number] for part in given]), **options
+        )
 
     return call
 
@@ -45,28 +47,43 @@ class TestResults:
         given = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
         pixels, others = processor.images(pictures), processor.images(pictures[::-1])
         with torch.no_grad():
-            one, two = Batch(pixel_values=pixels, **given), Batch(pixel_values=pixels, pixel_values_2=others, **given)
+            one, two = (
+                Batch(pixel_values=pixels, **given),
+                Batch(pixel_values=pixels, pixel_values_2=others, **given),
+            )
             expected = [
                 ("answer", shapes.COLOURS, task_of_head(model, "vqa").predict(one)),
-                ("entail", ("contradiction", "neutral", "entailment"), task_of_head(model, "snli_ve").predict(one)),
+                (
+                    "entail",
+                    ("contradiction", "neutral", "entailment"),
+                    task_of_head(model, "snli_ve").predict(one),
+                ),
                 ("reason", ("False", "True"), task_of_head(model, "nlvr2").predict(two)),
             ]
         for method, names, probabilities in expected:
             for choices, row in zip(ask(predictor, method), probabilities.tolist(), strict=True):
                 found = {choice.label: choice.probability for choice in choices}
                 assert found == pytest.approx(dict(zip(names, row, strict=True)), abs=1e-6)
-                assert [choice.probability for choice in choices] == sorted(found.values(), reverse=True)
+                assert [choice.probability for choice in choices] == sorted(
+                    found.values(), reverse=True
+                )
 
     @pytest.mark.parametrize("method", ["answer", "entail", "reason"])
     def test_one_or_several_in_batches(self, predictor, ask, method):
         together, parts = ask(predictor, method), ask(predictor, method, batch_size=2)
-        assert [[choice.label for choice in row] for row in parts] == [[one.label for one in row] for row in together]
+        assert [[choice.label for choice in row] for row in parts] == [
+            [one.label for one in row] for row in together
+        ]
         for number, row in enumerate(together):
             alone = ask(predictor, method, number)
-            assert [choice.probability for choice in alone] == pytest.approx([c.probability for c in row], abs=1e-5)
+            assert [choice.probability for choice in alone] == pytest.approx(
+                [c.probability for c in row], abs=1e-5
+            )
 
     def test_second_images_iterators_and_top(self, predictor, pictures, ask):
-        one, other = (predictor.reason(pictures[0], pictures[number], QUESTIONS[0]) for number in (1, 2))
+        one, other = (
+            predictor.reason(pictures[0], pictures[number], QUESTIONS[0]) for number in (1, 2)
+        )
         assert one[0].probability != pytest.approx(other[0].probability, abs=1e-6)
         found = predictor.reason(iter(pictures), iter(pictures[::-1]), iter(QUESTIONS))
         assert found == ask(predictor, "reason")
@@ -77,12 +94,21 @@ class TestResults:
 
 class TestErrors:
     def test_heads_and_names(self, tiny_checkpoint, answering_checkpoint, ask):
-        without, checkpoint = load(tiny_checkpoint, device="cpu"), read_checkpoint(answering_checkpoint)
+        without, checkpoint = (
+            load(tiny_checkpoint, device="cpu"),
+            read_checkpoint(answering_checkpoint),
+        )
         for method, head in (("answer", "vqa"), ("entail", "snli_ve"), ("reason", "nlvr2")):
-            with pytest.raises(ValueError, match=rf"this model has no {head} head \(it has mlm, itm, itc\); load a"):
+            with pytest.raises(
+                ValueError, match=rf"this model has no {head} head \(it has mlm, itm, itc\); load a"
+            ):
                 ask(without, method)
-        nameless = Predictor(replace(checkpoint, labels={}), TorchEngine(checkpoint.model(), torch.device("cpu")))
-        with pytest.raises(ValueError, match=r"does not name the classes of its vqa head; .* pass answers"):
+        nameless = Predictor(
+            replace(checkpoint, labels={}), TorchEngine(checkpoint.model(), torch.device("cpu"))
+        )
+        with pytest.raises(
+            ValueError, match=r"does not name the classes of its vqa head; .* pass answers"
+        ):
             ask(nameless, "answer")
         assert len(ask(nameless, "entail")) == 3
 
@@ -91,8 +117,16 @@ class TestErrors:
             (predictor.answer, (pictures[0], QUESTIONS), ([pictures[0]] * 3, QUESTIONS)),
             (predictor.answer, (pictures, QUESTIONS[0]), (pictures, [QUESTIONS[0]] * 3)),
             (predictor.entail, (pictures[:1], QUESTIONS), ([pictures[0]] * 3, QUESTIONS)),
-            (predictor.reason, (pictures[0], pictures, "a"), ([pictures[0]] * 3, pictures, ["a"] * 3)),
-            (predictor.reason, (*pictures[:2], QUESTIONS), ([pictures[0]] * 3, [pictures[1]] * 3, QUESTIONS)),
+            (
+                predictor.reason,
+                (pictures[0], pictures, "a"),
+                ([pictures[0]] * 3, pictures, ["a"] * 3),
+            ),
+            (
+                predictor.reason,
+                (*pictures[:2], QUESTIONS),
+                ([pictures[0]] * 3, [pictures[1]] * 3, QUESTIONS),
+            ),
         ]
         for method, given, expected in several:
             for found, alone in zip(method(*given), method(*expected), strict=True):
@@ -102,7 +136,9 @@ class TestErrors:
     def test_inputs(self, predictor, pictures):
         with pytest.raises(ValueError, match="3 images and 2 texts; expected one text per image"):
             predictor.entail(pictures, QUESTIONS[:2])
-        with pytest.raises(ValueError, match="3 images, 2 second images and 3 texts; expected one text per image"):
+        with pytest.raises(
+            ValueError, match="3 images, 2 second images and 3 texts; expected one text per image"
+        ):
             predictor.reason(pictures, pictures[:2], QUESTIONS)
         with pytest.raises(ValueError, match="truncate=True"):
             predictor.answer(pictures[0], "what colour? " * 30)

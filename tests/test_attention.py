@@ -38,14 +38,20 @@ class TestExplain:
         model, processor = predictor.model, predictor.processor
         ids = processor.token_ids([TEXT])
         with torch.no_grad():
-            found = hidden_states(model, processor.images([picture]), processor.pad(ids).input_ids, attentions=True)
+            found = hidden_states(
+                model, processor.images([picture]), processor.pad(ids).input_ids, attentions=True
+            )
         weights = torch.stack(list(found.attentions["text to image"].values()))
         whole = weights[:, 0].mean(dim=1)  # [K, L, P]
-        torch.testing.assert_close(whole.sum(dim=-1), torch.ones(whole.shape[:2]), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            whole.sum(dim=-1), torch.ones(whole.shape[:2]), atol=1e-6, rtol=0
+        )
         found = explain(predictor, picture, TEXT)
         scaled = found.maps.flatten(2) * (1 - found.prefix_shares[..., None])
         ours = torch.cat([found.prefix_shares[..., None], scaled], dim=-1)
-        first = next(place for place, token in enumerate(ids[0]) if token not in processor.special_ids)  # "a"
+        first = next(
+            place for place, token in enumerate(ids[0]) if token not in processor.special_ids
+        )  # "a"
         torch.testing.assert_close(ours[:, 0], whole[:, first], atol=1e-6, rtol=0)
         assert (found.prefix_shares > 0).all()
 
@@ -63,7 +69,12 @@ class TestExplain:
         tensors["vision.distillation_embedding"] = tensors["vision.class_embedding"].clone()
         config = checkpoint.config.override({"vision.distillation_token": True})
         write_checkpoint(replace(checkpoint, config=config, tensors=tensors), tmp_path / "model")
-        assert explain(load(tmp_path / "model", device="cpu"), picture, TEXT).maps.shape == (2, 5, 2, 2)
+        assert explain(load(tmp_path / "model", device="cpu"), picture, TEXT).maps.shape == (
+            2,
+            5,
+            2,
+            2,
+        )
 
     def test_in_bfloat16_and_without_matching_head(self, tiny_checkpoint, predictor, picture):
         coarse = explain(load(tiny_checkpoint, device="cpu", precision="bf16"), picture, TEXT)
@@ -84,7 +95,9 @@ class TestView:
     @pytest.mark.parametrize("profile", ["official-pretrain", "official-finetune"])
     def test_what_cannot_be_enlarged_is_shown_as_the_model_gets_it(self, predictor, profile):
         """An image that was resized before, and one that is too long at the size of the view."""
-        processor = Processor(replace(predictor.processor.config, profile=profile), predictor.processor.tokenizer)
+        processor = Processor(
+            replace(predictor.processor.config, profile=profile), predictor.processor.tokenizer
+        )
         stripes = np.zeros((4, 3000, 3), dtype=np.uint8)
         stripes[:, ::2] = 255
         for image in (stripes, processor.prepare(stripes)):
@@ -95,14 +108,20 @@ class TestView:
             assert np.abs(small - seen).mean() < 12
 
     def test_a_prepared_image_is_explained_as_itself(self, predictor, picture):
-        found, plain = explain(predictor, predictor.processor.prepare(picture), TEXT), explain(predictor, picture, TEXT)
+        found, plain = (
+            explain(predictor, predictor.processor.prepare(picture), TEXT),
+            explain(predictor, picture, TEXT),
+        )
         assert torch.equal(found.maps, plain.maps)
 
     @pytest.mark.parametrize("profile", ["official-pretrain", "official-finetune", "hf"])
     def test_shows_what_the_model_sees(self, predictor, picture, profile):
         settings = {"size_divisor": 4} if profile == "hf" else {}
         config = replace(predictor.processor.config, profile=profile, **settings)
-        predictor.processor, before = Processor(config, predictor.processor.tokenizer), predictor.processor
+        predictor.processor, before = (
+            Processor(config, predictor.processor.tokenizer),
+            predictor.processor,
+        )
         try:
             view = explain(predictor, picture, TEXT).view
             seen = predictor.processor.resize(picture).permute(1, 2, 0).numpy()
@@ -115,10 +134,14 @@ class TestView:
 
 
 class TestGradCam:
-    def test_is_the_gradient_of_the_match_with_respect_to_the_attention(self, tiny_dataset, tmp_path, picture):
+    def test_is_the_gradient_of_the_match_with_respect_to_the_attention(
+        self, tiny_dataset, tmp_path, picture
+    ):
         """Held against differences of the log-odds when one weight of one layer and head is raised."""
         deep = MODEL.override({f"{part}.num_layers": 3 for part in ("vision", "text", "fusion")})
-        predictor = load(write_tiny_checkpoint(tiny_dataset, tmp_path / "model", deep), device="cpu")
+        predictor = load(
+            write_tiny_checkpoint(tiny_dataset, tmp_path / "model", deep), device="cpu"
+        )
         found = explain(predictor, picture, TEXT, method="gradcam")
         model, step = deepcopy(predictor.model).double(), 1e-4
         ids = predictor.processor.token_ids([TEXT])[0]
@@ -139,17 +162,26 @@ class TestGradCam:
             logits = model.itm_logits(states.pooled)
             return float(logits[0, 1] - logits[0, 0]), states.attentions["text to image"]
 
-        given = predictor.processor.images([picture]).double(), predictor.processor.pad([ids]).input_ids
+        given = (
+            predictor.processor.images([picture]).double(),
+            predictor.processor.pad([ids]).input_ids,
+        )
         weights = log_odds()[1]
         heads = model.fusion.text_layers[0].cross_attention.attention.num_heads
         red = words_of(predictor.processor, ids)[1][1]  # its tokens
         for layer, word, tokens in ((0, 0, [0]), (0, 2, red), (1, 2, red), (2, 0, [0])):
             expected = torch.zeros(5)
             for key, head, query in product(range(5), range(heads), tokens):
-                up, down = (log_odds(layer, head, query, key, change)[0] for change in (step, -step))
+                up, down = (
+                    log_odds(layer, head, query, key, change)[0] for change in (step, -step)
+                )
                 slope = max(0.0, (up - down) / (2 * step))
-                expected[key] += slope * float(weights[layer + 1][0, head, query, key]) / heads / len(tokens)
-            torch.testing.assert_close(found.maps[layer, word].flatten(), expected[1:], atol=2e-6, rtol=2e-2)
+                expected[key] += (
+                    slope * float(weights[layer + 1][0, head, query, key]) / heads / len(tokens)
+                )
+            torch.testing.assert_close(
+                found.maps[layer, word].flatten(), expected[1:], atol=2e-6, rtol=2e-2
+            )
             assert float(found.prefix_shares[layer, word]) == pytest.approx(
                 float(expected[0] / expected.sum()), abs=1e-3
             )

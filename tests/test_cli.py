@@ -38,26 +38,46 @@ def files(tmp_path_factory):
 
 
 class TestUsing:
-    def test_verbs_print_what_the_model_returns(self, run, tiny_checkpoint, answering_checkpoint, files):
-        model, answering = load(tiny_checkpoint, device="cpu"), load(answering_checkpoint, device="cpu")
+    def test_verbs_print_what_the_model_returns(
+        self, run, tiny_checkpoint, answering_checkpoint, files
+    ):
+        model, answering = (
+            load(tiny_checkpoint, device="cpu"),
+            load(answering_checkpoint, device="cpu"),
+        )
         (red, blue), images = map(str, files), ("--images", *files)
         rows = run("embed", tiny_checkpoint, *images, "--texts", "red bar", "--device", "cpu")
         vectors = [*model.embed_images(files).tolist(), *model.embed_texts("red bar").tolist()]
         given = [{"image": red}, {"image": blue}, {"text": "red bar"}]
-        assert rows == [one | {"embedding": vector} for one, vector in zip(given, vectors, strict=True)]
+        assert rows == [
+            one | {"embedding": vector} for one, vector in zip(given, vectors, strict=True)
+        ]
 
         texts = ("red bar", "blue circle")
         everything = run("match", tiny_checkpoint, *images, "--texts", *texts, "--all-pairs")
-        assert [(row["image"], row["text"]) for row in everything] == [(f, t) for f in (red, blue) for t in texts]
+        assert [(row["image"], row["text"]) for row in everything] == [
+            (f, t) for f in (red, blue) for t in texts
+        ]
         expected = model.match(files, texts, all_pairs=True).flatten().tolist()
         assert [row["score"] for row in everything] == pytest.approx(expected, abs=1e-6)
         pairs = run("match", tiny_checkpoint, *images, "--texts", *texts)
         assert [(row["image"], row["text"]) for row in pairs] == [(red, texts[0]), (blue, texts[1])]
-        assert [row["score"] for row in pairs] == pytest.approx([expected[0], expected[3]], abs=1e-6)
+        assert [row["score"] for row in pairs] == pytest.approx(
+            [expected[0], expected[3]], abs=1e-6
+        )
 
         texts = ("a <mask> on <mask>", "<mask> bar" + " on black" * 40)
         rows = run(
-            "fill-mask", tiny_checkpoint, *images, "--texts", *texts, "--top", 3, "--truncate", "--batch-size", 1
+            "fill-mask",
+            tiny_checkpoint,
+            *images,
+            "--texts",
+            *texts,
+            "--top",
+            3,
+            "--truncate",
+            "--batch-size",
+            1,
         )
         given = [(red, texts[0]), (red, texts[0]), (blue, texts[1])]
         assert [(row["image"], row["text"]) for row in rows] == given
@@ -73,21 +93,47 @@ class TestUsing:
             {"image": file, "question": question, "answers": one}
             for file, question, one in zip((red, blue), asked, chosen, strict=True)
         ]
-        rows = run("answer", "--images", red, "--questions", *asked, "--model", answering_checkpoint)  # about one image
-        assert [(row["image"], row["question"]) for row in rows] == [(red, asked[0]), (red, asked[1])]
+        rows = run(
+            "answer", "--images", red, "--questions", *asked, "--model", answering_checkpoint
+        )  # about one image
+        assert [(row["image"], row["question"]) for row in rows] == [
+            (red, asked[0]),
+            (red, asked[1]),
+        ]
         (row,) = run("entail", answering_checkpoint, "--images", red, "--statements", "a red bar")
         judged = list(map(vars, answering.entail(red, "a red bar")))
         assert row == {"image": red, "statement": "a red bar", "judgements": judged}
         pictures = ("--images", red, "--images-2", blue)
         (row,) = run("reason", answering_checkpoint, *pictures, "--statements", "both are red")
         judged = list(map(vars, answering.reason(red, blue, "both are red")))
-        assert row == {"image": red, "image_2": blue, "statement": "both are red", "judgements": judged}
+        assert row == {
+            "image": red,
+            "image_2": blue,
+            "statement": "both are red",
+            "judgements": judged,
+        }
 
-    def test_a_table_on_a_terminal(self, run, capsys, monkeypatch, tiny_checkpoint, answering_checkpoint, files):
+    def test_a_table_on_a_terminal(
+        self, run, capsys, monkeypatch, tiny_checkpoint, answering_checkpoint, files
+    ):
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         for name, command in {
-            "answers": ["answer", answering_checkpoint, "--images", files[0], "--questions", "what colour?"],
-            "words": ["fill-mask", tiny_checkpoint, "--images", files[0], "--texts", "a <mask> bar"],
+            "answers": [
+                "answer",
+                answering_checkpoint,
+                "--images",
+                files[0],
+                "--questions",
+                "what colour?",
+            ],
+            "words": [
+                "fill-mask",
+                tiny_checkpoint,
+                "--images",
+                files[0],
+                "--texts",
+                "a <mask> bar",
+            ],
         }.items():
             (row,) = run(*command, "--json")
             cli.main(list(map(str, command)))
@@ -103,11 +149,19 @@ class TestUsing:
         ):
             model = exported if "engine" in settings else tiny_checkpoint
             rows = run("embed", model, "--images", *files, *options)
-            assert [row["embedding"] for row in rows] == load(model, **settings).embed_images(files).tolist()
-        assert "engine torch has no int8" in refused("embed", exported, "--texts", "a", "--precision", "int8")
-        assert "is for hub ids" in refused("embed", tiny_checkpoint, "--images", *files, "--revision", "main")
+            assert [row["embedding"] for row in rows] == load(model, **settings).embed_images(
+                files
+            ).tolist()
+        assert "engine torch has no int8" in refused(
+            "embed", exported, "--texts", "a", "--precision", "int8"
+        )
+        assert "is for hub ids" in refused(
+            "embed", tiny_checkpoint, "--images", *files, "--revision", "main"
+        )
 
-    def test_names_that_are_not_utf8(self, run, tiny_checkpoint, answering_checkpoint, files, tmp_path):
+    def test_names_that_are_not_utf8(
+        self, run, tiny_checkpoint, answering_checkpoint, files, tmp_path
+    ):
         """Printed, they are valid JSON and name the file again when they are read; a table holds text alone."""
         name = tmp_path / "caf\udce9 \n.png"
         name.write_bytes(files[0].read_bytes())
@@ -119,7 +173,10 @@ class TestUsing:
         ]
         assert [line["image"] for line in lines] == [str(name)] * 3
         run("embed", tiny_checkpoint, *given, "--out", tmp_path / "out.jsonl")
-        (written,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+        (written,) = [
+            json.loads(line)
+            for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         assert written["image"] == escaped(str(name))
 
     def test_explain(self, run, refused, tiny_checkpoint, files, tmp_path):
@@ -136,13 +193,19 @@ class TestUsing:
             "written": str(tmp_path / "map.png"),
         }
         assert Image.open(tmp_path / "map.png").size == bridgetower.draw_explanation(found).size
-        assert "map.doc has no suffix of a kind of images" in refused(*command, tmp_path / "map.doc")
+        assert "map.doc has no suffix of a kind of images" in refused(
+            *command, tmp_path / "map.doc"
+        )
 
     def test_convert(self, run, refused, tiny_checkpoint, tmp_path):
         command = ("convert", tiny_checkpoint, tmp_path / "larger", "--to")
         assert "--drop-itc leaves the contrastive head out" in refused(*command, "hf")
         (written,) = run(*command, "bridgetower", "--image-size", 40, "--drop-itc")
-        assert written == {"written": str(tmp_path / "larger"), "format": "bridgetower", "not_used": []}
+        assert written == {
+            "written": str(tmp_path / "larger"),
+            "format": "bridgetower",
+            "not_used": [],
+        }
         config = read_checkpoint(tmp_path / "larger").config
         assert (config.vision.image_size, config.heads.itc) == (40, None)
 
@@ -150,10 +213,20 @@ class TestUsing:
 class TestData:
     def test_prepare_and_evaluate(self, run, tiny_checkpoint, tmp_path):
         table = shapes.write_pictures(tmp_path)
-        (prepared,) = run("prepare", "pairs", table, "--out", tmp_path / "set", "--test-fraction", 0.2)
+        (prepared,) = run(
+            "prepare", "pairs", table, "--out", tmp_path / "set", "--test-fraction", 0.2
+        )
         counts = {name: split["images"] for name, split in prepared["splits"].items()}
         assert sum(counts.values()) == shapes.NUM_PICTURES
-        command = ["evaluate", tiny_checkpoint, "retrieval", "--data", tmp_path / "set", "--candidates", 3]
+        command = [
+            "evaluate",
+            tiny_checkpoint,
+            "retrieval",
+            "--data",
+            tmp_path / "set",
+            "--candidates",
+            3,
+        ]
         (report,) = run(*command, "--out", tmp_path / "found")
         assert json.loads((tmp_path / "found" / "metrics.json").read_text()) == report
         assert [path.name for path in (tmp_path / "found").iterdir()] == ["metrics.json"]
@@ -166,13 +239,27 @@ class TestData:
         assert (folds["protocol"], folds["fold_size"], report["fold_size"]) == ("paper", 3, None)
 
     def test_evaluate_on_a_terminal(self, run, capsys, monkeypatch, tiny_checkpoint, tiny_dataset):
-        command = ["evaluate", str(tiny_checkpoint), "retrieval", "--data", str(tiny_dataset), "--candidates", "3"]
+        command = [
+            "evaluate",
+            str(tiny_checkpoint),
+            "retrieval",
+            "--data",
+            str(tiny_dataset),
+            "--candidates",
+            "3",
+        ]
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         (report,) = run(*command, "--json")
         cli.main(command)
         lines = capsys.readouterr().out.splitlines()
-        cells = {row[0]: row[1:] for row in ([cell.strip() for cell in line.split("│")[1:-1]] for line in lines) if row}
-        names = [f"{stage}_text_to_image_r1" for stage in ("itc", "matching", "two_stage", "chance")]
+        cells = {
+            row[0]: row[1:]
+            for row in ([cell.strip() for cell in line.split("│")[1:-1]] for line in lines)
+            if row
+        }
+        names = [
+            f"{stage}_text_to_image_r1" for stage in ("itc", "matching", "two_stage", "chance")
+        ]
         assert cells["text to image r1"] == [f"{100 * report[name]:.1f}" for name in names]
         assert cells["rsum"][2] == f"{100 * report['rsum']:.1f}"
         assert cells["itm accuracy"] == ["", f"{100 * report['itm_accuracy']:.1f}", "", "50.0"]
@@ -187,7 +274,12 @@ class TestData:
         before = (model / "config.json").read_bytes()
         for refusal, options in {
             "is fitted on other data than tests": (),
-            "protocol paper; expected retrieval by protocol standard": ("--split", "validation", "--protocol", "paper"),
+            "protocol paper; expected retrieval by protocol standard": (
+                "--split",
+                "validation",
+                "--protocol",
+                "paper",
+            ),
         }.items():
             assert refusal in refused(*command, "--fit-two-stage", *options)
         assert (model / "config.json").read_bytes() == before
@@ -215,7 +307,9 @@ class TestData:
     def test_matches_are_probabilities_after_a_calibration(self, run, tiny_checkpoint, tmp_path):
         shapes.write_pictures(tmp_path)
         model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
-        calibration = Calibration(slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1)
+        calibration = Calibration(
+            slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1
+        )
         write_reranking(model, Reranking(calibration=calibration))
         pair = ["--images", tmp_path / "00.png", "--texts", "red circle"]
         (score,), (probability,) = run("match", tiny_checkpoint, *pair), run("match", model, *pair)
@@ -225,14 +319,26 @@ class TestData:
             "text": score["text"],
             "probability": pytest.approx(float(expected), abs=1e-5),
         }
-        (map_,) = run("explain", pair[1], "red circle", "--model", model, "--out", tmp_path / "map.png")
+        (map_,) = run(
+            "explain", pair[1], "red circle", "--model", model, "--out", tmp_path / "map.png"
+        )
         assert map_["probability"] == pytest.approx(float(expected), abs=1e-5)
         assert "score" not in map_
 
-    def test_evaluate_says_what_cannot_be_given(self, run, refused, answering_checkpoint, tmp_path, caplog):
+    def test_evaluate_says_what_cannot_be_given(
+        self, run, refused, answering_checkpoint, tmp_path, caplog
+    ):
         write_nlvr2_arrow(tmp_path / "arrows")
         run("prepare", "arrow", "--source", tmp_path / "arrows", "--out", tmp_path)
-        command = ["evaluate", answering_checkpoint, "nlvr2", "--data", tmp_path / "nlvr2", "--split", "test1"]
+        command = [
+            "evaluate",
+            answering_checkpoint,
+            "nlvr2",
+            "--data",
+            tmp_path / "nlvr2",
+            "--split",
+            "test1",
+        ]
         (report,) = run(*command, "--out", tmp_path / "found")
         assert "accuracy" in report
         assert "consistency" not in report
@@ -242,7 +348,9 @@ class TestData:
 
 
 class TestTraining:
-    def test_trains_refuses_and_resumes(self, run, refused, capsys, caplog, monkeypatch, tiny_dataset, tmp_path):
+    def test_trains_refuses_and_resumes(
+        self, run, refused, capsys, caplog, monkeypatch, tiny_dataset, tmp_path
+    ):
         command = shapes.train_command(tiny_dataset, tmp_path / "run", "--max-steps", "4")
         (result,) = run(*command)
         assert result["run"] == str(tmp_path / "run")
@@ -252,7 +360,10 @@ class TestTraining:
         assert "already holds a run; continue it with --resume" in refused(*command)
         assert run(*command, "--resume") == [result]
         changed = refused(*command, "--resume", "--model.fusion.bridge", "weighted_add")
-        assert "is a run of another model or task: --model.fusion.bridge add -> weighted_add; resume it with" in changed
+        assert (
+            "is a run of another model or task: --model.fusion.bridge add -> weighted_add; resume it with"
+            in changed
+        )
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         cli.main([*map(str, command), "--resume"])
         table = capsys.readouterr().out
@@ -270,15 +381,23 @@ class TestUserErrors:
     def test_what_is_missing_is_named_as_an_option(self, refused, tiny_checkpoint, files):
         assert "nothing to embed; give a SOURCE, --images FILE" in refused("embed", tiny_checkpoint)
         several = refused("match", tiny_checkpoint, "--images", *files, "--texts", "a", "b", "c")
-        assert "2 images and 3 texts; expected one text per image, or one of either, or --all-pairs" in several
-        too_long = refused("match", tiny_checkpoint, "--images", files[0], "--texts", "red bar on black " * 9)
+        assert (
+            "2 images and 3 texts; expected one text per image, or one of either, or --all-pairs"
+            in several
+        )
+        too_long = refused(
+            "match", tiny_checkpoint, "--images", files[0], "--texts", "red bar on black " * 9
+        )
         assert "pass --truncate to cut it" in too_long
 
     @pytest.mark.parametrize(
         ("arguments", "named"),
         [
             ("match none --images red.png red.png --texts a b c", "2 images and 3 texts"),
-            ("match none --images red.png --texts a --num-workers -1", "--num-workers is -1; expected at least 0"),
+            (
+                "match none --images red.png --texts a --num-workers -1",
+                "--num-workers is -1; expected at least 0",
+            ),
             ("answer none --images no.png --questions a", "no.png: No such file or directory"),
             ("answer none --images red.png --questions a --top 0", "top is 0; expected at least 1"),
             (
@@ -287,14 +406,20 @@ class TestUserErrors:
             ),
             ("classify none red.png --labels cat", "expected two or more"),
             ("classify none no-folder --labels cat dog", "no file or folder no-folder"),
-            ("explain red.png a --out map.doc --model none", "map.doc has no suffix of a kind of images"),
+            (
+                "explain red.png a --out map.doc --model none",
+                "map.doc has no suffix of a kind of images",
+            ),
             ("search none.lance", "nothing to search for"),
             ("search none.lance a --sheet hits.doc", "hits.doc has no suffix of a kind of images"),
             ("convert none . --to hf", "not empty"),
             ("export none .", "not empty"),
             ("evaluate none retreival --data x", "there is no benchmark 'retreival'"),
             ("evaluate none vqav2 --data x --candidates 3", "leave them out for vqav2"),
-            ("evaluate none retrieval --data x --fit-two-stage", "is fitted on other data than tests"),
+            (
+                "evaluate none retrieval --data x --fit-two-stage",
+                "is fitted on other data than tests",
+            ),
             ("evaluate none retrieval --data x", "no dataset.json in x"),
             ("train retrieval-coco --init none --out run --data.folders x", "no dataset.json in x"),
         ],
@@ -309,7 +434,9 @@ class TestUserErrors:
 
 class TestStopping:
     def test_interrupted(self, capsys):
-        before = signal.signal(signal.SIGALRM, signal.default_int_handler)  # as Ctrl-C outside of the training loop
+        before = signal.signal(
+            signal.SIGALRM, signal.default_int_handler
+        )  # as Ctrl-C outside of the training loop
         try:
             with pytest.raises(SystemExit) as caught, cli.reported():
                 signal.raise_signal(signal.SIGALRM)
@@ -321,15 +448,21 @@ class TestStopping:
     def test_a_reader_that_left(self, forked):
         reader, writer = os.pipe()
         os.close(reader)
-        done = subprocess.run([forked / "bridgetower", "--help"], stdout=writer, stderr=subprocess.PIPE, check=False)
+        done = subprocess.run(
+            [forked / "bridgetower", "--help"], stdout=writer, stderr=subprocess.PIPE, check=False
+        )
         os.close(writer)
         assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
     def test_a_full_disk_behind_standard_output(self, forked, tiny_dataset):
         with Path("/dev/full").open("w") as full:
             command = [forked / "bridgetower", "inspect", tiny_dataset]
-            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-        message = "standard output could not be written (No space left on device); make room on the disk"
+            done = subprocess.run(
+                command, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+        message = (
+            "standard output could not be written (No space left on device); make room on the disk"
+        )
         assert (done.returncode, done.stderr) == (2, f"bridgetower: {message}\n")
 
 
@@ -346,7 +479,9 @@ def test_only_this_package_speaks_and_nothing_moves_the_terminal_or_feigns_an_en
             "cli.main(['search', 'no\\x1b[2J\\u202emodel/a.lance', 'a'])",
         )
     )
-    done = subprocess.run([forked / "python", "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [forked / "python", "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     quoted = r"WARNING a\u001b[2J\u009b\nERROR \u202egnp.exe is bad"
     assert done.stderr.splitlines()[:3] == ["INFO ours", "WARNING a warning", quoted]
@@ -371,7 +506,13 @@ class TestHelp:
         assert error.endswith("bridgetower train --vision or --text)")
         handler = logging.StreamHandler()
         cli.log_to(handler, "%(message)s")
-        assert 0 < len(handler.format(logging.makeLogRecord({"msg": "a" * 10**6, "levelno": logging.INFO}))) < 5000
+        assert (
+            0
+            < len(
+                handler.format(logging.makeLogRecord({"msg": "a" * 10**6, "levelno": logging.INFO}))
+            )
+            < 5000
+        )
 
     def test_entries_are_whole_and_show_a_type(self, capsys, monkeypatch):
         monkeypatch.setenv("COLUMNS", "250")
@@ -406,7 +547,9 @@ class TestHelp:
                 "assert 'tyro' in sys.modules  # the control: what is loaded is seen",
             )
         )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -440,7 +583,9 @@ def test_shells_complete_commands_options_and_values(shell, forked, tmp_path):
         "nothing --x": "",
     }.items():
         command = [shell, "-c", COMPLETING[shell].format(typed)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+        )
         assert (done.stdout.split(), done.stderr) == (expected.split(), ""), typed
 
 
@@ -452,7 +597,9 @@ class TestPublicNames:
             assert home.startswith("bridgetower.")
 
     def test_a_misspelt_one(self):
-        with pytest.raises(AttributeError, match="has no attribute 'laod'; public names: BridgeTower, Extensions"):
+        with pytest.raises(
+            AttributeError, match="has no attribute 'laod'; public names: BridgeTower, Extensions"
+        ):
             bridgetower.laod  # noqa: B018
 
 
@@ -461,12 +608,24 @@ class TestNamesOfOptions:
         ("typed", "message", "shown"),
         [
             (["--batch-size", "0"], "batch_size is 0", "--batch-size is 0"),
-            (["--data.max-length=9"], "data.max_length is 9, max_length too", "--data.max-length is 9, {} too"),
-            (["--model.heads.vqa", "3"], "but model.heads.vqa is 3, heads.vqa", "but --model.heads.vqa is 3, {}"),
+            (
+                ["--data.max-length=9"],
+                "data.max_length is 9, max_length too",
+                "--data.max-length is 9, {} too",
+            ),
+            (
+                ["--model.heads.vqa", "3"],
+                "but model.heads.vqa is 3, heads.vqa",
+                "but --model.heads.vqa is 3, {}",
+            ),
             (["--out", "x"], "out is x, outside of out/x", "out is x, outside of out/x"),
             (["--max-steps", "1"], "/a/max_steps 'max_steps' max_steps_2 --max-steps", ""),
             ([], "batch_size is 0; pass truncate=True", "batch_size is 0; pass --truncate"),
-            ([], "shut; choose one by feature_cache=FOLDER", "shut; choose one by --feature-cache FOLDER"),
+            (
+                [],
+                "shut; choose one by feature_cache=FOLDER",
+                "shut; choose one by --feature-cache FOLDER",
+            ),
             ([], "or a custom one, by extensions=NAME", "or a custom one, by --extensions NAME"),
             ([], "a condition x=A", "a condition x=A"),
         ],
@@ -483,7 +642,10 @@ class TestNamesOfOptions:
             ("raise max_length or lower top_k", "raise --data.max-length or lower top_k"),
             ("a.json: batch_size is 0", "a.json: batch_size is 0"),
             ("lower num_layers", "lower num_layers"),
-            ("60 is no multiple of 14; set image_size to 56", "60 is no multiple of 14; set --image-size to 56"),
+            (
+                "60 is no multiple of 14; set image_size to 56",
+                "60 is no multiple of 14; set --image-size to 56",
+            ),
         ],
     )
     def test_an_option_that_is_not_typed_is_named_where_it_can_only_be_one(self, message, shown):
@@ -498,7 +660,9 @@ class TestNamesOfOptions:
         )
         assert with_options(message, (), lambda: known) == shown
 
-    def test_a_default_that_does_not_fit_is_named_as_an_option(self, refused, tiny_dataset, tmp_path, caplog):
+    def test_a_default_that_does_not_fit_is_named_as_an_option(
+        self, refused, tiny_dataset, tmp_path, caplog
+    ):
         few = ("train", "pretrain-nano", "--out", tmp_path / "run", "--data.folders", tiny_dataset)
         count = read_info(tiny_dataset).splits["train"].examples
         with caplog.at_level("INFO"):
@@ -515,7 +679,9 @@ class TestNamesOfOptions:
             cli.main(["train", "pretrain-nano", "--help"])
         capsys.readouterr()
         (handler,) = basic_config.call_args.kwargs["handlers"]
-        entry = logging.LogRecord("bridgetower", logging.WARNING, "", 0, "few pairs; raise micro_batch_size", (), None)
+        entry = logging.LogRecord(
+            "bridgetower", logging.WARNING, "", 0, "few pairs; raise micro_batch_size", (), None
+        )
         assert handler.format(entry) == "WARNING few pairs; raise --micro-batch-size"
         entry.levelno = logging.INFO
         assert handler.format(entry).endswith("raise micro_batch_size")
@@ -531,25 +697,52 @@ class TestNamesOfOptions:
             "train pretrain-nano --out x --model.vision.hidden-size 63",
             "--model.vision.hidden-size 63 is not a multiple",
         ),
-        ("embed model --batch-size many", "--batch-size: expected a whole number, not 'many'; see bridgetower embed"),
+        (
+            "embed model --batch-size many",
+            "--batch-size: expected a whole number, not 'many'; see bridgetower embed",
+        ),
         ("convert model folder --to onnx", "onnx"),
-        ("serve --timeout abc", "--timeout: expected a number, not 'abc'; see bridgetower serve --help"),
+        (
+            "serve --timeout abc",
+            "--timeout: expected a number, not 'abc'; see bridgetower serve --help",
+        ),
         ("evaluate", "missing: MODEL, BENCHMARK, --data"),
         ("", "no command is given; `bridgetower --help` lists"),
-        ("explian", "there is no command 'explian'; did you mean explain? `bridgetower --help` lists all commands"),
-        ("search --tpo 3", "bridgetower search has no option --tpo; did you mean --top? `bridgetower search --help`"),
+        (
+            "explian",
+            "there is no command 'explian'; did you mean explain? `bridgetower --help` lists all commands",
+        ),
+        (
+            "search --tpo 3",
+            "bridgetower search has no option --tpo; did you mean --top? `bridgetower search --help`",
+        ),
         ("search --tpo=3", "bridgetower search has no option --tpo; did you mean --top?"),
         ("serve --no-pge", "bridgetower serve has no option --no-pge; did you mean --no-page?"),
-        ("evaluate x retrieval --dat y", "bridgetower evaluate has no option --dat; did you mean --data?"),
-        ("embed --helpp", "bridgetower embed has no option --helpp; `bridgetower embed --help` lists all"),
-        ("search --zzzzzz", "bridgetower search has no option --zzzzzz; `bridgetower search --help` lists all"),
-        ("train pretrain-nan", "bridgetower train has no 'pretrain-nan'; did you mean pretrain-nano?"),
+        (
+            "evaluate x retrieval --dat y",
+            "bridgetower evaluate has no option --dat; did you mean --data?",
+        ),
+        (
+            "embed --helpp",
+            "bridgetower embed has no option --helpp; `bridgetower embed --help` lists all",
+        ),
+        (
+            "search --zzzzzz",
+            "bridgetower search has no option --zzzzzz; `bridgetower search --help` lists all",
+        ),
+        (
+            "train pretrain-nan",
+            "bridgetower train has no 'pretrain-nan'; did you mean pretrain-nano?",
+        ),
         (
             "train pretrain-nano --max_step 4",
             "no option --max-step; did you mean --max-steps? `bridgetower train pretrain-nano --help` lists all",
         ),
         ("prepare pair --out x", "bridgetower prepare has no 'pair'; did you mean pairs?"),
-        ("prepare pairs --ot x", "no option --ot; did you mean --out? `bridgetower prepare pairs --help` lists all"),
+        (
+            "prepare pairs --ot x",
+            "no option --ot; did you mean --out? `bridgetower prepare pairs --help` lists all",
+        ),
     ],
 )
 def test_what_is_missing_wrong_or_was_perhaps_meant(refused, arguments, message):

@@ -31,7 +31,15 @@ class TestIndex:
         command = ("index", photos, "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint)
         (first,) = run(*command)
         assert first.pop("seconds") > 0
-        counts = {"images": 3, "added": 3, "changed": 0, "removed": 0, "reused": 0, "cut": 0, "bad": []}
+        counts = {
+            "images": 3,
+            "added": 3,
+            "changed": 0,
+            "removed": 0,
+            "reused": 0,
+            "cut": 0,
+            "bad": [],
+        }
         assert first == {"index": str(tmp_path / "photos.lance"), **counts}
         (photos / "broken.png").write_text("")
         (second,) = run(*command, "--max-errors", 1, "--batch-size", 1)
@@ -40,7 +48,10 @@ class TestIndex:
     def test_errors(self, refused, tiny_checkpoint, photos, tmp_path):
         command = ("index", photos, "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint)
         (photos / "broken.png").write_text("")
-        assert "1 bad item, allowed are 0 (--max-errors N allows more); the other 3 are in the" in refused(*command)
+        assert (
+            "1 bad item, allowed are 0 (--max-errors N allows more); the other 3 are in the"
+            in refused(*command)
+        )
         (tmp_path / "none").mkdir()
         for source, out, message in (  # no model is loaded for what is wrong anyway
             (photos, "photos.lance", "no-model"),
@@ -64,8 +75,12 @@ class TestSearch:
         expected = Searcher(index, tiny_checkpoint).search("red bar")
         assert [row["rank"] for row in rows] == [1, 2, 3]
         assert [row["path"] for row in rows] == [hit.path for hit in expected]
-        assert [(row["cosine"], row["score"]) for row in rows] == [(hit.cosine, hit.score) for hit in expected]
-        (red,) = run("search", index, "red bar", "--where", "path = 'red.png'", "--model", tiny_checkpoint)
+        assert [(row["cosine"], row["score"]) for row in rows] == [
+            (hit.cosine, hit.score) for hit in expected
+        ]
+        (red,) = run(
+            "search", index, "red bar", "--where", "path = 'red.png'", "--model", tiny_checkpoint
+        )
         assert red.pop("cosine") < 1
         assert red.pop("score") < 1
         (one,) = Searcher(index, tiny_checkpoint).search("red bar", where="path = 'red.png'")
@@ -82,12 +97,25 @@ class TestSearch:
         }
 
     def test_by_picture_with_options(self, run, index, photos, tmp_path):
-        (hit,) = run("search", index, "--image", photos / "blue.png", "--top", 1, "--sheet", tmp_path / "hits.png")
+        (hit,) = run(
+            "search",
+            index,
+            "--image",
+            photos / "blue.png",
+            "--top",
+            1,
+            "--sheet",
+            tmp_path / "hits.png",
+        )
         assert hit["path"] == "blue.png"
         assert "score" not in hit
         assert Image.open(tmp_path / "hits.png").width > 500
         (hit,) = run("search", index, "a", "--against", "captions", "--rerank", 0)
-        assert (hit["path"], hit["against"], hit["rank_score"]) == ("red.png", "captions", hit["cosine"])
+        assert (hit["path"], hit["against"], hit["rank_score"]) == (
+            "red.png",
+            "captions",
+            hit["cosine"],
+        )
         photos.rename(tmp_path / "moved")
         assert len(run("search", index, "a", "--root", tmp_path / "moved")) == 3
 
@@ -109,9 +137,16 @@ class TestSearch:
         assert capsys.readouterr() == ("", "No image has these words.\n")
 
     def test_weak_hits_are_told(self, run, capsys, monkeypatch, index):
-        opened, told = Index(index), "All hits are weak: texts that have nothing to do with this index come as near.\n"
+        opened, told = (
+            Index(index),
+            "All hits are weak: texts that have nothing to do with this index come as near.\n",
+        )
         cosines = sorted((hit.cosine for hit in Searcher(opened).search("red")), reverse=True)
-        for limit, expected in ((cosines[1], [False, True, True]), (1.0, [True] * 3), (-1.0, [False] * 3)):
+        for limit, expected in (
+            (cosines[1], [False, True, True]),
+            (1.0, [True] * 3),
+            (-1.0, [False] * 3),
+        ):
             opened.set_unrelated(Unrelated(rows=3, images=limit))
             assert [row["weak"] for row in run("search", index, "red", "--rerank", 0)] == expected
             cli.main(["search", str(index), "red", "--json"])
@@ -129,7 +164,14 @@ class TestSearch:
     def test_moments(self, run, tiny_checkpoint, tmp_path):
         write_clip(tmp_path / "talk.mp4")
         (tmp_path / "talk.srt").write_text(SRT, encoding="utf-8")
-        command = ("index", tmp_path / "talk.mp4", "--out", tmp_path / "talk.lance", "--model", tiny_checkpoint)
+        command = (
+            "index",
+            tmp_path / "talk.mp4",
+            "--out",
+            tmp_path / "talk.lance",
+            "--model",
+            tiny_checkpoint,
+        )
         (report,) = run(*command, "--every", 4, "--max-moments", 100)
         assert report["images"] == 3
         (hit,) = run("search", tmp_path / "talk.lance", "a red square", "--where", "start = 0")
@@ -147,7 +189,9 @@ class TestSearch:
         )
         assert not sheet.parent.exists()
         monkeypatch.chdir(tmp_path)
-        assert "demo, but there is no bridgetower-demo/held-out.lance here" in refused("search", "demo", "red")
+        assert "demo, but there is no bridgetower-demo/held-out.lance here" in refused(
+            "search", "demo", "red"
+        )
 
 
 NOT_NEEDED = {
@@ -167,7 +211,9 @@ def test_prepares(run, tmp_path):
     write_coco(tmp_path / "in")
     write_json(tmp_path / "in" / "answers.json", list(ANSWERS))
     options = ("--answers", tmp_path / "in", "--leave-out", "test")
-    (printed,) = run("prepare", "vgqa", "--source", tmp_path / "in", "--out", tmp_path / "set", *options)
+    (printed,) = run(
+        "prepare", "vgqa", "--source", tmp_path / "in", "--out", tmp_path / "set", *options
+    )
     assert printed["written"] == str(tmp_path / "set")
     questions = PreparedSet(tmp_path / "set").numbers
     assert printed["splits"] == {"train": {"images": 5, "questions": len(questions)}}
@@ -180,7 +226,10 @@ def test_help_names_the_files(name, capsys, tmp_path):
         cli.main(["prepare", name, "--help"])
     text = capsys.readouterr().out
     WRITERS[name](tmp_path)
-    expected = {path.parent.name if path.suffix in (".jpg", ".png") else path.name for path in tmp_path.rglob("*.*")}
+    expected = {
+        path.parent.name if path.suffix in (".jpg", ".png") else path.name
+        for path in tmp_path.rglob("*.*")
+    }
     assert [word for word in expected - NOT_NEEDED if word not in text] == []
 
 
@@ -189,10 +238,16 @@ def test_arrow(run, tmp_path):
     write_vg_arrow(tmp_path / "arrows")
     printed = run("prepare", "arrow", "--source", tmp_path / "arrows", "--out", tmp_path / "out")
     assert printed == [
-        {"written": str(tmp_path / "out" / "vg"), "splits": {"train": {"images": 2, "captions": 4}}, "left_out": {}},
+        {
+            "written": str(tmp_path / "out" / "vg"),
+            "splits": {"train": {"images": 2, "captions": 4}},
+            "left_out": {},
+        },
         {
             "written": str(tmp_path / "out" / "nlvr2"),
-            "splits": {name: {"images": 2, "statements": 4} for name in ("train", "validation", "test1")},
+            "splits": {
+                name: {"images": 2, "statements": 4} for name in ("train", "validation", "test1")
+            },
             "left_out": {},
         },
     ]
@@ -206,9 +261,16 @@ def folder(tmp_path):
 
 
 def test_inspect_json_and_page(run, folder, tmp_path):
-    (printed,) = run("inspect", folder, "--html", tmp_path / "page.html", "--num-samples", 2, "--check")
+    (printed,) = run(
+        "inspect", folder, "--html", tmp_path / "page.html", "--num-samples", 2, "--check"
+    )
     train = printed["splits"]["train"]
-    assert (printed["name"], printed["kind"], train["images"], train["texts"]) == ("vqav2", "vqa", 7, 28)
+    assert (printed["name"], printed["kind"], train["images"], train["texts"]) == (
+        "vqav2",
+        "vqa",
+        7,
+        28,
+    )
     assert train["published"] == {"images": 82_783, "texts": 443_757, "source": "visualqa.org"}
     assert train["words"]["median"] == 6
     assert train["classes"] == {"yes/no": 14, "number": 7, "other": 7}

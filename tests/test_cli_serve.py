@@ -25,7 +25,9 @@ from bridgetower.serve.server import take_port
 from served import PATIENCE, URIS, until
 
 PLACE = re.compile(r"serving (\S+) at (http://\S+)")
-HEAP = 2**26  # bytes, the size and alignment of the address ranges that glibc reserves for pools of threads
+HEAP = (
+    2**26
+)  # bytes, the size and alignment of the address ranges that glibc reserves for pools of threads
 
 
 @contextmanager
@@ -49,7 +51,9 @@ def process(*arguments, key=None, stdout=None, command=USERS):
     with (
         heard(signal.SIGINT),
         heard(signal.SIGHUP),
-        subprocess.Popen(command, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True) as running,
+        subprocess.Popen(
+            command, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True
+        ) as running,
     ):
         try:
             lines = []
@@ -69,7 +73,11 @@ def test_serves_until_it_is_told_to_stop(tiny_checkpoint, tmp_path, forked, numb
     options = ("--model", str(tiny_checkpoint), "--name", "tiny", "--access-log")
     with (
         (tmp_path / "log").open("w") as log,
-        process(*options, key="secret", stdout=log, command=[forked / "bridgetower"]) as (running, name, address),
+        process(*options, key="secret", stdout=log, command=[forked / "bridgetower"]) as (
+            running,
+            name,
+            address,
+        ),
     ):
         assert name == "tiny"
         assert httpx.post(f"{address}/v1/embeddings", json={"input": "a bar"}).status_code == 401
@@ -78,7 +86,12 @@ def test_serves_until_it_is_told_to_stop(tiny_checkpoint, tmp_path, forked, numb
         assert len(answer.json()["data"]) == 1
         upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
         assert httpx.get(f"{address}/health", headers=upgrade).status_code == 200
-        assert httpx.get(f"{address}/health", headers={f"a{number}": "" for number in range(200)}).status_code == 431
+        assert (
+            httpx.get(
+                f"{address}/health", headers={f"a{number}": "" for number in range(200)}
+            ).status_code
+            == 431
+        )
         running.send_signal(number)
         _, errors = running.communicate(timeout=PATIENCE)
         assert running.returncode == -number
@@ -112,7 +125,12 @@ def replicas_of(supervisor):
 def test_replicas_share_a_port_and_their_metrics(tiny_checkpoint):
     def ask(count):
         for _ in range(count):  # each with a connection of its own
-            assert httpx.post(f"{address}/v1/embeddings", json={"input": "a bar"}, timeout=PATIENCE).status_code == 200
+            assert (
+                httpx.post(
+                    f"{address}/v1/embeddings", json={"input": "a bar"}, timeout=PATIENCE
+                ).status_code
+                == 200
+            )
 
     def figure(name):
         text = httpx.get(f"{address}/metrics", timeout=PATIENCE).text
@@ -132,7 +150,9 @@ def test_replicas_share_a_port_and_their_metrics(tiny_checkpoint):
         assert len(before) == 2
         assert not set.intersection(*before.values())
         ask(10)
-        assert {figure('requests_total{route="/v1/embeddings",status="200"}') for _ in range(10)} == {10}
+        assert {
+            figure('requests_total{route="/v1/embeddings",status="200"}') for _ in range(10)
+        } == {10}
         killed, kept = before
         os.kill(killed, signal.SIGKILL)
         assert "it is started again now" in says("was killed by signal 9")
@@ -150,13 +170,22 @@ def test_replicas_share_a_port_and_their_metrics(tiny_checkpoint):
         running.send_signal(signal.SIGTERM)
         _, errors = running.communicate(timeout=PATIENCE)
         assert running.returncode == 128 + signal.SIGTERM
-        assert sorted(re.findall(r"INFO (replica \d: stopped)", errors)) == ["replica 1: stopped", "replica 2: stopped"]
+        assert sorted(re.findall(r"INFO (replica \d: stopped)", errors)) == [
+            "replica 1: stopped",
+            "replica 2: stopped",
+        ]
         assert "Traceback" not in errors
 
 
-def test_threads_share_memory_requests_are_traced_and_an_interrupt_is_told(tiny_checkpoint, tmp_path, monkeypatch):
+def test_threads_share_memory_requests_are_traced_and_an_interrupt_is_told(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
     """Traced as docs/deploy.md says, by OpenTelemetry's command and variables alone."""
-    for name, value in {"TRACES_EXPORTER": "console", "METRICS_EXPORTER": "none", "LOGS_EXPORTER": "none"}.items():
+    for name, value in {
+        "TRACES_EXPORTER": "console",
+        "METRICS_EXPORTER": "none",
+        "LOGS_EXPORTER": "none",
+    }.items():
         monkeypatch.setenv(f"OTEL_{name}", value)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
     command = shutil.which("opentelemetry-instrument", path=Path(sys.executable).parent)
@@ -168,14 +197,25 @@ def test_threads_share_memory_requests_are_traced_and_an_interrupt_is_told(tiny_
     ):
         with ThreadPoolExecutor(8) as pool:
             images = {"input": URIS[0], "modality": "image"}
-            for answer in [pool.submit(httpx.post, f"{address}/v1/embeddings", json=images) for _ in range(32)]:
+            for answer in [
+                pool.submit(httpx.post, f"{address}/v1/embeddings", json=images) for _ in range(32)
+            ]:
                 assert answer.result().status_code == 200
         if platform.libc_ver()[0] == "glibc":
-            maps = [line.split() for line in Path(f"/proc/{running.pid}/maps").read_text().splitlines()]
-            ends = {int(start, 16): int(end, 16) for start, end in (one[0].split("-") for one in maps if len(one) == 5)}
-            reserved = [at for at, end in ends.items() if at % HEAP == 0 and ends.get(end, end) == at + HEAP]
+            maps = [
+                line.split() for line in Path(f"/proc/{running.pid}/maps").read_text().splitlines()
+            ]
+            ends = {
+                int(start, 16): int(end, 16)
+                for start, end in (one[0].split("-") for one in maps if len(one) == 5)
+            }
+            reserved = [
+                at for at, end in ends.items() if at % HEAP == 0 and ends.get(end, end) == at + HEAP
+            ]
             assert len(reserved) <= 3  # 2 were seen; without a limit there are 7 or more
-        httpx.get(f"{address}/v1/models", headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
+        httpx.get(
+            f"{address}/v1/models", headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+        )
         until(lambda: '"name": "GET /v1/models"' in (tmp_path / "spans").read_text())
         running.send_signal(signal.SIGINT)
         _, errors = running.communicate(timeout=PATIENCE)
@@ -186,7 +226,10 @@ def test_threads_share_memory_requests_are_traced_and_an_interrupt_is_told(tiny_
 
 
 def test_a_model_is_served_alone(tiny_checkpoint, answering_checkpoint):
-    for model, more in ((tiny_checkpoint, {}), (answering_checkpoint, {"answer_model": str(answering_checkpoint)})):
+    for model, more in (
+        (tiny_checkpoint, {}),
+        (answering_checkpoint, {"answer_model": str(answering_checkpoint)}),
+    ):
         found = service(ServeConfig(), LOADED, model=str(model), **more)
         assert [served.name for served in found.models] == [str(model)]
 
@@ -203,14 +246,27 @@ def usual_log():
 def test_what_cannot_be_served(refused, tiny_checkpoint, monkeypatch, tmp_path):
     monkeypatch.delenv(KEY, raising=False)
     monkeypatch.chdir(tmp_path)
-    assert "neither a model nor an index is given; give --model MODEL" in refused("serve", "--port", "0")
+    assert "neither a model nor an index is given; give --model MODEL" in refused(
+        "serve", "--port", "0"
+    )
     assert "queue is 0" in refused("serve", "--model", tiny_checkpoint, "--queue", "0")
-    assert "add --index" in refused("serve", "--model", tiny_checkpoint, "--root", tmp_path, "--port", "0")
+    assert "add --index" in refused(
+        "serve", "--model", tiny_checkpoint, "--root", tmp_path, "--port", "0"
+    )
     assert "nothing-here" in refused("serve", "--model", "./nothing-here", "--port", "0")
-    useless = ("serve", "--model", tiny_checkpoint, "--answer-model", tiny_checkpoint, "--port", "0")
+    useless = (
+        "serve",
+        "--model",
+        tiny_checkpoint,
+        "--answer-model",
+        tiny_checkpoint,
+        "--port",
+        "0",
+    )
     assert "cannot answer questions: this model has no vqa head" in refused(*useless)
     with take_port(ServeConfig(port=0)) as listener:
         port = listener.getsockname()[1]
-        assert f"cannot listen at 127.0.0.1, port {port}: Address already in use; choose another" in refused(
-            "serve", "--model", tiny_checkpoint, "--port", port
+        assert (
+            f"cannot listen at 127.0.0.1, port {port}: Address already in use; choose another"
+            in refused("serve", "--model", tiny_checkpoint, "--port", port)
         )

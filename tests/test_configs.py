@@ -11,25 +11,50 @@ from bridgetower.data.datasets.spec import ArrowConfig
 from bridgetower.data.own import OWN_SETS, PairsConfig
 from bridgetower.engines.engine import EngineChoice
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.config import (
+    FusionConfig,
+    HeadsConfig,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+)
 from bridgetower.objectives.config import Phase, PretrainingConfig, RankingConfig
 from bridgetower.search.config import IndexConfig
 from bridgetower.serve.config import ServeConfig
 
 NAN = float("nan")
 REFUSED = {
-    Cutting: [({"every": 0}, "every"), ({"every": NAN}, "every"), ({"max_moments": 0}, "max_moments")],
+    Cutting: [
+        ({"every": 0}, "every"),
+        ({"every": NAN}, "every"),
+        ({"max_moments": 0}, "max_moments"),
+    ],
     DataConfig: [
         ({"repeats": (0,), "folders": ("a",)}, "repeats"),
-        *(({name: value}, name) for name, value in {"captions": "two", "augmentation": "flip"}.items()),
-        *(({name: value}, name) for name, value in {"word_dropout": 1.0, "max_length": 2, "num_workers": -1}.items()),
+        *(
+            ({name: value}, name)
+            for name, value in {"captions": "two", "augmentation": "flip"}.items()
+        ),
+        *(
+            ({name: value}, name)
+            for name, value in {"word_dropout": 1.0, "max_length": 2, "num_workers": -1}.items()
+        ),
         ({"random_crop": 0.0}, r"random_crop is 0.0; expected a share in \(0, 1\], or None"),
         ({"random_crop": 1.5}, "random_crop is 1.5"),
-        ({"rand_augment": "colours", "rand_magnitude": 3}, "rand_augment is 'colours'; expected one of none"),
+        (
+            {"rand_augment": "colours", "rand_magnitude": 3},
+            "rand_augment is 'colours'; expected one of none",
+        ),
         ({"rand_magnitude": 3}, "rand_magnitude is 3 for rand_augment 'none'; expected 0"),
-        ({"rand_augment": "colour"}, "rand_magnitude is 0 for rand_augment 'colour'; expected 1 to 30"),
+        (
+            {"rand_augment": "colour"},
+            "rand_magnitude is 0 for rand_augment 'colour'; expected 1 to 30",
+        ),
         ({"rand_augment": "geometry", "rand_magnitude": 11}, "expected 1 to 10"),
-        ({"random_crop": 0.5, "cache": True}, "start from the image files; leave cache and augmentation out"),
+        (
+            {"random_crop": 0.5, "cache": True},
+            "start from the image files; leave cache and augmentation out",
+        ),
         ({"flip": True, "augmentation": "affine"}, "leave cache and augmentation out"),
     ],
     MaskingConfig: [
@@ -62,12 +87,21 @@ REFUSED = {
     ],
     PretrainingConfig: [
         *(
-            ({"phases": tuple(Phase(until=end) for end in ends)}, "expected increasing shares of which the last is 1")
+            (
+                {"phases": tuple(Phase(until=end) for end in ends)},
+                "expected increasing shares of which the last is 1",
+            )
             for ends in ((), (0.5,), (0.5, 0.5, 1.0), (0.7, 0.3, 1.0), (1.0, 0.5))
         ),
         ({"negatives_from": "all"}, "negatives_from is 'all'; expected one of rank, world"),
-        ({"phases": (Phase(negatives="uniform"),), "negatives_from": "world"}, "but no phase has hard negatives"),
-        ({"mlm_normalization": "mean"}, "mlm_normalization is 'mean'; expected one of step, official"),
+        (
+            {"phases": (Phase(negatives="uniform"),), "negatives_from": "world"},
+            "but no phase has hard negatives",
+        ),
+        (
+            {"mlm_normalization": "mean"},
+            "mlm_normalization is 'mean'; expected one of step, official",
+        ),
     ],
     RankingConfig: [
         ({"false_texts": 0}, "false_texts is 0; expected at least 1"),
@@ -76,20 +110,34 @@ REFUSED = {
     EngineChoice: [
         ({"precision": "fp16", "device": "cpu"}, "precision fp16 is for GPUs; on the CPU use bf16"),
         ({"engine": "openvino", "precision": "fp16"}, "engine openvino has no fp16; .*: torch"),
-        ({"engine": "onnxruntime", "precision": "bf16"}, "engine onnxruntime has no bf16; .*: torch, openvino"),
+        (
+            {"engine": "onnxruntime", "precision": "bf16"},
+            "engine onnxruntime has no bf16; .*: torch, openvino",
+        ),
         ({"precision": "int8"}, "engine torch has no int8; engines that have it: onnxruntime"),
         ({"engine": "openvino", "precision": "int8"}, "engine openvino has no int8"),
-        ({"engine": "onnxruntime", "device": "cuda:0"}, "engine onnxruntime runs on the CPU, not on cuda:0"),
+        (
+            {"engine": "onnxruntime", "device": "cuda:0"},
+            "engine onnxruntime runs on the CPU, not on cuda:0",
+        ),
         ({"device": "gpu"}, "device is 'gpu'; expected a name such as cpu or cuda:0"),
-        ({"engine": "openvino", "compile": True}, "engine openvino is not compiled; use engine torch"),
-        *(({"device": device}, "device is 'cuda:99', but PyTorch sees") for device in ("cuda:99", 99, "99")),
+        (
+            {"engine": "openvino", "compile": True},
+            "engine openvino is not compiled; use engine torch",
+        ),
+        *(
+            ({"device": device}, "device is 'cuda:99', but PyTorch sees")
+            for device in ("cuda:99", 99, "99")
+        ),
         ({"device": "meta"}, "device is 'meta', on which PyTorch cannot compute here"),
         ({"device": "vulkan"}, "device is 'vulkan', on which PyTorch cannot compute here"),
     ],
 }
 
 
-@pytest.mark.parametrize(("config", "values", "message"), [(key, *case) for key in REFUSED for case in REFUSED[key]])
+@pytest.mark.parametrize(
+    ("config", "values", "message"), [(key, *case) for key in REFUSED for case in REFUSED[key]]
+)
 def test_unfit_values(config, values, message):
     with pytest.raises(ValueError, match=message):
         config(**values)
@@ -111,7 +159,9 @@ def described(docstring):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_own_field_has_an_entry_in_order(config):
-    inherited = {item.name for base in config.__bases__ if is_dataclass(base) for item in fields(base)}
+    inherited = {
+        item.name for base in config.__bases__ if is_dataclass(base) for item in fields(base)
+    }
     own = [name for name in described(config.__doc__) if name not in inherited]
     assert own == [item.name for item in fields(config) if item.name not in inherited]
 

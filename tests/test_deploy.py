@@ -26,7 +26,9 @@ KEY = "sesame open"
 
 def said(command, **settings):
     """What a command writes that must succeed."""
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings, cwd=ROOT)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | settings, cwd=ROOT
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -47,7 +49,9 @@ def test_nothing_is_said_of_the_unit(tmp_path):
     if shutil.which("systemd-analyze") is None:
         pytest.skip("NO SYSTEMD, THE UNIT IS NOT CHECKED: apt-get install systemd")
     unit = (DEPLOY / "bridgetower.service").read_text(encoding="utf-8")
-    (tmp_path / "bridgetower.service").write_text(unit.replace("/opt/bridgetower/bin/bridgetower", sys.executable))
+    (tmp_path / "bridgetower.service").write_text(
+        unit.replace("/opt/bridgetower/bin/bridgetower", sys.executable)
+    )
     assert said(["systemd-analyze", "verify", str(tmp_path / "bridgetower.service")]) == ""
 
 
@@ -63,23 +67,37 @@ def test_what_is_copied_into_the_image_is_not_ignored():
 
 
 def test_the_torch_of_the_image_is_one_that_the_project_takes():
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "dependencies"
+    ]
     (torch,) = (one for one in needed if one.startswith("torch>"))
     assert f'"{torch}"' in DOCKERFILE
 
 
 def test_compose_file():
-    known = (program for program in (["docker", "compose"], ["docker-compose"]) if shutil.which(program[0]))
-    works = (one for one in known if subprocess.run([*one, "version"], capture_output=True).returncode == 0)
+    known = (
+        program
+        for program in (["docker", "compose"], ["docker-compose"])
+        if shutil.which(program[0])
+    )
+    works = (
+        one
+        for one in known
+        if subprocess.run([*one, "version"], capture_output=True).returncode == 0
+    )
     if (program := next(works, None)) is None:
-        pytest.skip("NO DOCKER COMPOSE, compose.yaml IS NOT CHECKED: apt-get install docker-compose")
+        pytest.skip(
+            "NO DOCKER COMPOSE, compose.yaml IS NOT CHECKED: apt-get install docker-compose"
+        )
     command = [*program, "--file", str(DEPLOY / "compose.yaml"), "config", "--format", "json"]
     service = json.loads(said(command, BRIDGETOWER_API_KEY=KEY))["services"]["bridgetower"]
     assert (ROOT / service["build"]["dockerfile"]).samefile(DEPLOY / "Dockerfile")
     assert Path(service["build"]["context"]).samefile(ROOT)
     assert service["init"]  # else a signal to stop is lost while the model is loaded
     assert service["environment"] == {"BRIDGETOWER_API_KEY": KEY}
-    without = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"BRIDGETOWER_API_KEY": ""})
+    without = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"BRIDGETOWER_API_KEY": ""}
+    )
     assert "set the key that clients send" in without.stderr
 
 
@@ -97,10 +115,16 @@ def test_health_check(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def image():
-    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
+    if (
+        shutil.which("docker") is None
+        or subprocess.run(["docker", "info"], capture_output=True).returncode
+    ):
         pytest.skip("NO DOCKER, THE IMAGE IS NOT BUILT: start a Docker daemon")
     name = f"bridgetower-test-{uuid.uuid4().hex[:8]}"
-    said(["docker", "build", "--file", str(DEPLOY / "Dockerfile"), "--tag", name, "."], DOCKER_BUILDKIT="1")
+    said(
+        ["docker", "build", "--file", str(DEPLOY / "Dockerfile"), "--tag", name, "."],
+        DOCKER_BUILDKIT="1",
+    )
     yield name
     said(["docker", "rmi", "--force", name])
 
@@ -108,13 +132,28 @@ def image():
 @pytest.mark.slow
 def test_the_image_serves_without_root(image, tiny_checkpoint):
     tiny_checkpoint.chmod(0o755)
-    options = ["--detach", "--rm", "--env", "BRIDGETOWER_API_KEY", "--publish", "127.0.0.1::8000", "--read-only"]
+    options = [
+        "--detach",
+        "--rm",
+        "--env",
+        "BRIDGETOWER_API_KEY",
+        "--publish",
+        "127.0.0.1::8000",
+        "--read-only",
+    ]
     places = ["--tmpfs", "/tmp", "--volume", f"{tiny_checkpoint}:/data/model:ro"]
     command = ["serve", "--host", "0.0.0.0", "--model", "/data/model"]
-    container = said(["docker", "run", *options, *places, image, *command], BRIDGETOWER_API_KEY=KEY).strip()
+    container = said(
+        ["docker", "run", *options, *places, image, *command], BRIDGETOWER_API_KEY=KEY
+    ).strip()
     try:
         until(
-            lambda: "healthy" in said(["docker", "inspect", "--format", "{{.State.Health.Status}}", container]).split()
+            lambda: (
+                "healthy"
+                in said(
+                    ["docker", "inspect", "--format", "{{.State.Health.Status}}", container]
+                ).split()
+            )
         )
         address = said(["docker", "port", container, "8000"]).strip()
         headers = {"Authorization": f"Bearer {KEY}"}

@@ -53,7 +53,9 @@ def environment(tmp_path):
     def installed(file):
         venv.create(tmp_path / "environment", symlinks=True)
         python = tmp_path / "environment" / "bin" / "python"
-        place = command(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+        place = command(
+            python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"
+        ).strip()
         # Their .pth files are not read, so that the editable installation of this package is not seen.
         Path(place, "packages.pth").write_text(sysconfig.get_path("purelib"))
         options = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
@@ -64,7 +66,11 @@ def environment(tmp_path):
 
 
 def test_the_wheel_has_every_file_of_the_package(built):
-    files = {str(path.relative_to(SOURCE)) for path in (SOURCE / "bridgetower").rglob("*") if path.is_file()}
+    files = {
+        str(path.relative_to(SOURCE))
+        for path in (SOURCE / "bridgetower").rglob("*")
+        if path.is_file()
+    }
     with zipfile.ZipFile(built["wheel"]) as wheel:
         packaged = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert packaged == {name for name in files if "__pycache__" not in name}
@@ -74,7 +80,15 @@ def test_the_wheel_has_every_file_of_the_package(built):
 def test_the_sdist_has_what_it_is_built_from_and_no_tests(built):
     with tarfile.open(built["sdist"]) as sdist:
         tops = {name.split("/")[1] for name in sdist.getnames()}
-    assert {"CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "docs", "pyproject.toml", "src"} <= tops
+    assert {
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE",
+        "README.md",
+        "docs",
+        "pyproject.toml",
+        "src",
+    } <= tops
     assert "tests" not in tops
 
 
@@ -96,9 +110,13 @@ def test_metadata(metadata):
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_works_where_it_is_installed(built, environment, kind, tiny_checkpoint):
     programs = environment(built[kind])
-    place = command(programs / "python", "-c", "import bridgetower; print(bridgetower.__file__)").strip()
+    place = command(
+        programs / "python", "-c", "import bridgetower; print(bridgetower.__file__)"
+    ).strip()
     assert Path(place).is_relative_to(programs.parent)
     assert "usage: bridgetower" in command(programs / "bridgetower", "--help")
     assert "complete -o default" in command(programs / "bridgetower", "--completion", "bash")
-    vectors = command(programs / "bridgetower", "embed", tiny_checkpoint, "--texts", "a bar", "a circle")
+    vectors = command(
+        programs / "bridgetower", "embed", tiny_checkpoint, "--texts", "a bar", "a circle"
+    )
     assert len([json.loads(line) for line in vectors.splitlines()]) == 2

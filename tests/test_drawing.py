@@ -14,7 +14,9 @@ def test_written_as_the_name_says(tmp_path):
     write_image(tmp_path / "a.jpg", image)
     assert Image.open(tmp_path / "a.jpg").format == "JPEG"
     for name in ("a.txt", "a.psd", "a"):  # Pillow reads .psd, but does not write it
-        with pytest.raises(ValueError, match=rf"{name} has no suffix of a kind of images; give a name such as"):
+        with pytest.raises(
+            ValueError, match=rf"{name} has no suffix of a kind of images; give a name such as"
+        ):
             require_image_name(tmp_path / name)
     require_image_name(tmp_path / "A.PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
@@ -58,7 +60,10 @@ def test_glows_where_the_attention_is(view):
 
 @pytest.mark.filterwarnings("error")
 def test_bands_of_words_and_rows_of_layers(view):
-    few, many = draw_explanation(explanation(view, 8)), draw_explanation(explanation(view, 9, probability=None))
+    few, many = (
+        draw_explanation(explanation(view, 8)),
+        draw_explanation(explanation(view, 9, probability=None)),
+    )
     side = few.width / 8.6
     assert 5 * side < many.width < 7 * side
     assert many.height > few.height + 1.2 * side

@@ -80,7 +80,9 @@ class TestReplacing:
             assert not path.exists()
         assert contents(path.parent) == {"a.bin": b"new"}
 
-    @pytest.mark.parametrize("error", [NotImplementedError(), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+    @pytest.mark.parametrize(
+        "error", [NotImplementedError(), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")]
+    )
     def test_an_error_leaves_the_old_file_and_no_temporary(self, tmp_path, error):
         write_bytes(tmp_path / "a.bin", b"old")
         with pytest.raises(type(error)), replacing(tmp_path / "a.bin") as temporary:
@@ -98,12 +100,16 @@ class TestReplacing:
             (tmp_path / "stdout").symlink_to(f"/proc/self/fd/{file.fileno()}")  # as /dev/stdout is
             (tmp_path / "null").symlink_to("/dev/null")
             for name in ("pipe", "stdout", "null"):
-                with pytest.raises(FileExistsError, match=f"/{name} is a device, a pipe or an open file; give"):
+                with pytest.raises(
+                    FileExistsError, match=f"/{name} is a device, a pipe or an open file; give"
+                ):
                     write_bytes(tmp_path / name, b"new")
             assert (tmp_path / "pipe").is_fifo()
             assert (tmp_path / "stdout").read_bytes() == b"old"
 
-    @pytest.mark.parametrize("mode", [0o666, 0o600], ids=["", "private, as some libraries make them"])
+    @pytest.mark.parametrize(
+        "mode", [0o666, 0o600], ids=["", "private, as some libraries make them"]
+    )
     def test_permissions_are_those_of_an_ordinary_file(self, tmp_path, mode, monkeypatch):
         """The umask is the whole process's: to ask for it is to set it, and other threads go on meanwhile."""
         umask = os.umask
@@ -170,7 +176,11 @@ class TestNewFolder:
 
     def test_of_two_at_once_the_first_stays(self, tmp_path):
         path = tmp_path / "a"
-        with pytest.raises(FileExistsError, match="is not empty"), new_folder(path), new_folder(path) as temporary:
+        with (
+            pytest.raises(FileExistsError, match="is not empty"),
+            new_folder(path),
+            new_folder(path) as temporary,
+        ):
             write_text(temporary / "first", "new")
         assert contents(tmp_path / "a") == {"first": b"new"}
 
@@ -180,7 +190,10 @@ class TestNewFolder:
         with new_folder(Path()) as temporary:
             write_text(temporary / "b", "new")
         assert contents(tmp_path / "here") == {"b": b"new"}
-        with pytest.raises(FileExistsError, match="give the name of a folder in it"), new_folder(small_disk(64)):
+        with (
+            pytest.raises(FileExistsError, match="give the name of a folder in it"),
+            new_folder(small_disk(64)),
+        ):
             pass
 
 
@@ -205,8 +218,14 @@ class TestJson:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            *((content, "is not valid JSON") for content in (b"", b"{", b"{'a': 1}", b"\xff\xfe", b'{"a": 1} x')),
-            *((content, "nested too deep") for content in (b"[" * 10**6, b'{"a":' * 10**6 + b"1" + b"}" * 10**6)),
+            *(
+                (content, "is not valid JSON")
+                for content in (b"", b"{", b"{'a': 1}", b"\xff\xfe", b'{"a": 1} x')
+            ),
+            *(
+                (content, "nested too deep")
+                for content in (b"[" * 10**6, b'{"a":' * 10**6 + b"1" + b"}" * 10**6)
+            ),
             *((content, "expected a JSON object") for content in (b"[]", b"3", b"null", b'"a"')),
         ],
     )
@@ -277,7 +296,10 @@ class TestLock:
         with pytest.raises(FileNotFoundError, match=message), locked(tmp_path / "a"):
             pytest.fail("held")
         with locked(tmp_path / "new"):
-            with pytest.raises(FileExistsError, match="another process works in"), locked(tmp_path / "new"):
+            with (
+                pytest.raises(FileExistsError, match="another process works in"),
+                locked(tmp_path / "new"),
+            ):
                 pytest.fail("held twice")
             with locked(tmp_path / "other"):
                 pass
@@ -288,7 +310,11 @@ class TestLock:
 
     def test_is_let_go_by_a_killed_process_but_not_for_its_children(self, tmp_path):
         held = locked(tmp_path)
-        with child(held.__enter__), pytest.raises(FileExistsError, match="another process"), locked(tmp_path):
+        with (
+            child(held.__enter__),
+            pytest.raises(FileExistsError, match="another process"),
+            locked(tmp_path),
+        ):
             pytest.fail("held twice")
         with ExitStack() as stack:
             with locked(tmp_path):
@@ -300,7 +326,9 @@ class TestLock:
         folder, held, reading = tmp_path / "a", locked(tmp_path / "a", wait=True), threading.Event()
         with ExitStack() as stack:
             with locked(folder):
-                waiting = threading.Thread(target=lambda: (stack.enter_context(child(held.__enter__)), reading.set()))
+                waiting = threading.Thread(
+                    target=lambda: (stack.enter_context(child(held.__enter__)), reading.set())
+                )
                 waiting.start()
                 time.sleep(0.3)  # it waits for the lock, in a file that is removed now
                 assert not reading.is_set()
@@ -321,7 +349,9 @@ class TestLock:
         for number in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             error = OSError(number, os.strerror(number))
             monkeypatch.setattr(fcntl, "flock", Mock(side_effect=error))
-            with pytest.raises(OSError, match=r"cannot be locked .* has no flock; mount it with locks") as caught:
+            with pytest.raises(
+                OSError, match=r"cannot be locked .* has no flock; mount it with locks"
+            ) as caught:
                 locked(tmp_path).__enter__()
             assert caught.value.errno == number
         monkeypatch.setattr(files, "fcntl", None)
@@ -347,10 +377,18 @@ def test_a_disk_that_is_only_read(small_disk):
 
 @pytest.mark.parametrize(
     ("folder", "setting"),
-    [("features/ab", "feature_cache"), ("evaluations", "work"), ("ab-onnx", "cache"), ("", "cache"), ("..", None)],
+    [
+        ("features/ab", "feature_cache"),
+        ("evaluations", "work"),
+        ("ab-onnx", "cache"),
+        ("", "cache"),
+        ("..", None),
+    ],
 )
 def test_what_puts_a_cache_elsewhere_is_named(folder, setting):
-    error = NotWrittenError((cache_folder() / folder).resolve(), "Read-only file system", errno.EROFS)
+    error = NotWrittenError(
+        (cache_folder() / folder).resolve(), "Read-only file system", errno.EROFS
+    )
     advice = str(error).partition("; ")[2]
     where = f" by {setting}=FOLDER or XDG_CACHE_HOME" if setting else ""
     assert advice == f"choose a folder that you may write to{where}"
@@ -369,7 +407,9 @@ def test_differences_have_dotted_names_where_both_sides_have_parts():
 
 def test_the_folder_of_a_file_must_be_there(tmp_path):
     require_parent(tmp_path / "a")
-    with pytest.raises(FileNotFoundError, match=r"/no/a cannot be written: .*/no is no folder; make it, or choose"):
+    with pytest.raises(
+        FileNotFoundError, match=r"/no/a cannot be written: .*/no is no folder; make it, or choose"
+    ):
         require_parent(tmp_path / "no" / "a")
 
 
@@ -388,11 +428,15 @@ class TestFullDisk:
     def test_bytes(self, small_disk):
         disk = small_disk(256)
         write_bytes(disk / "a", b"o" * 100_000)
-        message = rf"^{disk}/a could not be written \(No space left on device\); make room on the disk$"
+        message = (
+            rf"^{disk}/a could not be written \(No space left on device\); make room on the disk$"
+        )
         with pytest.raises(OSError, match=message) as caught:
             write_bytes(disk / "a", b"n" * 200_000)
         assert caught.value.errno == errno.ENOSPC
-        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # it may come from another process
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(
+            caught.value
+        )  # it may come from another process
         assert contents(disk) == {"a": b"o" * 100_000}
         write_bytes(disk / "a", b"n" * 100_000)
         assert contents(disk) == {"a": b"n" * 100_000}
@@ -406,7 +450,10 @@ class TestFullDisk:
 
     def test_an_error_of_a_library_is_its_first_line(self, tmp_path):
         message = r"/a could not be written \(lance: full\); make room"
-        with pytest.raises(NotWrittenError, match=message), writing(tmp_path / "a", (RuntimeError,)):
+        with (
+            pytest.raises(NotWrittenError, match=message),
+            writing(tmp_path / "a", (RuntimeError,)),
+        ):
             raise RuntimeError("lance: full\nat line 7")
 
     def test_other_errors_stay_as_they_are(self, tmp_path):
@@ -417,7 +464,9 @@ class TestFullDisk:
     def test_wherever_the_disk_is_found_full(self, tmp_path, monkeypatch, call):
         write_bytes(tmp_path / "a", b"old")
 
-        monkeypatch.setattr(os, call, Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+        monkeypatch.setattr(
+            os, call, Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        )
         with pytest.raises(OSError, match=r"/a could not be written \(No space left"):
             write_bytes(tmp_path / "a", b"new")
         monkeypatch.undo()
@@ -427,12 +476,17 @@ class TestFullDisk:
 def test_space_is_required_before_something_is_written(small_disk):
     disk = small_disk(64)
     require_space(disk, 2**15, "some files")
-    with pytest.raises(OSError, match=r"some files take 3\.0 GiB, but the disk of .* has 0\.0 GiB left; make room or"):
+    with pytest.raises(
+        OSError,
+        match=r"some files take 3\.0 GiB, but the disk of .* has 0\.0 GiB left; make room or",
+    ):
         require_space(disk, 3 * 2**30, "some files")
 
 
 def test_all_the_space_that_is_left_may_be_taken_and_no_byte_more(monkeypatch, tmp_path):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(2**32, 2**31, 2**31))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(2**32, 2**31, 2**31)
+    )
     require_space(tmp_path, 2**31, "some files")
     with pytest.raises(OSError, match=r"take 2\.0 GiB, but the disk of .* has 2\.0 GiB left"):
         require_space(tmp_path, 2**31 + 1, "some files")
@@ -454,7 +508,10 @@ SHOWN = r"a\u001b]0;owned\u0007\u009b2J\u202egnp.exe\u2028\u000d\u007f\u0000"
     ("text", "shown"),
     [
         (HOSTILE, SHOWN),
-        ("plain \u00e9 \u72ac\t\U0001f415\u200d\U0001f9ba", "plain \u00e9 \u72ac\t\U0001f415\u200d\U0001f9ba"),
+        (
+            "plain \u00e9 \u72ac\t\U0001f415\u200d\U0001f9ba",
+            "plain \u00e9 \u72ac\t\U0001f415\u200d\U0001f9ba",
+        ),
         ("\udcff", r"\udcff"),
     ],
 )

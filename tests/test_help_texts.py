@@ -20,6 +20,8 @@ def test_help_states_one_default_and_names_what_is_given(command, capsys, monkey
     assert len(usage) < 120
     assert not re.search(r"\b(STR|PATH)\b", re.sub(r"\[--.*|--.*", "", usage)), usage
     assert re.search(r"\(default:(\s|None|\s*\)|'')*\)", text) is None
-    assert [entry for entry in entries if len(re.findall(r"default:", entry, re.IGNORECASE)) > 1] == []
+    assert [
+        entry for entry in entries if len(re.findall(r"default:", entry, re.IGNORECASE)) > 1
+    ] == []
     begun = re.compile(r"\W*--[a-z].*?(?: {2,}|\n\W*)(?:Of|To|In|Such|After|Its|Their)\b")
     assert [entry for entry in entries if begun.match(entry)] == []

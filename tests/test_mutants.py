@@ -66,7 +66,10 @@ def test_counted():
 def made(source):
     """What each operator makes of an expression or statement."""
     source = source.encode()
-    return {(mutation.operator, mutation.mutated(source).decode()) for mutation in mutants.mutations("a.py", source)}
+    return {
+        (mutation.operator, mutation.mutated(source).decode())
+        for mutation in mutants.mutations("a.py", source)
+    }
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,10 @@ def made(source):
     [
         ("a < b", {("boundary", "(a <= b)"), ("comparison", "(a >= b)")}),
         ("a is b", {("comparison", "(a is not b)")}),
-        ("a and b", {("and-or", "(a or b)"), ("dropped condition", "a"), ("dropped condition", "b")}),
+        (
+            "a and b",
+            {("and-or", "(a or b)"), ("dropped condition", "a"), ("dropped condition", "b")},
+        ),
         ("a + b", {("arithmetic", "(a - b)")}),
         ("'a b' + b", set()),
         ("a += b", {("dropped statement", "pass")}),
@@ -83,7 +89,10 @@ def made(source):
         ("x = a if b else c", {("negated condition", "x = a if (not b) else c")}),
         (
             "[a for a in b if c]",
-            {("negated condition", "[a for a in b if (not c)]"), ("dropped condition", "[a for a in b if True]")},
+            {
+                ("negated condition", "[a for a in b if (not c)]"),
+                ("dropped condition", "[a for a in b if True]"),
+            },
         ),
         ("x = 3", {("constant", "x = 4"), ("constant", "x = 2")}),
         ("x = 0.5", {("constant", "x = 1.0")}),
@@ -91,7 +100,10 @@ def made(source):
         ("x = 'name'", {("constant", "x = 'namex'")}),
         ("x = 'some words'", set()),
         ("x = f(a, b)", {("swapped arguments", "x = f(b, a)")}),
-        ("x = f(a, b=c, d=e)", {("dropped keyword", "x = f(a, d=e)"), ("dropped keyword", "x = f(a, b=c, )")}),
+        (
+            "x = f(a, b=c, d=e)",
+            {("dropped keyword", "x = f(a, d=e)"), ("dropped keyword", "x = f(a, b=c, )")},
+        ),
         ("x = zip(a, b, strict=True)", {("swapped arguments", "x = zip(b, a, strict=True)")}),
         ("x = max(a)", {("opposite function", "x = min(a)")}),
         ("f(a)", {("dropped statement", "pass")}),
@@ -99,11 +111,17 @@ def made(source):
         ("for a in b: break", {("jump", "for a in b: continue")}),
         (
             "def f():\n if a: return",
-            {("negated condition", "def f():\n if (not a): return"), ("dropped guard", "def f():\n pass")},
+            {
+                ("negated condition", "def f():\n if (not a): return"),
+                ("dropped guard", "def f():\n pass"),
+            },
         ),
         (
             "if a: raise ValueError('name', 3)",
-            {("negated condition", "if (not a): raise ValueError('name', 3)"), ("dropped guard", "pass")},
+            {
+                ("negated condition", "if (not a): raise ValueError('name', 3)"),
+                ("dropped guard", "pass"),
+            },
         ),
         ("x: Literal['a'] = b", set()),
         ("X = Literal['a', 'b']", set()),
@@ -113,7 +131,14 @@ def made(source):
         ("if TYPE_CHECKING: x = 1", set()),
         ("logger.info('name', 3)", set()),
         ("raise ValueError('name', 3)", set()),
-        ("'ü', a < b", {("boundary", "'ü', (a <= b)"), ("comparison", "'ü', (a >= b)"), ("constant", "'üx', a < b")}),
+        (
+            "'ü', a < b",
+            {
+                ("boundary", "'ü', (a <= b)"),
+                ("comparison", "'ü', (a >= b)"),
+                ("constant", "'üx', a < b"),
+            },
+        ),
     ],
 )
 def test_operators(source, expected):
@@ -167,8 +192,12 @@ LINES = {
 
 def printed(project, *arguments):
     folder = str(Path(mutants.__file__).parent)
-    call = CALL.format(folder=folder, project=str(project), lines=[*LINES], arguments=list(arguments))
-    done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=False, cwd=project)
+    call = CALL.format(
+        folder=folder, project=str(project), lines=[*LINES], arguments=list(arguments)
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", call], capture_output=True, text=True, check=False, cwd=project
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -177,7 +206,9 @@ def printed(project, *arguments):
 def test_verdicts(project):
     pytest.importorskip("coverage")
     printed(project, "--record")
-    recorded = json.loads((project / "build/mutants/coverage/tests+test_prices.py.json").read_text())
+    recorded = json.loads(
+        (project / "build/mutants/coverage/tests+test_prices.py.json").read_text()
+    )
     assert len(recorded["tests"]) == 6
     lines = printed(project, "--seed", "a", "--jobs", "1", "--json").splitlines()
     verdicts = {LINES[verdict["line"]]: verdict for verdict in map(json.loads, lines)}
@@ -190,11 +221,17 @@ def test_verdicts(project):
 
     # A draw goes on where it was interrupted, and what fails without a mutation, too, is no verdict.
     (draw,) = (project / "build/mutants/draws").iterdir()
-    rest = [line for line in draw.read_text().splitlines() if json.loads(line)["operator"] != "dropped statement"]
+    rest = [
+        line
+        for line in draw.read_text().splitlines()
+        if json.loads(line)["operator"] != "dropped statement"
+    ]
     draw.write_text("".join(f"{line}\n" for line in rest))
     (project / "MARK").unlink()
     text = printed(project, "--seed", "a", "--jobs", "1")
-    endless, seen, unseen = (f"src/bridgetower/prices.py:{line}" for line in sorted(LINES, key=LINES.get))
+    endless, seen, unseen = (
+        f"src/bridgetower/prices.py:{line}" for line in sorted(LINES, key=LINES.get)
+    )
     assert f"unclear: {endless}" in text
     assert f"survived: {unseen}" in text
     assert seen not in text.partition("unclear:")[2]

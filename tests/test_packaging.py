@@ -17,7 +17,14 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 TOOLS = {  # look at the code, or make files of it or of the docs, but do not run it
-    *("hatch-fancy-pypi-readme", "hatchling", "import-linter", "mkdocstrings-python", "mypy", "ruff"),
+    *(
+        "hatch-fancy-pypi-readme",
+        "hatchling",
+        "import-linter",
+        "mkdocstrings-python",
+        "mypy",
+        "ruff",
+    ),
     *("twine", "zensical"),
 }
 # Need newer releases of other packages than the lowest; the tests with them are skipped.
@@ -30,12 +37,16 @@ TOO_NEW = {
 def requirements(lines):
     """Requirements by name, without those on the project's own extras."""
     found = [Requirement(line) for line in lines]
-    return {requirement.name: requirement for requirement in found if requirement.name != "bridgetower"}
+    return {
+        requirement.name: requirement for requirement in found if requirement.name != "bridgetower"
+    }
 
 
 def bound(requirement, operator):
     """The version after `operator`, which may stand only once."""
-    (version,) = [specifier.version for specifier in requirement.specifier if specifier.operator == operator]
+    (version,) = [
+        specifier.version for specifier in requirement.specifier if specifier.operator == operator
+    ]
     return Version(version)
 
 
@@ -65,7 +76,9 @@ def test_every_requirement_stands_at_its_lower_bound(required, lowest):
 def test_one_pin_a_line_in_order(lowest):
     assert lowest == sorted(lowest, key=lambda line: line.partition("==")[0])
     assert len(requirements(lowest)) == len(lowest)
-    assert all(str(Requirement(line).specifier) == f"=={bound(Requirement(line), '==')}" for line in lowest)
+    assert all(
+        str(Requirement(line).specifier) == f"=={bound(Requirement(line), '==')}" for line in lowest
+    )
 
 
 def test_the_names_left_out_are_required(project):
@@ -84,12 +97,16 @@ def test_temporary_files_of_processes_lie_below_the_folder_of_the_tests(tmp_path
 
 
 def test_names_of_files_that_are_no_text_can_be_reported():
-    logging.getLogger("bridgetower").error("caf\udce9.png is bad")  # would end a process of pytest-xdist
+    logging.getLogger("bridgetower").error(
+        "caf\udce9.png is bad"
+    )  # would end a process of pytest-xdist
 
 
 def test_no_two_test_files_share_a_name():
     names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
-    assert [name for name, count in names.items() if count > 1] == []  # pytest could not collect both in one run
+    assert [
+        name for name, count in names.items() if count > 1
+    ] == []  # pytest could not collect both in one run
 
 
 SOURCE = ROOT / "src"
@@ -102,17 +119,31 @@ def imports(files):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             return set()
         if isinstance(node, ast.ImportFrom) and node.module:
-            return {full if (full := f"{node.module}.{name.name}") in files else node.module for name in node.names}
+            return {
+                full if (full := f"{node.module}.{name.name}") in files else node.module
+                for name in node.names
+            }
         return {name for child in ast.iter_child_nodes(node) for name in imported(child)}
 
-    return {name: (imported(ast.parse(text)) & files.keys()) - {name} for name, text in files.items()}
+    return {
+        name: (imported(ast.parse(text)) & files.keys()) - {name} for name, text in files.items()
+    }
 
 
 def test_no_circles():
-    names = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
-    files = {name.removesuffix(".__init__"): path.read_text(encoding="utf-8") for name, path in names.items()}
+    names = {
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts): path
+        for path in SOURCE.rglob("*.py")
+    }
+    files = {
+        name.removesuffix(".__init__"): path.read_text(encoding="utf-8")
+        for name, path in names.items()
+    }
     found = imports(files)
-    assert "bridgetower.model.bridgetower" in found["bridgetower.predictor"] | found["bridgetower.inference"]
+    assert (
+        "bridgetower.model.bridgetower"
+        in found["bridgetower.predictor"] | found["bridgetower.inference"]
+    )
     TopologicalSorter(found).prepare()
 
 

@@ -35,7 +35,10 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def arrays():
     rng = np.random.default_rng(0)
-    return [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((24, 24, 3), (30, 20, 3), (20, 40, 3))]
+    return [
+        rng.integers(0, 256, shape, dtype=np.uint8)
+        for shape in ((24, 24, 3), (30, 20, 3), (20, 40, 3))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,9 @@ def assert_same(found, expected):
     if isinstance(found, Tensor):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     else:
-        assert [[w.word for w in masks[0]] for masks in found] == [[w.word for w in masks[0]] for masks in expected]
+        assert [[w.word for w in masks[0]] for masks in found] == [
+            [w.word for w in masks[0]] for masks in expected
+        ]
 
 
 def results(model, files, **how):
@@ -73,7 +78,11 @@ def without(tiny_checkpoint):
     def make(head):
         checkpoint = read_checkpoint(tiny_checkpoint)
         config = checkpoint.config.override({f"heads.{head}": None if head == "itc" else False})
-        tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(f"{head}_head")}
+        tensors = {
+            name: tensor
+            for name, tensor in checkpoint.tensors.items()
+            if not name.startswith(f"{head}_head")
+        }
         lacking = replace(checkpoint, config=config, tensors=tensors)
         return Predictor(lacking, TorchEngine(lacking.model(), CPU))
 
@@ -102,18 +111,24 @@ class TestInputs:
         for images in kinds.values():
             assert torch.equal(predictor.embed_images(images), expected)
             assert torch.equal(predictor.embed_images(tuple(images)), expected)
-            torch.testing.assert_close(predictor.embed_images(images[1]), expected[1:2], atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                predictor.embed_images(images[1]), expected[1:2], atol=1e-5, rtol=0
+            )
 
         several = np.stack([arrays[0], arrays[0][::-1]])  # an array of four axes is several images
         expected = predictor.embed_images(list(several))
         assert torch.equal(predictor.embed_images(several), expected)
-        assert torch.equal(predictor.embed_images(torch.from_numpy(several).permute(0, 3, 1, 2)), expected)
+        assert torch.equal(
+            predictor.embed_images(torch.from_numpy(several).permute(0, 3, 1, 2)), expected
+        )
 
     def test_images_at_urls_in_every_call(self, predictor, files):
         url = files[0].as_uri()
         states = predictor.hidden_states(url, "a bar").pooled
         assert torch.equal(states, predictor.hidden_states(files[0], "a bar").pooled)
-        assert torch.equal(explain(predictor, url, "a bar").maps, explain(predictor, files[0], "a bar").maps)
+        assert torch.equal(
+            explain(predictor, url, "a bar").maps, explain(predictor, files[0], "a bar").maps
+        )
 
     def test_a_host_that_refuses_is_left_in_seconds(self, predictor, monkeypatch):
         pauses = []
@@ -127,7 +142,10 @@ class TestInputs:
     def test_a_url_without_an_image(self, predictor, tmp_path):
         with pytest.raises(FileNotFoundError, match="no file at file:///"):
             predictor.embed_images((tmp_path / "nothing.png").as_uri())
-        with pytest.raises(ValueError, match="is a URL, which is not fetched here; give it to a method of a predictor"):
+        with pytest.raises(
+            ValueError,
+            match="is a URL, which is not fetched here; give it to a method of a predictor",
+        ):
             predictor.processor.images(["https://example.com/a.png"])
 
     def test_one_goes_with_all_of_the_others(self, predictor, files):
@@ -143,7 +161,9 @@ class TestInputs:
         vectors = predictor.embed_texts(texts, batch_size=2)
         alone = torch.cat([predictor.embed_texts(text) for text in texts])
         torch.testing.assert_close(vectors, alone, atol=1e-5, rtol=0)
-        assert torch.cdist(alone, alone).add(torch.eye(len(texts))).min() > 1e-3, "so another order would show"
+        assert torch.cdist(alone, alone).add(torch.eye(len(texts))).min() > 1e-3, (
+            "so another order would show"
+        )
 
 
 class TestResults:
@@ -151,29 +171,44 @@ class TestResults:
         model, processor = predictor.model, predictor.processor
         pixel_values, text = processor.images(files), processor.texts(TEXTS)
         with torch.no_grad():
-            image, words = model.encode_image(pixel_values), model.encode_text(text.input_ids, text.attention_mask)
+            image, words = (
+                model.encode_image(pixel_values),
+                model.encode_text(text.input_ids, text.attention_mask),
+            )
             pooled = model(pixel_values, text.input_ids, text.attention_mask).pooled
             match = model.itm_logits(pooled).softmax(dim=-1)[:, 1]
-            expected = [model.image_embeds(image), model.text_embeds(words), model.pair_embeds(pooled), match]
+            expected = [
+                model.image_embeds(image),
+                model.text_embeds(words),
+                model.pair_embeds(pooled),
+                match,
+            ]
         for result, wanted in zip(results(predictor, files), expected, strict=False):
             torch.testing.assert_close(result, wanted, atol=1e-5, rtol=0)
             assert result.dtype == torch.float32
 
     def test_batch_size_and_processes_change_nothing(self, predictor, files):
         for size in (1, 2):
-            for one, other in zip(results(predictor, files), results(predictor, files, batch_size=size), strict=True):
+            for one, other in zip(
+                results(predictor, files), results(predictor, files, batch_size=size), strict=True
+            ):
                 torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
         given = [*files, Image.open(files[0]), files[0].read_bytes(), files[0]]
         alone = predictor.embed_images(given, batch_size=2)
         assert torch.equal(predictor.embed_images(given, batch_size=2, num_workers=2), alone)
         assert torch.equal(alone[0], alone[-1])
         scores = predictor.match(files, TEXTS, all_pairs=True, batch_size=2)
-        assert torch.equal(predictor.match(files, TEXTS, all_pairs=True, batch_size=2, num_workers=2), scores)
+        assert torch.equal(
+            predictor.match(files, TEXTS, all_pairs=True, batch_size=2, num_workers=2), scores
+        )
 
     def test_for_a_gpu_threads_decode_one_batch_ahead(self, predictor, files, monkeypatch):
         begun, pictures = [], [*files, Image.open(files[1])] * 3
         monkeypatch.setattr(inference, "fetched", lambda image: begun.append(image) or image)
-        plain, ahead = (decoded(predictor.processor, pictures, 2, 0, torch.device(name)) for name in ("cpu", "meta"))
+        plain, ahead = (
+            decoded(predictor.processor, pictures, 2, 0, torch.device(name))
+            for name in ("cpu", "meta")
+        )
         first = next(ahead)
         while len(begun) < 4:  # the next batch, while nobody asks for it
             time.sleep(0.01)
@@ -183,7 +218,9 @@ class TestResults:
     def test_all_pairs_are_pair_by_pair(self, predictor, files):
         texts = [*TEXTS, "yellow"]
         scores = predictor.match(files, texts, all_pairs=True)
-        expected = torch.stack([torch.cat([predictor.match(file, text) for text in texts]) for file in files])
+        expected = torch.stack(
+            [torch.cat([predictor.match(file, text) for text in texts]) for file in files]
+        )
         torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
         assert expected.std() > 1e-3
 
@@ -205,11 +242,15 @@ class TestResults:
         torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
 
     @pytest.mark.parametrize(("memory", "times"), [(4.0, 1), (1e-9, 15)])
-    def test_texts_are_encoded_once_or_with_each_block_of_images(self, predictor, arrays, memory, times):
+    def test_texts_are_encoded_once_or_with_each_block_of_images(
+        self, predictor, arrays, memory, times
+    ):
         images = [np.roll(array, shift, axis=0) for array in arrays for shift in range(5)]
         whole = predictor.match(images, TEXTS, all_pairs=True, batch_size=64)
         encoded = []
-        hook = predictor.model.text.register_forward_hook(lambda _, inputs, __: encoded.append(len(inputs[0])))
+        hook = predictor.model.text.register_forward_hook(
+            lambda _, inputs, __: encoded.append(len(inputs[0]))
+        )
         scores = predictor.match(images, TEXTS, all_pairs=True, batch_size=4, memory_gib=memory)
         hook.remove()
         assert encoded == [len(TEXTS)] * times
@@ -232,7 +273,9 @@ class TestResults:
         whole = predictor.match(images, texts, all_pairs=True, batch_size=48)
         most, room = max(held), max(held) // 12
         held.clear()
-        parts = predictor.match(images, texts, all_pairs=True, batch_size=4, memory_gib=4 * room / 2**30)
+        parts = predictor.match(
+            images, texts, all_pairs=True, batch_size=4, memory_gib=4 * room / 2**30
+        )
         hook.remove()
         gc.unfreeze()
         torch.testing.assert_close(parts, whole, atol=1e-6, rtol=0)
@@ -242,13 +285,21 @@ class TestResults:
     def test_half_of_the_memory_is_for_encoded_images(self, predictor, arrays):
         images = [np.roll(array, shift, axis=0) for array in arrays for shift in range(5)]
         with torch.inference_mode():
-            one = predictor.engine.cache_image(predictor.model.encode_image(predictor.processor.images(images[:1])))
+            one = predictor.engine.cache_image(
+                predictor.model.encode_image(predictor.processor.images(images[:1]))
+            )
         sizes = []
         one.map(lambda tensor: sizes.append(tensor.nbytes) or tensor)
         taken = sum(sizes) - one.cls.nbytes
         blocks = []
-        hook = predictor.model.vision.register_forward_hook(lambda _, inputs, __: blocks.append(len(inputs[0])))
-        for bytes_, expected in ((2 * 4 * taken, [4, 4, 4, 3]), (2 * 4 * taken - 2, [3] * 5), (1, [1] * 15)):
+        hook = predictor.model.vision.register_forward_hook(
+            lambda _, inputs, __: blocks.append(len(inputs[0]))
+        )
+        for bytes_, expected in (
+            (2 * 4 * taken, [4, 4, 4, 3]),
+            (2 * 4 * taken - 2, [3] * 5),
+            (1, [1] * 15),
+        ):
             blocks.clear()
             predictor.match(images, TEXTS[:1], all_pairs=True, memory_gib=bytes_ / 2**30)
             assert blocks == expected
@@ -264,10 +315,14 @@ class TestResults:
         for vectors, _ in pairs[:3]:
             torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
         outputs = []  # of the head, which are not rounded again
-        coarse.model.head("itc").image.register_forward_hook(lambda *arguments: outputs.append(arguments[2]))
+        coarse.model.head("itc").image.register_forward_hook(
+            lambda *arguments: outputs.append(arguments[2])
+        )
         vectors = coarse.embed_images(files)
         assert outputs[0].dtype == torch.bfloat16
-        torch.testing.assert_close(vectors, F.normalize(outputs[0].float(), dim=-1), atol=1e-7, rtol=1e-6)
+        torch.testing.assert_close(
+            vectors, F.normalize(outputs[0].float(), dim=-1), atol=1e-7, rtol=1e-6
+        )
 
     def test_the_bar_leaves_standard_output_alone(self, predictor, files, capsys, monkeypatch):
         monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
@@ -289,7 +344,9 @@ class TestResults:
         hook = predictor.model.fusion.register_forward_pre_hook(look)
         predictor.match(files, TEXTS)
         hook.remove()
-        assert len(called) <= 8, called  # one checks the arguments, one reads a batch when the next has begun
+        assert len(called) <= 8, (
+            called
+        )  # one checks the arguments, one reads a batch when the next has begun
 
 
 class TestFillMask:
@@ -304,13 +361,19 @@ class TestFillMask:
         positions = (ids[0] == predictor.processor.mask_token_id).nonzero()[:, 0]
         for words, position in zip(candidates, positions, strict=True):
             best = probabilities[position].topk(3)
-            assert [word.probability for word in words] == pytest.approx(best.values.tolist(), abs=1e-6)
-            decoded = [predictor.processor.decode([number]).strip() for number in best.indices.tolist()]
+            assert [word.probability for word in words] == pytest.approx(
+                best.values.tolist(), abs=1e-6
+            )
+            decoded = [
+                predictor.processor.decode([number]).strip() for number in best.indices.tolist()
+            ]
             assert [word.word for word in words] == decoded
 
     def test_words_of_64_masks_at_most_are_ranked_at_once(self, predictor, files):
         rows = []
-        hook = predictor.model.head("mlm").register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+        hook = predictor.model.head("mlm").register_forward_hook(
+            lambda _, inputs, __: rows.append(len(inputs[0]))
+        )
         filled = predictor.fill_mask(files[0], ["<mask> " * 10] * 15, top=1)
         hook.remove()
         assert sum(map(len, filled)) == sum(rows) == 150
@@ -324,12 +387,16 @@ class TestFillMask:
             alone = predictor.fill_mask(file, text, top=2)
             for words, expected in zip(masks, alone, strict=True):
                 assert [word.word for word in words] == [word.word for word in expected]
-                assert [w.probability for w in words] == pytest.approx([w.probability for w in expected], abs=1e-5)
+                assert [w.probability for w in words] == pytest.approx(
+                    [w.probability for w in expected], abs=1e-5
+                )
         other = predictor.fill_mask(files[::-1], texts, top=2)
         assert other[0][0][0].probability != pytest.approx(together[0][0][0].probability, abs=1e-5)
 
     def test_errors(self, predictor, files, without):
-        assert predictor.fill_mask(files[:1], ["a <mask>"]) == [predictor.fill_mask(files[0], "a <mask>")]
+        assert predictor.fill_mask(files[:1], ["a <mask>"]) == [
+            predictor.fill_mask(files[0], "a <mask>")
+        ]
         long = "<mask> " + "red circle on black " * 30
         with pytest.raises(ValueError, match="truncate=True"):
             predictor.fill_mask(files[0], long)
@@ -353,8 +420,14 @@ class TestErrors:
             (lambda: predictor.embed_texts([]), "no texts given; expected at least one"),
             (lambda: predictor.match(files, []), "no texts given"),
             (lambda: predictor.match(files, [], all_pairs=True), "no texts given"),
-            (lambda: predictor.embed_pairs(files, TEXTS[:2]), "3 images and 2 texts; expected one text per image"),
-            (lambda: predictor.match(files, TEXTS[:2]), "3 images and 2 texts; expected one text per image"),
+            (
+                lambda: predictor.embed_pairs(files, TEXTS[:2]),
+                "3 images and 2 texts; expected one text per image",
+            ),
+            (
+                lambda: predictor.match(files, TEXTS[:2]),
+                "3 images and 2 texts; expected one text per image",
+            ),
         ]
         for call, message in calls:
             with pytest.raises(ValueError, match=message):
@@ -375,12 +448,16 @@ class TestErrors:
         limit = predictor.processor.config.max_length
         calls = [
             lambda **options: predictor.embed_texts(["a", "b", long], batch_size=1, **options),
-            lambda **options: predictor.embed_pairs(files, ["a", "b", long], batch_size=1, **options),
+            lambda **options: predictor.embed_pairs(
+                files, ["a", "b", long], batch_size=1, **options
+            ),
             lambda **options: predictor.match(files, ["a", "b", long], batch_size=1, **options),
             lambda **options: predictor.match(files, ["a", "b", long], all_pairs=True, **options),
         ]
         for call in calls:
-            with pytest.raises(ValueError, match=rf"text 2, 'red circle.*the limit is {limit}; .*truncate=True"):
+            with pytest.raises(
+                ValueError, match=rf"text 2, 'red circle.*the limit is {limit}; .*truncate=True"
+            ):
                 call()
             assert len(call(truncate=True)) == 3
 
@@ -389,9 +466,15 @@ class TestErrors:
         (tmp_path / "empty.png").write_bytes(b"")
         (tmp_path / "text.png").write_text("no picture")
         (tmp_path / "cut.png").write_bytes(files[0].read_bytes()[:-200])
-        for name, message in {"empty.png": "empty", "text.png": "text.png", "cut.png": "cut off or damaged"}.items():
+        for name, message in {
+            "empty.png": "empty",
+            "text.png": "text.png",
+            "cut.png": "cut off or damaged",
+        }.items():
             with pytest.raises(ValueError, match=rf"image 3: .*{message}"):
-                predictor.embed_images([*files, tmp_path / name], batch_size=2, num_workers=num_workers)
+                predictor.embed_images(
+                    [*files, tmp_path / name], batch_size=2, num_workers=num_workers
+                )
         with pytest.raises(ValueError, match=r"image 2: .*5 image bytes"):
             predictor.match([*files[:2], b"12345"], TEXTS, all_pairs=True, batch_size=1)
         with pytest.raises(FileNotFoundError, match="no image file at"):
@@ -410,36 +493,128 @@ PICTURE = Image.new("RGB", (24, 24))
 
 # What a user slips on, and the words that the answer has: what was given, and what was expected.
 SLIPS = {
-    "no image": (lambda model: model.embed_images(None), "images is None", "image .* or a list of images"),
+    "no image": (
+        lambda model: model.embed_images(None),
+        "images is None",
+        "image .* or a list of images",
+    ),
     "a number": (lambda model: model.embed_images(5), "images is 5", "path, URL, bytes"),
-    "a table": (lambda model: model.embed_images({"a.png": 1}), "images is {'a.png': 1}", "list of images"),
-    "no text": (lambda model: model.embed_texts(None), "texts is None", "a text or a list of texts"),
-    "an image as text": (lambda model: model.embed_texts(PICTURE), "texts is of type Image", "list of texts"),
-    "images as texts": (lambda model: model.embed_texts([PICTURE]), "text 0 is a Image", "a string"),
-    "bytes as text": (lambda model: model.embed_texts(b"a bar"), "texts is of type bytes", "list of texts"),
-    "no image in a list": (lambda model: model.embed_images([PICTURE, None]), "image 1: .* NoneType", "a path"),
-    "pair exchanged": (lambda model: model.embed_pairs("a bar", PICTURE), "texts is of type Image", "list of texts"),
-    "pairs exchanged": (lambda model: model.match(TEXTS[:1], [PICTURE]), "text 0 is a Image", "a string"),
-    "batch as text": (lambda model: model.embed_texts("a", batch_size="8"), "batch_size is '8'", "at least 1"),
-    "batch of 0": (lambda model: model.match(PICTURE, "a", batch_size=0), "batch_size is 0", "at least 1"),
-    "batch of True": (lambda model: model.embed_texts("a", batch_size=True), "batch_size is True", "whole number"),
-    "half a batch": (lambda model: model.embed_texts("a", batch_size=0.5), "batch_size is 0.5", "whole number"),
-    "workers below 0": (lambda model: model.embed_images(PICTURE, num_workers=-1), "num_workers is -1", "at least 0"),
-    "truncate": (lambda model: model.embed_texts("a", truncate="no"), "truncate is 'no'", "True or False"),
+    "a table": (
+        lambda model: model.embed_images({"a.png": 1}),
+        "images is {'a.png': 1}",
+        "list of images",
+    ),
+    "no text": (
+        lambda model: model.embed_texts(None),
+        "texts is None",
+        "a text or a list of texts",
+    ),
+    "an image as text": (
+        lambda model: model.embed_texts(PICTURE),
+        "texts is of type Image",
+        "list of texts",
+    ),
+    "images as texts": (
+        lambda model: model.embed_texts([PICTURE]),
+        "text 0 is a Image",
+        "a string",
+    ),
+    "bytes as text": (
+        lambda model: model.embed_texts(b"a bar"),
+        "texts is of type bytes",
+        "list of texts",
+    ),
+    "no image in a list": (
+        lambda model: model.embed_images([PICTURE, None]),
+        "image 1: .* NoneType",
+        "a path",
+    ),
+    "pair exchanged": (
+        lambda model: model.embed_pairs("a bar", PICTURE),
+        "texts is of type Image",
+        "list of texts",
+    ),
+    "pairs exchanged": (
+        lambda model: model.match(TEXTS[:1], [PICTURE]),
+        "text 0 is a Image",
+        "a string",
+    ),
+    "batch as text": (
+        lambda model: model.embed_texts("a", batch_size="8"),
+        "batch_size is '8'",
+        "at least 1",
+    ),
+    "batch of 0": (
+        lambda model: model.match(PICTURE, "a", batch_size=0),
+        "batch_size is 0",
+        "at least 1",
+    ),
+    "batch of True": (
+        lambda model: model.embed_texts("a", batch_size=True),
+        "batch_size is True",
+        "whole number",
+    ),
+    "half a batch": (
+        lambda model: model.embed_texts("a", batch_size=0.5),
+        "batch_size is 0.5",
+        "whole number",
+    ),
+    "workers below 0": (
+        lambda model: model.embed_images(PICTURE, num_workers=-1),
+        "num_workers is -1",
+        "at least 0",
+    ),
+    "truncate": (
+        lambda model: model.embed_texts("a", truncate="no"),
+        "truncate is 'no'",
+        "True or False",
+    ),
     "no answers": (lambda model: model.answer(PICTURE, "a?", top=0), "top is 0", "at least 1"),
-    "no classes": (lambda model: model.classify(PICTURE, labels=["a", "b"], top=0), "top is 0", "at least 1"),
-    "top as text": (lambda model: model.fill_mask(PICTURE, "<mask>", top="1"), "top is '1'", "whole number"),
-    "no memory": (lambda model: model.match(PICTURE, "a", memory_gib=0), "memory_gib is 0", "a number above 0"),
-    "memory unknown": (lambda model: model.match(PICTURE, "a", memory_gib=torch.nan), "memory_gib is nan", "above 0"),
-    "one label": (lambda model: model.classify(PICTURE, labels="cat"), "labels is 'cat'", "a list of texts"),
-    "labels of numbers": (lambda model: model.classify(PICTURE, labels=[1, 2]), r"labels is \[1, 2\]", "list of texts"),
-    "labels once": (lambda model: model.classify(PICTURE, labels=map(str, "ab")), "labels is of type map", "a list"),
+    "no classes": (
+        lambda model: model.classify(PICTURE, labels=["a", "b"], top=0),
+        "top is 0",
+        "at least 1",
+    ),
+    "top as text": (
+        lambda model: model.fill_mask(PICTURE, "<mask>", top="1"),
+        "top is '1'",
+        "whole number",
+    ),
+    "no memory": (
+        lambda model: model.match(PICTURE, "a", memory_gib=0),
+        "memory_gib is 0",
+        "a number above 0",
+    ),
+    "memory unknown": (
+        lambda model: model.match(PICTURE, "a", memory_gib=torch.nan),
+        "memory_gib is nan",
+        "above 0",
+    ),
+    "one label": (
+        lambda model: model.classify(PICTURE, labels="cat"),
+        "labels is 'cat'",
+        "a list of texts",
+    ),
+    "labels of numbers": (
+        lambda model: model.classify(PICTURE, labels=[1, 2]),
+        r"labels is \[1, 2\]",
+        "list of texts",
+    ),
+    "labels once": (
+        lambda model: model.classify(PICTURE, labels=map(str, "ab")),
+        "labels is of type map",
+        "a list",
+    ),
     "a template": (
         lambda model: model.classify(PICTURE, labels=["a", "b"], templates="{}"),
         "templates is '{}'",
         "a list of texts",
     ),
-    "layers listed": (lambda model: model.hidden_states(PICTURE, "a", layers=[1]), r"layers is \[1\]", "'fusion': "),
+    "layers listed": (
+        lambda model: model.hidden_states(PICTURE, "a", layers=[1]),
+        r"layers is \[1\]",
+        "'fusion': ",
+    ),
     "layers of no part": (
         lambda model: hidden_states(model.model, PIXELS, IDS, layers={"visoin": [1]}),
         "layers is {'visoin': .*}",
@@ -455,35 +630,73 @@ SLIPS = {
         r"pixel_values is Tensor of float32 \[3, 20, 20\]",
         "b 3 h w",
     ),
-    "explain exchanged": (lambda model: explain(model, "a bar", PICTURE), "text is of type Image", "a text"),
-    "explain a name": (lambda model: explain("demo", PICTURE, "a bar"), "predictor is 'demo'", "Predictor"),
+    "explain exchanged": (
+        lambda model: explain(model, "a bar", PICTURE),
+        "text is of type Image",
+        "a text",
+    ),
+    "explain a name": (
+        lambda model: explain("demo", PICTURE, "a bar"),
+        "predictor is 'demo'",
+        "Predictor",
+    ),
     "explain a method": (
         lambda model: explain(model, PICTURE, "a bar", method="grad"),
         "method is 'grad'",
         "attention, gradcam",
     ),
-    "one unbatched image": (lambda model: model.model(PIXELS[0], IDS), r"\[3, 20, 20\]", r"\[images, 3, height"),
+    "one unbatched image": (
+        lambda model: model.model(PIXELS[0], IDS),
+        r"\[3, 20, 20\]",
+        r"\[images, 3, height",
+    ),
     "channels last": (
         lambda model: model.model(PIXELS.permute(0, 2, 3, 1), IDS),
         r"\[2, 20, 20, 3\]",
         r"\[images, 3",
     ),
-    "one unbatched text": (lambda model: model.model(PIXELS, IDS[0]), r"input_ids .* \[3\]", r"\[texts, tokens\]"),
-    "tokens of another model": (lambda model: model.model(PIXELS, IDS + 50_000), "50000 to 50006", "expected 0 to "),
-    "tokens below 0": (lambda model: model.model.encode_text(IDS - 7), "-7 to -1", "expected 0 to "),
+    "one unbatched text": (
+        lambda model: model.model(PIXELS, IDS[0]),
+        r"input_ids .* \[3\]",
+        r"\[texts, tokens\]",
+    ),
+    "tokens of another model": (
+        lambda model: model.model(PIXELS, IDS + 50_000),
+        "50000 to 50006",
+        "expected 0 to ",
+    ),
+    "tokens below 0": (
+        lambda model: model.model.encode_text(IDS - 7),
+        "-7 to -1",
+        "expected 0 to ",
+    ),
     "what is prepared": (lambda model: model.processor(5), "images is 5", "list of images"),
     "nothing to load": (lambda model: load(""), "source is ''", "a hub id, a folder"),
     "load None": (lambda model: load(None), "source is None", "a hub id, a folder"),
-    "no such precision": (lambda model: load("a/b", precision="bf61"), "precision is 'bf61'", "fp32, bf16"),
-    "no such engine": (lambda model: load("a/b", engine="tensorrt"), "engine is 'tensorrt'", "auto, torch"),
-    "a GPU that is not there": (lambda model: load("a/b", device=99), "device is 'cuda:99'", "use another or cpu"),
+    "no such precision": (
+        lambda model: load("a/b", precision="bf61"),
+        "precision is 'bf61'",
+        "fp32, bf16",
+    ),
+    "no such engine": (
+        lambda model: load("a/b", engine="tensorrt"),
+        "engine is 'tensorrt'",
+        "auto, torch",
+    ),
+    "a GPU that is not there": (
+        lambda model: load("a/b", device=99),
+        "device is 'cuda:99'",
+        "use another or cpu",
+    ),
     "read nothing": (lambda model: read_checkpoint(""), "source is ''", "a hub id, a folder"),
 }
 
 
 class TestSlips:
     @pytest.mark.parametrize(("call", "given", "expected"), SLIPS.values(), ids=SLIPS)
-    def test_are_answered_in_a_line_that_says_what_was_expected(self, predictor, call, given, expected):
+    def test_are_answered_in_a_line_that_says_what_was_expected(
+        self, predictor, call, given, expected
+    ):
         with pytest.raises(ValueError, match=f"^[^\n]*{given}[^\n]*{expected}[^\n]*$"):
             call(predictor)
 
@@ -498,10 +711,19 @@ class TestSlips:
                 lambda model: model.match(PICTURE, "a", threads=8),
                 r"match\(\) has no argument threads; it has all_pairs",
             ),
-            (lambda model: model.embed_texts("a", truncated=True), r"embed_texts\(\) .*did you mean truncate\?"),
-            (lambda model: load("none/none", percision="bf16"), r"load\(\) .*did you mean precision\?"),
+            (
+                lambda model: model.embed_texts("a", truncated=True),
+                r"embed_texts\(\) .*did you mean truncate\?",
+            ),
+            (
+                lambda model: load("none/none", percision="bf16"),
+                r"load\(\) .*did you mean precision\?",
+            ),
             (lambda model: load(".", percision="bf16"), r"load\(\) .*did you mean precision\?"),
-            (lambda model: model.embed_texts(), "embed_texts.* missing 1 required positional argument: 'texts'"),
+            (
+                lambda model: model.embed_texts(),
+                "embed_texts.* missing 1 required positional argument: 'texts'",
+            ),
         ],
     )
     def test_unknown_arguments_are_named_with_the_public_method(self, predictor, call, words):
@@ -510,7 +732,9 @@ class TestSlips:
 
     def test_a_text_in_the_place_of_an_image_is_no_path(self, predictor):
         for text in ("a cat on a mat", "a cat on a mat " * 400):
-            with pytest.raises(FileNotFoundError, match=r"^no image file at a cat.*no URL and no image[^\n]*$"):
+            with pytest.raises(
+                FileNotFoundError, match=r"^no image file at a cat.*no URL and no image[^\n]*$"
+            ):
                 predictor.embed_images(text)
 
     def test_a_list_of_answers_that_is_not_there(self, tiny_checkpoint):
@@ -522,12 +746,21 @@ class TestSlips:
         for images in ((path for path in files), tuple(files), iter(files)):
             assert torch.equal(predictor.embed_images(images, batch_size=np.int64(32)), expected)
         vectors = predictor.embed_texts(TEXTS)
-        for texts in ((text for text in TEXTS), tuple(TEXTS), np.array(TEXTS), dict.fromkeys(TEXTS).keys()):
+        for texts in (
+            (text for text in TEXTS),
+            tuple(TEXTS),
+            np.array(TEXTS),
+            dict.fromkeys(TEXTS).keys(),
+        ):
             assert torch.equal(predictor.embed_texts(texts, truncate=np.True_), vectors)
         scores = predictor.match(files, TEXTS, all_pairs=True, memory_gib=np.float32(1))
-        assert torch.equal(predictor.match(iter(files), iter(TEXTS), all_pairs=True, memory_gib=1), scores)
+        assert torch.equal(
+            predictor.match(iter(files), iter(TEXTS), all_pairs=True, memory_gib=1), scores
+        )
         chosen = predictor.classify(files, labels=["a", "b"], templates=("{}",))
-        assert predictor.classify(iter(files), labels=np.array(["a", "b"]), templates=["{}"]) == chosen
+        assert (
+            predictor.classify(iter(files), labels=np.array(["a", "b"]), templates=["{}"]) == chosen
+        )
         layers = {"fusion": range(1, 2), "text": np.array([1])}
         assert set(predictor.hidden_states(files, TEXTS, layers=layers).text) == {1}
 
@@ -537,11 +770,15 @@ class TestEngines:
         pytest.importorskip("onnxruntime")
         other = load(exported, engine="onnxruntime")
         assert not isinstance(other.engine, TorchEngine)
-        for one, expected in zip(results(other, files, batch_size=2), results(predictor, files), strict=True):
+        for one, expected in zip(
+            results(other, files, batch_size=2), results(predictor, files), strict=True
+        ):
             torch.testing.assert_close(one, expected, atol=2e-5, rtol=0)
         ours, theirs = (model.fill_mask(files[0], "a <mask> bar") for model in (other, predictor))
         assert [word.word for word in ours[0]] == [word.word for word in theirs[0]]
-        assert torch.equal(pickle.loads(pickle.dumps(other)).match(files, TEXTS), other.match(files, TEXTS))
+        assert torch.equal(
+            pickle.loads(pickle.dumps(other)).match(files, TEXTS), other.match(files, TEXTS)
+        )
 
     def test_another_image_size_is_another_export(self, exported, tmp_path, monkeypatch):
         def exporting(checkpoint, cache, *_, **__):
@@ -558,7 +795,10 @@ class TestLoad:
         fast = load(tiny_checkpoint, device="cpu", fast_decode=True)
         assert fast.fingerprint != predictor.fingerprint
         Image.radial_gradient("L").resize((600, 400)).save(tmp_path / "large.jpg")
-        off = (fast.embed_images(tmp_path / "large.jpg") - predictor.embed_images(tmp_path / "large.jpg")).abs()
+        off = (
+            fast.embed_images(tmp_path / "large.jpg")
+            - predictor.embed_images(tmp_path / "large.jpg")
+        ).abs()
         assert 0 < off.max() < 0.05
 
     def test_a_checkpoint(self, tiny_checkpoint):
@@ -576,7 +816,11 @@ class TestLoad:
     [
         ([0.1, 0.9, 0.5], [torch.nan, torch.nan, torch.nan], [1, 2, 0]),
         ([0.1, 0.9, 0.5], [0.2, 0.1, torch.nan], [0, 1, 2]),
-        ([0.1, 0.9, 0.5, 0.7], [-5.0, torch.nan, -5.0, torch.nan], [2, 0, 1, 3]),  # equal scores: by cosine
+        (
+            [0.1, 0.9, 0.5, 0.7],
+            [-5.0, torch.nan, -5.0, torch.nan],
+            [2, 0, 1, 3],
+        ),  # equal scores: by cosine
         ([0.5, 0.5, 0.5], [torch.nan, 0.3, torch.nan], [1, 0, 2]),
         ([], [], []),
     ],
@@ -598,11 +842,16 @@ def test_distributions_at_masks_are_those_that_words_are_taken_from(predictor):
     ids = [tuple(tokens) for tokens in predictor.processor.token_ids(texts)]
     images = [predictor.processor.resize(content) for content in PNGS[:2]]
     pairs = list(zip(images, ids, strict=True))
-    whole = predictor.compute([Item(kind="mask_probabilities", image=image, ids=tokens) for image, tokens in pairs])
+    whole = predictor.compute(
+        [Item(kind="mask_probabilities", image=image, ids=tokens) for image, tokens in pairs]
+    )
     for found, content, text, masks in zip(whole, PNGS, texts, (2, 1), strict=False):
         assert found.shape == (masks, predictor.processor.vocab_size)
         torch.testing.assert_close(found.sum(dim=1), torch.ones(masks))
-        words, expected = top_words(predictor.processor, found, 3), predictor.fill_mask(content, text, top=3)
+        words, expected = (
+            top_words(predictor.processor, found, 3),
+            predictor.fill_mask(content, text, top=3),
+        )
         for one, other in zip(words, expected, strict=True):
             assert [word.word for word in one] == [word.word for word in other]
             found_, expected_ = ([word.probability for word in each] for each in (one, other))

@@ -32,7 +32,9 @@ def test_rate_is_shown_per_second():
 def test_shown_on_a_terminal_only(monkeypatch):
     def output(terminal):
         stream = io.StringIO()
-        monkeypatch.setattr(progress, "Console", lambda **_: Console(file=stream, force_terminal=terminal, width=80))
+        monkeypatch.setattr(
+            progress, "Console", lambda **_: Console(file=stream, force_terminal=terminal, width=80)
+        )
         list(counted(range(3), "letters", shown=True))
         return stream.getvalue()
 

@@ -16,7 +16,9 @@ LABELS = ["red circle", "blue bar", "a {bar}"]
 
 def probabilities(chosen):
     given = [one if isinstance(one, dict) else vars(one) for one in chosen]
-    assert [one["probability"] for one in given] == sorted((one["probability"] for one in given), reverse=True)
+    assert [one["probability"] for one in given] == sorted(
+        (one["probability"] for one in given), reverse=True
+    )
     return {one["label"]: pytest.approx(one["probability"], abs=1e-5) for one in given}
 
 
@@ -27,13 +29,17 @@ def test_labels_are_means_over_templates(predictor, templates):
         vectors = predictor.embed_texts([template.replace("{}", label) for template in templates])
         mean = vectors.mean(dim=0)
         weights.append(mean / mean.norm())
-    logits = predictor.embed_images(PNGS) @ torch.stack(weights).T / predictor.model.itc_head.temperature.item()
+    logits = (
+        predictor.embed_images(PNGS)
+        @ torch.stack(weights).T
+        / predictor.model.itc_head.temperature.item()
+    )
     found = predictor.classify(PNGS, labels=LABELS, templates=templates)
     for chosen, expected in zip(found, logits.softmax(dim=-1).tolist(), strict=True):
         assert probabilities(chosen) == dict(zip(LABELS, expected, strict=True))
-    assert [one.label for one in predictor.classify(PNGS[0], labels=LABELS, templates=templates, top=2)] == [
-        one.label for one in found[0][:2]
-    ]
+    assert [
+        one.label for one in predictor.classify(PNGS[0], labels=LABELS, templates=templates, top=2)
+    ] == [one.label for one in found[0][:2]]
 
 
 @pytest.mark.parametrize(
@@ -42,8 +48,14 @@ def test_labels_are_means_over_templates(predictor, templates):
         ({"labels": ["a"]}, r"labels are \['a'\]; expected two or more"),
         ({"labels": ["a", " "]}, "expected two or more, none empty"),
         ({"labels": ["a", "b", "a"]}, "labels has 'a' twice"),
-        ({"labels": LABELS, "templates": []}, r"templates are \[\]; expected a list of one or more"),
-        ({"labels": LABELS, "templates": ["a photo"]}, "template 'a photo' has 0 places for a label; expected one {}"),
+        (
+            {"labels": LABELS, "templates": []},
+            r"templates are \[\]; expected a list of one or more",
+        ),
+        (
+            {"labels": LABELS, "templates": ["a photo"]},
+            "template 'a photo' has 0 places for a label; expected one {}",
+        ),
         ({"labels": LABELS, "texts": ["a"]}, "labels are compared with images alone"),
         ({"labels": LABELS, "images": None}, "labels are compared with images alone"),
         ({"labels": LABELS, "images": [None]}, "image 0"),
@@ -72,12 +84,24 @@ class TestCommand:
         expected = [probabilities(chosen) for chosen in predictor.classify(PNGS, labels=LABELS)]
         files = sorted(photos.glob("*.png"))
         with (photos.parent / "table.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([["image", "caption"], *([f"photos/{one.name}", "a"] for one in files)])
+            csv.writer(file).writerows(
+                [["image", "caption"], *([f"photos/{one.name}", "a"] for one in files)]
+            )
         for given in ([photos], ["--images", *files], [photos.parent / "table.csv"]):
             rows = run("classify", predictor.source, *given, "--labels", *LABELS)
             assert [probabilities(row["classes"]) for row in rows] == expected
             assert [Path(row["image"]).name for row in rows] == ["0.png", "1.png", "2.png"]
-        (row, *_) = run("classify", predictor.source, photos, "--labels", *LABELS, "--templates", "a {}", "--top", 1)
+        (row, *_) = run(
+            "classify",
+            predictor.source,
+            photos,
+            "--labels",
+            *LABELS,
+            "--templates",
+            "a {}",
+            "--top",
+            1,
+        )
         (best, *_) = predictor.classify(PNGS[0], labels=LABELS, templates=["a {}"])
         assert probabilities(row["classes"]) == {best.label: best.probability}
         (photos / "1.png").write_bytes(b"no image")
@@ -87,7 +111,10 @@ class TestCommand:
         captured = capsys.readouterr()
         assert len(captured.out.splitlines()) == 2
         assert "1 bad item, allowed are 0 (--max-errors" in captured.err
-        assert "the classes of the others are printed: '1.png': it cannot be read as an image" in captured.err
+        assert (
+            "the classes of the others are printed: '1.png': it cannot be read as an image"
+            in captured.err
+        )
         rows = run(*command, "--max-errors", 1)
         assert [Path(row["image"]).name for row in rows] == ["0.png", "2.png"]
 
@@ -109,7 +136,9 @@ def test_served(predictor, answering_checkpoint):
 
         answer = post(images=URIS, labels=LABELS).json()
         expected = predictor.classify(PNGS, labels=LABELS)
-        assert [probabilities(row["classes"]) for row in answer["data"]] == list(map(probabilities, expected))
+        assert [probabilities(row["classes"]) for row in answer["data"]] == list(
+            map(probabilities, expected)
+        )
         assert [row["index"] for row in answer["data"]] == [0, 1, 2]
         assert answer["usage"]["total_tokens"] > 0
         (row,) = post(images=URIS[0], labels=LABELS, templates=["a {}"], top=1).json()["data"]
@@ -121,7 +150,12 @@ def test_served(predictor, answering_checkpoint):
             ({"images": URIS[:1]}, "no classification head"),
         ):
             assert words in error_of(post(**body), 400)["message"]
-        assert "21 items, the limit is 20" in error_of(post(images=URIS[:1], labels=list("abcde")), 413)["message"]
+        assert (
+            "21 items, the limit is 20"
+            in error_of(post(images=URIS[:1], labels=list("abcde")), 413)["message"]
+        )
     with running(load(answering_checkpoint, device="cpu")) as client:
-        error = error_of(client.post("/v1/classify", json={"images": URIS, "labels": ["a", "b"]}), 400)
+        error = error_of(
+            client.post("/v1/classify", json={"images": URIS, "labels": ["a", "b"]}), 400
+        )
     assert "no contrastive (ITC) head" in error["message"]

@@ -8,15 +8,31 @@ from torch import nn
 
 from bridgetower.data.batch import IGNORED, CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.config import (
+    FusionConfig,
+    HeadsConfig,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+)
 
 # No two widths, depths or head counts are equal, so that a mix-up shows.
 CONFIG = ModelConfig(
-    vision=VisionConfig(image_size=24, patch_size=8, hidden_size=24, num_layers=4, num_heads=3, intermediate_size=40),
-    text=TextConfig(
-        vocab_size=50, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=36, max_positions=16, dropout=0.2
+    vision=VisionConfig(
+        image_size=24, patch_size=8, hidden_size=24, num_layers=4, num_heads=3, intermediate_size=40
     ),
-    fusion=FusionConfig(hidden_size=16, num_layers=2, num_heads=2, intermediate_size=28, dropout=0.2),
+    text=TextConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_layers=3,
+        num_heads=4,
+        intermediate_size=36,
+        max_positions=16,
+        dropout=0.2,
+    ),
+    fusion=FusionConfig(
+        hidden_size=16, num_layers=2, num_heads=2, intermediate_size=28, dropout=0.2
+    ),
     heads=HeadsConfig(itc="tower", itc_size=12),
 )
 
@@ -99,7 +115,9 @@ def caption_batch(index, lengths, config=CONFIG, *, seed=0):
 
 def encodings(model, lengths=(5, 3, 4)):
     config = model.config
-    return model.encode_image(images(len(lengths), config)), model.encode_text(*texts(lengths, config))
+    return model.encode_image(images(len(lengths), config)), model.encode_text(
+        *texts(lengths, config)
+    )
 
 
 def cotangents(outputs, seed=1):
@@ -121,4 +139,7 @@ def equal(one, other):
     """Whether both hold the same names, number formats and values, bit for bit."""
     if one.keys() != other.keys():
         return False
-    return all(value.dtype == other[name].dtype and torch.equal(value, other[name]) for name, value in one.items())
+    return all(
+        value.dtype == other[name].dtype and torch.equal(value, other[name])
+        for name, value in one.items()
+    )

@@ -13,7 +13,11 @@ set -euo pipefail
 
 def commands(page):
     """The arguments of `bridgetower` or `python` in each command of a page, in order; a shell expands its loops."""
-    blocks = re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     script = _PRINTING + "".join(blocks)
-    printed = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=True
+    ).stdout
     return [line.rstrip("\t").split("\t") for line in printed.splitlines()]

@@ -27,17 +27,30 @@ from side_by_side.setting import Setting
 from side_by_side.timing import Timing, alternate
 
 TOKENS, CLIENTS = 16, 4
-EAGER, COMPILED, EAGER_BF16 = "transformers eager", "transformers compiled", "transformers eager bf16"
+EAGER, COMPILED, EAGER_BF16 = (
+    "transformers eager",
+    "transformers compiled",
+    "transformers eager bf16",
+)
 IN_ONNXRUNTIME, IN_OPENVINO = "transformers in onnxruntime", "transformers in openvino"
-RIVALS: dict[Precision, tuple[tuple[str, ...], ...]] = {  # who share a process, in which only they are
-    "fp32": (("ours torch", EAGER), ("ours openvino", IN_OPENVINO), ("ours onnxruntime", IN_ONNXRUNTIME), (COMPILED,)),
+RIVALS: dict[
+    Precision, tuple[tuple[str, ...], ...]
+] = {  # who share a process, in which only they are
+    "fp32": (
+        ("ours torch", EAGER),
+        ("ours openvino", IN_OPENVINO),
+        ("ours onnxruntime", IN_ONNXRUNTIME),
+        (COMPILED,),
+    ),
     "bf16": (("ours torch", EAGER), ("ours openvino", IN_OPENVINO), (COMPILED,), (EAGER_BF16,)),
     "int8": (("ours onnxruntime", EAGER),),
 }
 PLAIN: dict[Precision, float] = {"fp32": 1.3, "bf16": 2.4}
 Way = Callable[[], Tensor]
 Request = tuple[Tensor, Tensor, Tensor]  # an image, ids of texts and their mask
-Run = tuple[dict[str, Timing], dict[str, Tensor], dict[str, Any]]  # timings and outputs by way, what else was measured
+Run = tuple[
+    dict[str, Timing], dict[str, Tensor], dict[str, Any]
+]  # timings and outputs by way, what else was measured
 
 
 def forward_rows(setting: Setting, precision: Precision, batch: int) -> Iterator[Row]:
@@ -45,19 +58,45 @@ def forward_rows(setting: Setting, precision: Precision, batch: int) -> Iterator
     if not setting.plain:
         setting.apart(_export_all, setting, precision)
     rivals = RIVALS[precision][: 1 if setting.plain else None]
-    timings, off, details = in_both_orders(setting, rivals, partial(_forward, setting, precision, batch))
+    timings, off, details = in_both_orders(
+        setting, rivals, partial(_forward, setting, precision, batch)
+    )
     name = f"itm forward, {precision}, batch {batch}"
     best, peer = (
         min((way for way in timings if way.startswith(side)), key=lambda way: timings[way].seconds)
         for side in ("ours", "transformers")
     )
     if precision == "int8":
-        yield timed(f"{name}: best of ours", timings, best, EAGER, target=3.5, max_diff=off[best], details=details)
+        yield timed(
+            f"{name}: best of ours",
+            timings,
+            best,
+            EAGER,
+            target=3.5,
+            max_diff=off[best],
+            details=details,
+        )
         return
     rate = details.pop("rate")
     plain, target = f"{name}: plain torch", PLAIN[precision]
-    yield timed(plain, timings, "ours torch", EAGER, target=target, max_diff=off["ours torch"], details=details, **rate)
-    yield timed(f"{name}: best of ours, best of theirs", timings, best, peer, target=1.05, max_diff=off[best])
+    yield timed(
+        plain,
+        timings,
+        "ours torch",
+        EAGER,
+        target=target,
+        max_diff=off["ours torch"],
+        details=details,
+        **rate,
+    )
+    yield timed(
+        f"{name}: best of ours, best of theirs",
+        timings,
+        best,
+        peer,
+        target=1.05,
+        max_diff=off[best],
+    )
 
 
 def in_both_orders(
@@ -75,14 +114,25 @@ def in_both_orders(
         details |= more
     every = {way: [run[way] for run in runs if way in run] for way in outputs}
     means = {
-        way: Timing(geometric_mean(each.seconds for each in found), any(each.disturbed for each in found))
+        way: Timing(
+            geometric_mean(each.seconds for each in found), any(each.disturbed for each in found)
+        )
         for way, found in every.items()
     }
     exact = outputs[rivals[0][-1]]
     off = {way: float((output - exact).abs().max()) for way, output in outputs.items()}
     seconds = {way: mean.seconds for way, mean in means.items()}
     in_turn = [{way: timing.seconds for way, timing in run.items()} for run in runs]
-    return means, off, {"seconds": seconds, "processes, in the order of making": in_turn, "max_diff": off, **details}
+    return (
+        means,
+        off,
+        {
+            "seconds": seconds,
+            "processes, in the order of making": in_turn,
+            "max_diff": off,
+            **details,
+        },
+    )
 
 
 @torch.no_grad()
@@ -92,12 +142,23 @@ def _forward(setting: Setting, precision: Precision, batch: int, names: tuple[st
     timings = alternate(ways, repetitions=setting.repetitions)
     outputs = {name: way() for name, way in ways.items()}
     if names == ("ours torch", EAGER):
-        rate = {"peak_gib": resident("VmHWM") / 1024, **rates(ways["ours torch"], timings["ours torch"].seconds)}
+        rate = {
+            "peak_gib": resident("VmHWM") / 1024,
+            **rates(ways["ours torch"], timings["ours torch"].seconds),
+        }
         gflop = {name: recorded(way).flops / 1e9 for name, way in ways.items()}
-        return timings, outputs, {"rate": rate, "operations": operations(ways["ours torch"]), "gflop": gflop}
+        return (
+            timings,
+            outputs,
+            {"rate": rate, "operations": operations(ways["ours torch"]), "gflop": gflop},
+        )
     if names == ("ours openvino", IN_OPENVINO):
         makers = {name: partial(_made, setting, precision, name, inputs) for name in names}
-        return timings, outputs, {"openvino": {name: nodes(maker) for name, maker in makers.items()}}
+        return (
+            timings,
+            outputs,
+            {"openvino": {name: nodes(maker) for name, maker in makers.items()}},
+        )
     return timings, outputs, {}
 
 
@@ -111,7 +172,9 @@ def _export_all(setting: Setting, precision: Precision) -> None:
 def _made(setting: Setting, precision: Precision, name: str, inputs: dict[str, Tensor]) -> Way:
     """Matching in one way, with a model of its own."""
     if name.startswith("ours"):
-        return ours_of(setting.engine(cast(EngineName, name.removeprefix("ours ")), precision), inputs)
+        return ours_of(
+            setting.engine(cast(EngineName, name.removeprefix("ours ")), precision), inputs
+        )
     if name == IN_ONNXRUNTIME:
         return _in_onnxruntime(setting.graph, inputs)
     if name == IN_OPENVINO:
@@ -136,9 +199,14 @@ def stream_rows(setting: Setting) -> Iterator[Row]:
     images = setting.inputs(1, TOKENS, len(lengths))["pixel_values"]
     requests = []
     for image, row in zip(images[:, None], lengths, strict=True):
-        ids, places = setting.inputs(len(row), int(row.max()))["input_ids"], torch.arange(int(row.max()))
+        ids, places = (
+            setting.inputs(len(row), int(row.max()))["input_ids"],
+            torch.arange(int(row.max())),
+        )
         mask = (places < row[:, None]).long()
-        requests.append((image, torch.where(mask.bool(), ids, setting.config.text_config.pad_token_id), mask))
+        requests.append(
+            (image, torch.where(mask.bool(), ids, setting.config.text_config.pad_token_id), mask)
+        )
     graph, pair = setting.cache / f"{setting.name}-stream.onnx", ("ours openvino", IN_OPENVINO)
     gflop = setting.apart(_gflop_of_stream, setting, requests[:CLIENTS], graph)
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
@@ -163,7 +231,11 @@ def _gflop_of_stream(setting: Setting, asked: Sequence[Request], graph: Path) ->
 
 
 def _stream(
-    setting: Setting, precision: Precision, requests: Sequence[Request], graph: Path, names: tuple[str, ...]
+    setting: Setting,
+    precision: Precision,
+    requests: Sequence[Request],
+    graph: Path,
+    names: tuple[str, ...],
 ) -> Run:
     ways: dict[str, Way] = {}
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -179,7 +251,9 @@ def _stream(
 def _matched(engine: Engine, asked: Sequence[Request]) -> list[Tensor]:
     longest = max(ids.shape[1] for _, ids, _ in asked)
     ids, mask = (
-        torch.cat([F.pad(request[place], (0, longest - request[place].shape[1])) for request in asked])
+        torch.cat(
+            [F.pad(request[place], (0, longest - request[place].shape[1])) for request in asked]
+        )
         for place in (1, 2)
     )
     image = engine.encode_image(torch.cat([image for image, *_ in asked]))
@@ -191,13 +265,20 @@ def _matched(engine: Engine, asked: Sequence[Request]) -> list[Tensor]:
 def _repeated(request: Request) -> dict[str, Tensor]:
     """The image is repeated for each of its texts, as transformers takes them."""
     image, ids, mask = request
-    return {"pixel_values": image.expand(len(ids), -1, -1, -1), "input_ids": ids, "attention_mask": mask}
+    return {
+        "pixel_values": image.expand(len(ids), -1, -1, -1),
+        "input_ids": ids,
+        "attention_mask": mask,
+    }
 
 
 def _in_batches(engine: Engine, requests: Sequence[Request]) -> Tensor:
     async def answers() -> list[Tensor]:
         scheduler = Scheduler[Request, Tensor](
-            partial(_matched, engine), lambda _: Work("pairs", 1.0), lanes={"pairs": CLIENTS}, queue=len(requests)
+            partial(_matched, engine),
+            lambda _: Work("pairs", 1.0),
+            lanes={"pairs": CLIENTS},
+            queue=len(requests),
         )
 
         async def client(number: int) -> list[Tensor]:
@@ -210,7 +291,9 @@ def _in_batches(engine: Engine, requests: Sequence[Request]) -> Tensor:
     return torch.cat(asyncio.run(answers()))
 
 
-def _in_threads(pool: ThreadPoolExecutor, run: Callable[[Request], Tensor], requests: Sequence[Request]) -> Tensor:
+def _in_threads(
+    pool: ThreadPoolExecutor, run: Callable[[Request], Tensor], requests: Sequence[Request]
+) -> Tensor:
     return torch.cat(list(pool.map(run, requests)))
 
 
@@ -219,7 +302,9 @@ def rank_row(setting: Setting) -> Iterator[Row]:
     images, texts = (3, 4) if setting.quick else (20, 10)
     inputs = setting.inputs(texts, TOKENS, images)
     engines: tuple[tuple[EngineName, Precision], ...] = (("torch", "fp32"), ("onnxruntime", "int8"))
-    scores = {precision: all_pairs(setting.engine(name, precision), inputs) for name, precision in engines}
+    scores = {
+        precision: all_pairs(setting.engine(name, precision), inputs) for name, precision in engines
+    }
     correlation = float(spearmanr(scores["int8"].flatten(), scores["fp32"].flatten()).statistic)
     yield Row(
         name=f"rank correlation of int8 with fp32, {images * texts} pairs",
@@ -237,7 +322,10 @@ def rank_row(setting: Setting) -> Iterator[Row]:
 @torch.no_grad()
 def all_pairs(engine: Engine, inputs: dict[str, Tensor]) -> Tensor:
     """Returns the difference of the two logits of every image with every text."""
-    image, text = engine.encode_image(inputs["pixel_values"]), engine.encode_text(inputs["input_ids"])
+    image, text = (
+        engine.encode_image(inputs["pixel_values"]),
+        engine.encode_text(inputs["input_ids"]),
+    )
     rows, columns = torch.cartesian_prod(torch.arange(len(image)), torch.arange(len(text))).T
     logits = [
         engine.model.itm_logits(engine.fuse(image[rows[part]], text[columns[part]]).pooled)
@@ -250,7 +338,10 @@ def ours_of(engine: Engine, inputs: dict[str, Tensor]) -> Way:
     """Matching with one of our engines; a text without padding has no mask."""
 
     def match() -> Tensor:
-        image, text = engine.encode_image(inputs["pixel_values"]), engine.encode_text(inputs["input_ids"])
+        image, text = (
+            engine.encode_image(inputs["pixel_values"]),
+            engine.encode_text(inputs["input_ids"]),
+        )
         return engine.model.itm_logits(engine.fuse(image, text).pooled).float()
 
     return match
@@ -277,11 +368,17 @@ class _Logits(nn.Module):
         return logits
 
 
-def _export(model: nn.Module, inputs: dict[str, Tensor], graph: Path, length: dict[int, Any] | None = None) -> None:
+def _export(
+    model: nn.Module, inputs: dict[str, Tensor], graph: Path, length: dict[int, Any] | None = None
+) -> None:
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     shapes = (batch, *[batch | (length or {})] * 2)
-    given = tuple(torch.cat([tensor, tensor]) for tensor in inputs.values())  # a batch of one would be taken as fixed
-    program = torch.onnx.export(_Logits(model), given, dynamo=True, input_names=list(inputs), dynamic_shapes=shapes)
+    given = tuple(
+        torch.cat([tensor, tensor]) for tensor in inputs.values()
+    )  # a batch of one would be taken as fixed
+    program = torch.onnx.export(
+        _Logits(model), given, dynamo=True, input_names=list(inputs), dynamic_shapes=shapes
+    )
     with replacing(graph) as temporary:
         cast(torch.onnx.ONNXProgram, program).save(temporary, external_data=False)
 

@@ -56,10 +56,22 @@ def plot_growth(setting: Setting, path: Path) -> None:
             sizes = [point.size for point in points]
             best = max(point.flops / point.seconds for point in points)
             axes.plot(
-                sizes, [point.flops / best for point in points], "--", color=FAINT, label="operations at best rate"
+                sizes,
+                [point.flops / best for point in points],
+                "--",
+                color=FAINT,
+                label="operations at best rate",
             )
-            axes.plot(sizes, [point.seconds for point in points], "o-", color=SERIES[0], label="measured")
-            axes.set(xlabel=name, ylabel="time of matching [s]", xticks=sizes, xlim=(0, None), ylim=(0, None))
+            axes.plot(
+                sizes, [point.seconds for point in points], "o-", color=SERIES[0], label="measured"
+            )
+            axes.set(
+                xlabel=name,
+                ylabel="time of matching [s]",
+                xticks=sizes,
+                xlim=(0, None),
+                ylim=(0, None),
+            )
         figure.axes[0].legend()
         write_bytes(path, png(figure))
 
@@ -79,14 +91,21 @@ def _way(setting: Setting, axis: str, size: int) -> Callable[[], Tensor]:
     pairs = 1 if axis in ("tokens of the text", "pixels of a side") else size
     side = config.vision.image_size
     pixels = torch.randn(pairs, 3, side, side, generator=torch.Generator().manual_seed(0))
-    texts, length = (1 if axis == "encoded images for one text" else pairs), size if "tokens" in axis else TOKENS
-    ids = torch.randint(5, config.text.vocab_size, (texts, length), generator=torch.Generator().manual_seed(0))
+    texts, length = (
+        (1 if axis == "encoded images for one text" else pairs),
+        size if "tokens" in axis else TOKENS,
+    )
+    ids = torch.randint(
+        5, config.text.vocab_size, (texts, length), generator=torch.Generator().manual_seed(0)
+    )
     stored: Any = engine.cache_image(engine.encode_image(pixels)) if texts < pairs else None
 
     def match() -> Tensor:
         text = engine.encode_text(ids)
         if stored is not None:
-            return engine.fuse(stored, engine.cache_text(text)[torch.zeros(pairs, dtype=torch.long)]).pooled
+            return engine.fuse(
+                stored, engine.cache_text(text)[torch.zeros(pairs, dtype=torch.long)]
+            ).pooled
         return engine.fuse(engine.encode_image(pixels), text).pooled
 
     return match

@@ -17,9 +17,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 ONEDNN = torch.ops.mkldnn._linear_pointwise
 KINDS = {  # of operations, by their names
-    "products": ("mm", "addmm", "bmm", "baddbmm", "_mkl_linear", "_linear_pointwise", "mkldnn_convolution"),
+    "products": (
+        "mm",
+        "addmm",
+        "bmm",
+        "baddbmm",
+        "_mkl_linear",
+        "_linear_pointwise",
+        "mkldnn_convolution",
+    ),
     "softmax": ("_softmax", "_softmax_backward_data", "masked_fill_"),
-    "activations": ("gelu", "gelu_", "gelu_backward", "silu", "silu_", "silu_backward", "div_", "tanh"),
+    "activations": (
+        "gelu",
+        "gelu_",
+        "gelu_backward",
+        "silu",
+        "silu_",
+        "silu_backward",
+        "div_",
+        "tanh",
+    ),
     "norms": ("native_layer_norm", "native_layer_norm_backward"),
     "elementwise": ("add", "add_", "mul", "mul_", "sum"),
     "copies": ("copy_", "cat", "_reorder_linear_weight", "index", "fill_"),
@@ -66,7 +83,10 @@ class Recorder(TorchDispatchMode):
 
 def recorded(computation: Callable[[], object]) -> Recorder:
     """Returns the products of a computation."""
-    with Recorder() as recorder, sdpa_kernel(SDPBackend.MATH):  # others do not say what they multiply
+    with (
+        Recorder() as recorder,
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # others do not say what they multiply
         computation()
     return recorder
 
@@ -132,7 +152,9 @@ def _product(func: Any, args: Any) -> Product | None:
         return Product(1, prod(rows.shape[:-1]), rows.shape[-1], weight.shape[0], rows.dtype)
     elif packet in (torch.ops.aten.convolution, torch.ops.aten.mkldnn_convolution):
         pixels, weight = args[0], args[1]
-        rows, columns = (size // kernel for size, kernel in zip(pixels.shape[2:], weight.shape[2:], strict=True))
+        rows, columns = (
+            size // kernel for size, kernel in zip(pixels.shape[2:], weight.shape[2:], strict=True)
+        )
         places = len(pixels) * rows * columns
         return Product(1, places, prod(weight.shape[1:]), weight.shape[0], pixels.dtype)
     else:
@@ -143,13 +165,20 @@ def _product(func: Any, args: Any) -> Product | None:
 
 @torch.no_grad()
 def _fastest(product: Product) -> float:
-    ways = [_pytorch, _packed] if product.batch == 1 and product.dtype in _packed_dtypes() else [_pytorch]
+    ways = (
+        [_pytorch, _packed]
+        if product.batch == 1 and product.dtype in _packed_dtypes()
+        else [_pytorch]
+    )
     return min(_best_seconds(*way(product)) for way in ways)
 
 
 def _pytorch(product: Product) -> tuple[Callable[[Any], Tensor], list[Any]]:
     first = torch.randn(product.batch, product.m, product.k).to(product.dtype)
-    operands = [torch.randn(product.batch, product.k, product.n).to(product.dtype) for _ in range(_copies(product))]
+    operands = [
+        torch.randn(product.batch, product.k, product.n).to(product.dtype)
+        for _ in range(_copies(product))
+    ]
     if product.batch == 1:
         rows = first[0]
         return lambda operand: torch.mm(rows, operand[0]), operands
@@ -165,7 +194,10 @@ def _packed(product: Product) -> tuple[Callable[[Any], Tensor], list[Any]]:
 
 def _packed_dtypes() -> list[torch.dtype]:
     """Number formats in which oneDNN computes products with packed weights on this processor."""
-    return [torch.float32, *([torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [])]
+    return [
+        torch.float32,
+        *([torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else []),
+    ]
 
 
 def _copies(product: Product) -> int:

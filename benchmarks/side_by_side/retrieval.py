@@ -33,7 +33,9 @@ def rerank_row(setting: Setting) -> Iterator[Row]:
 
     def theirs() -> Tensor:
         pixels = inputs["pixel_values"][sample]
-        ids, mask = (inputs[name].expand(len(pixels), -1) for name in ("input_ids", "attention_mask"))
+        ids, mask = (
+            inputs[name].expand(len(pixels), -1) for name in ("input_ids", "attention_mask")
+        )
         return model(pixel_values=pixels, input_ids=ids, attention_mask=mask).logits
 
     timings = alternate({"ours": ours, "theirs": theirs}, repetitions=setting.repetitions)
@@ -68,7 +70,9 @@ def retrieval_rows(setting: Setting) -> Iterator[Row]:
     vectors = torch.randn(num_images + num_texts, 32, generator=torch.Generator().manual_seed(0))
     similarity = vectors[:num_images] @ vectors[num_images:].T
     truth = GroundTruth(torch.arange(num_texts) // per_image, torch.arange(num_images))
-    pairs = candidate_pairs(lambda rows, texts: similarity[rows][:, texts], truth, RetrievalConfig(candidates=k))
+    pairs = candidate_pairs(
+        lambda rows, texts: similarity[rows][:, texts], truth, RetrievalConfig(candidates=k)
+    )
     shared, apart = len(pairs.image), int(pairs.image_side.sum() + pairs.text_side.sum())
     engine, inputs = setting.engine("torch", "fp32"), setting.inputs(sample, TOKENS)
     padded = setting.inputs(sample, 50)
@@ -90,13 +94,20 @@ def retrieval_rows(setting: Setting) -> Iterator[Row]:
         "transformers pair": lambda: model(**few),
     }
     timings = {name: _timing(setting, way) for name, way in ways.items()}
-    items = {name: len(few["input_ids"]) if name == "transformers pair" else sample for name in ways}
+    items = {
+        name: len(few["input_ids"]) if name == "transformers pair" else sample for name in ways
+    }
     seconds = {name: timing.seconds / items[name] for name, timing in timings.items()}
     disturbed = any(timing.disturbed for timing in timings.values())
     off = float((engine.fuse(*started).pooled - engine.fuse(*plain).pooled).abs().max())
     encoding = num_images * seconds["image"] + num_texts * seconds["text"]
     ours = encoding + shared * seconds["pair"]
-    details = {"pairs": shared, "pairs_without_sharing": apart, "all_pairs": similarity.numel(), "seconds": seconds}
+    details = {
+        "pairs": shared,
+        "pairs_without_sharing": apart,
+        "all_pairs": similarity.numel(),
+        "seconds": seconds,
+    }
     name = f"two-stage retrieval, {num_images} images, {num_texts} texts, k {k}"
     yield Row(
         name=f"{name}: transformers on all pairs",

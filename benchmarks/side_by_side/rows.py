@@ -58,11 +58,24 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the row as JSON holds it."""
-        return {**asdict(self), "ratio": self.ratio, "reached": self.reached, "processor": processor_name()}
+        return {
+            **asdict(self),
+            "ratio": self.ratio,
+            "reached": self.reached,
+            "processor": processor_name(),
+        }
 
 
 def timed(name: str, timings: Mapping[str, Timing], ours: str, peer: str, **more: Any) -> Row:
     """Returns the row of two ways that were timed in turn."""
     one, other = timings[ours], timings[peer]
     disturbed = one.disturbed or other.disturbed
-    return Row(name=name, ours=ours, peer=peer, ours_s=one.seconds, peer_s=other.seconds, disturbed=disturbed, **more)
+    return Row(
+        name=name,
+        ours=ours,
+        peer=peer,
+        ours_s=one.seconds,
+        peer_s=other.seconds,
+        disturbed=disturbed,
+        **more,
+    )

@@ -10,7 +10,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import BridgeTowerConfig, BridgeTowerForImageAndTextRetrieval, BridgeTowerForMaskedLM
+from transformers import (
+    BridgeTowerConfig,
+    BridgeTowerForImageAndTextRetrieval,
+    BridgeTowerForMaskedLM,
+)
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.engines.config import EngineName, Precision
@@ -35,7 +39,12 @@ TINY = {
         "intermediate_size": 96,
         "max_position_embeddings": 70,
     },
-    "vision_config": {"hidden_size": 64, "num_hidden_layers": 3, "image_size": 32, "patch_size": 16},
+    "vision_config": {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "image_size": 32,
+        "patch_size": 16,
+    },
 }
 
 
@@ -82,7 +91,9 @@ class Setting:
     def theirs(self) -> BridgeTowerForImageAndTextRetrieval:
         """Model of transformers for matching, in evaluation mode."""
         torch.manual_seed(0)
-        model: BridgeTowerForImageAndTextRetrieval = BridgeTowerForImageAndTextRetrieval(self.config).eval()
+        model: BridgeTowerForImageAndTextRetrieval = BridgeTowerForImageAndTextRetrieval(
+            self.config
+        ).eval()
         return model.requires_grad_(False)
 
     @cached_property
@@ -92,7 +103,9 @@ class Setting:
 
     def engine(self, name: EngineName, precision: Precision) -> Engine:
         """One of our engines with these weights."""
-        choice = EngineChoice(engine=name, precision=precision, device="cpu", cache=self.cache / "exports")
+        choice = EngineChoice(
+            engine=name, precision=precision, device="cpu", cache=self.cache / "exports"
+        )
         checkpoint = self.checkpoint
         if choice.dtype != torch.float32:
             tensors = {key: tensor.to(choice.dtype) for key, tensor in checkpoint.tensors.items()}
@@ -105,7 +118,9 @@ class Setting:
         side, text = self.config.vision_config.image_size, self.config.text_config
         coarse = torch.randn(images or batch, 3, 6, 6, generator=generator)
         pixels = nn.functional.interpolate(coarse, (side, side), mode="bicubic")
-        ids = torch.randint(text.pad_token_id + 2, text.vocab_size, (batch, tokens), generator=generator)
+        ids = torch.randint(
+            text.pad_token_id + 2, text.vocab_size, (batch, tokens), generator=generator
+        )
         return {"pixel_values": pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def theirs_for_training(self) -> OfficialHeads:
@@ -118,7 +133,9 @@ class Setting:
         folder = self.cache / f"{self.name}-mlm"
         checkpoint = _through_folder(folder, lambda: self.theirs_for_training().model)
         heads = {"heads.itm": True, "heads.itc": "tower", "heads.itc_size": ITC_SIZE}
-        model = BridgeTower(checkpoint.config.override(heads), generator=torch.Generator().manual_seed(0))
+        model = BridgeTower(
+            checkpoint.config.override(heads), generator=torch.Generator().manual_seed(0)
+        )
         model.load_state_dict({**model.state_dict(), **checkpoint.tensors})
         _draw_heads(cast(LinearHead, model.head("itm")).fc, model.head("itc"))
         optimize_for_cpu(model)
@@ -138,7 +155,9 @@ class OfficialHeads(nn.Module):
         config = model.config
         self.model = model
         self.itm = nn.Linear(2 * config.hidden_size, 2)
-        self.itc = ItcHead(config.vision_config.hidden_size, config.text_config.hidden_size, ITC_SIZE)
+        self.itc = ItcHead(
+            config.vision_config.hidden_size, config.text_config.hidden_size, ITC_SIZE
+        )
         _draw_heads(self.itm, self.itc)
 
 

@@ -55,20 +55,42 @@ def startup_rows(setting: Setting) -> Iterator[Row]:
     python, model = [sys.executable, "-m", "bridgetower"], setting.cache / f"{setting.name}-for-use"
     if not model.exists():
         with new_folder(model) as temporary:
-            save_model((NANO if setting.quick else BASE).override({"heads.itc": "tower"}), temporary)
+            save_model(
+                (NANO if setting.quick else BASE).override({"heads.itc": "tower"}), temporary
+            )
     help_s = _median(times, lambda: _seconds([*python, "--help"]))
-    yield Row(name=f"bridgetower --help, limit {LIMIT} s", peer="the limit", ours_s=help_s, peer_s=LIMIT, target=1.0)
-    yield Row(name="python -c pass", ours_s=_median(times, lambda: _seconds([sys.executable, "-c", "pass"])))
+    yield Row(
+        name=f"bridgetower --help, limit {LIMIT} s",
+        peer="the limit",
+        ours_s=help_s,
+        peer_s=LIMIT,
+        target=1.0,
+    )
+    yield Row(
+        name="python -c pass",
+        ours_s=_median(times, lambda: _seconds([sys.executable, "-c", "pass"])),
+    )
     runs = [_stages(model) for _ in range(times + 1)][1:]
     for stage in runs[0][0]:
-        yield Row(name=stage, ours=setting.name, ours_s=statistics.median(seconds[stage] for seconds, _ in runs))
+        yield Row(
+            name=stage,
+            ours=setting.name,
+            ours_s=statistics.median(seconds[stage] for seconds, _ in runs),
+        )
     yield _weights_row(model)
-    yield Row(name="serve, until it is ready", ours=setting.name, ours_s=_median(times, lambda: _serving(model)))
+    yield Row(
+        name="serve, until it is ready",
+        ours=setting.name,
+        ours_s=_median(times, lambda: _serving(model)),
+    )
     if Path("bridgetower-demo").exists():
         search = _median(times, lambda: _seconds([*python, "search", "demo", QUERY]))
         yield Row(name="bridgetower search demo, in the demo's index", ours_s=search)
     else:
-        print("no search was timed: there is no bridgetower-demo here; run `make demo`", file=sys.stderr)
+        print(
+            "no search was timed: there is no bridgetower-demo here; run `make demo`",
+            file=sys.stderr,
+        )
 
 
 def _weights_row(model: Path) -> Row:
@@ -92,7 +114,10 @@ def _stages(model: Path) -> tuple[dict[str, float], dict[str, int]]:
 
 def _serving(model: Path) -> float:
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as name, running(Path(name) / "log", *bridgetower_serve(model)):
+    with (
+        tempfile.TemporaryDirectory() as name,
+        running(Path(name) / "log", *bridgetower_serve(model)),
+    ):
         return time.perf_counter() - start
 
 

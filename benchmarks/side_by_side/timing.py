@@ -28,7 +28,9 @@ class Timing:
     disturbed: bool = False
 
 
-def alternate(ways: Mapping[str, Callable[[], object]], *, repetitions: int, warmup: int = 2) -> dict[str, Timing]:
+def alternate(
+    ways: Mapping[str, Callable[[], object]], *, repetitions: int, warmup: int = 2
+) -> dict[str, Timing]:
     """Times each way in turn, `repetitions` times over, after a warm-up of each.
 
     Alternating lets a machine that slows down slow all ways alike. A repetition during which other processes were busy
@@ -46,7 +48,10 @@ def alternate(ways: Mapping[str, Callable[[], object]], *, repetitions: int, war
                 (lost if others > OTHERS else kept)[name].append(seconds)
         if all(len(seconds) == repetitions for seconds in kept.values()):
             break
-    return {name: Timing(statistics.median(kept[name] or lost[name]), disturbed=not kept[name]) for name in ways}
+    return {
+        name: Timing(statistics.median(kept[name] or lost[name]), disturbed=not kept[name])
+        for name in ways
+    }
 
 
 def _times_to_run(way: Callable[[], object], warmup: int) -> int:
@@ -64,7 +69,9 @@ def _run(way: Callable[[], object], times: int) -> tuple[float, float]:
     elapsed = time.perf_counter() - start
     others = (_busy_seconds() - busy) - (time.process_time() - own)
     gc.enable()
-    return elapsed / times, max(0.0, others - 0.02) / elapsed  # the kernel counts in steps of 0.01 s
+    return elapsed / times, max(
+        0.0, others - 0.02
+    ) / elapsed  # the kernel counts in steps of 0.01 s
 
 
 def _busy_seconds() -> float:
@@ -72,5 +79,7 @@ def _busy_seconds() -> float:
     stat = Path("/proc/stat")
     if not stat.exists():
         return 0.0
-    user, nice, system, _, _, irq, soft_irq, steal = map(int, stat.read_text().split("\n")[0].split()[1:9])
+    user, nice, system, _, _, irq, soft_irq, steal = map(
+        int, stat.read_text().split("\n")[0].split()[1:9]
+    )
     return (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK")

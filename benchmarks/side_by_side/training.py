@@ -29,7 +29,9 @@ class Ours:
 
     def __init__(self, setting: Setting, phase: Phase) -> None:
         self.batch = batch_of(setting)
-        self.module = PretrainingTask(setting.ours_for_training(), PretrainingConfig(phases=(phase,)))
+        self.module = PretrainingTask(
+            setting.ours_for_training(), PretrainingConfig(phases=(phase,))
+        )
 
     def losses(self) -> dict[str, Tensor]:
         """Of the phase."""
@@ -50,7 +52,11 @@ class Official:
 
     def losses(self) -> dict[str, Tensor]:
         """Source: official `compute_mlm`, `compute_itm` and, for ITC, towers that run for themselves."""
-        model, batch, pixel_values = self.module.model, self.batch, cast(Tensor, self.batch.pixel_values)
+        model, batch, pixel_values = (
+            self.module.model,
+            self.batch,
+            cast(Tensor, self.batch.pixel_values),
+        )
         backbone = model.bridgetower
         masked = backbone(self.masked, self.mask, pixel_values=pixel_values)
         logits = model.mlm_score(masked.text_features)
@@ -91,7 +97,10 @@ def step_rows(setting: Setting, contrast: bool) -> Iterator[Row]:
     timings = alternate(ways, repetitions=min(3, setting.repetitions), warmup=1)
     seconds = {name: timing.seconds for name, timing in timings.items()}
     names = "mlm + itm + itc" if contrast else "mlm + itm"
-    for precision, target in (("fp32", 2.1 if contrast else 1.7), ("bf16", None if contrast else 4.0)):
+    for precision, target in (
+        ("fp32", 2.1 if contrast else 1.7),
+        ("bf16", None if contrast else 4.0),
+    ):
         way = f"ours {precision}"
         more: dict[str, Any] = {}
         if precision == "fp32":

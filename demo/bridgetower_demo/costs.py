@@ -18,7 +18,9 @@ from bridgetower.model.heads import LinearHead
 from bridgetower_demo.results import PARTS, Arm, ModelCost
 
 
-def model_cost(model: BridgeTower, text_length: int, *, arm: Arm, repeats: int = 30, warmup: int = 5) -> ModelCost:
+def model_cost(
+    model: BridgeTower, text_length: int, *, arm: Arm, repeats: int = 30, warmup: int = 5
+) -> ModelCost:
     """Measures what it takes to match one image of the model's own size with one text.
 
     The pass is the one of `Predictor.match`: both towers, the fusion encoder read at its two CLS positions, the
@@ -43,7 +45,9 @@ def model_cost(model: BridgeTower, text_length: int, *, arm: Arm, repeats: int =
             arm=arm,
             parameters=sum(parameters.values()),
             parameters_by_part=parameters,
-            gflops_per_pair_by_part={part: flops / 1e9 for part, flops in flops_by_part(model, text_length).items()},
+            gflops_per_pair_by_part={
+                part: flops / 1e9 for part, flops in flops_by_part(model, text_length).items()
+            },
             milliseconds_per_pair=sum(milliseconds.values()),
         )
     finally:
@@ -53,7 +57,9 @@ def model_cost(model: BridgeTower, text_length: int, *, arm: Arm, repeats: int =
 def parameters_by_part(model: BridgeTower) -> dict[str, int]:
     """Returns numbers of parameters; what is neither tower nor head belongs to the fusion encoder."""
     towers = {"image tower": _parameters(model.vision), "text tower": _parameters(model.text)}
-    heads = sum(_parameters(child) for name, child in model.named_children() if name.endswith("_head"))
+    heads = sum(
+        _parameters(child) for name, child in model.named_children() if name.endswith("_head")
+    )
     fusion = _parameters(model) - sum(towers.values()) - heads
     return {**towers, "fusion encoder": fusion, "heads": heads}
 
@@ -73,7 +79,9 @@ def flops_by_part(model: BridgeTower, text_length: int) -> dict[str, int]:
     with _counting() as counter:
         pooled = model(pixels, ids, outputs="pooled").pooled
     counts = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    image_tower, text_tower = (counts[f"{type(model).__name__}.{tower}"] for tower in ("vision", "text"))
+    image_tower, text_tower = (
+        counts[f"{type(model).__name__}.{tower}"] for tower in ("vision", "text")
+    )
     with _counting() as of_head:
         head(pooled)
     rest = counter.get_total_flops() - image_tower - text_tower
@@ -83,9 +91,16 @@ def flops_by_part(model: BridgeTower, text_length: int) -> dict[str, int]:
 @contextmanager
 def _counting() -> Iterator[FlopCounterMode]:
     # The counter has no formula for oneDNN's product and would count it as nothing.
-    formulas = {torch.ops.mkldnn._linear_pointwise: _product_flops} if torch.backends.mkldnn.is_available() else {}
+    formulas = (
+        {torch.ops.mkldnn._linear_pointwise: _product_flops}
+        if torch.backends.mkldnn.is_available()
+        else {}
+    )
     # Nor every fused attention of GPUs; written out as two products it is counted on every device.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False, custom_mapping=formulas) as counter,
+    ):
         yield counter
 
 
@@ -122,8 +137,12 @@ def milliseconds_by_part(
         lambda: model(pixels, ids, outputs="pooled"),
         lambda: head(pooled),
     )
-    rounds = [[_timed(forward, pixels.device) for forward in passes] for _ in range(warmup + repeats)]
-    image, text, backbone, heads = (statistics.median(times) for times in zip(*rounds[warmup:], strict=True))
+    rounds = [
+        [_timed(forward, pixels.device) for forward in passes] for _ in range(warmup + repeats)
+    ]
+    image, text, backbone, heads = (
+        statistics.median(times) for times in zip(*rounds[warmup:], strict=True)
+    )
     return dict(zip(PARTS, (image, text, max(0.0, backbone - image - text), heads), strict=True))
 
 
@@ -144,7 +163,9 @@ def _inputs(model: BridgeTower, text_length: int) -> tuple[Tensor, Tensor]:
     weight = model.token_type_embedding.weight
     size, text = model.config.vision.image_size, model.config.text
     pixels = torch.randn(1, 3, size, size, generator=generator)
-    ids = torch.randint(text.pad_token_id + 1, text.vocab_size, (1, text_length), generator=generator)
+    ids = torch.randint(
+        text.pad_token_id + 1, text.vocab_size, (1, text_length), generator=generator
+    )
     return pixels.to(weight), ids.to(weight.device)
 
 

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.retrieval import Direction, Ranking, RetrievalResult, ranked_texts, rankings
+from bridgetower.evaluation.retrieval import (
+    Direction,
+    Ranking,
+    RetrievalResult,
+    ranked_texts,
+    rankings,
+)
 from bridgetower_demo.grounding import Judged
 
 
@@ -95,7 +101,9 @@ def search_examples(
 def choose(ranks: Sequence[int], count: int) -> list[int]:
     """Returns rows of half hits (rank 1) and half misses, hits first, misses from near to far."""
     hits = [row for row, rank in enumerate(ranks) if rank == 1]
-    misses = sorted((row for row, rank in enumerate(ranks) if rank > 1), key=lambda row: (ranks[row], row))
+    misses = sorted(
+        (row for row, rank in enumerate(ranks) if rank > 1), key=lambda row: (ranks[row], row)
+    )
     num_misses = min(len(misses), max(count // 2, count - len(hits)))
     return spread_evenly(hits, count - num_misses) + spread_evenly(misses, num_misses)
 
@@ -118,9 +126,13 @@ class _Search:
     texts: list[str]
     top: int
 
-    def examples(self, direction: Direction, queries: Sequence[int], count: int) -> list[SearchExample]:
+    def examples(
+        self, direction: Direction, queries: Sequence[int], count: int
+    ) -> list[SearchExample]:
         """Returns the chosen ones of the queries with their hits."""
-        rows = choose([ranking.rank for ranking in rankings(self.result, direction, queries)], count)
+        rows = choose(
+            [ranking.rank for ranking in rankings(self.result, direction, queries)], count
+        )
         chosen = [queries[row] for row in rows]
         ranked = zip(chosen, rankings(self.result, direction, chosen), strict=True)
         return [self.example(direction, query, ranking) for query, ranking in ranked]
@@ -130,7 +142,9 @@ class _Search:
         order, rank, _ = ranking
         shown = [*order[: self.top].tolist(), int(order[rank - 1])]
         to_image = direction == "text_to_image"
-        pairs: list[tuple[int, int]] = [(item, query) if to_image else (query, item) for item in shown]
+        pairs: list[tuple[int, int]] = [
+            (item, query) if to_image else (query, item) for item in shown
+        ]
         *hits, own = [self._hit(*pair, direction) for pair in pairs]
         image = int(self.result.truth.text_image_index[query]) if to_image else query
         return SearchExample(
@@ -203,7 +217,11 @@ def answer_examples(judged: Judged, images: Sequence[bytes], *, count: int) -> l
         AnswerExample(image=image, question=text.text, answer=text.answer, given=given)
         for image, text, given in zip(images, judged.examples, judged.answers, strict=True)
     ]
-    kinds = [(topic, right) for topic in dict.fromkeys(one.topic for one in judged.examples) for right in (True, False)]
+    kinds = [
+        (topic, right)
+        for topic in dict.fromkeys(one.topic for one in judged.examples)
+        for right in (True, False)
+    ]
     chosen: list[int] = []
     for place, (topic, right) in enumerate(kind for kind in kinds for _ in range(count)):
         start = place * len(examples) // (count * len(kinds))

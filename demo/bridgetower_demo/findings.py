@@ -23,7 +23,9 @@ def duration(seconds: float) -> str:
 
 def ordinal(place: int) -> str:
     """Returns `1st`, `2nd`, `11th`."""
-    ending = "th" if place % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
+    ending = (
+        "th" if place % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
+    )
     return f"{place}{ending}"
 
 

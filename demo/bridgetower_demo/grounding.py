@@ -79,7 +79,9 @@ def judge(
     assert spec.head is not None
     names, task = predictor.class_names(spec.head), spec.config()
     data, processor = DataConfig(folders=(str(folder),), cache=True), predictor.processor
-    source = ExampleSource(data=data, splits=("test",), processor=processor, task=task, names=names, use="validate")
+    source = ExampleSource(
+        data=data, splits=("test",), processor=processor, task=task, names=names, use="validate"
+    )
     module = spec.module(predictor.model, task)
 
     def predicted(chosen: BatchDataset) -> list[str]:
@@ -93,29 +95,43 @@ def judge(
     given = {
         "model": answers,
         "other_image": predicted(WithOtherImages(examples)),
-        "text_only": text_only_answers([(one.text, one.answer) for one in training], [one.text for one in texts]),
+        "text_only": text_only_answers(
+            [(one.text, one.answer) for one in training], [one.text for one in texts]
+        ),
         "majority": [majority_answer(one.answer for one in training)] * len(texts),
     }
     topics = [*dict.fromkeys(one.topic for one in texts), ALL]
     return Judged(
-        examples=texts, answers=tuple(answers), groundings={topic: _grounding(texts, given, topic) for topic in topics}
+        examples=texts,
+        answers=tuple(answers),
+        groundings={topic: _grounding(texts, given, topic) for topic in topics},
     )
 
 
 def _texts(examples: EntryDataset, topic_of: Callable[[str], str] | None) -> Sequence[TextExample]:
     if examples.schema is VQA:
-        return [TextExample(entry["question_type"], entry["question"], entry["answers"][0]) for entry in examples]
+        return [
+            TextExample(entry["question_type"], entry["question"], entry["answers"][0])
+            for entry in examples
+        ]
     named = topic_of or (lambda _: ALL)
-    return [TextExample(named(entry["statement_id"]), entry["text"], entry["label"]) for entry in examples]
+    return [
+        TextExample(named(entry["statement_id"]), entry["text"], entry["label"])
+        for entry in examples
+    ]
 
 
-def _grounding(texts: Sequence[TextExample], given: Mapping[str, Sequence[str]], topic: str) -> Grounding:
+def _grounding(
+    texts: Sequence[TextExample], given: Mapping[str, Sequence[str]], topic: str
+) -> Grounding:
     chosen = [number for number, one in enumerate(texts) if topic in (one.topic, ALL)]
 
     def share(answers: Sequence[str]) -> float:
         return sum(answers[number] == texts[number].answer for number in chosen) / len(chosen)
 
-    return Grounding(number=len(chosen), **{name: share(answers) for name, answers in given.items()})
+    return Grounding(
+        number=len(chosen), **{name: share(answers) for name, answers in given.items()}
+    )
 
 
 def majority_answer(answers: Iterable[str]) -> str:
@@ -160,7 +176,9 @@ class WithOtherImages(Dataset[Batch]):
             ValueError: There is only one example, so that there is no other image.
         """
         if len(examples) < 2:
-            raise ValueError(f"{len(examples)} example has no other image; expected at least 2 examples")
+            raise ValueError(
+                f"{len(examples)} example has no other image; expected at least 2 examples"
+            )
         self._examples, self._shift = examples, len(examples) // 2
 
     def __len__(self) -> int:

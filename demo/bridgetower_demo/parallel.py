@@ -21,7 +21,11 @@ from bridgetower.training.run import Interrupted, stop_signals, train
 from bridgetower_demo.recipes import task_of
 
 POLL_SECONDS = 0.5
-_LATE = ("datasets", "sklearn.linear_model", "torch._dynamo")  # what every run imports after its start
+_LATE = (
+    "datasets",
+    "sklearn.linear_model",
+    "torch._dynamo",
+)  # what every run imports after its start
 
 # What `train` documents. Anything else is a fault of the program: the process prints its traceback and is lost.
 _REPORTED = (Interrupted, ValueError, OSError, FloatingPointError)
@@ -31,7 +35,9 @@ class LostProcessError(RuntimeError):
     """The process of a run was killed, or ended by a fault of the program."""
 
 
-def train_all(runs: Mapping[Path, RunConfig], *, feature_cache: Path | None = None, progress: bool = True) -> None:
+def train_all(
+    runs: Mapping[Path, RunConfig], *, feature_cache: Path | None = None, progress: bool = True
+) -> None:
     """Trains every run in its folder; one that was cut off is resumed, a finished one is left as it is.
 
     As many processes as there are cores and runs, each with its share of the threads: small models gain more from a
@@ -45,7 +51,9 @@ def train_all(runs: Mapping[Path, RunConfig], *, feature_cache: Path | None = No
     workers = min(len(runs), cores)
     shares = [list(runs.items())[worker::workers] for worker in range(workers)]
     context = get_context("forkserver")
-    context.set_forkserver_preload([_train_each.__module__, *_LATE])  # a later call finds the imports done
+    context.set_forkserver_preload(
+        [_train_each.__module__, *_LATE]
+    )  # a later call finds the imports done
     outcomes = context.SimpleQueue()
     with stop_signals() as stop, _bars(runs, progress) as show:
         processes = start_processes(
@@ -101,7 +109,14 @@ def _train_each(
     for folder, config in shares[worker]:
         try:
             resume = (folder / CONFIG).exists()
-            train(config, folder, task=task_of(config), resume=resume, feature_cache=feature_cache, progress=False)
+            train(
+                config,
+                folder,
+                task=task_of(config),
+                resume=resume,
+                feature_cache=feature_cache,
+                progress=False,
+            )
         except _REPORTED as error:
             outcomes.put(error)
             raise SystemExit(1) from None
@@ -112,7 +127,10 @@ def _train_each(
 def _bars(runs: Mapping[Path, RunConfig], progress: bool) -> Iterator[Callable[[], None]]:
     """Shows a bar per run; yields what brings them up to date."""
     bars = step_bars(shown=progress)
-    tasks = {folder: bars.add_task(folder.name, total=config.max_steps, metrics="") for folder, config in runs.items()}
+    tasks = {
+        folder: bars.add_task(folder.name, total=config.max_steps, metrics="")
+        for folder, config in runs.items()
+    }
 
     def show() -> None:
         for folder, task in tasks.items():

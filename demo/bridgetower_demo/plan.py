@@ -120,10 +120,16 @@ ON_TOWERS = Plan(
         "flags": _FLAGS,
     },
     repeats=(1, 3),
-    tests={"flags": ("flags", "test"), "emoji": ("emoji", "test"), "unseen-style": ("emoji", "unseen-style")},
+    tests={
+        "flags": ("flags", "test"),
+        "emoji": ("emoji", "test"),
+        "unseen-style": ("emoji", "unseen-style"),
+    },
     towers=True,
     stages=(
-        Stage(name="contrastive", recipes={"bridgetower": "starter-itc", "meter": "starter-itc-meter"}),
+        Stage(
+            name="contrastive", recipes={"bridgetower": "starter-itc", "meter": "starter-itc-meter"}
+        ),
         Stage(recipes={"bridgetower": "starter-matching", "meter": "starter-matching-meter"}),
     ),
     questions=Questions(

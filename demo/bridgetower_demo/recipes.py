@@ -22,7 +22,9 @@ NUM_FLAG_ANSWERS = 17
 
 # For the two frozen towers of `bridgetower_demo.starter`, whose sizes their weights decide, on two CPU cores.
 STARTER = ModelConfig(
-    vision=replace(VIT_B16, image_size=84, patch_size=14, hidden_size=384, num_heads=6, intermediate_size=1536),
+    vision=replace(
+        VIT_B16, image_size=84, patch_size=14, hidden_size=384, num_heads=6, intermediate_size=1536
+    ),
     text=replace(BERT_BASE, hidden_size=384, num_layers=6, intermediate_size=1536, dropout=0.0),
     fusion=FusionConfig(
         hidden_size=192,
@@ -33,7 +35,14 @@ STARTER = ModelConfig(
         text_layers=(4, 5, 6),
         dropout=0.0,
     ),
-    heads=HeadsConfig(mlm=False, itm=False, itc="tower", itc_dropout=0.3, image_pooling="mean", text_pooling="mean"),
+    heads=HeadsConfig(
+        mlm=False,
+        itm=False,
+        itc="tower",
+        itc_dropout=0.3,
+        image_pooling="mean",
+        text_pooling="mean",
+    ),
 )
 
 
@@ -43,7 +52,9 @@ STARTER_ITC = RunConfig(
     task=PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),)),
     model=STARTER,
     freeze_towers=True,
-    optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1, warmup=0.05, head_multiplier=1, fusion_multiplier=1),
+    optimizer=OptimizerConfig(
+        lr=1e-3, weight_decay=0.1, warmup=0.05, head_multiplier=1, fusion_multiplier=1
+    ),
     data=DataConfig(max_length=48, background=(255, 255, 255), cache=True),
     evaluation=RetrievalConfig(candidates=10, max_captions=1),
     batch_size=256,
@@ -75,7 +86,9 @@ STARTER_MATCHING = replace(
     select_by="rsum",
 )
 
-STARTER_MATCHING_METER = replace(STARTER_MATCHING, recipe="starter-matching-meter", model=meter(STARTER_MATCHING.model))
+STARTER_MATCHING_METER = replace(
+    STARTER_MATCHING, recipe="starter-matching-meter", model=meter(STARTER_MATCHING.model)
+)
 
 # Of generated scenes and flags: a shallow nano model, minutes on one core.
 SCENES_MODEL = replace(
@@ -101,12 +114,16 @@ SCENES_VQA_DEEP = replace(
     SCENES_VQA,
     recipe="scenes-vqa-deep",
     source="this project: scenes-vqa with deeper towers, where bridges help; see docs/experiments.md",
-    model=SCENES_VQA.model.override({"vision.num_layers": 6, "text.num_layers": 4, "fusion.num_layers": 3}),
+    model=SCENES_VQA.model.override(
+        {"vision.num_layers": 6, "text.num_layers": 4, "fusion.num_layers": 3}
+    ),
     max_steps=1_200,
     evaluate_every=100,
 )
 
-SCENES_VQA_DEEP_METER = replace(SCENES_VQA_DEEP, recipe="scenes-vqa-deep-meter", model=meter(SCENES_VQA_DEEP.model))
+SCENES_VQA_DEEP_METER = replace(
+    SCENES_VQA_DEEP, recipe="scenes-vqa-deep-meter", model=meter(SCENES_VQA_DEEP.model)
+)
 
 FLAG_QUESTIONS = replace(
     SCENES_VQA,
@@ -154,23 +171,36 @@ SCENES_NLVR2 = replace(
         heads=replace(SCENES_MODEL.heads, nlvr2=True),
         fusion=replace(SCENES_MODEL.fusion, num_token_types=3),
     ),
-    optimizer=replace(SCENES_VQA.optimizer, lr=1e-4, warmup=0.1),  # 5e-4 unlearns what the model starts with
+    optimizer=replace(
+        SCENES_VQA.optimizer, lr=1e-4, warmup=0.1
+    ),  # 5e-4 unlearns what the model starts with
     max_steps=800,
 )
 
 PRETRAINING = replace(
-    tasks.TASKS["pretraining"], recipes=(STARTER_ITC, STARTER_ITC_METER, STARTER_MATCHING, STARTER_MATCHING_METER)
+    tasks.TASKS["pretraining"],
+    recipes=(STARTER_ITC, STARTER_ITC_METER, STARTER_MATCHING, STARTER_MATCHING_METER),
 )
 VQA = replace(
     tasks.TASKS["vqa"],
-    recipes=(SCENES_VQA, SCENES_VQA_DEEP, SCENES_VQA_DEEP_METER, FLAG_QUESTIONS, STARTER_FLAG_QUESTIONS),
+    recipes=(
+        SCENES_VQA,
+        SCENES_VQA_DEEP,
+        SCENES_VQA_DEEP_METER,
+        FLAG_QUESTIONS,
+        STARTER_FLAG_QUESTIONS,
+    ),
 )
 SNLI_VE = replace(tasks.TASKS["snli-ve"], recipes=(SCENES_SNLI_VE,))
 NLVR2 = replace(tasks.TASKS["nlvr2"], recipes=(SCENES_NLVR2,))
 
 RECIPES: Mapping[str, RunConfig] = {
     **tasks.RECIPES,
-    **{recipe.recipe: recipe for spec in (PRETRAINING, VQA, SNLI_VE, NLVR2) for recipe in spec.recipes},
+    **{
+        recipe.recipe: recipe
+        for spec in (PRETRAINING, VQA, SNLI_VE, NLVR2)
+        for recipe in spec.recipes
+    },
 }
 
 

@@ -9,7 +9,15 @@ from bridgetower.files import flattened
 from bridgetower.reports.numbers import MINUS, count, mean_std, number, spread, with_interval
 from bridgetower.reports.pages import Row, Table, page_templates
 from bridgetower_demo.examples import AnswerExample, SearchExample
-from bridgetower_demo.findings import ARM_NAMES, comparison, duration, gflops, listing, millions, ordinal
+from bridgetower_demo.findings import (
+    ARM_NAMES,
+    comparison,
+    duration,
+    gflops,
+    listing,
+    millions,
+    ordinal,
+)
 from bridgetower_demo.results import ARMS, PARTS, Arm, DemoResults
 
 _STAGES = {"itc": "contrastive", "matching": "matching", "two_stage": "two-stage"}
@@ -19,7 +27,9 @@ _DIFFERENCE = f"{ARM_NAMES['bridgetower']} {MINUS} {ARM_NAMES['meter']}"
 
 
 def render_report(
-    results: DemoResults, searches: Mapping[str, Sequence[SearchExample]], answers: Sequence[AnswerExample] = ()
+    results: DemoResults,
+    searches: Mapping[str, Sequence[SearchExample]],
+    answers: Sequence[AnswerExample] = (),
 ) -> str:
     """Returns the page.
 
@@ -40,14 +50,19 @@ def render_report(
         headline=results.headline(),
         seeds=len(results.seeds("bridgetower")),
         train={
-            name: sum(dataset.splits["train"][name] for dataset in results.datasets) for name in ("images", "captions")
+            name: sum(dataset.splits["train"][name] for dataset in results.datasets)
+            for name in ("images", "captions")
         },
-        tests=listing([f"{count(images)} of {_in_words(test)}" for test, images in results.tests.items()]),
+        tests=listing(
+            [f"{count(images)} of {_in_words(test)}" for test, images in results.tests.items()]
+        ),
         searches=searches,
         answers=answers,
         measured=_tables(results, ARMS[:1]),
         compared=_tables(results, ARMS) if results.arms == ARMS else None,
-        differences={test: comparison(found["rsum"]) for test, found in results.differences().items()},
+        differences={
+            test: comparison(found["rsum"]) for test, found in results.differences().items()
+        },
         matched="itm_accuracy" in results.runs[0].test[tested[0]],
         data=list(_data(results)),
         versions=list(results.versions.items()),
@@ -82,7 +97,11 @@ def _recall_table(results: DemoResults, test: str, arms: Sequence[Arm]) -> Table
     if len(arms) > 1:
         differences = results.differences()[test]
         rows += [
-            Row(f"{_DIFFERENCE}, {_STAGES[stage]}", _recall_cells(differences, stage, with_interval), "difference")
+            Row(
+                f"{_DIFFERENCE}, {_STAGES[stage]}",
+                _recall_cells(differences, stage, with_interval),
+                "difference",
+            )
             for stage in stages
         ]
     chance = [cell.partition(" ± ")[0] for cell in _recall_cells(by_arm[arms[0]], "chance")]
@@ -94,7 +113,9 @@ def _recall_table(results: DemoResults, test: str, arms: Sequence[Arm]) -> Table
     )
 
 
-def _recall_cells(metrics: Mapping[str, Any], stage: str, shown: Callable[..., str] = mean_std) -> list[str]:
+def _recall_cells(
+    metrics: Mapping[str, Any], stage: str, shown: Callable[..., str] = mean_std
+) -> list[str]:
     """Recalls of a stage and their sum, as `shown` writes a spread or a difference."""
     names = [f"{stage}_{direction}_r{k}" for direction in _DIRECTIONS for k in _KS]
     return [shown(metrics[name], scale=100) for name in (*names, f"{stage}_rsum")]
@@ -106,7 +127,10 @@ def _matching_table(results: DemoResults, arms: Sequence[Arm]) -> Table:
     if not all("itm_accuracy" in metrics for metrics in summary.values()):
         return Table(missing="Matching was not measured: these models have no matching head.")
     rows = [
-        Row(ARM_NAMES[arm], [mean_std(metrics["itm_accuracy"][arm], scale=100) for metrics in summary.values()])
+        Row(
+            ARM_NAMES[arm],
+            [mean_std(metrics["itm_accuracy"][arm], scale=100) for metrics in summary.values()],
+        )
         for arm in arms
     ]
     return Table(
@@ -122,15 +146,23 @@ def _answers_table(results: DemoResults, arms: Sequence[Arm]) -> Table:
 
     def cells(arm: str, name: str) -> list[str]:
         own = [answers.topics for answers in results.answers if answers.arm == arm]
-        return [mean_std(spread([getattr(topics[topic], name) for topics in own]), scale=100) for topic in counts]
+        return [
+            mean_std(spread([getattr(topics[topic], name) for topics in own]), scale=100)
+            for topic in counts
+        ]
 
     rows = [
         Row(f"{ARM_NAMES[arm]}, {title}", cells(arm, name), style)
-        for name, title, style in (("model", "right image", ""), ("other_image", "another image", "quiet"))
+        for name, title, style in (
+            ("model", "right image", ""),
+            ("other_image", "another image", "quiet"),
+        )
         for arm in arms
     ]
     if len(arms) > 1:
-        differences = [with_interval(one, scale=100) for one in results.answer_differences().values()]
+        differences = [
+            with_interval(one, scale=100) for one in results.answer_differences().values()
+        ]
         rows.insert(len(arms), Row(_DIFFERENCE, differences, "difference"))
     floors = (("text_only", "the question alone"), ("majority", "the commonest answer"))
     return Table(
@@ -144,20 +176,30 @@ def _size_table(results: DemoResults, arms: Sequence[Arm]) -> Table:
     costs = [cost for cost in results.costs if cost.arm in arms]
 
     def cells(sizes: Sequence[tuple[int, float]]) -> list[str]:
-        return [cell for parameters, flops in sizes for cell in (millions(parameters), gflops(flops))]
+        return [
+            cell for parameters, flops in sizes for cell in (millions(parameters), gflops(flops))
+        ]
 
     rows = [
-        Row(part, cells([(c.parameters_by_part[part], c.gflops_per_pair_by_part[part]) for c in costs]))
+        Row(
+            part,
+            cells([(c.parameters_by_part[part], c.gflops_per_pair_by_part[part]) for c in costs]),
+        )
         for part in PARTS
     ]
-    totals = cells([(cost.parameters, sum(cost.gflops_per_pair_by_part.values())) for cost in costs])
+    totals = cells(
+        [(cost.parameters, sum(cost.gflops_per_pair_by_part.values())) for cost in costs]
+    )
     return Table(
         caption="Parameters; time and operations of matching one image with one text",
         columns=["part", *(["parameters", "10⁹ operations"] * len(costs))],
         rows=[*rows, Row("whole model", totals, "difference")],
         groups=[
             ("", 1),
-            *((f"{ARM_NAMES[cost.arm]}: {number(cost.milliseconds_per_pair, digits=2)} ms", 2) for cost in costs),
+            *(
+                (f"{ARM_NAMES[cost.arm]}: {number(cost.milliseconds_per_pair, digits=2)} ms", 2)
+                for cost in costs
+            ),
         ],
     )
 
@@ -170,5 +212,10 @@ def _data(results: DemoResults) -> Iterator[tuple[str, str]]:
         )
         yield dataset.name, "; ".join(counts)
         yield f"{dataset.name}, split", dataset.split_rule
-        yield f"{dataset.name}, sources", ", ".join(f"{name} {version}" for name, version in dataset.sources.items())
-        yield from ((f"{dataset.name}, {part}", licence) for part, licence in dataset.licences.items())
+        yield (
+            f"{dataset.name}, sources",
+            ", ".join(f"{name} {version}" for name, version in dataset.sources.items()),
+        )
+        yield from (
+            (f"{dataset.name}, {part}", licence) for part, licence in dataset.licences.items()
+        )

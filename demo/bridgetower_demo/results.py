@@ -109,7 +109,10 @@ class DemoDataset:
         """Summarises a prepared data set."""
         return cls(
             name=info.name,
-            splits={name: {"images": part.images, "captions": part.examples} for name, part in info.splits.items()},
+            splits={
+                name: {"images": part.images, "captions": part.examples}
+                for name, part in info.splits.items()
+            },
             split_rule=info.split_rule,
             sources=dict(info.sources),
             licences=dict(info.licences),
@@ -167,7 +170,10 @@ class DemoResults:
         """Returns data set → metric → arm → spread over seeds."""
         return {
             dataset: {
-                metric: {arm: spread([run.test[dataset][metric] for run in self.arm_runs(arm)]) for arm in self.arms}
+                metric: {
+                    arm: spread([run.test[dataset][metric] for run in self.arm_runs(arm)])
+                    for arm in self.arms
+                }
                 for metric in metrics
             }
             for dataset, metrics in self.runs[0].test.items()
@@ -178,11 +184,22 @@ class DemoResults:
         test = max(self.tests, key=lambda name: self.tests[name])
         metrics = self.summary()[test]
         stage = "two_stage" if "two_stage_rsum" in metrics else "itc"
-        recall, chance = (metrics[f"{name}_text_to_image_r5"]["bridgetower"]["mean"] for name in (stage, "chance"))
-        found: dict[str, Any] = {"test": test, "recall_at_5": recall, "recall_at_5_by_chance": chance}
-        overall = [answers.topics["overall"] for answers in self.answers if answers.arm == "bridgetower"]
+        recall, chance = (
+            metrics[f"{name}_text_to_image_r5"]["bridgetower"]["mean"] for name in (stage, "chance")
+        )
+        found: dict[str, Any] = {
+            "test": test,
+            "recall_at_5": recall,
+            "recall_at_5_by_chance": chance,
+        }
+        overall = [
+            answers.topics["overall"] for answers in self.answers if answers.arm == "bridgetower"
+        ]
         if overall:
-            found |= {"answers_right": fmean(one.model for one in overall), "words_alone_right": overall[0].text_only}
+            found |= {
+                "answers_right": fmean(one.model for one in overall),
+                "words_alone_right": overall[0].text_only,
+            }
         return found
 
     def differences(self) -> dict[str, dict[str, Difference]]:
@@ -190,7 +207,9 @@ class DemoResults:
         ours, theirs = _by_common_seeds(self.runs)
         return {
             dataset: {
-                metric: paired_difference(*([run.test[dataset][metric] for run in runs] for runs in (ours, theirs)))
+                metric: paired_difference(
+                    *([run.test[dataset][metric] for run in runs] for runs in (ours, theirs))
+                )
                 for metric in metrics
             }
             for dataset, metrics in (ours[0].test.items() if ours else ())
@@ -200,7 +219,9 @@ class DemoResults:
         """Returns topic → share of right answers, bridgetower − meter over the seeds that both arms have."""
         ours, theirs = _by_common_seeds(self.answers)
         return {
-            topic: paired_difference(*([one.topics[topic].model for one in answers] for answers in (ours, theirs)))
+            topic: paired_difference(
+                *([one.topics[topic].model for one in answers] for answers in (ours, theirs))
+            )
             for topic in (ours[0].topics if ours else ())
         }
 

@@ -28,7 +28,13 @@ from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower_demo.costs import model_cost
-from bridgetower_demo.examples import AnswerExample, SearchExample, answer_examples, search_examples, spread_evenly
+from bridgetower_demo.examples import (
+    AnswerExample,
+    SearchExample,
+    answer_examples,
+    search_examples,
+    spread_evenly,
+)
 from bridgetower_demo.folder import (
     ANSWERS,
     answering_model,
@@ -114,7 +120,11 @@ def _question_examples(folder: Path, judged: Judged) -> list[AnswerExample]:
 
 def _drawn_scenes(count: int) -> list[bytes]:
     """Returns images of generated scenes, for trying models that answer questions about these."""
-    records = TOYSETS["scenes"].collect(ScenesConfig(num_train=1, num_validation=1, num_test=count)).splits["test"]
+    records = (
+        TOYSETS["scenes"]
+        .collect(ScenesConfig(num_train=1, num_validation=1, num_test=count))
+        .splits["test"]
+    )
     return [record.images[0].content for record in records]
 
 
@@ -155,7 +165,9 @@ def run_demo(
         LostProcessError: The process of a training was killed; the same call continues it.
     """
     if minutes <= 0 or seeds < 1:
-        raise ValueError(f"minutes {minutes}, seeds {seeds}; expected more than 0 minutes and at least 1 seed")
+        raise ValueError(
+            f"minutes {minutes}, seeds {seeds}; expected more than 0 minutes and at least 1 seed"
+        )
     settings = {"minutes": minutes, "seeds": seeds, "from_scratch": not plan.towers}
     with locked(out), _timed(out, settings) as seconds:
         return _Demo(out, plan, arms, minutes, seeds, seconds, progress).run()
@@ -184,22 +196,38 @@ class _Demo:
         ]
         questions = plan.questions
         prepare_toyset(
-            questions.toyset, questions_folder(out, plan), questions.settings(self.minutes), progress=progress
+            questions.toyset,
+            questions_folder(out, plan),
+            questions.settings(self.minutes),
+            progress=progress,
         )
-        runs: list[tuple[Arm, int]] = [(arm, seed) for seed in range(self.seeds) for arm in self.arms]
-        answering = {run_folder(out, *run, ANSWERS): answering_config(out, plan, *run, self.minutes) for run in runs}
+        runs: list[tuple[Arm, int]] = [
+            (arm, seed) for seed in range(self.seeds) for arm in self.arms
+        ]
+        answering = {
+            run_folder(out, *run, ANSWERS): answering_config(out, plan, *run, self.minutes)
+            for run in runs
+        }
         for stage in plan.stages:
             configs = {run: demo_config(out, plan, stage, *run, self.minutes) for run in runs}
             folders = {run_folder(out, *run, stage.name): config for run, config in configs.items()}
-            self.train(folders | ({} if questions.init else answering))  # side by side where they can be
+            self.train(
+                folders | ({} if questions.init else answering)
+            )  # side by side where they can be
         self.train(answering)
-        results = self.report(datasets, configs, {run: _judged_answers(out, plan, *run) for run in runs})
+        results = self.report(
+            datasets, configs, {run: _judged_answers(out, plan, *run) for run in runs}
+        )
         shutil.rmtree(out / "features", ignore_errors=True)
         return results
 
     def train(self, runs: Mapping[Path, RunConfig]) -> None:
         """Trains those that have no last checkpoint yet, and removes what only a run that goes on needs."""
-        unfinished = {folder: one for folder, one in runs.items() if not (folder / "last" / "config.json").exists()}
+        unfinished = {
+            folder: one
+            for folder, one in runs.items()
+            if not (folder / "last" / "config.json").exists()
+        }
         train_all(unfinished, feature_cache=self.out / "features", progress=self.progress)
         for folder in runs:
             for name in ("best", "states"):
@@ -214,49 +242,77 @@ class _Demo:
         """Tests the models, and writes results, report, held-out images and their index."""
         out, plan = self.out, self.plan
         tested = {run: _tested(out, plan, *run, config) for run, config in configs.items()}
-        steps = sum(scaled(RECIPES[each.recipes["bridgetower"]].max_steps or 0, self.minutes) for each in plan.stages)
+        steps = sum(
+            scaled(RECIPES[each.recipes["bridgetower"]].max_steps or 0, self.minutes)
+            for each in plan.stages
+        )
         splits = {dataset.name: dataset.splits for dataset in datasets}
         predictors = {arm: load(trained_model(out, arm), device="cpu") for arm in self.arms}
         results = DemoResults(
             command=f"python -m bridgetower_demo{plan.option}{' --compare' if len(self.arms) > 1 else ''} "
             f"--minutes {self.minutes:g} --seeds {self.seeds}",
-            settings={"minutes": self.minutes, "seeds": self.seeds, "from_scratch": not plan.towers, "steps": steps},
+            settings={
+                "minutes": self.minutes,
+                "seeds": self.seeds,
+                "from_scratch": not plan.towers,
+                "steps": steps,
+            },
             datasets=tuple(datasets),
-            tests={name: splits[dataset][split]["images"] for name, (dataset, split) in plan.tests.items()},
+            tests={
+                name: splits[dataset][split]["images"]
+                for name, (dataset, split) in plan.tests.items()
+            },
             runs=tuple(
-                DemoRun(arm=arm, seed=seed, steps=steps, test=test) for (arm, seed), (test, _) in tested.items()
+                DemoRun(arm=arm, seed=seed, steps=steps, test=test)
+                for (arm, seed), (test, _) in tested.items()
             ),
-            costs=tuple(model_cost(one.model, _TEXT_LENGTH, arm=arm) for arm, one in predictors.items()),
+            costs=tuple(
+                model_cost(one.model, _TEXT_LENGTH, arm=arm) for arm, one in predictors.items()
+            ),
             answers=tuple(
                 DemoAnswers(
-                    arm=arm, seed=seed, steps=scaled(plan.questions.steps, self.minutes), topics=dict(one.groundings)
+                    arm=arm,
+                    seed=seed,
+                    steps=scaled(plan.questions.steps, self.minutes),
+                    topics=dict(one.groundings),
                 )
                 for (arm, seed), one in judged.items()
             ),
             about=plan.questions.about,
             towers=(VISION.provenance, TEXT.provenance) if plan.towers else (),
-            versions={name: version(name) for name in ("bridgetower", "torch")} | {"python": platform.python_version()},
+            versions={name: version(name) for name in ("bridgetower", "torch")}
+            | {"python": platform.python_version()},
             processor=processor_name(),
             seconds_total=self.seconds(),
         )
         results.write(out / "results.json")
         first: tuple[Arm, int] = ("bridgetower", 0)
         answers = _question_examples(questions_folder(out, plan), judged[first]) if judged else []
-        _report(out, plan, results, predictors["bridgetower"], configs[first], tested[first][1], answers)
+        _report(
+            out, plan, results, predictors["bridgetower"], configs[first], tested[first][1], answers
+        )
         for name, (dataset, split) in plan.tests.items():
             write_held_out({name: out / "data" / dataset}, held_out_images(out), split)
         index_held_out(held_out_images(out), held_out_index(out), predictors["bridgetower"])
         return results
 
 
-def demo_config(out: Path, plan: Plan, stage: Stage, arm: Arm, seed: int, minutes: float) -> RunConfig:
+def demo_config(
+    out: Path, plan: Plan, stage: Stage, arm: Arm, seed: int, minutes: float
+) -> RunConfig:
     """Returns the run of one arm in a stage: its recipe on all data sets, steps scaled to `minutes`."""
     recipe = RECIPES[stage.recipes[arm]]
     steps = scaled(recipe.max_steps or 0, minutes)
     folders = tuple(str(out / "data" / name) for name in plan.datasets)
     number = plan.stages.index(stage)
-    changes: dict[str, Any] = {"max_steps": steps, "max_epochs": None, "checkpoint_every": -(-steps // _STATES)}
-    changes["evaluate_every"] = 0 if stage is plan.stages[-1] else None  # at the end: the checkpoint is calibrated
+    changes: dict[str, Any] = {
+        "max_steps": steps,
+        "max_epochs": None,
+        "checkpoint_every": -(-steps // _STATES),
+    }
+    changes["evaluate_every"] = (
+        0 if stage is plan.stages[-1] else None
+    )  # at the end: the checkpoint is calibrated
     changes["align_first"] = round(recipe.align_first * minutes / MINUTES)
     if number > 0:
         changes |= {"init": str(trained_model(out, arm, seed, plan.stages[number - 1].name))}
@@ -293,7 +349,9 @@ def _timed(out: Path, settings: Mapping[str, float]) -> Iterator[Callable[[], fl
     if {name: before.get(name) for name in settings} != settings:
         given = " ".join(f"--{name} {before.get(name)}" for name in ("minutes", "seeds"))
         given += " --from-scratch" if before.get("from_scratch") else ""
-        raise ValueError(f"{out} holds a demo with {given}; give the same to continue it, or choose another --out")
+        raise ValueError(
+            f"{out} holds a demo with {given}; give the same to continue it, or choose another --out"
+        )
 
     def seconds() -> float:
         spent: float = before.get("seconds", 0.0) + time.perf_counter() - started
@@ -319,14 +377,18 @@ def _tested(
         words: dict[str, float] = {}
         if config.model.heads.mlm:
             words = evaluate_masked_words(predictor.model, images, config.task.masking)
-        retrieved[name] = evaluate_retrieval(predictor.model, images, config.evaluation, reranking=predictor.reranking)
+        retrieved[name] = evaluate_retrieval(
+            predictor.model, images, config.evaluation, reranking=predictor.reranking
+        )
         test[name] = retrieved[name].metrics() | words
     return test, retrieved
 
 
 def _images(predictor: Predictor, out: Path, plan: Plan, test: str) -> CaptionImages:
     dataset, split = plan.tests[test]
-    return CaptionImages(DataConfig(folders=(str(out / "data" / dataset),), cache=True), split, predictor.processor)
+    return CaptionImages(
+        DataConfig(folders=(str(out / "data" / dataset),), cache=True), split, predictor.processor
+    )
 
 
 def _report(
@@ -341,7 +403,9 @@ def _report(
     searches: dict[str, list[SearchExample]] = {}
     for name in plan.tests:
         images = _images(predictor, out, plan, name)
-        searches[name] = search_examples(images, retrieved[name], config.evaluation, count=_SEARCHES)
+        searches[name] = search_examples(
+            images, retrieved[name], config.evaluation, count=_SEARCHES
+        )
         shown = images.contents(spread_evenly(range(len(images)), _IMAGES))
         for number, content in enumerate(shown):
             write_bytes(out / "images" / f"{name.removesuffix('s')}-{number + 1}.png", content)

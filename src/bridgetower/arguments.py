@@ -113,7 +113,10 @@ def _condition(kind: Any) -> Callable[[Any], bool]:
         number = Integral if kind is int else Real
         return lambda value: isinstance(value, number) and not isinstance(value, bool)
     if origin is Annotated:
-        conditions = [_condition(arguments[0]), *(note.holds for note in arguments[1:] if isinstance(note, Expected))]
+        conditions = [
+            _condition(arguments[0]),
+            *(note.holds for note in arguments[1:] if isinstance(note, Expected)),
+        ]
         return lambda value: all(fits(value) for fits in conditions)
     if origin in (Union, UnionType):
         alternatives = list(map(_condition, arguments))
@@ -133,7 +136,8 @@ def _condition_of_several(origin: Any, arguments: tuple[Any, ...]) -> Callable[[
     if issubclass(origin, Mapping):
         fits_name, fits_value = of_items
         return lambda value: (
-            isinstance(value, origin) and all(fits_name(name) and fits_value(one) for name, one in value.items())
+            isinstance(value, origin)
+            and all(fits_name(name) and fits_value(one) for name, one in value.items())
         )
     can_repeat = issubclass(origin, Collection)
     return lambda value: (

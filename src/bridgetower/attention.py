@@ -24,7 +24,12 @@ from bridgetower.processor import ImageLike, Processor, Resized
 _VIEW_SIDE = 480  # pixels, at least
 WORDS_IN_A_BAND = 8
 
-_TILE, _HEAD, _LABEL, _BAND = 1.55, 2.2, 1.2, 0.45  # inches: a map, the text above, that on the left, a gap
+_TILE, _HEAD, _LABEL, _BAND = (
+    1.55,
+    2.2,
+    1.2,
+    0.45,
+)  # inches: a map, the text above, that on the left, a gap
 Method = Literal["attention", "gradcam"]
 _LEGENDS: dict[Method, str] = {
     "attention": """Cross-attention of each word over the image, mean over the heads.
@@ -64,7 +69,12 @@ class Explanation:
 
 @checked
 def explain(
-    predictor: Predictor, image: ImageLike, text: str, *, method: Method = "attention", truncate: bool = False
+    predictor: Predictor,
+    image: ImageLike,
+    text: str,
+    *,
+    method: Method = "attention",
+    truncate: bool = False,
 ) -> Explanation:
     """Computes where each word of a text looks in an image, or what of it decides the match.
 
@@ -89,17 +99,25 @@ def explain(
 
 
 def attention_of(
-    predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Sequence[int], method: Method = "attention"
+    predictor: Predictor,
+    image: UInt8[Tensor, "3 h w"],
+    ids: Sequence[int],
+    method: Method = "attention",
 ) -> Explanation:
     """Does the part of `explain` that needs the model, with an image as `Processor.resize` returns it."""
     model, processor, gradcam = predictor.model, predictor.processor, method == "gradcam"
     words, tokens = words_of(processor, ids)
     if gradcam:
         model.head("itm")  # says what is missing
-        words, tokens = (processor.decode(ids[:1], skip_special_tokens=False), *words), [[0], *tokens]
+        words, tokens = (
+            (processor.decode(ids[:1], skip_special_tokens=False), *words),
+            [[0], *tokens],
+        )
     parameter, caller = next(model.parameters()), get_ident()
     pixel_values = processor.normalise(image[None]).to(parameter.device, parameter.dtype)
-    contexts: list[tuple[Tensor, Tensor]] = []  # of each layer: a zero that is added to the context, and the values
+    contexts: list[
+        tuple[Tensor, Tensor]
+    ] = []  # of each layer: a zero that is added to the context, and the values
 
     def add_zero(attention: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if get_ident() != caller:  # another thread that uses the model meanwhile
@@ -121,13 +139,21 @@ def attention_of(
             layers={"fusion": range(1, model.config.fusion.num_layers + 1)},
             attentions=True,
         )
-        weights = torch.stack(list(found.attentions["text to image"].values())).detach()  # [K, 1, heads, L, P]
+        weights = torch.stack(
+            list(found.attentions["text to image"].values())
+        ).detach()  # [K, 1, heads, L, P]
         logits = None if model.itm_head is None else model.itm_logits(found.pooled)
-        match: Match = {} if logits is None else predictor.reranking.named(matched(logits.detach()))[0]
+        match: Match = (
+            {} if logits is None else predictor.reranking.named(matched(logits.detach()))[0]
+        )
         if gradcam and logits is not None:
-            gradients = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), [zero for zero, _ in contexts])
+            gradients = torch.autograd.grad(
+                (logits[:, 1] - logits[:, 0]).sum(), [zero for zero, _ in contexts]
+            )
             heads = weights.shape[2]
-            for layer_weights, gradient, (_, values) in zip(weights, gradients, contexts, strict=True):
+            for layer_weights, gradient, (_, values) in zip(
+                weights, gradients, contexts, strict=True
+            ):
                 # The context is weights · values, so this is its gradient with respect to the weights.
                 by_head = gradient.unflatten(-1, (heads, -1)).transpose(1, 2)
                 layer_weights *= (by_head @ values.mT).clamp(min=0)
@@ -151,7 +177,9 @@ def words_of(processor: Processor, ids: Sequence[int]) -> tuple[tuple[str, ...],
             positions[-1].append(position)
         else:
             positions.append([position])
-    named = [(processor.decode([ids[place] for place in places]).strip(), places) for places in positions]
+    named = [
+        (processor.decode([ids[place] for place in places]).strip(), places) for places in positions
+    ]
     words = [(word, places) for word, places in named if word]
     if not words:
         raise ValueError("the text has no word; give one with a word at least")
@@ -169,7 +197,9 @@ def view_of(processor: Processor, image: ImageLike) -> Image.Image:
         with suppress(ValueError):  # the longer side of an image may be too long at that size only
             pixels = larger.resize(image)
     pixels = processor.resize(image) if pixels is None else pixels
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.BICUBIC)
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
 
 
 def draw_explanation(explanation: Explanation) -> Image.Image:
@@ -188,7 +218,10 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     width = max(_LABEL + columns * (_TILE + 0.1) + 0.2, 7.0)
     height = _HEAD + bands * (num_layers * (_TILE + 0.25) + _BAND)
     assert explanation.view is not None, "it comes from `explain`"
-    figure, view = Figure(figsize=(width, height)), explanation.view.convert("RGB").resize((168, 168))
+    figure, view = (
+        Figure(figsize=(width, height)),
+        explanation.view.convert("RGB").resize((168, 168)),
+    )
 
     def box(x: float, y: float, side: float) -> tuple[float, float, float, float]:
         return x / width, 1 - (y + side) / height, side / width, side / height
@@ -204,22 +237,40 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
         (_LEGENDS[explanation.method], 1.6, 9, FAINT),
     )
     for line, place, size, colour in lines:
-        figure.text((_TILE + 0.4) / width, 1 - place / height, line, fontsize=size, color=colour, **PLAIN)
+        figure.text(
+            (_TILE + 0.4) / width, 1 - place / height, line, fontsize=size, color=colour, **PLAIN
+        )
     for word, name in enumerate(explanation.words):
         band, column = divmod(word, columns)
         for layer, maps in enumerate(explanation.maps):
             top = _HEAD + band * (num_layers * (_TILE + 0.25) + _BAND) + layer * (_TILE + 0.25)
-            axes, peak = figure.add_axes(box(_LABEL + column * (_TILE + 0.1), top, _TILE)), float(maps.max())
+            axes, peak = (
+                figure.add_axes(box(_LABEL + column * (_TILE + 0.1), top, _TILE)),
+                float(maps.max()),
+            )
             axes.axis("off")
             axes.imshow(heat(view, maps[word] / (peak or 1)))
             share = f"class token {100 * float(explanation.prefix_shares[layer, word]):.0f} %"
-            axes.text(0.5, -0.02, share, ha="center", va="top", fontsize=7, color=FAINT, transform=axes.transAxes)
+            axes.text(
+                0.5,
+                -0.02,
+                share,
+                ha="center",
+                va="top",
+                fontsize=7,
+                color=FAINT,
+                transform=axes.transAxes,
+            )
             if layer == 0:
                 axes.set_title(shortened(name, 16), fontsize=11, pad=4, **PLAIN)
             if column == 0:
-                largest = f"{100 * peak:.1f} %" if explanation.method == "attention" else f"{peak:.2g}"
+                largest = (
+                    f"{100 * peak:.1f} %" if explanation.method == "attention" else f"{peak:.2g}"
+                )
                 label = f"layer {layer + 1}\nup to {largest}"
-                axes.text(-0.08, 0.5, label, ha="right", va="center", fontsize=9, transform=axes.transAxes)
+                axes.text(
+                    -0.08, 0.5, label, ha="right", va="center", fontsize=9, transform=axes.transAxes
+                )
     return drawn(figure)
 
 
@@ -232,5 +283,7 @@ def heat(view: Image.Image, values: Float[Tensor, "r c"]) -> Image.Image:
     grey = np.asarray(view.convert("L"), dtype=np.float32)[..., None] / 255
     dark = 0.35 * (0.6 * grey + 0.4 * np.asarray(view, dtype=np.float32) / 255)
     opacity = 0.85 * smooth**0.7
-    mixed = (1 - opacity) * dark + opacity * matplotlib.colormaps["inferno"](smooth[..., 0])[..., :3]
+    mixed = (1 - opacity) * dark + opacity * matplotlib.colormaps["inferno"](smooth[..., 0])[
+        ..., :3
+    ]
     return Image.fromarray((255 * mixed.clip(0, 1)).round().astype(np.uint8))

@@ -52,7 +52,9 @@ def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
         ) from error
     # Restarts get torchrun's store of before, with addresses of processes that are gone.
     store = PrefixStore(f"restart {num_restarts()}", store)
-    dist.init_process_group("nccl" if on_gpus else "gloo", store=store, rank=number, world_size=count, timeout=timeout)
+    dist.init_process_group(
+        "nccl" if on_gpus else "gloo", store=store, rank=number, world_size=count, timeout=timeout
+    )
     try:
         yield
     except RuntimeError as error:
@@ -87,7 +89,9 @@ def _is_launched() -> bool:
         if number is None or count is None or int(count) < 2:
             continue
         if local is None and torch.cuda.is_available():
-            raise ValueError(f"{names[1]} is {count}, but {names[2]} is not set; set it to the GPU of each process")
+            raise ValueError(
+                f"{names[1]} is {count}, but {names[2]} is not set; set it to the GPU of each process"
+            )
         absent = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if absent:
             raise ValueError(
@@ -136,9 +140,13 @@ def tensors_from_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if world_size() == 1:
         return dict(tensors)
     found = {}
-    for name, (shape, dtype) in from_first({name: (each.shape, each.dtype) for name, each in tensors.items()}).items():
+    for name, (shape, dtype) in from_first(
+        {name: (each.shape, each.dtype) for name, each in tensors.items()}
+    ).items():
         tensor = tensors[name] if rank() == 0 else torch.empty(shape, dtype=dtype)
-        data = _sendable(tensor.detach().reshape(-1).view(torch.uint8))  # not every backend takes every dtype
+        data = _sendable(
+            tensor.detach().reshape(-1).view(torch.uint8)
+        )  # not every backend takes every dtype
         dist.broadcast(data, 0)
         found[name] = data.cpu().view(dtype).reshape(shape)
     return found
@@ -162,7 +170,9 @@ def require_same(values: Mapping[str, Any]) -> None:
         ]
         if unequal:
             more = f"; and {len(unequal) - _NAMED} more differ" if len(unequal) > _NAMED else ""
-            raise ValueError(f"{'; '.join(unequal[:_NAMED])}{more}; start every process with the same options and data")
+            raise ValueError(
+                f"{'; '.join(unequal[:_NAMED])}{more}; start every process with the same options and data"
+            )
 
 
 def all_gather(tensor: Tensor, *, gather_with_grads: bool = True) -> Tensor:
@@ -193,7 +203,9 @@ def gather_by_id(ids: Int[Tensor, " n"], *tensors: Tensor) -> tuple[Tensor, ...]
     repeats = len(all_ids) - len(each)
     if repeats >= world_size():
         limit = f"at most {world_size() - 1} from the sampler's padding in {world_size()} processes"
-        raise ValueError(f"{repeats} of {len(all_ids)} ids are repeats; expected {limit}, use an id that names the row")
+        raise ValueError(
+            f"{repeats} of {len(all_ids)} ids are repeats; expected {limit}, use an id that names the row"
+        )
     rows = all_ids.argsort(stable=True)[counts.cumsum(0) - counts]  # the first of each id
     return (each, *(_gather_uneven(tensor)[rows] for tensor in tensors))
 

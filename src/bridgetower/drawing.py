@@ -13,16 +13,37 @@ from PIL import Image
 from bridgetower.files import replacing, require_parent
 
 INK, FAINT = "#1f2330", "#6b7280"
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # colour-blind people can tell them apart
+SERIES = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+)  # colour-blind people can tell them apart
 _LINES = ("-", "--", "-.", ":", "-", "--")
-LINE_STYLES = tuple((ink, marker + line) for marker in "os^" for ink, line in zip(SERIES, _LINES, strict=True))
+LINE_STYLES = tuple(
+    (ink, marker + line) for marker in "os^" for ink, line in zip(SERIES, _LINES, strict=True)
+)
 STYLE: Any = {  # of what draws a plot
-    **{"font.size": 11, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left"},
+    **{
+        "font.size": 11,
+        "axes.titlesize": 12,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+    },
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    **{"axes.edgecolor": FAINT, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
+    **{
+        "axes.edgecolor": FAINT,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+    },
     **{"axes.grid": True, "grid.color": "#d5dae1", "grid.linewidth": 0.7, "axes.axisbelow": True},
 }
-PLAIN: dict[str, Any] = {"parse_math": False}  # of texts from elsewhere, in which a dollar sign begins no formula
+PLAIN: dict[str, Any] = {
+    "parse_math": False
+}  # of texts from elsewhere, in which a dollar sign begins no formula
 
 
 def png(figure: Figure) -> bytes:

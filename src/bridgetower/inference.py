@@ -27,14 +27,24 @@ from bridgetower.processor import ImageLike, Processor, loaded
 Judging = Literal["answer", "entail", "reason", "classify"]
 Kind = Literal["embedding", "match", "score", "fill_mask", "mask_probabilities"] | Judging
 
-HEAD_OF: Mapping[str, str] = {"answer": "vqa", "entail": "snli_ve", "reason": "nlvr2", "classify": "classification"}
+HEAD_OF: Mapping[str, str] = {
+    "answer": "vqa",
+    "entail": "snli_ve",
+    "reason": "nlvr2",
+    "classify": "classification",
+}
 
 Tokens = tuple[int, ...]
 Pixels = UInt8[Tensor, "3 h w"]
 
 TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}", "an image of a {}")
 
-_APART = ("fill_mask", "mask_probabilities", "reason", "score")  # kinds that share no fusion with others
+_APART = (
+    "fill_mask",
+    "mask_probabilities",
+    "reason",
+    "score",
+)  # kinds that share no fusion with others
 _MASKS = 64  # whose words are ranked at once: each has a row as long as the vocabulary
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -69,9 +79,13 @@ class Item:
 
     # An embedding is of the image, the text or both; every other kind takes both, and `reason` two images.
     kind: Kind = "embedding"
-    image: Pixels | None = None  # as `Processor.resize` returns it; one object in several items is encoded once
+    image: Pixels | None = (
+        None  # as `Processor.resize` returns it; one object in several items is encoded once
+    )
     image_2: Pixels | None = None  # the second one of `reason`
-    ids: Tokens | None = None  # of the text, for `fill_mask` and `mask_probabilities` with a mask; equal ones once
+    ids: Tokens | None = (
+        None  # of the text, for `fill_mask` and `mask_probabilities` with a mask; equal ones once
+    )
     top: int = 1  # words per mask of `fill_mask`; the best of a judgement are chosen by `choices`
 
 
@@ -80,13 +94,17 @@ def compute(engine: Engine, processor: Processor, items: Sequence[Item]) -> list
     return begun(engine, processor, items).outcomes()
 
 
-def compute_with_gradients(engine: Engine, processor: Processor, items: Sequence[Item]) -> list[Outcome]:
+def compute_with_gradients(
+    engine: Engine, processor: Processor, items: Sequence[Item]
+) -> list[Outcome]:
     """Computes items as `compute` does, but not in inference mode."""
     batch: Begun = unwrap(begun)(engine, processor, items)
     return unwrap(Begun.outcomes)(batch)
 
 
-def computed(engine: Engine, processor: Processor, batches: Iterable[Sequence[Item]]) -> Iterator[list[Outcome]]:
+def computed(
+    engine: Engine, processor: Processor, batches: Iterable[Sequence[Item]]
+) -> Iterator[list[Outcome]]:
     """Yields the outcomes of batches of items; those of one are read when a GPU has been given the next."""
     waiting = deque[Begun]()
     for items in batches:
@@ -110,7 +128,9 @@ class Begun:
         for row, outcome in zip(rows, outcomes, strict=True):
             self._outcomes[row] = outcome
 
-    def add(self, rows: list[int], results: Tensor, read: Callable[[Tensor], Iterable[Outcome]]) -> None:
+    def add(
+        self, rows: list[int], results: Tensor, read: Callable[[Tensor], Iterable[Outcome]]
+    ) -> None:
         """Queues a copy of the results of items to the host."""
         copied = results.to("cpu", non_blocking=self._device.type not in ("cpu", "mps"))
         self._results.append((rows, copied, read))
@@ -134,7 +154,9 @@ def begun(engine: Engine, processor: Processor, items: Sequence[Item]) -> Begun:
     batch = Begun(len(items), engine.device)
     image_rows = [row for row, item in enumerate(items) if item.ids is None]
     text_rows = [row for row, item in enumerate(items) if item.image is None]
-    pairs = [row for row, item in enumerate(items) if item.ids is not None and item.image is not None]
+    pairs = [
+        row for row, item in enumerate(items) if item.ids is not None and item.image is not None
+    ]
 
     # What is embedded alone.
     if image_rows:
@@ -155,19 +177,26 @@ def begun(engine: Engine, processor: Processor, items: Sequence[Item]) -> Begun:
     text = engine.cache_text(encoded_texts(engine, processor, ids))
     runs: dict[str, list[int]] = {}  # places in `pairs` of what is fused together
     for place, row in enumerate(pairs):
-        runs.setdefault(items[row].kind if items[row].kind in _APART else "pooled", []).append(place)
+        runs.setdefault(items[row].kind if items[row].kind in _APART else "pooled", []).append(
+            place
+        )
     for run, places in runs.items():
         rows = [pairs[place] for place in places]
         chosen_items = [items[row] for row in rows]
         images = _taken(image, [image_places[place] for place in places])
         texts = _taken(text, [text_places[place] for place in places])
         if run in ("fill_mask", "mask_probabilities"):
-            batch.set(rows, _masks(model, processor, engine.fuse(images, texts, "text").text, chosen_items))
+            batch.set(
+                rows,
+                _masks(model, processor, engine.fuse(images, texts, "text").text, chosen_items),
+            )
             continue
         if run == "score":  # log-odds of a match and cosine, as far as the model has the heads
             scores = list[Tensor]()
             if model.itm_head is not None:
-                scores.append(log_odds(model.itm_logits(engine.fuse(images, texts, "pooled").pooled)))
+                scores.append(
+                    log_odds(model.itm_logits(engine.fuse(images, texts, "pooled").pooled))
+                )
             if model.itc_head is not None:
                 vectors = unit_length(model.image_embeds(images))
                 scores.append((vectors * unit_length(model.text_embeds(texts))).sum(dim=1))
@@ -176,13 +205,17 @@ def begun(engine: Engine, processor: Processor, items: Sequence[Item]) -> Begun:
         pooled = engine.fuse(images, texts, "pooled").pooled
         if run == "reason":
             pixels, seconds = _distinct((item.image_2 for item in chosen_items), id)
-            image_2 = engine.cache_image(encoded_images(engine, processor, pixels, token_type=SECOND_IMAGE))
+            image_2 = engine.cache_image(
+                encoded_images(engine, processor, pixels, token_type=SECOND_IMAGE)
+            )
             second = engine.fuse(_taken(image_2, seconds), texts, "pooled").pooled
             pooled = torch.cat([pooled, second], dim=-1)
         for kind in dict.fromkeys(item.kind for item in chosen_items):
             numbers = [number for number, item in enumerate(chosen_items) if item.kind == kind]
             kind_rows = [rows[number] for number in numbers]
-            pooled_of_kind = pooled if len(numbers) == len(rows) else pooled[_index(engine, numbers)]
+            pooled_of_kind = (
+                pooled if len(numbers) == len(rows) else pooled[_index(engine, numbers)]
+            )
             if kind == "embedding":
                 batch.add(kind_rows, unit_length(model.pair_embeds(pooled_of_kind)), _numbers)
             elif kind == "match":
@@ -194,7 +227,9 @@ def begun(engine: Engine, processor: Processor, items: Sequence[Item]) -> Begun:
     return batch
 
 
-def _probabilities(model: BridgeTower, kind: str, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+def _probabilities(
+    model: BridgeTower, kind: str, logits: Float[Tensor, "n k"]
+) -> Float[Tensor, "n k"]:
     """Returns what the outputs of a head mean: probabilities, or a number."""
     heads = model.config.heads
     if heads.predicts_number(HEAD_OF[kind]):
@@ -205,7 +240,11 @@ def _probabilities(model: BridgeTower, kind: str, logits: Float[Tensor, "n k"]) 
 
 
 def decoded(
-    processor: Processor, images: Sequence[ImageLike], batch_size: int, num_workers: int, device: torch.device
+    processor: Processor,
+    images: Sequence[ImageLike],
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
 ) -> Iterator[Pixels]:
     """Yields resized images, which are decoded batch by batch; an object that a batch has several times, once.
 
@@ -226,7 +265,9 @@ def decoded(
         yield from (found[id(image)] for image in batch)
 
 
-def _ahead(load: Callable[[_Key], _Result], batches: Iterable[Sequence[_Key]]) -> Iterator[list[_Result]]:
+def _ahead(
+    load: Callable[[_Key], _Result], batches: Iterable[Sequence[_Key]]
+) -> Iterator[list[_Result]]:
     with ThreadPoolExecutor(available_cores()) as pool:
         begun = ([pool.submit(load, item) for item in batch] for batch in batches)
         waiting = deque(islice(begun, 2))
@@ -257,7 +298,10 @@ def encoded_images(
 
 
 def encoded_texts(
-    encodes: BridgeTower | Engine, processor: Processor, ids: Sequence[Sequence[int]], outputs: EncodeOutputs = "layers"
+    encodes: BridgeTower | Engine,
+    processor: Processor,
+    ids: Sequence[Sequence[int]],
+    outputs: EncodeOutputs = "layers",
 ) -> Encoded:
     input_ids, mask = processor.pad(ids)
     mask = None if mask is None else to_device(mask, encodes.device)
@@ -280,15 +324,21 @@ def _masks(
 ) -> Iterable[Outcome]:
     masked = processor.pad([item.ids or () for item in items]).input_ids == processor.mask_token_id
     counts: list[int] = masked.sum(dim=1).tolist()
-    row_index, column_index = (to_device(index, hidden.device) for index in masked.nonzero(as_tuple=True))
+    row_index, column_index = (
+        to_device(index, hidden.device) for index in masked.nonzero(as_tuple=True)
+    )
     chosen = hidden[row_index, column_index]
-    parts = (_numbers(model.mlm_logits(part).float().cpu().softmax(dim=-1)) for part in chosen.split(_MASKS))
+    parts = (
+        _numbers(model.mlm_logits(part).float().cpu().softmax(dim=-1))
+        for part in chosen.split(_MASKS)
+    )
     if items[0].kind == "mask_probabilities":
         return torch.cat(list(parts)).split(counts)
     top = max(item.top for item in items)
     words = (of_mask for part in parts for of_mask in top_words(processor, part, top))
     return [
-        [of_mask[: item.top] for of_mask in islice(words, count)] for item, count in zip(items, counts, strict=True)
+        [of_mask[: item.top] for of_mask in islice(words, count)]
+        for item, count in zip(items, counts, strict=True)
     ]
 
 
@@ -306,7 +356,9 @@ def score_pairs(
     texts, text_rows = pairs[:, 1].unique(return_inverse=True)
     for block in split_rows(range(len(texts)), batch_size):
         text = text_of(tuple(texts[block.start : block.stop].tolist()))
-        start, stop = torch.searchsorted(text_rows, torch.tensor([block.start, block.stop])).tolist()
+        start, stop = torch.searchsorted(
+            text_rows, torch.tensor([block.start, block.stop])
+        ).tolist()
         rows = torch.stack([pairs[start:stop, 0], text_rows[start:stop] - block.start])
         for batch in rows.split(batch_size, dim=1):
             image_rows, rows_of_text = to_device(batch, device)
@@ -324,7 +376,9 @@ def log_odds(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
     return logits.float().diff(dim=1)[:, 0]
 
 
-def two_stage_order(cosine: Float[Tensor, "*q n"], scores: Float[Tensor, "*q n"]) -> Int[Tensor, "*q n"]:
+def two_stage_order(
+    cosine: Float[Tensor, "*q n"], scores: Float[Tensor, "*q n"]
+) -> Int[Tensor, "*q n"]:
     """Ranks items by two stages: the candidates by the score of the second one, then the rest by cosine."""
     by_cosine = cosine.argsort(dim=-1, descending=True, stable=True)
     scores = scores.nan_to_num(nan=-torch.inf).gather(-1, by_cosine)
@@ -337,13 +391,22 @@ def check_at_least_1(**numbers: int | None) -> None:
             raise ValueError(f"{name} is {number}; expected at least 1")
 
 
-def choices(probabilities: Float[Tensor, "n k"], names: Sequence[str], top: int | None = None) -> list[list[Choice]]:
-    return [[Choice(names[place], one) for place, one in row] for row in _best(probabilities, top or len(names))]
+def choices(
+    probabilities: Float[Tensor, "n k"], names: Sequence[str], top: int | None = None
+) -> list[list[Choice]]:
+    return [
+        [Choice(names[place], one) for place, one in row]
+        for row in _best(probabilities, top or len(names))
+    ]
 
 
-def top_words(processor: Processor, probabilities: Float[Tensor, "m v"], top: int) -> list[list[FilledWord]]:
+def top_words(
+    processor: Processor, probabilities: Float[Tensor, "m v"], top: int
+) -> list[list[FilledWord]]:
     rows = _best(probabilities, top)
-    return [[FilledWord(processor.decode([token]).strip(), one) for token, one in row] for row in rows]
+    return [
+        [FilledWord(processor.decode([token]).strip(), one) for token, one in row] for row in rows
+    ]
 
 
 def _best(probabilities: Float[Tensor, "n k"], top: int) -> Iterator[Iterator[tuple[int, float]]]:
@@ -369,7 +432,9 @@ def split_rows(rows: range, size: int) -> list[range]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def assembled(keys: Sequence[_Key], outcomes_of: Callable[[_Key, list[int]], Iterable[_Result]]) -> list[_Result]:
+def assembled(
+    keys: Sequence[_Key], outcomes_of: Callable[[_Key, list[int]], Iterable[_Result]]
+) -> list[_Result]:
     """Computes the rows of each key together, and puts what comes of them in order."""
     outcomes: dict[int, _Result] = {}
     for key in dict.fromkeys(keys):
@@ -408,7 +473,9 @@ def prompts_of(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
     if not templates:
         raise ValueError(f"templates are {templates!r}; expected a list of one or more")
     if odd := [template for template in templates if template.count("{}") != 1]:
-        raise ValueError(f"template {odd[0]!r} has {odd[0].count('{}')} places for a label; expected one {{}}")
+        raise ValueError(
+            f"template {odd[0]!r} has {odd[0].count('{}')} places for a label; expected one {{}}"
+        )
     return [template.replace("{}", label) for label in labels for template in templates]
 
 
@@ -421,7 +488,9 @@ def label_choices(
 ) -> list[list[Choice]]:
     """Returns the likeliest labels of every image; the probabilities of all labels of an image sum to one."""
     scale = float(model.head("itc").logit_scale())
-    return choices((scale * images @ label_vectors(prompts, len(labels)).T).softmax(dim=-1), labels, top)
+    return choices(
+        (scale * images @ label_vectors(prompts, len(labels)).T).softmax(dim=-1), labels, top
+    )
 
 
 def label_vectors(prompts: Float[Tensor, "p c"], num_labels: int) -> Float[Tensor, "k c"]:

@@ -45,12 +45,21 @@ from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.fusion import Encoded
 from bridgetower.model.hidden_states import HiddenStates, Layers, hidden_states
 from bridgetower.processor import ImageLike, Processor
-from bridgetower.processor.processor import Images, Texts, either_lists, image_list, is_image, pair_lists, text_list
+from bridgetower.processor.processor import (
+    Images,
+    Texts,
+    either_lists,
+    image_list,
+    is_image,
+    pair_lists,
+    text_list,
+)
 from bridgetower.progress import count_bars, counted
 
 ListOfTexts = Annotated[Collection[str], Expected("a list of texts")]
 MaybeImages = Annotated[
-    ImageLike | Iterable[ImageLike | None] | None, Expected("an image or a list of images, some of which may be None")
+    ImageLike | Iterable[ImageLike | None] | None,
+    Expected("an image or a list of images, some of which may be None"),
 ]
 
 
@@ -123,7 +132,9 @@ def load(
         compile=compile,
     )
     # The fingerprint is of weights rounded to bfloat16: rounded otherwise first, or before a resize, they would differ.
-    rounded = choice.dtype == torch.float16 or (choice.dtype == torch.bfloat16 and image_size is not None)
+    rounded = choice.dtype == torch.float16 or (
+        choice.dtype == torch.bfloat16 and image_size is not None
+    )
     checkpoint = read_checkpoint(
         source,
         revision=revision,
@@ -140,9 +151,13 @@ def load(
     if fast_decode and (processor := checkpoint.processor):
         fast = Processor(replace(processor.config, fast_decode=True), processor.tokenizer)
         checkpoint = replace(checkpoint, processor=fast)
-    predictor = Predictor(checkpoint, choice.start(checkpoint, Path(source) if unchanged else None), precision)
+    predictor = Predictor(
+        checkpoint, choice.start(checkpoint, Path(source) if unchanged else None), precision
+    )
     if rounded:
-        predictor.fingerprint = fingerprint(checkpoint.config, checkpoint.tensors, predictor.processor)
+        predictor.fingerprint = fingerprint(
+            checkpoint.config, checkpoint.tensors, predictor.processor
+        )
     return predictor
 
 
@@ -167,7 +182,9 @@ class Predictor:
         precision: What the engine computes in.
     """
 
-    def __init__(self, checkpoint: Checkpoint, engine: Engine, precision: Precision = "fp32") -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, engine: Engine, precision: Precision = "fp32"
+    ) -> None:
         if checkpoint.processor is None:
             raise ValueError(
                 f"{checkpoint.source} has no preprocessing; expected processor.json or preprocessor_config.json"
@@ -207,7 +224,12 @@ class Predictor:
 
     @checked
     def embed_images(
-        self, images: Images, *, batch_size: AtLeast1 = 32, num_workers: AtLeast0 = 0, progress: bool = False
+        self,
+        images: Images,
+        *,
+        batch_size: AtLeast1 = 32,
+        num_workers: AtLeast0 = 0,
+        progress: bool = False,
     ) -> Float[Tensor, "n c"]:
         """Returns L2-normalised vectors that can be compared with those of texts; for the options see `Options`."""
         self.model.head("itc")
@@ -216,7 +238,12 @@ class Predictor:
 
     @checked
     def embed_texts(
-        self, texts: Texts, *, batch_size: AtLeast1 = 32, truncate: bool = False, progress: bool = False
+        self,
+        texts: Texts,
+        *,
+        batch_size: AtLeast1 = 32,
+        truncate: bool = False,
+        progress: bool = False,
     ) -> Float[Tensor, "n c"]:
         """Returns L2-normalised vectors that can be compared with those of images; for the options see `Options`."""
         self.model.head("itc")
@@ -224,7 +251,9 @@ class Predictor:
         return torch.stack(self._computed("embedding", None, text_list(texts), **options))
 
     @checked
-    def embed_pairs(self, images: Images, texts: Texts, **options: Unpack[Options]) -> Float[Tensor, "n c"]:
+    def embed_pairs(
+        self, images: Images, texts: Texts, **options: Unpack[Options]
+    ) -> Float[Tensor, "n c"]:
         """Returns L2-normalised joint vectors of image n with text n.
 
         They are comparable with the vectors of images and texts only in transformers' contrastive models, which have a
@@ -260,13 +289,17 @@ class Predictor:
         """
         self.model.head("itm")
         if not all_pairs:
-            pairs = pair_lists(images, texts, ", or all_pairs=True to match every image with every text")
+            pairs = pair_lists(
+                images, texts, ", or all_pairs=True to match every image with every text"
+            )
             return self.reranking.match(torch.tensor(self._computed("match", *pairs, **options)))
         given, words, room = image_list(images), text_list(texts), int(memory_gib * 2**30) // 2
         return self.reranking.match(self._matched(given, words, room, **options))
 
     @checked
-    def fill_mask(self, images: Images, texts: Texts, *, top: AtLeast1 = 5, **options: Unpack[Options]) -> Any:
+    def fill_mask(
+        self, images: Images, texts: Texts, *, top: AtLeast1 = 5, **options: Unpack[Options]
+    ) -> Any:
         """Returns the `top` likeliest words (lists of `FilledWord`) for each mask of each text, given its image.
 
         Args:
@@ -279,7 +312,9 @@ class Predictor:
         ids = self.processor.token_ids(words, truncate=options.get("truncate", False))
         for text, tokens in zip(words, ids, strict=True):
             if self.processor.mask_token_id not in tokens:
-                raise ValueError(f"no mask in {text!r}; put {self.processor.mask_token} where a word is missing")
+                raise ValueError(
+                    f"no mask in {text!r}; put {self.processor.mask_token} where a word is missing"
+                )
         filled = self._computed("fill_mask", given, words, top=top, **options)
         return filled[0] if isinstance(texts, str) and is_image(images) else filled
 
@@ -308,7 +343,9 @@ class Predictor:
         device, batch = self.model.device, self.processor.texts(words, truncate=truncate)
         found = hidden_states(
             self.model,
-            self.processor.images(list(map(fetched, given))).to(device, self.model.token_type_embedding.weight.dtype),
+            self.processor.images(list(map(fetched, given))).to(
+                device, self.model.token_type_embedding.weight.dtype
+            ),
             batch.input_ids.to(device),
             None if batch.attention_mask is None else batch.attention_mask.to(device),
             layers=layers,
@@ -323,7 +360,9 @@ class Predictor:
         return self._about.class_names(head)
 
     @checked
-    def answer(self, images: Images, questions: Texts, *, top: AtLeast1 = 5, **options: Unpack[Options]) -> Any:
+    def answer(
+        self, images: Images, questions: Texts, *, top: AtLeast1 = 5, **options: Unpack[Options]
+    ) -> Any:
         """Returns the `top` likeliest answers (lists of `Choice`) to each question about its image; see `Options`."""
         return self._judged("answer", images, questions, top=top, **options)
 
@@ -333,7 +372,9 @@ class Predictor:
         return self._judged("entail", images, statements, **options)
 
     @checked
-    def reason(self, images: Images, images_2: Images, statements: Texts, **options: Unpack[Options]) -> Any:
+    def reason(
+        self, images: Images, images_2: Images, statements: Texts, **options: Unpack[Options]
+    ) -> Any:
         """Returns whether statement n, about the left image n and the right image n of `images_2`, is `True`."""
         return self._judged("reason", images, statements, images_2, **options)
 
@@ -358,19 +399,27 @@ class Predictor:
             top: Classes per input; None: all of them.
             **options: See `Options`.
         """
-        single = all(one is None or isinstance(one, str) or is_image(one) for one in (images, texts))
+        single = all(
+            one is None or isinstance(one, str) or is_image(one) for one in (images, texts)
+        )
         if labels is not None:
             if images is None or texts is not None:
                 raise ValueError("labels are compared with images alone; give images and no texts")
             size, truncate = options.get("batch_size", 32), options.get("truncate", False)
             names = list(labels)
-            prompts = self.embed_texts(prompts_of(names, list(templates)), batch_size=size, truncate=truncate)
+            prompts = self.embed_texts(
+                prompts_of(names, list(templates)), batch_size=size, truncate=truncate
+            )
             workers, progress = options.get("num_workers", 0), options.get("progress", False)
             shown = cast(Images, images)
-            vectors = self.embed_images(shown, batch_size=size, num_workers=workers, progress=progress)
+            vectors = self.embed_images(
+                shown, batch_size=size, num_workers=workers, progress=progress
+            )
             chosen = label_choices(self.model, vectors, prompts, names, top)
         else:
-            self.model.head("classification", recipe="classification; or give labels, which need none")
+            self.model.head(
+                "classification", recipe="classification; or give labels, which need none"
+            )
             either = either_lists(images, texts, self.processor.blank_image())
             chosen = self._judged("classify", *either, top=top, **options)
         return chosen[0] if single else chosen
@@ -385,7 +434,9 @@ class Predictor:
         """Returns a number for each image, text, or both, after training on a table of numbers; see `classify`."""
         self.model.head("classification")
         if not self.model.config.heads.predicts_number("classification"):
-            raise ValueError("the classification head of this model has classes, not a number; use classify")
+            raise ValueError(
+                "the classification head of this model has classes, not a number; use classify"
+            )
         pairs = either_lists(images, texts, self.processor.blank_image())
         return torch.stack(self._computed("classify", *pairs, **options))[:, 0]
 
@@ -405,10 +456,14 @@ class Predictor:
     ) -> Any:
         names = self.class_names(HEAD_OF[kind])
         if not names:
-            raise ValueError(f"the {HEAD_OF[kind]} head of this model predicts a number, not classes; use estimate")
+            raise ValueError(
+                f"the {HEAD_OF[kind]} head of this model predicts a number, not classes; use estimate"
+            )
         pairs = pair_lists(images, texts, images_2=images_2)
         chosen = choices(torch.stack(self._computed(kind, *pairs, **options)), names, top)
-        single = isinstance(texts, str) and is_image(images) and (images_2 is None or is_image(images_2))
+        single = (
+            isinstance(texts, str) and is_image(images) and (images_2 is None or is_image(images_2))
+        )
         return chosen[0] if single else chosen
 
     def _computed(
@@ -426,11 +481,21 @@ class Predictor:
     ) -> list[Any]:
         """Computes something of images, of texts, or of every image, or every two, with its text."""
         count = len(images if images is not None else texts or ())
-        ids = [None] * count if texts is None else [*map(tuple, self.processor.token_ids(texts, truncate=truncate))]
+        ids = (
+            [None] * count
+            if texts is None
+            else [*map(tuple, self.processor.token_ids(texts, truncate=truncate))]
+        )
         order = list(range(count))
         if images is None:
             order.sort(key=lambda row: len(ids[row] or ()))  # so that batches hold little padding
-        opened = partial(decoded, self.processor, batch_size=batch_size, num_workers=num_workers, device=self.device)
+        opened = partial(
+            decoded,
+            self.processor,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            device=self.device,
+        )
         shown = [None if some is None else opened(some) for some in (images, images_2)]
         batches = split_rows(range(count), batch_size)
 
@@ -438,7 +503,8 @@ class Predictor:
             for batch in counted(batches, "batches", shown=progress and len(batches) > 1):
                 rows = order[batch.start : batch.stop]
                 first, second = (
-                    [None] * len(rows) if each is None else list(islice(each, len(rows))) for each in shown
+                    [None] * len(rows) if each is None else list(islice(each, len(rows)))
+                    for each in shown
                 )
                 yield [
                     Item(kind=kind, image=image, image_2=image_2, ids=ids[row], top=top)
@@ -465,12 +531,16 @@ class Predictor:
         """Returns the log-odds of a match of every image with every text; each image is encoded once."""
         engine, processor = self.engine, self.processor
         ids = processor.token_ids(texts, truncate=truncate)
-        order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # so that batches hold little padding
+        order = sorted(
+            range(len(ids)), key=lambda text: len(ids[text])
+        )  # so that batches hold little padding
         scores = torch.empty(len(images), len(ids))
         pixels = decoded(processor, images, batch_size, num_workers, self.device)
 
         def text_of(places: tuple[int, ...]) -> Encoded:
-            return engine.cache_text(encoded_texts(engine, processor, [ids[order[place]] for place in places]))
+            return engine.cache_text(
+                encoded_texts(engine, processor, [ids[order[place]] for place in places])
+            )
 
         image_bytes = encoded_bytes(engine.model, "vision", engine.model.config.vision.num_tokens)
         text_bytes = encoded_bytes(engine.model, "text", max(map(len, ids)))
@@ -480,13 +550,19 @@ class Predictor:
             bar = bars.add_task("pairs", total=scores.numel())
             for block in split_rows(range(len(images)), max(1, room // image_bytes)):
                 shown = (list(islice(pixels, len(rows))) for rows in split_rows(block, batch_size))
-                image = Encoded.cat([engine.cache_image(encoded_images(engine, processor, some)) for some in shown])
-                pairs = torch.cartesian_prod(torch.arange(len(ids)), torch.arange(len(image))).flip(1)
+                image = Encoded.cat(
+                    [engine.cache_image(encoded_images(engine, processor, some)) for some in shown]
+                )
+                pairs = torch.cartesian_prod(torch.arange(len(ids)), torch.arange(len(image))).flip(
+                    1
+                )
                 found = []
                 for logits in score_pairs(
                     engine, engine.model.itm_logits, image, text_of, pairs, batch_size=batch_size
                 ):
                     found.append(logits)
                     bars.advance(bar, len(logits))
-                scores[block.start : block.stop, order] = matched(torch.cat(found)).reshape(len(ids), len(image)).T
+                scores[block.start : block.stop, order] = (
+                    matched(torch.cat(found)).reshape(len(ids), len(image)).T
+                )
         return scores

@@ -40,14 +40,18 @@ def count_bars(*, shown: bool) -> rich_bars.Progress:
     return _Bars(rich_bars.MofNCompleteColumn(), RateColumn(), shown=shown)
 
 
-def counted(items: Iterable[T], description: str, *, shown: bool, total: int | None = None) -> Iterator[T]:
+def counted(
+    items: Iterable[T], description: str, *, shown: bool, total: int | None = None
+) -> Iterator[T]:
     """Yields the items under a bar with their rate; their number is `total`, or their length if they have one."""
     with count_bars(shown=shown) as bars:
         yield from bars.track(items, total=total, description=description)
 
 
 @contextmanager
-def counting(description: str, *, total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
+def counting(
+    description: str, *, total: int | None, shown: bool
+) -> Iterator[Callable[[int], None]]:
     """Yields what is called with each number of things that were done: a bar moves, or lines are logged."""
     with count_bars(shown=shown) as bars:
         yield partial(bars.advance, bars.add_task(description, total=total))
@@ -57,17 +61,24 @@ def counting(description: str, *, total: int | None, shown: bool) -> Iterator[Ca
 def reading(path: Path, *, shown: bool) -> Iterator[BinaryIO]:
     """Opens a file to read, under a bar of its bytes."""
     columns = rich_bars.DownloadColumn(), rich_bars.TransferSpeedColumn()
-    with _Bars(*columns, shown=shown) as bars, bars.open(path, "rb", description=f"reading {path.name}") as file:
+    with (
+        _Bars(*columns, shown=shown) as bars,
+        bars.open(path, "rb", description=f"reading {path.name}") as file,
+    ):
         yield file
 
 
 class _Bars(rich_bars.Progress):
     """Bars on a terminal; elsewhere lines for each that is not done: how far, how fast, how long it takes."""
 
-    def __init__(self, *columns: rich_bars.ProgressColumn, shown: bool, logs_first: bool = False) -> None:
+    def __init__(
+        self, *columns: rich_bars.ProgressColumn, shown: bool, logs_first: bool = False
+    ) -> None:
         console = Console(stderr=True)
         hidden = not (shown and console.is_terminal)
-        console.quiet = hidden  # bars that are disabled still end with an empty line before rich 14.3
+        console.quiet = (
+            hidden  # bars that are disabled still end with an empty line before rich 14.3
+        )
         period = 600 if hidden else 30  # of which the rate is taken
         settings: Any = {"speed_estimate_period": period, "get_time": time.monotonic}
         texts = rich_bars.TextColumn("{task.description}"), rich_bars.BarColumn()
@@ -91,8 +102,14 @@ class _Bars(rich_bars.Progress):
         for task in self.tasks:
             if not task.finished and task.completed:
                 self._logged = now
-                rate = task.fields.get("metrics") or ("" if task.speed is None else f"{task.speed:,.1f}/s")
+                rate = task.fields.get("metrics") or (
+                    "" if task.speed is None else f"{task.speed:,.1f}/s"
+                )
                 rest = "" if task.total is None else f" of {task.total:,.0f}"
-                left = "" if task.time_remaining is None else f"{task.time_remaining / 60:,.0f} min left"
+                left = (
+                    ""
+                    if task.time_remaining is None
+                    else f"{task.time_remaining / 60:,.0f} min left"
+                )
                 parts = (f"{task.description}: {task.completed:,.0f}{rest}", rate, left)
                 logger.info("%s", ", ".join(filter(None, parts)))

@@ -30,9 +30,13 @@ def checkpoint():
         "text.pooler.dense.bias": torch.rand(width, generator=generator),
     }
     tokenizer = train_tokenizer(["a dog runs", "two red boats"] * 3, vocab_size=280)
-    processor = Processor(ProcessorConfig(profile="hf", image_size=32, max_length=18, patch_size=16), tokenizer)
+    processor = Processor(
+        ProcessorConfig(profile="hf", image_size=32, max_length=18, patch_size=16), tokenizer
+    )
     tensors = {name: value.detach() for name, value in tiny.build(CONFIG).state_dict().items()}
-    return Checkpoint(source="mine", config=CONFIG, tensors=tensors, extra_tensors=pooler, processor=processor)
+    return Checkpoint(
+        source="mine", config=CONFIG, tensors=tensors, extra_tensors=pooler, processor=processor
+    )
 
 
 @pytest.fixture
@@ -66,7 +70,9 @@ def pickled(safe, theirs):
     state_dict = theirs.state_dict()
     prefix = "bridgetower.text_model.embeddings."
     state_dict[prefix + "position_ids"] = torch.arange(CONFIG.text.max_positions)[None]
-    state_dict[prefix + "token_type_ids"] = torch.zeros(1, CONFIG.text.max_positions, dtype=torch.long)
+    state_dict[prefix + "token_type_ids"] = torch.zeros(
+        1, CONFIG.text.max_positions, dtype=torch.long
+    )
     state_dict["bridgetower.vision_model.visual.embeddings.position_ids"] = torch.arange(5)[None]
     torch.save(state_dict, safe / "pytorch_model.bin")
     (safe / "model.safetensors").unlink()

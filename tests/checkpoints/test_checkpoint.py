@@ -8,7 +8,14 @@ import torch
 
 import official
 import tiny
-from bridgetower.checkpoints import UNMEASURED, Checkpoint, Gain, Reranking, fingerprint, read_checkpoint
+from bridgetower.checkpoints import (
+    UNMEASURED,
+    Checkpoint,
+    Gain,
+    Reranking,
+    fingerprint,
+    read_checkpoint,
+)
 from bridgetower.checkpoints.checkpoint import (
     _changed,
     check_tensors,
@@ -48,38 +55,56 @@ class TestModel:
 def test_without_its_contrastive_head(checkpoint):
     config = tiny.changed(heads__itc="tower")
     reranking = Reranking(itc_weight=16.0, gain=Gain(difference=0.2, low=0.1, high=0.3, texts=9))
-    full = Checkpoint(source="x", config=config, tensors=tiny.build(config).state_dict(), reranking=reranking)
+    full = Checkpoint(
+        source="x", config=config, tensors=tiny.build(config).state_dict(), reranking=reranking
+    )
     less = full.without_itc()
     assert less.config.heads.itc is None
     assert less.reranking == UNMEASURED
-    assert full.tensors.keys() - less.tensors.keys() == {name for name in full.tensors if name.startswith("itc_head.")}
+    assert full.tensors.keys() - less.tensors.keys() == {
+        name for name in full.tensors if name.startswith("itc_head.")
+    }
     less.model()
 
 
 class TestResized:
     def test_only_positions_change_as_in_the_model(self, checkpoint):
-        same, larger, name = checkpoint.resized(24), checkpoint.resized(40), "vision.position_embedding"
+        same, larger, name = (
+            checkpoint.resized(24),
+            checkpoint.resized(40),
+            "vision.position_embedding",
+        )
         assert same.config == checkpoint.config
         assert tiny.equal(same.tensors, checkpoint.tensors)
-        assert [key for key, value in checkpoint.tensors.items() if larger.tensors[key] is not value] == [name]
+        assert [
+            key for key, value in checkpoint.tensors.items() if larger.tensors[key] is not value
+        ] == [name]
         assert torch.equal(larger.tensors[name][0], checkpoint.tensors[name][0]), "of the class"
         assert larger.config == checkpoint.config.override({"vision.image_size": 40})
         check_tensors("larger", larger.config, larger.tensors)
 
         images, original = tiny.images(2, size=40), checkpoint.model()
-        assert torch.equal(larger.model().encode_image(images).cls, original.encode_image(images).cls)
+        assert torch.equal(
+            larger.model().encode_image(images).cls, original.encode_image(images).cls
+        )
 
     def test_number_format_is_kept(self, checkpoint):
-        half = replace(checkpoint, tensors={name: value.half() for name, value in checkpoint.tensors.items()})
+        half = replace(
+            checkpoint, tensors={name: value.half() for name, value in checkpoint.tensors.items()}
+        )
         assert {value.dtype for value in half.model().parameters()} == {torch.float16}
         for size in (24, 40):
             assert {value.dtype for value in half.resized(size).tensors.values()} == {torch.float16}
 
     def test_preprocessing_goes_along_and_the_patch_divides(self, checkpoint):
         for size, nearest in ((41, "40 or 48"), (5, "8 or 16")):
-            with pytest.raises(ValueError, match=rf"{size} is not a .* size 8; set image_size to {nearest}"):
+            with pytest.raises(
+                ValueError, match=rf"{size} is not a .* size 8; set image_size to {nearest}"
+            ):
                 checkpoint.resized(size)
-        config = ProcessorConfig(profile="official-finetune", image_size=24, max_length=10, patch_size=8)
+        config = ProcessorConfig(
+            profile="official-finetune", image_size=24, max_length=10, patch_size=8
+        )
         resized = replace(checkpoint, processor=Processor(config, None)).resized(40)
         assert resized.processor.config == replace(config, image_size=40)
 
@@ -88,7 +113,9 @@ def test_the_longest_text_is_what_the_tower_takes():
     for positions, given, expected in ((514, 512, 512), (512, 512, 510), (514, 50, 50)):
         config = ProcessorConfig(profile="official-finetune", image_size=24, max_length=given)
         model = tiny.changed(text__max_positions=positions)
-        processor = Checkpoint(source="mine", config=model, tensors={}, processor=Processor(config, None)).processor
+        processor = Checkpoint(
+            source="mine", config=model, tensors={}, processor=Processor(config, None)
+        ).processor
         assert processor.config == replace(config, max_length=expected)
 
 
@@ -106,13 +133,17 @@ class TestLabels:
     def with_vqa(self):
         config = tiny.changed(heads__vqa=3)
         tensors = tiny.build(config).state_dict()
-        return Checkpoint(source="mine", config=config, tensors=tensors, labels={"vqa": ("yes", "no", "2")})
+        return Checkpoint(
+            source="mine", config=config, tensors=tensors, labels={"vqa": ("yes", "no", "2")}
+        )
 
     def test_names(self, with_vqa):
         assert with_vqa.class_names("vqa") == ("yes", "no", "2")
         assert with_vqa.class_names("snli_ve") == ("contradiction", "neutral", "entailment")
         assert with_vqa.class_names("nlvr2") == ("False", "True")
-        with pytest.raises(ValueError, match=r"mine does not name the classes of its vqa head; .* pass answers"):
+        with pytest.raises(
+            ValueError, match=r"mine does not name the classes of its vqa head; .* pass answers"
+        ):
             replace(with_vqa, labels={}).class_names("vqa")
 
     def test_not_one_for_each_class(self, with_vqa):
@@ -134,10 +165,17 @@ def test_parameters_are_checked(checkpoint):
         ({"zzz": (1,), "aaa": (1,)}, "mine has unknown tensors: aaa, zzz$"),
         ({f"extra{number:02d}": (1,) for number in range(13)}, "extra08, extra09 and 3 more$"),
         ({bias: (3,)}, rf"mine has wrongly shaped tensors: {bias} \[3\] \(expected \[2\]\)$"),
-        ({embedding: (24, 1)}, rf"wrongly shaped tensors: {embedding} \[24, 1\] \(expected \[24\]\)$"),
+        (
+            {embedding: (24, 1)},
+            rf"wrongly shaped tensors: {embedding} \[24, 1\] \(expected \[24\]\)$",
+        ),
     ):
-        tensors = checkpoint.tensors | {name: torch.rand(shape or ()) for name, shape in changes.items()}
-        kept = {name: tensor for name, tensor in tensors.items() if changes.get(name, ()) is not None}
+        tensors = checkpoint.tensors | {
+            name: torch.rand(shape or ()) for name, shape in changes.items()
+        }
+        kept = {
+            name: tensor for name, tensor in tensors.items() if changes.get(name, ()) is not None
+        }
         with pytest.raises(ValueError, match=message):
             check_tensors("mine", checkpoint.config, kept)
 
@@ -165,7 +203,10 @@ class TestCollect:
             "temp": torch.rand(1),
         }
         collected = self.collected(foreign | more)
-        assert collected.extra_tensors.keys() == {"text.pooler.dense.weight", "vision.separate_norms.3.bias"}
+        assert collected.extra_tensors.keys() == {
+            "text.pooler.dense.weight",
+            "vision.separate_norms.3.bias",
+        }
         assert collected.dropped == ("left_a", "left_b", "temp")
 
     def test_patterns_match_whole_names(self, foreign):
@@ -193,7 +234,9 @@ class TestFingerprint:
 
     def test_is_the_same_in_either_precision_and_order(self, checkpoint, tiny_checkpoint):
         assert len(of(checkpoint)) == 16
-        assert of(replace(checkpoint, tensors=dict(reversed(checkpoint.tensors.items())))) == of(checkpoint)
+        assert of(replace(checkpoint, tensors=dict(reversed(checkpoint.tensors.items())))) == of(
+            checkpoint
+        )
         assert load(tiny_checkpoint, device="cpu").fingerprint == of(checkpoint)
         assert load(tiny_checkpoint, device="cpu", precision="bf16").fingerprint == of(checkpoint)
         size = 2 * checkpoint.config.vision.image_size
@@ -203,15 +246,26 @@ class TestFingerprint:
 
     def test_changes_with_every_weight_and_setting(self, checkpoint):
         processor, variants = checkpoint.processor, [checkpoint, checkpoint.resized(40)]
-        for name in ("token_type_embedding.weight", "itc_head.image.weight", "vision.class_embedding"):
+        for name in (
+            "token_type_embedding.weight",
+            "itc_head.image.weight",
+            "vision.class_embedding",
+        ):
             changed = checkpoint.tensors[name].clone()
             changed.view(-1)[-1] += 0.1
             turned = checkpoint.tensors[name].reshape(-1, 1)  # same bytes, another shape
-            variants += [replace(checkpoint, tensors=checkpoint.tensors | {name: one}) for one in (changed, turned)]
-        white = Processor(replace(processor.config, background=(255, 255, 255)), processor.tokenizer)
+            variants += [
+                replace(checkpoint, tensors=checkpoint.tensors | {name: one})
+                for one in (changed, turned)
+            ]
+        white = Processor(
+            replace(processor.config, background=(255, 255, 255)), processor.tokenizer
+        )
         words = Processor(processor.config, train_tokenizer(["another text"] * 9, vocab_size=300))
         variants += [replace(checkpoint, processor=other) for other in (white, words)]
-        variants.append(replace(checkpoint, config=checkpoint.config.override({"vision.layer_norm_eps": 1e-6})))
+        variants.append(
+            replace(checkpoint, config=checkpoint.config.override({"vision.layer_norm_eps": 1e-6}))
+        )
         assert len({of(variant) for variant in variants}) == len(variants)
 
     def test_a_new_setting_at_its_default_changes_nothing(self):
@@ -227,7 +281,9 @@ class TestFingerprint:
         assert len(before) == 16
         tensors[name] = torch.nextafter(tensors[name], torch.tensor(9.0))
         assert exact_fingerprint(tensors) != before
-        assert of(replace(checkpoint, tensors=tensors)) == of(checkpoint)  # which counts in bfloat16
+        assert of(replace(checkpoint, tensors=tensors)) == of(
+            checkpoint
+        )  # which counts in bfloat16
 
 
 DEEP = {"vision.num_layers": 12, "text.num_layers": 11, "fusion.num_layers": 11}
@@ -256,7 +312,10 @@ TABLES = {  # what differs from the small config, naming, prefix
 
 def random_tensors(config):
     generator = torch.Generator().manual_seed(0)
-    return {name: torch.rand(shape, generator=generator) for name, shape in parameter_shapes(config).items()}
+    return {
+        name: torch.rand(shape, generator=generator)
+        for name, shape in parameter_shapes(config).items()
+    }
 
 
 @pytest.mark.parametrize("kind", TABLES)
@@ -273,19 +332,29 @@ def test_all_come_back_under_names_that_serve_once(kind):
     assert tiny.equal(import_tensors(names, foreign), ours)
     others = {name: torch.rand_like(value) for name, value in foreign.items()}
     assert tiny.equal(export_tensors(names, import_tensors(names, others)), others)
-    assert sum(value.numel() for value in foreign.values()) == sum(value.numel() for value in ours.values())
+    assert sum(value.numel() for value in foreign.values()) == sum(
+        value.numel() for value in ours.values()
+    )
     for name, source in names.items():
-        assert {foreign[other].shape for other in source.names} == {source.foreign_shape(ours[name].shape)}
+        assert {foreign[other].shape for other in source.names} == {
+            source.foreign_shape(ours[name].shape)
+        }
     extra = [] if naming == "timm" else extra_tensor_names(config, extra_vision_layers=2)
     uses = Counter(name for source in table([*ours, *extra]).values() for name in source.names)
     assert [name for name, count in uses.items() if count > 1] == []
     # Control: exchanged parts do not come back.
-    exchanged = {name: Source(source.names[::-1], source.leading_ones) for name, source in names.items()}
+    exchanged = {
+        name: Source(source.names[::-1], source.leading_ones) for name, source in names.items()
+    }
     assert not tiny.equal(import_tensors(exchanged, foreign), ours)
 
 
 KNOWN = [
-    ("clip", "vision.layers.10.attention.qkv.weight", "vit_model.visual.transformer.resblocks.10.attn.in_proj_weight"),
+    (
+        "clip",
+        "vision.layers.10.attention.qkv.weight",
+        "vit_model.visual.transformer.resblocks.10.attn.in_proj_weight",
+    ),
     ("clip", "vision.class_embedding", "vit_model.visual.class_embedding"),
     ("clip", "vision.patch_embedding.weight", "vit_model.visual.conv1.weight"),
     ("clip", "mlm_head.decoder.bias", "mlm_score.bias"),
@@ -293,16 +362,26 @@ KNOWN = [
     ("clip", "fusion.text_bridges.4.norm.bias", "cross_modal_text_link_tower.4.LayerNorm.bias"),
     (
         *("clip", "text.layers.3.attention.qkv.bias"),
-        *(f"text_transformer.encoder.layer.3.attention.self.{part}.bias" for part in ("query", "key", "value")),
+        *(
+            f"text_transformer.encoder.layer.3.attention.self.{part}.bias"
+            for part in ("query", "key", "value")
+        ),
     ),
     ("timm", "vision.layers.1.attention.qkv.weight", "vit_model.blocks.1.attn.qkv.weight"),
     ("timm", "vision.position_embedding", "vit_model.pos_embed"),
     ("timm", "vision.patch_embedding.bias", "vit_model.patch_embed.proj.bias"),
     (
         *("huggingface", "fusion.image_layers.5.cross_attention.key_value.weight"),
-        *(f"cross_modal_image_layers.5.crossattention.self.{part}.weight" for part in ("key", "value")),
+        *(
+            f"cross_modal_image_layers.5.crossattention.self.{part}.weight"
+            for part in ("key", "value")
+        ),
     ),
-    ("huggingface", "vision.position_embedding", "vision_model.visual.embeddings.position_embedding.weight"),
+    (
+        "huggingface",
+        "vision.position_embedding",
+        "vision_model.visual.embeddings.position_embedding.weight",
+    ),
     ("huggingface", "text.embedding_norm.weight", "text_model.embeddings.LayerNorm.weight"),
     ("huggingface", "itc_head.pooled.weight", "itc_cross_modal_head.fc.weight"),
     ("huggingface", "itc_head.log_logit_scale", "logit_scale"),
@@ -316,8 +395,15 @@ class TestNames:
             assert name_table([ours], naming)[ours].names == tuple(foreign)
 
     def test_prefix_is_for_the_backbone_only_and_separate_projections_are_numbered(self):
-        ours = ("text_pooler.dense.bias", "vision.post_norm.bias", "image_projections.3.bias", "itm_head.fc.bias")
-        names = name_table(ours, "huggingface", separate_projections=True, backbone_prefix="bridgetower.")
+        ours = (
+            "text_pooler.dense.bias",
+            "vision.post_norm.bias",
+            "image_projections.3.bias",
+            "itm_head.fc.bias",
+        )
+        names = name_table(
+            ours, "huggingface", separate_projections=True, backbone_prefix="bridgetower."
+        )
         assert [source.names[0] for source in names.values()] == [
             "bridgetower.cross_modal_text_pooler.dense.bias",
             "bridgetower.vision_model.visual.ln_post.bias",
@@ -328,7 +414,11 @@ class TestNames:
     @pytest.mark.parametrize(
         ("naming", "name"),
         [
-            *((naming, name) for naming in ("clip", "timm", "huggingface") for name in ("nothing", "xvision.x", "")),
+            *(
+                (naming, name)
+                for naming in ("clip", "timm", "huggingface")
+                for name in ("nothing", "xvision.x", "")
+            ),
             ("clip", "vision.layers.0.attention.qkw.weight"),
             ("timm", "vision.pre_norm.weight"),
             ("clip", "vision.patch_embedding.bias"),

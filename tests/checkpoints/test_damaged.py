@@ -24,7 +24,13 @@ from bridgetower.data.config import DataConfig, MaskingConfig, PrepareConfig
 from bridgetower.data.own import PairsConfig
 from bridgetower.data.store import Table
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.config import (
+    FusionConfig,
+    HeadsConfig,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+)
 from bridgetower.model.plain import from_plain
 from bridgetower.objectives.config import Phase, RankingConfig
 from bridgetower.processor import Processor
@@ -34,11 +40,44 @@ from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower_demo.toysets.scenes import ScenesConfig
 from payload import Payload
 
-VALUES = (math.nan, -math.inf, -1, 0, 0.5, 1e300, 10**9, 10**30, "a", None, True, [], {"a": 1}, [1e9, math.nan, -1])
+VALUES = (
+    math.nan,
+    -math.inf,
+    -1,
+    0,
+    0.5,
+    1e300,
+    10**9,
+    10**30,
+    "a",
+    None,
+    True,
+    [],
+    {"a": 1},
+    [1e9, math.nan, -1],
+)
 MEMORY, SECONDS = 2**30, 600
 CONFIGS = (
-    *(VisionConfig, TextConfig, FusionConfig, HeadsConfig, OptimizerConfig, RunConfig, Phase, RankingConfig),
-    *(RetrievalConfig, DataConfig, MaskingConfig, PrepareConfig, PairsConfig, ScenesConfig, IndexConfig, ServeConfig),
+    *(
+        VisionConfig,
+        TextConfig,
+        FusionConfig,
+        HeadsConfig,
+        OptimizerConfig,
+        RunConfig,
+        Phase,
+        RankingConfig,
+    ),
+    *(
+        RetrievalConfig,
+        DataConfig,
+        MaskingConfig,
+        PrepareConfig,
+        PairsConfig,
+        ScenesConfig,
+        IndexConfig,
+        ServeConfig,
+    ),
 )
 WORDS = {
     "own": "text.word_embedding.weight",
@@ -97,7 +136,9 @@ def problem(load):
         with guarded():
             load()
     except (ValueError, OSError) as error:
-        return None if "\n" not in str(error) and 0 < len(str(error)) < 3000 else f"no line: {error}"
+        return (
+            None if "\n" not in str(error) and 0 < len(str(error)) < 3000 else f"no line: {error}"
+        )
     except Exception as error:  # noqa: BLE001 - which is what is looked for
         return repr(error)
     return None
@@ -127,7 +168,9 @@ def problems(folder, file, load):
 def test_weights_without_their_folder_or_truncated(own, tmp_path):
     for name in ("model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"):
         write_safetensors(tmp_path / name, {"weight": torch.ones(2)})
-        with pytest.raises(ValueError, match=f"weights without their config; pass its folder, {tmp_path}"):
+        with pytest.raises(
+            ValueError, match=f"weights without their config; pass its folder, {tmp_path}"
+        ):
             read_checkpoint(tmp_path / name)
     (own / "carried.safetensors").write_bytes((own / "carried.safetensors").read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"carried\.safetensors is not a whole"):
@@ -140,7 +183,11 @@ class TestConfigs:
         [
             ((), {"version": 2}, "of format version 2; this release reads 1"),
             ((), {"model": None}, r"own/config\.json: model is None; expected names"),
-            (("model", "fusion"), {"colour": "red"}, r"model\.fusion has unknown fields \['colour'\]"),
+            (
+                ("model", "fusion"),
+                {"colour": "red"},
+                r"model\.fusion has unknown fields \['colour'\]",
+            ),
         ],
     )
     def test_of_this_package(self, own, place, change, message):
@@ -155,7 +202,11 @@ class TestConfigs:
     @pytest.mark.parametrize(
         ("part", "change", "reason"),
         [
-            (None, {"model_type": "bert"}, "safe is of model type 'bert'; expected 'bridgetower' .*--text"),
+            (
+                None,
+                {"model_type": "bert"},
+                "safe is of model type 'bert'; expected 'bridgetower' .*--text",
+            ),
             (None, {"model_type": None}, "safe is of model type None"),
             (None, {"share_link_tower_layers": True}, "share_link_tower_layers is true"),
             (None, {"link_tower_type": "multiply"}, "link_tower_type is 'multiply'"),
@@ -171,15 +222,28 @@ class TestConfigs:
         ],
     )
     def test_of_transformers(self, safe, part, change, reason):
-        edit_json(safe / "config.json", lambda values: (values if part is None else values[part]).update(change))
+        edit_json(
+            safe / "config.json",
+            lambda values: (values if part is None else values[part]).update(change),
+        )
         with pytest.raises(ValueError, match=reason):
             read_checkpoint(safe)
 
     def test_of_transformers_that_names_only_what_differs(self, safe):
         def shorten(values):
-            for name in ("layer_norm_eps", "link_tower_type", "share_link_tower_layers", "contrastive_hidden_size"):
+            for name in (
+                "layer_norm_eps",
+                "link_tower_type",
+                "share_link_tower_layers",
+                "contrastive_hidden_size",
+            ):
                 del values[name]
-            for name in ("layer_norm_eps", "pad_token_id", "type_vocab_size", "hidden_dropout_prob"):
+            for name in (
+                "layer_norm_eps",
+                "pad_token_id",
+                "type_vocab_size",
+                "hidden_dropout_prob",
+            ):
                 del values["text_config"][name]
             del values["vision_config"]["layer_norm_eps"], values["vision_config"]["patch_size"]
             values["vision_config"] |= {"image_size": [32, 32], "pad_token_id": None}
@@ -190,9 +254,17 @@ class TestConfigs:
 
     def test_every_field_of_the_model_stands_in_the_file(self, own):
         model = json.loads((own / "config.json").read_text())["model"]
-        parts = {"vision": VisionConfig, "text": TextConfig, "fusion": FusionConfig, "heads": HeadsConfig}
+        parts = {
+            "vision": VisionConfig,
+            "text": TextConfig,
+            "fusion": FusionConfig,
+            "heads": HeadsConfig,
+        }
         assert parts.keys() == {field.name for field in fields(ModelConfig)}
-        assert all(model[name].keys() == {field.name for field in fields(part)} for name, part in parts.items())
+        assert all(
+            model[name].keys() == {field.name for field in fields(part)}
+            for name, part in parts.items()
+        )
 
 
 def poison(file, key, trace):
@@ -227,7 +299,10 @@ def test_a_pickle_is_refused_and_not_opened_where_safetensors_are_beside_it(pick
 class TestAbsurd:
     @pytest.mark.slow
     def test_settings_of_folders(self, own, safe):
-        for folder, *others in ((own, "processor.json"), (safe, "preprocessor_config.json", "tokenizer_config.json")):
+        for folder, *others in (
+            (own, "processor.json"),
+            (safe, "preprocessor_config.json", "tokenizer_config.json"),
+        ):
             assert problems(folder, "config.json", load) == {}
             for file in others:
                 assert problems(folder, file, load_processor) == {}
@@ -236,7 +311,9 @@ class TestAbsurd:
         (safe / "model.safetensors").rename(safe / "a.safetensors")
         names = list(read_safetensors(safe / "a.safetensors"))[:3]
         index = safe / "model.safetensors.index.json"
-        index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "a.safetensors")}))
+        index.write_text(
+            json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "a.safetensors")})
+        )
         assert problems(safe, index.name, lambda folder: read_sharded(folder / index.name)) == {}
 
     def test_official_settings(self):
@@ -277,19 +354,35 @@ class TestAbsurd:
                 load(own)
         with (own / file).open("w") as stream:
             stream.truncate(2**36)  # of which nothing is stored
-        with pytest.raises(ValueError, match=rf"{file} has 68719476736 bytes; expected at most 268435456"), guarded():
+        with (
+            pytest.raises(
+                ValueError, match=rf"{file} has 68719476736 bytes; expected at most 268435456"
+            ),
+            guarded(),
+        ):
             load(own)
 
     @pytest.mark.parametrize(
         ("absurd", "words"),
         [
-            (lambda it: it["model"]["vocab"].update(red=280), "ids up to 280, but text.vocab_size is 280; give"),
-            (lambda it: it["model"]["vocab"].update(red=2**32 - 1), "ids up to 4294967295, but text.vocab_size is 280"),
             (
-                lambda it: it["added_tokens"].extend(it["added_tokens"][0] | {"content": f"<{n}>"} for n in range(9)),
+                lambda it: it["model"]["vocab"].update(red=280),
+                "ids up to 280, but text.vocab_size is 280; give",
+            ),
+            (
+                lambda it: it["model"]["vocab"].update(red=2**32 - 1),
+                "ids up to 4294967295, but text.vocab_size is 280",
+            ),
+            (
+                lambda it: it["added_tokens"].extend(
+                    it["added_tokens"][0] | {"content": f"<{n}>"} for n in range(9)
+                ),
                 "ids up to 285, but",
             ),
-            (lambda it: it["post_processor"].update(sep=["</s>", 300]), r"puts \[0, 300\] around a text"),
+            (
+                lambda it: it["post_processor"].update(sep=["</s>", 300]),
+                r"puts \[0, 300\] around a text",
+            ),
         ],
     )
     def test_token_ids_that_have_no_embedding(self, own, absurd, words):
@@ -300,7 +393,10 @@ class TestAbsurd:
     def test_header_of_weights_nested_without_end(self, own):
         header = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
         (own / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-        with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"), guarded():
+        with (
+            pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"),
+            guarded(),
+        ):
             load(own)
 
 
@@ -314,19 +410,26 @@ def test_what_is_no_float_or_no_number_is_refused_by_name(request, kind):
 
     def read(tensor):
         if kind == "official":
-            return read_official("x", made.run_config, {**made.state_dict, name: tensor}, official.OVERRIDES)
+            return read_official(
+                "x", made.run_config, {**made.state_dict, name: tensor}, official.OVERRIDES
+            )
         edit_weights(folder, lambda tensors: tensors.update({name: tensor}))
         return read_checkpoint(folder)
 
     for wrong in ("int64", "bool", "complex64", "float8_e4m3fn"):
-        with pytest.raises(ValueError, match=rf"wrongly typed .*word_embedding\S*weight {wrong} \(expected floats"):
+        with pytest.raises(
+            ValueError, match=rf"wrongly typed .*word_embedding\S*weight {wrong} \(expected floats"
+        ):
             read(whole.to(getattr(torch, wrong)))
     for right in (torch.float16, torch.bfloat16, torch.float64):
         read(whole.to(right))
         for value in (math.nan, -math.inf):
             spoilt = whole.to(right, copy=True)
             spoilt.flatten()[-1] = value
-            with pytest.raises(ValueError, match=r"NaN or infinite values in tensors: text\.word_embedding\.weight$"):
+            with pytest.raises(
+                ValueError,
+                match=r"NaN or infinite values in tensors: text\.word_embedding\.weight$",
+            ):
                 read(spoilt)
 
 
@@ -335,7 +438,11 @@ def broken(tiny_checkpoint, tmp_path_factory):
     """A model of numbers so large that what comes out of it is none."""
     folder = tmp_path_factory.mktemp("broken") / "model"
     checkpoint = read_checkpoint(tiny_checkpoint)
-    huge = {name: torch.full_like(value, 3e38) for name, value in checkpoint.tensors.items() if "embedding" in name}
+    huge = {
+        name: torch.full_like(value, 3e38)
+        for name, value in checkpoint.tensors.items()
+        if "embedding" in name
+    }
     checkpoints.write_checkpoint(replace(checkpoint, tensors=checkpoint.tensors | huge), folder)
     return folder
 
@@ -354,7 +461,16 @@ class TestResults:
         assert not Table.exists(index)
 
     def test_are_not_served(self, broken, forked):
-        command = [forked / "bridgetower", "serve", "--model", broken, "--port", "0", "--device", "cpu"]
+        command = [
+            forked / "bridgetower",
+            "serve",
+            "--model",
+            broken,
+            "--port",
+            "0",
+            "--device",
+            "cpu",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode > 0
         assert "the model gives NaN" in done.stderr

@@ -22,7 +22,11 @@ from bridgetower.checkpoints.towers import read_text_tower
 from published import transformers_text
 
 OLD, NEW = "0" * 39 + "1", "0" * 39 + "2"
-WIDTHS = {"text.hidden_size": 192, "vision.hidden_size": 192, "vision.num_heads": 3}  # of which heads are known
+WIDTHS = {
+    "text.hidden_size": 192,
+    "vision.hidden_size": 192,
+    "vision.num_heads": 3,
+}  # of which heads are known
 
 
 def add(cache, repo, folder, commit, *refs):
@@ -63,7 +67,9 @@ def test_commits_and_other_revisions(cache, safe, own, caplog):
     assert f"owner/tower is at commit {NEW}; pin it by its name owner/tower@{NEW}" in caplog.text
     assert read_checkpoint("owner/tower", revision="v1").source == f"owner/tower@{OLD}"
     assert read_checkpoint("owner/tower@refs/pr/1").source == f"owner/tower@{OLD}"
-    with pytest.raises(ValueError, match=f"names a revision, and revision is '{NEW}'; leave one of them out"):
+    with pytest.raises(
+        ValueError, match=f"names a revision, and revision is '{NEW}'; leave one of them out"
+    ):
         read_checkpoint(f"owner/tower@{OLD}", revision=NEW)
 
 
@@ -104,14 +110,20 @@ class TestCkpt:
         caplog.clear()
         assert read_checkpoint(read.source).source == read.source
         assert "pin it" not in caplog.text
-        with pytest.raises(FileNotFoundError, match="owner/tower is no local path and could not be fetched"):
+        with pytest.raises(
+            FileNotFoundError, match="owner/tower is no local path and could not be fetched"
+        ):
             read_checkpoint("owner/tower/other.ckpt")
 
     def test_one_of_several(self, cache, made):
         (made.parent / "tuned").mkdir()
-        other = official.make({"heads.vqa": 5, "text.hidden_size": 192}).save(made.parent / "tuned" / "vqa.ckpt")
+        other = official.make({"heads.vqa": 5, "text.hidden_size": 192}).save(
+            made.parent / "tuned" / "vqa.ckpt"
+        )
         add(cache, "owner/tower", made.parent, NEW, "main")
-        with pytest.raises(ValueError, match=r"several checkpoints: pt_base.ckpt, tuned/vqa.ckpt; name one, as in"):
+        with pytest.raises(
+            ValueError, match=r"several checkpoints: pt_base.ckpt, tuned/vqa.ckpt; name one, as in"
+        ):
             read_checkpoint("owner/tower")
         named = read_checkpoint("owner/tower/tuned/vqa.ckpt", revision=NEW)
         assert (named.source, named.config.heads.vqa) == (f"owner/tower/tuned/vqa.ckpt@{NEW}", 5)
@@ -127,12 +139,16 @@ def test_options(cache, safe, own, tmp_path):
     read = read_checkpoint("owner/models", subfolder="inner")
     assert read.config == read_checkpoint(inner).config
     assert read.processor is not None
-    with pytest.raises(FileNotFoundError, match=r"owner/models has neither a config\.json nor a \.ckpt"):
+    with pytest.raises(
+        FileNotFoundError, match=r"owner/models has neither a config\.json nor a \.ckpt"
+    ):
         read_checkpoint("owner/models")
     add(tmp_path / "other", "owner/tower", own, NEW, "main")
     here = {"cache_dir": tmp_path / "other", "local_files_only": True}
     assert read_checkpoint("owner/tower", **here).source == f"owner/tower@{NEW}"
-    with pytest.raises(ValueError, match=f"subfolder 'x' is for hub ids, but {own} is a local path; leave it out"):
+    with pytest.raises(
+        ValueError, match=f"subfolder 'x' is for hub ids, but {own} is a local path; leave it out"
+    ):
         read_checkpoint(own, subfolder="x")
 
 
@@ -144,7 +160,11 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         file = self.path.partition("/resolve/")[2].partition("/")[2]
         tree = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in self.files]
-        info = {"id": "owner/gated", "sha": NEW, "siblings": [{"rfilename": name} for name in self.files]}
+        info = {
+            "id": "owner/gated",
+            "sha": NEW,
+            "siblings": [{"rfilename": name} for name in self.files],
+        }
         status, headers, body = 200, {"Content-Type": "application/json"}, b""
         if self.headers.get("Authorization") != "Bearer secret":
             status, headers = 401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"}
@@ -182,20 +202,31 @@ print(read_checkpoint("owner/gated/a.ckpt", cache_dir="three").source)
 
 
 def test_a_gated_repository_of_a_server(tmp_path):
-    Hub.files = {"README.md": b"text", "a.ckpt": official.make(WIDTHS).save(tmp_path / "a.ckpt").read_bytes()}
+    Hub.files = {
+        "README.md": b"text",
+        "a.ckpt": official.make(WIDTHS).save(tmp_path / "a.ckpt").read_bytes(),
+    }
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HUB_DISABLE_XET": "1",
+    }
     environment["HF_HOME"] = str(tmp_path / "home")
     command = [sys.executable, "-c", GATED]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     server.shutdown()
     server.server_close()
     assert done.returncode == 0, done.stderr
     given, refused, named = done.stdout.splitlines()
     assert given == named == f"owner/gated/a.ckpt@{NEW}"
-    assert "could not be fetched from the hub (GatedRepoError); check the name, the network, and your" in refused
+    assert (
+        "could not be fetched from the hub (GatedRepoError); check the name, the network, and your"
+        in refused
+    )
 
 
 def test_a_tower(cache, tmp_path, caplog):
@@ -211,7 +242,15 @@ def test_a_tower(cache, tmp_path, caplog):
 
 
 def test_files_that_are_fetched(tmp_path, monkeypatch):
-    files = ["config.json", "spm.model", "vocab.txt", "pytorch_model.bin", "tf_model.h5", "modeling.py", "README.md"]
+    files = [
+        "config.json",
+        "spm.model",
+        "vocab.txt",
+        "pytorch_model.bin",
+        "tf_model.h5",
+        "modeling.py",
+        "README.md",
+    ]
     patterns = []
 
     def snapshot_download(repo, *, allow_patterns, **_):
@@ -230,7 +269,9 @@ def test_what_is_not_there(cache, safe):
     (safe / "model.safetensors").unlink()
     add(cache, "owner/tower", safe, NEW, "main")
     for name in ("nobody/nothing", "owner/tower@v9", "my folder/model", f"owner/tower@{OLD}"):
-        with pytest.raises(FileNotFoundError, match=f"{name.partition('@')[0]} is no local path and could not be"):
+        with pytest.raises(
+            FileNotFoundError, match=f"{name.partition('@')[0]} is no local path and could not be"
+        ):
             read_checkpoint(name)
     with pytest.raises(FileNotFoundError, match="has no weights"):
         read_checkpoint("owner/tower")

@@ -31,11 +31,17 @@ from bridgetower.files import locked
 
 
 def changed(checkpoint):
-    return replace(checkpoint, tensors={name: value + 1 for name, value in checkpoint.tensors.items()})
+    return replace(
+        checkpoint, tensors={name: value + 1 for name, value in checkpoint.tensors.items()}
+    )
 
 
 def content(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 class TestSources:
@@ -68,10 +74,15 @@ class TestSources:
     def test_a_run_that_died_before_it_had_a_model(self, tmp_path):
         with locked(tmp_path / "run"):
             pass
-        with pytest.raises(FileNotFoundError, match=r"/run is a run that ended before it had a model; start it again$"):
+        with pytest.raises(
+            FileNotFoundError,
+            match=r"/run is a run that ended before it had a model; start it again$",
+        ):
             read_checkpoint(tmp_path / "run")
         (tmp_path / "run" / "dataset.json").touch()
-        with pytest.raises(FileNotFoundError, match=r"/run has no config\.json; expected a folder of"):
+        with pytest.raises(
+            FileNotFoundError, match=r"/run has no config\.json; expected a folder of"
+        ):
             read_checkpoint(tmp_path / "run")
 
     def test_relative_paths_win_over_the_hub(self, own, tmp_path, monkeypatch):
@@ -90,15 +101,24 @@ class TestSources:
             assert len(ids) == processor.config.max_length == limit
             checkpoint.model().encode_text(torch.tensor([ids]))
 
-    def test_preprocessing_for_another_image_size_is_refused_as_transformers_refuses_its_images(self, safe, theirs):
+    def test_preprocessing_for_another_image_size_is_refused_as_transformers_refuses_its_images(
+        self, safe, theirs
+    ):
         path, side = safe / "preprocessor_config.json", {"shortest_edge": 64}
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"size": side, "crop_size": side}))
+        path.write_text(
+            json.dumps(json.loads(path.read_text()) | {"size": side, "crop_size": side})
+        )
         input_ids, mask = tiny.texts([5, 3])
         with pytest.raises(ValueError, match=r"\(64\*64\) doesn't match model \(32\*32\)"):
             theirs(input_ids, mask, pixel_values=tiny.images(2, size=64))
-        with pytest.raises(ValueError, match="prepares images of 64 pixels, its model takes 32; set image_size"):
+        with pytest.raises(
+            ValueError, match="prepares images of 64 pixels, its model takes 32; set image_size"
+        ):
             load(safe)
-        assert [load(safe, image_size=size).processor.config.image_size for size in (32, 64)] == [32, 64]
+        assert [load(safe, image_size=size).processor.config.image_size for size in (32, 64)] == [
+            32,
+            64,
+        ]
 
 
 class TestShards:
@@ -107,16 +127,23 @@ class TestShards:
     def test_transformers_reads_what_is_named_as_by_itself(self, checkpoint, sharded, tmp_path):
         convert(checkpoint, tmp_path / "hf", "hf", shard_bytes=self.LIMIT)
         name = "model.safetensors.index.json"
-        ours, theirs = (json.loads((folder / name).read_text()) for folder in (tmp_path / "hf", sharded))
+        ours, theirs = (
+            json.loads((folder / name).read_text()) for folder in (tmp_path / "hf", sharded)
+        )
         assert ours["metadata"]["total_size"] == theirs["metadata"]["total_size"]
         assert ours["weight_map"].keys() == theirs["weight_map"].keys()
         files = sorted({*ours["weight_map"].values()})
-        assert files == [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+        assert files == [
+            f"model-{number:05d}-of-{len(files):05d}.safetensors"
+            for number in range(1, len(files) + 1)
+        ]
         assert len(files) > 2
         assert sorted(path.name for path in (tmp_path / "hf").glob("*.safetensors")) == files
         for held in (load_file(tmp_path / "hf" / file).values() for file in files):
             assert len(held) == 1 or sum(tensor.nbytes for tensor in held) <= self.LIMIT
-        loaded = pytest.importorskip("transformers").BridgeTowerForMaskedLM.from_pretrained(tmp_path / "hf")
+        loaded = pytest.importorskip("transformers").BridgeTowerForMaskedLM.from_pretrained(
+            tmp_path / "hf"
+        )
         expected = loaded.from_pretrained(sharded).state_dict()
         assert tiny.equal(loaded.state_dict(), expected)
 
@@ -125,9 +152,13 @@ class TestShards:
         before = sorted((tmp_path / "own").glob("model-*.safetensors"))
         assert len(before) > 2
         assert tiny.equal(read_checkpoint(tmp_path / "own").tensors, checkpoint.tensors)
-        other = replace(checkpoint, tensors={name: -tensor for name, tensor in checkpoint.tensors.items()})
+        other = replace(
+            checkpoint, tensors={name: -tensor for name, tensor in checkpoint.tensors.items()}
+        )
         with monkeypatch.context() as patch:
-            patch.setattr(tensor_files, "write_json", None)  # fails where the index would be written
+            patch.setattr(
+                tensor_files, "write_json", None
+            )  # fails where the index would be written
             with pytest.raises(TypeError):
                 update_weights(other, tmp_path / "own", shard_bytes=self.LIMIT)
         assert tiny.equal(read_checkpoint(tmp_path / "own").tensors, checkpoint.tensors)
@@ -155,9 +186,14 @@ class TestTiedDecoder:
         torch.save(dict(tensors), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
         assert tiny.equal(read_checkpoint(folder).tensors, read.tensors)
-        decoder, words = read.tensors["mlm_head.decoder.weight"], read.tensors["text.word_embedding.weight"]
+        decoder, words = (
+            read.tensors["mlm_head.decoder.weight"],
+            read.tensors["text.word_embedding.weight"],
+        )
         assert torch.equal(decoder, words)
-        assert decoder.data_ptr() != words.data_ptr(), "training must not move one through the other"
+        assert decoder.data_ptr() != words.data_ptr(), (
+            "training must not move one through the other"
+        )
         pixel_values, (ids, mask) = tiny.images(2, read.config), tiny.texts([5, 3], read.config)
         with torch.no_grad():
             expected = tied(pixel_values=pixel_values, input_ids=ids, attention_mask=mask).logits
@@ -173,7 +209,9 @@ class TestTiedDecoder:
         (safe / "model.safetensors").unlink()
         torch.save(tensors | {"mlm_score.decoder.weight": words}, safe / "pytorch_model.bin")
         model = read_checkpoint(safe).model()
-        assert model.mlm_head.decoder.weight.data_ptr() != model.text.word_embedding.weight.data_ptr()
+        assert (
+            model.mlm_head.decoder.weight.data_ptr() != model.text.word_embedding.weight.data_ptr()
+        )
         del tensors["mlm_score.decoder.weight"]
         torch.save(tensors, safe / "pytorch_model.bin")
         with pytest.raises(ValueError, match=r"lacks tensors: mlm_score\.decoder\.weight"):
@@ -190,7 +228,9 @@ def test_nothing_is_there(own, safe, tmp_path, monkeypatch):
         read_checkpoint(tmp_path / "empty")
     for folder in (own, safe):
         (folder / "model.safetensors").unlink()
-        with pytest.raises(FileNotFoundError, match=r"has no weights; expected one of model\.safetensors"):
+        with pytest.raises(
+            FileNotFoundError, match=r"has no weights; expected one of model\.safetensors"
+        ):
             read_checkpoint(folder)
 
 
@@ -227,7 +267,9 @@ class TestWriting:
 
 RERANKING = Reranking(
     itc_weight=16.0,
-    calibration=Calibration(slope=0.5, intercept=-2.0, pairs=400, matching=25, ece_before=0.4, ece_after=0.01),
+    calibration=Calibration(
+        slope=0.5, intercept=-2.0, pairs=400, matching=25, ece_before=0.4, ece_after=0.01
+    ),
     gain=Gain(difference=-0.01, low=-0.03, high=0.01, texts=25),
 )
 
@@ -241,7 +283,9 @@ class TestReranking:
         assert values["calibration"]["pairs"] == 400
         assert values["gain"] == {"difference": -0.01, "low": -0.03, "high": 0.01, "texts": 25}
         assert read_checkpoint(tmp_path / "second").reranking == RERANKING
-        update_weights(replace(checkpoint, reranking=Reranking(itc_weight=4.0)), tmp_path / "second")
+        update_weights(
+            replace(checkpoint, reranking=Reranking(itc_weight=4.0)), tmp_path / "second"
+        )
         assert read_checkpoint(tmp_path / "second").reranking == Reranking(itc_weight=4.0)
 
     def test_it_is_written_and_read_among_metrics(self):
@@ -250,14 +294,19 @@ class TestReranking:
         assert Reranking.from_metrics(json.loads(json.dumps(metrics))) == RERANKING
         assert Reranking.from_metrics({"accuracy": 0.5}) == UNMEASURED
 
-    def test_it_is_written_into_folders_of_this_package_alone(self, own, safe, checkpoint, tmp_path):
+    def test_it_is_written_into_folders_of_this_package_alone(
+        self, own, safe, checkpoint, tmp_path
+    ):
         before = json.loads((own / "config.json").read_text())
         assert "reranking" not in before
         assert read_checkpoint(own).reranking == UNMEASURED
         write_reranking(own, None)
         assert json.loads((own / "config.json").read_text()) == before
         write_reranking(own, Reranking(itc_weight=32.0))
-        assert json.loads((own / "config.json").read_text()) == {**before, "reranking": {"itc_weight": 32}}
+        assert json.loads((own / "config.json").read_text()) == {
+            **before,
+            "reranking": {"itc_weight": 32},
+        }
         write_checkpoint(checkpoint, tmp_path / "run" / "best")
         write_reranking(tmp_path / "run", RERANKING)
         assert read_checkpoint(tmp_path / "run").reranking == RERANKING
@@ -269,13 +318,26 @@ class TestReranking:
     def test_what_is_none(self, own):
         content = json.loads((own / "config.json").read_text())
         for part, field, value, message in (
-            *(("", "itc_weight", value, r"itc_weight is .*; expected") for value in (-1.0, 1e7, "16", True, None)),
+            *(
+                ("", "itc_weight", value, r"itc_weight is .*; expected")
+                for value in (-1.0, 1e7, "16", True, None)
+            ),
             ("", "weight", 1.0, r"reranking has unknown fields \['weight'\]"),
             ("calibration", "slope", -1.0, r"calibration\.slope is -1\.0; expected at least 0"),
             ("calibration", "pairs", 0, r"calibration\.pairs is 0; expected at least 1"),
-            ("calibration", "ece_after", 2.0, r"calibration\.ece_after is 2\.0; expected a number from 0 to 1"),
+            (
+                "calibration",
+                "ece_after",
+                2.0,
+                r"calibration\.ece_after is 2\.0; expected a number from 0 to 1",
+            ),
             ("gain", "low", "none", r"gain\.low is 'none'; expected float"),
-            ("gain", "difference", 3.0, r"gain\.difference is 3\.0; expected a number from -1 to 1"),
+            (
+                "gain",
+                "difference",
+                3.0,
+                r"gain\.difference is 3\.0; expected a number from -1 to 1",
+            ),
         ):
             reranking = RERANKING.to_plain()
             (reranking[part] if part else reranking)[field] = value
@@ -285,7 +347,9 @@ class TestReranking:
 
 
 class TestFullDisk:
-    def test_old_weights_stay_and_new_folders_do_not_appear(self, checkpoint, own, tmp_path, monkeypatch):
+    def test_old_weights_stay_and_new_folders_do_not_appear(
+        self, checkpoint, own, tmp_path, monkeypatch
+    ):
         def stop(tensors, path, metadata):
             path.write_bytes(b"part of a file")
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
@@ -303,7 +367,9 @@ class TestFullDisk:
     def test_a_broken_write_is_never_read(self, checkpoint, tmp_path, monkeypatch):
         """The config is written last: without it a folder is no checkpoint."""
         with monkeypatch.context() as patch:
-            patch.setattr(json, "dumps", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+            patch.setattr(
+                json, "dumps", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+            )
             with pytest.raises(OSError, match="No space left"):
                 write_checkpoint(checkpoint, tmp_path / "new")
         assert (tmp_path / "new" / "model.safetensors").exists()
@@ -318,7 +384,9 @@ class TestLabels:
     def with_answers(self):
         config = tiny.changed(heads__vqa=len(self.ANSWERS), heads__snli_ve=True)
         tensors = tiny.build(config).state_dict()
-        return Checkpoint(source="mine", config=config, tensors=tensors, labels={"vqa": self.ANSWERS})
+        return Checkpoint(
+            source="mine", config=config, tensors=tensors, labels={"vqa": self.ANSWERS}
+        )
 
     def test_they_travel_with_the_checkpoint_or_are_given(self, with_answers, tmp_path):
         write_checkpoint(with_answers, tmp_path / "named")
@@ -327,7 +395,9 @@ class TestLabels:
         assert not (tmp_path / "model" / "labels.json").exists()
         answers = tmp_path / "answers.json"
         answers.write_text(json.dumps(self.ANSWERS))
-        assert read_checkpoint(tmp_path / "model", answers=answers).class_names("vqa") == self.ANSWERS
+        assert (
+            read_checkpoint(tmp_path / "model", answers=answers).class_names("vqa") == self.ANSWERS
+        )
         with pytest.raises(ValueError, match=r"heads\.vqa is \d+, there 0"):
             convert(with_answers, tmp_path / "hf", "hf")
 
@@ -348,7 +418,11 @@ class TestSave:
 
     def test_all_that_came_along(self, checkpoint, tmp_path):
         config = tiny.changed(heads__vqa=2)
-        values = {"config": config, "tensors": tiny.build(config).state_dict(), "extra_tensors": {"x": torch.rand(3)}}
+        values = {
+            "config": config,
+            "tensors": tiny.build(config).state_dict(),
+            "extra_tensors": {"x": torch.rand(3)},
+        }
         named = {"labels": {"vqa": ("yes", "no")}, "reranking": RERANKING, "processor": None}
         changed = replace(checkpoint, **values, **named)
         changed.model().save(tmp_path / "saved")
@@ -358,7 +432,9 @@ class TestSave:
     def test_a_new_model_and_a_used_predictor(self, tiny_checkpoint, tmp_path):
         model = BridgeTower(tiny.CONFIG)
         model.save(tmp_path / "new")
-        assert tiny.equal(read_checkpoint(tmp_path / "new").model().state_dict(), model.state_dict())
+        assert tiny.equal(
+            read_checkpoint(tmp_path / "new").model().state_dict(), model.state_dict()
+        )
         with pytest.raises(FileExistsError, match="is not empty"):
             model.save(tmp_path / "new")
         predictor = load(tiny_checkpoint, device="cpu")
@@ -382,14 +458,31 @@ class TestSave:
         monkeypatch.setattr(HfApi, "create_repo", create_repo)
         monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
         predictor = load(tiny_checkpoint, device="cpu")
-        facts = {"license": "mit", "datasets": ["owner/shapes"], "metrics": {"recall@1": 0.5}, "command": "train nano"}
+        facts = {
+            "license": "mit",
+            "datasets": ["owner/shapes"],
+            "metrics": {"recall@1": 0.5},
+            "command": "train nano",
+        }
         url = predictor.model.push_to_hub("mine", private=True, token="hf_secret", **facts)
         assert url == "https://hub/owner/mine/commit/1"
-        assert sent == [{"repo_id": "mine", "private": True, "exist_ok": True, "token": "hf_secret"}]
+        assert sent == [
+            {"repo_id": "mine", "private": True, "exist_ok": True, "token": "hf_secret"}
+        ]
         assert load(repository, device="cpu").fingerprint == predictor.fingerprint
         data = (card := ModelCard.load(repository / "README.md")).data
-        assert (data.license, data.library_name, data.datasets) == ("mit", "bridgetower", ["owner/shapes"])
-        for part in ('load("owner/mine")', "| recall@1 | 0.5 |", "train nano", tiny_checkpoint.name, "million param"):
+        assert (data.license, data.library_name, data.datasets) == (
+            "mit",
+            "bridgetower",
+            ["owner/shapes"],
+        )
+        for part in (
+            'load("owner/mine")',
+            "| recall@1 | 0.5 |",
+            "train nano",
+            tiny_checkpoint.name,
+            "million param",
+        ):
             assert part in card.text
         assert str(tiny_checkpoint) not in card.text, "no path of this machine"
         assert "hf_secret" not in card.content

@@ -14,7 +14,9 @@ pytestmark = pytest.mark.skipif(not STATUS.exists(), reason=f"{STATUS} is Linux"
 
 # 44 million parameters, a quarter of them in joined projections of query, key and value.
 WIDE = {"hidden_size": 512, "num_heads": 8, "intermediate_size": 2048}
-SIZES = {f"{part}.{name}": size for part in ("text", "vision", "fusion") for name, size in WIDE.items()}
+SIZES = {
+    f"{part}.{name}": size for part in ("text", "vision", "fusion") for name, size in WIDE.items()
+}
 SIZES["text.vocab_size"] = 8000
 OVERRIDES = {"text.num_heads": 8, "vision.num_heads": 8}
 
@@ -43,7 +45,11 @@ print(json.dumps([loaded - before, memory("VmHWM") - before]))
 def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     made = official.make(SIZES)
-    paths = {"ckpt": made.save(folder / "model.ckpt"), "bridgetower": folder / "own", "hf": folder / "hf"}
+    paths = {
+        "ckpt": made.save(folder / "model.ckpt"),
+        "bridgetower": folder / "own",
+        "hf": folder / "hf",
+    }
     checkpoint = read_checkpoint(paths["ckpt"], overrides=OVERRIDES)
     convert(checkpoint, paths["bridgetower"], "bridgetower")
     convert(checkpoint, paths["hf"], "hf")
@@ -58,7 +64,9 @@ def peaks(python, source, **options):
     return loaded / file.stat().st_size, used / file.stat().st_size
 
 
-@pytest.mark.parametrize(("case", "limit"), [("hf fp32", 1.2), ("hf bf16", 0.8), ("bridgetower bf16", 0.8)])
+@pytest.mark.parametrize(
+    ("case", "limit"), [("hf fp32", 1.2), ("hf bf16", 0.8), ("bridgetower bf16", 0.8)]
+)
 def test_loading_and_using_a_folder(forked, sources, case, limit):
     kind, precision = case.split()
     assert peaks(forked / "python", sources[kind], precision=precision)[1] < limit

@@ -29,7 +29,9 @@ def bert_layer(name, width, inner, *attentions):
         for part in ("self.query", "self.key", "self.value", "output.dense"):
             found |= linear(f"{attention}.{part}", width, width)
         found |= norm(f"{attention}.output.LayerNorm", width)
-    found |= linear(f"{name}.intermediate.dense", inner, width) | linear(f"{name}.output.dense", width, inner)
+    found |= linear(f"{name}.intermediate.dense", inner, width) | linear(
+        f"{name}.output.dense", width, inner
+    )
     return found | norm(f"{name}.output.LayerNorm", width)
 
 
@@ -57,13 +59,22 @@ def common(image_depth):
     for number in range(TEXT_DEPTH):
         names |= bert_layer(f"text_transformer.encoder.layer.{number}", T, 4 * T, "attention")
     for block in (f"{clip}.transformer.resblocks.{number}" for number in range(image_depth)):
-        names |= {f"{block}.attn.in_proj_weight": (3 * V, V), f"{block}.attn.in_proj_bias": (3 * V,)}
-        names |= linear(f"{block}.attn.out_proj", V, V) | norm(f"{block}.ln_1", V) | norm(f"{block}.ln_2", V)
+        names |= {
+            f"{block}.attn.in_proj_weight": (3 * V, V),
+            f"{block}.attn.in_proj_bias": (3 * V,),
+        }
+        names |= (
+            linear(f"{block}.attn.out_proj", V, V)
+            | norm(f"{block}.ln_1", V)
+            | norm(f"{block}.ln_2", V)
+        )
         names |= linear(f"{block}.mlp.c_fc", 4 * V, V) | linear(f"{block}.mlp.c_proj", V, 4 * V)
     for stream in ("text", "image"):
         names |= linear(f"cross_modal_{stream}_pooler.dense", D, D)
         for number in range(FUSION_DEPTH):
-            names |= bert_layer(f"cross_modal_{stream}_layers.{number}", D, FEED, "attention", "crossattention")
+            names |= bert_layer(
+                f"cross_modal_{stream}_layers.{number}", D, FEED, "attention", "crossattention"
+            )
     return names
 
 
@@ -85,7 +96,10 @@ def manager_tower(kind, weight):
             previous, width = int(number > 0), D if weight == "vector" else 1
             for index in range(count + previous):
                 names |= norm(f"{manager}.LayerNorm.{index}", D)
-            names |= {f"{manager}.softmax_temperature": (1,), f"{manager}.softmax_temperature_cross": (1,)}
+            names |= {
+                f"{manager}.softmax_temperature": (1,),
+                f"{manager}.softmax_temperature_cross": (1,),
+            }
             if kind == "SAUE" or not previous:
                 names[f"{manager}.layer_scores"] = (1, count + previous, 1, width)
             else:
@@ -120,7 +134,9 @@ def weights(names):
     # away from where a temperature or a scale is without effect, or a softmax is one-hot
     raised = ("LayerNorm", "ln_", "norm", "temperature", "layer_scores_cross")
     return {
-        name: tensor.abs() + 0.5 if any(part in name for part in raised) and not name.endswith("bias") else tensor
+        name: tensor.abs() + 0.5
+        if any(part in name for part in raised) and not name.endswith("bias")
+        else tensor
         for name, tensor in tensors.items()
     }
 
@@ -152,18 +168,24 @@ class Official:
         )
         scores = query @ key.mT / (D / HEADS) ** 0.5 + mask[:, None, None, :]
         context = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
-        return self.norm(f"{name}.output.LayerNorm", self.linear(f"{name}.output.dense", context) + hidden, 1e-12)
+        return self.norm(
+            f"{name}.output.LayerNorm", self.linear(f"{name}.output.dense", context) + hidden, 1e-12
+        )
 
     def layer(self, name, hidden, other, mask, other_mask):
         hidden = self.attend(f"{name}.attention", hidden, hidden, mask)
         hidden = self.attend(f"{name}.crossattention", hidden, other, other_mask)
         inner = self.linear(f"{name}.intermediate.dense", hidden)
         gelu = inner * 0.5 * (1 + torch.erf(inner / 2**0.5))
-        return self.norm(f"{name}.output.LayerNorm", self.linear(f"{name}.output.dense", gelu) + hidden, 1e-12)
+        return self.norm(
+            f"{name}.output.LayerNorm", self.linear(f"{name}.output.dense", gelu) + hidden, 1e-12
+        )
 
     def manager(self, name, layers, stream, other):
         name = f"{name}.manager_layer"
-        normed = torch.stack([self.norm(f"{name}.LayerNorm.{index}", one, 1e-5) for index, one in enumerate(layers)])
+        normed = torch.stack(
+            [self.norm(f"{name}.LayerNorm.{index}", one, 1e-5) for index, one in enumerate(layers)]
+        )
         count = len(layers)
         if stream is not None:
             stream = self.norm(f"{name}.LayerNorm.{count}", stream, 1e-5)
@@ -186,19 +208,29 @@ class Official:
         streams = []
         for kind, (name, layers) in enumerate((("text", text), ("image", image))):
             managed = f"cross_modal_{name}_manager_tower.0.manager_layer.layer_scores" in self.of
-            numbers = range(len(layers) - MANAGED[name], len(layers)) if managed else [len(layers) - 1]
+            numbers = (
+                range(len(layers) - MANAGED[name], len(layers)) if managed else [len(layers) - 1]
+            )
             one = []
             for number in numbers:
                 projected = self.linear(f"cross_modal_{name}_transform", layers[number])
                 projected = projected + self.of["token_type_embeddings.weight"][kind]
-                one.append(projected + self.of[f"layer_embeddings_{name}.weight"][number] if managed else projected)
+                one.append(
+                    projected + self.of[f"layer_embeddings_{name}.weight"][number]
+                    if managed
+                    else projected
+                )
             streams.append(one)
         x, y = streams[0][0], streams[1][0]
         for number in range(FUSION_DEPTH):
             if "layer_embeddings_text.weight" in self.of:
                 before = (x, y) if number else (None, None)
-                x = self.manager(f"cross_modal_text_manager_tower.{number}", streams[0], before[0], before[1])
-                y = self.manager(f"cross_modal_image_manager_tower.{number}", streams[1], before[1], before[0])
+                x = self.manager(
+                    f"cross_modal_text_manager_tower.{number}", streams[0], before[0], before[1]
+                )
+                y = self.manager(
+                    f"cross_modal_image_manager_tower.{number}", streams[1], before[1], before[0]
+                )
             x, y = (
                 self.layer(f"cross_modal_text_layers.{number}", x, y, *masks),
                 self.layer(f"cross_modal_image_layers.{number}", y, x, *masks[::-1]),
@@ -207,9 +239,14 @@ class Official:
 
     def logits(self, x, y):
         streams = {"text": x, "image": y}.items()
-        pooled = [self.linear(f"cross_modal_{name}_pooler.dense", one[:, 0]).tanh() for name, one in streams]
+        pooled = [
+            self.linear(f"cross_modal_{name}_pooler.dense", one[:, 0]).tanh()
+            for name, one in streams
+        ]
         dense = self.linear("mlm_score.transform.dense", x)
-        hidden = self.norm("mlm_score.transform.LayerNorm", dense * 0.5 * (1 + torch.erf(dense / 2**0.5)), 1e-12)
+        hidden = self.norm(
+            "mlm_score.transform.LayerNorm", dense * 0.5 * (1 + torch.erf(dense / 2**0.5)), 1e-12
+        )
         words = hidden @ self.of["mlm_score.decoder.weight"].T + self.of["mlm_score.bias"]
         return words, self.linear("itm_score.fc", torch.cat(pooled, -1))
 
@@ -218,7 +255,9 @@ def both(model, tensors, lengths):
     ids = torch.randint(3, WORDS, (2, max(lengths)), generator=torch.Generator().manual_seed(1))
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     ids = torch.where(mask.bool(), ids, torch.ones_like(ids))
-    pixels = torch.randn(2, 3, SIDE * PATCH, SIDE * PATCH, generator=torch.Generator().manual_seed(2))
+    pixels = torch.randn(
+        2, 3, SIDE * PATCH, SIDE * PATCH, generator=torch.Generator().manual_seed(2)
+    )
     with torch.no_grad():
         fused = model(pixels, ids, mask)
         ours = [model.mlm_logits(fused.text), model.itm_logits(fused.pooled)]
@@ -240,10 +279,16 @@ def test_meter(tmp_path):
     assert (found.config.vision.num_layers, found.config.text.num_layers) == (3, 4)
     assert set(found.dropped) == {
         "text_transformer.embeddings.position_ids",
-        *(f"vit_model.{name}" for name in ("positional_embedding", "ln_final.weight", "ln_final.bias")),
+        *(
+            f"vit_model.{name}"
+            for name in ("positional_embedding", "ln_final.weight", "ln_final.bias")
+        ),
     }
     assert found.extra_tensors.keys() == {"text.pooler.dense.weight", "text.pooler.dense.bias"}
-    unread = {*found.dropped, *(f"text_transformer.pooler.dense.{kind}" for kind in ("weight", "bias"))}
+    unread = {
+        *found.dropped,
+        *(f"text_transformer.pooler.dense.{kind}" for kind in ("weight", "bias")),
+    }
     count = sum(tensor.numel() for name, tensor in tensors.items() if name not in unread)
     assert sum(tensor.numel() for tensor in found.tensors.values()) == count
     assert off(*both(found.model(), tensors, [9, 5])) < 2e-5
@@ -256,15 +301,25 @@ def test_fine_tuned_meter_and_swin(tmp_path):
     """Without dropout before the head of NLVR2, which the code of BridgeTower added."""
     tensors = weights(FINE_TUNED)
     heads = read(tmp_path, tensors).config.heads
-    assert (heads.vqa, heads.nlvr2, heads.rank, heads.mlm, heads.itm) == (7, True, True, False, False)
+    assert (heads.vqa, heads.nlvr2, heads.rank, heads.mlm, heads.itm) == (
+        7,
+        True,
+        True,
+        False,
+        False,
+    )
     assert (heads.hidden_scale, heads.nlvr2_dropout) == (1.0, 0.0)
     swin = {name: tensor for name, tensor in tensors.items() if not name.startswith("vit_model.")}
-    with pytest.raises(ValueError, match=r"model\.ckpt has a Swin image tower, which is not supported"):
+    with pytest.raises(
+        ValueError, match=r"model\.ckpt has a Swin image tower, which is not supported"
+    ):
         read(tmp_path, swin | {"vit_model.layers.0.blocks.0.norm1.weight": torch.ones(V)})
 
 
 @pytest.mark.parametrize("weight", ["vector", "scalar"])
-@pytest.mark.parametrize(("kind", "bridge"), [("SAUE", "static_manager"), ("AAUE", "adaptive_manager")])
+@pytest.mark.parametrize(
+    ("kind", "bridge"), [("SAUE", "static_manager"), ("AAUE", "adaptive_manager")]
+)
 def test_manager_tower(tmp_path, kind, bridge, weight):
     tensors = weights(manager_tower(kind, weight))
     found = read(tmp_path, tensors, model_type="MT", manager_type=kind, nlvr2_drop_rate=0.1)
@@ -288,13 +343,20 @@ def test_manager_tower(tmp_path, kind, bridge, weight):
         f"cross_modal_image_manager_tower.2.manager_layer.layer_scores{'' if kind == 'SAUE' else '_cross'}",
     ):
         assert off(*both(model, tensors | {name: tensors[name] * 2}, [9, 9])) > 1e-3, name
-    ids, head = torch.randint(3, WORDS, (3, 6), generator=torch.Generator().manual_seed(1)), "cross_modal_itc_text_head"
+    ids, head = (
+        torch.randint(3, WORDS, (3, 6), generator=torch.Generator().manual_seed(1)),
+        "cross_modal_itc_text_head",
+    )
     with torch.no_grad():
         cls = model.text(ids, None, (TEXT_DEPTH,))[0][:, 0]
-        expected = F.normalize(cls @ tensors[f"{head}.fc.weight"].T + tensors[f"{head}.fc.bias"], dim=-1)
+        expected = F.normalize(
+            cls @ tensors[f"{head}.fc.weight"].T + tensors[f"{head}.fc.bias"], dim=-1
+        )
         assert tiny.off(model.text_embeds(model.encode_text(ids)), expected) < 1e-5
 
 
 def test_another_manager_is_refused(tmp_path):
     with pytest.raises(ValueError, match="manager_type is 'new'; expected one of SAUE, AAUE"):
-        read(tmp_path, weights(manager_tower("SAUE", "vector")), model_type="MT", manager_type="new")
+        read(
+            tmp_path, weights(manager_tower("SAUE", "vector")), model_type="MT", manager_type="new"
+        )

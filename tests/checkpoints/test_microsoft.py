@@ -16,11 +16,25 @@ KINDS = {
     "fine-tuned": {"heads.mlm": False, "heads.itm": False},
     "nlvr2": {"fusion.num_token_types": 3, "heads.mlm": False, "heads.itm": False}
     | {"heads.nlvr2": True, "heads.hidden_scale": 1.5},
-    "vqa and snli-ve": {"heads.vqa": 17, "heads.snli_ve": True, "heads.mlm": False, "heads.itm": False},
-    "heads of one layer": {"heads.vqa": 17, "heads.snli_ve": True, "heads.nlvr2": True, "fusion.num_token_types": 3}
+    "vqa and snli-ve": {
+        "heads.vqa": 17,
+        "heads.snli_ve": True,
+        "heads.mlm": False,
+        "heads.itm": False,
+    },
+    "heads of one layer": {
+        "heads.vqa": 17,
+        "heads.snli_ve": True,
+        "heads.nlvr2": True,
+        "fusion.num_token_types": 3,
+    }
     | {"heads.hidden_scale": 0.0, "heads.mlm": False, "heads.itm": False},
     "ranking": {"heads.rank": True, "heads.mlm": False},
-    "other fusion width": {"fusion.hidden_size": 24, "fusion.num_heads": 4, "fusion.intermediate_size": 40},
+    "other fusion width": {
+        "fusion.hidden_size": 24,
+        "fusion.num_heads": 4,
+        "fusion.intermediate_size": 40,
+    },
     "meter": official.METER,
     "bert": official.BERT,
     "timm": official.TIMM,
@@ -31,7 +45,9 @@ QUERY = "text_transformer.encoder.layer.1.attention.self.query.bias"
 
 
 def read(folder, made, overrides=None):
-    return read_checkpoint(made.save(folder / "model.ckpt"), overrides=OVERRIDES if overrides is None else overrides)
+    return read_checkpoint(
+        made.save(folder / "model.ckpt"), overrides=OVERRIDES if overrides is None else overrides
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,7 +64,10 @@ def test_every_kind(tmp_path, kind, caplog):
     assert checkpoint.extra_tensors.keys() == {"text.pooler.dense.weight", "text.pooler.dense.bias"}
     dropped = {"text_transformer.embeddings.position_ids", "val_vqa_score.total"}
     if "timm" not in kind:
-        dropped |= {f"vit_model.{name}" for name in ("positional_embedding", "ln_final.weight", "ln_final.bias")}
+        dropped |= {
+            f"vit_model.{name}"
+            for name in ("positional_embedding", "ln_final.weight", "ln_final.bias")
+        }
     if kind != "contrastive":
         dropped |= {"temperature"}
     assert set(checkpoint.dropped) == dropped
@@ -68,24 +87,47 @@ class TestNames:
         made = official.make({}, extra=names)
         made.run_config["vit_layernorm_shared"] = False
         extra_tensors = read(tmp_path, made).extra_tensors
-        assert "was trained with vit_layernorm_shared=False, but one shared LayerNorm" in caplog.text
-        assert {f"vision.separate_norms.{number}.weight" for number in range(3)} <= extra_tensors.keys()
+        assert (
+            "was trained with vit_layernorm_shared=False, but one shared LayerNorm" in caplog.text
+        )
+        assert {
+            f"vision.separate_norms.{number}.weight" for number in range(3)
+        } <= extra_tensors.keys()
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda it: it.update({"mystery.weight": torch.rand(3)}), "model.ckpt has unknown tensors: mystery.weight"),
+            (
+                lambda it: it.update({"mystery.weight": torch.rand(3)}),
+                "model.ckpt has unknown tensors: mystery.weight",
+            ),
             (lambda it: it.update(vqa=torch.rand(3)), "unknown tensors: vqa$"),
             (lambda it: it.pop("vqa_classifier.0.bias"), "lacks tensors: vqa_classifier.0.bias"),
-            (lambda it: it.pop("snli_classifier.1.weight"), "(lacks tensors: |lacks ')snli_classifier.1.weight"),
+            (
+                lambda it: it.pop("snli_classifier.1.weight"),
+                "(lacks tensors: |lacks ')snli_classifier.1.weight",
+            ),
             (lambda it: it.pop("rank_output.bias"), "lacks tensors: rank_output.bias"),
-            (lambda it: [it.pop(name) for name in [*it] if ".resblocks.1." in name], r"lacks .*\.resblocks\.1\."),
+            (
+                lambda it: [it.pop(name) for name in [*it] if ".resblocks.1." in name],
+                r"lacks .*\.resblocks\.1\.",
+            ),
             (lambda it: it.update({QUERY: torch.rand(47)}), rf"{QUERY} \[47\] \(expected \[48\]\)"),
             *(
-                (lambda it, name=name: it.pop(f"{name}.weight"), f"lacks '{name}.weight'; expected an official Bridge")
-                for name in ("vit_model.visual.conv1", "cross_modal_text_transform", "token_type_embeddings")
+                (
+                    lambda it, name=name: it.pop(f"{name}.weight"),
+                    f"lacks '{name}.weight'; expected an official Bridge",
+                )
+                for name in (
+                    "vit_model.visual.conv1",
+                    "cross_modal_text_transform",
+                    "token_type_embeddings",
+                )
             ),
-            (lambda it: it.update({"mlm_score.bias": "weights"}), r"holds mlm_score\.bias, which are no named, dense"),
+            (
+                lambda it: it.update({"mlm_score.bias": "weights"}),
+                r"holds mlm_score\.bias, which are no named, dense",
+            ),
         ],
     )
     def test_others_are_refused(self, tmp_path, change, message):
@@ -99,17 +141,31 @@ class TestHeads:
     def test_refused(self, tmp_path):
         for changes, overrides, message in (
             ({}, {}, r"text tower of width 48; pass overrides=\{'text\.num_heads'"),
-            (official.TIMM, official.OVERRIDES, r"vision tower of width 128; pass overrides=\{'vision\.num_heads'"),
+            (
+                official.TIMM,
+                official.OVERRIDES,
+                r"vision tower of width 128; pass overrides=\{'vision\.num_heads'",
+            ),
             ({}, {"text.heads": 3, **official.OVERRIDES}, r"unknown config field 'text\.heads'"),
-            ({}, {**official.OVERRIDES, "vision.patch_size": 8}, r"wrongly shaped tensors: .*conv1\.weight"),
+            (
+                {},
+                {**official.OVERRIDES, "vision.patch_size": 8},
+                r"wrongly shaped tensors: .*conv1\.weight",
+            ),
         ):
             with pytest.raises(ValueError, match=message):
                 read(tmp_path, official.make(changes), overrides)
 
     def test_published_widths(self, tmp_path):
         for width, heads, vision in ((192, 3, {}), (384, 6, official.TIMM)):
-            widths = {"text.hidden_size": width, "vision.hidden_size": width, "vision.num_heads": heads}
-            config = read(tmp_path, official.make({**widths, "text.num_heads": heads, **vision}), {}).config
+            widths = {
+                "text.hidden_size": width,
+                "vision.hidden_size": width,
+                "vision.num_heads": heads,
+            }
+            config = read(
+                tmp_path, official.make({**widths, "text.num_heads": heads, **vision}), {}
+            ).config
             assert (config.text.num_heads, config.vision.num_heads) == (heads, heads)
 
 
@@ -134,11 +190,15 @@ class TestRunConfig:
 
     def test_tokenizer_from_elsewhere(self, tmp_path):
         tokenizer = train_tokenizer(["a dog runs"] * 3, vocab_size=280)
-        Processor(ProcessorConfig(profile="official-pretrain", image_size=32, max_length=9), tokenizer).save(tmp_path)
+        Processor(
+            ProcessorConfig(profile="official-pretrain", image_size=32, max_length=9), tokenizer
+        ).save(tmp_path)
         file = official.make({"text.vocab_size": 280}).save(tmp_path / "model.ckpt")
         processor = read_checkpoint(file, overrides=OVERRIDES, tokenizer=tmp_path).processor
         assert processor.config.max_length == 12, "settings stay the file's own"
-        assert processor.token_ids(["a dog"]) == Processor(processor.config, tokenizer).token_ids(["a dog"])
+        assert processor.token_ids(["a dog"]) == Processor(processor.config, tokenizer).token_ids(
+            ["a dog"]
+        )
 
 
 def test_another_kind_of_file(tmp_path):

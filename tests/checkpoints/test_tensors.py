@@ -30,7 +30,10 @@ MAPS = Path("/proc/self/maps")
 
 def tensors():
     generator = torch.Generator().manual_seed(0)
-    drawn = {"a": torch.rand(20, 3, generator=generator), "half": torch.rand(7, generator=generator).half()}
+    drawn = {
+        "a": torch.rand(20, 3, generator=generator),
+        "half": torch.rand(7, generator=generator).half(),
+    }
     return drawn | {"scalar": torch.tensor(0.5), "ids": torch.arange(5)}
 
 
@@ -41,7 +44,10 @@ def legacy(content, path):
 def deflated(content, path):
     plain = io.BytesIO()
     torch.save(content, plain)
-    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+    with (
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for entry in source.infolist():
             target.writestr(entry.filename, source.read(entry))
 
@@ -56,7 +62,11 @@ def write(request):
 
 class TestSafetensors:
     def test_round_trip(self, tmp_path):
-        items = tensors() | {"transposed": tensors()["a"].T, "strided": torch.arange(10)[::2], "empty": torch.ones(0)}
+        items = tensors() | {
+            "transposed": tensors()["a"].T,
+            "strided": torch.arange(10)[::2],
+            "empty": torch.ones(0),
+        }
         write_safetensors(tmp_path / "x.safetensors", items)
         assert tiny.equal(read_safetensors(tmp_path / "x.safetensors"), items)
 
@@ -101,7 +111,12 @@ class TestSafetensors:
 
     def test_the_checksum_is_of_names_formats_shapes_and_numbers(self):
         turned, whole = tensors()["a"].reshape(3, 20), torch.tensor(1, dtype=torch.int32)
-        for changes in ({"a": torch.zeros(20, 3)}, {"a": turned}, {"b": torch.ones(1)}, {"scalar": whole}):
+        for changes in (
+            {"a": torch.zeros(20, 3)},
+            {"a": turned},
+            {"b": torch.ones(1)},
+            {"scalar": whole},
+        ):
             assert checksum(tensors() | changes) != checksum(tensors())
         assert checksum(dict(reversed(tensors().items()))) == checksum(tensors())
 
@@ -112,11 +127,18 @@ class TestSafetensors:
         opened = read_safetensors(tmp_path / "x.safetensors")
         assert tiny.equal(opened, items)
         write_safetensors(tmp_path / "x.safetensors", items)
-        with pytest.raises(ValueError, match=r"x.safetensors was replaced while it was read; load it again"):
+        with pytest.raises(
+            ValueError, match=r"x.safetensors was replaced while it was read; load it again"
+        ):
             dict(opened)
 
 
-WEIGHT_MAP = {"a": "one.safetensors", "half": "one.safetensors", "scalar": "two.safetensors", "ids": "two.safetensors"}
+WEIGHT_MAP = {
+    "a": "one.safetensors",
+    "half": "one.safetensors",
+    "scalar": "two.safetensors",
+    "ids": "two.safetensors",
+}
 
 
 class TestShards:
@@ -148,7 +170,13 @@ class TestShards:
         (inside / "sub").mkdir(parents=True)
         for folder in (tmp_path, inside / "sub"):
             save_file(tensors(), folder / "x.safetensors")
-        for place in ("../x.safetensors", "sub/x.safetensors", f"{tmp_path}/x.safetensors", "..", ""):
+        for place in (
+            "../x.safetensors",
+            "sub/x.safetensors",
+            f"{tmp_path}/x.safetensors",
+            "..",
+            "",
+        ):
             with pytest.raises(ValueError, match="outside its folder"):
                 read_sharded(self.folder(inside, WEIGHT_MAP | {"b": place}))
         for weight_map in (None, [], "x", {"a": 3}, {"a": None}):
@@ -158,7 +186,10 @@ class TestShards:
 
 class TestTorchArchive:
     def test_round_trip(self, tmp_path, write):
-        write({"state_dict": tensors(), "epoch": 3, "config": {"names": ["a", None], "rate": 0.1}}, tmp_path / "x.ckpt")
+        write(
+            {"state_dict": tensors(), "epoch": 3, "config": {"names": ["a", None], "rate": 0.1}},
+            tmp_path / "x.ckpt",
+        )
         content = read_torch_archive(tmp_path / "x.ckpt")
         assert tiny.equal(content.pop("state_dict"), tensors())
         assert content == {"epoch": 3, "config": {"names": ["a", None], "rate": 0.1}}
@@ -171,7 +202,9 @@ class TestTorchArchive:
         whole = path.read_bytes()
         for kept in range(0, len(whole), max(1, len(whole) // 80)):
             path.write_bytes(whole[:kept])
-            with pytest.raises(ValueError, match=r"x.bin (is not a whole PyTorch file|was refused)"):
+            with pytest.raises(
+                ValueError, match=r"x.bin (is not a whole PyTorch file|was refused)"
+            ):
                 read_torch_archive(path)
         for _ in range(250):
             altered = bytearray(whole)
@@ -197,7 +230,9 @@ class TestTorchArchive:
     def test_plain_archives_are_mapped_and_not_copied(self, tmp_path):
         torch.save(tensors(), tmp_path / "plain.bin")
         deflated(tensors(), tmp_path / "deflated.bin")
-        plain, copied = (read_torch_archive(tmp_path / name) for name in ("plain.bin", "deflated.bin"))
+        plain, copied = (
+            read_torch_archive(tmp_path / name) for name in ("plain.bin", "deflated.bin")
+        )
         maps = MAPS.read_text()
         assert tiny.equal(plain, copied)
         assert str(tmp_path / "plain.bin") in maps
@@ -205,16 +240,26 @@ class TestTorchArchive:
 
     def test_an_archive_that_unfolds_is_not_unpacked(self, tmp_path):
         deflated({"w": torch.zeros(2**25)}, tmp_path / "bomb.ckpt")
-        with pytest.raises(ValueError, match=r"bomb\.ckpt .*its \d+ bytes would be 1342\d+ unpacked"):
+        with pytest.raises(
+            ValueError, match=r"bomb\.ckpt .*its \d+ bytes would be 1342\d+ unpacked"
+        ):
             read_torch_archive(tmp_path / "bomb.ckpt")
 
     @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
     def test_what_is_no_weight(self, tmp_path):
         ones = torch.ones(2, 2)
         nested = torch.nested.nested_tensor([ones])
-        for key, value in (("w", ones.to_sparse()), ("w", ones.to("meta")), ("w", nested), (3, ones), ("w", "text")):
+        for key, value in (
+            ("w", ones.to_sparse()),
+            ("w", ones.to("meta")),
+            ("w", nested),
+            (3, ones),
+            ("w", "text"),
+        ):
             torch.save({**tensors(), key: value}, tmp_path / "x.bin")
-            with pytest.raises(ValueError, match=f"x holds {key}, which are no named, dense tensors"):
+            with pytest.raises(
+                ValueError, match=f"x holds {key}, which are no named, dense tensors"
+            ):
                 only_tensors("x", read_torch_archive(tmp_path / "x.bin"))
 
     def test_each_has_memory_of_its_own(self, tmp_path, write):
@@ -226,11 +271,16 @@ class TestTorchArchive:
         assert tiny.equal(read, shared)
         assert len({tensor.untyped_storage().data_ptr() for tensor in read.values()}) == len(read)
         assert not read["alone"].requires_grad
-        assert read["alone"].data_ptr() == content["alone"].data_ptr(), "what is stored once is not copied"
+        assert read["alone"].data_ptr() == content["alone"].data_ptr(), (
+            "what is stored once is not copied"
+        )
 
     @pytest.mark.parametrize(
         ("repeated", "size"),
-        [(dict.fromkeys("abcde", torch.zeros(8)), 160), ({"w": torch.zeros(1).expand(2**40)}, 4398046511104)],
+        [
+            (dict.fromkeys("abcde", torch.zeros(8)), 160),
+            ({"w": torch.zeros(1).expand(2**40)}, 4398046511104),
+        ],
     )
     def test_memory_that_is_shared_without_end(self, tmp_path, write, repeated, size):
         write(repeated, tmp_path / "x.bin")

@@ -25,18 +25,29 @@ transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 1e-5
 CLIP = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel")
-VIT = ("ViTModel", "ViTForImageClassification", "DeiTModel", "DeiTForImageClassificationWithTeacher")
+VIT = (
+    "ViTModel",
+    "ViTForImageClassification",
+    "DeiTModel",
+    "DeiTForImageClassificationWithTeacher",
+)
 ROBERTA = ("RobertaModel", "RobertaForMaskedLM", "RobertaForSequenceClassification")
 BERT = ("BertModel", "BertForPreTraining", "BertForQuestionAnswering")
 GAP = "visual.transformer.resblocks.1.ln_1.weight"
 SPECIAL = {"pad": "PAD", "bos": "CLS", "eos": "SEP", "unk": "UNK"}
-LINES = ("a red circle on a black ground", "a green square on a white ground", "two yellow bars and a blue circle")
+LINES = (
+    "a red circle on a black ground",
+    "a green square on a white ground",
+    "two yellow bars and a blue circle",
+)
 
 
 @torch.no_grad()
 def images_off(weights, published, pixels=PIXELS, **options):
     tower = vision_tower(weights.config).eval()
-    tower.load_state_dict({name.removeprefix("vision."): tensor for name, tensor in weights.tensors.items()})
+    tower.load_state_dict(
+        {name.removeprefix("vision."): tensor for name, tensor in weights.tensors.items()}
+    )
     ours = tower(pixels, tuple(range(1, weights.config.num_layers + 1)))
     return largest(ours, published.hidden(pixels, **options))
 
@@ -44,7 +55,9 @@ def images_off(weights, published, pixels=PIXELS, **options):
 @torch.no_grad()
 def last_off(weights, model):
     tower, size = vision_tower(weights.config).eval(), weights.config.image_size
-    tower.load_state_dict({name.removeprefix("vision."): tensor for name, tensor in weights.tensors.items()})
+    tower.load_state_dict(
+        {name.removeprefix("vision."): tensor for name, tensor in weights.tensors.items()}
+    )
     pixels = tiny.images(2, size=size)
     return tiny.off(tower(pixels, (weights.config.num_layers,))[0], model.forward_features(pixels))
 
@@ -53,17 +66,24 @@ def last_off(weights, model):
 def texts_off(weights, published):
     config = weights.config
     tower = TEXT_ARCHITECTURES[config.architecture](config).eval()
-    tower.load_state_dict({name.removeprefix("text."): tensor for name, tensor in weights.tensors.items()})
+    tower.load_state_dict(
+        {name.removeprefix("text."): tensor for name, tensor in weights.tensors.items()}
+    )
     ids = torch.randint(3, config.vocab_size, (3, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.arange(9) < torch.tensor([[9], [4], [7]])
     ids[~mask] = config.pad_token_id
-    ours, theirs = tower(ids, mask, tuple(range(1, config.num_layers + 1))), published.hidden(ids, mask.long())
+    ours, theirs = (
+        tower(ids, mask, tuple(range(1, config.num_layers + 1))),
+        published.hidden(ids, mask.long()),
+    )
     return largest([one[mask] for one in ours], [other[mask] for other in theirs])
 
 
 def largest(ours, theirs):
     """The largest difference, or not a number if one of them is none."""
-    return float(torch.tensor([tiny.off(one, other) for one, other in zip(ours, theirs, strict=True)]).max())
+    return float(
+        torch.tensor([tiny.off(one, other) for one, other in zip(ours, theirs, strict=True)]).max()
+    )
 
 
 def wrong(tower, **changes):
@@ -74,7 +94,9 @@ class TestNames:
     @pytest.mark.parametrize("naming", NAMINGS, ids=lambda naming: f"{naming.kind}-{naming.prefix}")
     def test_every_kind(self, naming):
         clip = naming.kind in ("openai", "clip")
-        vision = VisionConfig(num_layers=2, pre_norm=clip, patch_bias=not clip, distillation_token=not clip)
+        vision = VisionConfig(
+            num_layers=2, pre_norm=clip, patch_bias=not clip, distillation_token=not clip
+        )
         text = TextConfig(num_layers=2, hidden_size=36)
         with torch.device("meta"):
             tower = TextTransformer(text) if naming.part == "text" else VisionTransformer(vision)
@@ -83,8 +105,14 @@ class TestNames:
         assert len(names) == len(set(names))
         assert all(name.startswith(naming.prefix) for name in names)
         assert naming.prefix + naming.marker in names
-        shapes = {f"{naming.part}.{name}": tensor.shape for name, tensor in tower.state_dict().items()}
-        pairs = [(name, source.foreign_shape(shapes[ours])) for ours, source in table.items() for name in source.names]
+        shapes = {
+            f"{naming.part}.{name}": tensor.shape for name, tensor in tower.state_dict().items()
+        }
+        pairs = [
+            (name, source.foreign_shape(shapes[ours]))
+            for ours, source in table.items()
+            for name in source.names
+        ]
         tensors = {name: torch.empty(shape, device="meta") for name, shape in pairs}
         assert recognise(tensors, naming.part) == naming
         assert recognise(tensors, "text" if naming.part == "vision" else "vision") is None
@@ -101,7 +129,13 @@ class TestNames:
             assert settings("x", kind, few, 768) == settings("x", kind, whole, 768), name
 
     def test_timm(self):
-        vits = ("vit_tiny_patch16", "vit_small_patch16", "vit_base_patch32", "vit_large_patch16", "vit_huge_patch14")
+        vits = (
+            "vit_tiny_patch16",
+            "vit_small_patch16",
+            "vit_base_patch32",
+            "vit_large_patch16",
+            "vit_huge_patch14",
+        )
         for name in (*vits, "deit_base_patch16", "deit_small_distilled_patch16"):
             with torch.device("meta"):
                 model = timm.create_model(f"{name}_224", depth=1)
@@ -128,7 +162,11 @@ class TestOpenAI:
         with caplog.at_level(logging.INFO):
             tower = read_vision_tower(str(published.source))
         assert images_off(tower, published) < TOLERANCE
-        assert (tower.config.image_size, tower.config.num_heads, tower.config.activation) == (32, 2, "quick_gelu")
+        assert (tower.config.image_size, tower.config.num_heads, tower.config.activation) == (
+            32,
+            2,
+            "quick_gelu",
+        )
         assert {tensor.dtype for tensor in tower.tensors.values()} == {torch.float32}
         assert "not used: context_length, input_resolution, ln_final.bias" in caplog.text
         assert images_off(wrong(tower, activation="gelu"), published) > 100 * TOLERANCE
@@ -136,13 +174,20 @@ class TestOpenAI:
 
     def test_archives_of_torchscript_are_on_the_hub(self, tmp_path):
         torch.jit.script(torch.nn.Linear(2, 3)).save(tmp_path / "ViT-B-16.pt")
-        with pytest.raises(ValueError, match=r"ViT-B-16\.pt .*it is TorchScript, .*openai/clip-vit-base-patch16"):
+        with pytest.raises(
+            ValueError, match=r"ViT-B-16\.pt .*it is TorchScript, .*openai/clip-vit-base-patch16"
+        ):
             read_vision_tower(str(tmp_path / "ViT-B-16.pt"))
 
     def test_what_a_bare_file_cannot_tell_is_asked_for_and_no_more(self, tmp_path):
         path = str(openai(tmp_path / "clip.pt").source)
-        assert read_vision_tower(path, {"activation": "gelu", "patch_size": 8}).config.activation == "gelu"
-        with pytest.raises(ValueError, match=r"contradicts .*: model\.vision\.patch_size 16 \(it has 8\); leave"):
+        assert (
+            read_vision_tower(path, {"activation": "gelu", "patch_size": 8}).config.activation
+            == "gelu"
+        )
+        with pytest.raises(
+            ValueError, match=r"contradicts .*: model\.vision\.patch_size 16 \(it has 8\); leave"
+        ):
             read_vision_tower(path, {"patch_size": 16, "hidden_size": 128})
 
 
@@ -154,7 +199,10 @@ def test_vits_of_timm(distilled, tmp_path):
     assert tower.config.distillation_token is distilled
     assert images_off(wrong(tower, layer_norm_eps=1e-2), published) > 100 * TOLERANCE
     save_file(torch.load(published.source)["model"], tmp_path / "model.safetensors")
-    config = {"architecture": "vit_tiny", "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.4, 0.3]}}
+    config = {
+        "architecture": "vit_tiny",
+        "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.4, 0.3]},
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     folder = read_vision_tower(str(tmp_path))
     assert folder.preprocessing == {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.4, 0.3)}
@@ -178,9 +226,13 @@ def test_image_towers_of_transformers(name, tmp_path):
 def test_another_size(tmp_path):
     published = transformers_vision(tmp_path, "CLIPVisionModel")
     tower, pixels = read_vision_tower(str(tmp_path)), tiny.images(2, size=48)
-    assert images_off(tower.resized(48), published, pixels, interpolate_pos_encoding=True) < TOLERANCE
+    assert (
+        images_off(tower.resized(48), published, pixels, interpolate_pos_encoding=True) < TOLERANCE
+    )
     assert tiny.equal(tower.resized(32).tensors, tower.tensors)
-    with pytest.raises(ValueError, match="36 is not a multiple of the patch size 8; set image_size to 32 or 40"):
+    with pytest.raises(
+        ValueError, match="36 is not a multiple of the patch size 8; set image_size to 32 or 40"
+    ):
         tower.resized(36)
 
 
@@ -206,16 +258,25 @@ class TestFiles:
         torch.save(tensors, bert.source / "pytorch_model.bin")
         assert tiny.equal(read_text_tower(str(bert.source)).tensors, before)
         (bert.source / "pytorch_model.bin").unlink()
-        shards = {name: "ab"[number % 2] + ".safetensors" for number, name in enumerate(sorted(tensors))}
+        shards = {
+            name: "ab"[number % 2] + ".safetensors" for number, name in enumerate(sorted(tensors))
+        }
         for shard in set(shards.values()):
-            save_file({name: tensors[name] for name in tensors if shards[name] == shard}, bert.source / shard)
-        (bert.source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+            save_file(
+                {name: tensors[name] for name in tensors if shards[name] == shard},
+                bert.source / shard,
+            )
+        (bert.source / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": shards})
+        )
         assert tiny.equal(read_text_tower(str(bert.source)).tensors, before)
 
     def test_the_first_names_of_layer_norms(self, bert):
         tensors = load_file(bert.source / "model.safetensors")
         old = {
-            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+                "LayerNorm.bias", "LayerNorm.beta"
+            ): tensor
             for name, tensor in tensors.items()
         }
         assert old.keys() != tensors.keys()
@@ -239,10 +300,18 @@ def test_a_real_bert():
         return list(model(ids, attention_mask=mask, output_hidden_states=True).hidden_states[1:])
 
     published, tower = Published(folder, hidden), read_text_tower(str(folder))
-    assert (tower.config.num_layers, tower.config.hidden_size, tower.config.num_heads) == (6, 384, 12)
+    assert (tower.config.num_layers, tower.config.hidden_size, tower.config.num_heads) == (
+        6,
+        384,
+        12,
+    )
     assert texts_off(tower, published) < TOLERANCE
     assert texts_off(wrong(tower, layer_norm_eps=1e-2), published) > 100 * TOLERANCE
-    texts = ["A dog runs across the green field.", "Zwei Boote!", "¿café? 42 unbelievable snowflakes"]
+    texts = [
+        "A dog runs across the green field.",
+        "Zwei Boote!",
+        "¿café? 42 unbelievable snowflakes",
+    ]
     ours = [encoding.ids for encoding in tower.tokenizer.encode_batch(texts)]
     assert ours == transformers.AutoTokenizer.from_pretrained(folder)(texts)["input_ids"]
 
@@ -254,25 +323,41 @@ class TestRefused:
         for changes, message in (
             ({"visual.mystery": torch.ones(1)}, r"has unknown tensors: visual\.mystery$"),
             ({GAP: torch.ones(3)}, rf"shaped tensors: {GAP} \[3\] \(expected \[128\]\)$"),
-            ({"visual.positional_embedding": torch.ones(16, 128)}, "for 15 patches; expected a square"),
+            (
+                {"visual.positional_embedding": torch.ones(16, 128)},
+                "for 15 patches; expected a square",
+            ),
         ):
             torch.save(tensors | changes, path)
             with pytest.raises(ValueError, match=message):
                 read_vision_tower(str(path))
 
     def test_a_width_of_no_published_tower(self, tmp_path):
-        names = {"patch_embed.proj.weight": (20, 3, 8, 8), "pos_embed": (1, 5, 20), "blocks.0.mlp.fc1.weight": (4, 20)}
-        torch.save({name: torch.zeros(shape) for name, shape in names.items()}, tmp_path / "vit.pth")
-        with pytest.raises(ValueError, match=r"width of 20 is of no published tower; set model\.vision\.num_heads"):
+        names = {
+            "patch_embed.proj.weight": (20, 3, 8, 8),
+            "pos_embed": (1, 5, 20),
+            "blocks.0.mlp.fc1.weight": (4, 20),
+        }
+        torch.save(
+            {name: torch.zeros(shape) for name, shape in names.items()}, tmp_path / "vit.pth"
+        )
+        with pytest.raises(
+            ValueError, match=r"width of 20 is of no published tower; set model\.vision\.num_heads"
+        ):
             read_vision_tower(str(tmp_path / "vit.pth"))
         with pytest.raises(ValueError, match=r"lacks tensors: .*blocks\.0\.attn\.proj\.bias"):
             read_vision_tower(str(tmp_path / "vit.pth"), {"num_heads": 5})
 
     def test_other_files(self, tmp_path):
         path, trace = openai(tmp_path / "clip.pt").source, tmp_path / "trace"
-        with pytest.raises(ValueError, match=r"holds no known text tower .*; expected an encoder of transformers"):
+        with pytest.raises(
+            ValueError, match=r"holds no known text tower .*; expected an encoder of transformers"
+        ):
             read_text_tower(str(path))
-        with pytest.raises(FileNotFoundError, match="does not exist; expected a file with weights, a folder or a hub"):
+        with pytest.raises(
+            FileNotFoundError,
+            match="does not exist; expected a file with weights, a folder or a hub",
+        ):
             read_vision_tower(str(tmp_path / "no" / "such" / "file.pt"))
         torch.save({**torch.load(path), "visual.proj": Payload(trace)}, path)
         with pytest.raises(ValueError, match=r"clip\.pt was refused"):
@@ -284,7 +369,9 @@ class TestRefused:
         config = json.loads((tmp_path / "config.json").read_text())
         for name, value in (("hidden_act", "relu"), ("position_embedding_type", "relative_key")):
             (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
-            with pytest.raises(ValueError, match=rf"config\.json sets {name} to '{value}'; expected "):
+            with pytest.raises(
+                ValueError, match=rf"config\.json sets {name} to '{value}'; expected "
+            ):
                 read_text_tower(str(tmp_path))
         with pytest.raises(ValueError, match=r"comes without its config\.json"):
             read_text_tower(str(tmp_path / "model.safetensors"))
@@ -312,9 +399,13 @@ class TestTimmBuilds:
         with pytest.raises(ValueError, match=r"weights\.pth lacks tensors"):
             read_vision_tower(f"timm:test_vit4={tmp_path / 'weights.pth'}")
         other = timm.create_model("vit_tiny_patch16_224", depth=1).state_dict()
-        other["patch_embed.proj.weight"] = other["patch_embed.proj.weight"].flatten(1)  # as some authors have it
+        other["patch_embed.proj.weight"] = other["patch_embed.proj.weight"].flatten(
+            1
+        )  # as some authors have it
         torch.save(other, tmp_path / "weights.pth")
-        with pytest.raises(ValueError, match=r"weights\.pth does not fit timm's vit_small_patch16_224 "):
+        with pytest.raises(
+            ValueError, match=r"weights\.pth does not fit timm's vit_small_patch16_224 "
+        ):
             read_vision_tower(f"timm:vit_small_patch16_224={tmp_path / 'weights.pth'}")
 
     @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
@@ -322,14 +413,22 @@ class TestTimmBuilds:
         arguments = {"depth": 2, "img_size": [112, 112]}
         model = timm.create_model(name, **arguments).eval()
         timm.models.save_for_hf(model, str(tmp_path), model_args=arguments, safe_serialization=True)
-        assert json.loads((tmp_path / "config.json").read_text())["model_args"]["img_size"] == [112, 112]
+        assert json.loads((tmp_path / "config.json").read_text())["model_args"]["img_size"] == [
+            112,
+            112,
+        ]
         towers = [read_vision_tower(f"{prefix}{tmp_path}") for prefix in ("", "timm:")]
-        assert [tower.config.architecture for tower in towers] == ["vit" if "vit" in name[:3] else "timm", "timm"]
+        assert [tower.config.architecture for tower in towers] == [
+            "vit" if "vit" in name[:3] else "timm",
+            "timm",
+        ]
         assert {tower.config.image_size for tower in towers} == {112}
         assert last_off(towers[1], model) < TOLERANCE
         text = (tmp_path / "config.json").read_text()
         (tmp_path / "config.json").write_text(text.replace("112,\n      112", "112,\n      224"))
-        with pytest.raises(ValueError, match=r"takes images of \[112, 224\] pixels; expected a square"):
+        with pytest.raises(
+            ValueError, match=r"takes images of \[112, 224\] pixels; expected a square"
+        ):
             read_vision_tower(f"timm:{tmp_path}")
 
     @pytest.mark.parametrize("family", ["siglip", "dinov2, registers", "dinov3", "beit"])
@@ -358,20 +457,30 @@ class TestTimmBuilds:
 
     def test_refused(self, tmp_path):
         save_timm(tmp_path, "siglip")
-        with pytest.raises(ValueError, match=r"contradicts the run's settings: model\.vision\.num_layers 9 \(it has"):
+        with pytest.raises(
+            ValueError,
+            match=r"contradicts the run's settings: model\.vision\.num_layers 9 \(it has",
+        ):
             read_vision_tower(str(tmp_path), {"num_layers": 9})
         with pytest.raises(ValueError, match="timm has no weights called 'vit_of_mine'"):
             read_vision_tower("timm:vit_of_mine")
         config = json.loads((tmp_path / "config.json").read_text())
-        (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": config["pretrained_cfg"]}))
-        with pytest.raises(ValueError, match=r"has no config\.json of timm with its architecture; give timm:NAME=FILE"):
+        (tmp_path / "config.json").write_text(
+            json.dumps({"pretrained_cfg": config["pretrained_cfg"]})
+        )
+        with pytest.raises(
+            ValueError,
+            match=r"has no config\.json of timm with its architecture; give timm:NAME=FILE",
+        ):
             read_vision_tower(f"timm:{tmp_path}")
 
 
 class TestTransformersBuilds:
     @pytest.mark.parametrize("family", ["modernbert", "deberta-v2", "mpnet"])
     def test_a_folder(self, tmp_path, family):
-        model = save_text(tmp_path, family, "AutoModel" if family == "deberta-v2" else "AutoModelForMaskedLM")
+        model = save_text(
+            tmp_path, family, "AutoModel" if family == "deberta-v2" else "AutoModelForMaskedLM"
+        )
         weights = read_text_tower(str(tmp_path))
         assert tiny.equal(read_text_tower(f"hf:{tmp_path}").tensors, weights.tensors)
         assert weights.config.architecture == "transformers"
@@ -389,12 +498,19 @@ class TestTransformersBuilds:
         ids = {f"{role}_id": number for number, role in enumerate(SPECIAL)}
         with (tmp_path / "spm.model").open("wb") as file:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(LINES), model_writer=file, vocab_size=30, minloglevel=2, **special, **ids
+                sentence_iterator=iter(LINES),
+                model_writer=file,
+                vocab_size=30,
+                minloglevel=2,
+                **special,
+                **ids,
             )
         save_text(tmp_path, "deberta-v2", pad_token_id=0)
         # Code in the folder is not run.
         (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["own.Own", None]}}))
+        (tmp_path / "tokenizer_config.json").write_text(
+            json.dumps({"auto_map": {"AutoTokenizer": ["own.Own", None]}})
+        )
         tokenizer = read_text_tower(str(tmp_path)).tokenizer
         assert special_tokens(tokenizer)[1] == (1, 0, 2, 3, 30)
         theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
@@ -402,17 +518,23 @@ class TestTransformersBuilds:
             assert tokenizer.encode(line).ids == [1, *theirs.encode(line), 2]
         assert not (tmp_path / "ran").exists()
         (tmp_path / "spm.model").write_bytes(b"cut off")
-        with pytest.raises(ValueError, match=r"transformers cannot read the tokenizer in .* \(.*cut off"):
+        with pytest.raises(
+            ValueError, match=r"transformers cannot read the tokenizer in .* \(.*cut off"
+        ):
             read_text_tower(str(tmp_path))
         (tmp_path / "spm.model").rename(tmp_path / "other.model")
-        with pytest.raises(ValueError, match=r"has no spm\.model for transformers' DebertaV2Tokenizer; add a"):
+        with pytest.raises(
+            ValueError, match=r"has no spm\.model for transformers' DebertaV2Tokenizer; add a"
+        ):
             read_text_tower(str(tmp_path))
         (tmp_path / "other.model").unlink()
         assert read_text_tower(str(tmp_path)).tokenizer is None
 
     def test_a_vocabulary_with_its_own_special_tokens(self, tmp_path):
         save_text(tmp_path, "mpnet")
-        (tmp_path / "vocab.txt").write_text("\n".join(["<s>", "<pad>", "</s>", "[UNK]", "red", "bar", "<mask>"]))
+        (tmp_path / "vocab.txt").write_text(
+            "\n".join(["<s>", "<pad>", "</s>", "[UNK]", "red", "bar", "<mask>"])
+        )
         tokenizer = read_text_tower(str(tmp_path)).tokenizer
         assert tokenizer.encode("Red bar").ids == [0, 4, 5, 2]
 
@@ -420,7 +542,11 @@ class TestTransformersBuilds:
         model = save_text(tmp_path, "mpnet")
         with pytest.raises(ValueError, match="which has image towers only"):
             read_text_tower(f"timm:{tmp_path}")
-        tensors = {name: tensor for name, tensor in model.state_dict().items() if "layer.1.output" not in name}
+        tensors = {
+            name: tensor
+            for name, tensor in model.state_dict().items()
+            if "layer.1.output" not in name
+        }
         save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
         with pytest.raises(ValueError, match=r"lacks tensors: encoder\.layer\.1\.output"):
             read_text_tower(str(tmp_path))
@@ -437,7 +563,9 @@ class TestTransformersBuilds:
         ran = tmp_path / "ran"
         (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
         classes = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": "mystery", "auto_map": classes}))
+        (tmp_path / "config.json").write_text(
+            json.dumps({"model_type": "mystery", "auto_map": classes})
+        )
         save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
         monkeypatch.setattr("builtins.input", lambda *_: "y")
         with pytest.raises(ValueError, match=r"transformers cannot read .*"):

@@ -63,7 +63,9 @@ def test_targets_are_the_vocabulary_s_share_of_the_normalised_answers():
 
 def test_targets_of_few_annotators_are_shares():
     assert soft_targets(["two", "few"], {"2"}) == {"2": 0.5}
-    assert soft_targets(["two", "2", "few"], {"2", "few"}) == pytest.approx({"2": 2 / 3, "few": 1 / 3})
+    assert soft_targets(["two", "2", "few"], {"2", "few"}) == pytest.approx(
+        {"2": 2 / 3, "few": 1 / 3}
+    )
     assert soft_targets(["two"] * 3, {"2"}) == soft_targets(["two"] * 4, {"2"}) == {"2": 1.0}
     assert soft_targets(["two", "few", "few", "no"], {"2"}) == {"2": 0.3}
 
@@ -96,5 +98,7 @@ def test_damaged_vocabulary(tmp_path, content):
     with pytest.raises(FileNotFoundError, match=r"no answers\.json in .*; give a VQA set"):
         read_vocabulary(tmp_path)
     (tmp_path / "answers.json").write_text(content)
-    with pytest.raises(ValueError, match=r"answers\.json is (not valid JSON .*; run|no list of answers)"):
+    with pytest.raises(
+        ValueError, match=r"answers\.json is (not valid JSON .*; run|no list of answers)"
+    ):
         read_vocabulary(tmp_path)

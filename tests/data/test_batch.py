@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from bridgetower.data.batch import IGNORED, Batch, RankingBatch, StepSampler, derive_seed, joined, mask_tokens
+from bridgetower.data.batch import (
+    IGNORED,
+    Batch,
+    RankingBatch,
+    StepSampler,
+    derive_seed,
+    joined,
+    mask_tokens,
+)
 from bridgetower.data.config import MaskingConfig
 
 BOS, PAD, EOS, MASK = 0, 1, 2, 119
@@ -27,14 +35,18 @@ class TestJoined:
         assert torch.equal(whole.input_ids[:2, :3], parts[0].input_ids)
         assert whole.mlm_labels[0, 3:].tolist() == [IGNORED] * 2
         assert whole.image_index.tolist() == [0, 1, 2]
-        assert joined([tiny.caption_batch((n,), (4,)) for n in (0, 1)], seed=0).attention_mask is None
+        assert (
+            joined([tiny.caption_batch((n,), (4,)) for n in (0, 1)], seed=0).attention_mask is None
+        )
 
     def test_several_texts_of_an_image_stay_together(self):
         parts = []
         for number, lengths in enumerate([(2, 4), (6, 3)]):
             ids, mask = tiny.texts(lengths, seed=number)
             index = torch.tensor([number])
-            parts.append(RankingBatch(ids=("x",), input_ids=ids, attention_mask=mask, image_index=index))
+            parts.append(
+                RankingBatch(ids=("x",), input_ids=ids, attention_mask=mask, image_index=index)
+            )
         whole = joined(parts, seed=0)
         assert whole.attention_mask.sum(dim=1).tolist() == [2, 4, 6, 3]
 
@@ -55,7 +67,10 @@ def make_ids(num_rows, length):
 
 
 def mask(ids, seed=0, **changes):
-    arguments = {"config": MaskingConfig(), "generator": torch.Generator().manual_seed(seed)} | changes
+    arguments = {
+        "config": MaskingConfig(),
+        "generator": torch.Generator().manual_seed(seed),
+    } | changes
     return mask_tokens(ids, special_ids=SPECIAL, mask_token_id=MASK, vocab_size=VOCAB, **arguments)
 
 
@@ -67,7 +82,8 @@ def assert_share(hits, total, expected):
 
 class TestMasking:
     @pytest.mark.parametrize(
-        "config", [MaskingConfig(), MaskingConfig(probability=0.3, mask_share=0.5, random_share=0.4)]
+        "config",
+        [MaskingConfig(), MaskingConfig(probability=0.3, mask_share=0.5, random_share=0.4)],
     )
     def test_shares(self, config):
         ids = make_ids(2000, 50)
@@ -83,7 +99,9 @@ class TestMasking:
 
     def test_random_tokens_cover_the_ordinary_vocabulary_evenly(self):
         ids = make_ids(2000, 50)
-        masked, _ = mask(ids, config=MaskingConfig(probability=1.0, mask_share=0.0, random_share=1.0))
+        masked, _ = mask(
+            ids, config=MaskingConfig(probability=1.0, mask_share=0.0, random_share=1.0)
+        )
         ordinary = ~torch.isin(ids, torch.tensor(SPECIAL))
         counts = torch.bincount(masked[ordinary], minlength=VOCAB)
         assert counts[[*SPECIAL, MASK]].tolist() == [0, 0, 0, 0]
@@ -91,7 +109,12 @@ class TestMasking:
             assert_share(count, int(ordinary.sum()), 1 / 116)
 
     @settings(max_examples=60, deadline=None)
-    @given(rows=st.integers(0, 6), length=st.integers(1, 20), probability=st.floats(0.01, 1), seed=st.integers(0, 999))
+    @given(
+        rows=st.integers(0, 6),
+        length=st.integers(1, 20),
+        probability=st.floats(0.01, 1),
+        seed=st.integers(0, 999),
+    )
     def test_what_always_holds(self, rows, length, probability, seed):
         ids = torch.randint(VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
         before = ids.clone()
@@ -107,7 +130,11 @@ class TestMasking:
         assert not torch.isin(masked[predicted], torch.tensor(SPECIAL)).any()
 
     def test_only_the_generator_decides_and_moves_on(self):
-        ids, generator, before = make_ids(16, 30), torch.Generator().manual_seed(4), torch.get_rng_state()
+        ids, generator, before = (
+            make_ids(16, 30),
+            torch.Generator().manual_seed(4),
+            torch.get_rng_state(),
+        )
         first, again = mask(ids, generator=generator), mask(ids, generator=generator)
         assert all(map(torch.equal, first, mask(ids, 4)))
         assert not torch.equal(first[1], again[1])
@@ -120,7 +147,9 @@ class TestMasking:
         carries_on = torch.zeros_like(special)
         carries_on[:, 1:] = (ids[:, 1:] >= 60) & ~special[:, :-1] & ~special[:, 1:]
         predicted, by_token = labels != IGNORED, mask(ids)[1] != IGNORED
-        torn = [((one[:, 1:] != one[:, :-1]) & carries_on[:, 1:]).sum() for one in (predicted, by_token)]
+        torn = [
+            ((one[:, 1:] != one[:, :-1]) & carries_on[:, 1:]).sum() for one in (predicted, by_token)
+        ]
         assert torn[0] == 0 < torn[1]
         assert (predicted & carries_on).any()
         words = predicted[~special & ~carries_on]
@@ -134,7 +163,11 @@ def keys(num_examples, steps=range(4), **values):
 
 
 class TestSampler:
-    @given(count=st.integers(4, 60), parts=st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2)]), seed=st.integers(0, 99))
+    @given(
+        count=st.integers(4, 60),
+        parts=st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2)]),
+        seed=st.integers(0, 99),
+    )
     def test_an_epoch_covers_each_pair_once(self, count, parts, seed):
         world_size, micro_batches = parts
         options = {"micro_batches": micro_batches, "world_size": world_size, "seed": seed}
@@ -152,9 +185,14 @@ class TestSampler:
 
     def test_ranks_and_micro_batches_share_out_the_batch_of_one_process(self):
         whole = keys(30, range(15), batch_size=8)
-        shared = [keys(30, range(15), batch_size=8, micro_batches=2, rank=rank, world_size=2) for rank in range(2)]
+        shared = [
+            keys(30, range(15), batch_size=8, micro_batches=2, rank=rank, world_size=2)
+            for rank in range(2)
+        ]
         for step, key in enumerate(whole):
-            parts = [shared[rank][2 * step + micro].examples for rank in range(2) for micro in range(2)]
+            parts = [
+                shared[rank][2 * step + micro].examples for rank in range(2) for micro in range(2)
+            ]
             assert key.examples == tuple(pair for part in parts for pair in part)
         assert len({key.seed for part in shared for key in part}) == 60
 
@@ -163,7 +201,11 @@ class TestSampler:
 
     def test_some_steps_come_twice_as_a_whole(self):
         once = keys(30, range(3), batch_size=8, micro_batches=2)
-        options = {"batch_size": 8, "micro_batches": 2, "passes": lambda step: 2 if step == 1 else 1}
+        options = {
+            "batch_size": 8,
+            "micro_batches": 2,
+            "passes": lambda step: 2 if step == 1 else 1,
+        }
         assert keys(30, range(3), **options) == [*once[:2], *once[2:4], *once[2:4], *once[4:]]
         sampler = StepSampler(30, steps=range(3), seed=0, **options)
         assert (len(sampler), sampler.steps_per_epoch) == (8, 3)
@@ -173,7 +215,9 @@ class TestSampler:
         plain = keys(30, range(2), **options)
         found = keys(30, range(2), counted=lambda step: step == 1, **options)
         assert not any(key.step for key in plain)
-        assert [number for number, key in enumerate(found) if key.step] == [6]  # of the last pass of the second step
+        assert [number for number, key in enumerate(found) if key.step] == [
+            6
+        ]  # of the last pass of the second step
         assert found[6].step == tuple(plain[6:])
         assert [replace(key, step=()) for key in found] == plain
 
@@ -181,7 +225,10 @@ class TestSampler:
         ("values", "message"),
         [
             ({"batch_size": 15}, "14 examples are fewer than one batch of 15; lower batch_size"),
-            ({"micro_batches": 3}, "batch_size 4 does not split into 1 processes x 3 .*; use a multiple of 3"),
+            (
+                {"micro_batches": 3},
+                "batch_size 4 does not split into 1 processes x 3 .*; use a multiple of 3",
+            ),
             ({"world_size": 8}, "does not split into 8 processes x 1 micro-batches"),
         ],
     )
@@ -196,7 +243,9 @@ class TestOneSetPerBatch:
     SETS = torch.tensor([0] * 11 + [1] * 6)
 
     def order(self, epoch, seed=0):
-        return StepSampler(17, batch_size=4, micro_batches=1, steps=range(9), seed=seed, sets=self.SETS).order(epoch)
+        return StepSampler(
+            17, batch_size=4, micro_batches=1, steps=range(9), seed=seed, sets=self.SETS
+        ).order(epoch)
 
     def test_whole_batches_are_of_one_set_and_the_rest_comes_last(self):
         for epoch in range(4):
@@ -207,14 +256,18 @@ class TestOneSetPerBatch:
 
     def test_batches_of_the_sets_take_turns_by_seed_and_epoch_alone(self):
         assert torch.equal(self.order(1), self.order(1))
-        firsts = {int(self.SETS[self.order(epoch, seed)[0]]) for seed in range(3) for epoch in range(3)}
+        firsts = {
+            int(self.SETS[self.order(epoch, seed)[0]]) for seed in range(3) for epoch in range(3)
+        }
         assert firsts == {0, 1}
         turns = {tuple(self.SETS[self.order(epoch)[:12:4]].tolist()) for epoch in range(9)}
         assert turns == {(0, 0, 1), (0, 1, 0), (1, 0, 0)}
         assert keys(17, range(5, 9), sets=self.SETS) == keys(17, range(9), sets=self.SETS)[5:]
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), min_size=2, max_size=20, unique=True))
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), min_size=2, max_size=20, unique=True)
+)
 def test_distinct_parts_give_distinct_seeds_the_same_on_every_machine(parts):
     seeds = [derive_seed(*part) for part in parts]
     assert len(set(seeds)) == len(parts)

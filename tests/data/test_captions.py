@@ -26,13 +26,17 @@ def load(tiny_dataset, tiny_processor):
 
     def make(*folders, split="train", masking=0.3, **config):
         data = DataConfig(folders=tuple(map(str, folders or (tiny_dataset,))), **config)
-        return CaptionPairs(CaptionImages(data, split, tiny_processor), MaskingConfig(probability=masking))
+        return CaptionPairs(
+            CaptionImages(data, split, tiny_processor), MaskingConfig(probability=masking)
+        )
 
     return make
 
 
 def equal(first, second):
-    pairs = [(getattr(first, item.name), getattr(second, item.name)) for item in fields(CaptionBatch)]
+    pairs = [
+        (getattr(first, item.name), getattr(second, item.name)) for item in fields(CaptionBatch)
+    ]
     return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
 
 
@@ -44,9 +48,13 @@ class TestImages:
     def test_an_image_has_each_of_its_captions_once(self, load, tmp_path):
         draw = random.Random(0)
         given = [draw.choices("abcdefgh", k=draw.randint(1, 9)) for _ in range(27)]
-        write_set(tmp_path / "set", {"train": [record(n, entries=texts) for n, texts in enumerate(given)]})
+        write_set(
+            tmp_path / "set", {"train": [record(n, entries=texts) for n, texts in enumerate(given)]}
+        )
         pairs, once = load(tmp_path / "set"), [list(dict.fromkeys(texts)) for texts in given]
-        official = [set(texts) for texts in given]  # in an order that changes from process to process
+        official = [
+            set(texts) for texts in given
+        ]  # in an order that changes from process to process
         assert len(pairs) == sum(map(len, official)) < sum(map(len, given))
         assert pairs.images.all_captions() == pairs.images.captions(range(27)) == once
         owners = [row for row, texts in enumerate(once) for _ in texts]
@@ -58,7 +66,10 @@ class TestImages:
         assert rows.tolist() == [row for row, texts in enumerate(once) for _ in texts[:3]]
 
     def test_images_with_the_same_captions_share_them(self, load, tiny_dataset):
-        alone, twice = load(split="test").images, load(tiny_dataset, tiny_dataset, split="test").images
+        alone, twice = (
+            load(split="test").images,
+            load(tiny_dataset, tiny_dataset, split="test").images,
+        )
         assert alone.owners().tolist() == list(range(9))
         assert twice.owners().tolist() == [*range(9), *range(9)]
         assert twice.texts(2, twice.owners())[0] == alone.texts(2)[0]
@@ -74,7 +85,12 @@ class TestImages:
         for cache, decoded in ((True, 1), (False, 2)):
             images, calls = load(cache=cache).images, []
             resize = images.processor.resize
-            monkeypatch.setattr(images.processor, "resize", lambda image: calls.append(1) or resize(image))  # noqa: B023
+
+            def counted(image, calls=calls, resize=resize):
+                calls.append(1)
+                return resize(image)
+
+            monkeypatch.setattr(images.processor, "resize", counted)
             assert torch.equal(images.pixels([2])[0], images.pixels([2])[0])
             assert len(calls) == decoded
             monkeypatch.undo()
@@ -86,10 +102,14 @@ class TestImages:
             load(tmp_path / "nowhere")
 
     def test_a_broken_picture_is_named(self, load, tmp_path):
-        with pytest.MonkeyPatch.context() as patch:  # as if the set was written when it could be decoded
+        with (
+            pytest.MonkeyPatch.context() as patch
+        ):  # as if the set was written when it could be decoded
             patch.setattr(prepared_set, "_checked", lambda image: b"not a picture")
             write_set(tmp_path / "set", {"train": [record(7)]})
-        with pytest.raises(ValueError, match=rf"image train/7\.png of {tmp_path}/set: .*13 image bytes"):
+        with pytest.raises(
+            ValueError, match=rf"image train/7\.png of {tmp_path}/set: .*13 image bytes"
+        ):
             load(tmp_path / "set")[BatchKey((0,), 0)]
 
 
@@ -98,7 +118,9 @@ class TestPairs:
         everything, one = load(), load(captions="one")
         assert len(everything) == sum(map(len, everything.images.all_captions()))
         assert len(one) == len(everything.images)
-        image = next(row for row, captions in enumerate(one.images.all_captions()) if len(captions) == 2)
+        image = next(
+            row for row, captions in enumerate(one.images.all_captions()) if len(captions) == 2
+        )
         drawn = {tuple(one[BatchKey((image,), seed)].input_ids[0].tolist()) for seed in range(20)}
         assert len(drawn) == 2
 
@@ -107,9 +129,16 @@ class TestPairs:
         pairs = load(tiny_dataset, tiny_dataset, repeats=(1, 3))
         assert len(pairs) == 4 * len(once)
         counts = Counter(map(tuple, pairs.pairs.tolist()))
-        assert {(image >= 27, count) for (image, _), count in counts.items()} == {(False, 1), (True, 3)}
+        assert {(image >= 27, count) for (image, _), count in counts.items()} == {
+            (False, 1),
+            (True, 3),
+        }
         own = [number for image, number in pairs.pairs.tolist() if image == 30]
-        assert own == [number for number, image in enumerate(pairs.images.owner.tolist()) if image == 30] * 3
+        assert (
+            own
+            == [number for number, image in enumerate(pairs.images.owner.tolist()) if image == 30]
+            * 3
+        )
 
     def test_batch_is_a_function_of_its_key(self, load):
         options = {"captions": "one", "augmentation": "affine", "word_dropout": 0.3}
@@ -130,7 +159,9 @@ class TestPairs:
         assert torch.equal(batch.image_index, identities(images, [image for image, _ in numbers]))
         assert batch.ids == tuple(images.names([image for image, _ in numbers]))
         assert torch.equal(batch.pixel_values, images.pixel_values([image for image, _ in numbers]))
-        texts = images.processor.texts([row["entry"] for row in images.examples([number for _, number in numbers])])
+        texts = images.processor.texts(
+            [row["entry"] for row in images.examples([number for _, number in numbers])]
+        )
         assert torch.equal(batch.input_ids, texts.input_ids)
         assert torch.equal(batch.attention_mask, texts.attention_mask)
         hidden = batch.mlm_labels >= 0
@@ -144,17 +175,26 @@ class TestPairs:
 
     def test_each_table_is_read_once_for_a_batch(self, load, monkeypatch):
         pairs, read, take = load(captions="one"), [], Table.take
-        monkeypatch.setattr(Table, "take", lambda it, *given: read.append(Path(it.uri).name) or take(it, *given))
+        monkeypatch.setattr(
+            Table, "take", lambda it, *given: read.append(Path(it.uri).name) or take(it, *given)
+        )
         batch = pairs[BatchKey((3, 0, 11, 3), 17)]
         assert sorted(read) == ["examples.lance", "images.lance"]
-        assert batch.image_index.tolist() == identities(pairs.images, pairs.pairs[[3, 0, 11, 3], 0].tolist()).tolist()
+        assert (
+            batch.image_index.tolist()
+            == identities(pairs.images, pairs.pairs[[3, 0, 11, 3], 0].tolist()).tolist()
+        )
 
     def test_labels_of_a_step_are_counted_without_its_pictures(self, load, monkeypatch):
         pairs = load(captions="one", word_dropout=0.3, augmentation="affine")
         step = BatchKey((0, 1), 5), BatchKey((2, 3), 6), BatchKey((4, 5), 7)
         expected = sum(int(pairs[key].num_labels) for key in step)
         read, views = [], CaptionImages.views
-        monkeypatch.setattr(CaptionImages, "views", lambda it, rows, *more: read.extend(rows) or views(it, rows, *more))
+        monkeypatch.setattr(
+            CaptionImages,
+            "views",
+            lambda it, rows, *more: read.extend(rows) or views(it, rows, *more),
+        )
         batch = pairs[replace(step[0], step=step)]
         assert int(batch.step_labels) == expected > int(batch.num_labels)
         assert len(read) == 2
@@ -162,7 +202,11 @@ class TestPairs:
 
     def test_views_change_pictures_and_dropped_words_texts(self, load):
         key = BatchKey((0, 1, 2), 5)
-        plain, turned, fewer = load()[key], load(augmentation="affine")[key], load(word_dropout=0.5)[key]
+        plain, turned, fewer = (
+            load()[key],
+            load(augmentation="affine")[key],
+            load(word_dropout=0.5)[key],
+        )
         assert not torch.equal(plain.pixel_values, turned.pixel_values)
         assert torch.equal(plain.masked_input_ids, turned.masked_input_ids)
         assert torch.equal(plain.pixel_values, fewer.pixel_values)
@@ -183,7 +227,9 @@ class TestPairs:
         images, rows = pairs.images, pairs.pairs[[0, 1, 2], 0].tolist()
         inverted = images.processor.normalise(255 - torch.stack(images.pixels(rows)))
         assert torch.equal(pairs[BatchKey((0, 1, 2), 5)].pixel_values, inverted)
-        torch.testing.assert_close(images.pixel_values(rows), load().images.pixel_values(rows))  # not in evaluation
+        torch.testing.assert_close(
+            images.pixel_values(rows), load().images.pixel_values(rows)
+        )  # not in evaluation
 
     def test_its_draws_are_those_of_the_key_and_leave_the_generator_alone(self, load, own):
         pairs, before = load(transform=f"{own}:noise"), torch.get_rng_state()
@@ -196,7 +242,10 @@ class TestPairs:
     @pytest.mark.parametrize(
         ("name", "message"),
         [
-            ("floats", r"floats returned torch.float32 \[3, \d+, \d+\]; expected a tensor of uint8"),
+            (
+                "floats",
+                r"floats returned torch.float32 \[3, \d+, \d+\]; expected a tensor of uint8",
+            ),
             ("nothing", "nothing returned NoneType; expected a tensor of uint8"),
             ("number", "number is a int; expected"),
             ("missing", "data.transform is .*missing; expected .*invert, .*noise"),
@@ -213,7 +262,9 @@ class TestPairs:
             pairs.masking = MaskingConfig(probability=0.4, whole_word=whole_word)
             batch, processor = pairs[BatchKey(tuple(range(20)), 0)], pairs.images.processor
             hidden = batch.mlm_labels >= 0
-            after_special = torch.isin(batch.input_ids[:, :-1], torch.tensor(list(processor.special_ids)))
+            after_special = torch.isin(
+                batch.input_ids[:, :-1], torch.tensor(list(processor.special_ids))
+            )
             carries_on = processor.continues_word[batch.input_ids[:, 1:]] & ~after_special
             torn.append(int((carries_on & (hidden[:, 1:] != hidden[:, :-1])).sum()))
         assert torn[0] == 0 < torn[1]
@@ -256,7 +307,9 @@ class TestRanking:
         assert len(pairs) == images.num_examples
         found, chosen = self.texts(pairs, (4, 0), 7), images.pairs()[[4, 0]].tolist()
         assert len(found) == 8
-        assert [found[0], found[4]] == [row["entry"] for row in images.examples([number for _, number in chosen])]
+        assert [found[0], found[4]] == [
+            row["entry"] for row in images.examples([number for _, number in chosen])
+        ]
         expected = identities(images, [image for image, _ in chosen])
         assert torch.equal(pairs[BatchKey((4, 0), 7)].image_index, expected)
 
@@ -288,7 +341,9 @@ class TestRanking:
         for example, word in enumerate(words):
             true, *false = self.texts(pairs, (example,), example)
             assert true == word
-            assert {other: false.count(other) > 5 for other in false} == dict.fromkeys(set(words) - {word}, True)
+            assert {other: false.count(other) > 5 for other in false} == dict.fromkeys(
+                set(words) - {word}, True
+            )
         for name in ("one", "same"):
             with pytest.raises(ValueError, match="train has no two images with different captions"):
                 RankingPairs(load(tmp_path / name).images, false_texts=1)

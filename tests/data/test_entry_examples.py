@@ -9,7 +9,16 @@ from bridgetower.data.batch import BatchKey
 from bridgetower.data.config import DataConfig
 from bridgetower.data.examples import ClassEncoder, EntryDataset, PreparedImages
 from bridgetower.data.prepared_set import read_info
-from bridgetower.data.schema import CAPTIONS, SCHEMAS, SNLI_VE, VQA, Question, Statement, nlvr2_sentence, schema_named
+from bridgetower.data.schema import (
+    CAPTIONS,
+    SCHEMAS,
+    SNLI_VE,
+    VQA,
+    Question,
+    Statement,
+    nlvr2_sentence,
+    schema_named,
+)
 from bridgetower.model.config import FIXED_LABELS
 from bridgetower.tasks.entries import VqaConfig
 from bridgetower.tasks.table import TASKS
@@ -39,7 +48,11 @@ def load(folders, tiny_processor):
 
 
 def test_classes_are_in_the_order_of_the_heads():
-    labels = {spec.head: spec.schema.labels for spec in TASKS.values() if spec.schema and spec.schema.labels}
+    labels = {
+        spec.head: spec.schema.labels
+        for spec in TASKS.values()
+        if spec.schema and spec.schema.labels
+    }
     assert {head: FIXED_LABELS[head] for head in labels if head} == labels
     assert {schema.labels for schema in SCHEMAS.values() if schema.labels} == set(labels.values())
     assert SCHEMAS["snli-ve"].labels == ("contradiction", "neutral", "entailment")
@@ -62,7 +75,9 @@ class TestWhichThereAre:
         assert {entry["label"] for entry in neutral} == {"neutral"}
         assert len(neutral) == len(list(neutral)) < 12
         assert len(more) == 4 * len(neutral)
-        with pytest.raises(ValueError, match=r"no example in split train of .* is fit for this; choose another"):
+        with pytest.raises(
+            ValueError, match=r"no example in split train of .* is fit for this; choose another"
+        ):
             EntryDataset(images, encode, keep=lambda entry: False)
 
     def test_questions_without_an_answer_of_the_vocabulary(self, load):
@@ -80,10 +95,22 @@ class TestWhichThereAre:
     @pytest.mark.parametrize(
         ("kind", "use", "message"),
         [
-            ("vqa", "validate", "question 3000 of split test has no answers; choose a split that has"),
+            (
+                "vqa",
+                "validate",
+                "question 3000 of split test has no answers; choose a split that has",
+            ),
             ("vqa", "train", r"no example in split test of .* is fit for this"),
-            ("snli-ve", "train", "statement 0.jpg#0r of split test has no label; choose a split that has"),
-            ("nlvr2", "validate", "statement test-0-0-0 of split test has no label; choose a split that has"),
+            (
+                "snli-ve",
+                "train",
+                "statement 0.jpg#0r of split test has no label; choose a split that has",
+            ),
+            (
+                "nlvr2",
+                "validate",
+                "statement test-0-0-0 of split test has no label; choose a split that has",
+            ),
         ],
     )
     def test_without_labels(self, load, kind, use, message):
@@ -100,24 +127,39 @@ class TestBatch:
         assert batch.ids == ("1020", "1001")
         text = tiny_processor.texts([entries[4]["question"], entries[1]["question"]])
         assert torch.equal(batch.input_ids, text.input_ids)
-        assert torch.equal(batch.pixel_values, tiny_processor.images([asked.png("blue"), asked.png("red")]))
-        found = [{name: x for name, x in zip(asked.ANSWERS, row, strict=True) if x} for row in batch.labels.tolist()]
-        assert found == [pytest.approx({"blue": 1.0, "green": 0.6}), pytest.approx({"yes": 1.0, "no": 1.0})]
+        assert torch.equal(
+            batch.pixel_values, tiny_processor.images([asked.png("blue"), asked.png("red")])
+        )
+        found = [
+            {name: x for name, x in zip(asked.ANSWERS, row, strict=True) if x}
+            for row in batch.labels.tolist()
+        ]
+        assert found == [
+            pytest.approx({"blue": 1.0, "green": 0.6}),
+            pytest.approx({"yes": 1.0, "no": 1.0}),
+        ]
         assert found[0] == pytest.approx(soft_targets(entries[4]["answers"], asked.ANSWERS))
         assert batch.seed == 3
 
     def test_one_image(self, load, tiny_processor):
         batch = load("snli-ve", "train", "validate")[BatchKey((2, 0), 1)]
         assert batch.ids == ("1.jpg#1r", "0.jpg#0r")
-        assert torch.equal(batch.pixel_values, tiny_processor.images([asked.png("green"), asked.png("red")]))
+        assert torch.equal(
+            batch.pixel_values, tiny_processor.images([asked.png("green"), asked.png("red")])
+        )
         assert batch.pixel_values_2 is None
-        assert torch.equal(batch.input_ids, tiny_processor.texts(["it is red", "it is red"]).input_ids)
+        assert torch.equal(
+            batch.input_ids, tiny_processor.texts(["it is red", "it is red"]).input_ids
+        )
         assert batch.labels.tolist() == [1, 2]  # neutral, entailment
 
     def test_two_images(self, load, tiny_processor):
         batch = load("nlvr2", "train", "validate")[BatchKey((1, 0), 1)]
         assert batch.ids == ("train-0-1-0", "train-0-0-0")
-        first, second = (tiny_processor.images([*map(asked.png, two)]) for two in (("green", "red"), ("red", "orange")))
+        first, second = (
+            tiny_processor.images([*map(asked.png, two)])
+            for two in (("green", "red"), ("red", "orange"))
+        )
         assert torch.equal(batch.pixel_values, first)
         assert torch.equal(batch.pixel_values_2, second)
         assert batch.labels.tolist() == [0, 1]
@@ -135,9 +177,14 @@ class TestBatch:
 
 
 def test_two_texts_of_an_entry_are_a_pair(tmp_path, tiny_processor):
-    choices = tuple(Choice(choice_id=answer, question="which shade?", answers=(answer,)) for answer in ("grey", "dark"))
+    choices = tuple(
+        Choice(choice_id=answer, question="which shade?", answers=(answer,))
+        for answer in ("grey", "dark")
+    )
     folder = write_set(tmp_path / "set", {"train": [record(1, entries=choices)]}, CHOICES)
-    images = PreparedImages(DataConfig(folders=(str(folder),)), "train", tiny_processor, schema=CHOICES)
+    images = PreparedImages(
+        DataConfig(folders=(str(folder),)), "train", tiny_processor, schema=CHOICES
+    )
     batch = EntryDataset(images, ClassEncoder(("a", "b")))[BatchKey((1, 0), 0)]
     expected = tiny_processor.pair_ids([("which shade?", "dark"), ("which shade?", "grey")])
     assert batch.input_ids.tolist() == tiny_processor.pad(expected).input_ids.tolist()
@@ -145,7 +192,9 @@ def test_two_texts_of_an_entry_are_a_pair(tmp_path, tiny_processor):
 
 
 def test_a_label_that_is_no_class(pictures):
-    examples = EntryDataset(pictures("snli-ve"), ClassEncoder(("neutral", "entailment")), labelled=True)
+    examples = EntryDataset(
+        pictures("snli-ve"), ClassEncoder(("neutral", "entailment")), labelled=True
+    )
     first, entry = next(pair for pair in enumerate(examples) if pair[1]["label"] == "contradiction")
     message = f"statement {entry['statement_id']} has the label 'contradiction'; the model's head has the classes n"
     with pytest.raises(ValueError, match=message):
@@ -162,11 +211,15 @@ class TestImages:
         contents = [asked.png(colour) for colour in (asked.COLOURS[3], asked.COLOURS[2])]
         for _ in range(2):
             assert images.contents(row["images"]) == contents
-            assert all(map(torch.equal, images.pixels(row["images"]), map(tiny_processor.resize, contents)))
+            assert all(
+                map(torch.equal, images.pixels(row["images"]), map(tiny_processor.resize, contents))
+            )
         views = images.views(row["images"], torch.Generator().manual_seed(0))
         assert torch.equal(views, tiny_processor.images(contents))
 
-    def test_several_splits_and_sets_that_are_only_trained_on(self, pictures, folders, tiny_processor):
+    def test_several_splits_and_sets_that_are_only_trained_on(
+        self, pictures, folders, tiny_processor
+    ):
         folder, splits = str(folders["nlvr2"]), ("train", "validation")
         both = pictures("nlvr2", splits, train_only=(folder,), repeats=(1, 3))
         assert both.num_examples == 13 + 8
@@ -178,8 +231,13 @@ class TestImages:
         assert both.repeated(torch.arange(21)).bincount().tolist() == [1] * 13 + [3] * 8
         assert both.sets_of(torch.tensor([0, 12, 13, 20])).tolist() == [0, 0, 1, 1]
         digest = read_info(folder).digest
-        assert both.digests() == {f"{folder} (train, validation)": digest, f"{folder} (train)": digest}
-        evaluated = PreparedImages(both.config.as_evaluated(), "validation", tiny_processor, schema=SCHEMAS["nlvr2"])
+        assert both.digests() == {
+            f"{folder} (train, validation)": digest,
+            f"{folder} (train)": digest,
+        }
+        evaluated = PreparedImages(
+            both.config.as_evaluated(), "validation", tiny_processor, schema=SCHEMAS["nlvr2"]
+        )
         assert evaluated.num_examples == 5
 
     def test_with_a_cache_examples_are_read_once(self, pictures, monkeypatch):
@@ -194,7 +252,12 @@ class TestImages:
 
     def test_of_another_kind(self, folders, tiny_processor):
         with pytest.raises(ValueError, match=r"is a set of kind nlvr2; use a set of kind vqa"):
-            PreparedImages(DataConfig(folders=(str(folders["nlvr2"]),)), "train", tiny_processor, schema=SCHEMAS["vqa"])
+            PreparedImages(
+                DataConfig(folders=(str(folders["nlvr2"]),)),
+                "train",
+                tiny_processor,
+                schema=SCHEMAS["vqa"],
+            )
 
 
 def choice(question, *answers):
@@ -208,7 +271,12 @@ def test_no_such_schema():
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("dev-850-2-1", "dev-850-1"), ("test1-0-0-0", "test1-0-0"), ("dev-850-2", None), ("dev-850-2#1", None)],
+    [
+        ("dev-850-2-1", "dev-850-1"),
+        ("test1-0-0-0", "test1-0-0"),
+        ("dev-850-2", None),
+        ("dev-850-2#1", None),
+    ],
 )
 def test_the_sentence_of_an_identifier(name, sentence):
     assert nlvr2_sentence(name) == sentence
@@ -223,7 +291,10 @@ def test_the_sentence_of_an_identifier(name, sentence):
         ("half \ud83d", "caption is not valid Unicode"),
         (Question(question_id=7, question=" Why? "), None),
         (Question(question_id=7, question=" \n"), "question 7 is empty"),
-        (Question(question_id=7, question="Why?", answers=("so", "\ud83d")), "question 7 is not valid Unicode"),
+        (
+            Question(question_id=7, question="Why?", answers=("so", "\ud83d")),
+            "question 7 is not valid Unicode",
+        ),
         (Statement(statement_id="x", text="a"), None),
         (Statement(statement_id="x", text=""), "statement 'x' is empty"),
         (Statement(statement_id="x", text="a "), "statement 'x' has spaces at its ends"),

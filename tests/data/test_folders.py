@@ -33,7 +33,9 @@ def write_many(folder):
     for number in range(NUM_PICTURES):
         name = coco_name(number, "train2014")
         sentences = [{"raw": f"Picture {number}."}]
-        images.append({"filepath": "train2014", "filename": name, "split": "train", "sentences": sentences})
+        images.append(
+            {"filepath": "train2014", "filename": name, "split": "train", "sentences": sentences}
+        )
         write(folder / "train2014" / name, jpeg(number, size=(64, 64)))
     write(folder / "dataset_coco.json", {"images": images})
 
@@ -44,9 +46,13 @@ class TestBad:
         broken = coco / "val2014" / coco_name(391895, "val2014")
         missing.unlink()
         broken.write_bytes(broken.read_bytes()[:200])
-        with pytest.raises(ValueError, match=rf"1 bad item.*'train2014/{missing.name}': there is no such file"):
+        with pytest.raises(
+            ValueError, match=rf"1 bad item.*'train2014/{missing.name}': there is no such file"
+        ):
             prepare_set("coco", coco, tmp_path / "out", PrepareConfig(splits=("train",)))
-        with pytest.raises(ValueError, match=rf"2 bad items.*{missing.name}.*{broken.name}': .*damaged"):
+        with pytest.raises(
+            ValueError, match=rf"2 bad items.*{missing.name}.*{broken.name}': .*damaged"
+        ):
             prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=1))
         assert not (tmp_path / "out" / "dataset.json").exists()
         info = prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=2))
@@ -58,7 +64,9 @@ class TestBad:
         assert read_info(tmp_path / "out") == info
 
     def test_only_repaired_and_changed_pictures_are_read_again(self, coco, tmp_path, monkeypatch):
-        changed, broken = (coco / "train2014" / coco_name(number, "train2014") for number in (57870, 9))
+        changed, broken = (
+            coco / "train2014" / coco_name(number, "train2014") for number in (57870, 9)
+        )
         whole = broken.read_bytes()
         broken.write_bytes(b"no picture")
         with pytest.raises(ValueError, match="1 bad item"):
@@ -66,7 +74,9 @@ class TestBad:
         broken.write_bytes(whole)
         changed.write_bytes(jpeg(1, size=(64, 64)))
         read, asked = prepared_set._checked, []
-        monkeypatch.setattr(prepared_set, "_checked", lambda image: (asked.append(image.name), read(image))[1])
+        monkeypatch.setattr(
+            prepared_set, "_checked", lambda image: (asked.append(image.name), read(image))[1]
+        )
         info = prepare_set("coco", coco, tmp_path / "out")
         assert info.splits["train"].images == 7
         assert "cannot be used" not in info.left_out
@@ -79,7 +89,9 @@ class TestBad:
         for max_errors in (0, 100):
             with pytest.raises(FileNotFoundError, match=message):
                 prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=max_errors))
-        with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; give the folder with the original files"):
+        with pytest.raises(
+            FileNotFoundError, match=r"no folder .*nowhere; give the folder with the original files"
+        ):
             prepare_set("coco", tmp_path / "nowhere", tmp_path / "out")
 
     def test_a_split_of_which_nothing_is_left(self, coco, tmp_path):
@@ -97,23 +109,38 @@ class TestComplete:
             *(".lock", "dataset.json", "images.lance", "examples.lance")
         }
         before = snapshot(tmp_path / "out")
-        assert prepare_set("coco", coco, tmp_path / "out", PrepareConfig(num_workers=1, max_errors=3)) == first
+        assert (
+            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(num_workers=1, max_errors=3))
+            == first
+        )
         assert snapshot(tmp_path / "out") == before
         with pytest.raises(ValueError, match="holds a set that differs in splits; choose"):
             prepare_set("coco", coco, tmp_path / "out", PrepareConfig(splits=("test",)))
-        change(coco / "dataset_coco.json", lambda content: content["images"][0]["sentences"][0].update(raw="another"))
-        with pytest.raises(ValueError, match=r"holds a set of another dataset_coco\.json; choose another folder"):
+        change(
+            coco / "dataset_coco.json",
+            lambda content: content["images"][0]["sentences"][0].update(raw="another"),
+        )
+        with pytest.raises(
+            ValueError, match=r"holds a set of another dataset_coco\.json; choose another folder"
+        ):
             prepare_set("coco", coco, tmp_path / "out")
 
     @pytest.mark.parametrize("name", ["images", "examples"])
     def test_a_table_of_somebody_else_is_kept(self, coco, tmp_path, name):
         lancedb.connect(tmp_path / "out").create_table(name, [{"mine": 1}])
-        with pytest.raises(ValueError, match=rf"{name}\.lance was not written by `bridgetower prepare`"):
+        with pytest.raises(
+            ValueError, match=rf"{name}\.lance was not written by `bridgetower prepare`"
+        ):
             prepare_set("coco", coco, tmp_path / "out")
-        assert lancedb.connect(tmp_path / "out").open_table(name).to_arrow().to_pylist() == [{"mine": 1}]
+        assert lancedb.connect(tmp_path / "out").open_table(name).to_arrow().to_pylist() == [
+            {"mine": 1}
+        ]
 
     def test_nobody_else_may_write(self, coco, tmp_path):
-        with locked(tmp_path / "out"), pytest.raises(FileExistsError, match="another process works in"):
+        with (
+            locked(tmp_path / "out"),
+            pytest.raises(FileExistsError, match="another process works in"),
+        ):
             prepare_set("coco", coco, tmp_path / "out")
 
 
@@ -130,7 +157,9 @@ class TestFaults:
     def test_a_full_disk(self, tmp_path, small_disk):
         write_many(tmp_path / "coco")
         disk = small_disk(300)
-        with pytest.raises(OSError, match=r"images\.lance cannot be written: .*make room on the disk"):
+        with pytest.raises(
+            OSError, match=r"images\.lance cannot be written: .*make room on the disk"
+        ):
             prepare_set("coco", tmp_path / "coco", disk / "set", PrepareConfig(splits=("train",)))
         assert not (disk / "set" / "dataset.json").exists()
 
@@ -146,7 +175,10 @@ class TestFaults:
             return [opened.groups.tolist(), rows, opened.images([row["images"][0] for row in rows])]
 
         whole, draw, errors = content(), np.random.default_rng(3), []
-        file = max((tmp_path / "out" / f"{table}.lance" / "data").iterdir(), key=lambda path: path.stat().st_size)
+        file = max(
+            (tmp_path / "out" / f"{table}.lance" / "data").iterdir(),
+            key=lambda path: path.stat().st_size,
+        )
         written = file.read_bytes()
         for _ in range(25):
             damaged = bytearray(written)

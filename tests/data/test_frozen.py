@@ -51,7 +51,9 @@ def test_rows_come_back_in_any_order_and_are_filled_up(commit_bytes, tmp_path, m
     assert features.read([1], 5).shape == (1, LAYERS, 5, WIDTH)
     halves = [row_of(number, 2).bfloat16() for number in range(2)]
     with FeatureCache(tmp_path / "halves", 2**40) as cache:
-        features = cache.features({}, 2, 2, lambda own: (halves[n] for n in own), **SHAPE | {"dtype": torch.bfloat16})
+        features = cache.features(
+            {}, 2, 2, lambda own: (halves[n] for n in own), **SHAPE | {"dtype": torch.bfloat16}
+        )
     assert torch.equal(features.read([1, 0]), torch.stack(halves[::-1]))
 
 
@@ -128,11 +130,15 @@ class TestCache:
         disk = small_disk(256)
         with FeatureCache(disk, 2**40) as cache:
             folder = self.put(cache, "a", 100_000)
-            with pytest.raises(OSError, match=r"features of frozen towers take .* GiB, but the disk of .* has"):
+            with pytest.raises(
+                OSError, match=r"features of frozen towers take .* GiB, but the disk of .* has"
+            ):
                 self.put(cache, "large", 4_000_000)
             assert folder.exists()
         with FeatureCache(disk, 2**40) as cache:
-            self.put(cache, "fits", 160_000)  # which may remove the first one now that no run holds it
+            self.put(
+                cache, "fits", 160_000
+            )  # which may remove the first one now that no run holds it
         assert not folder.exists()
 
     def test_one_that_was_removed_while_another_waited_is_made_again(self, tmp_path, caplog):
@@ -170,9 +176,13 @@ class TestExamples:
         lengths = [len(key_ids(key)) for key in keys]
         assert lengths == sorted(lengths)
         assert len(set(keys)) == len(keys)
-        captions = len({caption for said in examples.examples.images.all_captions() for caption in said})
+        captions = len(
+            {caption for said in examples.examples.images.all_captions() for caption in said}
+        )
         assert captions < len(keys) <= captions + 2 * len(examples)
-        padded = text_keys(torch.tensor([[5, 6, 1], [5, 6, 7]]), torch.tensor([[1, 1, 0], [1, 1, 1]]))
+        padded = text_keys(
+            torch.tensor([[5, 6, 1], [5, 6, 7]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
+        )
         assert [key_ids(key).tolist() for key in padded] == [[5, 6], [5, 6, 7]]
 
     def test_states_are_those_of_the_images_and_texts(self, examples):
@@ -184,7 +194,10 @@ class TestExamples:
         assert all(torch.equal(rows // 2, owners) for rows in views)
         assert len({tuple((rows % 2).tolist()) for rows in views}) == 8  # any view of each
         texts = examples.texts
-        for ids, states in ((batch.input_ids, batch.text_states), (batch.masked_input_ids, batch.masked_states)):
+        for ids, states in (
+            (batch.input_ids, batch.text_states),
+            (batch.masked_input_ids, batch.masked_states),
+        ):
             rows = [texts[1][one] for one in text_keys(ids, batch.attention_mask)]
             assert torch.equal(states, texts[0].read(rows, ids.shape[1]))
         hidden = batch.mlm_labels >= 0
@@ -196,7 +209,11 @@ class TestExamples:
         expected = vars(examples[key])
         for batch in (examples[key], pickle.loads(pickle.dumps(examples))[key]):
             for name, value in vars(batch).items():
-                assert torch.equal(value, expected[name]) if isinstance(value, Tensor) else value == expected[name]
+                assert (
+                    torch.equal(value, expected[name])
+                    if isinstance(value, Tensor)
+                    else value == expected[name]
+                )
 
     def test_labels_of_a_step_are_those_of_its_batches(self, examples):
         step = tuple(BatchKey((number, number + 1), number) for number in range(3))

@@ -81,14 +81,19 @@ class TestSamples:
         assert page.count("<figure ") == 6
         assert page.count('src="data:image/webp;base64,') == 12
         assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
-        assert re.search(r"Statement 0 about train-\d+-0\.\s+<span class=\"label\">label: (True|False)</span>", page)
+        assert re.search(
+            r"Statement 0 about train-\d+-0\.\s+<span class=\"label\">label: (True|False)</span>",
+            page,
+        )
 
     def test_answers_are_shown_once(self, sets, tmp_path):
         write_samples(sets / "vqav2", tmp_path / "page.html")
         assert "answers: 2, The  dog, dont know" in (tmp_path / "page.html").read_text()
 
     def test_what_texts_hold_is_no_markup(self, tmp_path):
-        folder = write_set(tmp_path / "<b>", {"train": [record(1, entries=("<script>alert(1)</script>",))]})
+        folder = write_set(
+            tmp_path / "<b>", {"train": [record(1, entries=("<script>alert(1)</script>",))]}
+        )
         write_samples(folder, tmp_path / "page.html")
         page = (tmp_path / "page.html").read_text()
         assert "&lt;script&gt;alert(1)" in page
@@ -119,9 +124,14 @@ def test_lengths_are_those_of_the_sorted_list(values):
 
 
 def test_all_texts_of_an_entry_are_counted_and_shown(tmp_path):
-    row = record(1, entries=(Choice(choice_id="1", question="what is it?", answers=("a dog", "cat")),))
+    row = record(
+        1, entries=(Choice(choice_id="1", question="what is it?", answers=("a dog", "cat")),)
+    )
     folder = write_set(tmp_path / "set", {"train": [row]}, CHOICES)
     split = inspect(folder, schema=CHOICES)[1]["train"]
-    assert (split.texts, split.words) == (1, {"shortest": 1, "median": 2, "mean": 2.0, "p95": 3, "longest": 3})
+    assert (split.texts, split.words) == (
+        1,
+        {"shortest": 1, "median": 2, "mean": 2.0, "p95": 3, "longest": 3},
+    )
     write_samples(folder, tmp_path / "page.html", schema=CHOICES)
     assert "what is it? · a dog · cat" in (tmp_path / "page.html").read_text()

@@ -28,8 +28,24 @@ from rows import png
 from sources import CAPTIONS, NAMES, REFUSALS, served, write_sources, write_tar
 
 CONTENTS = {f"{name}.png": png(50 * number) for number, name in enumerate(NAMES)}
-KINDS = ("folder", "imagefolder", "table.csv", "table.jsonl", "shards", "parquet_folder", "saved", "bytes.parquet")
-MORE_KINDS = ("captions", "semicolons.csv", "tabs.tsv", "table.csv.gz", "table.json", "img2dataset.tar")
+KINDS = (
+    "folder",
+    "imagefolder",
+    "table.csv",
+    "table.jsonl",
+    "shards",
+    "parquet_folder",
+    "saved",
+    "bytes.parquet",
+)
+MORE_KINDS = (
+    "captions",
+    "semicolons.csv",
+    "tabs.tsv",
+    "table.csv.gz",
+    "table.json",
+    "img2dataset.tar",
+)
 
 
 def images(folder, *names):
@@ -66,8 +82,12 @@ def test_every_kind_of_source_has_the_same_images_and_captions(kind, places):
         assert not example.problem
         (image,) = example.images
         found[image.read()] = example.texts
-        assert replace(image, content=None).read() == image.read()  # from its place, as an index reads it later
-    assert found == {content: (text,) for content, text in zip(CONTENTS.values(), CAPTIONS, strict=True)}
+        assert (
+            replace(image, content=None).read() == image.read()
+        )  # from its place, as an index reads it later
+    assert found == {
+        content: (text,) for content, text in zip(CONTENTS.values(), CAPTIONS, strict=True)
+    }
     parts = [example for part in parts_of(places[kind]) for example in read_part(part, Columns())]
     assert parts == list(read(places[kind]))
 
@@ -107,7 +127,9 @@ def test_class_folders_with_splits(tmp_path):
         for name in ("cat", "big_dog"):
             images(tmp_path / split / name, "a")
     found = {(one.split, one.fields["label"]) for one in read(tmp_path)}
-    assert found == {(split, name) for split in ("train", "validation", "test") for name in ("cat", "big_dog")}
+    assert found == {
+        (split, name) for split in ("train", "validation", "test") for name in ("cat", "big_dog")
+    }
     by_folder = read(tmp_path, Columns(captions_from="folder"))
     assert {one.texts for one in by_folder} == {("cat",), ("big dog",)}
 
@@ -129,7 +151,10 @@ def test_class_folders_with_splits(tmp_path):
 )
 def test_bad_rows_are_named_by_line_and_the_next_ones_are_read(name, content, expected, tmp_path):
     (tmp_path / name).write_text(content)
-    found = [(it.place, None, ()) if it.problem else (it.place, it.split, it.texts) for it in read(tmp_path / name)]
+    found = [
+        (it.place, None, ()) if it.problem else (it.place, it.split, it.texts)
+        for it in read(tmp_path / name)
+    ]
     assert found == [(f"{name} line {line}", split, texts) for line, split, texts in expected]
 
 
@@ -137,8 +162,13 @@ def test_pairs_of_images(tmp_path):
     images(tmp_path, "a", "b")
     (tmp_path / "t.csv").write_text("left,right,text\na.png,b.png,both\n")
     (tmp_path / "u.csv").write_text("first,second,text\na.png,b.png,both\n")
-    for found in (read(tmp_path / "t.csv"), read(tmp_path / "u.csv", Columns(image="first,second"))):
-        assert [[image.read() for image in example.images] for example in found] == [[png(0), png(1)]]
+    for found in (
+        read(tmp_path / "t.csv"),
+        read(tmp_path / "u.csv", Columns(image="first,second")),
+    ):
+        assert [[image.read() for image in example.images] for example in found] == [
+            [png(0), png(1)]
+        ]
 
 
 def test_answers_that_may_pass_are_asked_for_again(tmp_path, monkeypatch):
@@ -165,7 +195,9 @@ def pauses(monkeypatch):
 def test_a_host_that_refuses_is_left_soon_by_who_waits_and_tried_for_half_a_minute_in_a_job(pauses):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/a.png"
-    assert fetch.BRIEF.trying + fetch.BRIEF.pauses[-1] + fetch.BRIEF.connecting < 10  # seconds, at worst
+    assert (
+        fetch.BRIEF.trying + fetch.BRIEF.pauses[-1] + fetch.BRIEF.connecting < 10
+    )  # seconds, at worst
     for patience, most in ((fetch.BRIEF, (0.25, 1)), (fetch.PATIENT, (0.5, 1, 2, 4, 8, 16))):
         pauses.clear()
         with pytest.raises(OSError, match=r"/a\.png cannot be read"):
@@ -245,7 +277,9 @@ def test_files_of_a_url_are_listed_by_a_pattern_too(tmp_path):
         (f"{tmp_path.as_uri()}/*.png", ["a.png", "b.png"]),
     ):
         assert [one.name for one in fetch.list_files(source)] == names
-        assert [one.place for one in fetch.list_files(source)] == [f"{tmp_path.as_uri()}/{name}" for name in names]
+        assert [one.place for one in fetch.list_files(source)] == [
+            f"{tmp_path.as_uri()}/{name}" for name in names
+        ]
     (alone,) = fetch.list_files("http://127.0.0.1:9/folder/a.csv?key=b")  # which is not asked for
     assert (alone.place, alone.name) == ("http://127.0.0.1:9/folder/a.csv?key=b", "a.csv")
     with pytest.raises(FileNotFoundError, match=r"nothing matches file://.*\*\.tar"):
@@ -311,16 +345,22 @@ def test_limits_of_what_is_read(tmp_path, monkeypatch):
             assert fetch.read_bytes(name, (7, 3), most=3) == b"789"
             with pytest.raises(ValueError, match=r"a\.bin has .*(10|more than 9) bytes"):
                 fetch.read_bytes(name, most=9)
-            with pytest.raises(ValueError, match=r"a\.bin has a part of 4 bytes; expected at most 3"):
+            with pytest.raises(
+                ValueError, match=r"a\.bin has a part of 4 bytes; expected at most 3"
+            ):
                 fetch.read_bytes(name, (0, 4), most=3)
         monkeypatch.setattr(fetch, "_BUFFER", 5)  # so that a part ends where the limit is
         with pytest.raises(ValueError, match=r"a\.bin has more than 5 bytes"):
             fetch.read_bytes(f"{url}/a.bin", most=5)
-    with pytest.raises(ValueError, match=r"a\.bin ends in the middle of what is read of it; copy it again"):
+    with pytest.raises(
+        ValueError, match=r"a\.bin ends in the middle of what is read of it; copy it again"
+    ):
         fetch.read_bytes(str(place), (7, 4))
 
 
-def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(tmp_path, caplog, monkeypatch):
+def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(
+    tmp_path, caplog, monkeypatch
+):
     images(tmp_path, "a", ".hidden")
     images(tmp_path / "shut", "b")
     for name in ("x.raw", "y.raw", "z.psd"):
@@ -342,7 +382,10 @@ def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(tmp_pa
     assert [one.id for one in examples if not one.problem] == ["a.png"]
     problems = {one.id: one.problem for one in examples if one.problem}
     assert problems.keys() == {"pipe.png", "gone.png", "loop.png", "shut"}
-    assert (problems["shut"], problems["loop.png"]) == ("Permission denied", "Too many levels of symbolic links")
+    assert (problems["shut"], problems["loop.png"]) == (
+        "Permission denied",
+        "Too many levels of symbolic links",
+    )
     assert all(skipped in caplog.text for skipped in ("2 .raw", "1 .psd", "1 .ts"))
 
 
@@ -363,7 +406,11 @@ def test_a_shard_that_is_cut_off_has_a_problem(cut, places, tmp_path):
 
 
 def test_a_key_that_comes_again_has_a_problem(tmp_path):
-    write_tar(tmp_path / "s.tar", [(f"{name}.png", "x") for name in "aba"], {"a.png": png(0), "b.png": png(1)})
+    write_tar(
+        tmp_path / "s.tar",
+        [(f"{name}.png", "x") for name in "aba"],
+        {"a.png": png(0), "b.png": png(1)},
+    )
     assert [bool(one.problem) for one in read(tmp_path / "s.tar")] == [False, False, True]
 
 
@@ -373,7 +420,11 @@ def test_a_key_that_comes_again_has_a_problem(tmp_path):
         ("x.parquet", b"PAR1 no", "no Parquet or Arrow file"),
         ("x.csv", "image\nä".encode("latin-1"), "after line 1 it is not UTF-8"),
         ("x.json", b"[1,", "not valid JSON"),
-        ("x.csv.gz", gzip.compress(b"image\na.png\n" * 9, mtime=0)[:-9], "the rest of it is not read"),
+        (
+            "x.csv.gz",
+            gzip.compress(b"image\na.png\n" * 9, mtime=0)[:-9],
+            "the rest of it is not read",
+        ),
         ("x.csv.bz2", b"BZh91AY&SY" + b"?" * 99, "the rest of it is not read"),
         ("x.csv.zst", b"(\xb5/\xfd" + b"?" * 99, "the rest of it is not read"),
         ("x.csv.xz", b"\xfd7zXZ" + b"?" * 99, "the rest of it is not read"),
@@ -400,7 +451,9 @@ def test_row_groups_are_read_one_at_a_time(tmp_path):
     table = pa.table({"image": list(CONTENTS.values()), "caption": list(CAPTIONS)})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=1)
     examples = list(read(tmp_path / "t.parquet"))
-    assert [replace(one.images[0], content=None).read() for one in examples] == list(CONTENTS.values())
+    assert [replace(one.images[0], content=None).read() for one in examples] == list(
+        CONTENTS.values()
+    )
 
 
 BOMB = 2**24  # bytes, more than reading may take
@@ -438,8 +491,14 @@ COMPRESSED = {
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        *((f"t.csv{ending}", b"image,caption\na.png,one\nb.png,%s\nc.png,three\n") for ending in COMPRESSED),
-        ("t.jsonl", b'{"image": "a.png", "text": "one"}\n{"text": "%s"}\n{"image": "c.png", "text": "three"}\n'),
+        *(
+            (f"t.csv{ending}", b"image,caption\na.png,one\nb.png,%s\nc.png,three\n")
+            for ending in COMPRESSED
+        ),
+        (
+            "t.jsonl",
+            b'{"image": "a.png", "text": "one"}\n{"text": "%s"}\n{"image": "c.png", "text": "three"}\n',
+        ),
         ("t.txt.zst", b"one\n%s\nthree\n"),
         ("captions.txt", b"a.png\tone\nb.png\t%s\nc.png\tthree\n"),
     ],
@@ -447,7 +506,9 @@ COMPRESSED = {
 def test_lines_and_cells_without_end(name, text, tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "_LONGEST_ROW", 2**20)
     (tmp_path / "a.raw").touch()  # a folder of captions has other files
-    (tmp_path / name).write_bytes(COMPRESSED[Path(name).suffix if name.count(".") > 1 else ""](text % (b"x" * BOMB)))
+    (tmp_path / name).write_bytes(
+        COMPRESSED[Path(name).suffix if name.count(".") > 1 else ""](text % (b"x" * BOMB))
+    )
     start = 2 if ".csv" in name else 1
     (first, one), (second, problem), (third, three) = told(tmp_path)
     assert (first, second, third) == tuple(f"{name} line {start + number}" for number in range(3))
@@ -467,7 +528,9 @@ def test_a_row_over_lines_without_end(tmp_path, monkeypatch):
 
 def test_a_list_in_one_json_object(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "LARGEST_ITEM", 2**22)
-    (tmp_path / "t.json.gz").write_bytes(gzip.compress(b'[{"caption": "one"}, {"caption": "' + b"x" * 2 * BOMB, 1))
+    (tmp_path / "t.json.gz").write_bytes(
+        gzip.compress(b'[{"caption": "one"}, {"caption": "' + b"x" * 2 * BOMB, 1)
+    )
     first, second = examples(tmp_path / "t.json.gz", most=2 * BOMB)
     assert (first.place, first.texts) == ("t.json.gz row 1", ("one",))
     assert second.place == "t.json.gz"
@@ -476,7 +539,9 @@ def test_a_list_in_one_json_object(tmp_path, monkeypatch):
 
 def test_json_that_is_nested_without_end(tmp_path):
     half = DEEP[10**6 - 500_000 : 10**6 + 500_000]
-    (tmp_path / "t.jsonl").write_bytes(b'{"text": "one"}\n{"text": ' + half + b'}\n{"text": "three"}\n')
+    (tmp_path / "t.jsonl").write_bytes(
+        b'{"text": "one"}\n{"text": ' + half + b'}\n{"text": "three"}\n'
+    )
     (_, one), (place, _), (_, three) = told(tmp_path / "t.jsonl")
     assert (one, place, three) == ("one", "t.jsonl line 2", "three")
     (tmp_path / "t.json").write_bytes(b'{"rows": [{"text": "one"}, ' + DEEP + b"]}")
@@ -484,7 +549,9 @@ def test_json_that_is_nested_without_end(tmp_path):
     assert first == ("t.json row 1", "one")
     assert "t.json is not valid JSON (it is nested too deep)" in second[1]
     originals = Originals(folder=tmp_path, splits=())
-    with pytest.raises(ValueError, match=r"t\.json is not valid JSON \(it is nested too deep\); copy it again"):
+    with pytest.raises(
+        ValueError, match=r"t\.json is not valid JSON \(it is nested too deep\); copy it again"
+    ):
         list(originals.items(tmp_path / "t.json", "rows"))
     (tmp_path / "t.json").write_bytes(DEEP)
     with pytest.raises(ValueError, match=r"t\.json, line 1 is nested too deep"):
@@ -510,13 +577,19 @@ def sparse(name, size, table):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (sparse("b.png", 9, b"1\n0\n9\n".ljust(512, b"\0") + b"123456789"), "b.png has gaps or 9 bytes"),
+        (
+            sparse("b.png", 9, b"1\n0\n9\n".ljust(512, b"\0") + b"123456789"),
+            "b.png has gaps or 9 bytes",
+        ),
         (sparse("b.png", 2**40, b"0\n"), "b.png has gaps or 1099511627776 bytes"),
         (sparse("b.png", 9, b"99999999\n" + b"1\n" * 2**15), "a header has more than 65536 bytes"),
         (member("b.png", size=2**33), "b.png has gaps or 8589934592 bytes"),
         (member("b.txt", size=2**33), "b.txt has gaps or 8589934592 bytes"),
         (member("x", kind=tarfile.XHDTYPE, size=2**33), "a header has more than 65536 bytes"),
-        (member("x", kind=tarfile.GNUTYPE_LONGNAME, size=2**33), "a header has more than 65536 bytes"),
+        (
+            member("x", kind=tarfile.GNUTYPE_LONGNAME, size=2**33),
+            "a header has more than 65536 bytes",
+        ),
         (member("x", b"y", tarfile.GNUTYPE_LONGNAME) * 5000, "cut off"),
         (member("b.png", size=-512), "b.png has -512 bytes"),
         (member("x", kind=tarfile.XHDTYPE, size=-512), "a header has more than"),
@@ -536,13 +609,18 @@ def test_headers_of_a_shard(content, message, tmp_path, monkeypatch):
 def test_a_shard_of_many_members(key, tmp_path):
     with (tmp_path / "s.tar").open("wb") as file:
         for number in range(1_000):
-            file.write(member(f"{key.format(number)}.{number}.png", b"?") + member("x", b"1", tarfile.XGLTYPE))
+            file.write(
+                member(f"{key.format(number)}.{number}.png", b"?")
+                + member("x", b"1", tarfile.XGLTYPE)
+            )
         file.write(bytes(1024))
     assert len(examples(tmp_path / "s.tar")) == (1_000 if key == "{0}" else 1)
 
 
 def test_a_long_text_in_all_rows_of_a_parquet_file(tmp_path):
-    texts = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 100, pa.int32()), ["one", "x" * (2**20 + 1)])
+    texts = pa.DictionaryArray.from_arrays(
+        pa.array([0, 1] * 100, pa.int32()), ["one", "x" * (2**20 + 1)]
+    )
     pq.write_table(pa.table({"caption": texts}), tmp_path / "t.parquet")
     assert (tmp_path / "t.parquet").stat().st_size < 2**18
     found = told(tmp_path / "t.parquet")
@@ -553,7 +631,9 @@ def test_a_long_text_in_all_rows_of_a_parquet_file(tmp_path):
 def test_a_large_row_group(tmp_path, monkeypatch):
     monkeypatch.setattr("bridgetower.data.example._LARGEST_GROUP", 2**20)
     for size in (2**19, 2**21):
-        pq.write_table(pa.table({"caption": ["x" * size]}), tmp_path / "t.parquet", compression="zstd")
+        pq.write_table(
+            pa.table({"caption": ["x" * size]}), tmp_path / "t.parquet", compression="zstd"
+        )
         (one,) = examples(tmp_path / "t.parquet")
         assert (size == 2**19) == (one.problem == "")
     assert "has a row group of 2" in one.problem

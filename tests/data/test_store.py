@@ -21,7 +21,12 @@ IMAGES = pa.schema([("name", pa.string()), ("image", pa.large_binary())])
 def rows(start, count, size=500):
     draw = np.random.default_rng(start)
     contents = [draw.bytes(size) for _ in range(count)]
-    return pa.table({"name": [str(start + n) for n in range(count)], "image": pa.array(contents, pa.large_binary())})
+    return pa.table(
+        {
+            "name": [str(start + n) for n in range(count)],
+            "image": pa.array(contents, pa.large_binary()),
+        }
+    )
 
 
 @pytest.fixture
@@ -38,7 +43,9 @@ def test_rows_come_in_the_order_of_their_numbers(table):
     assert found["name"].to_pylist() == [str(number) for number in numbers]
     expected = pa.concat_tables(rows(start, 100) for start in range(0, 300, 100))
     assert found["image"].to_pylist() == expected.take(numbers)["image"].to_pylist()
-    assert table.column(CRC).tolist() == [zlib.crc32(image) for image in expected["image"].to_pylist()]
+    assert table.column(CRC).tolist() == [
+        zlib.crc32(image) for image in expected["image"].to_pylist()
+    ]
 
 
 def test_a_reader_stays_at_its_version(table):
@@ -53,7 +60,9 @@ def test_a_reader_stays_at_its_version(table):
 def test_what_was_read_before_rows_were_added_is_not_compared_with_them(table):
     assert len(table.crcs()) == 300
     table.append(rows(300, 5))
-    assert table.take([304], ["image"])["image"].to_pylist() == rows(300, 5)["image"].to_pylist()[4:]
+    assert (
+        table.take([304], ["image"])["image"].to_pylist() == rows(300, 5)["image"].to_pylist()[4:]
+    )
     assert table.crcs().tolist() == table.column(CRC).tolist()
 
 
@@ -80,7 +89,9 @@ def test_every_flipped_bit_is_noticed_when_its_row_is_read(table):
         file = files[trial % len(files)]
         whole = file.read_bytes()
         damaged = bytearray(whole)
-        damaged[draw.integers(0, 40_000)] ^= 1 << draw.integers(0, 8)  # of the images, which come first
+        damaged[draw.integers(0, 40_000)] ^= 1 << draw.integers(
+            0, 8
+        )  # of the images, which come first
         file.write_bytes(damaged)
         with pytest.raises(OSError, match=re.escape(table.uri)) as error:
             Table(table.uri).take(range(300), ["image"])
@@ -104,7 +115,10 @@ class TestFilesThatAreCutOff:
     @pytest.mark.parametrize("missing", [1, 8, 300])
     def test_rows_are_refused_and_made_again(self, missing, table, file_limit):
         limit = self.size_of_a_commit(table) - missing
-        with file_limit(limit), pytest.raises(OSError, match=r"cannot be written: .*make room on the disk"):
+        with (
+            file_limit(limit),
+            pytest.raises(OSError, match=r"cannot be written: .*make room on the disk"),
+        ):
             table.append(rows(300, 100))
         again = Table(table.uri)
         again.recover()
@@ -120,14 +134,19 @@ class TestFilesThatAreCutOff:
                 table.append(rows(300, 100))
         table.append(rows(400, 1))
         table.recover()
-        assert table.take(range(len(table)), ["name"])["name"].to_pylist() == [str(number) for number in range(300)]
+        assert table.take(range(len(table)), ["name"])["name"].to_pylist() == [
+            str(number) for number in range(300)
+        ]
 
     def test_joining_loses_nothing(self, table, file_limit, tmp_path):
         shutil.copytree(table.uri, tmp_path / "copy.lance")
         joined = Table(tmp_path / "copy.lance")
         joined.compact()
         (file,) = Path(joined.uri, "data").iterdir()
-        with file_limit(file.stat().st_size - 8), pytest.raises(OSError, match=r"cannot be written: .*make room"):
+        with (
+            file_limit(file.stat().st_size - 8),
+            pytest.raises(OSError, match=r"cannot be written: .*make room"),
+        ):
             table.compact()
         again = Table(table.uri)
         again.recover()
@@ -160,7 +179,9 @@ def test_killed_writers_leave_whole_commits(tmp_path, forked):
     place, starts = tmp_path / "images.lance", (0, 100_000 - 500)
     Table.create(place, IMAGES, checked="image")
     writers = [
-        subprocess.Popen([forked / "python", "-c", WRITER, place, str(start)], stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [forked / "python", "-c", WRITER, place, str(start)], stdout=subprocess.PIPE
+        )
         for start in starts
     ]
     for writer in writers:

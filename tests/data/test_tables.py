@@ -39,7 +39,10 @@ class TestForms:
     @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
     @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
     def test_marks_separators_and_line_ends(self, encoding, end, separator, folder):
-        rows = [("image", "caption"), *((f"{number}.png", text) for number, text in enumerate(TEXTS))]
+        rows = [
+            ("image", "caption"),
+            *((f"{number}.png", text) for number, text in enumerate(TEXTS)),
+        ]
         lines = end.join(separator.join(row) for row in rows) + end
         mark = "\ufeff" if encoding.endswith("e") else ""
         (folder / "t.csv").write_bytes((mark + lines).encode(encoding))
@@ -48,7 +51,9 @@ class TestForms:
     @pytest.mark.parametrize("name", ["t.tsv", "t.tsv.gz"])
     def test_the_ending_tells_the_separator_of_a_tsv(self, name, folder):
         text = "image\tcaption\tmore,,,\n0.png\ta, b, c\t1\n"
-        (folder / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+        (folder / name).write_bytes(
+            gzip.compress(text.encode()) if name.endswith("gz") else text.encode()
+        )
         assert content_of(folder / name) == [(png(0), "a, b, c")]
 
     def test_a_separator_that_the_first_line_states(self, folder):
@@ -59,22 +64,30 @@ class TestForms:
 
     @pytest.mark.parametrize("end", ["\n", "\r\n"])
     def test_quotes_hold_separators_quotes_and_line_ends(self, end, folder):
-        (folder / "t.csv").write_text(f'"image","caption"{end}0.png,"a, ""b""{end}c"{end}1.png,d{end}', newline="")
+        (folder / "t.csv").write_text(
+            f'"image","caption"{end}0.png,"a, ""b""{end}c"{end}1.png,d{end}', newline=""
+        )
         assert content_of(folder / "t.csv") == [(png(0), f'a, "b"{end}c'), (png(1), "d")]
         assert [one.place for one in read(folder / "t.csv")] == ["t.csv line 2", "t.csv line 4"]
 
     def test_a_file_of_captions_and_json_lines_with_a_mark(self, folder):
-        (folder / "t.jsonl").write_text('{"image": "0.png", "caption": "one"}\n', encoding="utf-8-sig")
+        (folder / "t.jsonl").write_text(
+            '{"image": "0.png", "caption": "one"}\n', encoding="utf-8-sig"
+        )
         assert content_of(folder / "t.jsonl") == [(png(0), "one")]
         (folder / "t.jsonl").write_text('{"image": "0.png", "caption": "one"}\n', encoding="utf-16")
         assert content_of(folder / "t.jsonl") == [(png(0), "one")]
         (folder / "t.jsonl").unlink()
-        (folder / "captions.txt").write_text("Image Name\tcomment\n0.png\tone\n", encoding="utf-8-sig")
+        (folder / "captions.txt").write_text(
+            "Image Name\tcomment\n0.png\tone\n", encoding="utf-8-sig"
+        )
         assert content_of(folder) == [(png(0), "one")]
 
     @pytest.mark.parametrize("mark", ["", "\ufeff\n "])
     def test_json_lines_in_a_file_called_json(self, mark, folder):
-        lines = "\n".join(json.dumps({"image": f"{number}.png", "caption": str(number)}) for number in range(2))
+        lines = "\n".join(
+            json.dumps({"image": f"{number}.png", "caption": str(number)}) for number in range(2)
+        )
         (folder / "t.json").write_text(f"{mark}{lines}\n")
         assert content_of(folder / "t.json") == [(png(0), "0"), (png(1), "1")]
         (folder / "t.json").write_text('{"rows": [{"image": "0.png"},\n{"image": "1.png"}]}')
@@ -89,7 +102,18 @@ class TestForms:
 
 class TestHeadings:
     @pytest.mark.parametrize(
-        "heading", ["image", "IMAGE", " image ", "image_name", "Image Name", "img-path", "photo", "picture", "url"]
+        "heading",
+        [
+            "image",
+            "IMAGE",
+            " image ",
+            "image_name",
+            "Image Name",
+            "img-path",
+            "photo",
+            "picture",
+            "url",
+        ],
     )
     def test_images(self, heading, folder):
         (folder / "t.csv").write_text(f"{heading},n\n0.png,1\n")
@@ -118,19 +142,26 @@ class TestHeadings:
         assert content_of(folder / "t.csv") == [()]
 
     @pytest.mark.parametrize(
-        ("header", "option"), [("image,file", "image_column"), ("id,uid", "id_column"), ("caption,text", "words")]
+        ("header", "option"),
+        [("image,file", "image_column"), ("id,uid", "id_column"), ("caption,text", "words")],
     )
     def test_of_two_usual_ones_the_option_decides(self, header, option, folder):
         (folder / "t.csv").write_text(f"{header}\na,b\n")
         names = header.replace(",", ", ")
-        with pytest.raises(ValueError, match=rf"t\.csv has several columns of \w+ \({names}\); give {option} one"):
+        with pytest.raises(
+            ValueError, match=rf"t\.csv has several columns of \w+ \({names}\); give {option} one"
+        ):
             list(read(folder / "t.csv", Columns(text_option="words")))
 
     def test_a_column_that_comes_twice(self, folder):
         (folder / "t.csv").write_text("image,caption,caption,,\n0.png,one,two,,\n")
-        with pytest.raises(ValueError, match=r"t\.csv has the column caption twice; give each a name of its own"):
+        with pytest.raises(
+            ValueError, match=r"t\.csv has the column caption twice; give each a name of its own"
+        ):
             list(read(folder / "t.csv"))
-        (folder / "t.csv").write_text("image,caption,,\n0.png,one,,\n")  # columns without a name are nobody's
+        (folder / "t.csv").write_text(
+            "image,caption,,\n0.png,one,,\n"
+        )  # columns without a name are nobody's
         assert content_of(folder / "t.csv") == [(png(0), "one")]
 
     def test_labels_and_answers(self, folder, caplog):
@@ -155,14 +186,46 @@ class TestWhatIsMissing:
     @pytest.mark.parametrize(
         ("kind", "content", "message"),
         [
-            ("pairs", "bild,caption", "has no column of images; it has bild, caption; give image_column its name"),
-            ("pairs", "image,worte", "has no column of texts; it has image, worte; give text_column its name"),
-            ("vqa", "image,worte", "has no column of questions; it has image, worte; give text_column its name"),
-            ("entailment", "image,worte", "has no column of statements; it has image, worte; give text_column"),
-            ("image-pairs", "first,second", "has no column of images; it has first, second; give image_column"),
-            ("classification", "label,x", "has no column of images or texts; it has label, x; give image_column"),
-            ("pairs", "0.png,a red bar", "its first row seems to be data; write a header .*such as image,caption"),
-            ("vqa", "a/b.JPG,what?", "its first row seems to be data; write a header .*such as image,question"),
+            (
+                "pairs",
+                "bild,caption",
+                "has no column of images; it has bild, caption; give image_column its name",
+            ),
+            (
+                "pairs",
+                "image,worte",
+                "has no column of texts; it has image, worte; give text_column its name",
+            ),
+            (
+                "vqa",
+                "image,worte",
+                "has no column of questions; it has image, worte; give text_column its name",
+            ),
+            (
+                "entailment",
+                "image,worte",
+                "has no column of statements; it has image, worte; give text_column",
+            ),
+            (
+                "image-pairs",
+                "first,second",
+                "has no column of images; it has first, second; give image_column",
+            ),
+            (
+                "classification",
+                "label,x",
+                "has no column of images or texts; it has label, x; give image_column",
+            ),
+            (
+                "pairs",
+                "0.png,a red bar",
+                "its first row seems to be data; write a header .*such as image,caption",
+            ),
+            (
+                "vqa",
+                "a/b.JPG,what?",
+                "its first row seems to be data; write a header .*such as image,question",
+            ),
             ("pairs", "http://h/1,a bar", "its first row seems to be data"),
         ],
     )
@@ -179,7 +242,9 @@ class TestWhatIsMissing:
         info = prepare_own("pairs", folder / "t.jsonl", folder / "out", PairsConfig(max_errors=2))
         assert info.left_out == {"cannot be used": 2}
         (folder / "u.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:1] * 9))
-        with pytest.raises(ValueError, match=r"u\.jsonl has no column of texts; it has image; give text_column"):
+        with pytest.raises(
+            ValueError, match=r"u\.jsonl has no column of texts; it has image; give text_column"
+        ):
             prepare_own("pairs", folder / "u.jsonl", folder / "out-2", PairsConfig(max_errors=99))
 
     @pytest.mark.parametrize(
@@ -187,7 +252,11 @@ class TestWhatIsMissing:
         [
             ("pairs", PairsConfig(text_column="no"), r"column no; it has image, caption, label$"),
             ("vqa", VqaConfig(image_column="no"), r"column no; it has image, caption, label$"),
-            ("classification", LabelledConfig(text_column="no"), r"column no; it has image, caption, label$"),
+            (
+                "classification",
+                LabelledConfig(text_column="no"),
+                r"column no; it has image, caption, label$",
+            ),
         ],
     )
     def test_a_column_that_is_asked_for(self, kind, config, message, folder):
@@ -199,7 +268,11 @@ class TestWhatIsMissing:
         ("row", "message"),
         [
             (
-                {"id": "1", "image": "0.png", "conversations": [{"from": "human", "value": "what?"}]},
+                {
+                    "id": "1",
+                    "image": "0.png",
+                    "conversations": [{"from": "human", "value": "what?"}],
+                },
                 "a conversation is not read: write a row for each question, with image, question and answer",
             ),
             (
@@ -219,7 +292,9 @@ class TestWhatIsMissing:
             prepare_own("pairs", folder / "t.csv", folder / "out")
         assert "max_errors" not in str(error.value)
         (folder / "t.csv").write_text("image,caption\nno.png,x\nnone.png,y\n0.png,z\n")
-        with pytest.raises(ValueError, match=r"2 bad items, allowed are 1 \(max_errors=N allows more\): "):
+        with pytest.raises(
+            ValueError, match=r"2 bad items, allowed are 1 \(max_errors=N allows more\): "
+        ):
             prepare_own("pairs", folder / "t.csv", folder / "out", PairsConfig(max_errors=1))
 
     def test_a_command_names_the_option(self, folder, refused, tiny_checkpoint, monkeypatch):
@@ -231,9 +306,13 @@ class TestWhatIsMissing:
         assert refused(*prepare, "t.csv").endswith(
             "it has bild, caption; give --image-column its name, or rename it to image"
         )
-        assert refused(*prepare, "u.csv").endswith("(caption, text); give --text-column one of them")
+        assert refused(*prepare, "u.csv").endswith(
+            "(caption, text); give --text-column one of them"
+        )
         embed = ("embed", tiny_checkpoint, "--of", "pairs", "--out", "v.npy")
-        assert refused(*embed, "u.csv").endswith("(caption, text); give --caption-column one of them")
+        assert refused(*embed, "u.csv").endswith(
+            "(caption, text); give --caption-column one of them"
+        )
         assert "it has image, worte; give --caption-column its name" in refused(*embed, "v.csv")
         assert "it has bild, caption; give --image-column its name" in refused(*embed, "t.csv")
         assert "give --image-column its name" in refused(
@@ -250,7 +329,11 @@ class TestBase64:
             text = f"image,caption\n0.png,file\n{given if not before else json.dumps(given)},own\n"
         else:
             rows = [{"image": "0.png", "caption": "file"}, {"image": given, "caption": "own"}]
-            text = json.dumps(rows) if name == "t.json" else "".join(json.dumps(row) + "\n" for row in rows)
+            text = (
+                json.dumps(rows)
+                if name == "t.json"
+                else "".join(json.dumps(row) + "\n" for row in rows)
+            )
         (folder / name).write_text(text)
         assert content_of(folder / name) == [(png(0), "file"), (png(7, size=64), "own")]
         _, example = read(folder / name)
@@ -258,17 +341,25 @@ class TestBase64:
         assert not example.images[0].is_file
 
     def test_breaks_in_lines(self, folder):
-        (folder / "t.jsonl").write_text(json.dumps({"image": base64.encodebytes(png(7, size=64)).decode()}))
+        (folder / "t.jsonl").write_text(
+            json.dumps({"image": base64.encodebytes(png(7, size=64)).decode()})
+        )
         assert content_of(folder / "t.jsonl") == [(png(7, size=64),)]
 
-    @pytest.mark.parametrize("given", ["data:image/png;base64,iVBO*", "data:image/png;base64,iVBOR"])
+    @pytest.mark.parametrize(
+        "given", ["data:image/png;base64,iVBO*", "data:image/png;base64,iVBOR"]
+    )
     def test_damaged(self, given, folder):
-        (folder / "t.jsonl").write_text(json.dumps({"image": given}) + "\n" + json.dumps({"image": "0.png"}))
+        (folder / "t.jsonl").write_text(
+            json.dumps({"image": given}) + "\n" + json.dumps({"image": "0.png"})
+        )
         bad, good = read(folder / "t.jsonl")
         assert bad.problem.startswith("the base64 of its image is damaged")
         assert not good.problem
 
-    @pytest.mark.parametrize("path", ["a" * 64, "/9j/" + "a" * 60, "iVBORw0KGgo", f"{LONG[:80]}.png"])
+    @pytest.mark.parametrize(
+        "path", ["a" * 64, "/9j/" + "a" * 60, "iVBORw0KGgo", f"{LONG[:80]}.png"]
+    )
     def test_names_of_files_stay_names(self, path, folder):
         (folder / "t.jsonl").write_text(json.dumps({"image": path}))
         (example,) = read(folder / "t.jsonl")
@@ -289,7 +380,10 @@ class TestBase64:
         assert content_of(folder / "t.jsonl") == [(png(7, size=64), "x" * 200)]
 
     def test_a_set_and_its_limits(self, folder):
-        rows = [{"image": LONG, "caption": "a"}, {"image": "data:image/png;base64,bm8gaW1hZ2U=", "caption": "b"}]
+        rows = [
+            {"image": LONG, "caption": "a"},
+            {"image": "data:image/png;base64,bm8gaW1hZ2U=", "caption": "b"},
+        ]
         (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         info = prepare_own("pairs", folder / "t.jsonl", folder / "out", PairsConfig(max_errors=1))
         assert PreparedSet(folder / "out").images([0]) == [png(7, size=64)]

@@ -35,7 +35,9 @@ def write_talk(path, seconds=12):
             container.mux(shown.encode(av.VideoFrame.from_image(drawn(number // 5))))
         for second in range(seconds):
             tone = np.sin(np.arange(22_050) * 0.1) * 0.05 * (second + 1)
-            frame = av.AudioFrame.from_ndarray(np.stack([tone, tone]).astype(np.float32), "fltp", "stereo")
+            frame = av.AudioFrame.from_ndarray(
+                np.stack([tone, tone]).astype(np.float32), "fltp", "stereo"
+            )
             frame.rate, frame.pts, frame.time_base = 22_050, second * 22_050, Fraction(1, 22_050)
             container.mux(heard.encode(frame))
         container.mux([*shown.encode(), *heard.encode()])
@@ -52,7 +54,8 @@ def server(monkeypatch):
             head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
             parts = message_from_bytes(head + body).get_payload()
             fields = {
-                part.get_param("name", header="content-disposition"): part.get_payload(decode=True) for part in parts
+                part.get_param("name", header="content-disposition"): part.get_payload(decode=True)
+                for part in parts
             }
             self.sent.append((self.path, self.headers["Authorization"], fields))
             status, answer = self.answers.pop(0) if self.answers else (200, {"segments": SEGMENTS})
@@ -87,8 +90,12 @@ def said(source, **settings):
 def test_what_is_sent_and_what_becomes_of_it(tmp_path, server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
     monkeypatch.setattr(transcription, "_SECONDS", 5)
-    server.answers[:] = [(200, {"segments": [{"start": 1, "end": 2, "text": word}]}) for word in ("one", "two")]
-    found, problems = said(write_talk(tmp_path / "talk.mp4"), transcribe=server.url, transcribe_model="tiny")
+    server.answers[:] = [
+        (200, {"segments": [{"start": 1, "end": 2, "text": word}]}) for word in ("one", "two")
+    ]
+    found, problems = said(
+        write_talk(tmp_path / "talk.mp4"), transcribe=server.url, transcribe_model="tiny"
+    )
     assert problems == []
     assert [text for _, text in found] == ["one", "two", "A red square"]
     assert [start for (start, _), _ in found] == pytest.approx([1, 6, 10.5], abs=0.1)
@@ -99,7 +106,11 @@ def test_what_is_sent_and_what_becomes_of_it(tmp_path, server, monkeypatch):
         assert (fields["model"], fields["response_format"]) == (b"tiny", b"verbose_json")
         with av.open(io.BytesIO(fields["file"])) as sound:
             (track,) = sound.streams
-            assert (track.codec_context.name, track.rate, track.layout.name) == ("mp3float", 16_000, "mono")
+            assert (track.codec_context.name, track.rate, track.layout.name) == (
+                "mp3float",
+                16_000,
+                "mono",
+            )
             wave = np.concatenate([frame.to_ndarray().ravel() for frame in sound.decode(track)])
         starts.append(len(wave) / 16_000)
         loudness.append(float(np.abs(wave).mean()))

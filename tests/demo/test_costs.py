@@ -13,7 +13,9 @@ LENGTH = 7
 
 def tower(tokens: int, width: int, intermediate: int, layers: int) -> int:
     """Multiply-adds of transformer layers: query, key, value and output; scores and sums; feed-forward."""
-    return layers * (4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * intermediate)
+    return layers * (
+        4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * intermediate
+    )
 
 
 def fusion_stream(own: int, other: int, queries: int, width: int, intermediate: int) -> int:
@@ -36,8 +38,11 @@ def expected_flops(config: ModelConfig, text: int) -> dict[str, int]:
     projections = bridged * width * (image * vision.hidden_size + text * config.text.hidden_size)
     patches = patch_count * 3 * vision.patch_size**2 * vision.hidden_size
     multiply_adds = {
-        "image tower": patches + tower(image, vision.hidden_size, vision.intermediate_size, vision.num_layers),
-        "text tower": tower(text, config.text.hidden_size, config.text.intermediate_size, config.text.num_layers),
+        "image tower": patches
+        + tower(image, vision.hidden_size, vision.intermediate_size, vision.num_layers),
+        "text tower": tower(
+            text, config.text.hidden_size, config.text.intermediate_size, config.text.num_layers
+        ),
         "fusion encoder": projections + sum(streams) + 2 * width**2,
         "heads": 2 * width * 2,
     }

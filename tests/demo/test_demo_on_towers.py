@@ -56,26 +56,48 @@ def demo(tmp_path_factory):
 
 def test_every_stage_leaves_one_checkpoint_and_towers_stay_as_they_were(demo):
     out, _ = demo
-    assert {path.name for path in (out / "runs").iterdir()} == {f"bridgetower-0{stage}" for stage in STAGES}
-    assert {path.parent.name for path in out.glob("runs/*/*/*") if path.parent.name != "tensorboard"} == {"last"}
-    first, last = (load(trained_model(out, stage=stage), device="cpu").model for stage in ("contrastive", ""))
-    assert (last.config.heads.itm, last.config.heads.itc, last.config.heads.mlm) == (True, "tower", False)
+    assert {path.name for path in (out / "runs").iterdir()} == {
+        f"bridgetower-0{stage}" for stage in STAGES
+    }
+    assert {
+        path.parent.name for path in out.glob("runs/*/*/*") if path.parent.name != "tensorboard"
+    } == {"last"}
+    first, last = (
+        load(trained_model(out, stage=stage), device="cpu").model for stage in ("contrastive", "")
+    )
+    assert (last.config.heads.itm, last.config.heads.itc, last.config.heads.mlm) == (
+        True,
+        "tower",
+        False,
+    )
     assert load(answering_model(out), device="cpu").class_names("vqa")
     before, after = first.state_dict(), last.state_dict()
-    assert all(before[name].equal(after[name]) for name in before if name.startswith(("vision.", "text.")))
+    assert all(
+        before[name].equal(after[name]) for name in before if name.startswith(("vision.", "text."))
+    )
 
 
 def test_results_and_page_have_every_stage(demo):
     out, printed = demo
-    results, page = json.loads((out / "results.json").read_text()), (out / "report.html").read_text()
+    results, page = (
+        json.loads((out / "results.json").read_text()),
+        (out / "report.html").read_text(),
+    )
     (run,), (answers,) = results["runs"], results["answers"]
     assert (run["arm"], run["steps"], answers["arm"]) == ("bridgetower", 2 + 2, "bridgetower")
     assert printed["recall_at_5"] == run["test"]["flags"]["two_stage_text_to_image_r5"]
     assert printed["answers_right"] == answers["topics"]["overall"]["model"]
     assert set(answers["topics"]) > {"overall", "colour exists"}
     assert results["difference"] == {}
-    assert (results["about"], results["tests"], len(results["towers"])) == ("flags", {"flags": 10}, 2)
-    assert [printed[name] for name in ("processor", "seconds_total")] == [processor_name(), results["seconds_total"]]
+    assert (results["about"], results["tests"], len(results["towers"])) == (
+        "flags",
+        {"flags": 10},
+        2,
+    )
+    assert [printed[name] for name in ("processor", "seconds_total")] == [
+        processor_name(),
+        results["seconds_total"],
+    ]
     assert re.findall(r'<section id="([a-z-]+)"', page)[:3] == ["numbers", "searches", "answers"]
     assert "DINOv2 (Meta, Apache-2.0)" in page
     assert len(Index(str(held_out_index(out)))) == 10
@@ -90,7 +112,9 @@ def test_run_again_trains_no_further_and_with_the_other_model_that_one_alone(dem
     both = run_demo(out, plan=SMALL, arms=ARMS, minutes=1e-3, progress=False)
     after = snapshot(out / "runs")
     assert all(after[name] == before[name] for name in before if "bridgetower-0" in name)
-    assert {path.name for path in (out / "runs").iterdir()} == {f"{arm}-0{stage}" for arm in ARMS for stage in STAGES}
+    assert {path.name for path in (out / "runs").iterdir()} == {
+        f"{arm}-0{stage}" for arm in ARMS for stage in STAGES
+    }
     assert both.differences()["flags"]["rsum"]["interval_95"] is None  # one seed
     assert set(both.answer_differences()) == set(again.answers[0].topics)
     assert both.command.endswith("--compare --minutes 0.001 --seeds 1")

@@ -30,7 +30,8 @@ def test_arms_differ_in_the_model_alone_and_minutes_scale_their_steps(plan):
         steps = RECIPES[stage.recipes["meter"]].max_steps
         assert steps is not None
         scaled = {
-            minutes: demo_config(OUT, plan, stage, "meter", 0, minutes).max_steps for minutes in (MINUTES / 2, 1e-6)
+            minutes: demo_config(OUT, plan, stage, "meter", 0, minutes).max_steps
+            for minutes in (MINUTES / 2, 1e-6)
         }
         assert theirs.max_steps == steps == 2 * (scaled[MINUTES / 2] or 0)
         assert (scaled[1e-6] or 0) >= 1
@@ -40,7 +41,9 @@ def test_arms_differ_in_the_model_alone_and_minutes_scale_their_steps(plan):
 
 
 def test_each_stage_starts_from_the_one_before_and_questions_from_the_last_or_from_nothing():
-    first, second = (demo_config(OUT, ON_TOWERS, stage, "meter", 1, MINUTES) for stage in ON_TOWERS.stages)
+    first, second = (
+        demo_config(OUT, ON_TOWERS, stage, "meter", 1, MINUTES) for stage in ON_TOWERS.stages
+    )
     assert (first.init, first.vision, first.text) == (None, "out/towers/vision", "out/towers/text")
     assert (second.init, second.vision) == ("out/runs/meter-1-contrastive/last", None)
     assert (first.freeze_towers, second.freeze_towers) == (True, True)
@@ -60,8 +63,12 @@ def test_refuses_nothing_to_do(tmp_path, minutes, seeds):
 @pytest.mark.parametrize("changed", [{"minutes": 2.0}, {"seeds": 2}, {"plan": ON_TOWERS}])
 def test_refuses_a_folder_of_other_settings_before_anything_is_done(tmp_path, changed):
     settings = {"minutes": 1.0, "seeds": 1}
-    (tmp_path / "demo.json").write_text(json.dumps(settings | {"from_scratch": True, "seconds": 7.5}))
-    with pytest.raises(ValueError, match=r"--minutes 1\.0 --seeds 1 --from-scratch; .* or choose another --out"):
+    (tmp_path / "demo.json").write_text(
+        json.dumps(settings | {"from_scratch": True, "seconds": 7.5})
+    )
+    with pytest.raises(
+        ValueError, match=r"--minutes 1\.0 --seeds 1 --from-scratch; .* or choose another --out"
+    ):
         run_demo(tmp_path, **(settings | {"plan": FROM_SCRATCH} | changed))
     assert {path.name for path in tmp_path.iterdir()} == {"demo.json", ".lock"}
 

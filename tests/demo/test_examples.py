@@ -7,7 +7,14 @@ import pytest
 import dense
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval
-from bridgetower_demo.examples import Direction, SearchExample, answer_examples, choose, search_examples, spread_evenly
+from bridgetower_demo.examples import (
+    Direction,
+    SearchExample,
+    answer_examples,
+    choose,
+    search_examples,
+    spread_evenly,
+)
 from bridgetower_demo.grounding import Judged, TextExample
 
 
@@ -40,7 +47,9 @@ class TestSearches:
             for k, recall in getattr(result.recalls["two_stage"], direction).items():
                 assert sum(rank <= k for rank in ranks) / len(ranks) == pytest.approx(recall)
 
-    def test_candidates_come_first_by_match_logit_then_the_rest_by_cosine(self, images, ranked, config):
+    def test_candidates_come_first_by_match_logit_then_the_rest_by_cosine(
+        self, images, ranked, config
+    ):
         examples = search_examples(images, ranked, config, count=len(images), top=len(images))
         texts, _ = images.texts()
         similarity, itm = dense.similarity(ranked), dense.itm(ranked)
@@ -54,7 +63,11 @@ class TestSearches:
             assert [hit.image for hit in example.hits] == images.contents(list(order))
 
 
-TOLD = [TextExample(topic, f"{topic} {number}?", "yes") for number in range(4) for topic in ("count", "colour")]
+TOLD = [
+    TextExample(topic, f"{topic} {number}?", "yes")
+    for number in range(4)
+    for topic in ("count", "colour")
+]
 RIGHT = [True, False, True, False, False, False, True, True]
 
 
@@ -66,7 +79,9 @@ def test_right_and_wrong_answers_of_each_topic_about_different_images():
         *("count 0?", "count 1?", "count 2?"),  # two right ones, the only wrong one
         *("colour 3?", "colour 0?", "colour 1?"),
     ]
-    shared = answer_examples(judged, [b"one", b"one", b"two", b"two", b"three", b"three", b"four", b"four"], count=1)
+    shared = answer_examples(
+        judged, [b"one", b"one", b"two", b"two", b"three", b"three", b"four", b"four"], count=1
+    )
     assert len({example.image for example in shared}) == 4
     right = replace(judged, answers=("yes",) * len(TOLD))
     apart = answer_examples(right, [bytes([number]) for number in range(len(TOLD))], count=1)

@@ -12,7 +12,10 @@ from bridgetower_demo import findings
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([10.0, 9.0, 8.0], "BridgeTower is ahead of METER (+9.0, 95 % interval +6.5 to +11.5 over 3 paired seeds)."),
+        (
+            [10.0, 9.0, 8.0],
+            "BridgeTower is ahead of METER (+9.0, 95 % interval +6.5 to +11.5 over 3 paired seeds).",
+        ),
         ([-10.0, -9.0, -8.0], "METER is ahead of BridgeTower ("),
         ([10.0, 1.0, 8.0], "No clear difference between the two (+6.3, 95 % interval "),
         ([10.0], "The difference is +10.0; with one seed it could be chance."),
@@ -30,16 +33,29 @@ def test_headline_is_of_the_largest_test_and_of_bridgetower_alone():
 
     runs = [made_up.run(seed=seed, test=tested(recall)) for seed, recall in ((0, 0.5), (1, 0.75))]
     runs += [made_up.run("meter", seed, test=tested(0.25)) for seed in (0, 1)]
-    answers = (made_up.answers(), made_up.answers(seed=1, right=0.5), made_up.answers("meter", right=0.0))
+    answers = (
+        made_up.answers(),
+        made_up.answers(seed=1, right=0.5),
+        made_up.answers("meter", right=0.0),
+    )
     results = made_up.results(*runs, answers=answers, tests={"small": 20, "large": 50})
-    figures = {"recall_at_5": 0.625, "recall_at_5_by_chance": 0.05, "answers_right": 0.625, "words_alone_right": 0.55}
+    figures = {
+        "recall_at_5": 0.625,
+        "recall_at_5_by_chance": 0.05,
+        "answers_right": 0.625,
+        "words_alone_right": 0.55,
+    }
     assert results.headline() == {"test": "large", **figures}
 
 
 def test_differences_are_paired_by_seed():
-    runs = [made_up.run(seed=seed, rsum=rsum) for seed, rsum in ((0, 100.0), (1, 104.0), (7, 300.0))]
+    runs = [
+        made_up.run(seed=seed, rsum=rsum) for seed, rsum in ((0, 100.0), (1, 104.0), (7, 300.0))
+    ]
     runs += [made_up.run("meter", seed, rsum) for seed, rsum in ((1, 96.0), (0, 90.0))]
-    answers = [made_up.answers(seed=seed, right=right) for seed, right in ((7, 0.1), (1, 0.75), (0, 0.5))]
+    answers = [
+        made_up.answers(seed=seed, right=right) for seed, right in ((7, 0.1), (1, 0.75), (0, 0.5))
+    ]
     answers += [made_up.answers("meter", seed, right) for seed, right in ((0, 0.25), (1, 0.625))]
     results = made_up.results(*runs, answers=tuple(answers))
     assert results.differences()["shapes"]["rsum"] == paired_difference([1.0, 1.04], [0.9, 0.96])
@@ -52,6 +68,8 @@ def test_the_file_holds_what_follows_from_the_runs(tmp_path):
     values = json.loads((tmp_path / "results.json").read_text())
     assert values["summary"]["shapes"]["rsum"]["meter"]["values"] == [1.2, 1.22, 1.24]
     assert values["difference"]["shapes"]["rsum"]["values"] == pytest.approx([0.1, 0.09, 0.08])
-    assert values["difference"]["shapes"]["rsum"]["interval_95"] == pytest.approx([0.06516, 0.11484], abs=1e-5)
+    assert values["difference"]["shapes"]["rsum"]["interval_95"] == pytest.approx(
+        [0.06516, 0.11484], abs=1e-5
+    )
     assert values["difference"]["answers"]["overall"]["mean"] == 0.125
     assert values["difference"]["answers"]["overall"]["interval_95"] is None  # one seed of each arm

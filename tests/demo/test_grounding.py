@@ -5,7 +5,13 @@ from collections import Counter
 import pytest
 
 from bridgetower.predictor import Predictor, load
-from bridgetower_demo.grounding import ALL, WithOtherImages, judge, majority_answer, text_only_answers
+from bridgetower_demo.grounding import (
+    ALL,
+    WithOtherImages,
+    judge,
+    majority_answer,
+    text_only_answers,
+)
 from bridgetower_demo.toysets import prepare_toyset
 from bridgetower_demo.toysets.scenes import ScenesConfig, topic_of
 from rows import read_rows
@@ -39,7 +45,10 @@ def answer(predictor: Predictor, kind: str, pictures: list[bytes], text: str) ->
 def test_own_and_other_images(judged, predictor):
     kind, folder, found = judged
     pictures = [row["images"] for row in read_rows(folder, "test")]
-    own = [answer(predictor, kind, pictures[number], one.text) for number, one in enumerate(found.examples)]
+    own = [
+        answer(predictor, kind, pictures[number], one.text)
+        for number, one in enumerate(found.examples)
+    ]
     others = [
         answer(predictor, kind, pictures[(number + NUM_TEST // 2) % NUM_TEST], one.text)
         for number, one in enumerate(found.examples)
@@ -76,7 +85,12 @@ def test_statements_without_topics(predictor, judged):
 
 def test_commonest_answers():
     assert (majority_answer(["yes", "no", "yes"]), majority_answer(["b", "a"])) == ("yes", "a")
-    training = [("is it red?", "yes"), ("is it red?", "yes"), ("is it red?", "no"), ("how many?", "2")]
+    training = [
+        ("is it red?", "yes"),
+        ("is it red?", "yes"),
+        ("is it red?", "no"),
+        ("how many?", "2"),
+    ]
     assert text_only_answers(training, ["how many?", "is it red?", "where?"]) == ["2", "yes", "yes"]
     for refused in (lambda: majority_answer([]), lambda: text_only_answers([], ["how many?"])):
         with pytest.raises(ValueError, match="no answers"):

@@ -22,6 +22,9 @@ def test_every_test_picture_with_its_captions(tiny_dataset, tmp_path):
 
 def test_the_index_is_of_the_model_at_hand(tiny_dataset, tiny_checkpoint, tmp_path):
     write_held_out({"shapes": tiny_dataset}, tmp_path / "held-out")
-    for model in (load(tiny_checkpoint, image_size=40, device="cpu"), load(tiny_checkpoint, device="cpu")):
+    for model in (
+        load(tiny_checkpoint, image_size=40, device="cpu"),
+        load(tiny_checkpoint, device="cpu"),
+    ):
         index_held_out(tmp_path / "held-out", tmp_path / "held-out.lance", model)
         assert Index(tmp_path / "held-out.lance").info.fingerprint == model.fingerprint

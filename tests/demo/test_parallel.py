@@ -69,7 +69,9 @@ def check_it_goes_on(run: Path, config: RunConfig) -> None:
 def children():
     """The processes that the test has started."""
     before = set(multiprocessing.active_children())
-    return lambda: [process for process in multiprocessing.active_children() if process not in before]
+    return lambda: [
+        process for process in multiprocessing.active_children() if process not in before
+    ]
 
 
 def test_two_equal_training_one_after_another_and_stay_as_they_are(tmp_path, tiny_dataset):
@@ -100,13 +102,17 @@ def test_a_lost_process_is_named(children, tmp_path, tiny_dataset):
         pytest.raises(LostProcessError, match="continue it") as error,
     ):
         train_all(runs, progress=False)
-    (saved,) = [run for run in runs if 0 < saved_step(run) == steps_done(run) < LONG]  # it was told to stop
+    (saved,) = [
+        run for run in runs if 0 < saved_step(run) == steps_done(run) < LONG
+    ]  # it was told to stop
     (lost,) = set(runs) - {saved}
     assert f"the process of run {lost} was lost" in str(error.value)
 
 
 def test_an_interrupted_one_saves_and_goes_on(children, tmp_path, tiny_dataset):
-    names = ("one", "other", "later", "last")[: len(os.sched_getaffinity(0)) + 1]  # at least one has to wait
+    names = ("one", "other", "later", "last")[
+        : len(os.sched_getaffinity(0)) + 1
+    ]  # at least one has to wait
     runs = {tmp_path / name: run_config(tiny_dataset, max_steps=LONG) for name in names}
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with (
@@ -125,7 +131,9 @@ def alone(dataset: Path, out: Path) -> None:
 
 
 def test_no_run_outlives_its_parent(tmp_path, tiny_dataset):
-    parent = multiprocessing.get_context("forkserver").Process(target=alone, args=(tiny_dataset, tmp_path / "run"))
+    parent = multiprocessing.get_context("forkserver").Process(
+        target=alone, args=(tiny_dataset, tmp_path / "run")
+    )
     parent.start()
     with once(lambda: steps_done(tmp_path / "run") > 2, parent.kill):
         parent.join()

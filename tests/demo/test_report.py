@@ -71,7 +71,9 @@ class Page(HTMLParser):
 
 def report(results: DemoResults | None = None, **changes: Any) -> str:
     searches = [
-        made_up.search(direction, rank=rank) for direction in ("text_to_image", "image_to_text") for rank in (1, 2, 37)
+        made_up.search(direction, rank=rank)
+        for direction in ("text_to_image", "image_to_text")
+        for rank in (1, 2, 37)
     ]
     values: dict[str, Any] = {
         "searches": {"shapes": searches},
@@ -83,8 +85,13 @@ def report(results: DemoResults | None = None, **changes: Any) -> str:
 def rows_of(html: str, caption: str) -> dict[str, list[str]]:
     """The cells of the last table of a caption, the one of both models, by the head of their row, without tags."""
     start = html.rindex(f"<caption>{caption}")
-    rows = re.findall(r'<th scope="row">([^<]+)</th>(.*?)</tr>', html[start : html.index("</table>", start)])
-    return {head: [re.sub("<[^>]+>", "", cell) for cell in cells.split("</td><td>")] for head, cells in rows}
+    rows = re.findall(
+        r'<th scope="row">([^<]+)</th>(.*?)</tr>', html[start : html.index("</table>", start)]
+    )
+    return {
+        head: [re.sub("<[^>]+>", "", cell) for cell in cells.split("</td><td>")]
+        for head, cells in rows
+    }
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +117,16 @@ def test_the_page_of_one_model_has_its_figures_first_and_no_word_of_another(alon
     assert [link["href"] for link in page.all("a")] == [f"#{name}" for name in SECTIONS]
     assert [text for text in TEXTS if text not in page.text] == []
     assert re.findall('<p class="figure">([^<]+)</p>', alone) == ["20 %", "75 %", "1 h 05 min"]
-    assert [word for word in ("METER", "RSUM", "ITC", "ITM", "held-out", "\u2212") if word in page.text] == []
+    assert [
+        word for word in ("METER", "RSUM", "ITC", "ITM", "held-out", "\u2212") if word in page.text
+    ] == []
 
 
 def test_the_other_model_comes_last_with_the_differences(html, page):
     assert tuple(page.sections) == (*SECTIONS, "meter")
-    before, _, after = page.text.partition("BridgeTower against METER")[2].partition("BridgeTower against METER")
+    before, _, after = page.text.partition("BridgeTower against METER")[2].partition(
+        "BridgeTower against METER"
+    )
     assert "METER" not in before
     assert "BridgeTower is ahead of METER (+9.0" in after
     assert "62.5" in after
@@ -123,12 +134,16 @@ def test_the_other_model_comes_last_with_the_differences(html, page):
 
 def test_figures_are_means_with_their_spread_and_differences_have_their_interval(html):
     assert '<td>131.0<span class="spread"> ± 1.0</span></td>' in html
-    assert '<td>21.8<span class="spread"> ± 0.2</span></td>' in html  # a recall of 131 / 600, in percent
+    assert (
+        '<td>21.8<span class="spread"> ± 0.2</span></td>' in html
+    )  # a recall of 131 / 600, in percent
     recall = rows_of(html, "Recall on shapes, in percent")["BridgeTower \u2212 METER, matching"]
     assert (recall[0], recall[-1]) == ("+1.5 (+1.1 to +1.9)", "+9.0 (+6.5 to +11.5)")
     answers = [made_up.answers(seed=seed, right=0.75 + seed / 100) for seed in range(3)]
     answers += [made_up.answers("meter", seed, right=0.7) for seed in range(3)]
-    several = rows_of(report(made_up.results(answers=tuple(answers))), "Questions answered right, in percent")
+    several = rows_of(
+        report(made_up.results(answers=tuple(answers))), "Questions answered right, in percent"
+    )
     assert list(several).index("BridgeTower \u2212 METER") == 2
     assert several["BridgeTower \u2212 METER"] == ["+6.0 (+3.5 to +8.5)"] * 2
     one_seed = rows_of(html, "Questions answered right, in percent")
@@ -136,8 +151,18 @@ def test_figures_are_means_with_their_spread_and_differences_have_their_interval
 
 
 def test_without_matching_head():
-    kept = {n: value for n, value in made_up.metrics().items() if not n.startswith(("matching", "two_stage", "itm"))}
-    page = Page(report(made_up.results(*(made_up.run(arm, test={"shapes": kept}) for arm in ("bridgetower", "meter")))))
+    kept = {
+        n: value
+        for n, value in made_up.metrics().items()
+        if not n.startswith(("matching", "two_stage", "itm"))
+    }
+    page = Page(
+        report(
+            made_up.results(
+                *(made_up.run(arm, test={"shapes": kept}) for arm in ("bridgetower", "meter"))
+            )
+        )
+    )
     assert "Matching was not measured" in page.text
     assert "METER, contrastive" in page.text
     for text in ("weighs the matching score", "guessing is right in 50 %", "METER, two-stage"):
@@ -145,7 +170,9 @@ def test_without_matching_head():
 
 
 def test_nothing_is_loaded_and_tables_have_captions_and_heads(html, page):
-    assert not {"script", "link", "iframe", "object", "base", "source"} & {tag for tag, _ in page.elements}
+    assert not {"script", "link", "iframe", "object", "base", "source"} & {
+        tag for tag, _ in page.elements
+    }
     for _, attributes in page.elements:
         for name in ("src", "href", "data", "poster", "action", "srcset", "xlink:href"):
             assert attributes.get(name, "#").startswith(("#", "data:image/")), attributes
@@ -159,7 +186,13 @@ def test_every_text_is_escaped():
     dataset = made_up.dataset(bad, split_rule=bad, sources={bad: bad}, licences={bad: bad})
     run = made_up.run(test={bad: made_up.metrics()})
     settings = {bad: bad, "list": [bad]}
-    of_results = {"tests": {bad: 50}, "command": bad, "settings": settings, "versions": {bad: bad}, "about": bad}
+    of_results = {
+        "tests": {bad: 50},
+        "command": bad,
+        "settings": settings,
+        "versions": {bad: bad},
+        "about": bad,
+    }
     results = made_up.results(run, datasets=(dataset,), **of_results)
     searches = [
         made_up.search(direction, text=bad, answer=bad, rank=rank)

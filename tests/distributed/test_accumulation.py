@@ -42,7 +42,11 @@ def step(config, out):
 
     def record(optimizer, arguments, options):
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        seen.append(torch.cat([weight.grad.flatten().clone() for weight in weights if weight.grad is not None]))
+        seen.append(
+            torch.cat(
+                [weight.grad.flatten().clone() for weight in weights if weight.grad is not None]
+            )
+        )
 
     hook = register_optimizer_step_pre_hook(record)
     train(config, out, progress=False)
@@ -65,9 +69,17 @@ def uneven(tmp_path_factory):
     shapes.write_pictures(folder)
     words = ["red", "blue", "circle", "square", "bar"] * 4
     captions = [" ".join(words[:number] if number % 2 else ["red"]) for number in range(20)]
-    lines = ["image,caption", *(f"{number:02}.png,{caption}" for number, caption in enumerate(captions))]
+    lines = [
+        "image,caption",
+        *(f"{number:02}.png,{caption}" for number, caption in enumerate(captions)),
+    ]
     (folder / "uneven.csv").write_text("\n".join(lines))
-    prepare_own("pairs", folder / "uneven.csv", folder / "set", PairsConfig(test_fraction=0.1, validation_fraction=0.1))
+    prepare_own(
+        "pairs",
+        folder / "uneven.csv",
+        folder / "set",
+        PairsConfig(test_fraction=0.1, validation_fraction=0.1),
+    )
     return folder / "set"
 
 
@@ -80,7 +92,11 @@ def configs(uneven, tiny_dataset, tmp_path_factory):
         name: shapes.run_config(
             sets.get(name, uneven),
             task=task,
-            model=replace(PLAIN, heads=HEADS.get(name, PLAIN.heads), fusion=TYPES if name == "nlvr2" else PLAIN.fusion),
+            model=replace(
+                PLAIN,
+                heads=HEADS.get(name, PLAIN.heads),
+                fusion=TYPES if name == "nlvr2" else PLAIN.fusion,
+            ),
             init=str(checkpoint),
             evaluation=RetrievalConfig(),
             select_by="mlm_accuracy" if isinstance(task, PretrainingConfig) else task.metrics[0],
@@ -110,7 +126,12 @@ def test_any_cut_gives_the_gradients_and_metrics_of_one_batch(name, cut, alone, 
     for process in found[processes]:
         one = process[name, size]
         torch.testing.assert_close(one.gradients, whole.gradients, atol=1e-6, rtol=1e-5)
-        for metric in (PARTS[name], "loss", "gradient_norm", *(m for m in whole.metrics if "accuracy" in m)):
+        for metric in (
+            PARTS[name],
+            "loss",
+            "gradient_norm",
+            *(m for m in whole.metrics if "accuracy" in m),
+        ):
             assert one.metrics[metric] == pytest.approx(whole.metrics[metric], rel=1e-5), metric
     assert float(whole.gradients.abs().max()) > 0.1
 
@@ -118,7 +139,9 @@ def test_any_cut_gives_the_gradients_and_metrics_of_one_batch(name, cut, alone, 
 @pytest.mark.parametrize("cut", CUTS)
 def test_control_the_official_mean_over_micro_batches_differs(cut, alone, found):
     (processes, size), whole = cut, alone["words", 8]
-    assert torch.equal(alone["words, officially", 8].gradients, whole.gradients)  # of one batch they are the same
+    assert torch.equal(
+        alone["words, officially", 8].gradients, whole.gradients
+    )  # of one batch they are the same
     for process in found[processes]:
         one = process["words, officially", size]
         assert float((one.gradients - whole.gradients).abs().max()) > 1e-2

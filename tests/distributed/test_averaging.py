@@ -16,7 +16,10 @@ from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.training.data_parallel import Replicated
 
 PLAIN = tiny.changed(text__dropout=0.0, fusion__dropout=0.0)
-BATCHES = [tiny.caption_batch((0, 1), (5, 3), PLAIN, seed=3), tiny.caption_batch((2, 3), (4, 7), PLAIN, seed=4)]
+BATCHES = [
+    tiny.caption_batch((0, 1), (5, 3), PLAIN, seed=3),
+    tiny.caption_batch((2, 3), (4, 7), PLAIN, seed=4),
+]
 CONTRAST, BOTH = Phase(mlm=0, itm=0, itc=1), Phase(mlm=1, itm=1)
 KINDS = {
     "contrast, then words": (replace(CONTRAST, until=0.5), Phase(mlm=1, itm=0)),
@@ -29,7 +32,10 @@ STEPS = (0.0, 0.4, 0.6, 0.9)  # of the run, two before the second phase begins a
 def batches(kind):
     if kind != "no words in one process":
         return BATCHES
-    return [BATCHES[0], replace(BATCHES[1], mlm_labels=torch.full_like(BATCHES[1].mlm_labels, IGNORED))]
+    return [
+        BATCHES[0],
+        replace(BATCHES[1], mlm_labels=torch.full_like(BATCHES[1].mlm_labels, IGNORED)),
+    ]
 
 
 def task_of(kind, cls=PretrainingTask):
@@ -41,7 +47,11 @@ def task_of(kind, cls=PretrainingTask):
 
 
 def gradients(task):
-    found = {name: weight.grad.clone() for name, weight in task.named_parameters() if weight.grad is not None}
+    found = {
+        name: weight.grad.clone()
+        for name, weight in task.named_parameters()
+        if weight.grad is not None
+    }
     task.zero_grad(set_to_none=True)
     return found
 
@@ -66,7 +76,11 @@ class Changing(PretrainingTask):
     def forward(self, *inputs):
         self.num_steps += 1
         losses = super().forward(*inputs)
-        return Losses.weigh({"itm": losses.parts["itm"]}, {"itm": 1}) if rank() and self.num_steps == 3 else losses
+        return (
+            Losses.weigh({"itm": losses.parts["itm"]}, {"itm": 1})
+            if rank() and self.num_steps == 3
+            else losses
+        )
 
 
 def steps(task, batch):
@@ -109,7 +123,9 @@ def test_gradients_are_those_of_one_process(kind, processes):
         for found, _, _ in processes:
             assert found[kind][step].keys() == expected.keys()
             for name, gradient in expected.items():
-                torch.testing.assert_close(found[kind][step][name], gradient, atol=2e-6, rtol=1e-5, msg=name)
+                torch.testing.assert_close(
+                    found[kind][step][name], gradient, atol=2e-6, rtol=1e-5, msg=name
+                )
 
 
 def test_gradients_are_exchanged_once_a_step(processes):

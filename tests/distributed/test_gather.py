@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from bridgetower.data import frozen
 from bridgetower.data.frozen import FeatureCache
-from bridgetower.distributed import all_gather, from_first, gather_by_id, rank, require_same, world_size
+from bridgetower.distributed import (
+    all_gather,
+    from_first,
+    gather_by_id,
+    rank,
+    require_same,
+    world_size,
+)
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.optim import build_optimizer
 from bridgetower.training.state import StateSaver, TrainingState, load_state, newest
@@ -20,11 +27,15 @@ ROWS = 3
 
 
 def features():
-    return torch.randn(WORLD * ROWS, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.randn(
+        WORLD * ROWS, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
 
 
 def loss_of(gathered, weight_seed=0):
-    weights = torch.randn(len(gathered), generator=torch.Generator().manual_seed(weight_seed), dtype=torch.float64)
+    weights = torch.randn(
+        len(gathered), generator=torch.Generator().manual_seed(weight_seed), dtype=torch.float64
+    )
     return ((gathered @ gathered.T).softmax(dim=1).diagonal().log() * weights).sum()
 
 
@@ -45,7 +56,10 @@ def gather_and_differentiate(gather_with_grads, own_loss):
 def gather_all_ways():
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a collective that is on its way out of torch
-        results = {way: gather_and_differentiate(*way) for way in itertools.product((True, False), repeat=2)}
+        results = {
+            way: gather_and_differentiate(*way)
+            for way in itertools.product((True, False), repeat=2)
+        }
     position = (rank(), world_size())
     dtypes = (torch.int64, torch.bool, torch.bfloat16, torch.float16)
     typed = {dtype: all_gather(torch.tensor([[0, rank()]]).to(dtype)) for dtype in dtypes}
@@ -68,7 +82,10 @@ class TestAllGather:
 
     def test_gradients(self, gathered):
         """Of a shared loss `world_size` times that of one process; of losses of their own the sum."""
-        shared, own = (torch.cat([results[True, each][1] for results, *_ in gathered]) for each in (False, True))
+        shared, own = (
+            torch.cat([results[True, each][1] for results, *_ in gathered])
+            for each in (False, True)
+        )
         torch.testing.assert_close(shared / WORLD, single_gradient())
         torch.testing.assert_close(own, single_gradient(0) + single_gradient(1))
 
@@ -113,7 +130,9 @@ def gather_shards():
     for name, shards in SHARDS.items():
         ids, vectors, flags = rows_of(shards[rank()])
         results[name] = gather_by_id(ids, vectors, flags)
-    results["which"] = gather_by_id(torch.tensor([[6, 5], [4, 6]][rank()]), torch.full((2,), rank()))
+    results["which"] = gather_by_id(
+        torch.tensor([[6, 5], [4, 6]][rank()]), torch.full((2,), rank())
+    )
     try:
         gather_by_id(torch.tensor([5, 6]))
     except ValueError as error:
@@ -198,9 +217,15 @@ def compare(changes):
 def test_values_that_differ_are_named():
     end = "; start every process with the same options and data"
     assert run_on_ranks(WORLD, compare, [{}, {}]) == ["the same"] * WORLD
-    message = "out is runs/é in process 0 and other in process 1; seed is 3 in process 0 and None in process 1" + end
+    message = (
+        "out is runs/é in process 0 and other in process 1; seed is 3 in process 0 and None in process 1"
+        + end
+    )
     assert run_on_ranks(WORLD, compare, [{}, {"out": "other", "seed": None}]) == [message] * WORLD
-    changes = [{"seed": 4, "content of a/b.parquet": "12"}, {"optimizer": {"lr": 0.2, "betas": (0.8, 0.99)}}]
+    changes = [
+        {"seed": 4, "content of a/b.parquet": "12"},
+        {"optimizer": {"lr": 0.2, "betas": (0.8, 0.99)}},
+    ]
     message = (
         "optimizer.lr is 0.1 in process 0 and 0.2 in process 1; optimizer.betas is (0.9, 0.99) in process 0 and "
         "(0.8, 0.99) in process 1; seed is 4 in process 0 and 3 in process 1; and 1 more differ"
@@ -238,7 +263,11 @@ def test_the_state_is_that_of_the_first_process(tmp_path, rule):
     assert newest(folders[0]) is None
     model, optimizer = make(3, rule)
     StateSaver(folders[0], CONDITIONS).save(model, optimizer, TrainingState(step=3, best=0.5))
-    expected = {**vars(TrainingState(step=3, best=0.5))}, model.state_dict(), optimizer.state_dict()["state"]
+    expected = (
+        {**vars(TrainingState(step=3, best=0.5))},
+        model.state_dict(),
+        optimizer.state_dict()["state"],
+    )
     for elsewhere in (folders[1], tmp_path / "nothing"):
         for resumed in run_on_ranks(WORLD, resume, [folders[0], elsewhere], rule):
             assert equal(resumed, expected)

@@ -39,11 +39,17 @@ except ConnectionError as error:
 def start(python, names, ranks, count, act="end", minutes=0.5):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "OMP_NUM_THREADS": "1"}
+        place = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free.getsockname()[1]),
+            "OMP_NUM_THREADS": "1",
+        }
     processes = [
         subprocess.Popen(
             [python, "-c", MEETING, act, str(minutes)],
-            env=os.environ | dict(zip(names, (str(rank), str(count), str(rank)), strict=True)) | place,
+            env=os.environ
+            | dict(zip(names, (str(rank), str(count), str(rank)), strict=True))
+            | place,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -87,7 +93,12 @@ def test_without_a_place_to_meet(launcher, monkeypatch):
 
 def test_one_process_and_a_batch_script_are_alone(monkeypatch):
     """The script of a job has its number of tasks, but it is none of them."""
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}.items():
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_NTASKS": "8",
+    }.items():
         monkeypatch.setenv(name, value)
     with process_group("cpu", 1):
         assert not dist.is_initialized()
@@ -101,7 +112,9 @@ def test_states_are_waited_for_as_long_as_is_asked(monkeypatch, tmp_path):
     assert given == {"backend": "gloo", "timeout": timedelta(minutes=3)}
 
 
-@pytest.mark.parametrize(("cores", "processes", "expected"), [(7, None, 7), (7, 1, 7), (7, 3, 2), (2, 4, 1)])
+@pytest.mark.parametrize(
+    ("cores", "processes", "expected"), [(7, None, 7), (7, 1, 7), (7, 3, 2), (2, 4, 1)]
+)
 def test_processes_of_a_machine_share_its_cores(monkeypatch, cores, processes, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
@@ -119,5 +132,8 @@ def test_restarts_are_those_that_torchrun_counts(monkeypatch):
 
 @pytest.mark.parametrize("minutes", [0, -1.5])
 def test_no_time_to_meet_is_refused_also_by_a_process_alone(minutes):
-    with pytest.raises(ValueError, match=f"timeout_minutes is {minutes}"), process_group("cpu", minutes):
+    with (
+        pytest.raises(ValueError, match=f"timeout_minutes is {minutes}"),
+        process_group("cpu", minutes),
+    ):
         pass

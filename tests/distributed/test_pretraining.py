@@ -44,7 +44,10 @@ def own_part(batch, process):
     rows = slice(process * ROWS, (process + 1) * ROWS)
     mask = batch.attention_mask[rows]
     length = int(mask.sum(dim=1).max())
-    cut = {name: getattr(batch, name)[rows, :length] for name in ("input_ids", "masked_input_ids", "mlm_labels")}
+    cut = {
+        name: getattr(batch, name)[rows, :length]
+        for name in ("input_ids", "masked_input_ids", "mlm_labels")
+    }
     cut |= {name: getattr(batch, name)[rows] for name in ("pixel_values", "image_index", "ids")}
     mask = None if bool(mask[:, :length].all()) else mask[:, :length]
     return replace(batch, **cut, attention_mask=mask, seed=batch.seed + process)
@@ -55,7 +58,11 @@ def make_task(phase, **changes):
 
 
 def gradients(task):
-    return {name: value.grad.clone() for name, value in task.model.named_parameters() if value.grad is not None}
+    return {
+        name: value.grad.clone()
+        for name, value in task.model.named_parameters()
+        if value.grad is not None
+    }
 
 
 PHASES = {
@@ -63,7 +70,10 @@ PHASES = {
     "itc without gradients": (Phase(mlm=0.0, itm=0.0, itc=1.0), {"gather_with_grads": False}),
     "random": (Phase(mlm=0.5, itm=2.0, itc=1.0), {}),
     "hard": (Phase(mlm=0.5, itm=2.0, itc=1.0, negatives="hard"), {}),
-    "hard of all": (Phase(mlm=0.5, itm=2.0, itc=1.0, negatives="hard"), {"negatives_from": "world"}),
+    "hard of all": (
+        Phase(mlm=0.5, itm=2.0, itc=1.0, negatives="hard"),
+        {"negatives_from": "world"},
+    ),
 }
 
 
@@ -82,7 +92,12 @@ def step(texts, name):
     losses = parallel(own_part(whole_batch(LENGTHS[texts]), rank()))
     losses.total.backward()
     parts = {name: value.detach() for name, value in losses.parts.items()}
-    return {"total": losses.total.detach(), "parts": parts, "gradients": gradients(task), "pairs": drawn}
+    return {
+        "total": losses.total.detach(),
+        "parts": parts,
+        "gradients": gradients(task),
+        "pairs": drawn,
+    }
 
 
 def evaluate(checkpoint, dataset):
@@ -105,7 +120,10 @@ def both_evaluations(checkpoint, dataset, single):
 
 def sample():
     place = {"rank": rank(), "world_size": world_size()}
-    return [key.examples for key in StepSampler(27, batch_size=8, micro_batches=2, steps=range(6), seed=3, **place)]
+    return [
+        key.examples
+        for key in StepSampler(27, batch_size=8, micro_batches=2, steps=range(6), seed=3, **place)
+    ]
 
 
 def everything(checkpoint, dataset, single):
@@ -115,7 +133,9 @@ def everything(checkpoint, dataset, single):
 
 @pytest.fixture(scope="module")
 def single_picture(tiny_dataset, tmp_path_factory):
-    return write_set(tmp_path_factory.mktemp("single") / "set", {"test": records_of(tiny_dataset, "test")[:1]})
+    return write_set(
+        tmp_path_factory.mktemp("single") / "set", {"test": records_of(tiny_dataset, "test")[:1]}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +147,9 @@ def processes(tiny_checkpoint, tiny_dataset, single_picture):
 def evaluations(request, tiny_checkpoint, tiny_dataset, single_picture):
     if request.param == WORLD:
         return request.getfixturevalue("processes")
-    return run_on_ranks(request.param, both_evaluations, tiny_checkpoint, tiny_dataset, single_picture)
+    return run_on_ranks(
+        request.param, both_evaluations, tiny_checkpoint, tiny_dataset, single_picture
+    )
 
 
 def joined_pairs(parts, *, global_rows):
@@ -183,7 +205,10 @@ class TestStep:
 
     def test_control_gradients_that_stay_in_their_process_differ(self, processes, texts):
         expected = alone(texts, "itc", processes)["gradients"]
-        assert distance(expected, processes[0]["steps"][texts, "itc without gradients"]["gradients"]) > 1e-2
+        assert (
+            distance(expected, processes[0]["steps"][texts, "itc without gradients"]["gradients"])
+            > 1e-2
+        )
 
     def test_hard_negatives_of_all_cross_the_processes(self, processes, texts):
         foreign = 0
@@ -207,18 +232,29 @@ class TestEvaluation:
             assert found["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)
             assert found["accuracy"] == expected["accuracy"] == expected["metrics"]["itm_accuracy"]
             assert found["words"] == pytest.approx(expected["words"], abs=1e-7)
-            torch.testing.assert_close(found["similarity"], expected["similarity"], atol=1e-5, rtol=0)
-            torch.testing.assert_close(found["itm"], expected["itm"], atol=1e-5, rtol=0, equal_nan=True)
+            torch.testing.assert_close(
+                found["similarity"], expected["similarity"], atol=1e-5, rtol=0
+            )
+            torch.testing.assert_close(
+                found["itm"], expected["itm"], atol=1e-5, rtol=0, equal_nan=True
+            )
 
     def test_fewer_pictures_than_processes(self, evaluations, tiny_checkpoint, single_picture):
         expected = evaluate(tiny_checkpoint, single_picture)
         for process in evaluations:
-            assert process["evaluation of one"]["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)
-            assert process["evaluation of one"]["words"] == pytest.approx(expected["words"], abs=1e-7)
+            assert process["evaluation of one"]["metrics"] == pytest.approx(
+                expected["metrics"], abs=1e-6
+            )
+            assert process["evaluation of one"]["words"] == pytest.approx(
+                expected["words"], abs=1e-7
+            )
 
 
 def test_batches_of_the_processes_are_that_of_one(processes):
-    alone = [key.examples for key in StepSampler(27, batch_size=8, micro_batches=1, steps=range(6), seed=3)]
+    alone = [
+        key.examples
+        for key in StepSampler(27, batch_size=8, micro_batches=1, steps=range(6), seed=3)
+    ]
     first, second = (process["samples"] for process in processes)
     for number, pairs in enumerate(alone):
         micro = slice(2 * number, 2 * number + 2)
@@ -232,13 +268,17 @@ ITC = PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=2),))
 
 def rows_of(start, stop):
     batch = tiny.caption_batch(INDEX, LENGTHS["padded"], tiny.CONFIG)
-    tensors = {name: value[start:stop] for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    tensors = {
+        name: value[start:stop] for name, value in vars(batch).items() if isinstance(value, Tensor)
+    }
     return replace(batch, **tensors, ids=batch.ids[start:stop])
 
 
 def micro_batches(process, processes):
     half = len(INDEX) // processes // 2
-    return [rows_of(start, start + half) for start in (2 * process * half, (2 * process + 1) * half)]
+    return [
+        rows_of(start, start + half) for start in (2 * process * half, (2 * process + 1) * half)
+    ]
 
 
 def seed(process, micro):
@@ -255,7 +295,10 @@ def at_once(kind):
 
 
 def in_parts(kind):
-    task, parts = PretrainingTask(tiny.build(KINDS[kind]).train(), ITC), micro_batches(rank(), world_size())
+    task, parts = (
+        PretrainingTask(tiny.build(KINDS[kind]).train(), ITC),
+        micro_batches(rank(), world_size()),
+    )
     contrasts = contrast_of_step(task, parts, lambda micro: seed(rank(), micro))
     parallel = DistributedDataParallel(task, find_unused_parameters=True)
     losses = []
@@ -268,7 +311,11 @@ def in_parts(kind):
 
 
 def contrasts():
-    return {(kind, whole): at_once(kind) if whole else in_parts(kind) for kind in KINDS for whole in (True, False)}
+    return {
+        (kind, whole): at_once(kind) if whole else in_parts(kind)
+        for kind in KINDS
+        for whole in (True, False)
+    }
 
 
 def one_graph(kind, whole, processes):
@@ -297,4 +344,6 @@ def test_contrast_of_towers_and_of_fused_pairs_is_that_of_one_process(processes)
         for found in results:
             assert found[key][1].keys() == expected.keys()
             for name, gradient in expected.items():
-                torch.testing.assert_close(found[key][1][name], gradient, atol=2e-5, rtol=1e-4, msg=f"{key}: {name}")
+                torch.testing.assert_close(
+                    found[key][1][name], gradient, atol=2e-5, rtol=1e-4, msg=f"{key}: {name}"
+                )

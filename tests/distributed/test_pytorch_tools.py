@@ -22,7 +22,9 @@ from bridgetower.model.config import HeadsConfig
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.fusion import Fused
 
-CONFIG = tiny.changed(text__dropout=0.0, fusion__dropout=0.0, fusion__bridge="scaled_add", heads__itc="fused")
+CONFIG = tiny.changed(
+    text__dropout=0.0, fusion__dropout=0.0, fusion__bridge="scaled_add", heads__itc="fused"
+)
 WITHOUT_HEADS = replace(CONFIG, heads=HeadsConfig(mlm=False, itm=False))
 OFFICIAL = CONFIG.override({"fusion.bridge": "interpolate", "heads.itc": "tower"})
 MANAGED = CONFIG.override({"fusion.bridge": "static_manager"})
@@ -75,8 +77,13 @@ def trained(config, wrap, loss_of):
     for _ in range(2):
         model.zero_grad(set_to_none=True)
         loss_of(model, run(*share)).backward()
-    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-    return {name: getattr(gradient, "full_tensor", gradient.clone)() for name, gradient in gradients.items()}
+    gradients = {
+        name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None
+    }
+    return {
+        name: getattr(gradient, "full_tensor", gradient.clone)()
+        for name, gradient in gradients.items()
+    }
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -114,11 +121,14 @@ def assert_same(run, model, *batch):
 
 
 def gradients(run, model):
-    return torch.autograd.grad(loss_of_outputs(model, run(*inputs())), list(model.parameters()), allow_unused=True)
+    return torch.autograd.grad(
+        loss_of_outputs(model, run(*inputs())), list(model.parameters()), allow_unused=True
+    )
 
 
 SIZES = {"pixel_values": {0: Dim("batch", max=64)}} | {
-    name: {0: Dim("batch", max=64), 1: Dim("length", max=14)} for name in ("input_ids", "attention_mask")
+    name: {0: Dim("batch", max=64), 1: Dim("length", max=14)}
+    for name in ("input_ids", "attention_mask")
 }
 
 
@@ -146,7 +156,9 @@ def assert_compiles(backend):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(strict):
-    run_on_ranks(1, assert_export, strict)  # as the compiler cannot read the checks of shapes in this process
+    run_on_ranks(
+        1, assert_export, strict
+    )  # as the compiler cannot read the checks of shapes in this process
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -211,7 +223,8 @@ def called_with_weights(model):
 
 
 @pytest.mark.parametrize(
-    "copied", [emptied, assigned, saved_whole, saved_weights, pickled, copy.deepcopy, called_with_weights]
+    "copied",
+    [emptied, assigned, saved_whole, saved_weights, pickled, copy.deepcopy, called_with_weights],
 )
 def test_copies(model, copied):
     twin = copied(model)
@@ -228,7 +241,9 @@ def pooled(model):
 def test_a_step_of_lora_merged_and_saved(tmp_path):
     peft = pytest.importorskip("peft")
     heads = ["itm_head", "itc_head"]
-    config = peft.LoraConfig(r=4, target_modules=["qkv", "down", "key_value"], modules_to_save=heads)
+    config = peft.LoraConfig(
+        r=4, target_modules=["qkv", "down", "key_value"], modules_to_save=heads
+    )
     base = tiny.build(CONFIG)
     start = pooled(base)
     model = peft.get_peft_model(base, config)

@@ -37,14 +37,18 @@ from folders import same_weights
 from rows import record, write_set
 from tiny import equal
 
-PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0, "fusion.bridge": "scaled_add"})
+PLAIN = shapes.MODEL.override(
+    {"text.dropout": 0.0, "fusion.dropout": 0.0, "fusion.bridge": "scaled_add"}
+)
 SMOOTH = OptimizerConfig(lr=1e-2, eps=1e-2, head_multiplier=2, fusion_multiplier=3, clip_norm=0.5)
 # Every word is hidden and contrast spans the step, so that any number of processes computes the same.
 ALL_WORDS = MaskingConfig(probability=1.0, mask_share=1.0, random_share=0.0)
 HARD = Phase(mlm=1, itm=1, itc=1, negatives="hard")
 WORLD_HARD = "hard negatives of the world"
 TASKS = {
-    "words and contrast": PretrainingConfig(phases=(Phase(mlm=1, itm=0, itc=1),), masking=ALL_WORDS),
+    "words and contrast": PretrainingConfig(
+        phases=(Phase(mlm=1, itm=0, itc=1),), masking=ALL_WORDS
+    ),
     "a fused head": PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),)),
     "vqa": VqaConfig(),
     WORLD_HARD: PretrainingConfig(phases=(HARD,), negatives_from="world"),
@@ -67,16 +71,39 @@ def trained(configs, out):
 
         def record(optimizer, arguments, options, seen=gradients):
             groups = optimizer.param_groups
-            named = [pair for group in groups for pair in zip(group["names"], group["params"], strict=True)]
-            seen.append({name: whole(weight.grad) for name, weight in sorted(named) if weight.grad is not None})
+            named = [
+                pair
+                for group in groups
+                for pair in zip(group["names"], group["params"], strict=True)
+            ]
+            seen.append(
+                {
+                    name: whole(weight.grad)
+                    for name, weight in sorted(named)
+                    if weight.grad is not None
+                }
+            )
 
         hook = register_optimizer_step_pre_hook(record)
-        own = load_object("extensions", f"{LORA}:LORA", Extensions) if name == "LoRA" else NO_EXTENSIONS
-        given = {"extensions": own, "async_checkpoints": config.parallel == "fsdp", "progress": False}
+        own = (
+            load_object("extensions", f"{LORA}:LORA", Extensions)
+            if name == "LoRA"
+            else NO_EXTENSIONS
+        )
+        given = {
+            "extensions": own,
+            "async_checkpoints": config.parallel == "fsdp",
+            "progress": False,
+        }
         metrics = train(config, out / name, **given)
         hook.remove()
-        weights, entries = dict(read_checkpoint(out / name / "last").tensors), read_metrics(out / name, "train")
-        found[name] = SimpleNamespace(gradients=gradients, entries=entries, weights=weights, metrics=metrics)
+        weights, entries = (
+            dict(read_checkpoint(out / name / "last").tensors),
+            read_metrics(out / name, "train"),
+        )
+        found[name] = SimpleNamespace(
+            gradients=gradients, entries=entries, weights=weights, metrics=metrics
+        )
     return found
 
 
@@ -89,13 +116,22 @@ def folder(tmp_path_factory):
 def configs(tiny_dataset, folder):
     checkpoint = shapes.write_tiny_checkpoint(tiny_dataset, folder / "checkpoint", PLAIN)
     questions = asked.write_set(folder / "vqa", "vqa")
-    given = {"optimizer": SMOOTH, "checkpoint_activations": PARTS, "micro_batch_size": 2, "max_steps": 2}
+    given = {
+        "optimizer": SMOOTH,
+        "checkpoint_activations": PARTS,
+        "micro_batch_size": 2,
+        "max_steps": 2,
+    }
     config = shapes.run_config(tiny_dataset, init=str(checkpoint), device="cpu", **given)
     heads = HeadsConfig(mlm=False, itm=False, vqa=len(asked.ANSWERS))
     fused = HeadsConfig(mlm=False, itm=False, itc="fused", itc_size=6)
     changes = {
         "words and contrast": {"contrast_over": "step", "evaluate_every": None},
-        "a fused head": {"contrast_over": "step", "model": replace(PLAIN, heads=fused), "evaluate_every": None},
+        "a fused head": {
+            "contrast_over": "step",
+            "model": replace(PLAIN, heads=fused),
+            "evaluate_every": None,
+        },
         "vqa": {
             "data": replace(config.data, folders=(str(questions),)),
             "model": replace(PLAIN, heads=heads),
@@ -106,7 +142,10 @@ def configs(tiny_dataset, folder):
         "LoRA": {"contrast_over": "step", "evaluate_every": None},
         WORLD_HARD: {"evaluate_every": 2, "checkpoint_every": 1, "micro_batch_size": 4},
     }
-    return {name: replace(config, task=task, **{"model": PLAIN} | changes[name]) for name, task in TASKS.items()}
+    return {
+        name: replace(config, task=task, **{"model": PLAIN} | changes[name])
+        for name, task in TASKS.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +183,9 @@ def test_two_processes_give_what_one_gives(name, alone, sharded):
 
 
 def test_a_share_of_the_weights_gives_what_whole_weights_give(configs, sharded, tmp_path):
-    replicated = run_on_ranks(2, trained, {WORLD_HARD: replace(configs[WORLD_HARD], parallel="ddp")}, tmp_path)
+    replicated = run_on_ranks(
+        2, trained, {WORLD_HARD: replace(configs[WORLD_HARD], parallel="ddp")}, tmp_path
+    )
     for one, other in zip(sharded, replicated, strict=True):
         assert_same(one[WORLD_HARD], other[WORLD_HARD])
     gradients = replicated[0][WORLD_HARD].gradients[0]  # parameters of one element have some
@@ -156,7 +197,9 @@ def test_processes_without_an_image_to_evaluate_train_on(configs, tmp_path):
     """The passes of an evaluation, of which these have none, are not prefetched for in the step that follows."""
     splits = {"train": [record(number) for number in range(16)], "validation": [record(16)]}
     config = replace(configs[WORLD_HARD], max_steps=3, evaluate_every=1)
-    config = replace(config, data=replace(config.data, folders=(str(write_set(tmp_path / "set", splits)),)))
+    config = replace(
+        config, data=replace(config.data, folders=(str(write_set(tmp_path / "set", splits)),))
+    )
     whole, shared = (
         run_on_ranks(2, trained, {"run": replace(config, parallel=parallel)}, tmp_path / parallel)
         for parallel in ("ddp", "fsdp")
@@ -175,7 +218,9 @@ def test_four_processes_give_what_one_gives(parallel, configs, alone, tmp_path):
 
 def compiled(config, out):
     jaxtyping.config.update("jaxtyping_disable", True)
-    BridgeTower.compile_layers.__defaults__ = ("aot_eager",)  # traces both passes, and makes no kernels
+    BridgeTower.compile_layers.__defaults__ = (
+        "aot_eager",
+    )  # traces both passes, and makes no kernels
     return trained({"run": config}, out)["run"]
 
 
@@ -183,7 +228,9 @@ def compiled(config, out):
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_compiled_layers_give_the_same(parallel, configs, alone, tmp_path):
     name = "words and contrast"
-    for process in run_on_ranks(2, compiled, replace(configs[name], parallel=parallel, compile="yes"), tmp_path):
+    for process in run_on_ranks(
+        2, compiled, replace(configs[name], parallel=parallel, compile="yes"), tmp_path
+    ):
         assert_same(process, alone[name])
 
 
@@ -196,7 +243,9 @@ def in_half_precision(config, out):
         if isinstance(module, FeedForward):  # in a layer that is whole by now
             inside.update(weight.dtype for weight in module.parameters())
         if isinstance(module, BridgeTower):
-            outside.update(weight.dtype for name, weight in module.named_parameters() if "_head." in name)
+            outside.update(
+                weight.dtype for name, weight in module.named_parameters() if "_head." in name
+            )
 
     hook = register_module_forward_pre_hook(note)
     gradients = trained({"run": config}, out)["run"].gradients[0]
@@ -216,7 +265,10 @@ def test_in_half_precision_layers_are_put_together_in_it(configs, tmp_path):
     assert found["fsdp"][1] == {torch.bfloat16}
 
     def off(one, other):
-        return float(torch.cat([(one[name] - other[name]).flatten() for name in whole]).norm()) / length
+        return (
+            float(torch.cat([(one[name] - other[name]).flatten() for name in whole]).norm())
+            / length
+        )
 
     length = float(torch.cat([gradient.flatten() for gradient in whole.values()]).norm())
     halved, sharded = (found[name][0] for name in ("ddp", "fsdp"))
@@ -232,15 +284,29 @@ def held(config, out):
 
     def record(optimizer, arguments, options):
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        sizes.extend((getattr(one, "_local_tensor", one).numel(), hasattr(one, "full_tensor")) for one in weights)
+        sizes.extend(
+            (getattr(one, "_local_tensor", one).numel(), hasattr(one, "full_tensor"))
+            for one in weights
+        )
 
     hook = register_optimizer_step_pre_hook(record)
-    metrics = train(config, out, task=replace(VQA, validate=lambda _: {"vqa_score": float(rank())}), progress=False)
+    metrics = train(
+        config,
+        out,
+        task=replace(VQA, validate=lambda _: {"vqa_score": float(rank())}),
+        progress=False,
+    )
     hook.remove()
-    return sum(size for size, _ in sizes), sum(size for size, sharded in sizes if not sharded), metrics
+    return (
+        sum(size for size, _ in sizes),
+        sum(size for size, sharded in sizes if not sharded),
+        metrics,
+    )
 
 
-def test_each_process_holds_half_of_the_weights_and_the_metrics_of_the_first(configs, alone, tmp_path):
+def test_each_process_holds_half_of_the_weights_and_the_metrics_of_the_first(
+    configs, alone, tmp_path
+):
     config = replace(configs["vqa"], max_steps=1)
     total = sum(weight.numel() for weight in alone["vqa"].weights.values())
     first, second = run_on_ranks(2, held, replace(config, parallel="fsdp"), tmp_path)
@@ -293,7 +359,10 @@ def back_to_the_state_before(run, out):
 
 def test_each_process_writes_its_share(whole_run, alone):
     files = states.files(whole_run)
-    assert [file.name for file in files] == ["process-00000.safetensors", "process-00001.safetensors"]
+    assert [file.name for file in files] == [
+        "process-00000.safetensors",
+        "process-00001.safetensors",
+    ]
     first, second = (dict(read_safetensors(file)) for file in files)
     name = "fusion.text_layers.0.mlp.up.weight"
     rows = len(alone["vqa"].weights[name])

@@ -41,7 +41,9 @@ cli.main([*command, *options.split(",")[rank].split()])
 
 
 def start(torchrun, dataset, out, *options, program=("-m", "bridgetower")):
-    command = train_command(dataset, out, "--max-steps", str(STEPS), "--evaluate-every", "3", *options)
+    command = train_command(
+        dataset, out, "--max-steps", str(STEPS), "--evaluate-every", "3", *options
+    )
     return subprocess.Popen(
         [*torchrun, *TWO, *program, *command],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -63,7 +65,9 @@ def finish(process):
 
 def without_gloo(out):
     """Output without what the processes' gloo prints, at once, in some releases of PyTorch, such as 2.10."""
-    return "\n".join(line for line in out.splitlines() if line and not re.search(r"\[Gloo\]|peer ranks", line))
+    return "\n".join(
+        line for line in out.splitlines() if line and not re.search(r"\[Gloo\]|peer ranks", line)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +107,14 @@ def test_one_result_and_one_log(whole, stopped, folder):
     assert code == 0, error
     (line,) = out.splitlines()
     assert json.loads(line)["run"] == str(folder / "whole")
-    assert [entry["step"] for entry in read_metrics(folder / "whole", "train")] == list(range(1, STEPS + 1))
-    assert [entry["step"] for entry in read_metrics(folder / "whole", "validation")] == [3, 6, STEPS]
+    assert [entry["step"] for entry in read_metrics(folder / "whole", "train")] == list(
+        range(1, STEPS + 1)
+    )
+    assert [entry["step"] for entry in read_metrics(folder / "whole", "validation")] == [
+        3,
+        6,
+        STEPS,
+    ]
     assert len(list((folder / "whole").rglob("*.jsonl"))) == 1
 
 
@@ -130,16 +140,22 @@ def losing(folder):
     return str(folder / "losing.py")
 
 
-def test_killed_and_started_again_by_torchrun_it_ends_with_the_same_bits(torchrun, tiny_dataset, folder, losing, whole):
+def test_killed_and_started_again_by_torchrun_it_ends_with_the_same_bits(
+    torchrun, tiny_dataset, folder, losing, whole
+):
     out, restarting = folder / "again", (*torchrun, "--max-restarts", "1")
     program = (losing, "kill")
-    code, _, error = finish(start(restarting, tiny_dataset, out, "--checkpoint-every", "4", program=program))
+    code, _, error = finish(
+        start(restarting, tiny_dataset, out, "--checkpoint-every", "4", program=program)
+    )
     assert code == 0, error
     assert same_weights(folder / "whole" / "last", out / "last")
     assert [entry["step"] for entry in read_metrics(out, "train")] == list(range(1, STEPS + 1))
 
 
-def test_a_process_that_does_not_answer_ends_the_others_and_is_named(torchrun, tiny_dataset, folder, losing):
+def test_a_process_that_does_not_answer_ends_the_others_and_is_named(
+    torchrun, tiny_dataset, folder, losing
+):
     out = folder / "hung"
     options = ("--checkpoint-every", "4", "--timeout-minutes", "0.05")
     code, _, error = finish(start(torchrun, tiny_dataset, out, *options, program=(losing, "hang")))
@@ -180,7 +196,10 @@ def test_arguments_that_differ_are_refused(tiny_dataset, tmp_path, nodes):
     code, out, error = finish(nodes(tiny_dataset, Path("run"), each=each))
     assert code != 0
     assert out == ""
-    assert "bridgetower: out is one in process 0 and two in process 1; resume is False in process 0 and True" in error
+    assert (
+        "bridgetower: out is one in process 0 and two in process 1; resume is False in process 0 and True"
+        in error
+    )
     assert not [path for name in ("first", "second") for path in (tmp_path / name).iterdir()]
 
 
@@ -192,8 +211,19 @@ def test_processes_on_cpus_leave_gpus_alone(tiny_dataset, folder, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    world = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "1"}
-    for name, value in {**world, "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+    world = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+        "TORCHELASTIC_RUN_ID": "1",
+    }
+    for name, value in {
+        **world,
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }.items():
         monkeypatch.setenv(name, value)
     backends, original = [], torch.distributed.init_process_group
 
@@ -203,21 +233,38 @@ def test_processes_on_cpus_leave_gpus_alone(tiny_dataset, folder, monkeypatch):
 
     monkeypatch.setattr(torch.distributed, "init_process_group", init_process_group)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    train(shapes.run_config(tiny_dataset, device="cpu", max_steps=1), folder / "cpu", progress=False)
+    train(
+        shapes.run_config(tiny_dataset, device="cpu", max_steps=1), folder / "cpu", progress=False
+    )
     assert backends == ["gloo"]
 
 
 def test_evaluation_in_two_processes_is_that_of_one(torchrun, answering_checkpoint, tmp_path):
     asked.write_set(tmp_path / "set", "nlvr2")
-    command = ["evaluate", str(answering_checkpoint), "nlvr2", "--data", str(tmp_path / "set"), "--split", "validation"]
+    command = [
+        "evaluate",
+        str(answering_checkpoint),
+        "nlvr2",
+        "--data",
+        str(tmp_path / "set"),
+        "--split",
+        "validation",
+    ]
     options = ["--device", "cpu", "--batch-size", "2", "--out"]
     cli.main([*command, *options, str(tmp_path / "one")])
     program = [*torchrun, *TWO, "-m", "bridgetower", *command, *options, str(tmp_path / "two")]
-    given = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "capture_output": True, "text": True, "timeout": PATIENCE}
+    given = {
+        "env": os.environ | {"OMP_NUM_THREADS": "1"},
+        "capture_output": True,
+        "text": True,
+        "timeout": PATIENCE,
+    }
     done = subprocess.run(program, **given, check=False)
     assert done.returncode == 0, done.stderr
     (line,) = without_gloo(done.stdout).splitlines()
-    reports = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    reports = [
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")
+    ]
     assert json.loads(line) == reports[1] == reports[0]
     for name in ("submission.csv", "predictions.jsonl"):
         one, two = ((tmp_path / folder / name).read_text() for folder in ("one", "two"))

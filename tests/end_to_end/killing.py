@@ -26,7 +26,9 @@ OPTIONS = ("--max-steps", str(MAX_STEPS), "--checkpoint-every", "1", "--evaluate
 
 def start(dataset, out, prepare=lambda: None, *options):
     """Starts an attempt, a resumed one if there is something to resume; returns its process id."""
-    arguments = train_command(dataset, out, *OPTIONS, *options, *(["--resume"] if (out / CONFIG).exists() else []))
+    arguments = train_command(
+        dataset, out, *OPTIONS, *options, *(["--resume"] if (out / CONFIG).exists() else [])
+    )
     process = os.fork()
     if process == 0:
         log = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -74,10 +76,14 @@ def step_of(out):
 
 def main(dataset, folder):
     source = random.Random(0)
-    whole, killed, stopped, altered = (folder / name for name in ("whole", "killed", "stopped", "altered"))
+    whole, killed, stopped, altered = (
+        folder / name for name in ("whole", "killed", "stopped", "altered")
+    )
     report = {"whole": end(start(dataset, whole))}
     report["kills"] = [
-        kill(dataset, killed, source.randint(0, 2), source.randint(1, 12), *BACKGROUND[: number % 2])
+        kill(
+            dataset, killed, source.randint(0, 2), source.randint(1, 12), *BACKGROUND[: number % 2]
+        )
         for number in range(NUM_KILLS)
     ]
     report["killed_at"] = step_of(killed)
@@ -93,7 +99,9 @@ def main(dataset, folder):
     report["stopped_at"] = step_of(stopped)
     shutil.copytree(stopped, altered)
     forget_momentum(altered)
-    report["stopped"], report["altered"] = map(end, [start(dataset, stopped), start(dataset, altered)])
+    report["stopped"], report["altered"] = map(
+        end, [start(dataset, stopped), start(dataset, altered)]
+    )
     return report
 
 

@@ -84,14 +84,19 @@ class Sums:
         for query in range(weights.shape[1]):
             rows = weights[:, query].double()
             self.positions += 1
-            self.entropy = [one - float((row * row.log()).sum()) for one, row in zip(self.entropy, rows, strict=True)]
+            self.entropy = [
+                one - float((row * row.log()).sum())
+                for one, row in zip(self.entropy, rows, strict=True)
+            ]
             self.divergence += float(((rows[0] - rows[1]) * (rows[0] / rows[1]).log()).sum()) / 2
             if places is not None and query >= prefix:
                 self.measured += 1
                 far = [math.dist(places[query - prefix], place) for place in places]
                 for head, row in enumerate(rows):
                     shares = (row[prefix:] / row[prefix:].sum()).tolist()
-                    self.distance[head] += sum(share * one for share, one in zip(shares, far, strict=True))
+                    self.distance[head] += sum(
+                        share * one for share, one in zip(shares, far, strict=True)
+                    )
 
 
 def test_attention_is_a_mean_over_pairs_and_positions(benchmark, tiny_checkpoint, tiny_dataset):
@@ -106,18 +111,34 @@ def test_attention_is_a_mean_over_pairs_and_positions(benchmark, tiny_checkpoint
         pixels = images.pixel_values([image])
         assert isinstance(pixels, torch.Tensor)
         with torch.no_grad():
-            found = hidden_states(model, pixels, texts.input_ids, layers={"fusion": [2]}, attentions=True).attentions
+            found = hidden_states(
+                model, pixels, texts.input_ids, layers={"fusion": [2]}, attentions=True
+            ).attentions
         line = [(float(token),) for token in range(texts.input_ids.shape[1])]
         for kind, sum_ in sums.items():
-            sum_.add(found[kind][2][0], {"image self": grid, "text self": line}.get(kind), kind == "image self")  # type: ignore[index]
+            sum_.add(
+                found[kind][2][0],
+                {"image self": grid, "text self": line}.get(kind),
+                kind == "image self",
+            )  # type: ignore[index]
     for batch_size in (1, 4):
-        statistics = benchmark("attention").attention_statistics(model, images, batch_size=batch_size)
+        statistics = benchmark("attention").attention_statistics(
+            model, images, batch_size=batch_size
+        )
         for kind, total in sums.items():
             layer = statistics[kind][1]
-            assert layer.entropy == pytest.approx([value / total.positions for value in total.entropy], rel=1e-4)
-            assert layer.divergence == pytest.approx(total.divergence / total.positions, rel=1e-3, abs=1e-7)
-            distance = [value / total.measured for value in total.distance] if total.measured else None
-            assert layer.distance == (distance if distance is None else pytest.approx(distance, rel=1e-4))
+            assert layer.entropy == pytest.approx(
+                [value / total.positions for value in total.entropy], rel=1e-4
+            )
+            assert layer.divergence == pytest.approx(
+                total.divergence / total.positions, rel=1e-3, abs=1e-7
+            )
+            distance = (
+                [value / total.measured for value in total.distance] if total.measured else None
+            )
+            assert layer.distance == (
+                distance if distance is None else pytest.approx(distance, rel=1e-4)
+            )
 
 
 @pytest.mark.parametrize("processes", [1, 8])
@@ -138,7 +159,10 @@ def test_bridges_are_measured_with_the_recipe_of_the_demo(benchmark):
 
 
 def test_tables_of_the_page_are_made_of_what_was_measured():
-    filled, page = runpy.run_path(str(ROOT / "docs/tables.py"))["filled"], (ROOT / "docs/benchmarks.md").read_text()
+    filled, page = (
+        runpy.run_path(str(ROOT / "docs/tables.py"))["filled"],
+        (ROOT / "docs/benchmarks.md").read_text(),
+    )
     assert filled(page) == page
     changed = re.sub(r"\d\.\d\d \(\d\S+/\S+\)", "1.00 (1/1)", page, count=1)
     assert filled(changed) == page != changed
@@ -147,7 +171,14 @@ def test_tables_of_the_page_are_made_of_what_was_measured():
 @pytest.mark.nightly
 class TestSmallest:
     def test_attention(self, run, tiny_checkpoint, tiny_dataset, tmp_path):
-        run("attention.py", f"one={tiny_checkpoint}", tiny_checkpoint, data=tiny_dataset, count=999, out=tmp_path)
+        run(
+            "attention.py",
+            f"one={tiny_checkpoint}",
+            tiny_checkpoint,
+            data=tiny_dataset,
+            count=999,
+            out=tmp_path,
+        )
         found = read_json(tmp_path / "attention.json")
         assert (found["count"], len(found["models"])) == (9, 2)
         assert found["models"]["one"] == found["models"][str(tiny_checkpoint)]
@@ -155,18 +186,26 @@ class TestSmallest:
 
     def test_explained(self, run, tiny_checkpoint, tmp_path):
         source = write_pictures(tmp_path)
-        rows = [json.loads(line) for line in run("explained.py", tiny_checkpoint, source, count=3).splitlines()]
+        rows = [
+            json.loads(line)
+            for line in run("explained.py", tiny_checkpoint, source, count=3).splitlines()
+        ]
         assert {row["covered"] for row in rows} == {0.1, 0.25, 0.5}
         assert [len(rows), len({row["order"] for row in rows})] == [12, 4]
 
     def test_opea(self, run):
-        rows = [json.loads(line) for line in run("opea.py", "--quick", seconds=2, clients=2).splitlines()]
+        rows = [
+            json.loads(line)
+            for line in run("opea.py", "--quick", seconds=2, clients=2).splitlines()
+        ]
         assert [row["kind"] for row in rows] == ["texts", "pairs", "mixed"]
         assert max(row["largest_difference"] for row in rows) < 1e-4
         assert min(row["theirs_per_second"] for row in rows) > 0
 
     def test_costs(self, run):
-        costs = json.loads(run("costs.py", "--json", preset="nano", text_length=9, repeats=1))["costs"]
+        costs = json.loads(run("costs.py", "--json", preset="nano", text_length=9, repeats=1))[
+            "costs"
+        ]
         for name, config in (("bridgetower", NANO), ("meter", meter(NANO))):
             network = BridgeTower(config).eval()
             assert costs[name]["parameters"] == parameters_by_part(network)
@@ -174,7 +213,14 @@ class TestSmallest:
             assert costs[name]["milliseconds"].keys() == costs[name]["flops"].keys()
 
     def test_scenes(self, run, tmp_path):
-        sizes = {"steps": 2, "batch_size": 4, "num_train": 32, "num_validation": 4, "num_test": 8, "seeds": 1}
+        sizes = {
+            "steps": 2,
+            "batch_size": 4,
+            "num_train": 32,
+            "num_validation": 4,
+            "num_test": 8,
+            "seeds": 1,
+        }
         printed = run("scenes.py", "nlvr2", out=tmp_path, **sizes)
         arms = read_json(tmp_path / "results.json")["arms"]
         assert set(arms) == {"BridgeTower", "METER", "METER with LayerNorms"}
@@ -187,7 +233,14 @@ class TestSmallest:
     def test_bridges_keep_finished_runs(self, run, tmp_path):
         """The arms that two experiments share are trained once; the second call trains nothing."""
         results, work = tmp_path / "bridges.json", tmp_path / "work"
-        sizes = {"steps": 2, "every": 1, "batch_size": 4, "num_train": 32, "num_validation": 4, "seeds": 1}
+        sizes = {
+            "steps": 2,
+            "every": 1,
+            "batch_size": 4,
+            "num_train": 32,
+            "num_validation": 4,
+            "seeds": 1,
+        }
         first = run("bridges.py", "depth-2", work=work, results=results, **sizes)
         assert [list(one["curve"]) for one in read_json(results).values()] == 3 * [["1", "2"]]
         (work / "data").rename(work / "gone")
@@ -195,47 +248,108 @@ class TestSmallest:
         assert Image.open(work / "depth-2" / "curves.png").width > 500
 
     def test_faults(self, run, tmp_path):
-        printed = run("faults.py", "--jobs", "prepare", "train", kills=4, images=60, out=tmp_path / "faults.json")
+        printed = run(
+            "faults.py",
+            "--jobs",
+            "prepare",
+            "train",
+            kills=4,
+            images=60,
+            out=tmp_path / "faults.json",
+        )
         found = read_json(tmp_path / "faults.json")
         for row in found["kills"]:
             assert (row["kills"], row["resumed"], row["beyond"], row["errors"]) == (2, 2, 0, [])
             assert row["equal"] == row["ends"] > 0
         assert len(found["faults"]) == 6
         for row in found["faults"]:
-            expected = ("done and refused", "done and done") if row["fault"] == "two writers" else ("refused",)
+            expected = (
+                ("done and refused", "done and done")
+                if row["fault"] == "two writers"
+                else ("refused",)
+            )
             assert row["seen"].startswith("not run") or (row["seen"] in expected and row["equal"])
         assert printed.count("\n| ") == 2 + 3 + 1 + 6
 
     def test_gpu_without_one(self, run, tmp_path):
-        run("gpu.py", "--tiny", device="cpu", pairs=4, repeats=1, workers=1, images=20, json=tmp_path / "rows.json")
+        run(
+            "gpu.py",
+            "--tiny",
+            device="cpu",
+            pairs=4,
+            repeats=1,
+            workers=1,
+            images=20,
+            json=tmp_path / "rows.json",
+        )
         rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
         assert len(rows) == 4 + 2 + 2 + 1 + 2
         assert all(row["pairs_per_second"] > 0 for row in rows)
         assert all(0 < row["waiting"] < 1 for row in rows[-2:])
 
     def test_abuse_of_a_server(self, run, tmp_path):
-        options = {"minutes": 0.1, "growth": 2, "rounds": 1, "beside": 0.05, "delay": "inf"}  # on any machine
+        options = {
+            "minutes": 0.1,
+            "growth": 2,
+            "rounds": 1,
+            "beside": 0.05,
+            "delay": "inf",
+        }  # on any machine
         run("serving_abuse.py", **options, json=tmp_path / "abuse.json")
         found = read_json(tmp_path / "abuse.json")
         assert found["problems"] == []
         assert found["valid_answered"] > 20
         kinds = {key.rpartition(" ")[0] for key in found["statuses"]}
-        assert kinds >= {"valid", "malformed", "broken_json", "no_http", "oversized", "abandoned", "visit", "made_up"}
+        assert kinds >= {
+            "valid",
+            "malformed",
+            "broken_json",
+            "no_http",
+            "oversized",
+            "abandoned",
+            "visit",
+            "made_up",
+        }
 
     def test_serving(self, run, tmp_path):
-        run("serving.py", kinds="texts", clients=8, seconds=0.5, rounds=1, json=tmp_path / "rows.json")
+        run(
+            "serving.py",
+            kinds="texts",
+            clients=8,
+            seconds=0.5,
+            rounds=1,
+            json=tmp_path / "rows.json",
+        )
         rows = json.loads((tmp_path / "rows.json").read_text())
         assert [row["way"] for row in rows] == ["one at a time", "--max-batch 1", "batches"]
         assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
 
     def test_side_by_side(self, run, tmp_path):
         """All but what needs an export; the engines have tests of their own."""
-        measures = ("forward-fp32", "forward-bf16", "batch-fp32", "rerank", "retrieval", "step", "step-itc", "nano")
-        files = {"json": tmp_path / "rows.json", "plot": tmp_path / "growth.png", "cache": tmp_path / "cache"}
+        measures = (
+            "forward-fp32",
+            "forward-bf16",
+            "batch-fp32",
+            "rerank",
+            "retrieval",
+            "step",
+            "step-itc",
+            "nano",
+        )
+        files = {
+            "json": tmp_path / "rows.json",
+            "plot": tmp_path / "growth.png",
+            "cache": tmp_path / "cache",
+        }
         run("run.py", "--quick", "--only", *measures, "startup", "memory", **files, threads=1)
         assert files["plot"].read_bytes().startswith(b"\x89PNG")
         rows = json.loads(files["json"].read_text())
-        exact = [("itm forward, fp32",), ("rerank",), ("nothing shared",), ("training step", "fp32")]
+        exact = [
+            ("itm forward, fp32",),
+            ("rerank",),
+            ("nothing shared",),
+            ("training step", "fp32"),
+        ]
         limits = {**dict.fromkeys(exact, 1e-5), ("bf16, batch",): 0.02, ("nano",): 0.02}
         for words, limit in limits.items():
             found = [row["max_diff"] for row in rows if all(word in row["name"] for word in words)]
@@ -245,23 +359,50 @@ class TestSmallest:
             assert row["ours_s"] > 0
             if row["peer_s"] is not None:
                 assert row["ratio"] == pytest.approx(row["peer_s"] / row["ours_s"])
-            assert row["reached"] == (None if row["target"] is None else row["ratio"] >= row["target"])
-        assert {"load", "first vector of a text", "serve, until it is ready"} <= {row["name"] for row in rows}
+            assert row["reached"] == (
+                None if row["target"] is None else row["ratio"] >= row["target"]
+            )
+        assert {"load", "first vector of a text", "serve, until it is ready"} <= {
+            row["name"] for row in rows
+        }
 
     def test_decoding(self, run, tiny_checkpoint):
-        printed = run("decoding.py", images=1, decoded=4, repeats=1, workers=0, prepared=40, model=tiny_checkpoint)
+        printed = run(
+            "decoding.py",
+            images=1,
+            decoded=4,
+            repeats=1,
+            workers=0,
+            prepared=40,
+            model=tiny_checkpoint,
+        )
         rows = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
-        assert [row["largest_off"] for row in rows if row.get("way") in ("in full", "torchvision")] == 4 * [0]
-        assert all(row["read_per_byte"] == pytest.approx(1, abs=0.1) for row in rows if "read_per_byte" in row)
+        assert [
+            row["largest_off"] for row in rows if row.get("way") in ("in full", "torchvision")
+        ] == 4 * [0]
+        assert all(
+            row["read_per_byte"] == pytest.approx(1, abs=0.1)
+            for row in rows
+            if "read_per_byte" in row
+        )
         assert [row["cosine"] for row in rows if "cosine" in row] > [0.99]
 
     def test_videos(self, run):
         rows = [json.loads(line) for line in run("videos.py", "--quick", minutes=0.2).splitlines()]
-        assert [row["moments"] for row in rows] == [3, 2, 2]  # of 12 seconds: subtitles of 4, scenes of 10
+        assert [row["moments"] for row in rows] == [
+            3,
+            2,
+            2,
+        ]  # of 12 seconds: subtitles of 4, scenes of 10
         assert all(row["peak_mib"] > row["loaded_mib"] for row in rows)
 
     def test_memory(self, run):
         printed = run("memory.py", models="nano", images=9, batches=64)
         rows = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
-        assert [row["benchmark"] for row in rows] == ["load", "retrieval", "retrieval", *3 * ["step"]]
+        assert [row["benchmark"] for row in rows] == [
+            "load",
+            "retrieval",
+            "retrieval",
+            *3 * ["step"],
+        ]
         assert all(row["mib"] > 0 for row in rows)

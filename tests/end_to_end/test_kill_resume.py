@@ -76,7 +76,10 @@ class TestTerminated:
         assert 0 < report["stopped_at"] < MAX_STEPS
         log = (folder / "stopped.log").read_text()
         assert "SIGTERM: stopping after this step" in log
-        assert f"stopped after step {report['stopped_at']} of {MAX_STEPS}; --resume continues it" in log
+        assert (
+            f"stopped after step {report['stopped_at']} of {MAX_STEPS}; --resume continues it"
+            in log
+        )
         assert "Traceback" not in log
 
     def test_weights_are_the_same_bit_for_bit(self, report, folder):

@@ -57,7 +57,9 @@ WAYS = {
 
 def free_ports(count):
     with ExitStack() as opened:
-        sockets = [opened.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        sockets = [
+            opened.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
         return [one.getsockname()[1] for one in sockets]
 
 
@@ -92,14 +94,18 @@ def searcher(predictor, tmp_path_factory):
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     if NGINX is None or shutil.which("openssl") is None:
-        pytest.skip("NO NGINX, THE SERVER IS NOT TESTED BEHIND A PROXY: apt-get install nginx-light openssl")
+        pytest.skip(
+            "NO NGINX, THE SERVER IS NOT TESTED BEHIND A PROXY: apt-get install nginx-light openssl"
+        )
     return certified(tmp_path_factory.mktemp("tls"), NAME)
 
 
 @pytest.fixture(scope="module")
 def addresses(searcher, certificate, tmp_path_factory):
     if NGINX is None:
-        pytest.skip("NO NGINX, THE SERVER IS NOT TESTED BEHIND A PROXY: apt-get install nginx-light")
+        pytest.skip(
+            "NO NGINX, THE SERVER IS NOT TESTED BEHIND A PROXY: apt-get install nginx-light"
+        )
     folder = tmp_path_factory.mktemp("nginx")
     # All at once: a port that is asked for later can be one of these, since nothing listens at them yet.
     all_ports = free_ports(2 * len(WAYS))
@@ -110,9 +116,14 @@ def addresses(searcher, certificate, tmp_path_factory):
         started(searcher.predictor, searcher, **trusting) as root,
         started(searcher.predictor, searcher, **trusting, root_path=PREFIX) as prefixed,
     ):
-        backends = {False: root.client.base_url.netloc.decode(), True: prefixed.client.base_url.netloc.decode()}
+        backends = {
+            False: root.client.base_url.netloc.decode(),
+            True: prefixed.client.base_url.netloc.decode(),
+        }
         servers = [
-            configured(way, number, ports[name], plain_ports[name], backends[way.root_path], certificate)
+            configured(
+                way, number, ports[name], plain_ports[name], backends[way.root_path], certificate
+            )
             for number, (name, way) in enumerate(WAYS.items())
         ]
         file = folder / "nginx.conf"
@@ -121,8 +132,13 @@ def addresses(searcher, certificate, tmp_path_factory):
             try:
                 until(lambda: nginx.poll() is not None or (folder / "nginx.pid").exists())
                 assert nginx.poll() is None
-                sites = {name: "http://127.0.0.1" if way.plain else f"https://{NAME}" for name, way in WAYS.items()}
-                yield {name: f"{sites[name]}:{ports[name]}{way.prefix}" for name, way in WAYS.items()}
+                sites = {
+                    name: "http://127.0.0.1" if way.plain else f"https://{NAME}"
+                    for name, way in WAYS.items()
+                }
+                yield {
+                    name: f"{sites[name]}:{ports[name]}{way.prefix}" for name, way in WAYS.items()
+                }
             finally:
                 nginx.terminate()
 
@@ -153,7 +169,9 @@ def test_api(addresses, client, way):
 
     def ask(path, body=None, **changes):
         method = "GET" if body is None else "POST"
-        return client.request(method, here + path, json=body, headers=headers | changes, extensions=more)
+        return client.request(
+            method, here + path, json=body, headers=headers | changes, extensions=more
+        )
 
     for path, body in (
         ("/v1/embeddings", {"input": "a red bar"}),

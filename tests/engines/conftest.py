@@ -31,7 +31,9 @@ FEW = tiny.changed(heads__itc=None, heads__mlm=False, **ONE_LAYER)
 def _export(config, folder, form="onnx"):
     """Writes a model with random weights and its parts, without preprocessing."""
     model = tiny.build(config)
-    write_exported(Checkpoint(source="tiny", config=model.config, tensors=model.state_dict()), folder, form)
+    write_exported(
+        Checkpoint(source="tiny", config=model.config, tensors=model.state_dict()), folder, form
+    )
 
 
 @pytest.fixture(scope="session")

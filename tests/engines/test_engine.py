@@ -62,10 +62,16 @@ class TestNumbers:
     @torch.inference_mode()
     def test_a_part_is_packed_when_it_is_first_used(self):
         _, own = made()
-        parts = {name: getattr(own.model, name) for name in ("text", "vision", "fusion", "itc_head")}
+        parts = {
+            name: getattr(own.model, name) for name in ("text", "vision", "fusion", "itc_head")
+        }
 
         def packed_parts():
-            return [name for name, part in parts.items() if all(each.is_mkldnn for each in linear_weights(part))]
+            return [
+                name
+                for name, part in parts.items()
+                if all(each.is_mkldnn for each in linear_weights(part))
+            ]
 
         text = own.encode_text(*tiny.texts([5, 3, 4]))
         assert packed_parts() == ["text", "itc_head"]
@@ -79,7 +85,9 @@ class TestNumbers:
         """bfloat16 is as near to float32 as the model is, float16 nearer; other weights give other numbers."""
         exact = fused(made()[0], "pooled").pooled
         model, own = made(torch.bfloat16)
-        coarse, theirs = (fused(each, "pooled", torch.bfloat16).pooled.float() for each in (own, model))
+        coarse, theirs = (
+            fused(each, "pooled", torch.bfloat16).pooled.float() for each in (own, model)
+        )
         assert tiny.off(coarse, exact) < 2 * tiny.off(theirs, exact)
         half = fused(made(torch.float16)[1], "pooled").pooled.float()
         assert 0 < tiny.off(half, exact) < 0.25 * tiny.off(coarse, exact)

@@ -49,14 +49,18 @@ def copied(exported, tmp_path):
 @pytest.fixture
 def checkpoint(exported, monkeypatch):
     """A checkpoint whose graphs, which hold no weights, are copied instead of exported again."""
-    monkeypatch.setattr(export, "write_graph", lambda part, path, weights: shutil.copy(exported / path.name, path))
+    monkeypatch.setattr(
+        export, "write_graph", lambda part, path, weights: shutil.copy(exported / path.name, path)
+    )
     return read_checkpoint(exported)
 
 
 def part_of(module, inputs, *names):
     """What is exported of a small module, as of a part of a model, which takes seconds."""
     return SimpleNamespace(
-        exported=lambda: torch.export.export(module, (inputs,)), dynamic=["inputs"], output_names=names
+        exported=lambda: torch.export.export(module, (inputs,)),
+        dynamic=["inputs"],
+        output_names=names,
     )
 
 
@@ -81,7 +85,11 @@ class TestWriting:
 
         write_exported(checkpoint, tmp_path / "model", "openvino")
         files = {path.name for path in (tmp_path / "model").iterdir()}
-        assert {f"{part}.{suffix}" for part in ("image", "text", "fusion_pooled") for suffix in ("xml", "bin")} < files
+        assert {
+            f"{part}.{suffix}"
+            for part in ("image", "text", "fusion_pooled")
+            for suffix in ("xml", "bin")
+        } < files
         assert not any(name.endswith(".onnx") for name in files)
         assert is_exported(tmp_path / "model", "openvino", "onnx")
         assert not is_exported(tmp_path / "model", "onnxruntime", "onnx")
@@ -92,7 +100,9 @@ class TestWriting:
             [value.numpy() for value in part.inputs]
         )[0]
         with torch.no_grad():
-            torch.testing.assert_close(torch.from_numpy(found), part(*part.inputs)[0], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                torch.from_numpy(found), part(*part.inputs)[0], atol=1e-5, rtol=1e-4
+            )
         with pytest.raises(FileNotFoundError, match=r"image_cls\.bin is missing"):
             exported_model(tmp_path / "model", NO_EXTENSIONS)
 
@@ -116,11 +126,16 @@ class TestGraphs:
             assert content[offset : offset + length] == tensors[name].numpy().tobytes()
         graphs = [path.read_bytes() for path in exported.glob("*.onnx")]
         assert len(graphs) == 6
-        assert not any(tensors["text.word_embedding.weight"][3].numpy().tobytes() in graph for graph in graphs)
+        assert not any(
+            tensors["text.word_embedding.weight"][3].numpy().tobytes() in graph for graph in graphs
+        )
         assert not any(b".py" in graph for graph in graphs)  # nor names of this machine
         for name in ("image", "text", "fusion_pooled"):
             kinds = Counter(
-                node.op_type for node in onnx.load(exported / f"{name}.onnx", load_external_data=False).graph.node
+                node.op_type
+                for node in onnx.load(
+                    exported / f"{name}.onnx", load_external_data=False
+                ).graph.node
             )
             assert kinds["Softmax"] > 1
             assert kinds["IsNaN"] == 0  # with which engines do not see attention
@@ -149,7 +164,9 @@ class TestGraphs:
         graph = onnx.load(tmp_path / "text.onnx", load_external_data=False).graph
         assert [node.op_type for node in graph.node].count("Split") == 2
         found = Runner("onnxruntime", tmp_path).run("text", [inputs])
-        torch.testing.assert_close(found, [piece.detach() for piece in module(inputs)], atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            found, [piece.detach() for piece in module(inputs)], atol=1e-6, rtol=0
+        )
 
     def test_rely_on_a_layout(self, tmp_path):
         """Of names, formats and shapes, whatever the values."""
@@ -175,11 +192,17 @@ class TestInt8:
         """Makes this one of x86 with some flags."""
         monkeypatch.setattr("platform.machine", lambda: "x86_64")
         monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
-        return lambda flags: (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu sse2 {flags}\n") and None
+        return lambda flags: (
+            (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu sse2 {flags}\n") and None
+        )
 
     def test_which_processors_overflow(self, processor):
         assert products_overflow()  # nothing is known of it yet
-        for flags, overflow in (("avx2", True), ("avx2 avx_vnni", False), ("avx512f avx512_vnni", False)):
+        for flags, overflow in (
+            ("avx2", True),
+            ("avx2 avx_vnni", False),
+            ("avx512f avx512_vnni", False),
+        ):
             processor(flags)
             assert products_overflow() == overflow
 
@@ -188,10 +211,15 @@ class TestInt8:
         other = tmp_path / "other.onnx"
         layers = nn.Sequential(*(nn.Linear(5, 5) for _ in range(4)))
         write_int8_graph(part_of(layers, torch.randn(2, 5), "outputs"), other, signed=not signed)
-        for path, is_signed in (*((path, signed) for path in int8.glob("*.onnx")), (other, not signed)):
+        for path, is_signed in (
+            *((path, signed) for path in int8.glob("*.onnx")),
+            (other, not signed),
+        ):
             held = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
             weights = {name: held[name] for name in held if name.endswith("_quantized")}
-            assert {one.data_type for one in weights.values()} == {TensorProto.INT8 if is_signed else TensorProto.UINT8}
+            assert {one.data_type for one in weights.values()} == {
+                TensorProto.INT8 if is_signed else TensorProto.UINT8
+            }
             assert len(weights) > 3
             for name, weight in weights.items():
                 scale = onnx.numpy_helper.to_array(held[name.removesuffix("_quantized") + "_scale"])
@@ -254,14 +282,21 @@ class TestCache:
         half = {name: tensor.half() for name, tensor in checkpoint.tensors.items()}
         checkpoint = replace(checkpoint, tensors=half, reranking=Reranking(itc_weight=16.0))
         damaged = tmp_path / f"{content_key(checkpoint)}-onnx"
-        own, of_another = tmp_path / f".{damaged.name}.partial-killed", tmp_path / ".converted.partial-live"
+        own, of_another = (
+            tmp_path / f".{damaged.name}.partial-killed",
+            tmp_path / ".converted.partial-live",
+        )
         for left in (damaged, own, of_another):
             left.mkdir()
         (damaged / "text.onnx").touch()
         with caplog.at_level(logging.INFO, logger="bridgetower"):
             folder, model = cached_export(checkpoint, tmp_path, "onnx")
             assert cached_export(checkpoint, tmp_path, "onnx")[0] == folder == damaged
-        warning, line = [record.getMessage() for record in caplog.records if record.name.startswith("bridgetower")]
+        warning, line = [
+            record.getMessage()
+            for record in caplog.records
+            if record.name.startswith("bridgetower")
+        ]
         assert f"{folder} is damaged (no file {folder / 'export.json'}" in warning
         assert f"exporting it for this engine, once, to {folder}" in line
         assert not own.exists()
@@ -271,14 +306,18 @@ class TestCache:
         assert model.state_dict().keys() == exported.tensors.keys()
         assert exported.reranking.itc_weight == 16
 
-    def test_key_depends_on_every_weight_the_config_and_versions_alone(self, checkpoint, monkeypatch):
+    def test_key_depends_on_every_weight_the_config_and_versions_alone(
+        self, checkpoint, monkeypatch
+    ):
         cloned = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
         keys = [content_key(checkpoint), content_key(checkpoint.resized(40))]
         assert content_key(replace(checkpoint, source="elsewhere", tensors=cloned)) == keys[0]
         for name in ("vision.class_embedding", "itm_head.fc.bias"):
             changed = checkpoint.tensors[name].clone()
             changed[0] += 1e-6
-            keys.append(content_key(replace(checkpoint, tensors=checkpoint.tensors | {name: changed})))
+            keys.append(
+                content_key(replace(checkpoint, tensors=checkpoint.tensors | {name: changed}))
+            )
         config = checkpoint.config.override({"vision.layer_norm_eps": 1e-6})
         keys.append(content_key(replace(checkpoint, config=config)))
         for package in ("bridgetower", "torch"):
@@ -294,11 +333,19 @@ class TestCache:
         class Tower(patches):
             pass
 
-        config, own = tiny.changed(vision__architecture="patches"), Extensions(vision_towers={"patches": Tower})
+        config, own = (
+            tiny.changed(vision__architecture="patches"),
+            Extensions(vision_towers={"patches": Tower}),
+        )
         tensors = BridgeTower(config, own).state_dict()
         checkpoint = Checkpoint(source="mine", config=config, tensors=tensors, extensions=own)
         key = content_key(checkpoint)
         assert content_key(checkpoint) == key
-        assert content_key(replace(checkpoint, extensions=Extensions(vision_towers={"patches": patches}))) != key
+        assert (
+            content_key(
+                replace(checkpoint, extensions=Extensions(vision_towers={"patches": patches}))
+            )
+            != key
+        )
         file.write_text(file.read_text().replace("torch.tanh", "torch.sin"))
         assert content_key(checkpoint) != key

@@ -74,10 +74,15 @@ class TestEquality:
     @pytest.mark.parametrize("lengths", [[5], [5, 3, 4], [1], [*range(1, 15)]], ids=str)
     @pytest.mark.parametrize("padded", [False, True])
     def test_with_the_model(self, engine, lengths, padded):
-        ours, expected = outputs(engine, lengths, padded=padded), outputs(engine.model, lengths, padded=padded)
+        ours, expected = (
+            outputs(engine, lengths, padded=padded),
+            outputs(engine.model, lengths, padded=padded),
+        )
         assert ours.keys() == expected.keys()
         for name, wanted in expected.items():
-            torch.testing.assert_close(ours[name], wanted, msg=lambda text, name=name: f"{name}: {text}", **CLOSE)
+            torch.testing.assert_close(
+                ours[name], wanted, msg=lambda text, name=name: f"{name}: {text}", **CLOSE
+            )
 
     @torch.inference_mode()
     def test_of_the_second_image_of_a_pair(self, with_two):
@@ -92,7 +97,10 @@ class TestEquality:
         other = tiny.build(with_two.model.config)
         with torch.no_grad():
             other.text.layers[0].mlp.up.bias[0] += 0.01
-        ours, expected = outputs(with_two, [5, 3], padded=False), outputs(other, [5, 3], padded=False)
+        ours, expected = (
+            outputs(with_two, [5, 3], padded=False),
+            outputs(other, [5, 3], padded=False),
+        )
         assert tiny.off(ours["pooled"], expected["pooled"]) > 2e-5
         assert tiny.off(ours["image cls"], expected["image cls"]) < 2e-5
         ids, mask = tiny.texts([5, 3])
@@ -125,19 +133,26 @@ def test_openvino_reads_keys_by_rows(exported):
     assert after[False, (0, 2, 3, 1)] == 0
 
 
-@pytest.mark.parametrize(("folder", "engine", "limit"), [("exported", "openvino", 0.1), ("int8", "onnxruntime", 0.15)])
+@pytest.mark.parametrize(
+    ("folder", "engine", "limit"), [("exported", "openvino", 0.1), ("int8", "onnxruntime", 0.15)]
+)
 @torch.inference_mode()
 def test_coarse_precisions_are_near_the_model_but_not_equal(request, folder, engine, limit):
     if folder == "exported" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this processor has no bfloat16")
-    coarse = opened(request.getfixturevalue(folder), engine, "bf16" if folder == "exported" else "int8")
+    coarse = opened(
+        request.getfixturevalue(folder), engine, "bf16" if folder == "exported" else "int8"
+    )
     ours, expected = (outputs(each, [5, 3, 4, 9], padded=False) for each in (coarse, coarse.model))
     for name, wanted in expected.items():
         assert tiny.off(ours[name], wanted) < limit * wanted.abs().max(), name
     assert tiny.off(ours["pooled"], expected["pooled"]) > 1e-5
     states = {ours[name].dtype for name in ("image 0", "text 0")}
     assert states == {torch.bfloat16 if engine == "openvino" else torch.float32}  # between parts
-    assert coarse.encode_image(tiny.images(1, coarse.model.config), token_type=1).layers[0].dtype in states
+    assert (
+        coarse.encode_image(tiny.images(1, coarse.model.config), token_type=1).layers[0].dtype
+        in states
+    )
     assert {ours[name].dtype for name in ("image cls", "text cls", "pooled")} == {torch.float32}
 
 
@@ -157,11 +172,15 @@ def test_used_engines_are_pickled(engine):
 
 
 def test_refusals(with_two):
-    with pytest.raises(ValueError, match="images of 32 x 32 pixels; this engine was built for 24 x 24"):
+    with pytest.raises(
+        ValueError, match="images of 32 x 32 pixels; this engine was built for 24 x 24"
+    ):
         with_two.encode_image(tiny.images(1, size=32))
     limit = with_two.model.config.text.max_length
     for kind in ("layers", "cls"):
-        with pytest.raises(ValueError, match=f"text of {limit + 1} tokens; the position table holds {limit}"):
+        with pytest.raises(
+            ValueError, match=f"text of {limit + 1} tokens; the position table holds {limit}"
+        ):
             with_two.encode_text(torch.full((1, limit + 1), 5), outputs=kind)
     image, text = with_two.encode_image(tiny.images(2)), with_two.encode_text(*tiny.texts([3, 3]))
     with pytest.raises(ValueError, match='outputs="all" is not exported'):
@@ -187,7 +206,9 @@ class TestParts:
             assert torch.equal(mask.sum(dim=1), torch.tensor([8, 4]))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems lay the structure out in another way")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems lay the structure out in another way"
+)
 class TestSignals:
     """They are handled after models of OpenVINO went, in whatever order."""
 
@@ -198,7 +219,11 @@ class TestSignals:
             ctypes.CDLL(None).sigaltstack(ctypes.byref(other), None)
             assert signal_stack().address == other.address != before.address
         after = signal_stack()
-        assert (after.address, after.flags, after.size) == (before.address, before.flags, before.size)
+        assert (after.address, after.flags, after.size) == (
+            before.address,
+            before.flags,
+            before.size,
+        )
 
     def test_signals_after_openvino(self, exported, forked):
         command = [forked / "python", "-c", USE, exported]

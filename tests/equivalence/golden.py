@@ -25,7 +25,9 @@ class Tolerance:
     rtol: float = 1e-5
 
     def holds(self, ours, recorded):
-        return ours.shape == recorded.shape and torch.allclose(ours, recorded, atol=self.atol, rtol=self.rtol)
+        return ours.shape == recorded.shape and torch.allclose(
+            ours, recorded, atol=self.atol, rtol=self.rtol
+        )
 
 
 FEATURES, EPS, GRADIENTS = Tolerance(2e-5), Tolerance(1e-6), Tolerance(1e-6)
@@ -38,7 +40,9 @@ class Case:
     def __post_init__(self):
         """Refuses a missing case: a comparison that was not made must not look like one that passed."""
         if not (self.folder / "meta.json").is_file():
-            raise FileNotFoundError(f"no recorded case in {self.folder}; set {FOLDER_VARIABLE} to the folder of all")
+            raise FileNotFoundError(
+                f"no recorded case in {self.folder}; set {FOLDER_VARIABLE} to the folder of all"
+            )
 
     @cached_property
     def meta(self):
@@ -76,12 +80,17 @@ class Case:
 
     def tensors(self, file):
         loaded = load_file(self.path(file))
-        return {name: value.float() if value.dtype == torch.float16 else value for name, value in loaded.items()}
+        return {
+            name: value.float() if value.dtype == torch.float16 else value
+            for name, value in loaded.items()
+        }
 
     def load(self, image_size=None):
         """Returns the model through the public loader, with the kernels for a CPU, at its own or another image size."""
         source = self.path("checkpoint.ckpt")
-        model = predictor.load(source, image_size=image_size, device="cpu", overrides=self.overrides).model
+        model = predictor.load(
+            source, image_size=image_size, device="cpu", overrides=self.overrides
+        ).model
         optimize_for_cpu(model)
         return model
 
@@ -108,7 +117,11 @@ def case(name):
 
 
 def variant(checkpoint, overrides):
-    return replace(checkpoint, config=checkpoint.config.override(overrides)).model().requires_grad_(False)
+    return (
+        replace(checkpoint, config=checkpoint.config.override(overrides))
+        .model()
+        .requires_grad_(False)
+    )
 
 
 def wrong(ours, recorded, tolerance=FEATURES):
@@ -117,7 +130,9 @@ def wrong(ours, recorded, tolerance=FEATURES):
         if not tolerance.holds(value.detach(), recorded[name]):
             shapes = f"shape {list(value.shape)}, recorded {list(recorded[name].shape)}"
             same = value.shape == recorded[name].shape
-            found[name] = f"off by {float((value - recorded[name]).abs().max()):.2e}" if same else shapes
+            found[name] = (
+                f"off by {float((value - recorded[name]).abs().max()):.2e}" if same else shapes
+            )
     return found
 
 

@@ -21,11 +21,21 @@ KINDS |= {"itm": BridgeTowerForImageAndTextRetrieval, "itc": BridgeTowerForContr
 
 _TOP = {"hidden_size": 48, "num_hidden_layers": 2, "contrastive_hidden_size": 20}
 _TEXT = {"vocab_size": 70, "max_position_embeddings": 20}
-_TEXT |= {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 56}
+_TEXT |= {
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 56,
+}
 _VISION = {"hidden_size": 128, "num_hidden_layers": 3, "image_size": 32, "patch_size": 16}
 
 # The contrastive model of transformers runs with these only, and with a shared projection.
-EQUAL_WIDTHS = {"hidden_size": 64, "text.hidden_size": 64, "text.num_attention_heads": 4, "vision.hidden_size": 64}
+EQUAL_WIDTHS = {
+    "hidden_size": 64,
+    "text.hidden_size": 64,
+    "text.num_attention_heads": 4,
+    "vision.hidden_size": 64,
+}
 # What differs from the settings above; `text.` and `vision.` are the tower's own.
 VARIANTS = {
     "plain": {},
@@ -33,14 +43,25 @@ VARIANTS = {
     "interpolate": {"link_tower_type": "interpolate"},
     "one fusion layer": {"num_hidden_layers": 1},
     "every layer has a bridge": {"num_hidden_layers": 3},
-    "four of five layers": {"num_hidden_layers": 4, "text.num_hidden_layers": 5, "vision.num_hidden_layers": 5},
+    "four of five layers": {
+        "num_hidden_layers": 4,
+        "text.num_hidden_layers": 5,
+        "vision.num_hidden_layers": 5,
+    },
     "deeper image tower": {"vision.num_hidden_layers": 5},
     "separate norms": {"vision.share_layernorm": False},
-    "separate norms, deeper image tower": {"vision.share_layernorm": False, "vision.num_hidden_layers": 5},
+    "separate norms, deeper image tower": {
+        "vision.share_layernorm": False,
+        "vision.num_hidden_layers": 5,
+    },
     "equal widths": EQUAL_WIDTHS,
     "patch 14 at 28": {"vision.patch_size": 14, "vision.image_size": 28},
     "patch 14 at 42": {"vision.patch_size": 14, "vision.image_size": 42},
-    "three eps": {"layer_norm_eps": 1e-3, "text.layer_norm_eps": 5e-3, "vision.layer_norm_eps": 1e-2},
+    "three eps": {
+        "layer_norm_eps": 1e-3,
+        "text.layer_norm_eps": 5e-3,
+        "vision.layer_norm_eps": 1e-2,
+    },
     "pad is 0": {"text.pad_token_id": 0},
     "two segments": {"text.type_vocab_size": 2},
     "own projection per layer": {"share_cross_modal_transformer_layers": False},
@@ -48,12 +69,19 @@ VARIANTS = {
     "gelu_new": {"hidden_act": "relu", "text.hidden_act": "gelu_new"},
     "relu": {"hidden_act": "gelu_new", "text.hidden_act": "relu"},
     "one head of width 96": {"vision.hidden_size": 96},
-    "layer removed": {"vision.remove_last_layer": True, "vision.num_hidden_layers": 4, "vision.share_layernorm": False},
+    "layer removed": {
+        "vision.remove_last_layer": True,
+        "vision.num_hidden_layers": 4,
+        "vision.share_layernorm": False,
+    },
 }
 # The same, whose settings come back under other names.
 RENAMED = {
     "gelu_python": {"hidden_act": "gelu_python", "text.hidden_act": "gelu_fast"},
-    "last layer removed, one norm": {"vision.remove_last_layer": True, "vision.num_hidden_layers": 5},
+    "last layer removed, one norm": {
+        "vision.remove_last_layer": True,
+        "vision.num_hidden_layers": 5,
+    },
     "shared bridges of one layer": {"share_link_tower_layers": True, "num_hidden_layers": 1},
 }
 
@@ -82,9 +110,17 @@ def inputs(model, image_size=None, seed=2):
 def their_outputs(model, batch, **options):
     result = model(**batch, **options)
     if isinstance(model, BridgeTowerModel):
-        return {"text": result.text_features, "image": result.image_features, "pooled": result.pooler_output}
+        return {
+            "text": result.text_features,
+            "image": result.image_features,
+            "pooled": result.pooler_output,
+        }
     if isinstance(model, BridgeTowerForContrastiveLearning):
-        embeds = {"image": result.image_embeds, "text": result.text_embeds, "pair": result.cross_embeds}
+        embeds = {
+            "image": result.image_embeds,
+            "text": result.text_embeds,
+            "pair": result.cross_embeds,
+        }
         return embeds | {"logit_scale": model.logit_scale.exp()}
     return {"logits": result.logits}
 
@@ -118,7 +154,9 @@ def their_gradients(model):
 
 
 def our_gradients(checkpoint, model):
-    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    gradients = {
+        name: value.grad for name, value in model.named_parameters() if value.grad is not None
+    }
     return export_tensors(table(checkpoint, gradients), gradients)
 
 

@@ -67,16 +67,28 @@ def image_transposed(checkpoint, inputs):
 
 def image_layer_reads_updated_text(checkpoint, inputs):
     model = checkpoint.model()
-    for text_layer, image_layer in zip(model.fusion.text_layers, model.fusion.image_layers, strict=True):
+    for text_layer, image_layer in zip(
+        model.fusion.text_layers, model.fusion.image_layers, strict=True
+    ):
         updated = []
-        text_layer.register_forward_hook(lambda _layer, _args, output, updated=updated: updated.append(output))
-        image_layer.register_forward_pre_hook(lambda _layer, args, updated=updated: (args[0], updated.pop()))
+        text_layer.register_forward_hook(
+            lambda _layer, _args, output, updated=updated: updated.append(output)
+        )
+        image_layer.register_forward_pre_hook(
+            lambda _layer, args, updated=updated: (args[0], updated.pop())
+        )
     return _run(model, inputs)
 
 
 _ALL = (
     *(gelu_tanh_in_bert_layers, gelu_instead_of_quickgelu, text_mask_ignored, token_types_swapped),
-    *(position_ids_off_by_one, ln_post_skipped, text_link_towers_reversed, cross_eps_1e5, image_transposed),
+    *(
+        position_ids_off_by_one,
+        ln_post_skipped,
+        text_link_towers_reversed,
+        cross_eps_1e5,
+        image_transposed,
+    ),
     image_layer_reads_updated_text,
 )
 MUTATIONS = {function.__name__: function for function in _ALL}

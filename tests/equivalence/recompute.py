@@ -17,7 +17,9 @@ OBJECTIVES = ("mlm", "itm", "itc")
 def pretraining_task(case, model, *, gather_with_grads=True):
     weights = {name: float(weight) for name, weight in case.meta["config"]["loss_names"].items()}
     phase = Phase(mlm=weights["mlm"], itm=weights["itm"], itc=weights["itc"])
-    return PretrainingTask(model, PretrainingConfig(phases=(phase,), gather_with_grads=gather_with_grads))
+    return PretrainingTask(
+        model, PretrainingConfig(phases=(phase,), gather_with_grads=gather_with_grads)
+    )
 
 
 def caption_batch(inputs, rows=slice(None)):
@@ -28,18 +30,26 @@ def caption_batch(inputs, rows=slice(None)):
         input_ids=ids,
         attention_mask=inputs["text_masks"][rows],
         masked_input_ids=inputs.get("text_ids_mlm", inputs["text_ids"])[rows],
-        mlm_labels=inputs.get("text_labels_mlm", torch.full_like(inputs["text_ids"], IGNORED))[rows],
+        mlm_labels=inputs.get("text_labels_mlm", torch.full_like(inputs["text_ids"], IGNORED))[
+            rows
+        ],
         image_index=torch.arange(len(inputs["text_ids"]))[rows],
     )
 
 
 def features(model, image, text, prefix=""):
     fused = model.fuse(image, text, outputs="all")
-    return {f"{prefix}text_feats": fused.text, f"{prefix}image_feats": fused.image, f"{prefix}cls_feats": fused.pooled}
+    return {
+        f"{prefix}text_feats": fused.text,
+        f"{prefix}image_feats": fused.image,
+        f"{prefix}cls_feats": fused.pooled,
+    }
 
 
 def encode(model, inputs, suffix="", prefix=""):
-    image, ids, mask = (inputs[f"{prefix}{name}{suffix}"] for name in ("image", "text_ids", "text_masks"))
+    image, ids, mask = (
+        inputs[f"{prefix}{name}{suffix}"] for name in ("image", "text_ids", "text_masks")
+    )
     return model.encode_image(image), model.encode_text(ids, mask)
 
 
@@ -91,7 +101,9 @@ def optimizer_config(official, max_steps):
     """Our optimiser under an official run config; its warm-up is a share of the steps or, from 1 up, their number."""
     warmup, power = official["warmup_steps"], official["decay_power"]
     if isinstance(warmup, int):
-        warmup = (warmup + 0.5) / max_steps  # the half is cut off again; without it rounding could cost a step
+        warmup = (
+            warmup + 0.5
+        ) / max_steps  # the half is cut off again; without it rounding could cost a step
     decay = {"schedule": "polynomial", "power": power, "end_lr": official["end_lr"]}
     return OptimizerConfig(
         lr=official["learning_rate"],

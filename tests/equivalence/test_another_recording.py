@@ -41,7 +41,13 @@ def write_larger(source: Path, target: Path) -> None:
 def test_the_tasks_pass_on_a_recording_with_other_sizes(tmp_path):
     write_larger(folder() / "c_vqa", tmp_path / "c_vqa")
     shutil.copytree(folder() / "e_nlvr2", tmp_path / "e_nlvr2")
-    command = [sys.executable, "-m", "pytest", "-q", str(Path(__file__).with_name("test_official_tasks.py"))]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        str(Path(__file__).with_name("test_official_tasks.py")),
+    ]
     done = subprocess.run(
         [*command, "-p", "no:cacheprovider"],
         capture_output=True,

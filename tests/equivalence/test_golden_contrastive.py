@@ -34,10 +34,14 @@ class TestContrast:
         assert task.model.itc_head.temperature.item() == pytest.approx(recorded.meta["temperature"])
 
     def test_training_step(self, recorded, task, encoded):
-        others = [*starting(recorded, "unimodal_feats_", "itc_logits_", "logit_scale", "hard_", "ft_")]
+        others = [
+            *starting(recorded, "unimodal_feats_", "itc_logits_", "logit_scale", "hard_", "ft_")
+        ]
         check(pretraining_outputs(task, recorded.inputs), recorded.outputs, without=others)
         image, text = encoded  # control: shuffled texts
-        loss = task.itc(image, text[torch.arange(len(text)).roll(1)], caption_batch(recorded.inputs))
+        loss = task.itc(
+            image, text[torch.arange(len(text)).roll(1)], caption_batch(recorded.inputs)
+        )
         assert wrong({"itc_loss": loss}, recorded.outputs) != {}
 
 
@@ -60,7 +64,9 @@ class TestHardNegatives:
     def test_own_draws_have_the_recorded_layout(self, recorded, task, encoded):
         *_, logits = similarities(task, encoded)
         index = torch.arange(len(logits))
-        pairs = hard_pairs(logits, logits.T, index, index, slice(0, len(logits)), torch.Generator().manual_seed(0))
+        pairs = hard_pairs(
+            logits, logits.T, index, index, slice(0, len(logits)), torch.Generator().manual_seed(0)
+        )
         layout, count = negatives(recorded, "hard_"), len(logits)
         assert torch.equal(pairs.labels, layout.labels)
         # Each text with a negative image, then each image with a negative text: one side of a pair is given.
@@ -76,9 +82,15 @@ def test_soft_targets_over_the_texts_of_an_image(recorded, task):
     first = (index[:, None] == index[None]).int().argmax(dim=1)
     image, text = encode(task.model, recorded.inputs | {"image": recorded.inputs["image"][first]})
     ours = itm_outputs(task, image, text, negatives(recorded, "ft_"), prefix="ft_")
-    embeds, scale = (task.model.image_embeds(image), task.model.text_embeds(text)), task.model.head("itc").logit_scale()
+    embeds, scale = (
+        (task.model.image_embeds(image), task.model.text_embeds(text)),
+        task.model.head("itc").logit_scale(),
+    )
     ours["ft_itc_loss"] = itc_loss(embeds, index, scale)
     check(ours, starting(recorded, "ft_"))
     # Hard targets would not do as a control: where images are equal, so are their rows, and the sums coincide.
     assert 1 < len(index.unique()) < len(index)
-    assert wrong({"ft_itc_loss": itc_loss(embeds, torch.zeros_like(index), scale)}, recorded.outputs) != {}
+    assert (
+        wrong({"ft_itc_loss": itc_loss(embeds, torch.zeros_like(index), scale)}, recorded.outputs)
+        != {}
+    )

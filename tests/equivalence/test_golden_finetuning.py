@@ -10,7 +10,11 @@ from bridgetower.data.batch import Batch
 from bridgetower.objectives.classification import task_of_head
 from golden import case, check, variant, wrong
 
-HEADS = {"c_vqa": ("vqa", "vqa"), "d_snli": ("snli_ve", "snli"), "e_nlvr2": ("nlvr2", "nlvr2")}  # ours, official
+HEADS = {
+    "c_vqa": ("vqa", "vqa"),
+    "d_snli": ("snli_ve", "snli"),
+    "e_nlvr2": ("nlvr2", "nlvr2"),
+}  # ours, official
 
 
 @pytest.fixture
@@ -28,7 +32,9 @@ def batch_of(recorded):
     text = {"input_ids": inputs["text_ids"], "attention_mask": inputs["text_masks"]}
     labels = inputs["vqa_targets" if recorded.meta["case"] == "c_vqa" else "labels"]
     if "image_1" in inputs:
-        return Batch(pixel_values=inputs["image_0"], pixel_values_2=inputs["image_1"], labels=labels, **text)
+        return Batch(
+            pixel_values=inputs["image_0"], pixel_values_2=inputs["image_1"], labels=labels, **text
+        )
     return Batch(pixel_values=inputs["image"], labels=labels, **text)
 
 
@@ -45,7 +51,9 @@ class TestTasks:
         ours = outputs(recorded, recorded.load(), batch)
         check(ours, {key: recorded.outputs[key] for key in ours})
         prefixes = ("first_", "second_") if batch.pixel_values_2 is not None else ("",)
-        features = {f"{prefix}{kind}_feats" for prefix in prefixes for kind in ("text", "image", "cls")}
+        features = {
+            f"{prefix}{kind}_feats" for prefix in prefixes for kind in ("text", "image", "cls")
+        }
         assert set(ours) | features == set(recorded.outputs)  # everything is compared
 
     def test_predictions_follow_the_recorded_logits(self, recorded, batch):
@@ -55,10 +63,18 @@ class TestTasks:
         ours = task_of_head(recorded.load(), head).predict(replace(batch, labels=None))
         assert wrong({"predicted": ours}, {"predicted": expected}) == {}
 
-    def test_control_shuffled_texts_dropout_or_another_epsilon_in_the_head_fail(self, recorded, batch):
+    def test_control_shuffled_texts_dropout_or_another_epsilon_in_the_head_fail(
+        self, recorded, batch
+    ):
         model = recorded.load()
-        shuffled = replace(batch, input_ids=batch.input_ids.roll(1, 0), attention_mask=batch.attention_mask.roll(1, 0))
-        assert set(wrong(outputs(recorded, model, shuffled), recorded.outputs)) == set(outputs(recorded, model, batch))
+        shuffled = replace(
+            batch,
+            input_ids=batch.input_ids.roll(1, 0),
+            attention_mask=batch.attention_mask.roll(1, 0),
+        )
+        assert set(wrong(outputs(recorded, model, shuffled), recorded.outputs)) == set(
+            outputs(recorded, model, batch)
+        )
         head = getattr(model, f"{HEADS[recorded.meta['case']][0]}_head")
         eps, head.norm.eps = head.norm.eps, 1e-2
         assert wrong(outputs(recorded, model, batch), recorded.outputs) != {}
@@ -68,7 +84,11 @@ class TestTasks:
         assert wrong(outputs(recorded, model, batch), recorded.outputs) != {}
 
     def test_heads_are_those_of_the_file_with_the_official_settings(self, recorded, batch):
-        model, config, official = recorded.load(), recorded.checkpoint.config, recorded.meta["config"]
+        model, config, official = (
+            recorded.load(),
+            recorded.checkpoint.config,
+            recorded.meta["config"],
+        )
         heads = ("vqa", "snli_ve", "nlvr2", "mlm", "itm", "itc")
         there = {head for head in heads if getattr(model, f"{head}_head") is not None}
         assert config.heads.hidden_scale == official["head_hidden_scale"]
@@ -84,7 +104,9 @@ class TestTasks:
 def test_score_of_the_likeliest_answers():
     recorded = case("c_vqa")
     batch, task = batch_of(recorded), task_of_head(recorded.load(), "vqa")
-    assert task(batch).metrics["vqa_score"].item() == pytest.approx(recorded.meta["vqa_score_metric"])
+    assert task(batch).metrics["vqa_score"].item() == pytest.approx(
+        recorded.meta["vqa_score_metric"]
+    )
     chosen = recorded.outputs["vqa_logits"].argmax(dim=1)
     targets = torch.zeros_like(batch.labels).scatter(1, chosen[:, None], 0.6)
     assert task(replace(batch, labels=targets)).metrics["vqa_score"].item() == pytest.approx(0.6)
@@ -97,7 +119,10 @@ def test_features_of_one_image(name):
     image, text = encode(model, recorded.inputs)
     ours = features(model, image, text)
     check(ours, {name: recorded.outputs[name] for name in ours})
-    assert wrong({"cls_feats": model.fuse(image, text, outputs="pooled").pooled}, recorded.outputs) == {}
+    assert (
+        wrong({"cls_feats": model.fuse(image, text, outputs="pooled").pooled}, recorded.outputs)
+        == {}
+    )
     flipped = text[torch.arange(len(text)).flip(0)]  # control
     assert wrong(features(model, image, flipped), recorded.outputs) != {}
 
@@ -115,14 +140,21 @@ class TestFeaturesOfTwoImages:
         text = model.encode_text(inputs["text_ids"], inputs["text_masks"])
         ours = features_under((1, 2))
         check(ours, {name: recorded.outputs[name] for name in ours})
-        for token_types, changed in (((1, 1), "second_"), ((2, 2), "first_")):  # controls: one for both
+        for token_types, changed in (
+            ((1, 1), "second_"),
+            ((2, 2), "first_"),
+        ):  # controls: one for both
             different = set(wrong(features_under(token_types), recorded.outputs))
-            assert different == {f"{changed}{name}" for name in ("text_feats", "image_feats", "cls_feats")}
+            assert different == {
+                f"{changed}{name}" for name in ("text_feats", "image_feats", "cls_feats")
+            }
 
     def test_the_text_is_encoded_once_and_images_are_not_exchanged(self, recorded, batch):
         model, calls = recorded.load(), []
         model.text.register_forward_hook(lambda *_: calls.append(1))
-        exchanged = replace(batch, pixel_values=batch.pixel_values_2, pixel_values_2=batch.pixel_values)
+        exchanged = replace(
+            batch, pixel_values=batch.pixel_values_2, pixel_values_2=batch.pixel_values
+        )
         assert wrong(outputs(recorded, model, exchanged), recorded.outputs) != {}
         assert len(calls) == 1
 

@@ -12,7 +12,17 @@ from golden import FOLDER_VARIABLE, Case, case
 
 # By letter, in the order in which they were recorded; l and n hold no model.
 MODELS = (
-    *("a_pretrain", "b_itc", "b2_itc_world2", "c_vqa", "d_snli", "e_nlvr2", "f_irtr", "g_ln_separate", "h_timm_vit"),
+    *(
+        "a_pretrain",
+        "b_itc",
+        "b2_itc_world2",
+        "c_vqa",
+        "d_snli",
+        "e_nlvr2",
+        "f_irtr",
+        "g_ln_separate",
+        "h_timm_vit",
+    ),
     *("i_bert", "j_meter", "k_resize", "m_gradients", "o_eps_clip_roberta", "o_eps_vit_bert"),
 )
 OTHERS = ("l_optimizer", "n_preprocess")
@@ -59,7 +69,9 @@ class TestNames:
         query, key, value = table[name].names
         wrong = table | {name: Source((key, query, value))}
         back = export_tensors(table, import_tensors(wrong, official))
-        assert [entry for entry, tensor in back.items() if not torch.equal(tensor, official[entry])] == [query, key]
+        assert [
+            entry for entry, tensor in back.items() if not torch.equal(tensor, official[entry])
+        ] == [query, key]
 
     def test_control_an_unknown_tensor_is_refused(self, recorded, tmp_path):
         content = read_torch_archive(recorded.path("checkpoint.ckpt"))

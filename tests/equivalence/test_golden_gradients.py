@@ -39,7 +39,9 @@ def official_gradients(recorded, factor=1.0):
     model = recorded.fresh_model()
     outputs = pretraining_outputs(pretraining_task(recorded, model), recorded.inputs)
     (outputs["mlm_loss"] + factor * outputs["itm_loss"]).backward()
-    return export_tensors(recorded.table(), {name: parameter.grad for name, parameter in model.named_parameters()})
+    return export_tensors(
+        recorded.table(), {name: parameter.grad for name, parameter in model.named_parameters()}
+    )
 
 
 def figures(gradient):
@@ -96,15 +98,23 @@ def train(recorded, training, **changes):
     for step in training["steps"]:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor(step["step"])
-        rates.append({name: group["lr"] for group in optimizer.param_groups for name in group["names"]})
+        rates.append(
+            {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
+        )
         outputs = pretraining_outputs(task, recorded.inputs)
         optimizer.zero_grad()
         outputs["total_loss"].backward()
         optimizer.step()
-        losses.append({name: outputs[name].item() for name in ("mlm_loss", "itm_loss", "total_loss")})
+        losses.append(
+            {name: outputs[name].item() for name in ("mlm_loss", "itm_loss", "total_loss")}
+        )
     before = recorded.checkpoint.tensors
-    changes = {name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}
-    norms = {name: change.norm() for name, change in export_tensors(recorded.table(), changes).items()}
+    changes = {
+        name: parameter.detach() - before[name] for name, parameter in model.named_parameters()
+    }
+    norms = {
+        name: change.norm() for name, change in export_tensors(recorded.table(), changes).items()
+    }
     return losses, rates, norms
 
 
@@ -140,7 +150,9 @@ class TestSteps:
         for ours, step in zip(trained[1], training["steps"], strict=True):
             for name, rate in ours.items():
                 for official in table[name].names:
-                    assert rate == pytest.approx(step["group_lr_used"][groups[official][2]], rel=1e-6)
+                    assert rate == pytest.approx(
+                        step["group_lr_used"][groups[official][2]], rel=1e-6
+                    )
 
     def test_change_of_each_parameter(self, training, trained, expected):
         assert differing_changes(trained[2], training, expected) == []
@@ -152,7 +164,9 @@ class TestSteps:
                 assert norm < changes[name.replace("key.bias", "query.bias")]
         assert all(changes[name] == 0 for name in set(changes) - set(trained[2]))
 
-    @pytest.mark.parametrize("change", [{"rule": "adamw"}, {"betas": (0.9, 0.999)}, {"weight_decay": 0.0}])
+    @pytest.mark.parametrize(
+        "change", [{"rule": "adamw"}, {"betas": (0.9, 0.999)}, {"weight_decay": 0.0}]
+    )
     def test_control_another_optimiser_fails(self, recorded, training, expected, change):
         _, _, norms = train(recorded, training, **change)
         assert differing_changes(norms, training, expected) != []

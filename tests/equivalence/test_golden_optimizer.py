@@ -26,7 +26,12 @@ MODELS = {
 }
 
 # Recorded groups -> the recipe with the same run config.
-RECORDED_RECIPES = {"pretrain": "pretrain-base", "itc": "pretrain-base-itc", "vqa_snli": "vqav2-base", "nlvr2": "nlvr2"}
+RECORDED_RECIPES = {
+    "pretrain": "pretrain-base",
+    "itc": "pretrain-base-itc",
+    "vqa_snli": "vqav2-base",
+    "nlvr2": "nlvr2",
+}
 
 # Official parameters that this package's model does not have, because nothing that it computes reads them.
 LEFT_OVERS = (
@@ -44,7 +49,11 @@ def recorded_groups(name):
 def build(name):
     official, checkpoint = recorded_groups(name)["params"], case(MODELS[name]).checkpoint
     heads = {"mlm": "mlm_score.bias", "itm": "itm_score.fc.weight"}
-    return BridgeTower(checkpoint.config.override({f"heads.{head}": key in official for head, key in heads.items()}))
+    return BridgeTower(
+        checkpoint.config.override(
+            {f"heads.{head}": key in official for head, key in heads.items()}
+        )
+    )
 
 
 def our_groups(name, model, **changes):
@@ -67,7 +76,11 @@ def groups_config(name, **changes):
 
 
 def disagreeing(ours, official):
-    return [name for name, values in ours.items() if values != pytest.approx(official[name][:2], rel=1e-6, abs=0)]
+    return [
+        name
+        for name, values in ours.items()
+        if values != pytest.approx(official[name][:2], rel=1e-6, abs=0)
+    ]
 
 
 class TestGroups:
@@ -78,7 +91,11 @@ class TestGroups:
     @pytest.mark.parametrize("name", MODELS)
     def test_every_parameter_is_in_one_group_with_its_multiplier_and_decay(self, name):
         recorded, config, model = recorded_groups(name), groups_config(name), build(name)
-        official, ours, groups = recorded["params"], our_groups(name, model), parameter_groups(model, config)
+        official, ours, groups = (
+            recorded["params"],
+            our_groups(name, model),
+            parameter_groups(model, config),
+        )
         assert disagreeing(ours, official) == []
         left_overs = (*LEFT_OVERS, *(("temperature",) if model.itc_head is None else ()))
         known = {key for key in official if any(fnmatch(key, pattern) for pattern in left_overs)}
@@ -87,8 +104,12 @@ class TestGroups:
         assert sorted(grouped) == sorted(key for key, _ in model.named_parameters())
         assert recorded["in_no_group"] == []
         defaults = build_optimizer(groups, config).defaults
-        expected = {key: recorded["defaults"][key] for key in ("lr", "betas", "eps", "weight_decay")}
-        assert {key: defaults[key] for key in expected} | {"betas": list(defaults["betas"])} == expected
+        expected = {
+            key: recorded["defaults"][key] for key in ("lr", "betas", "eps", "weight_decay")
+        }
+        assert {key: defaults[key] for key in expected} | {
+            "betas": list(defaults["betas"])
+        } == expected
         # Controls: decay as in torch, and the other image tower.
         of_torch = disagreeing(our_groups(name, model, rule="adamw"), official)
         assert "text_transformer.embeddings.word_embeddings.weight" in of_torch
@@ -124,16 +145,24 @@ class TestSchedule:
         for name, recorded in schedules.items():
             config = optimizer_config(recorded["config"], recorded["max_steps"])
             assert wrong_steps(recorded, config) == [], name
-            other = {"schedule": "polynomial"} if config.schedule == "cosine" else {"power": config.power + 1}
+            other = (
+                {"schedule": "polynomial"}
+                if config.schedule == "cosine"
+                else {"power": config.power + 1}
+            )
             for control in ({"warmup": config.warmup + 0.05}, other):
                 assert wrong_steps(recorded, replace(config, **control)) != [], name
 
     def test_float_multipliers_multiply_here(self):
         """Official: a float multiplier is taken as the group's absolute learning rate; here it always multiplies."""
         quirk = case("l_optimizer").json("schedule.json")["float_multiplier_quirk"]
-        lr, head, fusion = (quirk["config"][key] for key in ("learning_rate", "lr_mult_head", "lr_mult_cross_modal"))
+        lr, head, fusion = (
+            quirk["config"][key] for key in ("learning_rate", "lr_mult_head", "lr_mult_cross_modal")
+        )
         assert quirk["lr_by_group"] == [lr, lr, head, head, fusion, fusion]
-        config = replace(groups_config("pretrain"), lr=lr, head_multiplier=head, fusion_multiplier=fusion)
+        config = replace(
+            groups_config("pretrain"), lr=lr, head_multiplier=head, fusion_multiplier=fusion
+        )
         ours = {group["lr"] for group in parameter_groups(build("pretrain"), config)}
         assert ours == {lr, lr * head, lr * fusion}
         assert not ours & {head, fusion}
@@ -141,10 +170,15 @@ class TestSchedule:
 
 def wrong_steps(recorded, config):
     factor = schedule(config, recorded["max_steps"])
-    multipliers = {"base": 1.0, "head": config.head_multiplier, "cross_modal": config.fusion_multiplier}
+    multipliers = {
+        "base": 1.0,
+        "head": config.head_multiplier,
+        "cross_modal": config.fusion_multiplier,
+    }
     return [
         (step, group)
         for step, rates in recorded["lr_used_at_step"].items()
         for group, rate in rates.items()
-        if config.lr * multipliers[group] * factor(int(step)) != pytest.approx(rate, rel=1e-6, abs=1e-16)
+        if config.lr * multipliers[group] * factor(int(step))
+        != pytest.approx(rate, rel=1e-6, abs=1e-16)
     ]

@@ -20,12 +20,21 @@ def layer_modules(config):
         "cross_text_layernorm": "fusion.text_norm",
         "cross_image_layernorm": "fusion.image_norm",
     }
-    modules |= {f"text_layer_{index}": f"text.layers.{index}" for index in range(config.text.num_layers)}
-    modules |= {f"vision_block_{index}": f"vision.layers.{index}" for index in range(config.vision.num_layers)}
+    modules |= {
+        f"text_layer_{index}": f"text.layers.{index}" for index in range(config.text.num_layers)
+    }
+    modules |= {
+        f"vision_block_{index}": f"vision.layers.{index}"
+        for index in range(config.vision.num_layers)
+    }
     for stream in ("text", "image"):
         layers, bridges = range(config.fusion.num_layers), range(config.fusion.num_layers - 1)
-        modules |= {f"cross_{stream}_layer_{index}": f"fusion.{stream}_layers.{index}" for index in layers}
-        modules |= {f"{stream}_link_tower_{index}": f"fusion.{stream}_bridges.{index}" for index in bridges}
+        modules |= {
+            f"cross_{stream}_layer_{index}": f"fusion.{stream}_layers.{index}" for index in layers
+        }
+        modules |= {
+            f"{stream}_link_tower_{index}": f"fusion.{stream}_bridges.{index}" for index in bridges
+        }
     return modules
 
 
@@ -33,7 +42,9 @@ def intermediates(model, inputs):
     modules = layer_modules(model.config)
     seen = {}
     handles = [
-        model.get_submodule(path).register_forward_hook(lambda *args, name=name: seen.__setitem__(name, args[2][:1]))
+        model.get_submodule(path).register_forward_hook(
+            lambda *args, name=name: seen.__setitem__(name, args[2][:1])
+        )
         for name, path in modules.items()
     ]
     with torch.no_grad():
@@ -45,13 +56,20 @@ def intermediates(model, inputs):
 
 class TestOutputs:
     def test_everything_recorded(self, recorded, task):
-        image, masked = encode(task.model, recorded.inputs | {"text_ids": recorded.inputs["text_ids_mlm"]})
-        ours = pretraining_outputs(task, recorded.inputs) | features(task.model, image, masked, prefix="mlm_")
+        image, masked = encode(
+            task.model, recorded.inputs | {"text_ids": recorded.inputs["text_ids_mlm"]}
+        )
+        ours = pretraining_outputs(task, recorded.inputs) | features(
+            task.model, image, masked, prefix="mlm_"
+        )
         check(ours, recorded.outputs)
 
     def test_parts_that_are_read_alone_and_the_accuracy_of_matching(self, recorded, task, encoded):
         image, text = encoded
-        pooled, stream = task.model.fuse(image, text, "pooled").pooled, task.model.fuse(image, text, "text").text
+        pooled, stream = (
+            task.model.fuse(image, text, "pooled").pooled,
+            task.model.fuse(image, text, "text").text,
+        )
         assert wrong({"cls_feats": pooled, "text_feats": stream}, recorded.outputs) == {}
         false = task.model.encode_image(recorded.inputs["false_image_0"])
         pairs = recorded_pairs(recorded.inputs["itm_labels"])
@@ -59,13 +77,22 @@ class TestOutputs:
         assert accuracy.item() == pytest.approx(recorded.meta["metrics"]["itm_accuracy"])
 
     def test_control_other_pairs_and_labels_give_other_losses(self, recorded, task):
-        labels, vocab_size = recorded.inputs["text_labels_mlm"], recorded.checkpoint.config.text.vocab_size
+        labels, vocab_size = (
+            recorded.inputs["text_labels_mlm"],
+            recorded.checkpoint.config.text.vocab_size,
+        )
         next_word = torch.where(labels == IGNORED, IGNORED, (labels + 1) % vocab_size)
         for changed, expected in (
-            ({"itm_labels": 1 - recorded.inputs["itm_labels"]}, {"itm_logits", "itm_loss", "total_loss"}),
+            (
+                {"itm_labels": 1 - recorded.inputs["itm_labels"]},
+                {"itm_logits", "itm_loss", "total_loss"},
+            ),
             ({"text_labels_mlm": next_word}, {"mlm_loss", "total_loss"}),
         ):
-            assert set(wrong(pretraining_outputs(task, recorded.inputs | changed), recorded.outputs)) == expected
+            assert (
+                set(wrong(pretraining_outputs(task, recorded.inputs | changed), recorded.outputs))
+                == expected
+            )
 
 
 def test_every_layer_and_a_mistake_where_it_was_made(recorded, task):

@@ -21,11 +21,18 @@ STAGES = ("plain", "chunked", "gather_inputs", "save_memory")  # of the official
 @pytest.fixture(scope="module")
 def ours(recorded):
     model, inputs = recorded.load(), recorded.inputs
-    encoded = model.encode_image(inputs["images"]), model.encode_text(inputs["text_ids"], inputs["text_masks"])
+    encoded = (
+        model.encode_image(inputs["images"]),
+        model.encode_text(inputs["text_ids"], inputs["text_masks"]),
+    )
     similarity = model.image_embeds(encoded[0]) @ model.text_embeds(encoded[1]).T
     pairs = chosen(recorded, similarity)
-    itm = score_pairs(model, *encoded, pairs, recorded.meta["config"]["per_gpu_eval_batchsize_text"])[..., 1]
-    return SimpleNamespace(model=model, encoded=encoded, similarity=similarity, pairs=pairs, itm=itm)
+    itm = score_pairs(
+        model, *encoded, pairs, recorded.meta["config"]["per_gpu_eval_batchsize_text"]
+    )[..., 1]
+    return SimpleNamespace(
+        model=model, encoded=encoded, similarity=similarity, pairs=pairs, itm=itm
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,37 +47,54 @@ def scored(recorded, candidates):
 
 def chosen(recorded, similarity, *, fewer=0):
     config = RetrievalConfig(candidates=recorded.meta["k_test"] - fewer)
-    return candidate_pairs(dense.scores_of(similarity), truth_of(recorded.inputs["text_image_index"]), config)
+    return candidate_pairs(
+        dense.scores_of(similarity), truth_of(recorded.inputs["text_image_index"]), config
+    )
 
 
 def score_pairs(model, image, text, pairs, batch_size):
     batches = zip(pairs.image.split(batch_size), pairs.text.split(batch_size), strict=True)
     return torch.cat(
-        [model.itm_logits(model.fuse(image[rows], text[columns], outputs="pooled").pooled) for rows, columns in batches]
+        [
+            model.itm_logits(model.fuse(image[rows], text[columns], outputs="pooled").pooled)
+            for rows, columns in batches
+        ]
     )
 
 
 def two_stage_scores(pairs, itm, protocol):
     whole, ranked = dense.table(pairs, itm), dense.ranked(pairs, itm, protocol)
-    return [torch.where(dense.table(pairs, side, other=False), whole, DROPPED) for side in ranked.sides]
+    return [
+        torch.where(dense.table(pairs, side, other=False), whole, DROPPED) for side in ranked.sides
+    ]
 
 
 def official_recalls(recalls, ks):
-    figures = {f"ir_r{k}": recalls.text_to_image[k] for k in ks} | {f"tr_r{k}": recalls.image_to_text[k] for k in ks}
+    figures = {f"ir_r{k}": recalls.text_to_image[k] for k in ks} | {
+        f"tr_r{k}": recalls.image_to_text[k] for k in ks
+    }
     means = {"ir_mean": sum(recalls.text_to_image.values()) / len(ks)}
     means["tr_mean"] = sum(recalls.image_to_text.values()) / len(ks)
     return figures | means | {"r_mean": (means["ir_mean"] + means["tr_mean"]) / 2}
 
 
 def ranks(figures):
-    return sorted({int(found[1]) for name in figures if (found := re.fullmatch(r"ir_r(\d+)", name))})
+    return sorted(
+        {int(found[1]) for name in figures if (found := re.fullmatch(r"ir_r(\d+)", name))}
+    )
 
 
 class TestEncodings:
     def test_bridged_layers_features_and_similarities(self, recorded, ours):
-        found = {"unimodal_feats_image": ours.model.image_embeds(ours.encoded[0]), "sims_matrix": ours.similarity}
+        found = {
+            "unimodal_feats_image": ours.model.image_embeds(ours.encoded[0]),
+            "sims_matrix": ours.similarity,
+        }
         found["unimodal_feats_text"] = ours.model.text_embeds(ours.encoded[1])
-        for name, part, token_type in (("image_embedss", ours.encoded[0], 1), ("text_embedss", ours.encoded[1], 0)):
+        for name, part, token_type in (
+            ("image_embedss", ours.encoded[0], 1),
+            ("text_embedss", ours.encoded[1], 0),
+        ):
             count = recorded.outputs[name].shape[1]
             found[name] = bridged_layers(ours.model, part, token_type)[:, :count]
         assert wrong(found, recorded.outputs) == {}
@@ -89,8 +113,13 @@ def test_reranked_texts_of_an_image_and_images_of_a_text(recorded, ours):
     row, texts = int(inputs["image_rerank_image"]), inputs["image_rerank_texts"]
     assert set(texts.tolist()) == set(pairs.text[pairs.image_side & (pairs.image == row)].tolist())
     column, images = int(inputs["text_rerank_text"]), inputs["text_rerank_images"]
-    assert set(images.tolist()) == set(pairs.image[pairs.text_side & (pairs.text == column)].tolist())
-    found = {"image_rerank_scores": scores[row, texts], "text_rerank_scores": scores[images, column]}
+    assert set(images.tolist()) == set(
+        pairs.image[pairs.text_side & (pairs.text == column)].tolist()
+    )
+    found = {
+        "image_rerank_scores": scores[row, texts],
+        "text_rerank_scores": scores[images, column],
+    }
     assert wrong(found, recorded.outputs) == {}
 
 
@@ -100,7 +129,9 @@ class TestMetrics:
     def test_candidates_are_the_official_ones(self, recorded, candidates):
         for side in ("image_side", "text_side"):
             name, side = f"scores_{side}", getattr(candidates, side)
-            assert torch.equal(dense.table(candidates, side, other=False), recorded.outputs[name] > DROPPED)
+            assert torch.equal(
+                dense.table(candidates, side, other=False), recorded.outputs[name] > DROPPED
+            )
 
     def test_scores_of_both_protocols(self, recorded, candidates, scored):
         for_images, for_texts = two_stage_scores(candidates, scored, "standard")
@@ -111,7 +142,9 @@ class TestMetrics:
 
     def test_control_mistakes_would_show(self, recorded, candidates, scored):
         index = recorded.inputs["text_image_index"]
-        swapped = replace(candidates, image_side=candidates.text_side, text_side=candidates.image_side)
+        swapped = replace(
+            candidates, image_side=candidates.text_side, text_side=candidates.image_side
+        )
         standard = dense.ranked(candidates, scored, "standard").recalls()
         assert standard != dense.ranked(swapped, scored, "standard").recalls()
         assert standard != dense.ranked(candidates, scored, "paper").recalls()

@@ -37,7 +37,11 @@ def test_separate_norms():
     assert set(wrong(ours, recorded.outputs)) == set(ours) == other
     change = (ours["fusion_cls_feats"] - recorded.outputs["fusion_cls_feats"]).abs().max().item()
     assert change == pytest.approx(recorded.meta["infer_vs_fusion_cls_max_abs"], rel=1e-3)
-    norms = [name for name in recorded.checkpoint.extra_tensors if name.startswith("vision.separate_norms.")]
+    norms = [
+        name
+        for name in recorded.checkpoint.extra_tensors
+        if name.startswith("vision.separate_norms.")
+    ]
     assert len(norms) == 2 * recorded.meta["arch"]["vision"]["layers"]
 
 
@@ -45,13 +49,17 @@ def test_timm():
     recorded = case("h_timm_vit")
     model, size = recorded.load(), recorded.meta["resize_to"]
     ours = outputs_of_case(recorded, model)
-    ours["image_embedss"] = bridged_layers(model, model.encode_image(recorded.inputs["image"]), token_type=1)
+    ours["image_embedss"] = bridged_layers(
+        model, model.encode_image(recorded.inputs["image"]), token_type=1
+    )
     larger = recorded.load(image_size=size)
     ours |= features(larger, *encode(larger, recorded.inputs, prefix="resized_"), prefix="resized_")
     official = export_tensors(recorded.table(), recorded.checkpoint.resized(size).tensors)
     ours["resized_pos_embed"] = official["vit_model.pos_embed"]
     check(ours, recorded.outputs)
-    model = variant(recorded.checkpoint, {"vision.activation": "quick_gelu"})  # control: the activation of CLIP
+    model = variant(
+        recorded.checkpoint, {"vision.activation": "quick_gelu"}
+    )  # control: the activation of CLIP
     assert wrong(outputs_of_case(recorded, model), recorded.outputs) != {}
 
 
@@ -79,7 +87,10 @@ def test_other_sizes():
     """Of a checkpoint that is resized, and of images, for which it is not; another interpolation fails."""
     recorded = case("k_resize")
     whole, sizes, ours = recorded.load(), recorded.meta["evaluated_at"], {}
-    config, table = recorded.checkpoint.config.vision, recorded.checkpoint.tensors["vision.position_embedding"]
+    config, table = (
+        recorded.checkpoint.config.vision,
+        recorded.checkpoint.tensors["vision.position_embedding"],
+    )
     trained = config.image_size // config.patch_size
     patches = table[1:].unflatten(0, (trained, trained)).permute(2, 0, 1)[None]
     for size in sizes:
@@ -90,9 +101,14 @@ def test_other_sizes():
         name, side = f"positional_embedding_{size}", size // config.patch_size
         ours |= outputs | {name: model.vision.position_embedding}
         if size != config.image_size:
-            resized = F.interpolate(patches, size=(side, side), mode="bilinear", align_corners=False)
+            resized = F.interpolate(
+                patches, size=(side, side), mode="bilinear", align_corners=False
+            )
             bilinear = torch.cat([table[:1], resized[0].flatten(1).T])
-            assert wrong({name: resize_position_embedding(table, (side, side))}, recorded.outputs) == {}
+            assert (
+                wrong({name: resize_position_embedding(table, (side, side))}, recorded.outputs)
+                == {}
+            )
             assert wrong({name: bilinear}, recorded.outputs) != {}
     check(ours, recorded.outputs)
 
@@ -123,7 +139,9 @@ def with_wrong_eps(recorded, block):
         return variant(recorded.checkpoint, {FIELDS[block]: value})
     model = recorded.load()
     bridges = [bridge.norm for bridge in (*model.fusion.text_bridges, *model.fusion.image_bridges)]
-    for norm in bridges if block == "link_tower" else (model.fusion.text_norm, model.fusion.image_norm):
+    for norm in (
+        bridges if block == "link_tower" else (model.fusion.text_norm, model.fusion.image_norm)
+    ):
         norm.eps = value
     return model
 
@@ -167,14 +185,21 @@ def prepared(profile, size, picture):
 def bilinear(kind, size, picture):
     sides = size if kind == "clip" else (size, size)
     resize = transforms.Resize(sides, InterpolationMode.BILINEAR)
-    steps = [resize, transforms.CenterCrop(size), transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]
+    steps = [
+        resize,
+        transforms.CenterCrop(size),
+        transforms.ToTensor(),
+        transforms.Normalize(CLIP_MEAN, CLIP_STD),
+    ]
     return transforms.Compose(steps)(Image.fromarray(picture.numpy()))
 
 
 def test_every_picture_under_every_transform_is_recorded():
     recorded = case("n_preprocess")
     size = recorded.meta["size"]
-    assert set(recorded.outputs) == {f"{kind}_{name}" for kind in PROFILES for name in recorded.meta["inputs"]}
+    assert set(recorded.outputs) == {
+        f"{kind}_{name}" for kind in PROFILES for name in recorded.meta["inputs"]
+    }
     assert all(expected.shape == (3, size, size) for expected in recorded.outputs.values())
 
 
@@ -184,7 +209,9 @@ def test_pictures(kind):
     size, swapped, coarse = recorded.meta["size"], 0.0, 0.0
     for name, picture in recorded.inputs.items():
         expected = recorded.outputs[f"{kind}_{name}"]
-        torch.testing.assert_close(prepared(PROFILES[kind], size, picture), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            prepared(PROFILES[kind], size, picture), expected, atol=1e-6, rtol=0
+        )
         swapped = max(swapped, tiny.off(prepared(PROFILES[other], size, picture), expected))
         coarse = max(coarse, tiny.off(bilinear(kind, size, picture), expected))
     assert min(swapped, coarse) > 0.1  # controls: the other profile, another interpolation

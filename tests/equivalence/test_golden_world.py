@@ -29,7 +29,10 @@ def gradient_norms(recorded, model, names):
     table = recorded.table()
     ours = {name: parameter.grad for name, parameter in model.named_parameters()}
     shapes = {name: tensor.shape for name, tensor in recorded.checkpoint.tensors.items()}
-    gradients = {name: torch.zeros(shape) if ours[name] is None else ours[name] for name, shape in shapes.items()}
+    gradients = {
+        name: torch.zeros(shape) if ours[name] is None else ours[name]
+        for name, shape in shapes.items()
+    }
     official = export_tensors(table, gradients)
     return {name: official[name].norm().item() for name in names}
 
@@ -46,9 +49,15 @@ def run_arm(arm):
     recorded = case(CASE)
     recorded_arm = recorded.meta["ranks"][rank()][arm]
     count = recorded.meta["rows_per_rank"]
-    task = pretraining_task(recorded, recorded.fresh_model(), gather_with_grads=not arm.endswith("False"))
+    task = pretraining_task(
+        recorded, recorded.fresh_model(), gather_with_grads=not arm.endswith("False")
+    )
     batch = caption_batch(recorded.inputs, slice(rank() * count, (rank() + 1) * count))
-    rows = {"image": batch.pixel_values, "text_ids": batch.input_ids, "text_masks": batch.attention_mask}
+    rows = {
+        "image": batch.pixel_values,
+        "text_ids": batch.input_ids,
+        "text_masks": batch.attention_mask,
+    }
     image, text = encode(task.model, rows)
     outputs = {"itc_loss": task.itc(image, text, batch)}
     if arm.startswith("hard"):
@@ -76,7 +85,10 @@ def test_losses_logits_and_gradients_before_and_after_averaging(recorded, ranks,
         assert set(arms) == set(ARMS)
         outputs, local, mean = ours[arm]
         losses = {name: value for name, value in outputs.items() if name.endswith("loss")}
-        expected = {name: torch.tensor(arms[arm][name if arm.startswith("hard") else "loss"]) for name in losses}
+        expected = {
+            name: torch.tensor(arms[arm][name if arm.startswith("hard") else "loss"])
+            for name in losses
+        }
         assert wrong(losses, expected) == {}
         if arm.startswith("hard"):
             logits = {f"rank{number}_{arm}_itm_logits": outputs["itm_logits"]}
@@ -89,7 +101,9 @@ def test_control_gradients_to_other_ranks_make_a_difference(recorded, ranks):
     for ours, arms in zip(ranks, recorded.meta["ranks"], strict=True):
         for position, name in ((1, "local_grad_norm"), (2, "ddp_mean_grad_norm")):
             expected = arms["itc_gather_with_grads_False"][name]
-            assert ours["itc_gather_with_grads_True"][position] != pytest.approx(expected, rel=1e-2, abs=1e-2)
+            assert ours["itc_gather_with_grads_True"][position] != pytest.approx(
+                expected, rel=1e-2, abs=1e-2
+            )
 
 
 def test_control_local_negatives_are_not_global_ones(recorded, ranks):

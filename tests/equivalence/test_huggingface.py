@@ -10,7 +10,13 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import AutoModel, AutoProcessor, BridgeTowerConfig, BridgeTowerModel, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    BridgeTowerConfig,
+    BridgeTowerModel,
+    PreTrainedModel,
+)
 
 import tiny
 from bridgetower import hidden_states, predictor
@@ -28,11 +34,20 @@ ASKED = os.environ.get("BRIDGETOWER_NETWORK_TESTS") == "1"
 NETWORK = pytest.mark.skipif(not ASKED, reason="BRIDGETOWER_NETWORK_TESTS=1 loads it from the hub")
 PUBLISHED = [
     pytest.param((f"BridgeTower/bridgetower-{name}", kind), marks=NETWORK)
-    for name, kinds in (("base", "backbone"), ("base-itm-mlm", "mlm itm"), ("large-itm-mlm-itc", "mlm itm itc"))
+    for name, kinds in (
+        ("base", "backbone"),
+        ("base-itm-mlm", "mlm itm"),
+        ("large-itm-mlm-itc", "mlm itm itc"),
+    )
     for kind in kinds.split()
 ]
-HEADS = [(kind, "plain") for kind in ("itm", "itc")]  # of the other settings only the head for words reads some
-HEADS += [("mlm", name) for name in ("three eps", "gelu_new", "relu", "separate norms, deeper image tower")]
+HEADS = [
+    (kind, "plain") for kind in ("itm", "itc")
+]  # of the other settings only the head for words reads some
+HEADS += [
+    ("mlm", name)
+    for name in ("three eps", "gelu_new", "relu", "separate norms, deeper image tower")
+]
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,9 @@ def make_case(folder, kind, changes):
     return Case(kind, theirs, folder, read_checkpoint(folder))
 
 
-@pytest.fixture(scope="module", params=[*ALL, *HEADS], ids=lambda pair: "-".join(pair).replace(" ", "_"))
+@pytest.fixture(
+    scope="module", params=[*ALL, *HEADS], ids=lambda pair: "-".join(pair).replace(" ", "_")
+)
 def case(request, tmp_path_factory):
     kind, variant = request.param
     return make_case(tmp_path_factory.mktemp("hf"), kind, hf.VARIANTS[variant])
@@ -79,16 +96,29 @@ class TestEveryKind:
         hf.backpropagate(hf.our_outputs(model, batch), batch)
         theirs, ours = hf.their_gradients(case.theirs), hf.our_gradients(case.checkpoint, model)
         assert ours.keys() == theirs.keys(), "the same parameters were reached"
-        assert [name for name in ours if tiny.off(ours[name], theirs[name]) > limit(theirs[name])] == []
-        assert [name for name in case.theirs.state_dict() if name not in theirs and not is_unread(case, name)] == []
+        assert [
+            name for name in ours if tiny.off(ours[name], theirs[name]) > limit(theirs[name])
+        ] == []
+        assert [
+            name
+            for name in case.theirs.state_dict()
+            if name not in theirs and not is_unread(case, name)
+        ] == []
 
     def test_tensors_and_settings_come_back(self, case, tmp_path):
         convert(case.checkpoint, tmp_path / "back", "hf")
-        assert tiny.equal(hf.reload(tmp_path / "back", case.kind).state_dict(), case.theirs.state_dict())
-        back, start = (BridgeTowerConfig.from_pretrained(path).to_dict() for path in (tmp_path / "back", case.folder))
+        assert tiny.equal(
+            hf.reload(tmp_path / "back", case.kind).state_dict(), case.theirs.state_dict()
+        )
+        back, start = (
+            BridgeTowerConfig.from_pretrained(path).to_dict()
+            for path in (tmp_path / "back", case.folder)
+        )
         # Nothing reads the top level's number of heads, and the number format is told by the weights.
         ignored = {"num_attention_heads", "dtype", "_name_or_path"}
-        assert {name for name in start.keys() | back.keys() if back.get(name) != start.get(name)} - ignored == set()
+        assert {
+            name for name in start.keys() | back.keys() if back.get(name) != start.get(name)
+        } - ignored == set()
 
 
 @pytest.mark.parametrize("name", hf.RENAMED)
@@ -137,7 +167,10 @@ def test_hidden_states_and_attentions(tmp_path, variant):
         (ours.attentions["image self"], image_weights, 1),
     ):
         assert len(found) == len(expected)
-        assert max(tiny.off(found[number], hidden) for number, hidden in enumerate(expected, first)) < ATOL
+        assert (
+            max(tiny.off(found[number], hidden) for number, hidden in enumerate(expected, first))
+            < ATOL
+        )
     assert tiny.off(ours.vision[0], image[1]) > 0.01, "control: another layer"
 
 
@@ -147,10 +180,21 @@ def limit(gradient):
 
 
 def is_unread(case, name):
-    depth, last = case.checkpoint.config.vision.num_layers, case.checkpoint.config.fusion.num_layers - 1
-    parts = ["text_model.pooler.", "ln_separate.", *(f"resblocks.{number}." for number in range(depth, 10))]
+    depth, last = (
+        case.checkpoint.config.vision.num_layers,
+        case.checkpoint.config.fusion.num_layers - 1,
+    )
+    parts = [
+        "text_model.pooler.",
+        "ln_separate.",
+        *(f"resblocks.{number}." for number in range(depth, 10)),
+    ]
     if case.kind == "mlm":
-        parts += [f"cross_modal_image_layers.{last}.", "cross_modal_image_pooler.", "cross_modal_text_pooler."]
+        parts += [
+            f"cross_modal_image_layers.{last}.",
+            "cross_modal_image_pooler.",
+            "cross_modal_text_pooler.",
+        ]
     return any(part in name for part in parts)
 
 
@@ -169,7 +213,9 @@ def test_round_trip_through_our_own_folder_in_half_precision(tmp_path, kind):
 def test_contrastive_loss_is_that_of_transformers(tmp_path):
     case = make_case(tmp_path, "itc", {})
     batch = tiny.caption_batch(range(6), (7, 4, 5, 7, 2, 6), case.checkpoint.config)
-    inputs = {name: getattr(batch, name) for name in ("pixel_values", "input_ids", "attention_mask")}
+    inputs = {
+        name: getattr(batch, name) for name in ("pixel_values", "input_ids", "attention_mask")
+    }
     theirs = case.theirs(**inputs, return_loss=True).loss
     theirs.backward()
     value, gradients = theirs.item(), hf.their_gradients(case.theirs)
@@ -181,7 +227,9 @@ def test_contrastive_loss_is_that_of_transformers(tmp_path):
     ours = hf.our_gradients(case.checkpoint, model)
     assert ours.keys() == gradients.keys()
     assert {"itc_cross_modal_head.fc.weight", "logit_scale"} < ours.keys()
-    assert [name for name in ours if tiny.off(ours[name], gradients[name]) > limit(gradients[name])] == []
+    assert [
+        name for name in ours if tiny.off(ours[name], gradients[name]) > limit(gradients[name])
+    ] == []
     with torch.no_grad():  # control: images and texts alone, or pairs in another place
         embeds = task.features(batch).embeds
         scale = model.head("itc").logit_scale()
@@ -200,12 +248,18 @@ class TestControls:
 
     def test_another_setting(self, case):
         parts = ("vision.", "text.", "fusion.", "fusion.bridge_", "heads.mlm_")
-        for field, value in (*((f"{part}layer_norm_eps", 1e-12) for part in parts), ("vision.activation", "gelu")):
+        for field, value in (
+            *((f"{part}layer_norm_eps", 1e-12) for part in parts),
+            ("vision.activation", "gelu"),
+        ):
             wrong = replace(case.checkpoint, config=case.checkpoint.config.override({field: value}))
             assert case.off(wrong) > 10 * ATOL, field
 
     def test_the_first_two_of_query_key_and_value_swapped(self, case):
-        for part in ("text_layers.0.self_attention.qkv.weight", "image_layers.0.cross_attention.key_value.bias"):
+        for part in (
+            "text_layers.0.self_attention.qkv.weight",
+            "image_layers.0.cross_attention.key_value.bias",
+        ):
             name = f"fusion.{part}"
             (source,) = hf.table(case.checkpoint, {name: case.checkpoint.tensors[name]}).values()
             first, second, *rest = source.names
@@ -222,7 +276,10 @@ class TestControls:
         assert tiny.off(ours, theirs) > 10 * ATOL
 
     def test_gradients_of_another_model(self, case):
-        model, other = case.checkpoint.model(), hf.random_model("mlm", hf.VARIANTS["three eps"], seed=5)
+        model, other = (
+            case.checkpoint.model(),
+            hf.random_model("mlm", hf.VARIANTS["three eps"], seed=5),
+        )
         hf.backpropagate(hf.their_outputs(other, case.batch()), case.batch())
         hf.backpropagate(hf.our_outputs(model, case.batch()), case.batch())
         theirs, ours = hf.their_gradients(other), hf.our_gradients(case.checkpoint, model)
@@ -230,9 +287,18 @@ class TestControls:
 
     def test_a_forgotten_mapping_of_any_parameter(self, case):
         start = case.checkpoint.tensors
-        for part in ("pre_norm.bias", "post_norm.weight", "embedding_norm.weight", "token_type_embedding.weight"):
+        for part in (
+            "pre_norm.bias",
+            "post_norm.weight",
+            "embedding_norm.weight",
+            "token_type_embedding.weight",
+        ):
             name = next(name for name in start if name.endswith(part))
-            default = torch.zeros_like(start[name]) if "norm.weight" not in name else torch.ones_like(start[name])
+            default = (
+                torch.zeros_like(start[name])
+                if "norm.weight" not in name
+                else torch.ones_like(start[name])
+            )
             wrong = replace(case.checkpoint, tensors=start | {name: default})
             assert case.off(wrong) > 10 * ATOL, name
 
@@ -250,12 +316,20 @@ def test_other_image_sizes(tmp_path):
 
 @torch.no_grad()
 def test_a_resized_checkpoint(tmp_path):
-    case = make_case(tmp_path / "hf", "backbone", {"vision.patch_size": 14, "vision.image_size": 28})
+    case = make_case(
+        tmp_path / "hf", "backbone", {"vision.patch_size": 14, "vision.image_size": 28}
+    )
     resized = case.checkpoint.resized(42)
     ours = hf.our_outputs(resized.model(), case.batch(42))
-    assert off(ours, hf.their_outputs(case.theirs, case.batch(42), interpolate_pos_encoding=True)) < ATOL
+    assert (
+        off(ours, hf.their_outputs(case.theirs, case.batch(42), interpolate_pos_encoding=True))
+        < ATOL
+    )
     convert(resized, tmp_path / "resized", "hf")
-    assert off(ours, hf.their_outputs(hf.reload(tmp_path / "resized", "backbone"), case.batch(42))) < ATOL
+    assert (
+        off(ours, hf.their_outputs(hf.reload(tmp_path / "resized", "backbone"), case.batch(42)))
+        < ATOL
+    )
 
 
 @pytest.mark.parametrize("kind", ["backbone", "itm"])
@@ -267,23 +341,33 @@ def test_a_written_folder_needs_no_code_of_this_package(tmp_path, kind):
     start = getattr(case.theirs, "bridgetower", case.theirs)
     assert tiny.equal(model.state_dict(), start.state_dict())
     card = ModelCard.load(tmp_path / "hf" / "README.md")
-    assert (card.data.library_name, "AutoModel.from_pretrained" in card.text) == ("transformers", True)
+    assert (card.data.library_name, "AutoModel.from_pretrained" in card.text) == (
+        "transformers",
+        True,
+    )
 
 
 class TestWithPreprocessing:
     TEXTS = ("a dog runs on the grass", "two red boats", "a <mask> sleeps")
 
-    @pytest.fixture(scope="class", params=[*((None, kind) for kind in hf.KINDS), *PUBLISHED], ids=str)
+    @pytest.fixture(
+        scope="class", params=[*((None, kind) for kind in hf.KINDS), *PUBLISHED], ids=str
+    )
     @classmethod
     def loaded(cls, request, tmp_path_factory):
         source, kind = request.param
         if source is None:
             source = tmp_path_factory.mktemp("hf")
             hf.random_model(kind, {"text.vocab_size": 300}).save_pretrained(source)
-            tokenizer = train_tokenizer([text for text in cls.TEXTS for _ in range(3)], vocab_size=300)
+            tokenizer = train_tokenizer(
+                [text for text in cls.TEXTS for _ in range(3)], vocab_size=300
+            )
             config = ProcessorConfig(profile="hf", image_size=32, max_length=18, patch_size=16)
             Processor(config, tokenizer).save_huggingface(source)
-        theirs, processor = hf.KINDS[kind].from_pretrained(source).eval(), AutoProcessor.from_pretrained(source)
+        theirs, processor = (
+            hf.KINDS[kind].from_pretrained(source).eval(),
+            AutoProcessor.from_pretrained(source),
+        )
         encoded = processor(cls.images(), list(cls.TEXTS), padding=True, return_tensors="pt")
         batch = {name: encoded[name] for name in ("pixel_values", "input_ids", "attention_mask")}
         with torch.no_grad():
@@ -293,7 +377,9 @@ class TestWithPreprocessing:
     def images():
         rng = np.random.default_rng(0)
         shapes = [(50, 70), (32, 32), (60, 41)]
-        return [Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes]
+        return [
+            Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes
+        ]
 
     def test_predictions(self, loaded):
         model, theirs = loaded
@@ -306,9 +392,16 @@ class TestWithPreprocessing:
             assert tiny.off(model.embed_texts(texts), theirs["text"]) < ATOL
             assert tiny.off(model.embed_pairs(images, texts), theirs["pair"]) < ATOL
         elif theirs["logits"].ndim == 2:
-            assert tiny.off(model.match(images, texts), theirs["logits"].softmax(dim=-1)[:, 1]) < ATOL
+            assert (
+                tiny.off(model.match(images, texts), theirs["logits"].softmax(dim=-1)[:, 1]) < ATOL
+            )
         else:
-            position = model.processor.texts([texts[2]]).input_ids[0].tolist().index(model.processor.mask_token_id)
+            position = (
+                model.processor.texts([texts[2]])
+                .input_ids[0]
+                .tolist()
+                .index(model.processor.mask_token_id)
+            )
             best = theirs["logits"][2, position].softmax(dim=-1).topk(3)
             (words,) = model.fill_mask(images[2], texts[2], top=3)
             assert tiny.off(torch.tensor([word.probability for word in words]), best.values) < ATOL

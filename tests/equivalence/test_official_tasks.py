@@ -21,12 +21,28 @@ from bridgetower.training.run import train
 from bridgetower.training.setup import starting_checkpoint
 from golden import case
 
-WORDS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "what", "colour", "is", "it", "red", "one", "of", "them"]
+WORDS = [
+    "<s>",
+    "<pad>",
+    "</s>",
+    "<unk>",
+    "<mask>",
+    "what",
+    "colour",
+    "is",
+    "it",
+    "red",
+    "one",
+    "of",
+    "them",
+]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(WORDS[:5])
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
@@ -70,7 +86,11 @@ def test_each_task_goes_on_with_its_head(converted, tmp_path, caplog, answers):
     there = read_checkpoint(converted)
     runs = {
         "vqa_head": (VqaConfig(), HeadsConfig(mlm=False, itm=False, vqa=num_answers()), "vqa"),
-        "snli_ve_head": (SnliVeConfig(), HeadsConfig(mlm=False, itm=False, snli_ve=True), "snli-ve"),
+        "snli_ve_head": (
+            SnliVeConfig(),
+            HeadsConfig(mlm=False, itm=False, snli_ve=True),
+            "snli-ve",
+        ),
     }
     for head, (task, heads, kind) in runs.items():
         folder = asked.write_set(tmp_path / kind, kind)

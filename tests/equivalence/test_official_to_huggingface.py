@@ -23,7 +23,11 @@ from bridgetower.processor import Processor, ProcessorConfig
 
 # transformers has one eps (1e-5) where the official code has 1e-12 inside the fusion layers and the MLM head.
 SAME_EPS = {"fusion.layer_norm_eps": 1e-5, "heads.mlm_layer_norm_eps": 1e-5}
-HEAD = {"mlm": {"heads.itm": False}, "itm": {"heads.mlm": False}, "backbone": {"heads.mlm": False, "heads.itm": False}}
+HEAD = {
+    "mlm": {"heads.itm": False},
+    "itm": {"heads.mlm": False},
+    "backbone": {"heads.mlm": False, "heads.itm": False},
+}
 
 
 def converted(folder, kind, changes=None):
@@ -55,7 +59,9 @@ def test_eps_is_the_only_difference(tmp_path, kind):
     checkpoint, folder = converted(tmp_path, kind)
     assert difference(checkpoint, folder, kind) < 2e-4
     assert difference(with_same_eps(checkpoint), folder, kind) < 1e-5
-    tensors = dict(checkpoint.tensors)  # control: inputs of the LayerNorms of small variance make it visible
+    tensors = dict(
+        checkpoint.tensors
+    )  # control: inputs of the LayerNorms of small variance make it visible
     for name in tensors:
         norm = name.endswith(("_bridges.0.norm.weight", "_bridges.0.norm.bias"))
         if name.startswith("fusion.") and (norm or ("_layers.1." in name and "out" in name)):
@@ -68,12 +74,16 @@ def test_eps_is_the_only_difference(tmp_path, kind):
     pooler = {name: value for name, value in theirs.items() if "text_model.pooler" in name}
     assert len(pooler) == len(checkpoint.extra_tensors) == 2
     for name, value in pooler.items():
-        assert torch.equal(value, checkpoint.extra_tensors["text." + name.partition("text_model.")[2]])
+        assert torch.equal(
+            value, checkpoint.extra_tensors["text." + name.partition("text_model.")[2]]
+        )
 
 
 def test_one_folder_serves_both_heads(tmp_path):
     """As in the published `itm-mlm` folders: each model of transformers leaves the other's head."""
-    checkpoint = read_checkpoint(official.make().save(tmp_path / "model.ckpt"), overrides=official.OVERRIDES)
+    checkpoint = read_checkpoint(
+        official.make().save(tmp_path / "model.ckpt"), overrides=official.OVERRIDES
+    )
     convert(checkpoint, tmp_path / "hf", "hf")
     for kind, other in (("mlm", "itm_score"), ("itm", "mlm_score")):
         _, info = hf.KINDS[kind].from_pretrained(tmp_path / "hf", output_loading_info=True)
@@ -93,11 +103,20 @@ def test_same_numbers_after_a_detour_through_transformers(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        (official.METER, "fusion.bridge is None, there 'add'; fusion.input_norm is False, there True"),
+        (
+            official.METER,
+            "fusion.bridge is None, there 'add'; fusion.input_norm is False, there True",
+        ),
         (official.BERT, "text.positions is 'bert', there 'roberta'"),
-        ({"heads.itc": "tower"}, "heads.itc is 'tower', there None; drop_itc=True leaves the contrastive head out"),
+        (
+            {"heads.itc": "tower"},
+            "heads.itc is 'tower', there None; drop_itc=True leaves the contrastive head out",
+        ),
         ({"heads.itc": "fused"}, "vision.hidden_size is 128, but the contrastive head needs 48"),
-        ({"vision.hidden_size": 32, "vision.num_heads": 1}, "vision.hidden_size is 32, less than a head of 64"),
+        (
+            {"vision.hidden_size": 32, "vision.num_heads": 1},
+            "vision.hidden_size is 32, less than a head of 64",
+        ),
         ({"vision.num_layers": 2}, "vision.num_layers is 2, there 3"),
         ({"vision.num_layers": 4}, r"fusion.vision_layers is \(3, 4\), there \(2, 3\)"),
     ],
@@ -109,7 +128,9 @@ def test_what_transformers_cannot_hold(tmp_path, changes, reason):
 
 
 def test_settings_of_images_are_refused_before_weights_are_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("bridgetower.checkpoints.io.write_weights", lambda *args, **options: pytest.fail("written"))
+    monkeypatch.setattr(
+        "bridgetower.checkpoints.io.write_weights", lambda *args, **options: pytest.fail("written")
+    )
     config = ProcessorConfig(profile="hf", image_size=32, max_length=12, background=(0, 0, 9))
     with pytest.raises(ValueError, match=r"background is \(0, 0, 9\), there \(255, 255, 255\)"):
         convert(replace(made({}), processor=Processor(config, None)), tmp_path / "hf", "hf")
@@ -186,9 +207,14 @@ def test_every_field_is_refused_or_lost_with_a_warning_or_kept(path, tmp_path, c
             continue
         back = read_checkpoint(folder).model()
         pairs = zip(outputs_of(back), outputs_of(checkpoint.model()), strict=True)
-        assert "transformers has no field for" in caplog.text or max(tiny.off(*pair) for pair in pairs) < 1e-6
+        assert (
+            "transformers has no field for" in caplog.text
+            or max(tiny.off(*pair) for pair in pairs) < 1e-6
+        )
         heads = [name for name, _ in back.named_children() if name.endswith("_head")]
-        assert heads == [name for name, _ in checkpoint.model().named_children() if name.endswith("_head")]
+        assert heads == [
+            name for name, _ in checkpoint.model().named_children() if name.endswith("_head")
+        ]
 
 
 def test_a_field_that_transformers_does_not_have_is_refused(tmp_path):
@@ -203,7 +229,11 @@ def test_a_field_that_transformers_does_not_have_is_refused(tmp_path):
 
 
 def test_lost_settings_are_warned_about(tmp_path, caplog):
-    changes = {"fusion.dropout": 0.2, "fusion.layer_norm_eps": 1e-12, "heads.mlm_layer_norm_eps": 1e-6}
+    changes = {
+        "fusion.dropout": 0.2,
+        "fusion.layer_norm_eps": 1e-12,
+        "heads.mlm_layer_norm_eps": 1e-6,
+    }
     lost = replace(made(changes), reranking=Reranking(itc_weight=16.0))
     expected = [
         "fusion.layer_norm_eps: 1e-12 becomes 1e-05",
@@ -215,7 +245,9 @@ def test_lost_settings_are_warned_about(tmp_path, caplog):
     for checkpoint, warned in ((lost, expected), (made({"fusion.dropout": 0.1} | SAME_EPS), [])):
         caplog.clear()
         convert(checkpoint, tmp_path / str(len(warned)), "hf")
-        messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        messages = [
+            record.getMessage() for record in caplog.records if record.levelname == "WARNING"
+        ]
         assert messages == [f"mine: transformers has no field for {message}" for message in warned]
 
 
@@ -227,7 +259,11 @@ def test_contrastive_head_can_be_left_out(tmp_path, to, caplog):
     assert "mine: the contrastive head is left out" in caplog.text
     back = read_checkpoint(tmp_path / "out")
     assert back.config.heads.itc is None
-    kept = {name: value for name, value in checkpoint.tensors.items() if not name.startswith("itc_head.")}
+    kept = {
+        name: value
+        for name, value in checkpoint.tensors.items()
+        if not name.startswith("itc_head.")
+    }
     assert 0 < len(kept) < len(checkpoint.tensors)
     assert tiny.equal(back.tensors, kept)
     with pytest.raises(ValueError, match="has no contrastive head to drop"):
@@ -249,7 +285,12 @@ def test_contrastive_head_with_equal_widths_is_held(tmp_path):
 # Sizes in config.json of the repositories BridgeTower/NAME on the hub. Those of the large model were read in its stored
 # commits 9bdaa4b and 0e15d64. The base models have transformers' defaults, which its documentation calls those of
 # bridgetower-base, and of which commit f803af9 of bridgetower-base-itm-mlm shows the sizes of the text tower.
-_ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+_ROBERTA = {
+    "vocab_size": 50265,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "pad_token_id": 1,
+}
 _SHARED = {
     "num_hidden_layers": 6,
     "layer_norm_eps": 1e-5,
@@ -262,15 +303,35 @@ _SHARED = {
 BASE = _SHARED | {
     "hidden_size": 768,
     "text_config": _ROBERTA
-    | {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
-    "vision_config": {"hidden_size": 768, "num_hidden_layers": 12, "patch_size": 16, "image_size": 288},
+    | {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+    },
+    "vision_config": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "patch_size": 16,
+        "image_size": 288,
+    },
 }
 LARGE = _SHARED | {
     "hidden_size": 1024,
     "contrastive_hidden_size": 512,
     "text_config": _ROBERTA
-    | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-    "vision_config": {"hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14, "image_size": 294},
+    | {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    },
+    "vision_config": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "image_size": 294,
+    },
 }
 REPOSITORIES = {
     "bridgetower-base": (BASE, ("backbone",)),
@@ -286,15 +347,22 @@ def test_names_and_shapes(name, kind, monkeypatch):
     with torch.device("meta"):
         theirs = hf.KINDS[kind](BridgeTowerConfig(**values))
     expected = theirs.state_dict()
-    monkeypatch.setattr("bridgetower.checkpoints.checkpoint.finite", lambda source, tensors: tensors)  # no values there
+    monkeypatch.setattr(
+        "bridgetower.checkpoints.checkpoint.finite", lambda source, tensors: tensors
+    )  # no values there
     checkpoint = huggingface.read_checkpoint(name, values, expected)
     written, tensors = huggingface.export(checkpoint)
-    found, shapes = ({one: tensor.shape for one, tensor in all_.items()} for all_ in (tensors, expected))
+    found, shapes = (
+        {one: tensor.shape for one, tensor in all_.items()} for all_ in (tensors, expected)
+    )
     assert found == shapes
     pooler = sum(tensor.numel() for tensor in checkpoint.extra_tensors.values())
     with torch.device("meta"):
         ours = bridgetower.BridgeTower(checkpoint.config)
-    assert sum(parameter.numel() for parameter in ours.parameters()) + pooler == theirs.num_parameters()
+    assert (
+        sum(parameter.numel() for parameter in ours.parameters()) + pooler
+        == theirs.num_parameters()
+    )
     back = BridgeTowerConfig(**written)
     for part in ("", "text_config", "vision_config"):
         described, start = (getattr(one, part) if part else one for one in (back, theirs.config))

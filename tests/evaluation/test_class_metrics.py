@@ -26,10 +26,14 @@ from bridgetower.objectives.classification import task_of_head
 
 
 def test_every_example_is_predicted_in_order(answering_checkpoint, tmp_path, tiny_processor):
-    statements = asked.examples(asked.write_set(tmp_path / "set", "snli-ve"), "snli-ve", tiny_processor)
+    statements = asked.examples(
+        asked.write_set(tmp_path / "set", "snli-ve"), "snli-ve", tiny_processor
+    )
     task = task_of_head(read_checkpoint(answering_checkpoint).model(), "snli_ve")
     with torch.no_grad():
-        expected = torch.cat([task.predict(statements[BatchKey((row,), 0)]) for row in range(len(statements))])
+        expected = torch.cat(
+            [task.predict(statements[BatchKey((row,), 0)]) for row in range(len(statements))]
+        )
     for batch_size in (5, 100):
         found = predict_classes(task, statements, batch_size=batch_size)
         assert torch.equal(found.classes, expected.argmax(dim=1))
@@ -59,7 +63,9 @@ def test_classes_that_all_examples_or_none_have_are_not_ranked():
     found = classification_metrics(probabilities, labels, multi_label=True)
     ranked = [1, 3]
     aurocs = [roc_auc_score(labels[:, index], probabilities[:, index]) for index in ranked]
-    precisions = [average_precision_score(labels[:, index], probabilities[:, index]) for index in ranked]
+    precisions = [
+        average_precision_score(labels[:, index], probabilities[:, index]) for index in ranked
+    ]
     assert found["auroc"] == pytest.approx(sum(aurocs) / 2)
     assert found["average_precision"] == pytest.approx(sum(precisions) / 2)
 
@@ -72,11 +78,22 @@ def test_one_half_is_not_above_it():
 
 def test_top_5_is_of_more_than_five_classes():
     for num_classes, has_top5 in ((5, False), (6, True)):
-        found = classification_metrics(torch.eye(num_classes), torch.eye(num_classes).bool(), multi_label=False)
+        found = classification_metrics(
+            torch.eye(num_classes), torch.eye(num_classes).bool(), multi_label=False
+        )
         assert ("top5_accuracy" in found) == has_top5
 
 
-NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
+NUMBERS = {
+    "none": "0",
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+}
 NUMBERS |= {"seven": "7", "eight": "8", "nine": "9", "ten": "10"}
 
 
@@ -84,7 +101,8 @@ def second_normal_form(answer):
     """The rules again, letter by letter and without a table of contractions: those are checked where they are kept."""
     letters = []
     has_number = any(
-        answer[i - 1].isdigit() and answer[i] == "," and answer[i + 1].isdigit() for i in range(1, len(answer) - 1)
+        answer[i - 1].isdigit() and answer[i] == "," and answer[i + 1].isdigit()
+        for i in range(1, len(answer) - 1)
     )
     for letter in answer:
         if letter in ';/[]"{}()=+\\_-><@`,?!':
@@ -113,7 +131,10 @@ def second_score(prediction, answers):
     clean = [re.sub(r"[\n\t]", " ", answer).strip() for answer in answers]
     predicted = re.sub(r"[\n\t]", " ", prediction).strip()
     if any(answer != clean[0] for answer in clean):
-        clean, predicted = [second_normal_form(answer) for answer in clean], second_normal_form(predicted)
+        clean, predicted = (
+            [second_normal_form(answer) for answer in clean],
+            second_normal_form(predicted),
+        )
     total = 0.0
     for left_out in range(len(clean)):
         agreeing = 0
@@ -125,9 +146,46 @@ def second_score(prediction, answers):
 
 
 WORDS = [
-    *("yes", "no", "Yes", "2", "two", "ten", "none", "the dog", "a dog", "dog", "dogs", "an apple", "red", "red "),
-    *("Red", "black & white", "black and white", "u.s.", "U.S. flag", "no.1", "3.", "1,000", "1000", "two-way"),
-    *("yes,no", "(left)", "left, right", "12 o'clock", "a", "", "t-shirt", "t shirt", "what?", "new\nline"),
+    *(
+        "yes",
+        "no",
+        "Yes",
+        "2",
+        "two",
+        "ten",
+        "none",
+        "the dog",
+        "a dog",
+        "dog",
+        "dogs",
+        "an apple",
+        "red",
+        "red ",
+    ),
+    *(
+        "Red",
+        "black & white",
+        "black and white",
+        "u.s.",
+        "U.S. flag",
+        "no.1",
+        "3.",
+        "1,000",
+        "1000",
+        "two-way",
+    ),
+    *(
+        "yes,no",
+        "(left)",
+        "left, right",
+        "12 o'clock",
+        "a",
+        "",
+        "t-shirt",
+        "t shirt",
+        "what?",
+        "new\nline",
+    ),
     *("tab\there", "...", "one two", "#5"),
 ]
 
@@ -142,7 +200,26 @@ def made_up(seed):
 
 # No contractions among them, whose table has no second version.
 PIECES = [
-    *(" ", " ", " ", "  ", "a", "an", "the", "The", "one", "None", "ten", "TWO", "zero", "dog", "x", "1", "20", "3.5"),
+    *(
+        " ",
+        " ",
+        " ",
+        "  ",
+        "a",
+        "an",
+        "the",
+        "The",
+        "one",
+        "None",
+        "ten",
+        "TWO",
+        "zero",
+        "dog",
+        "x",
+        "1",
+        "20",
+        "3.5",
+    ),
     *(mark for mark in ';/[]"{}()=+\\_-><@`,?!.:&#'),
     *("1,0", ",", ".", ". ", " ,", "- ", "\u00e9"),
 ]
@@ -158,7 +235,9 @@ def test_normal_form_of_the_second_implementation(pieces):
 class TestScore:
     def test_second_implementation_on_many_sets(self):
         scores = [vqa_score(*made_up(seed)) for seed in range(3000)]
-        assert scores == pytest.approx([second_score(*made_up(seed)) for seed in range(3000)], abs=1e-12)
+        assert scores == pytest.approx(
+            [second_score(*made_up(seed)) for seed in range(3000)], abs=1e-12
+        )
         assert {0.0, 0.3, 0.6, 0.9, 1.0} <= {round(score, 4) for score in scores}
 
     def test_unanimous_answers_are_compared_as_they_are(self):
@@ -191,13 +270,22 @@ class TestScores:
     QUESTIONS = (
         {"answers": ("yes",) * 10, "answer_type": "yes/no", "question_type": "is the"},
         {"answers": ("2",) * 3 + ("3",) * 7, "answer_type": "number", "question_type": "how many"},
-        {"answers": ("red",) * 1 + ("blue",) * 9, "answer_type": "other", "question_type": "what color"},
+        {
+            "answers": ("red",) * 1 + ("blue",) * 9,
+            "answer_type": "other",
+            "question_type": "what color",
+        },
         {"answers": ("no",) * 10, "answer_type": "yes/no", "question_type": "is the"},
     )
 
     def test_overall_and_by_type(self):
         assert vqa_scores(["yes", "two", "red", "yes"], self.QUESTIONS) == (
-            {"vqa_score": 0.55, "vqa_score_number": 0.9, "vqa_score_other": 0.3, "vqa_score_yes_no": 0.5},
+            {
+                "vqa_score": 0.55,
+                "vqa_score_number": 0.9,
+                "vqa_score_other": 0.3,
+                "vqa_score_yes_no": 0.5,
+            },
             {
                 "by_answer_type": {"number": 0.9, "other": 0.3, "yes/no": 0.5},
                 "by_question_type": {"how many": 0.9, "is the": 0.5, "what color": 0.3},

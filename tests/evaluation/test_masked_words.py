@@ -31,11 +31,18 @@ class TestEvaluation:
         ]
         assert len(rows) == images.num_examples == 15
         for batch, row, image, other in rows:
-            length = len(batch.input_ids[row]) if batch.attention_mask is None else int(batch.attention_mask[row].sum())
+            length = (
+                len(batch.input_ids[row])
+                if batch.attention_mask is None
+                else int(batch.attention_mask[row].sum())
+            )
             labels = batch.mlm_labels[row, :length]
             for kind, picture in (("", image), ("wrong_image_", other)):
                 with torch.no_grad():
-                    pixels, ids = images.pixel_values([picture]), batch.masked_input_ids[row, None, :length]
+                    pixels, ids = (
+                        images.pixel_values([picture]),
+                        batch.masked_input_ids[row, None, :length],
+                    )
                     logits = tiny_model.mlm_logits(tiny_model(pixels, ids).text)[0]
                 for position in (labels >= 0).nonzero()[:, 0].tolist():
                     losses[kind].append(F.cross_entropy(logits[position], labels[position]).item())
@@ -44,7 +51,9 @@ class TestEvaluation:
         found = {f"{kind}loss": values for kind, values in losses.items()}
         found |= {f"{kind}accuracy": values for kind, values in hits.items()}
         expected = {f"mlm_{name}": sum(values) / len(values) for name, values in found.items()}
-        assert evaluate_masked_words(tiny_model, images, MASKING) == pytest.approx(expected, abs=1e-5)
+        assert evaluate_masked_words(tiny_model, images, MASKING) == pytest.approx(
+            expected, abs=1e-5
+        )
         assert expected["mlm_loss"] != pytest.approx(expected["mlm_wrong_image_loss"], abs=1e-4)
 
     def test_is_the_same_at_every_call(self, tiny_model, images, monkeypatch):
@@ -53,14 +62,22 @@ class TestEvaluation:
         before = torch.get_rng_state()
         assert evaluate_masked_words(tiny_model, images, MASKING) == first
         assert torch.equal(torch.get_rng_state(), before)
-        monkeypatch.setattr(masked_words, "BATCH_SIZE", 5)  # words are hidden by the number of the pair
+        monkeypatch.setattr(
+            masked_words, "BATCH_SIZE", 5
+        )  # words are hidden by the number of the pair
         assert evaluate_masked_words(tiny_model, images, MASKING) == pytest.approx(first, abs=1e-6)
 
-    def test_a_set_of_one_picture_has_no_wrong_ones(self, tiny_model, images, tiny_dataset, tmp_path):
+    def test_a_set_of_one_picture_has_no_wrong_ones(
+        self, tiny_model, images, tiny_dataset, tmp_path
+    ):
         both = evaluate_masked_words(tiny_model, images, MASKING)
         folder = write_set(tmp_path / "set", {"test": records_of(tiny_dataset, "test")[:1]})
         one = caption_images(folder, "test", images.processor)
-        assert set(evaluate_masked_words(tiny_model, one, MASKING)) == {"mlm_loss", "mlm_accuracy"} < set(both)
+        assert (
+            set(evaluate_masked_words(tiny_model, one, MASKING))
+            == {"mlm_loss", "mlm_accuracy"}
+            < set(both)
+        )
 
     def test_nothing_hidden(self, tiny_model, images):
         metrics = evaluate_masked_words(tiny_model, images, MaskingConfig(probability=1e-9))

@@ -43,14 +43,22 @@ def both_directions(recalls):
 
 def mean_of(recalls):
     """Recalls of folds, in both directions."""
-    return torch.tensor([both_directions(each) for each in recalls], dtype=torch.float64).mean(dim=0).tolist()
+    return (
+        torch.tensor([both_directions(each) for each in recalls], dtype=torch.float64)
+        .mean(dim=0)
+        .tolist()
+    )
 
 
 def recalls_of_table(scores, index, owners=None, ks=RECALL_KS):
     """Recalls of all pairs, as candidates in a list and block by block, which are the same."""
     truth = truth_of(index, owners)
-    found = dense.ranked(dense.listed(truth, torch.ones_like(scores, dtype=torch.bool)), scores).recalls(ks=ks)
-    assert streamed_recalls(dense.scores_of(scores.float()), truth, ks=ks, pairs_at_once=40) == found
+    found = dense.ranked(
+        dense.listed(truth, torch.ones_like(scores, dtype=torch.bool)), scores
+    ).recalls(ks=ks)
+    assert (
+        streamed_recalls(dense.scores_of(scores.float()), truth, ks=ks, pairs_at_once=40) == found
+    )
     return found
 
 
@@ -67,7 +75,9 @@ class TestStreamed:
             if fold_size is None:
                 owners[3] = owners[7] = 1
             truth = GroundTruth(index, owners)
-            found = streamed_recalls(dense.scores_of(scores), truth, fold_size=fold_size, pairs_at_once=pairs_at_once)
+            found = streamed_recalls(
+                dense.scores_of(scores), truth, fold_size=fold_size, pairs_at_once=pairs_at_once
+            )
             expected = [
                 dense.recalls(scores[rows][:, texts], scores[rows][:, texts], own)
                 for rows, texts, own in folds(truth, fold_size)
@@ -86,7 +96,9 @@ class TestAgainstOthers:
     def test_scikit_learn(self, seed):
         scores, owners = make_case(seed=seed)
         images = torch.arange(len(scores))
-        own_best = torch.where(owners[None] == images[:, None], scores, -1).argmax(dim=1)  # the text that counts
+        own_best = torch.where(owners[None] == images[:, None], scores, -1).argmax(
+            dim=1
+        )  # the text that counts
         others = torch.where(owners[None] == images[:, None], -1, scores).scatter(
             1, own_best[:, None], scores.gather(1, own_best[:, None])
         )
@@ -111,8 +123,13 @@ class TestAgainstOthers:
         table = torch.tensor(scores)
         pairs = dense.listed(truth_of(torch.tensor(owners)), table != DROPPED)
         recalls = dense.ranked(pairs, table).recalls(ks=(k,))
-        image_queries = [(scores[i], {t for t, owner in enumerate(owners) if owner == i}) for i in range(num_images)]
-        text_queries = [([scores[i][t] for i in range(num_images)], {owner}) for t, owner in enumerate(owners)]
+        image_queries = [
+            (scores[i], {t for t, owner in enumerate(owners) if owner == i})
+            for i in range(num_images)
+        ]
+        text_queries = [
+            ([scores[i][t] for i in range(num_images)], {owner}) for t, owner in enumerate(owners)
+        ]
         assert recalls.image_to_text[k] == pytest.approx(mean_hit(image_queries, k), abs=1e-12)
         assert recalls.text_to_image[k] == pytest.approx(mean_hit(text_queries, k), abs=1e-12)
 
@@ -143,9 +160,14 @@ def test_constant_scores_are_worth_chance(constant):
 
 
 def test_any_image_with_the_captions_is_right():
-    owners, index = torch.tensor([0, 1, 2, 0, 1, 1]), torch.tensor([0, 0, 1, 2])  # 3, 4, 5 share those of 0, 1, 1
+    owners, index = (
+        torch.tensor([0, 1, 2, 0, 1, 1]),
+        torch.tensor([0, 0, 1, 2]),
+    )  # 3, 4, 5 share those of 0, 1, 1
     scores = torch.zeros(6, 4)
-    scores[3, 0] = scores[5, 2] = scores[2, 3] = 1.0  # texts: 0 finds image 3, 1 is tied, 2 finds 5, 3 finds 2
+    scores[3, 0] = scores[5, 2] = scores[2, 3] = (
+        1.0  # texts: 0 finds image 3, 1 is tied, 2 finds 5, 3 finds 2
+    )
     recalls = recalls_of_table(scores, index, owners=owners, ks=[1])
     assert recalls.text_to_image[1] == pytest.approx((1 + 2 / 6 + 1 + 1) / 4)
     tied = {0: 2 / 4, 1: 1 / 4, 4: 1 / 4}
@@ -167,16 +189,24 @@ def test_chance_by_formula():
 def cases(draw):
     """Cosines and scores with many ties, folds or images with the same captions."""
     fold_size = draw(st.sampled_from([None, 1, 2, 3]))
-    num_images = draw(st.integers(1, 7)) if fold_size is None else fold_size * draw(st.integers(1, 3))
+    num_images = (
+        draw(st.integers(1, 7)) if fold_size is None else fold_size * draw(st.integers(1, 3))
+    )
     owners = list(range(num_images))
     for image in range(num_images):
         first = draw(st.integers(0, image))
         if fold_size is None and owners[first] == first:
             owners[image] = first
     with_texts = sorted(set(owners))
-    index = draw(st.permutations([*with_texts, *draw(st.lists(st.sampled_from(with_texts), max_size=6))]))
+    index = draw(
+        st.permutations([*with_texts, *draw(st.lists(st.sampled_from(with_texts), max_size=6))])
+    )
     levels = draw(st.sampled_from([1, 3, 50]))
-    numbers = st.lists(st.integers(-levels, levels), min_size=num_images * len(index), max_size=num_images * len(index))
+    numbers = st.lists(
+        st.integers(-levels, levels),
+        min_size=num_images * len(index),
+        max_size=num_images * len(index),
+    )
     cosine, scores = (torch.tensor(draw(numbers)).view(num_images, -1) / levels for _ in range(2))
     return cosine, scores, GroundTruth(torch.tensor(index), torch.tensor(owners)), fold_size
 
@@ -193,7 +223,11 @@ class TestTwoStages:
             part = cosine[rows][:, texts]
             chosen = dense.topk(part, k, dim=1), dense.topk(part, k, dim=0)
             sides[0][rows, texts], sides[1][rows, texts] = chosen
-            expected.append(dense.recalls(*dense.two_stage_scores(scores[rows][:, texts], *chosen, protocol), own))
+            expected.append(
+                dense.recalls(
+                    *dense.two_stage_scores(scores[rows][:, texts], *chosen, protocol), own
+                )
+            )
         assert torch.equal(dense.table(pairs, pairs.image_side, other=False), sides[0])
         assert torch.equal(dense.table(pairs, pairs.text_side, other=False), sides[1])
         assert torch.equal(pairs.cosine, cosine[pairs.image, pairs.text])
@@ -204,7 +238,9 @@ class TestTwoStages:
 
     def test_zeros_of_both_signs_tie(self):
         cosine = torch.tensor([[-0.0, 0.0, -1.0], [0.0, -0.0, -0.0], [-1.0, 0.0, -0.0]])
-        pairs = candidate_pairs(dense.scores_of(cosine), truth_of(torch.arange(3)), RetrievalConfig(candidates=1))
+        pairs = candidate_pairs(
+            dense.scores_of(cosine), truth_of(torch.arange(3)), RetrievalConfig(candidates=1)
+        )
         assert pairs.image[pairs.image_side].tolist() == [0, 1, 2]
         assert pairs.text[pairs.image_side].tolist() == [0, 0, 1]
         assert pairs.image[pairs.text_side].tolist() == [0, 0, 1]
@@ -216,9 +252,13 @@ class TestTwoStages:
         pairs = candidate_pairs(dense.scores_of(cosine), truth_of(index), config, others=others)
         plain = candidate_pairs(dense.scores_of(cosine), truth_of(index), config)
         assert len(pairs.image) > len(plain.image)
-        assert bool(dense.table(pairs, torch.ones_like(pairs.image_side), other=False).diagonal().all())
+        assert bool(
+            dense.table(pairs, torch.ones_like(pairs.image_side), other=False).diagonal().all()
+        )
         assert torch.equal(pairs.cosine.isnan(), ~(pairs.image_side | pairs.text_side))
-        found, expected = (dense.ranked(each, each.cosine, "paper").recalls() for each in (pairs, plain))
+        found, expected = (
+            dense.ranked(each, each.cosine, "paper").recalls() for each in (pairs, plain)
+        )
         assert found == expected
 
     def test_scores_that_are_nan(self):
@@ -244,7 +284,9 @@ class TestCalibrate:
         """Draws what log-odds mean by a known calibration."""
         generator = torch.Generator().manual_seed(0)
         log_odds = 3 * torch.randn(20_000, generator=generator)
-        matching = torch.rand(20_000, generator=generator) < (slope * log_odds + intercept).sigmoid()
+        matching = (
+            torch.rand(20_000, generator=generator) < (slope * log_odds + intercept).sigmoid()
+        )
         return log_odds, matching, torch.arange(20_000) % 2 == 1
 
     @pytest.mark.parametrize(("slope", "intercept"), [(0.5, -2.0), (1.5, 0.5), (0.05, -3.0)])
@@ -255,10 +297,14 @@ class TestCalibrate:
         assert (found.pairs, found.matching) == (20_000, int(matching.sum()))
         assert found.ece_after < 0.02 < found.ece_before
         expected = (slope * log_odds + intercept).sigmoid()
-        torch.testing.assert_close(Reranking(calibration=found).match(log_odds), expected, atol=0.02, rtol=0)
+        torch.testing.assert_close(
+            Reranking(calibration=found).match(log_odds), expected, atol=0.02, rtol=0
+        )
 
     def test_matching_that_knows_nothing_gives_the_share(self):
-        log_odds, matching, halves = self.drawn(-1.0, -2.0)  # worse than nothing: large where there is no match
+        log_odds, matching, halves = self.drawn(
+            -1.0, -2.0
+        )  # worse than nothing: large where there is no match
         found = calibrate(log_odds, matching, halves)
         assert found.slope == 0
         share = Reranking(calibration=found).match(log_odds)
@@ -280,8 +326,13 @@ class TestCalibrate:
 
 def test_what_is_shown():
     log_odds = torch.tensor([0.0, 3.0])
-    calibration = Calibration(slope=0.5, intercept=-1.5, pairs=9, matching=1, ece_before=0.5, ece_after=0.1)
-    assert Reranking().named(log_odds) == [{"score": 0.5}, {"score": pytest.approx(0.9526, abs=1e-4)}]
+    calibration = Calibration(
+        slope=0.5, intercept=-1.5, pairs=9, matching=1, ece_before=0.5, ece_after=0.1
+    )
+    assert Reranking().named(log_odds) == [
+        {"score": 0.5},
+        {"score": pytest.approx(0.9526, abs=1e-4)},
+    ]
     assert Reranking(calibration=calibration).named(log_odds) == [
         {"probability": pytest.approx(0.1824, abs=1e-4)},
         {"probability": 0.5},

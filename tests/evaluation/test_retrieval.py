@@ -10,7 +10,11 @@ import dense
 from bridgetower.checkpoints import ITC_ALONE, UNMEASURED, Reranking, read_checkpoint
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import ITC_WEIGHTS, GroundTruth, chance_recalls, hit_chances
-from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_matching, evaluate_retrieval
+from bridgetower.evaluation.retrieval import (
+    evaluate_all_pairs,
+    evaluate_matching,
+    evaluate_retrieval,
+)
 from bridgetower.model.heads import RankHead
 from rows import caption_images, records_of, write_set
 
@@ -20,7 +24,9 @@ ALL_STAGES = ("itc", "matching", "two_stage", "chance")
 @pytest.fixture
 def retrieve(tiny_model, images):
     def call(*, reranking=UNMEASURED, **config):
-        return evaluate_retrieval(tiny_model, images, RetrievalConfig(**config), reranking=reranking)
+        return evaluate_retrieval(
+            tiny_model, images, RetrievalConfig(**config), reranking=reranking
+        )
 
     return call
 
@@ -32,12 +38,17 @@ def everything(tiny_checkpoint, tiny_dataset, tiny_processor):
     model = read_checkpoint(tiny_checkpoint).model()
     images = caption_images(tiny_dataset, "test", tiny_processor)
     captions, _ = images.texts()
-    similarity, logits = torch.empty(len(images), len(captions)), torch.empty(len(images), len(captions), 2)
+    similarity, logits = (
+        torch.empty(len(images), len(captions)),
+        torch.empty(len(images), len(captions), 2),
+    )
     pixel_values = images.pixel_values(range(len(images)))
     image = model.image_embeds(model.encode_image(pixel_values))
     for column, caption in enumerate(captions):  # alone, so that nothing is padded
         text = images.processor.texts([caption]).input_ids
-        logits[:, column] = model.itm_logits(model(pixel_values, text.expand(len(images), -1)).pooled)
+        logits[:, column] = model.itm_logits(
+            model(pixel_values, text.expand(len(images), -1)).pooled
+        )
         similarity[:, column] = image @ model.text_embeds(model.encode_text(text))[0]
     return similarity, logits
 
@@ -45,7 +56,9 @@ def everything(tiny_checkpoint, tiny_dataset, tiny_processor):
 def two_stage_recalls(similarity, scores, count, owner, protocol="standard"):
     """Recalls of tables: each side ranks its own candidates, or both those of either."""
     sides = dense.topk(similarity, count, dim=1), dense.topk(similarity, count, dim=0)
-    return dense.recalls(*dense.two_stage_scores(scores, *sides, protocol), dense.truth_of(owner)).named("any")
+    return dense.recalls(
+        *dense.two_stage_scores(scores, *sides, protocol), dense.truth_of(owner)
+    ).named("any")
 
 
 @pytest.mark.parametrize("protocol", ["standard", "paper"])
@@ -61,8 +74,12 @@ def test_two_stages(retrieve, images, everything, protocol, max_captions):
     match = logits[..., 1] if protocol == "paper" else logits[..., 1] - logits[..., 0]
     torch.testing.assert_close(itm[scored], match[scored], atol=1e-5, rtol=0)
     for recalls in (result.recalls["matching"], result.recalls["two_stage"]):
-        assert recalls.named("any") == pytest.approx(two_stage_recalls(similarity, match, 3, owner, protocol))
-    assert result.recalls["itc"].named("any") == pytest.approx(two_stage_recalls(similarity, similarity, 99, owner))
+        assert recalls.named("any") == pytest.approx(
+            two_stage_recalls(similarity, match, 3, owner, protocol)
+        )
+    assert result.recalls["itc"].named("any") == pytest.approx(
+        two_stage_recalls(similarity, similarity, 99, owner)
+    )
     assert torch.equal(result.truth.text_image_index, owner)
     assert result.recalls["chance"] == chance_recalls(dense.truth_of(owner))
 
@@ -72,7 +89,9 @@ class TestBothScores:
     def test_brute_force(self, retrieve, images, everything, itc_weight):
         result = retrieve(candidates=5, reranking=Reranking(itc_weight=itc_weight))
         (similarity, logits), (_, owner) = everything, images.texts()
-        scores = logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)  # not below what is dropped
+        scores = (
+            logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)
+        )  # not below what is dropped
         expected = two_stage_recalls(similarity, scores, 5, owner)
         assert result.recalls["two_stage"].named("any") == pytest.approx(expected)
         assert result.reranking == Reranking(itc_weight=itc_weight)
@@ -87,16 +106,25 @@ class TestBothScores:
 
     def test_the_paper_has_no_weight_and_no_calibration(self, retrieve):
         given = (UNMEASURED, None, Reranking(itc_weight=16.0))
-        results = [retrieve(candidates=3, protocol="paper", reranking=reranking) for reranking in given]
+        results = [
+            retrieve(candidates=3, protocol="paper", reranking=reranking) for reranking in given
+        ]
         assert results[0].metrics() == results[1].metrics() == results[2].metrics()
         assert not {"itc_weight", "ece"} & set(results[0].metrics())
         assert {(result.reranking, result.ece) for result in results} == {(None, None)}
 
-    @pytest.mark.parametrize(("itm_signal", "itc_signal", "gain"), [(0.0, 1.0, 0.0), (1.0, 1.0, 0.2), (1.0, 0.0, 0.1)])
-    def test_a_fitted_weight_is_never_worse_than_itc_on_other_data(self, itm_signal, itc_signal, gain):
+    @pytest.mark.parametrize(
+        ("itm_signal", "itc_signal", "gain"), [(0.0, 1.0, 0.0), (1.0, 1.0, 0.2), (1.0, 0.0, 0.1)]
+    )
+    def test_a_fitted_weight_is_never_worse_than_itc_on_other_data(
+        self, itm_signal, itc_signal, gain
+    ):
         """Random matching must not spoil ITC, matching that knows something must help; the fit sees other data."""
         validation, test = (made_up_candidates(seed, itm_signal, itc_signal) for seed in (0, 1))
-        alone, fitted = test.recalls(ITC_ALONE).rsum, test.recalls(validation.fitted().itc_weight).rsum
+        alone, fitted = (
+            test.recalls(ITC_ALONE).rsum,
+            test.recalls(validation.fitted().itc_weight).rsum,
+        )
         assert fitted >= alone + gain
         assert bool(validation.fitted().helps) == (gain > 0)
         if not itm_signal:  # the control: that is what matching alone does
@@ -113,7 +141,9 @@ class TestBothScores:
         found = fitted.calibration
         own = (validation.text_side & validation.belong).sum()
         assert (found.pairs, found.matching) == (16 * 100, own)
-        assert found.slope == pytest.approx(2 / 3, abs=0.1)  # of scores with means 0 and 6 and variance 9
+        assert found.slope == pytest.approx(
+            2 / 3, abs=0.1
+        )  # of scores with means 0 and 6 and variance 9
         assert found.ece_before > 0.2
         assert found.ece_after < 0.03
         assert validation.error(UNMEASURED) == pytest.approx(found.ece_before)
@@ -124,7 +154,9 @@ class TestBothScores:
         right, half = torch.eye(40, dtype=torch.bool), torch.arange(40) % 2 == 1
         generator = torch.Generator().manual_seed(0)
         noise = torch.rand(40, 40, generator=generator)
-        itm = torch.where(half[:, None], torch.where(right, 200.0, noise), torch.where(right, -200.0, noise))
+        itm = torch.where(
+            half[:, None], torch.where(right, 200.0, noise), torch.where(right, -200.0, noise)
+        )
         cosine = torch.where(half[:, None] & right, -0.2, torch.where(right, 0.2, noise / 10))
         everything = torch.ones(40, 40, dtype=torch.bool)
         pairs = dense.listed(dense.truth_of(torch.arange(40)), everything, cosine=cosine)
@@ -141,13 +173,21 @@ class TestBothScores:
             hits[weight] = [sum(hit_chances(side, k) for k in (1, 5, 10)) / 3 for side in places]
         difference = torch.empty(100, dtype=torch.float64)
         for half in (0, 1):
-            means = {weight: float(sum(both)[images != half].mean()) for weight, both in hits.items()}
-            best = [weight for weight, mean in means.items() if mean == pytest.approx(max(means.values()), abs=1e-12)]
+            means = {
+                weight: float(sum(both)[images != half].mean()) for weight, both in hits.items()
+            }
+            best = [
+                weight
+                for weight, mean in means.items()
+                if mean == pytest.approx(max(means.values()), abs=1e-12)
+            ]
             weight = best[len(best) // 2]
             difference[images == half] = (hits[weight][1] - hits[ITC_ALONE][1])[images == half]
         assert gain.difference == pytest.approx(float(difference.mean()))
         error = float(difference.std()) / 10
-        assert (gain.low, gain.high) == pytest.approx((gain.difference - 1.96 * error, gain.difference + 1.96 * error))
+        assert (gain.low, gain.high) == pytest.approx(
+            (gain.difference - 1.96 * error, gain.difference + 1.96 * error)
+        )
 
     def test_calibration_and_gain_need_eight_images(self):
         whole = made_up_candidates(0, 1.0, 1.0)
@@ -162,7 +202,9 @@ class TestBothScores:
         kept = {name: getattr(whole, name)[in_folds] for name in fields}
         halves = replace(whole, **kept, config=RetrievalConfig(fold_size=50))
         parts = [cut(whole, torch.arange(50)), cut(whole, torch.arange(50, 100))]
-        assert halves.recalls(8.0).rsum == pytest.approx(sum(part.recalls(8.0).rsum for part in parts) / 2)
+        assert halves.recalls(8.0).rsum == pytest.approx(
+            sum(part.recalls(8.0).rsum for part in parts) / 2
+        )
         gain = halves.fitted().gain
         assert gain.low < gain.difference < gain.high
         assert gain.texts == 100
@@ -180,7 +222,9 @@ def cut(candidates, images, texts=None):
     """Leaves some images, and the texts of these or those that are given, of which one may come more than once."""
     texts = images if texts is None else texts
     values = (candidates.itm, candidates.cosine, candidates.image_side, candidates.text_side)
-    itm, cosine, *sides = (dense.table(candidates, value, other=0)[images][:, texts] for value in values)
+    itm, cosine, *sides = (
+        dense.table(candidates, value, other=0)[images][:, texts] for value in values
+    )
     truth = GroundTruth(torch.searchsorted(images, texts), torch.arange(len(images)))
     return dense.ranked(dense.listed(truth, *sides, cosine=cosine), itm)
 
@@ -189,14 +233,20 @@ def made_up_candidates(seed, itm_signal, itc_signal):
     """Scores of 100 images with a text each: noise, and a signal on the right pairs."""
     generator, right = torch.Generator().manual_seed(seed), torch.eye(100)
     itm = 3 * (2 * itm_signal * right + torch.randn(100, 100, generator=generator))
-    cosine = (0.1 * (2 * itc_signal * right + torch.randn(100, 100, generator=generator))).clamp(-1, 1)
+    cosine = (0.1 * (2 * itc_signal * right + torch.randn(100, 100, generator=generator))).clamp(
+        -1, 1
+    )
     sides = dense.topk(cosine, 16, dim=1), dense.topk(cosine, 16, dim=0)
     return dense.ranked(dense.listed(dense.truth_of(torch.arange(100)), *sides, cosine), itm)
 
 
 def test_without_candidates_there_is_one_stage(retrieve):
     alone, both = retrieve(candidates=0), retrieve(candidates=3)
-    assert (alone.candidates, alone.recalls.keys(), alone.itm_accuracy) == (None, {"itc", "chance"}, None)
+    assert (alone.candidates, alone.recalls.keys(), alone.itm_accuracy) == (
+        None,
+        {"itc", "chance"},
+        None,
+    )
     assert alone.recalls["itc"] == both.recalls["itc"]
     assert alone.metrics()["rsum"] == alone.recalls["itc"].rsum
 
@@ -204,12 +254,16 @@ def test_without_candidates_there_is_one_stage(retrieve):
 def test_one_image_at_a_time_gives_the_same_metrics(tiny_model, images, retrieve, monkeypatch):
     whole = retrieve(candidates=3, batch_size=4)
     encoded = []
-    tiny_model.vision.register_forward_hook(lambda module, inputs, output: encoded.append(len(output[-1])))
+    tiny_model.vision.register_forward_hook(
+        lambda module, inputs, output: encoded.append(len(output[-1]))
+    )
     monkeypatch.setattr(scoring, "_PART_BYTES", 1)
     found = retrieve(candidates=3, batch_size=4)
     assert encoded == [1] * len(images)
     assert found.metrics() == pytest.approx(whole.metrics(), abs=1e-6)
-    torch.testing.assert_close(dense.itm(found), dense.itm(whole), atol=1e-5, rtol=0, equal_nan=True)
+    torch.testing.assert_close(
+        dense.itm(found), dense.itm(whole), atol=1e-5, rtol=0, equal_nan=True
+    )
 
 
 class TestAllPairs:
@@ -217,10 +271,14 @@ class TestAllPairs:
         for fold_size in (None, 3):
             config = RetrievalConfig(candidates=100, fold_size=fold_size)
             expected = evaluate_retrieval(tiny_model, images, config).metrics()
-            found = evaluate_all_pairs(tiny_model, images, replace(config, candidates=1, batch_size=5))
+            found = evaluate_all_pairs(
+                tiny_model, images, replace(config, candidates=1, batch_size=5)
+            )
             for name, wanted in (("rsum", "two_stage_rsum"), ("chance_rsum", "chance_rsum")):
                 assert found[name] == pytest.approx(expected[wanted])
-            assert found["one_stage_text_to_image_r1"] == pytest.approx(expected["two_stage_text_to_image_r1"])
+            assert found["one_stage_text_to_image_r1"] == pytest.approx(
+                expected["two_stage_text_to_image_r1"]
+            )
 
     def test_the_ranking_head_goes_first(self, tiny_model, images):
         config = RetrievalConfig(protocol="paper")  # which ranks by the logit of a match alone
@@ -237,7 +295,9 @@ class TestAllPairs:
         assert turned != by_match
         tiny_model.itm_head = tiny_model.itc_head = None
         assert evaluate_all_pairs(tiny_model, images, config) == turned
-        assert evaluate_all_pairs(tiny_model, images, RetrievalConfig()) == turned  # one number, in either protocol
+        assert (
+            evaluate_all_pairs(tiny_model, images, RetrievalConfig()) == turned
+        )  # one number, in either protocol
 
 
 class TestFolds:
@@ -246,7 +306,9 @@ class TestFolds:
         result = evaluate_retrieval(tiny_model, images, config)
         alone = []
         for start in range(0, 9, 3):
-            part = write_set(tmp_path / str(start), {"test": records_of(tiny_dataset, "test")[start : start + 3]})
+            part = write_set(
+                tmp_path / str(start), {"test": records_of(tiny_dataset, "test")[start : start + 3]}
+            )
             fold = caption_images(part, "test", images.processor)
             alone.append(evaluate_retrieval(tiny_model, fold, replace(config, fold_size=None)))
         for stage in ALL_STAGES:
@@ -259,7 +321,9 @@ class TestFolds:
 
     def test_unequal_folds(self, tiny_model, images):
         for evaluate in (evaluate_retrieval, evaluate_all_pairs):
-            with pytest.raises(ValueError, match="9 images do not split into folds of 4; expected a multiple"):
+            with pytest.raises(
+                ValueError, match="9 images do not split into folds of 4; expected a multiple"
+            ):
                 evaluate(tiny_model, images, RetrievalConfig(fold_size=4))
 
 
@@ -267,11 +331,15 @@ class TestAccuracy:
     def test_own_and_one_other_image_of_each_text(self, tiny_model, images, everything):
         captions, owner = images.texts()
         seen = []
-        tiny_model.itm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+        tiny_model.itm_head.register_forward_hook(
+            lambda module, inputs, output: seen.append(output.clone())
+        )
         accuracy = evaluate_matching(tiny_model, images, RetrievalConfig(batch_size=5))
         scored = torch.cat(seen)
         _, logits = everything
-        nearest = torch.cdist(scored, logits.flatten(0, 1)).argmin(dim=1)  # which pair each of the scored ones is
+        nearest = torch.cdist(scored, logits.flatten(0, 1)).argmin(
+            dim=1
+        )  # which pair each of the scored ones is
         rows, columns = nearest // len(captions), nearest % len(captions)
         assert torch.bincount(columns).tolist() == [2] * len(captions)
         own = rows == owner[columns]
@@ -280,7 +348,9 @@ class TestAccuracy:
         assert accuracy == pytest.approx(float(right.float().mean()))
 
     def test_matching_alone_gives_the_same_figure(self, tiny_model, images):
-        expected = evaluate_retrieval(tiny_model, images, RetrievalConfig(batch_size=5)).itm_accuracy
+        expected = evaluate_retrieval(
+            tiny_model, images, RetrievalConfig(batch_size=5)
+        ).itm_accuracy
         tiny_model.itc_head = None
         assert evaluate_matching(tiny_model, images, RetrievalConfig(batch_size=5)) == expected
         with pytest.raises(ValueError, match="no contrastive"):
@@ -299,15 +369,23 @@ class TestAccuracy:
 
 class TestWork:
     @pytest.mark.parametrize("evaluate", [evaluate_retrieval, evaluate_matching])
-    def test_each_image_is_encoded_once_for_its_pairs_and_texts_with_theirs(self, tiny_model, images, evaluate):
+    def test_each_image_is_encoded_once_for_its_pairs_and_texts_with_theirs(
+        self, tiny_model, images, evaluate
+    ):
         seen = {"vision": 0, "text": 0, "fusion": 0}
 
         def count(name, output):
             seen[name] += len(output)
 
-        tiny_model.vision.register_forward_hook(lambda module, inputs, output: count("vision", output[-1]))
-        tiny_model.text.register_forward_hook(lambda module, inputs, output: count("text", output[-1]))
-        tiny_model.fusion.register_forward_hook(lambda module, inputs, output: count("fusion", output[0]))
+        tiny_model.vision.register_forward_hook(
+            lambda module, inputs, output: count("vision", output[-1])
+        )
+        tiny_model.text.register_forward_hook(
+            lambda module, inputs, output: count("text", output[-1])
+        )
+        tiny_model.fusion.register_forward_hook(
+            lambda module, inputs, output: count("fusion", output[0])
+        )
         evaluate(tiny_model, images, RetrievalConfig(candidates=3, batch_size=4))
         captions, _ = images.texts()
         assert seen["vision"] == len(images)
@@ -317,7 +395,9 @@ class TestWork:
 
     def test_shared_candidates_are_scored_once(self, tiny_model, images):
         scored = []
-        tiny_model.fusion.register_forward_hook(lambda module, inputs, output: scored.append(len(output[0])))
+        tiny_model.fusion.register_forward_hook(
+            lambda module, inputs, output: scored.append(len(output[0]))
+        )
         captions, _ = images.texts()
         evaluate_retrieval(tiny_model, images, RetrievalConfig(candidates=1000))
         assert sum(scored) == len(images) * len(captions)

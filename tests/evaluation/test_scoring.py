@@ -57,14 +57,18 @@ def stop(model, images, work, batches, config=CONFIG):
 def test_cosines_are_those_of_the_vectors_in_float32(tiny_model, images):
     head, outputs = tiny_model.head("itc"), {"image": [], "text": []}
     for name, kept in outputs.items():
-        getattr(head, name).register_forward_hook(lambda module, inputs, output, to=kept: to.append(output))
+        getattr(head, name).register_forward_hook(
+            lambda module, inputs, output, to=kept: to.append(output)
+        )
     with torch.autocast("cpu", torch.bfloat16):
         result = evaluate_retrieval(tiny_model, images, CONFIG)
     found = dense.similarity(result)
     assert {output.dtype for kept in outputs.values() for output in kept} == {torch.bfloat16}
     image, text = (F.normalize(torch.cat(kept).float(), dim=-1) for kept in outputs.values())
     ids = images.processor.token_ids(images.texts()[0])
-    order = sorted(range(len(ids)), key=lambda number: len(ids[number]))  # in which texts are encoded
+    order = sorted(
+        range(len(ids)), key=lambda number: len(ids[number])
+    )  # in which texts are encoded
     torch.testing.assert_close(found[:, order], image @ text.T, atol=1e-6, rtol=0)
     assert not torch.equal(found, found.bfloat16().float())
 
@@ -95,7 +99,9 @@ class TestWork:
         kept = len(list(folder.glob("process-0/scores-*")))
         assert kept >= 2
         seen = []
-        tiny_model.fusion.register_forward_hook(lambda module, inputs, output: seen.append(len(output[0])))
+        tiny_model.fusion.register_forward_hook(
+            lambda module, inputs, output: seen.append(len(output[0]))
+        )
         found = evaluate_retrieval(tiny_model, images, CONFIG, means)
         assert sum(seen) < pairs
         assert found.metrics() == expected.metrics()
@@ -121,13 +127,30 @@ class TestWork:
             for path in (folder / "process-0").glob("*.safetensors"):
                 path.write_bytes(damage(path.read_bytes()))
             caplog.clear()
-            assert evaluate_retrieval(tiny_model, images, CONFIG, EvaluationOptions(work=work)).metrics() == expected
+            assert (
+                evaluate_retrieval(
+                    tiny_model, images, CONFIG, EvaluationOptions(work=work)
+                ).metrics()
+                == expected
+            )
             assert {message.split()[1].rpartition("/")[2] for message in caplog.messages} == names
 
-    def test_is_kept_until_the_results_are_written(self, tiny_checkpoint, tiny_dataset, tmp_path, refused):
+    def test_is_kept_until_the_results_are_written(
+        self, tiny_checkpoint, tiny_dataset, tmp_path, refused
+    ):
         work, out = tmp_path / "work", tmp_path / "out"
         out.write_text("in the way")
-        command = ("evaluate", tiny_checkpoint, "retrieval", "--data", tiny_dataset, "--candidates", 3, "--work", work)
+        command = (
+            "evaluate",
+            tiny_checkpoint,
+            "retrieval",
+            "--data",
+            tiny_dataset,
+            "--candidates",
+            3,
+            "--work",
+            work,
+        )
         assert str(out) in refused(*command, "--out", out)
         kept = {path: path.stat().st_mtime_ns for path in work.glob("*/process-0/*")}
         assert len(kept) > 2
@@ -148,21 +171,31 @@ class TestWork:
         with torch.autocast("cpu", torch.bfloat16):
             stop(tiny_model, originals, work, 12)
         records = records_of(tiny_dataset, "test")
-        others = [replace(one, images=records[place - 1].images) for place, one in enumerate(records)]
+        others = [
+            replace(one, images=records[place - 1].images) for place, one in enumerate(records)
+        ]
         shutil.rmtree(folder)
         write_set(folder, {"test": others})
         changed = caption_images(folder, "test", tiny_processor)
         expected = evaluate_retrieval(tiny_model, changed, CONFIG).metrics()
-        assert evaluate_retrieval(tiny_model, changed, CONFIG, EvaluationOptions(work=work)).metrics() == expected
+        assert (
+            evaluate_retrieval(tiny_model, changed, CONFIG, EvaluationOptions(work=work)).metrics()
+            == expected
+        )
         with torch.no_grad():
             tiny_model.head("itm").fc.bias += 1e-7
         stop(tiny_model, changed, work, 7)
         assert len(list(work.iterdir())) == 4
-        grey = Processor(replace(tiny_processor.config, background=(9, 9, 9)), tiny_processor.tokenizer)
+        grey = Processor(
+            replace(tiny_processor.config, background=(9, 9, 9)), tiny_processor.tokenizer
+        )
         stop(tiny_model, caption_images(folder, "test", grey), work, 7)
         monkeypatch.setattr(scoring_module, "world_size", lambda: 2)
         texts, options = ranked_texts(changed, CONFIG)[0], EvaluationOptions(work=work)
-        with pytest.raises(NotImplementedError), resumable(PairScorer(tiny_model, changed, texts, CONFIG, options)):
+        with (
+            pytest.raises(NotImplementedError),
+            resumable(PairScorer(tiny_model, changed, texts, CONFIG, options)),
+        ):
             raise NotImplementedError
         assert len(list(work.iterdir())) == 6
 
@@ -171,8 +204,12 @@ class TestWork:
         scorer = PairScorer(tiny_model, images, texts, CONFIG, EvaluationOptions(work=tmp_path))
         with resumable(scorer) as pairs, torch.inference_mode():
             wanted = torch.arange(len(images))[:, None] == truth.text_image_index[None]
-            every = pairs.score(*torch.ones_like(wanted).nonzero(as_tuple=True))[0].view(wanted.shape)
-            own, others = (pairs.score(*some.nonzero(as_tuple=True))[0] for some in (wanted, ~wanted))
+            every = pairs.score(*torch.ones_like(wanted).nonzero(as_tuple=True))[0].view(
+                wanted.shape
+            )
+            own, others = (
+                pairs.score(*some.nonzero(as_tuple=True))[0] for some in (wanted, ~wanted)
+            )
         torch.testing.assert_close(own, every[wanted], atol=1e-5, rtol=0)
         torch.testing.assert_close(others, every[~wanted], atol=1e-5, rtol=0)
 
@@ -193,20 +230,37 @@ def test_a_gpu_is_waited_for_once_in_a_part(tiny_model, images, small_parts, mon
     fetched = []
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: fetched.append(tensor) or tensor)
     texts, _ = ranked_texts(images, CONFIG)
-    with resumable(PairScorer(tiny_model, images, texts, CONFIG, EvaluationOptions())) as scorer, torch.no_grad():
+    with (
+        resumable(PairScorer(tiny_model, images, texts, CONFIG, EvaluationOptions())) as scorer,
+        torch.no_grad(),
+    ):
         scorer.score(*torch.cartesian_prod(torch.arange(len(images)), torch.arange(8)).T)
-    assert [len(scores) for scores in fetched] == [8] * len(images)  # of an image each, in three batches
+    assert [len(scores) for scores in fetched] == [8] * len(
+        images
+    )  # of an image each, in three batches
 
 
 @pytest.mark.slow
-def test_killed_and_called_again_it_gives_the_same_figures(tiny_checkpoint, tiny_dataset, forked, tmp_path):
-    command = ["evaluate", str(tiny_checkpoint), "retrieval", "--data", str(tiny_dataset), "--candidates", "4"]
+def test_killed_and_called_again_it_gives_the_same_figures(
+    tiny_checkpoint, tiny_dataset, forked, tmp_path
+):
+    command = [
+        "evaluate",
+        str(tiny_checkpoint),
+        "retrieval",
+        "--data",
+        str(tiny_dataset),
+        "--candidates",
+        "4",
+    ]
     command += ["--batch-size", "3", "--device", "cpu", "--json"]
 
     def start(part, work):
         arguments = [forked / "python", "-c", IN_PARTS, str(part), *command, "--work", str(work)]
         tests = Path(kills.__file__).parent
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tests)
+        return subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tests
+        )
 
     whole, work = start(0, tmp_path / "whole"), tmp_path / "work"
     assert start(3, work).wait() == -signal.SIGKILL

@@ -30,10 +30,15 @@ def predictor(tiny_checkpoint):
 
 def test_top_5_as_scikit_learn_has_it():
     generator = torch.Generator().manual_seed(0)
-    scores, labels = torch.rand(200, 7, generator=generator), torch.randint(6, (200,), generator=generator)
+    scores, labels = (
+        torch.rand(200, 7, generator=generator),
+        torch.randint(6, (200,), generator=generator),
+    )
     marks = torch.nn.functional.one_hot(labels, 7).bool()  # none is of the last class
     expected = top_k_accuracy_score(labels, scores, k=5, labels=range(7))
-    assert classification_metrics(scores, marks, multi_label=False)["top5_accuracy"] == pytest.approx(expected)
+    assert classification_metrics(scores, marks, multi_label=False)[
+        "top5_accuracy"
+    ] == pytest.approx(expected)
 
 
 def test_winoground_as_its_authors_define_it():
@@ -42,7 +47,9 @@ def test_winoground_as_its_authors_define_it():
     def is_right(s, one, other):
         return s[0][0] > s[one][other] and s[1][1] > s[other][one]
 
-    every = [torch.tensor(one, dtype=torch.float32).view(2, 2) for one in product(range(3), repeat=4)]
+    every = [
+        torch.tensor(one, dtype=torch.float32).view(2, 2) for one in product(range(3), repeat=4)
+    ]
     text, image = ([bool(is_right(s, *places)) for s in every] for places in ((0, 1), (1, 0)))
     group = [one and other for one, other in zip(text, image, strict=True)]
     assert 0 < sum(group) < sum(text)  # the control: they are not the same
@@ -65,10 +72,14 @@ def coloured(tmp_path_factory):
     """Pictures of shapes with their colours as classes, one of which is not known; all are in the split `test`."""
     folder = tmp_path_factory.mktemp("coloured")
     write_pictures(folder)
-    rows = [{"image": f"{n:02}.png", "label": COLOURS[n // 9], "split": "test"} for n in range(0, 45, 4)]
+    rows = [
+        {"image": f"{n:02}.png", "label": COLOURS[n // 9], "split": "test"} for n in range(0, 45, 4)
+    ]
     rows.append({"image": "44.png", "text": "no label", "split": "test"})
     (folder / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepare_own("classification", folder / "table.jsonl", folder / "set", LabelledConfig(), progress=False)
+    prepare_own(
+        "classification", folder / "table.jsonl", folder / "set", LabelledConfig(), progress=False
+    )
     images, labels = [folder / row["image"] for row in rows], [row.get("label") for row in rows]
     return SimpleNamespace(set=folder / "set", images=images, labels=labels)
 
@@ -79,43 +90,65 @@ def test_classes_as_a_user_classifies_and_matches(benchmark, predictor, coloured
     outcome = evaluate(predictor, benchmark, [coloured.set], "test", config, templates=TEMPLATES)
     if benchmark == "zero-shot":
         chosen = predictor.classify(coloured.images, labels=names, templates=TEMPLATES)
-        expected = torch.tensor([[next(c.probability for c in one if c.label == n) for n in names] for one in chosen])
+        expected = torch.tensor(
+            [[next(c.probability for c in one if c.label == n) for n in names] for one in chosen]
+        )
     else:
         prompts = [TEMPLATES[0].format(name) for name in names]
         expected = predictor.match(coloured.images, prompts, all_pairs=True).logit().softmax(dim=1)
-    given = torch.tensor([[row["probabilities"][name] for name in names] for row in outcome.predictions])
+    given = torch.tensor(
+        [[row["probabilities"][name] for name in names] for row in outcome.predictions]
+    )
     torch.testing.assert_close(given, expected, atol=1e-5, rtol=0)
-    right = [names[n] == label for n, label in zip(expected.argmax(dim=1), coloured.labels, strict=True)]
+    right = [
+        names[n] == label for n, label in zip(expected.argmax(dim=1), coloured.labels, strict=True)
+    ]
     assert outcome.metrics["accuracy"] == pytest.approx(sum(right) / 12)
-    own = {name: [hit for hit, label in zip(right, coloured.labels, strict=True) if label == name] for name in names}
-    assert outcome.details["by_class"] == {name: pytest.approx(sum(hits) / len(hits)) for name, hits in own.items()}
+    own = {
+        name: [hit for hit, label in zip(right, coloured.labels, strict=True) if label == name]
+        for name in names
+    }
+    assert outcome.details["by_class"] == {
+        name: pytest.approx(sum(hits) / len(hits)) for name, hits in own.items()
+    }
     assert outcome.counts == {"num_examples": 13, "num_labelled": 12}
 
 
 def test_command(predictor, coloured, run, refused):
     options = ("--data", coloured.set, "--templates", *TEMPLATES)
     (report,) = run("evaluate", predictor.source, "zero-shot", *options)
-    outcome = evaluate(predictor, "zero-shot", [coloured.set], "test", RetrievalConfig(), templates=TEMPLATES)
-    assert (report["accuracy"], report["templates"]) == (outcome.metrics["accuracy"], list(TEMPLATES))
+    outcome = evaluate(
+        predictor, "zero-shot", [coloured.set], "test", RetrievalConfig(), templates=TEMPLATES
+    )
+    assert (report["accuracy"], report["templates"]) == (
+        outcome.metrics["accuracy"],
+        list(TEMPLATES),
+    )
     message = refused("evaluate", predictor.source, "retrieval", *options)
     assert "templates are for zero-shot; leave them out for retrieval" in message
 
 
-@pytest.mark.parametrize(("name", "split"), [("winoground", "test"), ("sugarcrepe", "test"), ("aro", "relation")])
+@pytest.mark.parametrize(
+    ("name", "split"), [("winoground", "test"), ("sugarcrepe", "test"), ("aro", "relation")]
+)
 def test_compositions_have_the_scores_of_the_model(predictor, tmp_path, name, split):
     WRITERS[name](tmp_path / "in")
     prepare_set(name, tmp_path / "in", tmp_path / "set", progress=False)
     config, options = RetrievalConfig(batch_size=3), EvaluationOptions(work=tmp_path / "work")
     outcome = evaluate(predictor, "compositionality", [tmp_path / "set"], split, config, options)
     rows = read_rows(tmp_path / "set", split)
-    entries = {entry["example_id"]: (row["images"], entry) for row in rows for entry in row["entries"]}
+    entries = {
+        entry["example_id"]: (row["images"], entry) for row in rows for entry in row["entries"]
+    }
     assert len(outcome.predictions) == len(entries)
     for row in outcome.predictions:
         images, entry = entries[row["id"]]
         cosines = predictor.embed_images(images) @ predictor.embed_texts(entry["captions"]).T
         torch.testing.assert_close(torch.tensor(row["itc"]), cosines, atol=1e-5, rtol=0)
         match = predictor.match(images, entry["captions"], all_pairs=True)
-        torch.testing.assert_close(torch.tensor(row["matching"]).sigmoid(), match, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            torch.tensor(row["matching"]).sigmoid(), match, atol=1e-5, rtol=0
+        )
     for kind in ("itc", "matching"):
         scores = [torch.tensor(row[kind]) for row in outcome.predictions]
         labels = [entries[row["id"]][1]["label"] for row in outcome.predictions]

@@ -40,7 +40,9 @@ def passed(device: str, precision: str) -> tuple[dict[str, Tensor], Tensor]:
     with autocast(place, precision):
         losses = task(tiny.caption_batch((0, 1, 2, 3), (5, 3, 7, 4), PLAIN, seed=1).to(place))
     losses.total.backward()
-    gradients = torch.cat([weight.grad.flatten() for weight in task.parameters() if weight.grad is not None])
+    gradients = torch.cat(
+        [weight.grad.flatten() for weight in task.parameters() if weight.grad is not None]
+    )
     return {name: loss.detach().cpu() for name, loss in losses.parts.items()}, gradients.cpu()
 
 
@@ -61,8 +63,14 @@ def test_a_step_does_not_wait_for_the_gpu():
     model = tiny.build(PLAIN).to("cuda").train()
     task: nn.Module = PretrainingTask(model, TASK)
     parts = TrainContext(config=config, task=task, model=model, examples=[])  # type: ignore[arg-type]
-    optimizer, wrapped = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer), Replicated(task)
-    batches = [tiny.caption_batch((0, 1, 2, 3), (5, 3, 7, 4), PLAIN, seed=seed).pin_memory() for seed in range(3)]
+    optimizer, wrapped = (
+        build_optimizer(parameter_groups(model, config.optimizer), config.optimizer),
+        Replicated(task),
+    )
+    batches = [
+        tiny.caption_batch((0, 1, 2, 3), (5, 3, 7, 4), PLAIN, seed=seed).pin_memory()
+        for seed in range(3)
+    ]
     run_step(wrapped, parts, optimizer, iter(batches), 0)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -83,7 +91,11 @@ def test_a_batch_that_does_not_fit_is_named(tiny_dataset, tmp_path):
     try:
         config = replace(shapes.run_config(tiny_dataset), batch_size=24)
         with pytest.raises(ValueError, match="does not fit into memory"):
-            train(replace(config, model=config.model.override({"vision.hidden_size": 512})), tmp_path, progress=False)
+            train(
+                replace(config, model=config.model.override({"vision.hidden_size": 512})),
+                tmp_path,
+                progress=False,
+            )
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -92,20 +104,35 @@ def test_a_batch_that_does_not_fit_is_named(tiny_dataset, tmp_path):
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_gpus_train(tiny_dataset, tmp_path, parallel):
     options = ("--max-steps", "4", "--parallel", parallel)
-    command: list[Any] = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "bridgetower", *shapes.train_command(tiny_dataset, tmp_path / "run", *options)]
+    command: list[Any] = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    command += [
+        "-m",
+        "bridgetower",
+        *shapes.train_command(tiny_dataset, tmp_path / "run", *options),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert len(read_metrics(tmp_path / "run", "train")) == 4
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.06), ("fp16", 0.01)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.06), ("fp16", 0.01)]
+)
 def test_a_predictor_gives_what_it_gives_on_the_cpu(tiny_checkpoint, precision, tolerance):
     images, texts = list(PNGS[:3]), ["a red bar", "a circle", "a blue square on grey"]
     results, fingerprints = [], set()
     for options in ({"device": "cpu"}, {"device": "cuda", "precision": precision}):
         model = load(tiny_checkpoint, **options)
-        results.append([model.embed_images(images), model.embed_texts(texts), model.match(images, texts)])
+        results.append(
+            [model.embed_images(images), model.embed_texts(texts), model.match(images, texts)]
+        )
         fingerprints.add(model.fingerprint)
     assert len(fingerprints) == 1
     for expected, found in zip(*results, strict=True):

@@ -76,16 +76,33 @@ def example():
 def test_errors_are_told(example, client, llm):
     server = str(client.base_url).rstrip("/")
     for status, error, message in (
-        (401, {"message": "no such key", "type": "authentication_error"}, "completions: no such key, status 401"),
+        (
+            401,
+            {"message": "no such key", "type": "authentication_error"},
+            "completions: no such key, status 401",
+        ),
         (400, "no such model", "completions: no such model, status 400"),
         (500, ["odd"], "completions: Internal Server Error, status 500"),
         (200, {"message": "overloaded", "code": 529}, "/v1: overloaded"),
     ):
         Stub.status, Stub.error = status, error
         with pytest.raises(SystemExit, match=message):
-            example.main(["a red square", "What?", "--server", server, "--llm", llm, "--model", "a-model"])
+            example.main(
+                ["a red square", "What?", "--server", server, "--llm", llm, "--model", "a-model"]
+            )
     with pytest.raises(SystemExit, match=r"http://127\.0\.0\.1:9/v1/search cannot be reached: "):
-        example.main(["a", "b", "--server", "http://127.0.0.1:9", "--llm", "http://127.0.0.1:9", "--model", "a"])
+        example.main(
+            [
+                "a",
+                "b",
+                "--server",
+                "http://127.0.0.1:9",
+                "--llm",
+                "http://127.0.0.1:9",
+                "--model",
+                "a",
+            ]
+        )
 
 
 def test_frames_and_transcripts_of_the_moments_found(example, client, llm, capsys, monkeypatch):
@@ -104,11 +121,15 @@ def test_frames_and_transcripts_of_the_moments_found(example, client, llm, capsy
     for number, hit in enumerate(hits):
         said, shown = user["content"][2 * number : 2 * number + 2]
         assert (
-            said["text"] == f"[{number + 1}] talk.mp4, {hit['start']:.1f} to {hit['end']:.1f} s: {hit['transcript']!r}"
+            said["text"]
+            == f"[{number + 1}] talk.mp4, {hit['start']:.1f} to {hit['end']:.1f} s: {hit['transcript']!r}"
         )
         assert hit["transcript"] in SAID
         kind, _, content = shown["image_url"]["url"].partition(",")
         assert kind == "data:image/jpeg;base64"
         assert Image.open(io.BytesIO(base64.b64decode(content))).size == SIZE
     printed = capsys.readouterr().out.splitlines()
-    assert printed == ["Green, see [1].", *(f"[{n}] {server}{hit['link']}" for n, hit in enumerate(hits, start=1))]
+    assert printed == [
+        "Green, see [1].",
+        *(f"[{n}] {server}{hit['link']}" for n, hit in enumerate(hits, start=1)),
+    ]

@@ -41,7 +41,9 @@ def test_images(predictor, images, tmp_path):
     by_text = vectors @ predictor.embed_texts(TEXTS[0])[0]
     assert nearest(again, TEXTS[0]) == dict(zip(images, by_text.tolist(), strict=True))
     by_image = vectors @ vectors[1]
-    assert nearest(again, Image.open(images[1])) == dict(zip(images, by_image.tolist(), strict=True))
+    assert nearest(again, Image.open(images[1])) == dict(
+        zip(images, by_image.tolist(), strict=True)
+    )
 
 
 def test_tables_of_two_models_load_each_once(predictor, tiny_checkpoint, monkeypatch, tmp_path):
@@ -53,7 +55,10 @@ def test_tables_of_two_models_load_each_once(predictor, tiny_checkpoint, monkeyp
         return load(name, **options)
 
     monkeypatch.setattr(bridgetower.integrations.lancedb, "load", counting)
-    functions = [get_registry().get("bridgetower").create(name=str(name)) for name in (other, tiny_checkpoint)]
+    functions = [
+        get_registry().get("bridgetower").create(name=str(name))
+        for name in (other, tiny_checkpoint)
+    ]
     for _ in range(3):
         for function in functions:
             function.compute_query_embeddings("a bar")
@@ -64,7 +69,9 @@ def test_texts(predictor, images, tmp_path):
     table = table_of(tmp_path, predictor.source, source="text")
     table.add([{"content": text} for text in TEXTS])
     cosines = predictor.embed_texts(TEXTS) @ predictor.embed_images(images[2])[0]
-    assert nearest(table, Path(images[2]).read_bytes()) == dict(zip(TEXTS, cosines.tolist(), strict=True))
+    assert nearest(table, Path(images[2]).read_bytes()) == dict(
+        zip(TEXTS, cosines.tolist(), strict=True)
+    )
     with pytest.raises(RuntimeError, match="tokens, the limit is 24"):  # LanceDB's, around ours
         table.add([{"content": "red circle on black " * 30}])
     assert table.count_rows() == 3

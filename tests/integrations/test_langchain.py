@@ -66,13 +66,20 @@ class TestTexts:
     def test_are_found_by_their_vectors(self, store, predictor):
         assert store.add_texts(TEXTS, ABOUTS, ids=["a", "b", "c"]) == ["a", "b", "c"]
         found = store.similarity_search_with_score("a bar", k=3)
-        assert found[0] == (Document(id="b", page_content="a bar", metadata=ABOUTS[1]), pytest.approx(1, abs=1e-5))
+        assert found[0] == (
+            Document(id="b", page_content="a bar", metadata=ABOUTS[1]),
+            pytest.approx(1, abs=1e-5),
+        )
         cosines = predictor.embed_texts(TEXTS) @ predictor.embed_texts("a bar")[0]
-        assert [score for _, score in found] == pytest.approx(cosines.sort(descending=True).values.tolist(), abs=1e-5)
+        assert [score for _, score in found] == pytest.approx(
+            cosines.sort(descending=True).values.tolist(), abs=1e-5
+        )
         shown = [score for _, score in store.similarity_search_with_relevance_scores("a bar", k=3)]
         assert shown == pytest.approx([(1 + cosine) / 2 for _, cosine in found], abs=1e-5)
         vector = store.embeddings.embed_query("a bar")
-        assert store.similarity_search_by_vector(vector, k=2) == [document for document, _ in found[:2]]
+        assert store.similarity_search_by_vector(vector, k=2) == [
+            document for document, _ in found[:2]
+        ]
         assert asyncio.run(store.asimilarity_search("a bar", k=1))[0].id == "b"
 
     def test_are_kept_in_the_index(self, store, embeddings):
@@ -87,13 +94,17 @@ class TestTexts:
     def test_from_texts_and_retrievers(self, embeddings, tmp_path):
         place = tmp_path / "new" / "texts.lance"
         place.parent.mkdir()
-        store = BridgeTowerVectorStore.from_texts(TEXTS, embeddings, ABOUTS, ids=["a", "b", "c"], index=place)
+        store = BridgeTowerVectorStore.from_texts(
+            TEXTS, embeddings, ABOUTS, ids=["a", "b", "c"], index=place
+        )
         retriever = store.as_retriever(search_kwargs={"k": 2, "filter": {"page": 3}})
         assert [document.id for document in retriever.invoke("a bar")] == ["c"]
 
     def test_filters_and_conditions(self, store):
         others = [f"a bar {number}" for number in range(9)]
-        store.add_texts([*others, *TEXTS], [*[{}] * 9, *ABOUTS], ids=[*map(str, range(9)), "a", "b", "c"])
+        store.add_texts(
+            [*others, *TEXTS], [*[{}] * 9, *ABOUTS], ids=[*map(str, range(9)), "a", "b", "c"]
+        )
         cases = [
             ({"filter": {"page": 2}}, ["b"]),
             ({"filter": {"tags": ["a", "ü"], "page": 1}}, ["a"]),
@@ -110,12 +121,17 @@ class TestTexts:
         texts = ["a bar", "a bar a", "a green square", "red circle on black"]
         store.add_texts(texts, ids=["0", "1", "2", "3"])
         vectors = predictor.embed_texts(texts)
-        expected = [0, min(range(1, 4), key=lambda number: float(vectors[0] @ vectors[number]))]  # the most different
+        expected = [
+            0,
+            min(range(1, 4), key=lambda number: float(vectors[0] @ vectors[number])),
+        ]  # the most different
         found = store.max_marginal_relevance_search("a bar", k=2, fetch_k=4, lambda_mult=0.01)
         assert [document.id for document in found] == list(map(str, expected))
         nearest = store.max_marginal_relevance_search("a bar", k=2, lambda_mult=1)
         assert nearest == store.similarity_search("a bar", k=2)
-        retriever = store.as_retriever(search_type="mmr", search_kwargs={"k": 1, "where": "path = '3'"})
+        retriever = store.as_retriever(
+            search_type="mmr", search_kwargs={"k": 1, "where": "path = '3'"}
+        )
         assert [document.id for document in retriever.invoke("a bar")] == ["3"]
         assert store.max_marginal_relevance_search("a bar", where="path = 'x'") == []
 
@@ -128,16 +144,22 @@ class TestImages:
         store.add_texts(["a voice"], ids=["voice"])
         documents = store.get_by_ids(["alone", "0"])
         assert documents[0] == Document(id="alone", page_content="", metadata={"source": files[0]})
-        assert documents[1] == Document(id="0", page_content=TEXTS[0], metadata={"source": files[1], **ABOUTS[0]})
+        assert documents[1] == Document(
+            id="0", page_content=TEXTS[0], metadata={"source": files[1], **ABOUTS[0]}
+        )
         found = store.similarity_search_with_score(TEXTS[0], k=9)
         vectors = dict(zip(("alone", "0", "1"), predictor.embed_images(files), strict=True))
         vectors["voice"] = predictor.embed_texts("a voice")[0]
         query = predictor.embed_texts(TEXTS[0])[0]
-        expected = sorted(((float(vector @ query), id_) for id_, vector in vectors.items()), reverse=True)
+        expected = sorted(
+            ((float(vector @ query), id_) for id_, vector in vectors.items()), reverse=True
+        )
         assert [document.id for document, _ in found] == [id_ for _, id_ in expected]
         assert store.similarity_search(TEXTS[0], k=1, against="captions")[0].id == "0"
         searched = Searcher(tmp_path / "documents.lance", predictor)  # as `bridgetower search` does
-        assert searched.index.content(next(hit for hit in searched.search("x", rerank=0) if hit.path == "0"))
+        assert searched.index.content(
+            next(hit for hit in searched.search("x", rerank=0) if hit.path == "0")
+        )
         *matched, last = store.similarity_search(TEXTS[0], k=9, rerank=4)
         assert {document.id for document in matched} == {"alone", "0", "1"}
         assert last.id == "voice"
@@ -151,11 +173,17 @@ class TestImages:
 
         with running(predictor, Searcher(store.searcher.index, predictor)) as client:
             hits = client.post("/v1/search", json={"query": "a bar", "rerank": 4}).json()["data"]
-        assert [(hit["path"], hit["rank"]) for hit in hits] == [(one.id, n) for n, (one, _) in enumerate(expected, 1)]
+        assert [(hit["path"], hit["rank"]) for hit in hits] == [
+            (one.id, n) for n, (one, _) in enumerate(expected, 1)
+        ]
 
     def test_an_index_from_elsewhere(self, index, predictor):
         store, searcher = BridgeTowerVectorStore(index), Searcher(index, predictor)
-        for settings in ({"rerank": 8, "where": "path < '20'"}, {"rerank": None}, {"rerank": 0, "against": "captions"}):
+        for settings in (
+            {"rerank": 8, "where": "path < '20'"},
+            {"rerank": None},
+            {"rerank": 0, "against": "captions"},
+        ):
             hits = searcher.search("a red circle", top=5, **settings)
             retriever = store.as_retriever(search_kwargs={"k": 5, **settings})
             documents = retriever.invoke("a red circle")
@@ -165,7 +193,9 @@ class TestImages:
                 assert document.page_content == "\n".join(hit.captions)
                 about = document.metadata
                 assert (about["source"], about["digest"]) == (str(hit.file), hit.digest)
-                assert (about["score"], about["cosine"]) == pytest.approx((hit.score, hit.cosine), abs=1e-6)
+                assert (about["score"], about["cosine"]) == pytest.approx(
+                    (hit.score, hit.cosine), abs=1e-6
+                )
         (document,) = store.as_retriever().invoke("a bar", k=1, where="path = '07.png'")
         assert store.get_by_ids(["07.png"])[0].page_content == document.page_content
         for query, options, words in (
@@ -185,7 +215,10 @@ class TestErrors:
             ({"texts": TEXTS, "images": ["a.png"]}, "1 images and 3 texts"),
             ({"texts": ["a"], "images": ["none.png"]}, "none.png: .*; nothing was added"),
             ({"texts": ["a bar " * 90]}, "the limit is 24"),
-            ({"texts": ["a"], "metadatas": [{"file": Path()}]}, "cannot be kept .*; expected values of JSON"),
+            (
+                {"texts": ["a"], "metadatas": [{"file": Path()}]},
+                "cannot be kept .*; expected values of JSON",
+            ),
         ]
         for given, message in cases:
             with pytest.raises(ValueError, match=message):
@@ -198,14 +231,20 @@ class TestErrors:
                     search("a bar", **settings)
         with pytest.raises(TypeError, match="unexpected keyword argument"):
             store.add_texts(TEXTS, namespace="a")
-        with pytest.raises(ValueError, match="expected metadata or a function; give a condition in SQL as where"):
+        with pytest.raises(
+            ValueError, match="expected metadata or a function; give a condition in SQL as where"
+        ):
             store.similarity_search("a bar", filter="width > 8")
 
     def test_what_from_texts_needs(self, embeddings, tmp_path):
         with pytest.raises(ValueError, match="from_texts has no index"):
             BridgeTowerVectorStore.from_texts(TEXTS, embeddings)
-        with pytest.raises(ValueError, match="DeterministicFakeEmbedding; expected BridgeTowerEmbeddings"):
-            BridgeTowerVectorStore.from_texts(TEXTS, DeterministicFakeEmbedding(size=8), index=tmp_path / "a.lance")
+        with pytest.raises(
+            ValueError, match="DeterministicFakeEmbedding; expected BridgeTowerEmbeddings"
+        ):
+            BridgeTowerVectorStore.from_texts(
+                TEXTS, DeterministicFakeEmbedding(size=8), index=tmp_path / "a.lance"
+            )
 
 
 class Missing:
@@ -232,7 +271,8 @@ class TestStandard(vector_store_tests()):
     @pytest.fixture
     def vectorstore(self, comparable_checkpoint, tmp_path):
         return BridgeTowerVectorStore(
-            tmp_path / "documents.lance", BridgeTowerEmbeddings(load(comparable_checkpoint, device="cpu"))
+            tmp_path / "documents.lance",
+            BridgeTowerEmbeddings(load(comparable_checkpoint, device="cpu")),
         )
 
 

@@ -53,11 +53,15 @@ def test_vectors_in_this_thread_and_in_others(embedding, predictor, images, monk
 
 
 @pytest.mark.parametrize(
-    "copied", [lambda one: pickle.loads(pickle.dumps(one)), lambda one: type(one).from_dict(one.to_dict())]
+    "copied",
+    [lambda one: pickle.loads(pickle.dumps(one)), lambda one: type(one).from_dict(one.to_dict())],
 )
 def test_copies(copied, embed_with, predictor):
     embedding = embed_with(
-        predictor.source, truncate=True, embed_batch_size=3, options={"device": "cpu", "image_size": 40}
+        predictor.source,
+        truncate=True,
+        embed_batch_size=3,
+        options={"device": "cpu", "image_size": 40},
     )
     copy = copied(embedding)
     assert (copy.truncate, copy.embed_batch_size, copy.model_name) == (True, 3, predictor.source)
@@ -66,7 +70,9 @@ def test_copies(copied, embed_with, predictor):
     close(copy.get_text_embedding(long), embedding.get_text_embedding(long))
     with pytest.raises(ValueError, match="truncate"):
         embed_with(predictor).get_text_embedding(long)
-    with pytest.raises(ValueError, match="no model is given; give the loaded model, or what to load"):
+    with pytest.raises(
+        ValueError, match="no model is given; give the loaded model, or what to load"
+    ):
         embed_with(truncate=True)
 
 
@@ -74,8 +80,12 @@ def test_an_index_of_images(embedding, predictor, images):
     from llama_index.core.indices import MultiModalVectorStoreIndex
     from llama_index.core.schema import ImageNode
 
-    nodes = [ImageNode(image_path=image, id_=image, metadata={"file_path": image}) for image in images]
-    index = MultiModalVectorStoreIndex(nodes=nodes, embed_model=embedding, image_embed_model=embedding)
+    nodes = [
+        ImageNode(image_path=image, id_=image, metadata={"file_path": image}) for image in images
+    ]
+    index = MultiModalVectorStoreIndex(
+        nodes=nodes, embed_model=embedding, image_embed_model=embedding
+    )
     found = index.as_retriever(image_similarity_top_k=3).text_to_image_retrieve(TEXTS[0])
     cosines = predictor.embed_images(images) @ predictor.embed_texts(TEXTS[0])[0]
     assert {hit.node.id_: pytest.approx(hit.score, abs=1e-5) for hit in found} == dict(

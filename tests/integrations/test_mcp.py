@@ -74,10 +74,15 @@ def hits_of(result):
 def test_images_are_those_of_the_search_with_small_copies(call, searcher):
     result = call("search_images", query=TEXT, top=2, where={"width": {"gte": 800}})
     expected = searcher.search(TEXT, top=2, where="width >= 800", against="images")
-    assert [(hit["id"], hit["file"]) for hit in hits_of(result)] == [(one.digest, str(one.file)) for one in expected]
+    assert [(hit["id"], hit["file"]) for hit in hits_of(result)] == [
+        (one.digest, str(one.file)) for one in expected
+    ]
     copies = [block for block in result.content if block.type == "image"]
     for hit, copy in zip(expected, copies, strict=True):
-        with Image.open(io.BytesIO(base64.b64decode(copy.data))) as shown, Image.open(hit.file) as whole:
+        with (
+            Image.open(io.BytesIO(base64.b64decode(copy.data))) as shown,
+            Image.open(hit.file) as whole,
+        ):
             assert (copy.mime_type, max(shown.size)) == ("image/jpeg", 384)
             pairs = zip(shown.getpixel((9, 9)), whole.getpixel((9, 9)), strict=True)
             assert all(abs(one - other) < 6 for one, other in pairs)
@@ -88,7 +93,11 @@ def test_weak_hits_are_told(call_with, index, predictor, tmp_path, limit, num_we
     shutil.copytree(index, tmp_path / "copy.lance")
     copy = Index(tmp_path / "copy.lance", root=index.parent / "seen")
     copy.set_unrelated(Unrelated(rows=4, images=limit))
-    hits = hits_of(call_with(Searcher(copy, predictor))("search_images", query=TEXT, where={"width": {"gte": 800}}))
+    hits = hits_of(
+        call_with(Searcher(copy, predictor))(
+            "search_images", query=TEXT, where={"width": {"gte": 800}}
+        )
+    )
     assert [hit.get("weak") for hit in hits if "weak" in hit] == [
         "texts that have nothing to do with this index come as near"
     ] * num_weak
@@ -98,7 +107,9 @@ def test_weak_hits_are_told(call_with, index, predictor, tmp_path, limit, num_we
 def test_moments_have_their_times(call, searcher):
     found = hits_of(call("find_moments", query="followed by green", top=2))
     expected = searcher.search("followed by green", top=2, where="start IS NOT NULL")
-    assert [(one["start"], one["end"]) for one in found] == [(one.start, one.end) for one in expected]
+    assert [(one["start"], one["end"]) for one in found] == [
+        (one.start, one.end) for one in expected
+    ]
     assert found[0]["captions"] == list(expected[0].captions)
 
 
@@ -107,7 +118,9 @@ def test_an_image_that_was_found_is_asked_about(call, searcher, answering_checkp
     answers = call("ask", question="what colour is it?", id=hit.digest).structured_content["result"]
     expected = load(answering_checkpoint, device="cpu").answer(str(hit.file), "what colour is it?")
     assert [one["answer"] for one in answers] == [one.label for one in expected]
-    assert [one["probability"] for one in answers] == pytest.approx([one.probability for one in expected], abs=1e-4)
+    assert [one["probability"] for one in answers] == pytest.approx(
+        [one.probability for one in expected], abs=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +129,11 @@ def test_an_image_that_was_found_is_asked_about(call, searcher, answering_checkp
         ("ask", {"question": "what?", "id": "/etc/passwd"}, "the index has no image with the id"),
         ("search_images", {"query": " "}, "give words"),
         ("search_images", {"query": TEXT, "top": 0}, "greater than or equal to 1"),
-        ("search_images", {"query": TEXT, "where": {"path": {"eq": "a' OR 1=1"}, "wide": 1}}, "wide"),
+        (
+            "search_images",
+            {"query": TEXT, "where": {"path": {"eq": "a' OR 1=1"}, "wide": 1}},
+            "wide",
+        ),
         ("find_moments", {}, "query"),
     ],
 )
@@ -135,22 +152,31 @@ def test_files_outside_the_folder_and_changed_ones_are_not_shown(call, searcher,
     (hit,) = searcher.search(TEXT, top=1, where="start IS NULL")
     file, kept = Path(hit.file), Path(hit.file).read_bytes()
     try:
-        for change in (lambda: file.write_bytes(b"other"), lambda: (file.unlink(), file.symlink_to("/etc/passwd"))):
+        for change in (
+            lambda: file.write_bytes(b"other"),
+            lambda: (file.unlink(), file.symlink_to("/etc/passwd")),
+        ):
             change()
-            assert hit.digest not in [one["id"] for one in hits_of(call("search_images", query=TEXT, top=2))]
+            assert hit.digest not in [
+                one["id"] for one in hits_of(call("search_images", query=TEXT, top=2))
+            ]
             assert call("ask", question="what?", id=hit.digest).is_error
     finally:
         file.unlink()
         file.write_bytes(kept)
 
 
-def test_nothing_at_urls_or_outside_the_folder_is_opened(predictor, index, call_with, monkeypatch, tmp_path):
+def test_nothing_at_urls_or_outside_the_folder_is_opened(
+    predictor, index, call_with, monkeypatch, tmp_path
+):
     (tmp_path / "seen").mkdir()
     shutil.copy(index.parent / "seen" / "0.png", tmp_path / "seen" / "0.png")
     with served(index.parent / "seen") as url:
         opened, read = list[str](), index_module.read_indexed
         monkeypatch.setattr(
-            index_module, "read_indexed", lambda file, image: opened.append(str(file)) or read(file, image)
+            index_module,
+            "read_indexed",
+            lambda file, image: opened.append(str(file)) or read(file, image),
         )
         for inside in (["0.png"], []):
             rows = ["image", f"{url}/1.png", str(index.parent / "seen" / "2.png"), *inside]
@@ -177,7 +203,9 @@ def test_nothing_at_urls_or_outside_the_folder_is_opened(predictor, index, call_
 
 def test_the_command_speaks_over_stdin_and_stdout(index, searcher, forked):
     arguments, environment = ["mcp", str(index), "--device", "cpu"], dict(os.environ)
-    parameters = mcp.StdioServerParameters(command=str(forked / "bridgetower"), args=arguments, env=environment)
+    parameters = mcp.StdioServerParameters(
+        command=str(forked / "bridgetower"), args=arguments, env=environment
+    )
 
     async def ask():
         async with mcp.Client(mcp.stdio_client(parameters)) as client:
@@ -186,4 +214,6 @@ def test_the_command_speaks_over_stdin_and_stdout(index, searcher, forked):
 
     tools, result = asyncio.run(ask())
     assert tools == ["search_images", "find_moments"]
-    assert [hit["id"] for hit in hits_of(result)] == [searcher.search(TEXT, top=1, against="images")[0].digest]
+    assert [hit["id"] for hit in hits_of(result)] == [
+        searcher.search(TEXT, top=1, against="images")[0].digest
+    ]

@@ -20,7 +20,9 @@ from sentence_transformers.sentence_transformer import losses  # noqa: E402
 
 from bridgetower.integrations.sentence_transformers import EmbeddingModule, MatchingModule  # noqa: E402
 
-CALIBRATION = Calibration(slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1)
+CALIBRATION = Calibration(
+    slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1
+)
 TEXTS = ["red circle on black", "a bar", "a square that is blue " * 9]  # the last one is cut
 
 
@@ -31,24 +33,45 @@ def predictor(comparable_checkpoint):
 
 @pytest.fixture(scope="module")
 def embedder(comparable_checkpoint):
-    return sentence_transformers.SentenceTransformer(modules=[EmbeddingModule(comparable_checkpoint)], device="cpu")
+    return sentence_transformers.SentenceTransformer(
+        modules=[EmbeddingModule(comparable_checkpoint)], device="cpu"
+    )
 
 
 class TestEncode:
     def test_texts_images_and_both_in_one_call(self, embedder, predictor, images):
-        texts, pictures = predictor.embed_texts(TEXTS, truncate=True), predictor.embed_images(images)
+        texts, pictures = (
+            predictor.embed_texts(TEXTS, truncate=True),
+            predictor.embed_images(images),
+        )
         pairs = predictor.embed_pairs(images[:2], TEXTS[:2])
         opened = Image.open(images[2])
-        given = [TEXTS[2], opened, {"text": TEXTS[0], "image": images[0]}, images[1], {"image": opened}, TEXTS[0]]
+        given = [
+            TEXTS[2],
+            opened,
+            {"text": TEXTS[0], "image": images[0]},
+            images[1],
+            {"image": opened},
+            TEXTS[0],
+        ]
         expected = [texts[2], pictures[2], pairs[0], pictures[1], pictures[2], texts[0]]
         close(embedder.encode(given, batch_size=4), np.stack(expected))
         close(embedder.encode(TEXTS[0]), texts[0])
-        close(embedder.encode({"text": TEXTS[1], "image": np.asarray(Image.open(images[1]))}), pairs[1])
+        close(
+            embedder.encode({"text": TEXTS[1], "image": np.asarray(Image.open(images[1]))}),
+            pairs[1],
+        )
 
     def test_similarity_and_prompts(self, embedder, predictor):
-        close(embedder.encode([TEXTS[0]], prompt="a picture of "), predictor.embed_texts(f"a picture of {TEXTS[0]}"))
+        close(
+            embedder.encode([TEXTS[0]], prompt="a picture of "),
+            predictor.embed_texts(f"a picture of {TEXTS[0]}"),
+        )
         found = embedder.encode_query(TEXTS[:2])
-        close(embedder.similarity(found, found), predictor.embed_texts(TEXTS[:2]) @ predictor.embed_texts(TEXTS[:2]).T)
+        close(
+            embedder.similarity(found, found),
+            predictor.embed_texts(TEXTS[:2]) @ predictor.embed_texts(TEXTS[:2]).T,
+        )
         assert embedder.max_seq_length == 24
         assert embedder.get_embedding_dimension() == predictor.embed_texts("a").shape[1]
 
@@ -58,19 +81,29 @@ class TestEncode:
 
     def test_what_it_cannot_embed(self, embedder, tiny_checkpoint):
         cases = [
-            ([("a", "b"), Image.new("RGB", (8, 8))], "an input is text; expected a text, an image, or a dict"),
+            (
+                [("a", "b"), Image.new("RGB", (8, 8))],
+                "an input is text; expected a text, an image, or a dict",
+            ),
             ([[{"role": "user", "content": "a"}]], "an input is message; expected a text"),
-            ([{"text": ["a", "b"], "image": "a.png"}], "expected a text, an image, or a dict with text, image or both"),
+            (
+                [{"text": ["a", "b"], "image": "a.png"}],
+                "expected a text, an image, or a dict with text, image or both",
+            ),
             ([{"text": "a", "picture": "a.png"}], "unrecognized modality keys"),
             ([np.zeros(9)], "audio"),
         ]
         for given, words in cases:
             with pytest.raises(ValueError, match=words):
                 embedder.encode(given)
-        model = sentence_transformers.SentenceTransformer(modules=[EmbeddingModule(tiny_checkpoint)], device="cpu")
+        model = sentence_transformers.SentenceTransformer(
+            modules=[EmbeddingModule(tiny_checkpoint)], device="cpu"
+        )
         pair = {"text": "a bar", "image": Image.new("RGB", (8, 8))}
         assert model.encode([pair]).shape == (1, 16)
-        with pytest.raises(ValueError, match=r"vectors of \[8, 16\] numbers; encode images with texts in a call"):
+        with pytest.raises(
+            ValueError, match=r"vectors of \[8, 16\] numbers; encode images with texts in a call"
+        ):
             model.encode([pair, "a bar"])
 
 
@@ -90,7 +123,9 @@ class TestFolders:
         close(ranker.predict([(TEXTS[0], image) for image in images]), expected)
 
         embedder.save_pretrained(str(tmp_path / "again"))
-        again = sentence_transformers.SentenceTransformer(str(tmp_path / "again"), trust_remote_code=True, device="cpu")
+        again = sentence_transformers.SentenceTransformer(
+            str(tmp_path / "again"), trust_remote_code=True, device="cpu"
+        )
         close(again.encode(TEXTS), embedder.encode(TEXTS))
         assert load(tmp_path / "again").fingerprint == predictor.fingerprint
 
@@ -109,7 +144,10 @@ def test_images_for_a_text_and_texts_for_an_image(tiny_checkpoint, images, calib
     write_reranking(folder, Reranking(calibration=calibration))
     ranker = sentence_transformers.CrossEncoder(modules=[MatchingModule(folder)], device="cpu")
     scores = load(folder, device="cpu").match(images, TEXTS[:2], all_pairs=True)
-    for query, documents, expected in ((TEXTS[0], images, scores[:, 0]), (Image.open(images[1]), TEXTS[:2], scores[1])):
+    for query, documents, expected in (
+        (TEXTS[0], images, scores[:, 0]),
+        (Image.open(images[1]), TEXTS[:2], scores[1]),
+    ):
         found = {hit["corpus_id"]: hit["score"] for hit in ranker.rank(query, documents)}
         close([found[number] for number in range(len(documents))], expected)
         assert list(found.values()) == sorted(found.values(), reverse=True)
@@ -120,7 +158,13 @@ def test_images_for_a_text_and_texts_for_an_image(tiny_checkpoint, images, calib
 
 
 st = sentence_transformers
-OPTIONS = {"max_steps": 12, "learning_rate": 5e-3, "report_to": "none", "use_cpu": True, "save_strategy": "no"}
+OPTIONS = {
+    "max_steps": 12,
+    "learning_rate": 5e-3,
+    "report_to": "none",
+    "use_cpu": True,
+    "save_strategy": "no",
+}
 OPTIONS |= {"per_device_train_batch_size": 9}
 NAMES = ["red", "green", "blue"]
 
@@ -128,7 +172,10 @@ NAMES = ["red", "green", "blue"]
 def started(kind, checkpoint, folder):
     shutil.copytree(checkpoint, folder / "start")
     write_reranking(folder / "start", Reranking(calibration=CALIBRATION))
-    write_modules(folder / "start", "sentence-transformers" if kind is st.SentenceTransformer else "cross-encoder")
+    write_modules(
+        folder / "start",
+        "sentence-transformers" if kind is st.SentenceTransformer else "cross-encoder",
+    )
     return kind(str(folder / "start"), trust_remote_code=True, device="cpu")
 
 
@@ -136,7 +183,9 @@ class TestTraining:
     @pytest.mark.parametrize("matryoshka", [False, True])
     def test_vectors(self, comparable_checkpoint, images, tmp_path, matryoshka):
         model = started(st.SentenceTransformer, comparable_checkpoint, tmp_path)
-        assert not model.encode(images, convert_to_tensor=True).requires_grad  # of packed weights, which cannot train
+        assert not model.encode(
+            images, convert_to_tensor=True
+        ).requires_grad  # of packed weights, which cannot train
         start = {name: weight.clone() for name, weight in model.state_dict().items()}
         loss = losses.MultipleNegativesRankingLoss(model)
         loss = losses.MatryoshkaLoss(model, loss, [8, 4]) if matryoshka else loss
@@ -145,16 +194,25 @@ class TestTraining:
         def lost():
             return float(loss([model.preprocess(each) for each in (NAMES, images)], None))
 
-        untrained, options = lost(), st.SentenceTransformerTrainingArguments(tmp_path / "run", **OPTIONS)
+        untrained, options = (
+            lost(),
+            st.SentenceTransformerTrainingArguments(tmp_path / "run", **OPTIONS),
+        )
         data = Dataset.from_dict({"text": NAMES, "image": images})
         st.SentenceTransformerTrainer(model, options, train_dataset=data, loss=loss).train()
         found = model.encode(images)  # also ends dropout
         assert lost() < 0.7 * untrained
-        moved = [name for name, weight in model.state_dict().items() if not torch.equal(weight, start[name])]
+        moved = [
+            name
+            for name, weight in model.state_dict().items()
+            if not torch.equal(weight, start[name])
+        ]
         for part in ("vision.layers.0.", "text.layers.0.", "itc_head.image.", "itc_head.text."):
             assert any(name.startswith(f"0.network.{part}") for name in moved)
         model.save_pretrained(str(tmp_path / "saved"))
-        again = st.SentenceTransformer(str(tmp_path / "saved"), trust_remote_code=True, device="cpu")
+        again = st.SentenceTransformer(
+            str(tmp_path / "saved"), trust_remote_code=True, device="cpu"
+        )
         for other in (again.encode(images), pickle.loads(pickle.dumps(model)).encode(images)):
             close(other, found)
         close(load(tmp_path / "saved", device="cpu").embed_images(images), found)
@@ -162,10 +220,24 @@ class TestTraining:
     def test_a_loss_that_cuts_batches_has_the_same_gradients(self, comparable_checkpoint, images):
         found = []
         for options in ({}, {"mini_batch_size": 2}):
-            model = st.SentenceTransformer(modules=[EmbeddingModule(comparable_checkpoint)], device="cpu").eval()
-            kind = losses.CachedMultipleNegativesRankingLoss if options else losses.MultipleNegativesRankingLoss
-            kind(model, **options)([model.preprocess(each) for each in (TEXTS, images)], None).backward()
-            found.append({name: each.grad for name, each in model.named_parameters() if each.grad is not None})
+            model = st.SentenceTransformer(
+                modules=[EmbeddingModule(comparable_checkpoint)], device="cpu"
+            ).eval()
+            kind = (
+                losses.CachedMultipleNegativesRankingLoss
+                if options
+                else losses.MultipleNegativesRankingLoss
+            )
+            kind(model, **options)(
+                [model.preprocess(each) for each in (TEXTS, images)], None
+            ).backward()
+            found.append(
+                {
+                    name: each.grad
+                    for name, each in model.named_parameters()
+                    if each.grad is not None
+                }
+            )
         assert found[0].keys() == found[1].keys() != set()
         for name, gradient in found[0].items():
             torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-3)
@@ -182,12 +254,19 @@ class TestTraining:
         untrained, options = lost(), st.CrossEncoderTrainingArguments(tmp_path / "run", **OPTIONS)
         texts, shown = map(list, zip(*pairs, strict=True))
         data = Dataset.from_dict({"text": texts, "image": shown, "label": right.tolist()})
-        st.CrossEncoderTrainer(model, options, train_dataset=data, loss=BinaryCrossEntropyLoss(model)).train()
+        st.CrossEncoderTrainer(
+            model, options, train_dataset=data, loss=BinaryCrossEntropyLoss(model)
+        ).train()
         assert lost() < 0.9 * untrained
         model.save_pretrained(str(tmp_path / "saved"))
         found, saved = model.predict(pairs), load(tmp_path / "saved", device="cpu")
         close(saved.match(shown, texts), found)
         assert saved.reranking == UNMEASURED  # its calibration was of other weights
-        close(st.CrossEncoder(str(tmp_path / "saved"), trust_remote_code=True, device="cpu").predict(pairs), found)
+        close(
+            st.CrossEncoder(str(tmp_path / "saved"), trust_remote_code=True, device="cpu").predict(
+                pairs
+            ),
+            found,
+        )
         with pytest.raises(ValueError, match="a text has no image; expected pairs"):
             model(model.preprocess(["a red flag"]))

@@ -41,8 +41,12 @@ def in_threads(call, count):
 def check(predictors, calls):
     for call in calls:  # the first use of the second predictor is by all threads at once
         expected = [call(predictors[0], number) for number in range(len(TEXTS))]
-        found = in_threads(lambda number, call=call: call(predictors[1], number % len(TEXTS)), 2 * len(TEXTS))
-        assert len({tuple(row.flatten().tolist()) for row in expected}) >= len(PNGS), "so that a mix-up would show"
+        found = in_threads(
+            lambda number, call=call: call(predictors[1], number % len(TEXTS)), 2 * len(TEXTS)
+        )
+        assert len({tuple(row.flatten().tolist()) for row in expected}) >= len(PNGS), (
+            "so that a mix-up would show"
+        )
         for number, row in enumerate(found):
             torch.testing.assert_close(row, expected[number % len(TEXTS)], atol=1e-6, rtol=0)
 
@@ -54,7 +58,10 @@ def test_results_of_threads_are_those_of_one(exported, engine, precision):
 
 def test_threads_that_start_together_with_different_parts_wait_until_theirs_is_packed(monkeypatch):
     model, own, texts, images = tiny.build(), tiny.build(), tiny.texts([5, 3]), tiny.images(2)
-    uses = [(own.text, lambda model: model.encode_text(*texts)), (own.vision, lambda model: model.encode_image(images))]
+    uses = [
+        (own.text, lambda model: model.encode_text(*texts)),
+        (own.vision, lambda model: model.encode_image(images)),
+    ]
     engine, packed = TorchEngine(own, torch.device("cpu")), []
 
     def slowly(part, **options):
@@ -68,7 +75,9 @@ def test_threads_that_start_together_with_different_parts_wait_until_theirs_is_p
     def used(number):
         part, encode = uses[number % 2]
         cls = encode(engine).cls
-        assert all(layer.weight.is_mkldnn for layer in part.modules() if isinstance(layer, nn.Linear))
+        assert all(
+            layer.weight.is_mkldnn for layer in part.modules() if isinstance(layer, nn.Linear)
+        )
         torch.testing.assert_close(cls, encode(model).cls, atol=1e-5, rtol=0)
 
     in_threads(used, THREADS)

@@ -11,7 +11,10 @@ from bridgetower.objectives.pretraining import PretrainingTask
 
 PARTS = ("vision", "text", "fusion")
 CHOICES = [("vision",), ("text",), ("fusion",), PARTS]
-PHASES = {"contrast only": Phase(mlm=0, itm=0, itc=1), "everything": Phase(mlm=1, itm=1, itc=1, negatives="hard")}
+PHASES = {
+    "contrast only": Phase(mlm=0, itm=0, itc=1),
+    "everything": Phase(mlm=1, itm=1, itc=1, negatives="hard"),
+}
 
 
 @contextmanager
@@ -38,13 +41,19 @@ def step(parts, phase, *, dropout=0.2, seed=0):
     with kept(model) as sizes:
         losses = task(tiny.caption_batch((0, 1, 2, 3), (5, 3, 4, 6)))
     losses.total.backward()
-    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    gradients = {
+        name: value.grad for name, value in model.named_parameters() if value.grad is not None
+    }
     return gradients, sum(sizes.values())
 
 
 @pytest.mark.parametrize(
     ("parts", "phase", "dropout"),
-    [*((parts, "everything", 0.2) for parts in CHOICES), (PARTS, "everything", 0.0), (PARTS, "contrast only", 0.2)],
+    [
+        *((parts, "everything", 0.2) for parts in CHOICES),
+        (PARTS, "everything", 0.0),
+        (PARTS, "contrast only", 0.2),
+    ],
 )
 def test_gradients_are_the_same_bits(parts, phase, dropout):
     ours, theirs = (step(some, PHASES[phase], dropout=dropout)[0] for some in (parts, ()))

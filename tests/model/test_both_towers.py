@@ -36,14 +36,19 @@ class TestEmbed:
         tokens = [embedding.expand(2, -1) for embedding in prefix if embedding is not None]
         for row in range(3):
             for column in range(3):
-                window = pixels[:, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+                window = pixels[
+                    :, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch
+                ]
                 tokens.append(F.linear(window.flatten(1), weight, tower.patch_embedding.bias))
         expected = tower.pre_norm(torch.stack(tokens, dim=1) + tower.position_embedding)
         assert tiny.off(tower.embed(pixels), expected) < ATOL
 
     @pytest.mark.parametrize(("height", "width"), [(24, 25), (23, 24), (4, 4), (25, 25)])
     def test_sides_that_the_patch_does_not_divide(self, height, width):
-        with pytest.raises(ValueError, match=rf"image of {width} x {height} pixels; .*multiples of the patch size 8"):
+        with pytest.raises(
+            ValueError,
+            match=rf"image of {width} x {height} pixels; .*multiples of the patch size 8",
+        ):
             made()(images(height=height, width=width), (4,))
 
 
@@ -72,7 +77,11 @@ class TestOtherSizes:
     @pytest.mark.parametrize("config", [CONFIG, DISTILLED], ids=["clip", "distilled"])
     @pytest.mark.parametrize(("height", "width"), [(40, 40), (8, 8), (16, 32), (72, 8)])
     def test_positions_are_interpolated(self, config, height, width):
-        tower, pixels, prefix = made(config), images(height=height, width=width), config.num_prefix_tokens
+        tower, pixels, prefix = (
+            made(config),
+            images(height=height, width=width),
+            config.num_prefix_tokens,
+        )
         grid = (height // 8, width // 8)
         patches = tower.patch_embedding(pixels).flatten(2).transpose(1, 2)
         positions = resize_position_embedding(tower.position_embedding, grid, prefix)[prefix:]
@@ -96,7 +105,10 @@ class TestResize:
     def test_a_distillation_row_moves_no_patch(self):
         position = random(10, 4)
         distilled = torch.cat([position[:1], random(1, 4), position[1:]])
-        ours, expected = resize_position_embedding(distilled, (5, 4), 2), resize_position_embedding(position, (5, 4))
+        ours, expected = (
+            resize_position_embedding(distilled, (5, 4), 2),
+            resize_position_embedding(position, (5, 4)),
+        )
         assert torch.equal(ours[:2], distilled[:2])
         assert torch.equal(ours[2:], expected[1:])
 
@@ -114,9 +126,19 @@ class TestResize:
 
     def test_rows_and_columns_are_told_apart(self):
         position = random(10, 4)
-        tall, wide = resize_position_embedding(position, (4, 2)), resize_position_embedding(position, (2, 4))
-        swapped = torch.cat([position[:1], position[1:].unflatten(0, (3, 3)).transpose(0, 1).flatten(0, 1)])
-        expected = resize_position_embedding(swapped, (2, 4))[1:].unflatten(0, (2, 4)).transpose(0, 1).flatten(0, 1)
+        tall, wide = (
+            resize_position_embedding(position, (4, 2)),
+            resize_position_embedding(position, (2, 4)),
+        )
+        swapped = torch.cat(
+            [position[:1], position[1:].unflatten(0, (3, 3)).transpose(0, 1).flatten(0, 1)]
+        )
+        expected = (
+            resize_position_embedding(swapped, (2, 4))[1:]
+            .unflatten(0, (2, 4))
+            .transpose(0, 1)
+            .flatten(0, 1)
+        )
         assert tiny.off(tall[1:], expected) < ATOL
         assert tiny.off(tall[1:], wide[1:]) > 0.01
 
@@ -158,7 +180,9 @@ class TestPositions:
 
     def test_others(self):
         ids = torch.tensor([[5, 6, 0, 7, 0]])
-        assert made_text(tiny.changed(text__pad_token_id=0).text).position_ids(ids).tolist() == [[1, 2, 0, 3, 0]]
+        assert made_text(tiny.changed(text__pad_token_id=0).text).position_ids(ids).tolist() == [
+            [1, 2, 0, 3, 0]
+        ]
         assert made_text(BERT).position_ids(ids).tolist() == [0, 1, 2, 3, 4]
 
 
@@ -174,11 +198,16 @@ class TestTextEmbed:
                 expected = tower.embedding_norm(total + tower.token_type_embedding.weight[0])
                 assert tiny.off(tower.embed(ids)[row, column], expected) < ATOL
 
-    @pytest.mark.parametrize(("config", "longest"), [(TEXT, 14), (BERT, 16)], ids=["roberta", "bert"])
+    @pytest.mark.parametrize(
+        ("config", "longest"), [(TEXT, 14), (BERT, 16)], ids=["roberta", "bert"]
+    )
     def test_longest_text(self, config, longest):
         tower = made_text(config)
         assert tower.embed(texts(longest)[0]).isfinite().all()
-        with pytest.raises(ValueError, match=rf"{longest + 1} tokens; the position table holds {longest}: shorten it"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{longest + 1} tokens; the position table holds {longest}: shorten it",
+        ):
             tower.embed(texts(longest + 1)[0])
 
 
@@ -192,5 +221,8 @@ class TestTextLayers:
             hidden = expected[number] = layer(hidden, mask)
             layer.register_forward_hook(lambda *_, number=number: ran.append(number))
         outputs = tower(ids, mask, read)
-        assert all(tiny.off(out, expected[number]) < ATOL for out, number in zip(outputs, read, strict=True))
+        assert all(
+            tiny.off(out, expected[number]) < ATOL
+            for out, number in zip(outputs, read, strict=True)
+        )
         assert ran == list(range(1, read[-1] + 1)), "later layers are not run"

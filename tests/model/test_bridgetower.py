@@ -38,11 +38,18 @@ VARIANTS = {
     "scaled": tiny.changed(fusion__bridge="scaled_add"),
     "interpolated": tiny.changed(fusion__bridge="interpolate", fusion__separate_projections=True),
     "bert and timm": tiny.changed(
-        text__positions="bert", vision__activation="gelu", vision__pre_norm=False, vision__patch_bias=True
+        text__positions="bert",
+        vision__activation="gelu",
+        vision__pre_norm=False,
+        vision__patch_bias=True,
     ),
     "gated": tiny.changed(fusion__bridge="gated"),
-    "static": tiny.changed(fusion__bridge="static_manager", fusion__vision_layers=(2, 3, 4), fusion__text_layers=(2,)),
-    "adaptive manager": tiny.changed(fusion__bridge="adaptive_manager", fusion__layer_embeddings=True),
+    "static": tiny.changed(
+        fusion__bridge="static_manager", fusion__vision_layers=(2, 3, 4), fusion__text_layers=(2,)
+    ),
+    "adaptive manager": tiny.changed(
+        fusion__bridge="adaptive_manager", fusion__layer_embeddings=True
+    ),
     "three layers": tiny.changed(fusion__num_layers=3),
     "one layer": tiny.changed(fusion__num_layers=1),
     "chosen layers": tiny.changed(fusion__vision_layers=(1, 4), fusion__text_layers=(1, 3)),
@@ -60,14 +67,20 @@ def model(request):
 
 
 def close(one, other):
-    return all(tiny.off(getattr(one, name), getattr(other, name)) < ATOL for name in ("text", "image", "pooled"))
+    return all(
+        tiny.off(getattr(one, name), getattr(other, name)) < ATOL
+        for name in ("text", "image", "pooled")
+    )
 
 
 class TestComposition:
     def test_forward_is_encode_and_fuse(self, model):
         image, text = tiny.encodings(model)
         fused, whole = model.fuse(image, text, "all"), model(tiny.images(3), *tiny.texts([5, 3, 4]))
-        assert all(torch.equal(getattr(fused, name), getattr(whole, name)) for name in ("text", "image", "pooled"))
+        assert all(
+            torch.equal(getattr(fused, name), getattr(whole, name))
+            for name in ("text", "image", "pooled")
+        )
 
     def test_pooled_is_text_then_image(self, model):
         fused = model.fuse(*tiny.encodings(model), "all")
@@ -80,14 +93,37 @@ class TestComposition:
 
         config, pixels, (ids, mask) = model.config, tiny.images(2), tiny.texts([5, 3])
         image, text = model.encode_image(pixels), model.encode_text(ids, mask)
-        states = model.vision(pixels, config.vision_layers), model.text(ids, mask.bool(), config.text_layers)
+        states = (
+            model.vision(pixels, config.vision_layers),
+            model.text(ids, mask.bool(), config.text_layers),
+        )
         for encoded, hidden, kind, layers, projections, embedding in (
-            (image, states[0], 1, config.vision_layers, model.image_projections, model.image_layer_embedding),
-            (text, states[1], 0, config.text_layers, model.text_projections, model.text_layer_embedding),
+            (
+                image,
+                states[0],
+                1,
+                config.vision_layers,
+                model.image_projections,
+                model.image_layer_embedding,
+            ),
+            (
+                text,
+                states[1],
+                0,
+                config.text_layers,
+                model.text_projections,
+                model.text_layer_embedding,
+            ),
         ):
             for index, layer in enumerate(encoded.layers):
-                expected = projections[index if config.fusion.separate_projections else 0](hidden[index])
-                expected = expected + model.token_type_embedding.weight[kind] + vector(embedding, layers[index])
+                expected = projections[index if config.fusion.separate_projections else 0](
+                    hidden[index]
+                )
+                expected = (
+                    expected
+                    + model.token_type_embedding.weight[kind]
+                    + vector(embedding, layers[index])
+                )
                 assert tiny.off(layer, expected) < ATOL
             assert torch.equal(encoded.cls, hidden[-1][:, 0])
             assert len(encoded.layers) == len(layers)
@@ -111,10 +147,14 @@ class TestBatches:
         pixels, (ids, mask), full = tiny.images(2), tiny.texts([5, 3]), tiny.texts([5, 5])
         assert tiny.off(model(pixels, ids, mask).pooled, model(pixels, ids).pooled) > 1e-3
         assert close(model(pixels, *full), model(pixels, full[0]))
-        assert torch.equal(model.encode_text(ids, mask).cls, model.encode_text(ids, mask.bool()).cls)
+        assert torch.equal(
+            model.encode_text(ids, mask).cls, model.encode_text(ids, mask.bool()).cls
+        )
 
     @settings(max_examples=15, deadline=None)
-    @given(order=st.permutations(range(4)), cut=st.integers(1, 3), name=st.sampled_from(list(VARIANTS)))
+    @given(
+        order=st.permutations(range(4)), cut=st.integers(1, 3), name=st.sampled_from(list(VARIANTS))
+    )
     def test_order_and_batching_change_nothing(self, order, cut, name):
         model = built(name)
         pixels, (ids, mask) = tiny.images(4), tiny.texts([5, 3, 4, 1])
@@ -130,7 +170,9 @@ def gradients(model, outputs, loss):
     leaves = {**dict(model.named_parameters()), "pixel_values": pixels}
     leaves |= {f"image layer {number}": layer for number, layer in enumerate(image.layers)}
     leaves |= {f"text layer {number}": layer for number, layer in enumerate(text.layers)}
-    found = torch.autograd.grad(loss(model.fuse(image, text, outputs)), list(leaves.values()), allow_unused=True)
+    found = torch.autograd.grad(
+        loss(model.fuse(image, text, outputs)), list(leaves.values()), allow_unused=True
+    )
     return {
         name: torch.zeros_like(leaf) if gradient is None else gradient
         for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
@@ -157,7 +199,8 @@ class TestReading:
         assert max(tiny.off(pooled[name], text[name]) for name in pooled) > 0.1
 
     @pytest.mark.parametrize(
-        ("outputs", "missing"), [("pooled", ["text", "image"]), ("text", ["image", "pooled"]), ("all", [])]
+        ("outputs", "missing"),
+        [("pooled", ["text", "image"]), ("text", ["image", "pooled"]), ("all", [])],
     )
     def test_what_was_not_asked_for_is_none(self, outputs, missing):
         fused = tiny.build().fuse(*tiny.encodings(tiny.build()), outputs)
@@ -165,8 +208,13 @@ class TestReading:
         assert all(len(output) == 3 for output in fused if output is not None)
 
     def test_a_name_that_is_not_there(self):
-        fuse, model = inspect.unwrap(BridgeTower.fuse), tiny.build()  # without the annotations' own check
-        with pytest.raises(ValueError, match="outputs is 'typo'; expected one of pooled, text, all"):
+        fuse, model = (
+            inspect.unwrap(BridgeTower.fuse),
+            tiny.build(),
+        )  # without the annotations' own check
+        with pytest.raises(
+            ValueError, match="outputs is 'typo'; expected one of pooled, text, all"
+        ):
             fuse(model, *tiny.encodings(model), outputs="typo")
 
 
@@ -181,14 +229,19 @@ class TestTokenTypes:
 
     def test_a_type_that_is_not_there(self):
         for kind in (2, -1):
-            with pytest.raises(ValueError, match=rf"token type {kind}; this model has 2: set fusion\.num_token_types"):
+            with pytest.raises(
+                ValueError,
+                match=rf"token type {kind}; this model has 2: set fusion\.num_token_types",
+            ):
                 tiny.build().encode_image(tiny.images(1), token_type=kind)
 
 
 class TestErrors:
     def test_unequal_numbers(self):
         image, text = tiny.encodings(tiny.build())
-        with pytest.raises(ValueError, match="1 images and 2 texts; expected one text per image: index them first"):
+        with pytest.raises(
+            ValueError, match="1 images and 2 texts; expected one text per image: index them first"
+        ):
             tiny.build().fuse(image[:1], text[:2])
 
     def test_annotations_are_checked_in_these_tests(self):
@@ -207,18 +260,29 @@ def test_texts_padded_for_compiled_layers_end_with_the_position_table():
     assert longest % 8
     for length, padded in ((7, 8), (8, 8), (longest - 1, longest), (longest, longest)):
         assert model.encode_text(torch.full((1, length), 5)).layers[0].shape[1] == padded
-    with pytest.raises(ValueError, match=f"text of {longest + 1} tokens; the position table holds {longest}"):
+    with pytest.raises(
+        ValueError, match=f"text of {longest + 1} tokens; the position table holds {longest}"
+    ):
         model.encode_text(torch.full((1, longest + 1), 5))
 
 
 class TestModes:
     def test_dropout_in_training_only(self):
         model = tiny.build()
-        assert torch.equal(model.fuse(*tiny.encodings(model)).pooled, model.fuse(*tiny.encodings(model)).pooled)
+        assert torch.equal(
+            model.fuse(*tiny.encodings(model)).pooled, model.fuse(*tiny.encodings(model)).pooled
+        )
         image = model.encode_image(tiny.images(3))
         model.train()
-        assert tiny.off(model.fuse(*tiny.encodings(model)).pooled, model.fuse(*tiny.encodings(model)).pooled) > 1e-3
-        assert torch.equal(model.encode_image(tiny.images(3)).cls, image.cls), "the image tower has none"
+        assert (
+            tiny.off(
+                model.fuse(*tiny.encodings(model)).pooled, model.fuse(*tiny.encodings(model)).pooled
+            )
+            > 1e-3
+        )
+        assert torch.equal(model.encode_image(tiny.images(3)).cls, image.cls), (
+            "the image tower has none"
+        )
 
     def test_every_parameter_learns(self):
         model = tiny.build()
@@ -234,7 +298,12 @@ class TestModes:
         model = tiny.build().to(torch.bfloat16)
         fused = model(tiny.images(2).to(torch.bfloat16), *tiny.texts([5, 3]))
         assert fused.pooled.dtype == torch.bfloat16
-        assert tiny.off(fused.pooled.double(), tiny.build()(tiny.images(2), *tiny.texts([5, 3])).pooled) < 0.15
+        assert (
+            tiny.off(
+                fused.pooled.double(), tiny.build()(tiny.images(2), *tiny.texts([5, 3])).pooled
+            )
+            < 0.15
+        )
 
 
 ROWS = torch.tensor([0, 1, 2, 2, 0, 1, 0, 1, 2])
@@ -250,13 +319,20 @@ def cached(model, image, text):
 
 def gradients_of(output, parameters):
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
-    found = torch.autograd.grad((output * weights).sum(), list(parameters.values()), allow_unused=True)
-    return {name: torch.zeros(()) if one is None else one for name, one in zip(parameters, found, strict=True)}
+    found = torch.autograd.grad(
+        (output * weights).sum(), list(parameters.values()), allow_unused=True
+    )
+    return {
+        name: torch.zeros(()) if one is None else one
+        for name, one in zip(parameters, found, strict=True)
+    }
 
 
 def same(one, other):
     kept = torch.ones(one.layers[0].shape[:2], dtype=torch.bool) if one.mask is None else one.mask
-    layers = all(tiny.off(a[kept], b[kept]) < ATOL for a, b in zip(one.layers, other.layers, strict=True))
+    layers = all(
+        tiny.off(a[kept], b[kept]) < ATOL for a, b in zip(one.layers, other.layers, strict=True)
+    )
     return layers and tiny.off(one.cls, other.cls) < ATOL
 
 
@@ -267,7 +343,9 @@ def test_indexing_with_repeats_is_encoding_repeats(rows):
     index = torch.tensor(rows)
     assert same(model.encode_image(pixels)[index], model.encode_image(pixels[index]))
     assert same(model.encode_text(ids, mask)[index], model.encode_text(ids[index], mask[index]))
-    pairs = model.fuse(model.encode_image(pixels)[index], model.encode_text(ids, mask)[index.flip(0)])
+    pairs = model.fuse(
+        model.encode_image(pixels)[index], model.encode_text(ids, mask)[index.flip(0)]
+    )
     expected = model(pixels[index], ids[index.flip(0)], mask[index.flip(0)])
     assert tiny.off(pairs.pooled, expected.pooled) < ATOL
 
@@ -287,7 +365,10 @@ def test_kinds_of_index(index, rows):
         chosen = encoded[index]
         assert len(chosen) == len(rows)
         assert torch.equal(chosen.cls, encoded.cls[rows])
-        assert all(torch.equal(one, many[rows]) for one, many in zip(chosen.layers, encoded.layers, strict=True))
+        assert all(
+            torch.equal(one, many[rows])
+            for one, many in zip(chosen.layers, encoded.layers, strict=True)
+        )
         assert (chosen.mask is None) == (encoded.mask is None)
 
 
@@ -386,12 +467,16 @@ def test_numbers_and_gradients_are_those_of_copies(kind, cached):
         outputs = {"text": fused.text, "image": fused.image, "pooled": fused.pooled}
         weights = tiny.cotangents(outputs)
         sum((outputs[each] * weights[each]).sum() for each in outputs).backward()
-        gradients = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
+        gradients = {
+            key: value.grad for key, value in model.named_parameters() if value.grad is not None
+        }
         found[name] = outputs, gradients
     (one, one_gradients), (other, other_gradients) = found.values()
     assert all(tiny.off(one[name], other[name]) <= (1e-5 if cached else 0) for name in one)
     assert one_gradients.keys() == other_gradients.keys()
-    assert all(tiny.off(one_gradients[name], other_gradients[name]) < 1e-4 for name in one_gradients)
+    assert all(
+        tiny.off(one_gradients[name], other_gradients[name]) < 1e-4 for name in one_gradients
+    )
 
 
 def test_rows_of_rows():
@@ -400,7 +485,9 @@ def test_rows_of_rows():
     assert isinstance(again.layers, TakenLayers)
     assert not isinstance(again.layers.layers, TakenLayers)
     expected = copied(copied(text, ROWS), torch.tensor([3, 3]))
-    assert all(torch.equal(one, other) for one, other in zip(again.layers, expected.layers, strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(again.layers, expected.layers, strict=True)
+    )
     assert torch.equal(again.mask, expected.mask)
     assert len(again.layers[1:]) == len(text.layers) - 1
     assert torch.equal(again.layers[-1:][0], expected.layers[-1])
@@ -412,7 +499,12 @@ def test_rows_of_rows():
 def test_less_memory(train):
     """Six fusion layers read six tower layers of each modality, one after the other."""
     config = tiny.changed(
-        **{"vision__num_layers": 6, "text__num_layers": 6, "fusion__num_layers": 6, "fusion__hidden_size": 64},
+        **{
+            "vision__num_layers": 6,
+            "text__num_layers": 6,
+            "fusion__num_layers": 6,
+            "fusion__hidden_size": 64,
+        },
         **{"vision__image_size": 64, "fusion__dropout": 0.0},
     )
     model = tiny.build(config).train(train)
@@ -427,7 +519,9 @@ def test_less_memory(train):
             most[name] = live.most
         layer = image.layers[0][rows].nbytes
     assert most["copied"] > 6 * layer
-    assert most["copied"] - most["taken"] > 4 * layer  # of the six layers of images, all but the one that is read
+    assert (
+        most["copied"] - most["taken"] > 4 * layer
+    )  # of the six layers of images, all but the one that is read
 
 
 class TestFirstLayerCache:
@@ -439,7 +533,10 @@ class TestFirstLayerCache:
     )
     def test_pairs_that_share_caches(self, pairs, name, outputs):
         model = built(name)
-        image, text = model.encode_image(tiny.images(3)), model.encode_text(*tiny.texts([5, 3, 4, 1]))
+        image, text = (
+            model.encode_image(tiny.images(3)),
+            model.encode_text(*tiny.texts([5, 3, 4, 1])),
+        )
         rows, columns = torch.tensor(pairs).T
         plain = model.fuse(image[rows], text[columns], outputs)
         image, text = cached(model, image, text)
@@ -452,7 +549,9 @@ class TestFirstLayerCache:
 
         outcomes = []
         for encoded in (tiny.encodings(model), cached(model, *tiny.encodings(model))):
-            output = getattr(model.fuse(encoded[0][rows], encoded[1][columns], outputs), OUTPUTS[outputs])
+            output = getattr(
+                model.fuse(encoded[0][rows], encoded[1][columns], outputs), OUTPUTS[outputs]
+            )
             outcomes.append(gradients_of(output, dict(model.named_parameters())))
         plain, shared = outcomes
         assert [name for name in plain if tiny.off(plain[name], shared[name]) > ATOL] == []
@@ -461,7 +560,9 @@ class TestFirstLayerCache:
     def test_the_first_self_attention_runs_once_per_item(self):
         model, counts = tiny.build(), []
         for layers in (model.fusion.image_layers, model.fusion.text_layers):
-            layers[0].self_attention.register_forward_hook(lambda _, inputs, __: counts.append(len(inputs[0])))
+            layers[0].self_attention.register_forward_hook(
+                lambda _, inputs, __: counts.append(len(inputs[0]))
+            )
         image, text = cached(model, *tiny.encodings(model))
         rows = torch.tensor([0, 1, 2, 0, 1, 2])
         model.fuse(image[rows], text[rows.flip(0)])
@@ -475,7 +576,10 @@ class TestFirstLayerCache:
 
     def test_padding_and_joining_keep_it(self, model):
         image, text = tiny.encodings(model)
-        parts = [model.cache_text(model.encode_text(*tiny.texts([5, 3, 4]))[rows]) for rows in (slice(1), slice(1, 3))]
+        parts = [
+            model.cache_text(model.encode_text(*tiny.texts([5, 3, 4]))[rows])
+            for rows in (slice(1), slice(1, 3))
+        ]
         joined = Encoded.cat([parts[0], parts[1].padded(8)])
         assert joined.first_layer_cache.query.shape[:2] == (3, 8)
         assert tiny.off(model.fuse(image, joined).pooled, model.fuse(image, text).pooled) < ATOL
@@ -516,13 +620,22 @@ class TestCls:
         model, pixels, words = tiny.build(config), tiny.images(3), tiny.texts([5, 3, 4])
         results = []
         for outputs in ("layers", "cls"):
-            image, text = model.encode_image(pixels, outputs=outputs), model.encode_text(*words, outputs=outputs)
+            image, text = (
+                model.encode_image(pixels, outputs=outputs),
+                model.encode_text(*words, outputs=outputs),
+            )
             embeds = torch.cat([model.image_embeds(image), model.text_embeds(text)])
-            reached = {n: p for n, p in model.named_parameters() if n.startswith(("vision.", "text.", "itc_head."))}
+            reached = {
+                n: p
+                for n, p in model.named_parameters()
+                if n.startswith(("vision.", "text.", "itc_head."))
+            }
             results.append((embeds, gradients_of(embeds, reached)))
         (all_embeds, all_found), (cls_embeds, cls_found) = results
         assert tiny.off(all_embeds, cls_embeds) < ATOL
-        assert [name for name in all_found if tiny.off(all_found[name], cls_found[name]) > ATOL] == []
+        assert [
+            name for name in all_found if tiny.off(all_found[name], cls_found[name]) > ATOL
+        ] == []
 
     def test_the_last_layer_runs_at_the_cls_only(self):
         model, lengths = tiny.build(), []

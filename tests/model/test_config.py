@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 import tiny
 from bridgetower.model.config import ModelConfig, TextConfig, VisionConfig, check_image_size
-from bridgetower.model.presets import BASE, LARGE, NANO, TEXT_TOWERS, VISION_TOWERS, meter, meter_with_norms
+from bridgetower.model.presets import (
+    BASE,
+    LARGE,
+    NANO,
+    TEXT_TOWERS,
+    VISION_TOWERS,
+    meter,
+    meter_with_norms,
+)
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 
 
@@ -20,19 +28,46 @@ class TestPresets:
         ("config", "image", "towers", "fusion", "layers"),
         [
             (BASE, (288, 16, 325), (12, 768, 12, 3072), (6, 768, 12, 3072), (7, 8, 9, 10, 11, 12)),
-            (LARGE, (294, 14, 442), (24, 1024, 16, 4096), (6, 1024, 16, 4096), (19, 20, 21, 22, 23, 24)),
+            (
+                LARGE,
+                (294, 14, 442),
+                (24, 1024, 16, 4096),
+                (6, 1024, 16, 4096),
+                (19, 20, 21, 22, 23, 24),
+            ),
         ],
         ids=["base", "large"],
     )
     def test_sizes(self, config, image, towers, fusion, layers):
-        assert (config.vision.image_size, config.vision.patch_size, config.vision.num_tokens) == image
-        for part, sizes in ((config.vision, towers), (config.text, towers), (config.fusion, fusion)):
-            assert (part.num_layers, part.hidden_size, part.num_heads, part.intermediate_size) == sizes
+        assert (
+            config.vision.image_size,
+            config.vision.patch_size,
+            config.vision.num_tokens,
+        ) == image
+        for part, sizes in (
+            (config.vision, towers),
+            (config.text, towers),
+            (config.fusion, fusion),
+        ):
+            assert (
+                part.num_layers,
+                part.hidden_size,
+                part.num_heads,
+                part.intermediate_size,
+            ) == sizes
         assert config.vision_layers == config.text_layers == layers
-        assert (config.text.vocab_size, config.text.max_length, config.fusion.dropout) == (50265, 512, 0.1)
+        assert (config.text.vocab_size, config.text.max_length, config.fusion.dropout) == (
+            50265,
+            512,
+            0.1,
+        )
 
     def test_layer_norm_eps(self):
-        assert (BASE.vision.layer_norm_eps, BASE.text.layer_norm_eps, BASE.fusion.bridge_layer_norm_eps) == (1e-5,) * 3
+        assert (
+            BASE.vision.layer_norm_eps,
+            BASE.text.layer_norm_eps,
+            BASE.fusion.bridge_layer_norm_eps,
+        ) == (1e-5,) * 3
         assert (BASE.fusion.layer_norm_eps, BASE.heads.mlm_layer_norm_eps) == (1e-12, 1e-12)
 
     @pytest.mark.parametrize("config", [BASE, LARGE, NANO], ids=["base", "large", "nano"])
@@ -42,22 +77,43 @@ class TestPresets:
         assert (control.fusion.bridge, control.fusion.input_norm) == ("norm", True)
         assert replace(control.fusion, bridge=config.fusion.bridge) == config.fusion
         for changed in (baseline, control):
-            assert changed.vision_layers + changed.text_layers == (config.vision.num_layers, config.text.num_layers)
-            assert (changed.vision, changed.text, changed.heads) == (config.vision, config.text, config.heads)
+            assert changed.vision_layers + changed.text_layers == (
+                config.vision.num_layers,
+                config.text.num_layers,
+            )
+            assert (changed.vision, changed.text, changed.heads) == (
+                config.vision,
+                config.text,
+                config.heads,
+            )
         chosen = meter(config.override({"fusion.vision_layers": (1, *config.vision_layers[1:])}))
         assert chosen.vision_layers == config.vision_layers[-1:], "the last of those that are read"
 
     def test_towers_of_the_published_models(self):
         assert replace(VISION_TOWERS["clip-b16"], image_size=288) == BASE.vision
         assert replace(VISION_TOWERS["clip-l14"], image_size=294) == LARGE.vision
-        assert (TEXT_TOWERS["roberta-base"], TEXT_TOWERS["roberta-large"]) == (BASE.text, LARGE.text)
+        assert (TEXT_TOWERS["roberta-base"], TEXT_TOWERS["roberta-large"]) == (
+            BASE.text,
+            LARGE.text,
+        )
 
     @pytest.mark.parametrize(
         ("name", "millions"),
         [
             *(("clip-b16", 86), ("clip-b32", 87), ("clip-l14", 303)),
-            *(("vit-b16", 86), ("vit-b32", 87), ("vit-l16", 303), ("deit-b16", 86), ("deit-b16-distilled", 86)),
-            *(("roberta-base", 124), ("roberta-large", 354), ("bert-base", 109), ("bert-large", 334)),
+            *(
+                ("vit-b16", 86),
+                ("vit-b32", 87),
+                ("vit-l16", 303),
+                ("deit-b16", 86),
+                ("deit-b16-distilled", 86),
+            ),
+            *(
+                ("roberta-base", 124),
+                ("roberta-large", 354),
+                ("bert-base", 109),
+                ("bert-large", 334),
+            ),
         ],
     )
     def test_size_of_every_tower(self, name, millions):
@@ -75,7 +131,9 @@ class TestDerived:
 
     @given(grid=st.integers(1, 30), patch=st.integers(1, 40), distilled=st.booleans())
     def test_image_tokens(self, grid, patch, distilled):
-        config = VisionConfig(image_size=grid * patch, patch_size=patch, distillation_token=distilled)
+        config = VisionConfig(
+            image_size=grid * patch, patch_size=patch, distillation_token=distilled
+        )
         assert config.num_tokens == grid**2 + 1 + distilled
 
 
@@ -83,34 +141,88 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"vision.num_heads": 5}, "vision.hidden_size 24 is not a multiple of vision.num_heads 5"),
+            (
+                {"vision.num_heads": 5},
+                "vision.hidden_size 24 is not a multiple of vision.num_heads 5",
+            ),
             ({"text.num_heads": 5}, "text.hidden_size 32 is not a multiple of text.num_heads 5"),
-            ({"fusion.num_heads": 5}, "fusion.hidden_size 16 is not a multiple of fusion.num_heads 5"),
+            (
+                {"fusion.num_heads": 5},
+                "fusion.hidden_size 16 is not a multiple of fusion.num_heads 5",
+            ),
             (
                 {"vision.patch_size": 7},
                 "size 24 is not a multiple of the patch size 7; set image_size to 21 or 28",
             ),
-            ({"vision.image_size": 25}, "size 25 is not a multiple of the patch size 8; set image_size to 24 or 32"),
-            ({"vision.activation": "silu"}, "vision.activation is 'silu'; expected one of quick_gelu, gelu"),
-            ({"text.positions": "alibi"}, "text.positions is 'alibi'; expected one of roberta, bert"),
-            ({"heads.hidden_scale": -1.0}, r"heads.hidden_scale is -1.0; expected a number from 0 to 1,000"),
+            (
+                {"vision.image_size": 25},
+                "size 25 is not a multiple of the patch size 8; set image_size to 24 or 32",
+            ),
+            (
+                {"vision.activation": "silu"},
+                "vision.activation is 'silu'; expected one of quick_gelu, gelu",
+            ),
+            (
+                {"text.positions": "alibi"},
+                "text.positions is 'alibi'; expected one of roberta, bert",
+            ),
+            (
+                {"heads.hidden_scale": -1.0},
+                r"heads.hidden_scale is -1.0; expected a number from 0 to 1,000",
+            ),
             ({"heads.itc": "both"}, "heads.itc is 'both'; expected one of tower, fused, None"),
-            ({"heads.image_pooling": "max"}, r"heads\.image_pooling is 'max'; expected one of token, mean"),
-            ({"heads.itc": "fused", "heads.text_pooling": "mean"}, "heads.itc is fused with means as pooling"),
-            ({"fusion.num_token_types": 1}, "fusion.num_token_types is 1; expected a whole number from 2 to 1,000"),
+            (
+                {"heads.image_pooling": "max"},
+                r"heads\.image_pooling is 'max'; expected one of token, mean",
+            ),
+            (
+                {"heads.itc": "fused", "heads.text_pooling": "mean"},
+                "heads.itc is fused with means as pooling",
+            ),
+            (
+                {"fusion.num_token_types": 1},
+                "fusion.num_token_types is 1; expected a whole number from 2 to 1,000",
+            ),
             ({"text.dropout": 1.0}, r"text.dropout is 1.0; expected a probability in \[0, 1\)"),
-            ({"fusion.dropout": -0.1}, r"fusion.dropout is -0.1; expected a probability in \[0, 1\)"),
-            ({"heads.nlvr2_dropout": 1.0}, r"heads.nlvr2_dropout is 1.0; expected a probability in \[0, 1\)"),
+            (
+                {"fusion.dropout": -0.1},
+                r"fusion.dropout is -0.1; expected a probability in \[0, 1\)",
+            ),
+            (
+                {"heads.nlvr2_dropout": 1.0},
+                r"heads.nlvr2_dropout is 1.0; expected a probability in \[0, 1\)",
+            ),
             ({"heads.vqa": -1}, "heads.vqa is -1; expected a whole number from 0 to 10,000,000"),
             ({"heads.vqa": -2}, "heads.vqa is -2; expected a whole number from 0 to 10,000,000"),
-            ({"heads.nlvr2": True}, "heads.nlvr2 with fusion.num_token_types 2; its second image needs 3"),
-            ({"fusion.vision_layers": (4,)}, r"fusion.vision_layers is \(4,\); expected 2 tower layers"),
-            ({"fusion.text_layers": (1, 2, 3)}, r"fusion.text_layers is \(1, 2, 3\); expected 2 tower layers"),
-            ({"fusion.bridge": None, "fusion.text_layers": ()}, r"expected 1 tower layers \(bridge None"),
-            ({"fusion.vision_layers": (0, 4)}, r"fusion.vision_layers is \(0, 4\); .* between 1 and 4"),
-            ({"fusion.vision_layers": (4, 5)}, r"fusion.vision_layers is \(4, 5\); .* between 1 and 4"),
+            (
+                {"heads.nlvr2": True},
+                "heads.nlvr2 with fusion.num_token_types 2; its second image needs 3",
+            ),
+            (
+                {"fusion.vision_layers": (4,)},
+                r"fusion.vision_layers is \(4,\); expected 2 tower layers",
+            ),
+            (
+                {"fusion.text_layers": (1, 2, 3)},
+                r"fusion.text_layers is \(1, 2, 3\); expected 2 tower layers",
+            ),
+            (
+                {"fusion.bridge": None, "fusion.text_layers": ()},
+                r"expected 1 tower layers \(bridge None",
+            ),
+            (
+                {"fusion.vision_layers": (0, 4)},
+                r"fusion.vision_layers is \(0, 4\); .* between 1 and 4",
+            ),
+            (
+                {"fusion.vision_layers": (4, 5)},
+                r"fusion.vision_layers is \(4, 5\); .* between 1 and 4",
+            ),
             ({"fusion.vision_layers": (4, 3)}, "expected increasing layers"),
-            ({"fusion.text_layers": (3, 3)}, "expected increasing layers between 1 and 3, the depth of the text tower"),
+            (
+                {"fusion.text_layers": (3, 3)},
+                "expected increasing layers between 1 and 3, the depth of the text tower",
+            ),
             ({"fusion.num_layers": 4}, r"fusion.text_layers is \(0, 1, 2, 3\)"),
             ({"fusion.colour": 1}, r"unknown config field 'fusion.colour'; known: .*fusion.bridge"),
             ({"colour.bridge": 1}, "unknown config field 'colour.bridge'"),
@@ -126,16 +238,32 @@ class TestErrors:
     @pytest.mark.parametrize(
         "field",
         [
-            *(f"{part}.{name}" for part in ("vision", "text", "fusion") for name in ("hidden_size", "num_layers")),
-            *(f"{part}.{name}" for part in ("vision", "text", "fusion") for name in ("num_heads", "layer_norm_eps")),
+            *(
+                f"{part}.{name}"
+                for part in ("vision", "text", "fusion")
+                for name in ("hidden_size", "num_layers")
+            ),
+            *(
+                f"{part}.{name}"
+                for part in ("vision", "text", "fusion")
+                for name in ("num_heads", "layer_norm_eps")
+            ),
             *(f"{part}.intermediate_size" for part in ("vision", "text", "fusion")),
             *("vision.image_size", "vision.patch_size", "text.vocab_size", "text.type_vocab_size"),
-            *("text.max_positions", "fusion.bridge_layer_norm_eps", "heads.itc_size", "heads.mlm_layer_norm_eps"),
+            *(
+                "text.max_positions",
+                "fusion.bridge_layer_norm_eps",
+                "heads.itc_size",
+                "heads.mlm_layer_norm_eps",
+            ),
         ],
     )
     def test_out_of_bounds(self, field):
         for value in (0, -1, math.nan, math.inf, 10**30, True, "4", None):
-            with pytest.raises(ValueError, match=rf"{field} is {value!r}; expected a (whole )?number from \S+ to \S+$"):
+            with pytest.raises(
+                ValueError,
+                match=rf"{field} is {value!r}; expected a (whole )?number from \S+ to \S+$",
+            ):
                 tiny.CONFIG.override({field: value})
 
     def test_layers_that_are_no_numbers(self):
@@ -152,7 +280,10 @@ class TestErrors:
             return
         with pytest.raises(ValueError, match="is not a multiple of the patch size") as caught:
             check_image_size(size, patch)
-        lower, upper = (int(word) for word in str(caught.value).rpartition("set image_size to ")[2].split(" or "))
+        lower, upper = (
+            int(word)
+            for word in str(caught.value).rpartition("set image_size to ")[2].split(" or ")
+        )
         assert upper - lower == patch
         assert lower >= patch
         assert lower % patch == 0
@@ -160,7 +291,12 @@ class TestErrors:
 
 
 def test_override_leaves_the_rest():
-    changes = {"text.num_heads": 2, "vision.hidden_size": 25, "vision.num_heads": 5, "fusion.text_layers": [1, 3]}
+    changes = {
+        "text.num_heads": 2,
+        "vision.hidden_size": 25,
+        "vision.num_heads": 5,
+        "fusion.text_layers": [1, 3],
+    }
     assert tiny.CONFIG.override(changes) == replace(
         tiny.CONFIG,
         text=replace(tiny.CONFIG.text, num_heads=2),
@@ -173,18 +309,30 @@ def test_override_leaves_the_rest():
 class TestJson:
     @pytest.mark.parametrize(
         "config",
-        [BASE, LARGE, NANO, meter(BASE), tiny.changed(fusion__vision_layers=(1, 4), heads__itc="fused")],
+        [
+            BASE,
+            LARGE,
+            NANO,
+            meter(BASE),
+            tiny.changed(fusion__vision_layers=(1, 4), heads__itc="fused"),
+        ],
         ids=["base", "large", "nano", "meter", "chosen layers"],
     )
     def test_round_trip(self, config):
         assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
     def test_unknown_fields(self):
-        with pytest.raises(ValueError, match=r"model config has unknown fields \['audio'\]; known: .*'vision'"):
+        with pytest.raises(
+            ValueError, match=r"model config has unknown fields \['audio'\]; known: .*'vision'"
+        ):
             ModelConfig.from_dict({"audio": {}})
 
     def test_values_are_checked(self):
-        with pytest.raises(ValueError, match=r"vision.hidden_size 24 is not a multiple of vision.num_heads 5"):
+        with pytest.raises(
+            ValueError, match=r"vision.hidden_size 24 is not a multiple of vision.num_heads 5"
+        ):
             ModelConfig.from_dict({"vision": {"hidden_size": 24, "num_heads": 5}})
-        with pytest.raises(ValueError, match=r"model config\.text\.hidden_size is '768'; expected int$"):
+        with pytest.raises(
+            ValueError, match=r"model config\.text\.hidden_size is '768'; expected int$"
+        ):
             ModelConfig.from_dict({"text": {"hidden_size": "768"}})

@@ -70,10 +70,14 @@ def check_gradients(ours, theirs, leaves, atol=1e-5):
 class TestWholeModel:
     @staticmethod
     def step(model):
-        task = PretrainingTask(model, PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0, itc=1.0, negatives="hard"),)))
+        task = PretrainingTask(
+            model, PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0, itc=1.0, negatives="hard"),))
+        )
         losses = task(tiny.caption_batch((0, 1, 2, 3), (5, 3, 4, 6)))
         losses.total.backward()
-        found = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        found = {
+            name: value.grad for name, value in model.named_parameters() if value.grad is not None
+        }
         return found | {name: value.detach() for name, value in losses.parts.items()}
 
     @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
@@ -84,11 +88,20 @@ class TestWholeModel:
         assert list(ours.state_dict()) == names
         expected, found = self.step(plain), self.step(ours)
         assert expected.keys() == found.keys()
-        assert [n for n in expected if tiny.off(expected[n], found[n]) > ATOL * max(1, expected[n].abs().max())] == []
+        assert [
+            n
+            for n in expected
+            if tiny.off(expected[n], found[n]) > ATOL * max(1, expected[n].abs().max())
+        ] == []
 
     def test_every_kernel_is_in_use(self):
-        before, after = ({type(module).__name__ for module in model.modules()} for model in (tiny.build(), optimized()))
-        swapped = "BridgeTower DotProductAttention Dropout FeedForward LayerNorm Linear SelfAttention"
+        before, after = (
+            {type(module).__name__ for module in model.modules()}
+            for model in (tiny.build(), optimized())
+        )
+        swapped = (
+            "BridgeTower DotProductAttention Dropout FeedForward LayerNorm Linear SelfAttention"
+        )
         assert before - after == set(swapped.split())
 
 
@@ -115,7 +128,9 @@ class TestNormalisedInput:
     @staticmethod
     def kept(run):
         tensors = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensors.append(tensor) or tensor, lambda it: it):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: tensors.append(tensor) or tensor, lambda it: it
+        ):
             run()
         return [tensor for tensor in tensors if tensor.shape == (2, 5, 24)]
 
@@ -136,15 +151,21 @@ class TestNormalisedInput:
     def test_only_the_input_of_the_norm_is_kept(self):
         norm, layer, hidden = self.layers()
         before = self.kept(lambda: layer(norm(hidden)))
-        assert {tensor.data_ptr() for tensor in before} > {hidden.data_ptr()}, "control: the output too"
+        assert {tensor.data_ptr() for tensor in before} > {hidden.data_ptr()}, (
+            "control: the output too"
+        )
         optimize_for_cpu(norm)
-        assert {tensor.data_ptr() for tensor in self.kept(lambda: layer(norm(hidden)))} == {hidden.data_ptr()}
+        assert {tensor.data_ptr() for tensor in self.kept(lambda: layer(norm(hidden)))} == {
+            hidden.data_ptr()
+        }
 
 
 def test_parts_of_tensors():
     """Operands that are not dense: the first tokens of each text, the first rows of a weight, a transposed gradient."""
     hidden, weight = random(3, 6, 24).requires_grad_(), random(30, 24, seed=1).requires_grad_()
-    ours, theirs = (product(hidden[:, :2], weight[10:20], None).mT for product in (linear, F.linear))
+    ours, theirs = (
+        product(hidden[:, :2], weight[10:20], None).mT for product in (linear, F.linear)
+    )
     check_gradients(ours, theirs, [hidden, weight])
 
 
@@ -165,28 +186,41 @@ class TestActivatedInput:
         ours = linear(hidden, weight, leaves[2], activation)
         theirs = F.linear(activated(hidden, activation), weight, leaves[2])
         plain = linear(hidden, weight, leaves[2])
-        off = gradients(plain, leaves)[0] - torch.autograd.grad(theirs, hidden, random(2, 5, 10, seed=9), True)[0]
+        off = (
+            gradients(plain, leaves)[0]
+            - torch.autograd.grad(theirs, hidden, random(2, 5, 10, seed=9), True)[0]
+        )
         assert off.abs().max() > 0.1, "control: without the activation"
         check_gradients(ours, theirs, leaves)
 
     def test_gradients_where_pytorch_computes_the_product(self, activation):
         hidden, weight = exact(2, 5, 24).requires_grad_(), exact(10, 24, seed=1).requires_grad_()
-        ours, theirs = linear(hidden, weight, None, activation), F.linear(activated(hidden, activation), weight)
+        ours, theirs = (
+            linear(hidden, weight, None, activation),
+            F.linear(activated(hidden, activation), weight),
+        )
         check_gradients(ours, theirs, [hidden, weight], EXACT)
 
     def test_it_is_not_kept_for_the_gradient(self, activation):
         up, down = made_linear(8, 6), made_linear(6, 4)
         kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda it: it):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: kept.append(tensor) or tensor, lambda it: it
+        ):
             hidden = up(random(5, 8))
             linear(hidden, down.weight, down.bias, activation)
             assert [tensor.shape for tensor in kept if tensor.shape[0] == 5] == [(5, 8), (5, 6)]
             F.linear(activated(hidden, activation), down.weight)
-        assert len([tensor for tensor in kept if tensor.shape == (5, 6)]) > 2, "control: apart, both are kept"
+        assert len([tensor for tensor in kept if tensor.shape == (5, 6)]) > 2, (
+            "control: apart, both are kept"
+        )
 
     def test_a_packed_weight_elsewhere_and_without_gradients(self, activation):
         layer, hidden = made_linear(24, 10), random(3, 24)
-        given, expected = hidden.clone(), F.linear(activated(hidden, activation), layer.weight, layer.bias)
+        given, expected = (
+            hidden.clone(),
+            F.linear(activated(hidden, activation), layer.weight, layer.bias),
+        )
         with torch.no_grad():
             assert tiny.off(linear(hidden, layer.weight, layer.bias, activation), expected) < ATOL
         doubled = linear(hidden.double(), layer.weight.double(), layer.bias.double(), activation)
@@ -203,7 +237,9 @@ class TestElsewhere:
         layer, hidden = made_linear(8, 6).to(dtype), random(3, 8).to(dtype)
         assert torch.equal(layer(hidden), F.linear(hidden, layer.weight, layer.bias))
         pack_weights(layer)
-        assert layer.weight.is_mkldnn == (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        assert layer.weight.is_mkldnn == (
+            dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
 
     def test_autocast_and_no_rows(self):
         layer = made_linear(8, 6)
@@ -242,7 +278,9 @@ class TestPacked:
         assert ours.dtype == torch.bfloat16
         assert tiny.off(ours.double(), exact) < 2 * tiny.off(plain(hidden).double(), exact)
 
-    @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16")
+    @pytest.mark.skipif(
+        not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16"
+    )
     @pytest.mark.parametrize("autocast", [True, False])
     def test_bfloat16_products_of_a_float32_model(self, autocast):
         plain, packed = self.made()
@@ -302,7 +340,9 @@ def test_attention_values_and_gradients_are_those_of_pytorch(samples, queries, k
 def test_attention_of_no_samples():
     leaves = streams(0, 4, 5)
     attend(*leaves, mask=None, dropout=0.5).sum().backward()
-    assert [leaf.grad is not None and leaf.grad.shape == leaf.shape for leaf in leaves] == [True] * 3
+    assert [leaf.grad is not None and leaf.grad.shape == leaf.shape for leaf in leaves] == [
+        True
+    ] * 3
 
 
 @pytest.mark.parametrize(("threads", "heads"), [(1, 2), (4, 8), (64, 24)])
@@ -326,10 +366,14 @@ class Products(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("length", "stored"), [(6, True), (40, False)], ids=["few weights", "many weights"])
+@pytest.mark.parametrize(
+    ("length", "stored"), [(6, True), (40, False)], ids=["few weights", "many weights"]
+)
 def test_few_weights_are_kept_for_the_gradients(length, stored):
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda it: it):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or tensor, lambda it: it
+    ):
         attend(*streams(2, length, length), mask=None, dropout=0.0)
     assert ((2 * HEADS, length, length) in [tensor.shape for tensor in kept]) == stored
 
@@ -366,7 +410,9 @@ def test_draws(rate):
     count = 100_000
     kept = draw_kept((count, 4), rate)
     assert set(kept.unique().tolist()) == {0, 1}
-    assert (kept.double().mean(dim=0) - (1 - rate)).abs().max() < 5 * (rate * (1 - rate) / count) ** 0.5
+    assert (kept.double().mean(dim=0) - (1 - rate)).abs().max() < 5 * (
+        rate * (1 - rate) / count
+    ) ** 0.5
     assert (torch.corrcoef(kept.double().T) - torch.eye(4)).abs().max() < 0.02
 
 
@@ -420,7 +466,9 @@ class TestChunks:
         """The pairs of each run of the fusion encoder, for which every pair is too large."""
         monkeypatch.setattr("bridgetower.model.cpu.BUFFER_BYTES", 1)
         sizes = []
-        hook = model.fusion.register_forward_hook(lambda module, given, output: sizes.append(len(output[0])))
+        hook = model.fusion.register_forward_hook(
+            lambda module, given, output: sizes.append(len(output[0]))
+        )
         yield sizes
         hook.remove()
 

@@ -36,9 +36,13 @@ def test_everything_reaches_the_outputs():
     losses = [model.head("mood")(fused.pooled), model.image_embeds(image), model.text_embeds(text)]
     torch.cat([loss.flatten() for loss in losses]).square().sum().backward()
     ours = ("vision.", "text.", "mood_head.", "fusion.text_bridges.", "fusion.image_bridges.")
-    reached = {name: value.grad for name, value in model.named_parameters() if name.startswith(ours)}
+    reached = {
+        name: value.grad for name, value in model.named_parameters() if name.startswith(ours)
+    }
     assert len(reached) > 10
-    assert [name for name, gradient in reached.items() if gradient is None or not gradient.any()] == []
+    assert [
+        name for name, gradient in reached.items() if gradient is None or not gradient.any()
+    ] == []
 
 
 def test_the_global_vector_is_that_of_the_tower():
@@ -60,12 +64,17 @@ def test_kernels_of_a_cpu_leave_them_as_they_are():
 
 def test_a_checkpoint_names_them(tmp_path):
     model, batch = build(), (tiny.images(3), *tiny.texts([5, 3, 4]))
-    checkpoint = Checkpoint(source="mine", config=CONFIG, tensors=model.state_dict(), extensions=OWN)
+    checkpoint = Checkpoint(
+        source="mine", config=CONFIG, tensors=model.state_dict(), extensions=OWN
+    )
     write_checkpoint(checkpoint, tmp_path / "model")
     read = read_checkpoint(tmp_path / "model", extensions=OWN)
     assert read.config == CONFIG
     assert torch.equal(read.model()(*batch).pooled, model(*batch).pooled)
-    with pytest.raises(ValueError, match=r"vision\.architecture is 'patches'; expected one of vit, timm, or a custom"):
+    with pytest.raises(
+        ValueError,
+        match=r"vision\.architecture is 'patches'; expected one of vit, timm, or a custom",
+    ):
         read_checkpoint(tmp_path / "model")
     fields = r"vision\.architecture is 'patches'.*text\.architecture is 'words'.*heads\.own.*mood"
     with pytest.raises(ValueError, match=fields):
@@ -74,17 +83,33 @@ def test_a_checkpoint_names_them(tmp_path):
 
 def test_unknown_names():
     for values, message in (
-        ({"text.architecture": "letters"}, "architecture is 'letters'; expected one of bert, transformers, words,"),
-        ({"heads.own": ("mood", "colour")}, "heads.own is 'colour'; expected one of mlm, .*, mood, or"),
+        (
+            {"text.architecture": "letters"},
+            "architecture is 'letters'; expected one of bert, transformers, words,",
+        ),
+        (
+            {"heads.own": ("mood", "colour")},
+            "heads.own is 'colour'; expected one of mlm, .*, mood, or",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             BridgeTower(CONFIG.override(values), OWN)
 
 
 def test_names_of_the_package_are_refused():
-    for kind, name in (("vision_towers", "vit"), ("text_towers", "bert"), ("bridges", "add"), ("heads", "vqa")):
-        with pytest.raises(ValueError, match=rf"extensions\.{kind} has '{name}', a name of the package; expected none"):
-            Extensions(**{kind: {**getattr(OWN, kind), name: next(iter(getattr(OWN, kind).values()))}})
+    for kind, name in (
+        ("vision_towers", "vit"),
+        ("text_towers", "bert"),
+        ("bridges", "add"),
+        ("heads", "vqa"),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=rf"extensions\.{kind} has '{name}', a name of the package; expected none",
+        ):
+            Extensions(
+                **{kind: {**getattr(OWN, kind), name: next(iter(getattr(OWN, kind).values()))}}
+            )
 
 
 def test_initial_weights_of_a_tower_are_its_own():
@@ -92,5 +117,9 @@ def test_initial_weights_of_a_tower_are_its_own():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.reset_parameters(torch.Generator().manual_seed(0))
     after = model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith(("vision.", "text.")))
+    assert all(
+        torch.equal(before[name], after[name])
+        for name in before
+        if name.startswith(("vision.", "text."))
+    )
     assert not torch.equal(before["mood_head.weight"], after["mood_head.weight"])

@@ -35,11 +35,17 @@ def inputs(config=CONFIG):
 
 
 class TestBridge:
-    TOWER, STREAM, OTHER = random(2, 4, WIDTH), random(2, 4, WIDTH, seed=1), random(2, 5, WIDTH, seed=2)
+    TOWER, STREAM, OTHER = (
+        random(2, 4, WIDTH),
+        random(2, 4, WIDTH, seed=1),
+        random(2, 5, WIDTH, seed=2),
+    )
 
     def output(self, kind):
         bridge = made(BRIDGES[kind](CONFIG, 2, 2))
-        return bridge, bridge(self.STREAM, (torch.full_like(self.TOWER, torch.nan), self.TOWER), self.OTHER, None)
+        return bridge, bridge(
+            self.STREAM, (torch.full_like(self.TOWER, torch.nan), self.TOWER), self.OTHER, None
+        )
 
     @pytest.mark.parametrize("kind", [kind for kind in BRIDGES if kind not in MANAGERS])
     def test_formula(self, kind):
@@ -60,11 +66,17 @@ class TestBridge:
         """A fresh scaled bridge adds, a fresh interpolating one averages."""
         assert BRIDGES["scaled_add"](CONFIG, 2, 2).scale.item() == 1
         assert BRIDGES["interpolate"](CONFIG, 2, 2).beta.item() == 0.5
-        assert {name for name, _ in BRIDGES["add"](CONFIG, 2, 2).named_parameters()} == {"norm.weight", "norm.bias"}
+        assert {name for name, _ in BRIDGES["add"](CONFIG, 2, 2).named_parameters()} == {
+            "norm.weight",
+            "norm.bias",
+        }
         assert set(get_args(BridgeKind)) == set(BRIDGES)
 
     def test_unknown(self):
-        with pytest.raises(ValueError, match=r"fusion\.bridge is 'multiply'; expected one of add, .*, or a custom one"):
+        with pytest.raises(
+            ValueError,
+            match=r"fusion\.bridge is 'multiply'; expected one of add, .*, or a custom one",
+        ):
             FusionEncoder(replace(CONFIG, bridge="multiply"))
 
 
@@ -78,12 +90,20 @@ class TestManager:
 
     def weighed(self, manager, scores):
         weights = torch.softmax(scores / manager.temperature, dim=0)
-        return sum(weights[number] * normed(manager.norms[number], layer) for number, layer in enumerate(self.LAYERS))
+        return sum(
+            weights[number] * normed(manager.norms[number], layer)
+            for number, layer in enumerate(self.LAYERS)
+        )
 
     def test_static(self):
         manager, given = self.build("static_manager"), (self.STREAM, self.LAYERS, self.OTHER, None)
         stream = manager.stream_weight * normed(manager.stream_norm, self.STREAM)
-        assert tiny.off(manager(*given), self.weighed(manager, manager.weights[:, None, None]) + stream) < ATOL
+        assert (
+            tiny.off(
+                manager(*given), self.weighed(manager, manager.weights[:, None, None]) + stream
+            )
+            < ATOL
+        )
         torch.manual_seed(0)
         noise = torch.randn_like(torch.stack(self.LAYERS)) / len(self.LAYERS)
         torch.manual_seed(0)
@@ -92,15 +112,22 @@ class TestManager:
 
     def test_adaptive(self):
         manager = self.build("adaptive_manager")
-        stream, other = normed(manager.stream_norm, self.STREAM), normed(manager.other_norm, self.OTHER)
+        stream, other = (
+            normed(manager.stream_norm, self.STREAM),
+            normed(manager.other_norm, self.OTHER),
+        )
         attention = manager.query(stream) @ manager.key(other).mT / WIDTH**0.5
         attention = attention.masked_fill(~self.MASK[:, None], -torch.inf).softmax(dim=-1)
         scores = manager.scores(torch.cat([attention @ other, stream], dim=-1))
-        expected = self.weighed(manager, scores.movedim(-1, 0)[..., None]) + manager.stream_weight * stream
+        expected = (
+            self.weighed(manager, scores.movedim(-1, 0)[..., None]) + manager.stream_weight * stream
+        )
         assert tiny.off(manager(self.STREAM, self.LAYERS, self.OTHER, self.MASK), expected) < ATOL
         assert tiny.off(manager(self.STREAM, self.LAYERS, self.OTHER, None), expected) > 1e-3
         manager.train()
-        assert tiny.off(manager(self.STREAM, self.LAYERS, self.OTHER, self.MASK), expected) > 1e-3, "noise"
+        assert (
+            tiny.off(manager(self.STREAM, self.LAYERS, self.OTHER, self.MASK), expected) > 1e-3
+        ), "noise"
 
     @pytest.mark.parametrize("kind", MANAGERS)
     def test_into_the_first_layer(self, kind):
@@ -111,7 +138,9 @@ class TestManager:
     def test_start_values(self):
         """A fresh static manager averages the layers and adds the stream."""
         manager = BRIDGES["static_manager"](CONFIG, 2, 5).double().eval()
-        expected = sum(F.layer_norm(layer, (WIDTH,)) for layer in self.LAYERS) / 5 + F.layer_norm(self.STREAM, (WIDTH,))
+        expected = sum(F.layer_norm(layer, (WIDTH,)) for layer in self.LAYERS) / 5 + F.layer_norm(
+            self.STREAM, (WIDTH,)
+        )
         assert tiny.off(manager(self.STREAM, self.LAYERS, self.OTHER, None), expected) < 1e-4
 
     @pytest.mark.parametrize("kind", MANAGERS)
@@ -122,8 +151,13 @@ class TestManager:
         before = encoder(image, text, mask, "all")
         for number in range(4):
             changed = (*image[:number], image[number] + self.STREAM, *image[number + 1 :])
-            assert all(tiny.off(*pair) > 1e-3 for pair in zip(encoder(changed, text, mask, "all"), before, strict=True))
-        with pytest.raises(ValueError, match=r"fusion\.vision_layers is \(1, 2, 3, 4\); expected 3 tower layers"):
+            assert all(
+                tiny.off(*pair) > 1e-3
+                for pair in zip(encoder(changed, text, mask, "all"), before, strict=True)
+            )
+        with pytest.raises(
+            ValueError, match=r"fusion\.vision_layers is \(1, 2, 3, 4\); expected 3 tower layers"
+        ):
             replace(config, bridge="add")
 
     @pytest.mark.parametrize("kind", MANAGERS)
@@ -131,7 +165,11 @@ class TestManager:
     def test_no_norm_beside_the_first_manager(self, kind, input_norm):
         encoder = FusionEncoder(replace(CONFIG, bridge=kind, input_norm=input_norm))
         assert [len(encoder.text_bridges), len(encoder.image_bridges)] == [3, 3]
-        assert not [name for name, _ in encoder.named_parameters() if name.startswith(("text_norm", "image_norm"))]
+        assert not [
+            name
+            for name, _ in encoder.named_parameters()
+            if name.startswith(("text_norm", "image_norm"))
+        ]
 
 
 class TestLayer:
@@ -150,7 +188,10 @@ class TestLayer:
         far = 100 * random(*text[0].shape, seed=5) * ~mask[..., None]
         of_text = layer(text[0], image[0], mask=mask), layer(text[0] + far, image[0], mask=mask)
         assert tiny.off(of_text[0][mask], of_text[1][mask]) < ATOL
-        of_image = layer(image[0], text[0], other_mask=mask), layer(image[0], text[0] + far, other_mask=mask)
+        of_image = (
+            layer(image[0], text[0], other_mask=mask),
+            layer(image[0], text[0] + far, other_mask=mask),
+        )
         assert tiny.off(*of_image) < ATOL
         assert tiny.off(layer(image[0], text[0]), layer(image[0], text[0] + far)) > 0.01
 
@@ -158,7 +199,12 @@ class TestLayer:
     def test_first_queries_only(self, queries):
         layer, (image, text, mask) = made(FusionLayer(CONFIG)), inputs()
         everything = layer(text[0], image[0], mask=mask)
-        assert tiny.off(layer(text[0], image[0], mask=mask, num_queries=queries), everything[:, :queries]) < ATOL
+        assert (
+            tiny.off(
+                layer(text[0], image[0], mask=mask, num_queries=queries), everything[:, :queries]
+            )
+            < ATOL
+        )
 
 
 def by_hand(encoder, config, mask):
@@ -204,13 +250,19 @@ class TestEncoder:
     def test_caches_change_nothing(self, config):
         encoder, (image, text, mask) = made(FusionEncoder(config)), inputs(config)
         caches = encoder.cached("image", image), encoder.cached("text", text, mask)
-        ours, expected = encoder(image, text, mask, "all", *caches), encoder(image, text, mask, "all")
+        ours, expected = (
+            encoder(image, text, mask, "all", *caches),
+            encoder(image, text, mask, "all"),
+        )
         assert all(tiny.off(*pair) < ATOL for pair in zip(ours, expected, strict=True))
 
     @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
     def test_bfloat16_autocast_trains(self, config):
         encoder, (image, text, mask) = made(FusionEncoder(config)).float(), inputs(config)
-        image, text = tuple(layer.float() for layer in image), tuple(layer.float() for layer in text)
+        image, text = (
+            tuple(layer.float() for layer in image),
+            tuple(layer.float() for layer in text),
+        )
         expected = encoder(image, text, mask, "all")
         for optimize in (lambda _: None, optimize_for_cpu):
             optimize(encoder)
@@ -218,7 +270,11 @@ class TestEncoder:
                 outputs = encoder(image, text, mask, "all")
             assert all(0 < tiny.off(*pair) < 0.2 for pair in zip(outputs, expected, strict=True))
             sum(output.float().square().sum() for output in outputs).backward()
-            assert all(weight.grad.isfinite().all() for weight in encoder.parameters() if weight.grad is not None)
+            assert all(
+                weight.grad.isfinite().all()
+                for weight in encoder.parameters()
+                if weight.grad is not None
+            )
 
     def test_reading_text_leaves_the_last_image_layer_out(self):
         encoder, (image, text, mask), ran = made(FusionEncoder(CONFIG)), inputs(), []
@@ -231,8 +287,14 @@ class TestEncoder:
 
     def test_the_control_has_the_parameters_of_bridges_but_one_tower_layer(self):
         control, bridged = (FusionEncoder(config).state_dict() for config in (NORMS, CONFIG))
-        assert {name: value.shape for name, value in control.items()} == {n: v.shape for n, v in bridged.items()}
-        assert (NORMS.num_bridged_layers, METER.num_bridged_layers, CONFIG.num_bridged_layers) == (1, 1, 3)
+        assert {name: value.shape for name, value in control.items()} == {
+            n: v.shape for n, v in bridged.items()
+        }
+        assert (NORMS.num_bridged_layers, METER.num_bridged_layers, CONFIG.num_bridged_layers) == (
+            1,
+            1,
+            3,
+        )
 
     def test_dropout_after_each_part_of_a_layer(self):
         """Where all is dropped, nothing but the norms is left of self-attention, cross-attention and feed-forward."""

@@ -12,7 +12,15 @@ import tiny
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
 from bridgetower.engines.parts import Part
 from bridgetower.model.config import HeadsConfig
-from bridgetower.model.heads import HEADS, ClassifierHead, FusedItcHead, ItcHead, LinearHead, MlmHead, RankHead
+from bridgetower.model.heads import (
+    HEADS,
+    ClassifierHead,
+    FusedItcHead,
+    ItcHead,
+    LinearHead,
+    MlmHead,
+    RankHead,
+)
 from tiny import exact as random
 from tiny import made
 
@@ -23,7 +31,9 @@ NONE = tiny.changed(heads__mlm=False, heads__itm=False, heads__itc=None)
 @pytest.mark.parametrize("shape", [(2, 5), (7,), (0,)], ids=str)
 def test_mlm(shape):
     head, hidden = made(MlmHead(16, 50, 1e-3)), random(*shape, 16)
-    middle = F.layer_norm(F.gelu(head.dense(hidden)), (16,), head.norm.weight, head.norm.bias, eps=1e-3)
+    middle = F.layer_norm(
+        F.gelu(head.dense(hidden)), (16,), head.norm.weight, head.norm.bias, eps=1e-3
+    )
     expected = middle @ head.decoder.weight.T + head.decoder.bias
     assert torch.allclose(head(hidden), expected, rtol=0, atol=ATOL)
 
@@ -44,7 +54,10 @@ class TestClassifier:
     def test_formula(self):
         head, pooled = made(ClassifierHead(32, 20, 7)), random(3, 32)
         middle = F.layer_norm(head.dense(pooled), (20,), head.norm.weight, head.norm.bias, eps=1e-5)
-        assert tiny.off(head(pooled), F.gelu(middle) @ head.decoder.weight.T + head.decoder.bias) < ATOL
+        assert (
+            tiny.off(head(pooled), F.gelu(middle) @ head.decoder.weight.T + head.decoder.bias)
+            < ATOL
+        )
 
     def test_dropout_in_training_only(self):
         head, pooled = made(ClassifierHead(32, 20, 7, dropout=0.5)), random(3, 32)
@@ -54,23 +67,40 @@ class TestClassifier:
 
     @pytest.mark.parametrize(("scale", "hidden"), [(1.0, 32), (1.5, 48), (2.0, 64)])
     def test_widths_follow_the_config(self, scale, hidden):
-        changes = {"heads__vqa": 9, "heads__snli_ve": True, "heads__nlvr2": True, "fusion__num_token_types": 3}
+        changes = {
+            "heads__vqa": 9,
+            "heads__snli_ve": True,
+            "heads__nlvr2": True,
+            "fusion__num_token_types": 3,
+        }
         model = tiny.build(tiny.changed(**changes, heads__hidden_scale=scale))
-        for head, pooled, classes in ((model.vqa_head, 32, 9), (model.snli_ve_head, 32, 3), (model.nlvr2_head, 64, 2)):
+        for head, pooled, classes in (
+            (model.vqa_head, 32, 9),
+            (model.snli_ve_head, 32, 3),
+            (model.nlvr2_head, 64, 2),
+        ):
             assert head.dense.weight.shape == (hidden, pooled)
             assert head.decoder.weight.shape == (classes, hidden)
-        assert [head.dropout.p for head in (model.vqa_head, model.snli_ve_head, model.nlvr2_head)] == [0.0, 0.0, 0.1]
+        assert [
+            head.dropout.p for head in (model.vqa_head, model.snli_ve_head, model.nlvr2_head)
+        ] == [0.0, 0.0, 0.1]
 
 
 class TestItc:
-    @pytest.mark.parametrize(("start", "clamped"), [(0.2, 0.2), (0.7, 0.5), (1e-5, 0.001), (-3.0, 0.001)])
+    @pytest.mark.parametrize(
+        ("start", "clamped"), [(0.2, 0.2), (0.7, 0.5), (1e-5, 0.001), (-3.0, 0.001)]
+    )
     def test_temperature_is_clamped(self, start, clamped):
         head = ItcHead(4, 5, 6).eval()
         head.temperature.data.fill_(start)
         assert head.logit_scale().item() == pytest.approx(1 / clamped)
-        assert head.temperature.item() == pytest.approx(start), "a weight is not changed by using it"
+        assert head.temperature.item() == pytest.approx(start), (
+            "a weight is not changed by using it"
+        )
         assert head.train().logit_scale().item() == pytest.approx(1 / clamped)
-        assert head.temperature.item() == pytest.approx(clamped), "the parameter itself, as in the official code"
+        assert head.temperature.item() == pytest.approx(clamped), (
+            "the parameter itself, as in the official code"
+        )
 
     def test_gradient_at_the_edge(self):
         """The clamp is outside of the graph: a temperature at the edge still learns."""
@@ -81,7 +111,11 @@ class TestItc:
 
     def test_fused_scale_is_an_exponential(self):
         head = FusedItcHead(4, 5, 8, 6)
-        assert head.logit_scale().item() == pytest.approx(1 / 0.07) == ItcHead(4, 5, 6).logit_scale().item()
+        assert (
+            head.logit_scale().item()
+            == pytest.approx(1 / 0.07)
+            == ItcHead(4, 5, 6).logit_scale().item()
+        )
         head.log_logit_scale.data.fill_(1.5)
         assert head.logit_scale().item() == pytest.approx(math.exp(1.5))
 
@@ -89,27 +123,42 @@ class TestItc:
 @pytest.mark.parametrize("kind", ["tower", "fused"])
 def test_embeddings(kind):
     model = tiny.build(tiny.changed(heads__itc=kind)).double()
-    image, text = model.encode_image(tiny.images(3).double()), model.encode_text(*tiny.texts([5, 3, 4]))
+    image, text = (
+        model.encode_image(tiny.images(3).double()),
+        model.encode_text(*tiny.texts([5, 3, 4])),
+    )
     pooled = model.fuse(image, text).pooled
     head = model.head("itc")
     cls = image.cls if kind == "tower" else image.layers[-1][:, 0]
     expected = {
         "image": F.linear(cls, head.image.weight, head.image.bias),
         "text": F.linear(text.cls, head.text.weight, head.text.bias),
-        "pair": pooled if kind == "tower" else F.linear(pooled, head.pooled.weight, head.pooled.bias),
+        "pair": pooled
+        if kind == "tower"
+        else F.linear(pooled, head.pooled.weight, head.pooled.bias),
     }
-    ours = {"image": model.image_embeds(image), "text": model.text_embeds(text), "pair": model.pair_embeds(pooled)}
+    ours = {
+        "image": model.image_embeds(image),
+        "text": model.text_embeds(text),
+        "pair": model.pair_embeds(pooled),
+    }
     for name in ours:
-        assert tiny.off(ours[name], expected[name] / expected[name].norm(dim=-1, keepdim=True)) < ATOL
+        assert (
+            tiny.off(ours[name], expected[name] / expected[name].norm(dim=-1, keepdim=True)) < ATOL
+        )
         assert ours[name].shape == (3, 32 if (kind, name) == ("tower", "pair") else 12)
 
 
 class TestWithoutHeads:
     @pytest.mark.parametrize("name", ["vqa", "snli_ve", "nlvr2"])
     def test_errors(self, name):
-        with pytest.raises(ValueError, match=rf"this model has no {name} head \(it has mlm, itm, itc\); load"):
+        with pytest.raises(
+            ValueError, match=rf"this model has no {name} head \(it has mlm, itm, itc\); load"
+        ):
             tiny.build().head(name)
-        with pytest.raises(ValueError, match=rf"this model has no {name} head \(it has none\); load"):
+        with pytest.raises(
+            ValueError, match=rf"this model has no {name} head \(it has none\); load"
+        ):
             tiny.build(NONE).head(name)
 
     def test_errors_of_what_reads_heads(self):
@@ -133,7 +182,14 @@ class TestWithoutHeads:
 
 class TestTable:
     def test_every_head_of_the_config_is_in_it(self):
-        sizes = {"own", "itc_size", "mlm_layer_norm_eps", "mlm_activation", "hidden_scale", "nlvr2_dropout"}
+        sizes = {
+            "own",
+            "itc_size",
+            "mlm_layer_norm_eps",
+            "mlm_activation",
+            "hidden_scale",
+            "nlvr2_dropout",
+        }
         features = {"image_pooling", "text_pooling", "itc_dropout", "multi_label"}
         assert HEADS.keys() == {item.name for item in fields(HeadsConfig)} - sizes - features
 
@@ -143,7 +199,16 @@ class TestTable:
         changes = {f"heads__{key}": value for key, value in every.items()}
         head = HEADS[name].build(tiny.changed(**changes, fusion__num_token_types=3))
         for parameter, _ in head.named_parameters():
-            assert len([ours for ours in HEADS[name].published if f"{parameter}.".startswith(f"{ours}.")]) == 1
+            assert (
+                len(
+                    [
+                        ours
+                        for ours in HEADS[name].published
+                        if f"{parameter}.".startswith(f"{ours}.")
+                    ]
+                )
+                == 1
+            )
 
 
 POOLING = {"heads__image_pooling": "mean", "heads__text_pooling": "mean", "heads__itc_dropout": 0.2}
@@ -154,9 +219,14 @@ def test_means_by_hand():
     model, pixels, (ids, mask) = tiny.build(MEANS), tiny.images(3), tiny.texts([5, 3, 4])
     image = model.vision(pixels, MEANS.vision_layers)[-1][:, 2:].mean(dim=1)
     last = model.text(ids, mask.bool(), MEANS.text_layers)[-1]
-    text = torch.stack([row[:length].mean(dim=0) for row, length in zip(last, (5, 3, 4), strict=True)])
+    text = torch.stack(
+        [row[:length].mean(dim=0) for row, length in zip(last, (5, 3, 4), strict=True)]
+    )
     for outputs in ("layers", "cls"):
-        encoded = model.encode_image(pixels, outputs=outputs), model.encode_text(ids, mask, outputs=outputs)
+        encoded = (
+            model.encode_image(pixels, outputs=outputs),
+            model.encode_text(ids, mask, outputs=outputs),
+        )
         assert tiny.off(encoded[0].cls, image) < 1e-6
         assert tiny.off(encoded[1].cls, text) < 1e-6
     head = model.itc_head

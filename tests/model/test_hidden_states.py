@@ -29,9 +29,14 @@ def test_everything(optimize):
     model = tiny.build(CONFIG)
     optimize(model)
     given = found(model, attentions=True)
-    layers_of = [list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)]
+    layers_of = [
+        list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)
+    ]
     assert layers_of == [[0, 1, 2, 3, 4], [0, 1, 2, 3], [1, 2, 3], [1, 2, 3]]
-    shapes = {kind: {n: tuple(weights.shape) for n, weights in each.items()} for kind, each in given.attentions.items()}
+    shapes = {
+        kind: {n: tuple(weights.shape) for n, weights in each.items()}
+        for kind, each in given.attentions.items()
+    }
     assert shapes == {
         "vision": dict.fromkeys(range(1, 5), (3, 3, 10, 10)),
         "text": dict.fromkeys(range(1, 4), (3, 4, 5, 5)),
@@ -45,13 +50,20 @@ def test_everything(optimize):
             assert torch.allclose(weights.sum(dim=-1), torch.ones(()), atol=1e-6)
             if kind in ("text", "text self", "image to text"):
                 assert float(weights[1, ..., 3:].max()) == 0.0, "padding gets none"
-    assert not [module for module in model.modules() if module._forward_pre_hooks or module._forward_hooks]
+    assert not [
+        module for module in model.modules() if module._forward_pre_hooks or module._forward_hooks
+    ]
     pixels, ids, mask = batch()
     with torch.no_grad():
         fused = model(pixels, ids, mask)
         vision, text = model.vision(pixels, (2, 3, 4)), model.text(ids, mask.bool(), (1, 2, 3))
         ours = [model.vision.post_norm(given.vision[number]) for number in (2, 3, 4)]
-    ours += [*(given.text[number] for number in (1, 2, 3)), given.fused_text[3], given.fused_image[3], given.pooled]
+    ours += [
+        *(given.text[number] for number in (1, 2, 3)),
+        given.fused_text[3],
+        given.fused_image[3],
+        given.pooled,
+    ]
     usual = [*vision, *text, fused.text, fused.image, fused.pooled]
     assert max(map(tiny.off, ours, usual)) < ATOL
 
@@ -71,7 +83,10 @@ def test_weights_are_those_that_the_layers_use():
     assert weights.shape == (3, 3, 4, 5, 10)
 
     def off(weights):
-        return max(tiny.off(layer @ value, context) for layer, (value, context) in zip(weights, seen, strict=True))
+        return max(
+            tiny.off(layer @ value, context)
+            for layer, (value, context) in zip(weights, seen, strict=True)
+        )
 
     assert off(weights) < 1e-5
     assert off(weights.flip(2)) > 1e-3  # the control: heads in another order
@@ -80,7 +95,9 @@ def test_weights_are_those_that_the_layers_use():
 
 def test_chosen_layers_only():
     given = found(tiny.build(CONFIG), layers={"vision": [4, 0], "fusion": (2,)}, attentions=True)
-    found_layers = [list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)]
+    found_layers = [
+        list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)
+    ]
     assert found_layers == [[4, 0], [], [2], [2]]
     assert {kind: list(layers) for kind, layers in given.attentions.items()} == {
         "vision": [4],
@@ -95,7 +112,10 @@ def test_layers_above_those_that_are_bridged():
     assert list(given.vision) == [0, 1, 2, 3, 4]
     with torch.no_grad():
         assert tiny.off(given.pooled, model(*batch()).pooled) < ATOL
-        assert tiny.off(model.vision.post_norm(given.vision[4]), model.vision(batch()[0], (4,))[0]) < ATOL
+        assert (
+            tiny.off(model.vision.post_norm(given.vision[4]), model.vision(batch()[0], (4,))[0])
+            < ATOL
+        )
 
 
 def test_layers_that_are_not_there():
@@ -105,14 +125,20 @@ def test_layers_that_are_not_there():
 
 
 def test_custom_towers():
-    values = {"vision.architecture": "patches", "vision.prefix_tokens": 0, "text.architecture": "words"}
+    values = {
+        "vision.architecture": "patches",
+        "vision.prefix_tokens": 0,
+        "text.architecture": "words",
+    }
     model = tiny.off_defaults(BridgeTower(tiny.CONFIG.override(values), OWN)).eval()
     given = found(model)
     with torch.no_grad():
         assert tiny.off(given.vision[4], model.vision(batch()[0], (4,))[0]) < ATOL
         assert tiny.off(given.pooled, model(*batch()).pooled) < ATOL
     assert list(given.vision) == [1, 2, 3, 4]
-    with pytest.raises(ValueError, match="the attention of Patches cannot be kept; leave vision out of layers"):
+    with pytest.raises(
+        ValueError, match="the attention of Patches cannot be kept; leave vision out of layers"
+    ):
         found(model, attentions=True)
     kinds = found(model, layers={"fusion": [1]}, attentions=True).attentions
     assert list(kinds) == ["image self", "text self", "image to text", "text to image"]
@@ -140,15 +166,24 @@ def test_another_thread_that_uses_the_model():
     given = found(model, attentions=True)
     for number in (1, 2, 3):
         assert torch.equal(given.fused_text[number], expected.fused_text[number])
-        assert torch.equal(given.attentions["text to image"][number], expected.attentions["text to image"][number])
+        assert torch.equal(
+            given.attentions["text to image"][number], expected.attentions["text to image"][number]
+        )
 
 
 def test_of_a_predictor(tiny_checkpoint):
     predictor = load(tiny_checkpoint, device="cpu")
-    pixels, texts = torch.randint(0, 256, (2, 40, 60, 3), dtype=torch.uint8).numpy(), ["a red square", "two"]
-    given = predictor.hidden_states(list(pixels), texts, layers={"text": [1], "fusion": [2]}, attentions=True)
+    pixels, texts = (
+        torch.randint(0, 256, (2, 40, 60, 3), dtype=torch.uint8).numpy(),
+        ["a red square", "two"],
+    )
+    given = predictor.hidden_states(
+        list(pixels), texts, layers={"text": [1], "fusion": [2]}, attentions=True
+    )
     inputs = predictor.processor(list(pixels), texts, padding=True, return_tensors="pt")
-    expected = hidden_states(predictor.model, inputs.pixel_values, inputs.input_ids, inputs.attention_mask)
+    expected = hidden_states(
+        predictor.model, inputs.pixel_values, inputs.input_ids, inputs.attention_mask
+    )
     assert tiny.off(given.text[1], expected.text[1]) < ATOL
     assert tiny.off(given.fused_image[2], expected.fused_image[2]) < ATOL
     assert tiny.off(given.pooled, expected.pooled) < ATOL

@@ -24,19 +24,34 @@ def drawn(config=tiny.CONFIG, seed=0, start=float("nan")):
     "config",
     [
         tiny.CONFIG,
-        tiny.changed(heads__itc="fused", fusion__bridge="interpolate", fusion__separate_projections=True),
-        tiny.changed(fusion__bridge=None, fusion__input_norm=False, vision__patch_bias=True, vision__pre_norm=False),
+        tiny.changed(
+            heads__itc="fused", fusion__bridge="interpolate", fusion__separate_projections=True
+        ),
+        tiny.changed(
+            fusion__bridge=None,
+            fusion__input_norm=False,
+            vision__patch_bias=True,
+            vision__pre_norm=False,
+        ),
         tiny.changed(fusion__bridge="norm", vision__distillation_token=True),
         tiny.changed(fusion__bridge="concatenate"),
     ],
     ids=["tower", "fused", "meter", "norms_distilled", "concatenate"],
 )
 def test_every_weight_is_set_as_the_seed_says(config):
-    one, again, other = drawn(config).state_dict(), drawn(config, start=3.0).state_dict(), drawn(config, seed=2)
+    one, again, other = (
+        drawn(config).state_dict(),
+        drawn(config, start=3.0).state_dict(),
+        drawn(config, seed=2),
+    )
     assert [name for name, value in one.items() if not value.isfinite().all()] == []
     assert tiny.equal(one, again), "where it starts does not matter"
-    changed = {name for name, value in one.items() if not torch.equal(value, other.state_dict()[name])}
-    fixed = {name for name in one if name.endswith("bias") or "norm" in name or one[name].numel() == 1}
+    changed = {
+        name for name, value in one.items() if not torch.equal(value, other.state_dict()[name])
+    }
+    fixed = {
+        name for name in one if name.endswith("bias") or "norm" in name or one[name].numel() == 1
+    }
     assert changed == one.keys() - fixed
 
 
@@ -76,7 +91,9 @@ class TestSpreads:
     @pytest.mark.parametrize(("text", "fusion"), [(96, 48), (800, 96)])
     def test_text_and_fusion(self, text, fusion):
         """0.02 at a width of 768 and above, larger below, as the square root of the width asks for."""
-        model = drawn(tiny.changed(text__hidden_size=text, fusion__hidden_size=fusion, text__vocab_size=300))
+        model = drawn(
+            tiny.changed(text__hidden_size=text, fusion__hidden_size=fusion, text__vocab_size=300)
+        )
         for module, width in (
             (model.text.layers[0].attention.qkv, text),
             (model.text.word_embedding, text),
@@ -90,7 +107,11 @@ class TestSpreads:
     def test_base(self):
         config = BASE.override(
             {f"{part}.num_layers": 2 for part in ("vision", "text", "fusion")}
-            | {"fusion.vision_layers": (1, 2), "fusion.text_layers": (1, 2), "text.vocab_size": 2000}
+            | {
+                "fusion.vision_layers": (1, 2),
+                "fusion.text_layers": (1, 2),
+                "text.vocab_size": 2000,
+            }
         )
         width, branch = 768**-0.5, 768**-0.5 / math.sqrt(2 * 2)
         vision = {
@@ -110,7 +131,9 @@ class TestSpreads:
             elif "norm" in name:
                 right = bool((weights == 1).all())
             elif part == "vision":
-                right = self.close(weights, next(spread for end, spread in vision.items() if rest.endswith(end)))
+                right = self.close(
+                    weights, next(spread for end, spread in vision.items() if rest.endswith(end))
+                )
             else:
                 right = weights.numel() == 1 or self.close(weights, 0.02)
             wrong += [] if right else [name]

@@ -45,12 +45,16 @@ class TestAttention:
         layer, hidden, mask = made(SelfAttention(WIDTH, HEADS)), random(2, 5, WIDTH), mask_of(5, 2)
         expected = layer.out(attended(*in_parts(hidden, layer.qkv, 3), HEADS, mask))
         assert tiny.off(layer(hidden, mask), expected) < ATOL
-        assert tiny.off(layer(hidden, mask_of(5, 5)), layer(hidden)) < ATOL, "nothing masked is no mask"
+        assert tiny.off(layer(hidden, mask_of(5, 5)), layer(hidden)) < ATOL, (
+            "nothing masked is no mask"
+        )
 
     def test_cross_attention(self):
         layer = made(CrossAttention(WIDTH, HEADS))
         hidden, other, mask = random(2, 3, WIDTH), random(2, 5, WIDTH, seed=1), mask_of(4, 5)
-        expected = layer.out(attended(layer.query(hidden), *in_parts(other, layer.key_value, 2), HEADS, mask))
+        expected = layer.out(
+            attended(layer.query(hidden), *in_parts(other, layer.key_value, 2), HEADS, mask)
+        )
         assert tiny.off(layer(layer.query(hidden), layer.key_value(other), mask), expected) < ATOL
 
     @settings(max_examples=25, deadline=None)
@@ -65,15 +69,21 @@ class TestAttention:
         layer, hidden, mask = made(SelfAttention(WIDTH, HEADS)), random(2, 5, WIDTH), mask_of(5, 2)
         changed = hidden + 100 * random(2, 5, WIDTH, seed=3) * ~mask[..., None]
         assert tiny.off(layer(hidden, mask)[mask], layer(changed, mask)[mask]) < ATOL
-        assert tiny.off(layer(hidden)[mask], layer(changed)[mask]) > 0.01, "without the mask they are"
+        assert tiny.off(layer(hidden)[mask], layer(changed)[mask]) > 0.01, (
+            "without the mask they are"
+        )
 
 
 VALUES = torch.linspace(-6, 6, 50, dtype=torch.float64)
 
 
 def test_activation_formulas():
-    assert tiny.off(activated(VALUES, "gelu"), 0.5 * VALUES * (1 + torch.erf(VALUES / 2**0.5))) < 1e-12
-    assert tiny.off(activated(VALUES, "quick_gelu"), VALUES / (1 + torch.exp(-1.702 * VALUES))) < 1e-12
+    assert (
+        tiny.off(activated(VALUES, "gelu"), 0.5 * VALUES * (1 + torch.erf(VALUES / 2**0.5))) < 1e-12
+    )
+    assert (
+        tiny.off(activated(VALUES, "quick_gelu"), VALUES / (1 + torch.exp(-1.702 * VALUES))) < 1e-12
+    )
     inner = (2 / torch.pi) ** 0.5 * (VALUES + 0.044715 * VALUES**3)
     assert tiny.off(activated(VALUES, "gelu_tanh"), 0.5 * VALUES * (1 + torch.tanh(inner))) < 1e-12
     assert tiny.off(activated(VALUES, "relu"), (VALUES + VALUES.abs()) / 2) < 1e-12
@@ -89,14 +99,18 @@ def test_pre_norm():
     layer, hidden = made(pre_norm("quick_gelu")), random(2, 5, WIDTH)
     after = hidden + layer.attention(norm(hidden, layer.attention_norm, 1e-3))
     assert tiny.off(layer(hidden), after + layer.mlp(norm(after, layer.mlp_norm, 1e-3))) < ATOL
-    assert tiny.off(layer(hidden), made(pre_norm("gelu"))(hidden)) > 1e-3, "the activation reaches the feed-forward"
+    assert tiny.off(layer(hidden), made(pre_norm("gelu"))(hidden)) > 1e-3, (
+        "the activation reaches the feed-forward"
+    )
     assert torch.equal(layer(hidden), layer.train()(hidden)), "no dropout"
 
 
 def test_post_norm():
     layer, hidden, mask = made(PostNormLayer(POST)), random(2, 5, WIDTH), mask_of(5, 3)
     after = norm(hidden + layer.attention(hidden, mask), layer.attention_norm, 1e-3)
-    assert tiny.off(layer(hidden, mask), norm(after + layer.mlp(after), layer.mlp_norm, 1e-3)) < ATOL
+    assert (
+        tiny.off(layer(hidden, mask), norm(after + layer.mlp(after), layer.mlp_norm, 1e-3)) < ATOL
+    )
 
 
 def norm(hidden, layer, eps):

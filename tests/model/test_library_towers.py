@@ -17,7 +17,13 @@ from families import TEXT_FAMILIES, VISION_FAMILIES
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
-OTHERS = ("resnet18", "cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "naflexvit_base_patch16_gap")
+OTHERS = (
+    "resnet18",
+    "cait_xxs24_224",
+    "xcit_nano_12_p16_224",
+    "convit_tiny",
+    "naflexvit_base_patch16_gap",
+)
 IDS, MASK = tiny.texts([9, 4, 7])
 
 
@@ -40,8 +46,12 @@ def published_vision(config, weights):
 
 def published_text(config, weights):
     settings = dict(config.settings)
-    own = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(settings.pop("model_type"), **settings))
-    left = own.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()}, strict=False)
+    own = transformers.AutoModel.from_config(
+        transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    )
+    left = own.load_state_dict(
+        {name.removeprefix("model."): value for name, value in weights.items()}, strict=False
+    )
     assert not left.unexpected_keys
     assert all(name.startswith("pooler.") for name in left.missing_keys)
     return own.eval()
@@ -52,20 +62,31 @@ def published_text(config, weights):
 def test_every_layer_of_an_image_tower(family):
     config = drawn_vision(family, 0)
     tower = tiny.off_defaults(vision_tower(config)).eval()
-    own, pixels = published_vision(config, tower.state_dict()), tiny.images(2, size=config.image_size)
+    own, pixels = (
+        published_vision(config, tower.state_dict()),
+        tiny.images(2, size=config.image_size),
+    )
     prefixed = VISION_FAMILIES[family].prefix_tokens > 0
-    last, theirs = own.forward_intermediates(pixels, norm=True, return_prefix_tokens=prefixed, output_fmt="NLC")
-    theirs = [torch.cat(layer[::-1], dim=1) if isinstance(layer, tuple) else layer for layer in theirs]
+    last, theirs = own.forward_intermediates(
+        pixels, norm=True, return_prefix_tokens=prefixed, output_fmt="NLC"
+    )
+    theirs = [
+        torch.cat(layer[::-1], dim=1) if isinstance(layer, tuple) else layer for layer in theirs
+    ]
     layers = tuple(range(1, config.num_layers + 1))
     ours = tower(pixels, layers)
     assert len(ours) == len(theirs) == config.num_layers >= 3
     assert config.num_prefix_tokens == VISION_FAMILIES[family].prefix_tokens
     assert ours[0].shape == (2, config.num_tokens, config.hidden_size)
     assert max(map(tiny.off, ours, theirs)) <= 1e-5
-    assert tiny.off(ours[-1], last) <= 1e-5 or config.settings["architecture"].endswith("gap_256")  # norm after pooling
+    assert tiny.off(ours[-1], last) <= 1e-5 or config.settings["architecture"].endswith(
+        "gap_256"
+    )  # norm after pooling
     assert tiny.off(tower.pooled(ours[-1]), own(pixels)) <= 1e-5
     assert tiny.off(tower.cls(pixels, 2), tower.pooled(theirs[1])) <= 1e-5
-    assert min(tiny.off(ours[index], theirs[index + 1]) for index in range(len(ours) - 1)) > 1e-3  # another layer
+    assert (
+        min(tiny.off(ours[index], theirs[index + 1]) for index in range(len(ours) - 1)) > 1e-3
+    )  # another layer
 
 
 @pytest.mark.parametrize("family", TEXT_FAMILIES)
@@ -88,7 +109,9 @@ def test_every_layer_of_a_text_tower(family):
         assert min(tiny.off(one[kept], other[kept]) for one, other in others) > 1e-3
     padded = tower(IDS, MASK.bool(), layers)[-1]
     assert tiny.off(padded[0], tower(IDS, None, layers)[-1][0]) <= 1e-5
-    assert tiny.off(padded[1, :4], tower(IDS, None, layers)[-1][1, :4]) > 1e-3  # control: padding is masked
+    assert (
+        tiny.off(padded[1, :4], tower(IDS, None, layers)[-1][1, :4]) > 1e-3
+    )  # control: padding is masked
 
 
 def both(vision, text):
@@ -102,7 +125,12 @@ BOTH = both("siglip", "modernbert")
 @pytest.mark.parametrize(
     ("vision", "text"),
     [
-        *(("dinov3", "modernbert"), ("eva02", "deberta-v2"), ("beit", "modernbert"), ("siglip", "deberta-v2")),
+        *(
+            ("dinov3", "modernbert"),
+            ("eva02", "deberta-v2"),
+            ("beit", "modernbert"),
+            ("siglip", "deberta-v2"),
+        ),
         *(("rotary, learnt", "modernbert"), ("relative positions", "deberta-v2")),
     ],
 )
@@ -114,7 +142,9 @@ def test_a_model_described_on_meta_has_its_buffers(vision, text):
     assert all(parameter.device.type == "meta" for parameter in described.parameters())
     described.load_state_dict(model.state_dict(), assign=True)
     with torch.no_grad():
-        assert torch.equal(described.eval()(pixels, IDS, MASK).pooled, model(pixels, IDS, MASK).pooled)
+        assert torch.equal(
+            described.eval()(pixels, IDS, MASK).pooled, model(pixels, IDS, MASK).pooled
+        )
 
 
 def test_checkpointed_activations_change_no_gradient():
@@ -125,7 +155,9 @@ def test_checkpointed_activations_change_no_gradient():
         model.train().checkpoint_activations(parts)
         model.zero_grad()
         model(pixels, IDS, MASK).pooled.square().sum().backward()
-        gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+        gradients.append(
+            {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        )
     assert gradients[0].keys() == gradients[1].keys()
     assert max(tiny.off(gradients[0][name], gradients[1][name]) for name in gradients[0]) < 1e-5
 
@@ -133,13 +165,34 @@ def test_checkpointed_activations_change_no_gradient():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: timm_config("vit_huge_of_mine", {}), "timm has no architecture 'vit_huge_of_mine'"),
-        *((partial(timm_config, name, {}), f"{name} is no vision transformer of timm whose") for name in OTHERS),
-        (lambda: timm_config("vit_tiny_patch16_224", {"depths": 3}), "timm cannot build vit_tiny_patch16_224 with"),
-        (lambda: transformers_config({"model_type": "mine"}), "does not know the model type 'mine'"),
-        (lambda: transformers_config({"model_type": "t5"}), "t5 is an encoder with a decoder; expected an encoder"),
-        (lambda: vision_tower(VisionConfig(architecture="timm")), r"vision\.settings has no architecture"),
-        (lambda: vision_tower(replace(drawn_vision("siglip", 0), num_layers=2)), r"vision\.num_layers is 2, but"),
+        (
+            lambda: timm_config("vit_huge_of_mine", {}),
+            "timm has no architecture 'vit_huge_of_mine'",
+        ),
+        *(
+            (partial(timm_config, name, {}), f"{name} is no vision transformer of timm whose")
+            for name in OTHERS
+        ),
+        (
+            lambda: timm_config("vit_tiny_patch16_224", {"depths": 3}),
+            "timm cannot build vit_tiny_patch16_224 with",
+        ),
+        (
+            lambda: transformers_config({"model_type": "mine"}),
+            "does not know the model type 'mine'",
+        ),
+        (
+            lambda: transformers_config({"model_type": "t5"}),
+            "t5 is an encoder with a decoder; expected an encoder",
+        ),
+        (
+            lambda: vision_tower(VisionConfig(architecture="timm")),
+            r"vision\.settings has no architecture",
+        ),
+        (
+            lambda: vision_tower(replace(drawn_vision("siglip", 0), num_layers=2)),
+            r"vision\.num_layers is 2, but",
+        ),
     ],
 )
 def test_refused(build, message):
@@ -150,7 +203,9 @@ def test_refused(build, message):
 def test_texts_that_are_too_long():
     config = drawn_text("deberta-v2", 0)
     ids = torch.full((1, config.max_length + 1), 5)
-    with pytest.raises(ValueError, match=f"text of {config.max_length + 1} tokens; the position table holds"):
+    with pytest.raises(
+        ValueError, match=f"text of {config.max_length + 1} tokens; the position table holds"
+    ):
         TransformersTower(config)(ids, None, (1,))
 
 
@@ -158,8 +213,17 @@ def test_texts_that_are_too_long():
     ("config", "trained"),
     [
         (tiny.CONFIG, {"vision.layers.3", "text.layers.2"}),
-        (tiny.changed(fusion__vision_layers=(1, 3), fusion__text_layers=(1, 2)), {"vision.layers.2", "text.layers.1"}),
-        (BOTH, {f"vision.model.blocks.{BOTH.vision.num_layers - 1}", f"text.model.layers.{BOTH.text.num_layers - 1}"}),
+        (
+            tiny.changed(fusion__vision_layers=(1, 3), fusion__text_layers=(1, 2)),
+            {"vision.layers.2", "text.layers.1"},
+        ),
+        (
+            BOTH,
+            {
+                f"vision.model.blocks.{BOTH.vision.num_layers - 1}",
+                f"text.model.layers.{BOTH.text.num_layers - 1}",
+            },
+        ),
     ],
     ids=["ours", "layers that are read", "libraries"],
 )
@@ -169,7 +233,9 @@ def test_only_top_layers_train(config, trained):
     assert model.cached_layers((1, 3)) == (1, 2)
     model(tiny.images(3, size=config.vision.image_size), IDS, MASK).pooled.square().sum().backward()
     names = [name for name, value in model.named_parameters() if value.grad is not None]
-    towers = {re.match(r"\D+\.\d+", name)[0] for name in names if name.startswith(("vision.", "text."))}
+    towers = {
+        re.match(r"\D+\.\d+", name)[0] for name in names if name.startswith(("vision.", "text."))
+    }
     assert towers == trained
     with pytest.raises(ValueError, match="9 layers to train, but"):
         model.train_top_layers(9)
@@ -178,15 +244,24 @@ def test_only_top_layers_train(config, trained):
 def test_cached_states_are_for_towers_of_the_package():
     model = tiny.build(BOTH)
     for tower, name in ((model.vision, "TimmTower"), (model.text, "TransformersTower")):
-        with pytest.raises(ValueError, match=f"{name} cannot go on from cached states; leave out train_top or freeze"):
+        with pytest.raises(
+            ValueError,
+            match=f"{name} cannot go on from cached states; leave out train_top or freeze",
+        ):
             tower.states(IDS, None, (1,))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
-@pytest.mark.parametrize("given", [{}, {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0.3}])
+@pytest.mark.parametrize(
+    "given", [{}, {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0.3}]
+)
 def test_the_rate_of_dropout_is_that_of_the_config(given, rate):
-    config = transformers_config({"model_type": "bert", **TEXT_FAMILIES["bert"](Random(0)), **given})
+    config = transformers_config(
+        {"model_type": "bert", **TEXT_FAMILIES["bert"](Random(0)), **given}
+    )
     tower = TransformersTower(replace(config, dropout=rate)).train()
-    assert {module.p for module in tower.modules() if isinstance(module, torch.nn.Dropout)} == {rate}
+    assert {module.p for module in tower.modules() if isinstance(module, torch.nn.Dropout)} == {
+        rate
+    }
     one, other = (tower(IDS, MASK.bool(), (1,))[0] for _ in range(2))
     assert torch.equal(one, other) == (rate == 0)

@@ -44,7 +44,9 @@ def used():
 
 
 class TestUsed:
-    @pytest.mark.parametrize("copied", [copy.deepcopy, through_file], ids=["deepcopy", "torch.save"])
+    @pytest.mark.parametrize(
+        "copied", [copy.deepcopy, through_file], ids=["deepcopy", "torch.save"]
+    )
     def test_copies(self, used, copied):
         expected = pooled(used)
         twin = copied(used)
@@ -66,14 +68,20 @@ class TestUsed:
     def test_a_state_dict_that_does_not_fit(self, used):
         state = used.state_dict()
         with pytest.raises(RuntimeError, match="size mismatch"):
-            used.load_state_dict(state | {"fusion.text_layers.0.mlp.down.weight": torch.zeros(3, 3)})
+            used.load_state_dict(
+                state | {"fusion.text_layers.0.mlp.down.weight": torch.zeros(3, 3)}
+            )
         assert tiny.equal(used.state_dict(), state)
 
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize(
+        "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+    )
     def test_other_number_formats(self, used, dtype):
         state = used.state_dict()
         assert used.to(dtype) is used
-        assert tiny.equal(used.state_dict(), {name: value.to(dtype) for name, value in state.items()})
+        assert tiny.equal(
+            used.state_dict(), {name: value.to(dtype) for name, value in state.items()}
+        )
         if dtype in (torch.float64, torch.float32):
             pixels, texts = tiny.images(2).to(dtype), tiny.texts([5, 3])
             theirs = tiny.build(CONFIG).to(dtype)
@@ -82,7 +90,9 @@ class TestUsed:
     def test_another_device(self, used):
         used.to("meta")
         assert {parameter.device.type for parameter in used.parameters()} == {"meta"}
-        assert [type(module) for module in used.modules()] == [type(module) for module in tiny.build(CONFIG).modules()]
+        assert [type(module) for module in used.modules()] == [
+            type(module) for module in tiny.build(CONFIG).modules()
+        ]
 
     def test_it_can_train(self, used):
         twin = copy.deepcopy(used).requires_grad_().train()
@@ -104,7 +114,9 @@ class Adapted(nn.Module):
     def __init__(self, base):
         super().__init__()
         self.base, self.weight, self.bias = base, base.weight, base.bias
-        self.adapter = tiny.off_defaults(nn.Linear(base.in_features, base.out_features, bias=False), seed=7)
+        self.adapter = tiny.off_defaults(
+            nn.Linear(base.in_features, base.out_features, bias=False), seed=7
+        )
 
     def forward(self, hidden):
         return self.base(hidden) + self.adapter(hidden)
@@ -139,9 +151,16 @@ class TestWrappedLayers:
     def test_the_first_token_alone(self, wrap, optimize):
         model = self.made(wrap, optimize, "qkv")
         image, text = tiny.encodings(model)
-        assert tiny.off(model.fuse(image, text, "pooled").pooled, model.fuse(image, text, "all").pooled) < ATOL
+        assert (
+            tiny.off(
+                model.fuse(image, text, "pooled").pooled, model.fuse(image, text, "all").pooled
+            )
+            < ATOL
+        )
         assert tiny.off(model.encode_image(tiny.images(3), outputs="cls").cls, image.cls) < ATOL
-        assert tiny.off(model.encode_text(*tiny.texts([5, 3, 4]), outputs="cls").cls, text.cls) < ATOL
+        assert (
+            tiny.off(model.encode_text(*tiny.texts([5, 3, 4]), outputs="cls").cls, text.cls) < ATOL
+        )
 
     def test_with_gradients(self, wrap, optimize):
         for name in ("up", "down"):

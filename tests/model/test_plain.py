@@ -43,7 +43,10 @@ class Whole:
 def test_what_fits(values):
     whole = Whole(**values)
     assert from_plain(Whole, asdict(whole), "whole") == whole
-    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(whole).items()}
+    lists = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(whole).items()
+    }
     assert from_plain(Whole, lists, "whole") == whole
 
 
@@ -62,7 +65,10 @@ def test_a_whole_number_will_do_for_a_float():
         ({"parts": [{"size": 1, "share": "half"}]}, r"share is 'half'; expected float"),
         ({"parts": [{"size": 1, "share": False}]}, r"share is False; expected float"),
         ({"parts": [3]}, r"whole\.parts\[0\] is 3; expected names and values"),
-        ({"parts": {"size": 1}}, r"whole\.parts is \{'size': 1\}; expected tuple\[.*Part, \.\.\.\]"),
+        (
+            {"parts": {"size": 1}},
+            r"whole\.parts is \{'size': 1\}; expected tuple\[.*Part, \.\.\.\]",
+        ),
         ({"name": 3}, r"whole\.name is 3; expected str"),
         ({"name": None}, r"whole\.name is None; expected str"),
         ({"shown": 1}, r"whole\.shown is 1; expected bool"),
@@ -86,7 +92,9 @@ def test_what_is_refused(values, message):
 def test_missing_and_unknown_fields():
     with pytest.raises(ValueError, match=r"whole\.parts\[0\] lacks \['size'\]"):
         from_plain(Whole, {"parts": [{}]}, "whole")
-    with pytest.raises(ValueError, match=r"part has unknown fields \['a', 'b'\]; known: \['share', 'size'\]"):
+    with pytest.raises(
+        ValueError, match=r"part has unknown fields \['a', 'b'\]; known: \['share', 'size'\]"
+    ):
         from_plain(Part, {"b": 1, "a": 2}, "part")
     with pytest.raises(ValueError, match="part is 3; expected names and values"):
         from_plain(Part, 3, "part")
@@ -95,6 +103,10 @@ def test_missing_and_unknown_fields():
 def test_choices():
     check_choice("colour", "blue", Colour)
     check_choice("colour", None, Colour, or_none=True)
-    for value, none, known in (("green", False, "red, blue"), (None, False, "red, blue"), (1, True, "red, blue, None")):
+    for value, none, known in (
+        ("green", False, "red, blue"),
+        (None, False, "red, blue"),
+        (1, True, "red, blue, None"),
+    ):
         with pytest.raises(ValueError, match=f"colour is {value!r}; expected one of {known}$"):
             check_choice("colour", value, Colour, or_none=none)

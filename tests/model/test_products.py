@@ -9,7 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
 from bridgetower.files import cache_folder
-from bridgetower.model.cpu import LIBRARIES, VARIABLE, OneDnnLinear, onednn_is_faster, optimize_for_cpu, pack_weights
+from bridgetower.model.cpu import (
+    LIBRARIES,
+    VARIABLE,
+    OneDnnLinear,
+    onednn_is_faster,
+    optimize_for_cpu,
+    pack_weights,
+)
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 
@@ -63,11 +70,17 @@ def test_outputs_and_gradients_have_libraries_of_their_own(monkeypatch):
     layer, hidden = OneDnnLinear(24, 40), torch.randn(3, 7, 24, requires_grad=True)
     expected = torch.nn.functional.linear(hidden, layer.weight, layer.bias)
     twice = 2 * expected.detach().flatten(0, 1)
-    gradients = [(twice @ layer.weight).view_as(hidden), twice.T @ hidden.flatten(0, 1), twice.sum(dim=0)]
+    gradients = [
+        (twice @ layer.weight).view_as(hidden),
+        twice.T @ hidden.flatten(0, 1),
+        twice.sum(dim=0),
+    ]
     for number, libraries in enumerate(product(LIBRARIES, repeat=2)):
         monkeypatch.setenv("XDG_CACHE_HOME", str(cache_folder().parent / str(number)))
         faster = dict(zip(("outputs", "gradients"), libraries, strict=True))
-        seconds = {name: dict.fromkeys(LIBRARIES, 9.0) | {library: 1.0} for name, library in faster.items()}
+        seconds = {
+            name: dict.fromkeys(LIBRARIES, 9.0) | {library: 1.0} for name, library in faster.items()
+        }
         monkeypatch.setattr("bridgetower.model.cpu.measure", seconds.__getitem__)
         onednn_is_faster.cache_clear()
         with Operators() as of_output:
@@ -75,7 +88,9 @@ def test_outputs_and_gradients_have_libraries_of_their_own(monkeypatch):
         with Operators() as of_gradients:
             output.square().sum().backward()
         for name, operators in (("outputs", of_output), ("gradients", of_gradients)):
-            assert ("mkldnn._linear_pointwise.default" in operators.names) == (faster[name] == "onednn")
+            assert ("mkldnn._linear_pointwise.default" in operators.names) == (
+                faster[name] == "onednn"
+            )
         assert tiny.off(output, expected) < ATOL
         for one, other in zip((hidden, layer.weight, layer.bias), gradients, strict=True):
             assert tiny.off(one.grad, other) < ATOL * other.abs().max()
@@ -83,7 +98,9 @@ def test_outputs_and_gradients_have_libraries_of_their_own(monkeypatch):
 
 
 def test_what_cannot_be_read_or_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("bridgetower.model.cpu.measure", lambda products: {"onednn": 1.0, "torch": 2.0})
+    monkeypatch.setattr(
+        "bridgetower.model.cpu.measure", lambda products: {"onednn": 1.0, "torch": 2.0}
+    )
     assert onednn_is_faster("outputs")
     (kept,) = (cache_folder() / "products").glob("*.json")
     content = kept.read_bytes()
@@ -109,7 +126,9 @@ def test_set_by_hand(monkeypatch):
     assert not cache_folder().exists()
     monkeypatch.setenv(VARIABLE, "mkl")
     onednn_is_faster.cache_clear()
-    with pytest.raises(ValueError, match=r"BRIDGETOWER_PRODUCTS is 'mkl'; set it to one of onednn, torch"):
+    with pytest.raises(
+        ValueError, match=r"BRIDGETOWER_PRODUCTS is 'mkl'; set it to one of onednn, torch"
+    ):
         onednn_is_faster("outputs")
 
 
@@ -124,7 +143,13 @@ class Lacking:
 
 
 @pytest.mark.parametrize(
-    "operator", ["_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported", "_softmax_backward_data"]
+    "operator",
+    [
+        "_linear_pointwise",
+        "_reorder_linear_weight",
+        "_is_mkldnn_bf16_supported",
+        "_softmax_backward_data",
+    ],
 )
 def test_a_release_without_a_private_operator(operator, monkeypatch):
     if hasattr(torch, operator):
@@ -134,7 +159,9 @@ def test_a_release_without_a_private_operator(operator, monkeypatch):
     plain, model = tiny.build(), tiny.build()
     ours, used = matched(model)
     assert not used
-    assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
+    assert [type(module) for module in model.modules()] == [
+        type(module) for module in plain.modules()
+    ]
     with torch.no_grad():
         assert tiny.off(ours, plain.itm_head(plain.fuse(*tiny.encodings(plain)).pooled)) < ATOL
     optimize_for_cpu(plain.train())
@@ -160,10 +187,18 @@ class TestWithoutOneDnn:
             if found:
                 optimize_for_cpu(model)
                 assert any(isinstance(module, OneDnnLinear) for module in model.modules())
-            task = PretrainingTask(model, PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0, itc=1.0),)))
+            task = PretrainingTask(
+                model, PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0, itc=1.0),))
+            )
             with Operators() as operators:
                 task(tiny.caption_batch((0, 1, 2, 3), (5, 3, 4, 6))).total.backward()
             assert not any("mkldnn" in name for name in operators.names)
-            found.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+            found.append(
+                {
+                    name: value.grad
+                    for name, value in model.named_parameters()
+                    if value.grad is not None
+                }
+            )
         for name, gradient in found[0].items():
             assert tiny.off(gradient, found[1][name]) < ATOL * max(1, gradient.abs().max())

@@ -85,17 +85,28 @@ class TestTask:
         task = self.task(own, phase)
         losses, model = task(batch), task.model
         image = model.image_embeds(model.encode_image(batch.pixel_values))
-        cosines = image @ model.text_embeds(model.encode_text(batch.input_ids, batch.attention_mask)).T
+        cosines = (
+            image @ model.text_embeds(model.encode_text(batch.input_ids, batch.attention_mask)).T
+        )
         signs = 2 * (batch.image_index[:, None] == batch.image_index[None]).float() - 1
-        torch.testing.assert_close(losses.parts["sigmoid"], -F.logsigmoid(signs * (10 * cosines - 5)).mean())
+        torch.testing.assert_close(
+            losses.parts["sigmoid"], -F.logsigmoid(signs * (10 * cosines - 5)).mean()
+        )
         pooled = model(batch.pixel_values, batch.masked_input_ids, batch.attention_mask).pooled
         hidden = (batch.mlm_labels >= 0).sum(dim=1)
         expected = (model.count_head(pooled)[:, 0] - hidden).square().mean()
         torch.testing.assert_close(losses.parts["count"], expected, atol=1e-5, rtol=1e-4)
-        plain = PretrainingTask(model, PretrainingConfig(phases=(replace(phase, objectives={}),)))(batch).parts
+        plain = PretrainingTask(model, PretrainingConfig(phases=(replace(phase, objectives={}),)))(
+            batch
+        ).parts
         assert losses.parts.keys() == {"itc", "mlm", "sigmoid", "count"}
         torch.testing.assert_close({name: losses.parts[name] for name in plain}, plain)
-        weighed = plain["mlm"] + 2 * plain["itc"] + 0.5 * losses.parts["sigmoid"] + 3 * losses.parts["count"]
+        weighed = (
+            plain["mlm"]
+            + 2 * plain["itc"]
+            + 0.5 * losses.parts["sigmoid"]
+            + 3 * losses.parts["count"]
+        )
         torch.testing.assert_close(losses.total, weighed)
         assert losses.metrics.keys() == {"mlm_accuracy", "sigmoid_accuracy"}
 
@@ -104,18 +115,30 @@ class TestTask:
         task = self.task(own, Phase(mlm=0, itm=0, objectives=objectives))
         calls = []
         model = task.model
-        parts = {"vision": model.vision.patch_embedding, "text": model.text.word_embedding, "fusion": model.fusion}
+        parts = {
+            "vision": model.vision.patch_embedding,
+            "text": model.text.word_embedding,
+            "fusion": model.fusion,
+        }
         for name, part in parts.items():
             part.register_forward_hook(lambda *_, name=name: calls.append(name))
         task(tiny.caption_batch((0, 1, 2), [7, 4, 6], self.CONFIG, seed=3)).total.backward()
         assert [calls.count(name) for name in parts] == [1, 1, fusions]
 
     def test_errors(self, own):
-        with pytest.raises(ValueError, match=r"phases is 'sigmiod'; expected one of itc, itm, mlm, sigmoid, count, or"):
+        with pytest.raises(
+            ValueError,
+            match=r"phases is 'sigmiod'; expected one of itc, itm, mlm, sigmoid, count, or",
+        ):
             self.task(own, Phase(objectives={"sigmiod": 1}))
         with pytest.raises(ValueError, match="no count head"):
-            PretrainingTask(BridgeTower(tiny.CONFIG, own), PretrainingConfig(phases=(Phase(objectives={"count": 1}),)))
-        with pytest.raises(ValueError, match=r"extensions\.objectives has 'itm', a name of the package"):
+            PretrainingTask(
+                BridgeTower(tiny.CONFIG, own),
+                PretrainingConfig(phases=(Phase(objectives={"count": 1}),)),
+            )
+        with pytest.raises(
+            ValueError, match=r"extensions\.objectives has 'itm', a name of the package"
+        ):
             Extensions(objectives={"itm": own.objectives["sigmoid"]})
 
 
@@ -123,9 +146,26 @@ def test_by_the_command_line(run, place, tiny_dataset, tmp_path):
     """Trained with all of it, continued, selected by the metric, and measured."""
     out = tmp_path / "run"
     weights = ["--task.phases.0.itc", "0", "--task.phases.0.objectives", "sigmoid", "1"]
-    weights += ["--task.phases.1.objectives", "sigmoid", "0.5", "count", "2", "--model.heads.own", "count"]
+    weights += [
+        "--task.phases.1.objectives",
+        "sigmoid",
+        "0.5",
+        "count",
+        "2",
+        "--model.heads.own",
+        "count",
+    ]
     options = ["--extensions", place, "--select-by", "mean_rank", *weights]
-    options += ["--evaluate-every", "2", "--checkpoint-every", "2", "--data.num-workers", "0", "--device", "cpu"]
+    options += [
+        "--evaluate-every",
+        "2",
+        "--checkpoint-every",
+        "2",
+        "--data.num-workers",
+        "0",
+        "--device",
+        "cpu",
+    ]
     command = shapes.train_command(tiny_dataset, out, *options)
     run(*command, "--max-steps", 4)
     run(*command, "--max-steps", 6, "--resume")
@@ -135,18 +175,34 @@ def test_by_the_command_line(run, place, tiny_dataset, tmp_path):
     ranks = [entry["mean_rank"] for entry in read_metrics(out, "validation")]
     assert len(ranks) == 3
     assert all(-9 <= rank <= -1 for rank in ranks)
-    measured = ("evaluate", out / "best", "retrieval", "--data", tiny_dataset, "--split", "validation")
+    measured = (
+        "evaluate",
+        out / "best",
+        "retrieval",
+        "--data",
+        tiny_dataset,
+        "--split",
+        "validation",
+    )
     (report,) = run(*measured, "--max-captions", 1, "--extensions", place, "--device", "cpu")
     assert report["mean_rank"] == pytest.approx(max(ranks), abs=1e-6)
 
 
 def test_a_metric_that_nobody_has(tiny_dataset, tmp_path, own):
     config = shapes.run_config(tiny_dataset, select_by="mean_rnak")
-    with pytest.raises(ValueError, match=r"select_by is 'mean_rnak'; expected one of rsum, .*, mean_rank"):
+    with pytest.raises(
+        ValueError, match=r"select_by is 'mean_rnak'; expected one of rsum, .*, mean_rank"
+    ):
         train(config, tmp_path / "run", extensions=own, progress=False)
 
 
 def test_a_metric_of_the_package_is_not_replaced(tiny_checkpoint, tiny_dataset):
-    model = load(tiny_checkpoint, extensions=Extensions(metrics={"rsum": lambda evaluation: 6.0}), device="cpu")
-    with pytest.raises(ValueError, match=r"extensions\.metrics has rsum, of the package; give it another name"):
+    model = load(
+        tiny_checkpoint,
+        extensions=Extensions(metrics={"rsum": lambda evaluation: 6.0}),
+        device="cpu",
+    )
+    with pytest.raises(
+        ValueError, match=r"extensions\.metrics has rsum, of the package; give it another name"
+    ):
         evaluate(model, "retrieval", [tiny_dataset], "test", RetrievalConfig(candidates=2))

@@ -17,8 +17,12 @@ LENGTHS = (5, 3, 4)
 
 
 def model(**heads):
-    changes = {f"heads__{name}": value for name, value in {"mlm": False, "itc": None, **heads}.items()}
-    return tiny.build(tiny.changed(**changes, fusion__num_token_types=3 if heads.get("nlvr2") else 2))
+    changes = {
+        f"heads__{name}": value for name, value in {"mlm": False, "itc": None, **heads}.items()
+    }
+    return tiny.build(
+        tiny.changed(**changes, fusion__num_token_types=3 if heads.get("nlvr2") else 2)
+    )
 
 
 def texts(count=1):
@@ -31,13 +35,19 @@ def test_accuracy_is_that_of_the_likelier_answer_to_each_class():
     with torch.no_grad():  # logits between those of probabilities 0.5 and 0.62
         network.classification_head.decoder.weight.zero_()
         network.classification_head.decoder.bias.copy_(torch.tensor([0.3, -0.3]))
-    batch = Batch(pixel_values=tiny.images(3), labels=torch.tensor([[1, 0], [1, 1], [1, 0]]), **texts())
-    assert float(task_of_head(network, "classification")(batch).metrics["label_accuracy"]) == pytest.approx(5 / 6)
+    batch = Batch(
+        pixel_values=tiny.images(3), labels=torch.tensor([[1, 0], [1, 1], [1, 0]]), **texts()
+    )
+    assert float(
+        task_of_head(network, "classification")(batch).metrics["label_accuracy"]
+    ) == pytest.approx(5 / 6)
 
 
 def test_dropout_before_the_head_of_nlvr2():
     network, seen = model(nlvr2=True, nlvr2_dropout=0.5), []
-    network.nlvr2_head.dense.register_forward_hook(lambda _module, args, _output: seen.append(args[0]))
+    network.nlvr2_head.dense.register_forward_hook(
+        lambda _module, args, _output: seen.append(args[0])
+    )
     network.nlvr2_head.train()
     pixels = {"pixel_values": tiny.images(3), "pixel_values_2": tiny.images(3, seed=1)}
     task_of_head(network, "nlvr2")(Batch(labels=torch.tensor([0, 1, 1]), **pixels, **texts()))
@@ -49,7 +59,12 @@ class TestRanking:
 
     @pytest.fixture
     def batch(self):
-        return RankingBatch(pixel_values=tiny.images(3), image_index=torch.arange(3), seed=1, **texts(self.NUM_TEXTS))
+        return RankingBatch(
+            pixel_values=tiny.images(3),
+            image_index=torch.arange(3),
+            seed=1,
+            **texts(self.NUM_TEXTS),
+        )
 
     def test_each_image_with_each_of_its_texts(self, batch):
         network = model(rank=True)
@@ -57,16 +72,22 @@ class TestRanking:
         pixels = batch.pixel_values.repeat_interleave(self.NUM_TEXTS, dim=0)
         pooled = network(pixels, batch.input_ids, batch.attention_mask).pooled
         scores = network.rank_head.fc(pooled).reshape(3, self.NUM_TEXTS)
-        assert losses.total.item() == pytest.approx(-scores.log_softmax(dim=1)[:, 0].mean().item(), rel=1e-5)
+        assert losses.total.item() == pytest.approx(
+            -scores.log_softmax(dim=1)[:, 0].mean().item(), rel=1e-5
+        )
         assert losses.metrics["rank_accuracy"] == (scores.argmax(dim=1) == 0).float().mean()
         assert losses.parts.keys() == {"rank"}
 
     def test_image_is_encoded_once_and_matching_stands_beside_it(self, batch):
         network, sizes = model(rank=True), []
-        network.vision.register_forward_hook(lambda _module, args, _output: sizes.append(len(args[0])))
+        network.vision.register_forward_hook(
+            lambda _module, args, _output: sizes.append(len(args[0]))
+        )
         losses = RankingTask(network, RankingConfig(itm=0.5))(batch)
         assert sizes == [3]
-        assert losses.total.item() == pytest.approx((losses.parts["rank"] + 0.5 * losses.parts["itm"]).item())
+        assert losses.total.item() == pytest.approx(
+            (losses.parts["rank"] + 0.5 * losses.parts["itm"]).item()
+        )
 
     def test_of_one_image_only_matching_is_left_out(self, batch):
         batch = replace(batch, image_index=torch.ones(3, dtype=torch.long))
@@ -77,9 +98,13 @@ class TestRanking:
     def test_matching_is_of_true_texts_with_images_that_the_seed_draws(self, batch):
         network = model(rank=True)
         for seed in range(4):
-            images, own, labels = random_pairs(batch.image_index, torch.Generator().manual_seed(seed))
+            images, own, labels = random_pairs(
+                batch.image_index, torch.Generator().manual_seed(seed)
+            )
             rows = own * self.NUM_TEXTS
-            pooled = network(batch.pixel_values[images], batch.input_ids[rows], batch.attention_mask[rows]).pooled
+            pooled = network(
+                batch.pixel_values[images], batch.input_ids[rows], batch.attention_mask[rows]
+            ).pooled
             found = RankingTask(network, RankingConfig())(replace(batch, seed=seed)).parts["itm"]
             torch.testing.assert_close(found, F.cross_entropy(network.itm_logits(pooled), labels))
 
@@ -95,12 +120,17 @@ def test_numbers():
     task = task_of_head(model(classification=1, itm=False), "classification")
     batch = Batch(pixel_values=tiny.images(3), labels=torch.tensor([0.5, 4.2, 3.0]), **texts())
     predicted = task.predict(batch)[:, 0]
-    assert task(batch).total.item() == pytest.approx(((predicted - batch.labels) ** 2).mean().item(), rel=1e-5)
+    assert task(batch).total.item() == pytest.approx(
+        ((predicted - batch.labels) ** 2).mean().item(), rel=1e-5
+    )
     assert task(batch).metrics == {}
 
 
 def test_without_labels():
-    task, batch = task_of_head(model(snli_ve=True), "snli_ve"), Batch(pixel_values=tiny.images(3), **texts())
+    task, batch = (
+        task_of_head(model(snli_ve=True), "snli_ve"),
+        Batch(pixel_values=tiny.images(3), **texts()),
+    )
     assert len(task.predict(batch)) == 3
     with pytest.raises(ValueError, match="this batch has no labels"):
         task(batch)

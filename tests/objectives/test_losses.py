@@ -30,12 +30,16 @@ SCALE = torch.tensor(1 / 0.07)
 
 
 def features(count, seed=0, width=6):
-    return F.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=-1)
+    return F.normalize(
+        torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=-1
+    )
 
 
 def slow_itc(images, texts, index, scale, joint=None):
     """InfoNCE in all directions, pair by pair in double precision, with equal weight on every pair of one image."""
-    directions = [(images, texts), (texts, images)] if joint is None else [(texts, images), (texts, joint)]
+    directions = (
+        [(images, texts), (texts, images)] if joint is None else [(texts, images), (texts, joint)]
+    )
     directions += [] if joint is None else [(images, joint)]
     losses = []
     for rows, columns in ((one.double(), other.double()) for one, other in directions):
@@ -43,7 +47,9 @@ def slow_itc(images, texts, index, scale, joint=None):
             exponents = [scale * float(rows[row] @ column) for column in columns]
             normaliser = math.log(sum(math.exp(exponent) for exponent in exponents))
             positives = [column for column, other in enumerate(index) if other == own]
-            losses.append(sum(normaliser - exponents[column] for column in positives) / len(positives))
+            losses.append(
+                sum(normaliser - exponents[column] for column in positives) / len(positives)
+            )
     return sum(losses) / len(losses)
 
 
@@ -55,7 +61,9 @@ class TestItc:
         assert loss.item() == pytest.approx(slow_itc(images, texts, index, float(SCALE)), rel=1e-5)
         joint = features(5, 2)
         of_three = itc_loss((images, texts, joint), torch.tensor(index), SCALE)
-        assert of_three.item() == pytest.approx(slow_itc(images, texts, index, float(SCALE), joint), rel=1e-5)
+        assert of_three.item() == pytest.approx(
+            slow_itc(images, texts, index, float(SCALE), joint), rel=1e-5
+        )
 
     def test_bfloat16_autocast_changes_nothing(self):
         images, texts, index = features(8, 0, 64), features(8, 1, 64), torch.arange(8)
@@ -63,9 +71,13 @@ class TestItc:
         with torch.autocast("cpu", torch.bfloat16):
             assert itc_loss((images, texts), index, SCALE) == plain
             rounded = SCALE * images @ texts.T
-        assert (rounded.float() - similarity(images, texts, SCALE)).abs().max() > 1e-3  # what it would have cost
+        assert (
+            rounded.float() - similarity(images, texts, SCALE)
+        ).abs().max() > 1e-3  # what it would have cost
 
-    @pytest.mark.parametrize(("given", "clamped"), [(0.07, 0.07), (1e-5, 0.001), (-1.0, 0.001), (3.0, 0.5)])
+    @pytest.mark.parametrize(
+        ("given", "clamped"), [(0.07, 0.07), (1e-5, 0.001), (-1.0, 0.001), (3.0, 0.5)]
+    )
     def test_temperature_is_clamped_before_the_loss(self, given, clamped):
         head = ItcHead(4, 4, 4)
         with torch.no_grad():
@@ -73,7 +85,9 @@ class TestItc:
         images, texts = features(3, 0), features(3, 1)
         loss = itc_loss((images, texts), torch.arange(3), head.logit_scale())
         assert head.temperature.item() == pytest.approx(clamped)
-        assert loss.item() == pytest.approx(slow_itc(images, texts, [0, 1, 2], 1 / clamped), rel=1e-4)
+        assert loss.item() == pytest.approx(
+            slow_itc(images, texts, [0, 1, 2], 1 / clamped), rel=1e-4
+        )
         loss.backward()
         assert head.temperature.grad.isfinite()
 
@@ -89,7 +103,9 @@ class TestItc:
             upper = slow_itc(moved, texts.detach(), index.tolist(), float(SCALE))
             moved[row, column] -= 2 * step
             lower = slow_itc(moved, texts.detach(), index.tolist(), float(SCALE))
-            assert images.grad[row, column].item() == pytest.approx((upper - lower) / (2 * step), rel=1e-3, abs=1e-5)
+            assert images.grad[row, column].item() == pytest.approx(
+                (upper - lower) / (2 * step), rel=1e-3, abs=1e-5
+            )
 
 
 class TestMlm:
@@ -110,7 +126,10 @@ class TestMlm:
         torch.testing.assert_close(loss, full)
         for ours, theirs in zip(self.gradients(loss), self.gradients(full), strict=True):
             torch.testing.assert_close(ours, theirs)
-        right = [int(logits[b, t].argmax()) == int(self.labels[b, t]) for b, t in ((0, 1), (2, 0), (2, 4))]
+        right = [
+            int(logits[b, t].argmax()) == int(self.labels[b, t])
+            for b, t in ((0, 1), (2, 0), (2, 4))
+        ]
         assert accuracy.item() == pytest.approx(sum(right) / 3)
         assert not accuracy.requires_grad
 
@@ -130,13 +149,18 @@ class TestMlm:
 def test_itm_is_cross_entropy_with_accuracy():
     logits, labels = torch.tensor([[0.0, 2.0], [1.0, 0.0], [0.0, 3.0]]), torch.tensor([1, 0, 0])
     loss, accuracy = class_loss(logits, labels)
-    expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1)) + math.log(1 + math.exp(3))) / 3
+    expected = (
+        math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1)) + math.log(1 + math.exp(3))
+    ) / 3
     assert loss.item() == pytest.approx(expected)
     assert accuracy.item() == pytest.approx(2 / 3)
 
 
 def test_total_is_the_weighted_sum():
-    parts = {"mlm": torch.tensor(2.0, requires_grad=True), "itm": torch.tensor(3.0, requires_grad=True)}
+    parts = {
+        "mlm": torch.tensor(2.0, requires_grad=True),
+        "itm": torch.tensor(3.0, requires_grad=True),
+    }
     losses = Losses.weigh(parts, {"mlm": 0.5, "itm": 2.0, "itc": 1.0})
     assert losses.total.item() == 0.5 * 2 + 2 * 3
     losses.total.backward()
@@ -153,12 +177,16 @@ SPLITS = ([5], [2, 3], [1, 1, 1, 1, 1])
 def leaves(request):
     """Features before their normalisation, and the scale."""
     generator = torch.Generator().manual_seed(0)
-    tensors = {name: torch.randn(5, 4, generator=generator) for name in request.param} | {"scale": torch.tensor(3.0)}
+    tensors = {name: torch.randn(5, 4, generator=generator) for name in request.param} | {
+        "scale": torch.tensor(3.0)
+    }
     return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
 
 def embedded(leaves, rows):
-    return Features(tuple(F.normalize(leaves[n][rows], dim=-1) for n in leaves if n != "scale"), INDEX[rows])
+    return Features(
+        tuple(F.normalize(leaves[n][rows], dim=-1) for n in leaves if n != "scale"), INDEX[rows]
+    )
 
 
 def slices(split):
@@ -187,7 +215,9 @@ def test_the_mean_over_the_parts_has_the_loss_and_the_gradients_of_the_whole(lea
     contrasts, losses = in_parts(leaves, split)
     for contrast, part in zip(contrasts, losses, strict=True):
         torch.testing.assert_close(part.detach(), loss.detach())
-        assert not any(each.requires_grad for each in (contrast.loss, contrast.logit_scale, *contrast.embeds))
+        assert not any(
+            each.requires_grad for each in (contrast.loss, contrast.logit_scale, *contrast.embeds)
+        )
     found = torch.autograd.grad(torch.stack(losses).mean(), list(leaves.values()))
     for ours, theirs in zip(found, gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-5)
@@ -289,14 +319,22 @@ class TestHard:
         """exp(-200) is 0 in single precision, so a softmax over all columns could not tell the others apart."""
         scores = torch.tensor([[200.0, 5.0, 0.0], [0.0, 200.0, 5.0], [5.0, 0.0, 200.0]])
         source = generator()
-        drawn = [hard_pairs(scores, scores, torch.arange(3), torch.arange(3), slice(0, 3), source) for _ in range(100)]
+        drawn = [
+            hard_pairs(scores, scores, torch.arange(3), torch.arange(3), slice(0, 3), source)
+            for _ in range(100)
+        ]
         harder = torch.stack([pairs.image_rows[3:6] for pairs in drawn]) == torch.tensor([1, 2, 0])
         assert harder.float().mean() > 0.95
 
     def test_texts_choose_images_and_images_choose_texts(self):
         far = 50 * torch.eye(3)
-        image_to_text, text_to_image = far.roll(2, dims=1), far.roll(1, dims=1)  # the next but one, and the next
-        pairs = hard_pairs(image_to_text, text_to_image, torch.arange(3), torch.arange(3), slice(0, 3), generator())
+        image_to_text, text_to_image = (
+            far.roll(2, dims=1),
+            far.roll(1, dims=1),
+        )  # the next but one, and the next
+        pairs = hard_pairs(
+            image_to_text, text_to_image, torch.arange(3), torch.arange(3), slice(0, 3), generator()
+        )
         assert pairs.image_rows.tolist() == [0, 1, 2, 1, 2, 0, 0, 1, 2]
         assert pairs.text_rows.tolist() == [0, 1, 2, 0, 1, 2, 2, 0, 1]
 
@@ -304,7 +342,9 @@ class TestHard:
         scores = torch.tensor([0.0, 1.0, 2.0, 9.0]).expand(4, 4)
         source, index = generator(), torch.arange(4)
         drawn = [hard_pairs(scores, scores, index, index, slice(0, 4), source) for _ in range(600)]
-        texts = torch.stack([pairs.text_rows[8:] for pairs in drawn])[:, 3]  # of image 3, whose own text scores 9
+        texts = torch.stack([pairs.text_rows[8:] for pairs in drawn])[
+            :, 3
+        ]  # of image 3, whose own text scores 9
         shares = torch.bincount(texts, minlength=4) / len(texts)
         torch.testing.assert_close(shares[:3], scores[0, :3].softmax(dim=0), atol=0.06, rtol=0)
         assert shares[3] == 0

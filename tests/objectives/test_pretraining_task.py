@@ -22,7 +22,9 @@ def make_batch(index=(0, 1, 2, 3, 3), seed=3):
 
 
 def make_task(*phases, **changes):
-    return PretrainingTask(tiny.build(CONFIG), PretrainingConfig(phases=phases or (ALL,), **changes))
+    return PretrainingTask(
+        tiny.build(CONFIG), PretrainingConfig(phases=phases or (ALL,), **changes)
+    )
 
 
 def gradient(task, batch):
@@ -36,9 +38,15 @@ class Calls:
 
     def __init__(self, model):
         self.images, self.texts, self.pairs = [], [], []
-        model.vision.patch_embedding.register_forward_hook(lambda _, inputs, __: self.images.append(len(inputs[0])))
-        model.text.word_embedding.register_forward_hook(lambda _, inputs, __: self.texts.append(len(inputs[0])))
-        model.fusion.register_forward_hook(lambda module, inputs, output: self.pairs.append(len(inputs[1][0])))
+        model.vision.patch_embedding.register_forward_hook(
+            lambda _, inputs, __: self.images.append(len(inputs[0]))
+        )
+        model.text.word_embedding.register_forward_hook(
+            lambda _, inputs, __: self.texts.append(len(inputs[0]))
+        )
+        model.fusion.register_forward_hook(
+            lambda module, inputs, output: self.pairs.append(len(inputs[1][0]))
+        )
 
 
 class TestWork:
@@ -59,7 +67,9 @@ class TestWork:
         assert (calls.images, calls.texts, calls.pairs) == ([5], texts, pairs)
         assert set(losses.parts) == {name for name in ("mlm", "itm", "itc") if getattr(phase, name)}
 
-    @pytest.mark.parametrize(("phase", "pairs"), [(Phase(mlm=0, itm=0, itc=1), [5]), (ALL, [5, 5, 5])])
+    @pytest.mark.parametrize(
+        ("phase", "pairs"), [(Phase(mlm=0, itm=0, itc=1), [5]), (ALL, [5, 5, 5])]
+    )
     def test_a_fused_head_compares_each_image_fused_with_its_text_too(self, phase, pairs):
         task = PretrainingTask(tiny.build(FUSED), PretrainingConfig(phases=(phase,)))
         calls = Calls(task.model)
@@ -81,7 +91,9 @@ class TestValues:
             scores = cosines.detach() / task.model.itc_head.temperature.item()
             generator = torch.Generator().manual_seed(seed)
             rows = slice(0, len(batch))
-            expected = hard_pairs(scores, scores.T, batch.image_index, batch.image_index, rows, generator)
+            expected = hard_pairs(
+                scores, scores.T, batch.image_index, batch.image_index, rows, generator
+            )
             pairs, _ = task.pairs(image, text, batch, phase)
             assert torch.equal(pairs.image_rows, expected.image_rows)
             assert torch.equal(pairs.text_rows, expected.text_rows)
@@ -132,7 +144,13 @@ class TestPhases:
             losses = task(make_batch())
             seen[progress] = sorted(losses.parts)
         everything = ["itc", "itm", "mlm"]
-        assert seen == {0.0: ["itc"], 0.29: ["itc"], 0.3: everything, 0.61: everything, 1.0: everything}
+        assert seen == {
+            0.0: ["itc"],
+            0.29: ["itc"],
+            0.3: everything,
+            0.61: everything,
+            1.0: everything,
+        }
 
     @pytest.mark.parametrize(
         ("heads", "phases", "message"),
@@ -141,27 +159,40 @@ class TestPhases:
             ({"heads.itm": False}, (ALL,), "no itm head"),
             ({"heads.itc": None}, (ALL,), "no itc head"),
             ({"heads.itc": None}, (Phase(negatives="hard"),), "no itc head"),
-            ({"heads.mlm": False, "heads.itc": None}, (Phase(until=0.5), ALL), "no mlm and no itc head"),
+            (
+                {"heads.mlm": False, "heads.itc": None},
+                (Phase(until=0.5), ALL),
+                "no mlm and no itc head",
+            ),
         ],
     )
     def test_missing_heads(self, heads, phases, message):
         with pytest.raises(ValueError, match=message):
             PretrainingTask(BridgeTower(CONFIG.override(heads)), PretrainingConfig(phases=phases))
 
-    @pytest.mark.parametrize("phases", [(Phase(negatives="hard"),), (replace(ALL, until=0.5), Phase())])
+    @pytest.mark.parametrize(
+        "phases", [(Phase(negatives="hard"),), (replace(ALL, until=0.5), Phase())]
+    )
     def test_embeddings_of_pairs_are_not_left_behind_by_their_fusion_encoder(self, phases):
-        with pytest.raises(ValueError, match=r"heads\.itc is fused, but itc of the last phase is 0"):
+        with pytest.raises(
+            ValueError, match=r"heads\.itc is fused, but itc of the last phase is 0"
+        ):
             PretrainingTask(BridgeTower(FUSED), PretrainingConfig(phases=phases))
 
     def test_heads_that_no_phase_needs_may_be_missing(self):
         model = BridgeTower(CONFIG.override({"heads.mlm": False, "heads.itc": None}))
-        losses = PretrainingTask(model, PretrainingConfig(phases=(Phase(mlm=0, itm=1),)))(make_batch())
+        losses = PretrainingTask(model, PretrainingConfig(phases=(Phase(mlm=0, itm=1),)))(
+            make_batch()
+        )
         assert list(losses.parts) == ["itm"]
 
 
 def test_in_one_process_hard_negatives_of_the_world_are_those_of_the_rank():
     phase = replace(ALL, negatives="hard")
-    totals = {place: make_task(phase, negatives_from=place)(make_batch()).total.item() for place in ("rank", "world")}
+    totals = {
+        place: make_task(phase, negatives_from=place)(make_batch()).total.item()
+        for place in ("rank", "world")
+    }
     assert totals["rank"] == totals["world"]
 
 

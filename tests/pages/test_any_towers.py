@@ -46,18 +46,32 @@ def test_from_weights_to_an_export(tiny_dataset, text_tower, tmp_path, monkeypat
     save_timm(tmp_path / "tower", "siglip")
     config = run_of(tiny_dataset, f"timm:{tmp_path / 'tower'}", text_tower)
     start = starting_checkpoint(config)
-    assert (start.config.vision.architecture, start.config.text.architecture) == ("timm", "transformers")
-    assert start.config.vision.hidden_size != start.config.text.hidden_size != start.config.fusion.hidden_size
+    assert (start.config.vision.architecture, start.config.text.architecture) == (
+        "timm",
+        "transformers",
+    )
+    assert (
+        start.config.vision.hidden_size
+        != start.config.text.hidden_size
+        != start.config.fusion.hidden_size
+    )
     assert start.processor is not None
     assert start.processor.config.interpolation == "bilinear"
-    assert start.processor.config.image_size == start.config.vision.image_size != config.model.vision.image_size
+    assert (
+        start.processor.config.image_size
+        == start.config.vision.image_size
+        != config.model.vision.image_size
+    )
     train(config, tmp_path / "run", progress=False)
     shutil.rmtree(tmp_path / "tower")  # the checkpoint needs nothing else, and no network
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked for a network"))
     trained = read_checkpoint(tmp_path / "run")
     assert trained.config == start.config
     towers = [name for name in trained.tensors if name.startswith(("vision.", "text."))]
-    assert sum(not torch.equal(trained.tensors[name], start.tensors[name]) for name in towers) > len(towers) // 2
+    assert (
+        sum(not torch.equal(trained.tensors[name], start.tensors[name]) for name in towers)
+        > len(towers) // 2
+    )
 
     monkeypatch.undo()
     pictures = sorted(tiny_dataset.parent.glob("*.png"))[:3]

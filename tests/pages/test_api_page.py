@@ -29,8 +29,12 @@ def page(browsed, server):
 def test_every_operation_and_field(page, server):
     headers = {"Authorization": "Bearer sesame"}
     description = server.client.get("/openapi.json", headers=headers).json()
-    operations = [f"{method}{path}" for path, methods in description["paths"].items() for method in methods]
-    assert [section.get_attribute("id") for section in page.locator("#operations section").all()] == operations
+    operations = [
+        f"{method}{path}" for path, methods in description["paths"].items() for method in methods
+    ]
+    assert [
+        section.get_attribute("id") for section in page.locator("#operations section").all()
+    ] == operations
     match = page.locator('section[id="post/v1/match"]')
     fields = match.locator("details").first.locator("th").all_inner_texts()
     assert fields == list(description["components"]["schemas"]["MatchRequest"]["properties"])
@@ -49,7 +53,10 @@ def test_examples_can_be_sent(page, predictor):
         section.get_by_role("button", name=f"Send POST {path}").click()
         section.get_by_text("Status 200").wait_for()
     match = page.locator('section[id="post/v1/match"]')
-    body = {"images": json.loads(match.get_by_role("textbox").input_value())["images"], "texts": "a bar"}
+    body = {
+        "images": json.loads(match.get_by_role("textbox").input_value())["images"],
+        "texts": "a bar",
+    }
     match.get_by_role("textbox").fill(json.dumps(body))
     match.get_by_role("button", name="Send").click()
     until(lambda: len(json.loads(match.locator("pre").inner_text())["data"]) == 1)
@@ -64,7 +71,10 @@ def test_examples_can_be_sent(page, predictor):
 @pytest.mark.parametrize("answer", ["<html>401 Authorization Required</html>", None])
 def test_what_answers_before_the_server_is_told(chromium, server, answer):
     page = chromium.new_page()
-    page.route("**/openapi.json", lambda asked: asked.fulfill(status=401, body=answer) if answer else asked.abort())
+    page.route(
+        "**/openapi.json",
+        lambda asked: asked.fulfill(status=401, body=answer) if answer else asked.abort(),
+    )
     page.goto(f"{server.client.base_url}/docs")
     words = "answered with status 401" if answer else "The server cannot be reached"
     page.get_by_text(words).wait_for()
@@ -75,11 +85,15 @@ def test_behind_a_proxy_with_a_password(chromium, server):
     """The browser knows the password of the proxy, and sends it where scripts let it."""
     context = chromium.new_context()
     page = context.new_page()
-    context.add_cookies([{"name": "password", "value": "right", "url": str(server.client.base_url)}])
+    context.add_cookies(
+        [{"name": "password", "value": "right", "url": str(server.client.base_url)}]
+    )
 
     def proxy(asked):
         if "password=right" not in asked.request.all_headers().get("cookie", ""):
-            asked.fulfill(status=401, content_type="text/html", body="<html>401 Authorization Required</html>")
+            asked.fulfill(
+                status=401, content_type="text/html", body="<html>401 Authorization Required</html>"
+            )
         else:
             asked.continue_(headers={**asked.request.headers, "Authorization": "Bearer sesame"})
 

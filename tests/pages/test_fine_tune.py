@@ -29,11 +29,18 @@ def write_published(folder, tokens):
     width = {"hidden_size": 64, "num_hidden_layers": 3}
     text = {"num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 40}
     config = transformers.BridgeTowerConfig(
-        **{"hidden_size": 64, "num_hidden_layers": 2, "contrastive_hidden_size": 32, "logit_scale_init_value": 2.6592},
+        **{
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "contrastive_hidden_size": 32,
+            "logit_scale_init_value": 2.6592,
+        },
         text_config={**width, **text, "vocab_size": processor.vocab_size},
         vision_config={**width, "image_size": 32, "patch_size": 16},
     )
-    tiny.off_defaults(transformers.BridgeTowerForContrastiveLearning(config)).save_pretrained(folder)
+    tiny.off_defaults(transformers.BridgeTowerForContrastiveLearning(config)).save_pretrained(
+        folder
+    )
     values = ProcessorConfig(profile="hf", image_size=32, max_length=38, patch_size=16)
     Processor(values, processor.tokenizer).save_huggingface(folder)
 
@@ -72,11 +79,18 @@ def test_every_command(run, workplace, caplog):
         printed = run(*[part.replace(PUBLISHED, "published") for part in command], *small)
         if command[0] == "search":
             hits[" ".join(command[3:])] = printed
-        assert "contrastive" not in "".join(r.message for r in caplog.records if r.levelname == "WARNING")
+        assert "contrastive" not in "".join(
+            r.message for r in caplog.records if r.levelname == "WARNING"
+        )
     assert hits.keys() == {"", "--against pairs"}
     assert all(hit["cosine"] is not None for found in hits.values() for hit in found)
 
     before, after = losses("published"), losses("runs/my-photos")
     assert all(after[name] < before[name] - 0.5 for name in before), (before, after)
-    assert json.loads(Path("runs/my-photos-matching/last/config.json").read_text())["model"]["heads"]["itc"] == "fused"
+    assert (
+        json.loads(Path("runs/my-photos-matching/last/config.json").read_text())["model"]["heads"][
+            "itc"
+        ]
+        == "fused"
+    )
     assert losses("my-photos-hf") == pytest.approx(after, abs=1e-4)

@@ -27,18 +27,61 @@ def test_commands(work, capsys):
     data, run = str(work / "set"), str(work / "run-of-commands")
     main(["train", "claims-nano", *OWN, "--data.folders", data, "--device", "cpu", "--out", run])
     accuracy = json.loads(capsys.readouterr().out)["accuracy"]
-    main(["evaluate", run, "claims", *OWN, "--data", data, "--split", "validation", "--device", "cpu"])
+    main(
+        [
+            "evaluate",
+            run,
+            "claims",
+            *OWN,
+            "--data",
+            data,
+            "--split",
+            "validation",
+            "--device",
+            "cpu",
+        ]
+    )
     report = json.loads(capsys.readouterr().out)
     assert report["accuracy"] == accuracy
-    assert json.loads((work / "run-of-commands" / "best" / "labels.json").read_text()) == {"claim": ["no", "yes"]}
+    assert json.loads((work / "run-of-commands" / "best" / "labels.json").read_text()) == {
+        "claim": ["no", "yes"]
+    }
     main(["inspect", data, "--schema", f"{EXAMPLE}:SCHEMA", "--html", str(work / "page.html")])
-    assert json.loads(capsys.readouterr().out)["splits"]["validation"]["classes"].keys() == {"no", "yes"}
+    assert json.loads(capsys.readouterr().out)["splits"]["validation"]["classes"].keys() == {
+        "no",
+        "yes",
+    }
     image = str(work / "originals" / "3.png")
-    main(["embed", run, "--extensions", str(EXAMPLE), "--images", image, "--texts", "dark", "--of", "pairs"])
+    main(
+        [
+            "embed",
+            run,
+            "--extensions",
+            str(EXAMPLE),
+            "--images",
+            image,
+            "--texts",
+            "dark",
+            "--of",
+            "pairs",
+        ]
+    )
     assert len(json.loads(capsys.readouterr().out)["embedding"]) == 256
 
     extensions = ["--extensions", f"{EXAMPLE}:EXTENSIONS"]
     main(["convert", run, str(work / "converted"), "--to", "bridgetower", *extensions])
     assert json.loads(capsys.readouterr().out)["not_used"] == []
-    main(["embed", str(work / "converted"), *extensions, "--images", image, "--texts", "dark", "--of", "pairs"])
+    main(
+        [
+            "embed",
+            str(work / "converted"),
+            *extensions,
+            "--images",
+            image,
+            "--texts",
+            "dark",
+            "--of",
+            "pairs",
+        ]
+    )
     assert len(json.loads(capsys.readouterr().out)["embedding"]) == 256

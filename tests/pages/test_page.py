@@ -51,10 +51,14 @@ DROP = """([content, name, kind, event]) => {
 @pytest.fixture(scope="module")
 def searcher(tiny_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    heads = HeadsConfig(itc="tower", itc_size=8, vqa=len(COLOURS), snli_ve=True, nlvr2=True, classification=2)
+    heads = HeadsConfig(
+        itc="tower", itc_size=8, vqa=len(COLOURS), snli_ve=True, nlvr2=True, classification=2
+    )
     model = replace(MODEL, heads=heads, fusion=replace(MODEL.fusion, num_token_types=3))
     names = {"vqa": COLOURS, "classification": ("shape", "bar")}
-    predictor = load(write_tiny_checkpoint(tiny_dataset, folder / "model", model, names), device="cpu")
+    predictor = load(
+        write_tiny_checkpoint(tiny_dataset, folder / "model", model, names), device="cpu"
+    )
     return indexed(write_pictures(folder), predictor)
 
 
@@ -79,7 +83,9 @@ def opened(browsed, server):
     def page_in(look="light", link="", running=server):
         scheme, width = LOOKS[look]
         settings = {"color_scheme": scheme, "viewport": {"width": width, "height": 900}}
-        return browsed(str(running.client.base_url), f"/{link}", expected=EXPECTED_FAILURE, **settings)
+        return browsed(
+            str(running.client.base_url), f"/{link}", expected=EXPECTED_FAILURE, **settings
+        )
 
     return page_in
 
@@ -120,7 +126,10 @@ def check_hits(page, hits):
 
 def rows(page):
     found = page.locator("#result tr").all()
-    return [(row.locator("th").inner_text(), row.locator(".number").inner_text().replace("\xa0", " ")) for row in found]
+    return [
+        (row.locator("th").inner_text(), row.locator(".number").inner_text().replace("\xa0", " "))
+        for row in found
+    ]
 
 
 def use(page, name, label, text, button):
@@ -138,7 +147,9 @@ def named(choices):
 def test_probabilities_only_with_a_calibration_and_matching_as_validation_found(
     opened, searcher, predictor, monkeypatch
 ):
-    calibration = Calibration(slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1)
+    calibration = Calibration(
+        slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1
+    )
     gain = Gain(difference=0.0, low=-0.01, high=0.01, texts=9)
     monkeypatch.setattr(predictor, "reranking", Reranking(calibration=calibration, gain=gain))
     nearest, expected = searcher.search(TEXT, top=1)[0], searcher.search(TEXT, top=24, rerank=64)
@@ -146,7 +157,9 @@ def test_probabilities_only_with_a_calibration_and_matching_as_validation_found(
         assert "nearest first" in settled(page)
         dialog = page.get_by_role("dialog")
         page.locator(".card").first.click()
-        assert dialog.locator("dt").all_inner_texts() == [f"Cosine\n{number(nearest.cosine, digits=3)}"]
+        assert dialog.locator("dt").all_inner_texts() == [
+            f"Cosine\n{number(nearest.cosine, digits=3)}"
+        ]
         page.keyboard.press("Escape")
         page.get_by_text("Options").click()
         page.get_by_label("Rerank").select_option("the 64 nearest images")
@@ -154,7 +167,9 @@ def test_probabilities_only_with_a_calibration_and_matching_as_validation_found(
         until(lambda: "best first" in settled(page), page)
         check_hits(page, expected)
         page.locator(".card").first.click()
-        assert percent(expected[0].probability or 0) in dialog.locator("dt").first.inner_text().replace("\xa0", " ")
+        assert percent(expected[0].probability or 0) in dialog.locator(
+            "dt"
+        ).first.inner_text().replace("\xa0", " ")
         page.keyboard.press("Escape")
         assert "rerank=64" in page.url
 
@@ -185,11 +200,22 @@ def check_uses(page, predictor, image):
     asked = use(page, "Ask", "Question", "which colour?", "Ask")
     assert asked == named(predictor.answer(image, "which colour?", top=5))
     matched = use(page, "Match", "Texts, one per line", f"{TEXT}\na bar\n", "Match")
-    scores = zip((TEXT, "a bar"), predictor.match(image, [TEXT, "a bar"], all_pairs=True)[0].tolist(), strict=True)
+    scores = zip(
+        (TEXT, "a bar"),
+        predictor.match(image, [TEXT, "a bar"], all_pairs=True)[0].tolist(),
+        strict=True,
+    )
     assert matched == [
-        (text, f"score {number(score, digits=3)}") for text, score in sorted(scores, key=lambda row: -row[1])
+        (text, f"score {number(score, digits=3)}")
+        for text, score in sorted(scores, key=lambda row: -row[1])
     ]
-    filled = use(page, "Fill in", "Text with <mask> where a word is missing", "red <mask> on black", "Fill in")
+    filled = use(
+        page,
+        "Fill in",
+        "Text with <mask> where a word is missing",
+        "red <mask> on black",
+        "Fill in",
+    )
     (words,) = predictor.fill_mask(image, "red <mask> on black", top=5)
     assert filled == [(word.word, percent(word.probability)) for word in words]
     labelled = use(page, "Label", "Labels, one per line", f"{TEXT}\na bar", "Label")
@@ -206,17 +232,26 @@ def check_uses(page, predictor, image):
 
 def check_heat_maps(page, predictor, image):
     """Of Grad-CAM, the last layer has a map of the class token alone: those of the words are equal."""
-    for method, label, about in (("attention", "Attention", "attention"), ("gradcam", DECIDES, "Grad-CAM")):
+    for method, label, about in (
+        ("attention", "Attention", "attention"),
+        ("gradcam", DECIDES, "Grad-CAM"),
+    ):
         use(page, label, "Text", TEXT, "Show")
         expected = explain(predictor, image, TEXT, method=method)
-        assert f"match with score {expected.score:.3f}" in page.locator("#maps").inner_text().replace("\xa0", " ")
+        assert f"match with score {expected.score:.3f}" in page.locator(
+            "#maps"
+        ).inner_text().replace("\xa0", " ")
         drawn = set()
         for layer in range(len(expected.maps)):
             page.get_by_role("slider").fill(str(layer + 1))
             for place, word in enumerate(expected.words):
                 page.locator(".words").get_by_role("button", name=word, exact=True).nth(0).click()
                 name = f"{about} of “{word}” in layer {layer + 1}"
-                drawn.add(page.get_by_role("img", name=name, exact=True).evaluate("canvas => canvas.toDataURL()"))
+                drawn.add(
+                    page.get_by_role("img", name=name, exact=True).evaluate(
+                        "canvas => canvas.toDataURL()"
+                    )
+                )
                 told = page.locator(".tiles li").nth(place).inner_text().replace("\xa0", " ")
                 assert percent(float(expected.prefix_shares[layer, place])) in told
         different = len({image.numpy().tobytes() for image in expected.maps.flatten(0, 1)})
@@ -237,7 +272,9 @@ def check_theme(page, look, places):
       return [getComputedStyle(element).color, getComputedStyle(ground).backgroundColor];
     }"""
     for place in places:
-        ink, ground = map(luminance, page.locator(place).locator("visible=true").first.evaluate(ground_of))
+        ink, ground = map(
+            luminance, page.locator(place).locator("visible=true").first.evaluate(ground_of)
+        )
         assert (ground < 0.2) == ("dark" in look), place
         assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) >= 4.5, place  # WCAG, level AA
 
@@ -245,7 +282,9 @@ def check_theme(page, look, places):
 def luminance(colour):
     """Relative luminance of `rgb(…)`, as WCAG defines it."""
     parts = [float(part) / 255 for part in re.findall(r"[\d.]+", colour)[:3]]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
     return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
@@ -256,7 +295,10 @@ def test_a_moment_plays_from_its_start_or_is_shown_as_its_frame(opened, predicto
     (tmp_path / "talks" / "talk.srt").write_text(SRT, encoding="utf-8")
     write_clip(tmp_path / "talks" / "old.avi", codec="mpeg4")
     searcher = indexed(tmp_path / "talks", predictor)
-    with started(predictor, searcher, page=True, api_key="secret") as running, opened(running=running) as page:
+    with (
+        started(predictor, searcher, page=True, api_key="secret") as running,
+        opened(running=running) as page,
+    ):
         page.get_by_label("API key").fill("secret")
         page.get_by_label("API key").press("Enter")
         page.get_by_text("images can be searched").wait_for()
@@ -271,8 +313,13 @@ def test_a_moment_plays_from_its_start_or_is_shown_as_its_frame(opened, predicto
         assert video.evaluate("video => video.videoWidth") == SIZE[0]
         page.keyboard.press("Escape")
         dialog.wait_for(state="hidden")
-        until(lambda: page.locator("video").count() == 0, page)  # the event of closing comes a little later
-        assert page.evaluate("[videos, heldVideos.size]") == [0, 0]  # it is played from its address, not downloaded
+        until(
+            lambda: page.locator("video").count() == 0, page
+        )  # the event of closing comes a little later
+        assert page.evaluate("[videos, heldVideos.size]") == [
+            0,
+            0,
+        ]  # it is played from its address, not downloaded
         page.locator(".card", has_text="old.avi").first.click()
         dialog.locator("img").wait_for()  # no browser plays it
 
@@ -283,7 +330,10 @@ def test_an_image_of_the_index_that_is_too_large_is_sent_smaller(opened, predict
     noise.save(tmp_path / "scans" / "scan.png")
     assert 2**20 / 4 * 3 < (tmp_path / "scans" / "scan.png").stat().st_size < 2**20
     searcher = indexed(tmp_path / "scans", predictor)
-    with started(predictor, searcher, page=True, max_body=1) as running, opened(running=running) as page:
+    with (
+        started(predictor, searcher, page=True, max_body=1) as running,
+        opened(running=running) as page,
+    ):
         search(page, "noise")
         settled(page)
         page.locator(".card").click()
@@ -325,7 +375,9 @@ def test_an_image_is_dropped_or_pasted(opened, searcher, predictor):
         until(lambda: page.title() == "Playground · BridgeTower", page)
         for content, dropped in given:
             page.evaluate(DROP, dropped)
-            assert use(page, "Ask", "Question", "which?", "Ask") == named(predictor.answer(content, "which?", top=5))
+            assert use(page, "Ask", "Question", "which?", "Ask") == named(
+                predictor.answer(content, "which?", top=5)
+            )
 
 
 def test_dialog_by_keyboard(opened, searcher):
@@ -336,7 +388,9 @@ def test_dialog_by_keyboard(opened, searcher):
         def tab_to(description, matches):
             for _ in range(80):
                 page.keyboard.press("Tab")
-                if page.evaluate(f"(() => {{ const it = document.activeElement; return {matches} }})()"):
+                if page.evaluate(
+                    f"(() => {{ const it = document.activeElement; return {matches} }})()"
+                ):
                     return
             pytest.fail(f"no way to {description}")
 
@@ -359,7 +413,9 @@ def test_dialog_by_keyboard(opened, searcher):
         page.keyboard.press("Escape")
         dialog.wait_for(state="hidden")
         focused = "document.activeElement.querySelector('.path')?.title"
-        until(lambda: page.evaluate(focused) == hits[0].path, page)  # the browser first restores the focus of before
+        until(
+            lambda: page.evaluate(focused) == hits[0].path, page
+        )  # the browser first restores the focus of before
         assert "open=" not in page.url
         tab_to("the views", "it.id === 'to-playground'")
         page.keyboard.press("Enter")
@@ -388,7 +444,10 @@ def check_dialog(dialog, hits, place):
 def test_damaged_links_are_told_in_words(opened):
     with opened() as page:
         for link, words in (
-            *((f"#search?q={text}", "The link is damaged") for text in ("%E0%A4%A", "100%", "a" * 300_000)),
+            *(
+                (f"#search?q={text}", "The link is damaged")
+                for text in ("%E0%A4%A", "100%", "a" * 300_000)
+            ),
             ("#playground?text=%zz", "The link is damaged"),
             ("#search?q=" + "a" * 30_000, "The server cannot use this"),
             ("#search?where=" + "(" * 1000 + "&q=a", "The condition cannot be read"),
@@ -412,7 +471,10 @@ def test_links_that_mean_nothing_show_the_page(opened):
                 "#&&&===???",
                 "#?#?#",
             ),
-            *("#search?n=99999999999999999999&against=constructor", "#playground?use[]=ask&image=x&image=y"),
+            *(
+                "#search?n=99999999999999999999&against=constructor",
+                "#playground?use[]=ask&image=x&image=y",
+            ),
         ):
             page.locator(shown).locator("visible=true").first.wait_for()
             assert page.get_by_role("alert").count() == 0
@@ -423,7 +485,9 @@ def test_links_that_mean_nothing_show_the_page(opened):
 
 
 def test_a_link_restores_a_result(opened, searcher, predictor):
-    hits = searcher.search("red bar", top=12, where="path > '20.png'", image=searcher.index.root / "03.png")
+    hits = searcher.search(
+        "red bar", top=12, where="path > '20.png'", image=searcher.index.root / "03.png"
+    )
     like = searcher.search(image=searcher.index.root / "03.png", top=1)[0].digest
     where = "%7B%22path%22%3A+%7B%22gt%22%3A+%2220.png%22%7D%7D"  # {"path": {"gt": "20.png"}}
     link = f"#search?q=red+bar&like={like}&n=12&where={where}&open={hits[2].digest}"
@@ -466,7 +530,9 @@ def test_a_newer_request_ends_the_older(opened, searcher, predictor):
 
 def test_what_cannot_be_done_is_told(opened, image, tmp_path):
     (tmp_path / "none.png").write_bytes(b"no image")
-    (tmp_path / "drawing.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
+    (tmp_path / "drawing.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+    )
 
     def problem():
         return str(page.get_by_role("alert").locator("visible=true").inner_text())
@@ -560,12 +626,23 @@ def test_weak_hits_are_marked(opened, searcher, tmp_path):
         assert 0 < sum(weak()) < 24
         page.locator(".card:has(.weak)").first.click()
         dialog = page.get_by_role("dialog")
-        assert "one in twenty texts that have nothing to do with this index comes as near" in dialog.inner_text()
+        assert (
+            "one in twenty texts that have nothing to do with this index comes as near"
+            in dialog.inner_text()
+        )
         page.keyboard.press("Escape")
         index.set_unrelated(Unrelated(rows=45, images=1.0))
-        until(lambda: (own.index.unrelated or index.unrelated).images == 1.0, page)  # the server looks once a second
+        until(
+            lambda: (own.index.unrelated or index.unrelated).images == 1.0, page
+        )  # the server looks once a second
         search(page, "a bar")
-        until(lambda: "All are weak: texts that have nothing to do with this index come as near" in settled(page), page)
+        until(
+            lambda: (
+                "All are weak: texts that have nothing to do with this index come as near"
+                in settled(page)
+            ),
+            page,
+        )
         assert weak() == [True] * 24
         page.locator(".card").first.click()
         page.get_by_role("link", name="Find similar").click()
@@ -583,9 +660,14 @@ def test_typing_begins_a_query(opened):
 def test_texts_of_strangers_stay_texts(opened, predictor, tmp_path):
     name = "<img src=x onerror=alert(1)>.png"
     shutil.copy(write_pictures(tmp_path).parent / "00.png", tmp_path / name)
-    (tmp_path / "hostile.csv").write_text('image,caption\n"' + name + '","' + HOSTILE.replace('"', '""') + '"\n')
+    (tmp_path / "hostile.csv").write_text(
+        'image,caption\n"' + name + '","' + HOSTILE.replace('"', '""') + '"\n'
+    )
     searcher = indexed(tmp_path / "hostile.csv", predictor, truncate=True)
-    with started(predictor, searcher, name=HOSTILE, page=True) as running, opened(running=running) as page:
+    with (
+        started(predictor, searcher, name=HOSTILE, page=True) as running,
+        opened(running=running) as page,
+    ):
         page.locator("#queries button", has_text=HOSTILE).click()
         settled(page)
         search(page, "a bar")
@@ -613,8 +695,13 @@ def test_the_policy_stops_what_markup_could_do(chromium, server):
     page.on("console", lambda message: said.append(message.text))
     page.goto(str(server.client.base_url))
     page.locator("#queries button").first.wait_for()
-    page.evaluate("markup => document.body.insertAdjacentHTML('beforeend', markup)", HOSTILE + "<p style='color: red'>")
-    page.evaluate("document.body.append(Object.assign(document.createElement('script'), {text: 'document.title = 1'}))")
+    page.evaluate(
+        "markup => document.body.insertAdjacentHTML('beforeend', markup)",
+        HOSTILE + "<p style='color: red'>",
+    )
+    page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), {text: 'document.title = 1'}))"
+    )
     until(lambda: page.evaluate("document.querySelector('img[src=x]').complete"), page)
     assert page.title() == "Search · BridgeTower"
     assert all(any(rule in text for text in said) for rule in ("script-src", "style-src"))
@@ -623,7 +710,10 @@ def test_the_policy_stops_what_markup_could_do(chromium, server):
 
 def test_a_key_is_asked_for(opened, searcher):
     secret = {"page": True, "api_key": "sesame open"}
-    with started(searcher.predictor, searcher, **secret) as running, opened(running=running) as page:
+    with (
+        started(searcher.predictor, searcher, **secret) as running,
+        opened(running=running) as page,
+    ):
         field = page.get_by_label("API key")
         field.fill("sesame")
         field.press("Enter")
@@ -637,7 +727,10 @@ def test_a_key_is_asked_for(opened, searcher):
         page.reload()
         settled(page)
         check_hits(page, searcher.search(TEXT, top=24))
-        assert page.evaluate("[sessionStorage.getItem('key'), localStorage.length]") == ["sesame open", 0]
+        assert page.evaluate("[sessionStorage.getItem('key'), localStorage.length]") == [
+            "sesame open",
+            0,
+        ]
         page.get_by_role("button", name="Forget key").click()
         page.get_by_label("API key").wait_for()
         page.get_by_role("button", name="Cancel", exact=True).locator("visible=true").click()
@@ -656,16 +749,29 @@ def test_the_theme_is_kept(opened):
         check_theme(page, "light", ("#search-intro", ".how li"))
 
 
-def test_what_the_server_lacks_is_not_offered(opened, answering_checkpoint, tiny_checkpoint, tmp_path):
-    with started(load(tiny_checkpoint, device="cpu"), page=True) as running, opened(running=running) as page:
+def test_what_the_server_lacks_is_not_offered(
+    opened, answering_checkpoint, tiny_checkpoint, tmp_path
+):
+    with (
+        started(load(tiny_checkpoint, device="cpu"), page=True) as running,
+        opened(running=running) as page,
+    ):
         page.get_by_role("heading", name="Ask about an image").wait_for()
-        assert page.locator("#uses label").all_inner_texts() == [*("Match", "Fill in", "Label", "Attention"), DECIDES]
+        assert page.locator("#uses label").all_inner_texts() == [
+            *("Match", "Fill in", "Label", "Attention"),
+            DECIDES,
+        ]
         assert not page.get_by_role("link", name="Search", exact=True).is_visible()
         assert not page.locator("#bench-examples-part").is_visible()
     answering = load(answering_checkpoint, device="cpu")
     with started(answering, page=True) as running, opened(running=running) as page:
         page.get_by_role("heading", name="Ask about an image").wait_for()
-        assert page.locator("#uses label").all_inner_texts() == ["Ask", "Check", "Compare two", "Attention"]
+        assert page.locator("#uses label").all_inner_texts() == [
+            "Ask",
+            "Check",
+            "Compare two",
+            "Attention",
+        ]
         folder, name = answering_checkpoint.parts[-2:]  # and no more of the server's folders
         assert page.locator("#about").inner_text() == f"Model: {folder}/{name}"
 

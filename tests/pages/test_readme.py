@@ -23,11 +23,20 @@ from stores import s3_store
 from videos import SRT, write_clip
 
 ROOT = Path(__file__).parents[2]
-FIRST = [ROOT / "README.md", ROOT / "docs" / "data.md", ROOT / "docs" / "training.md"]  # others use what these leave
+FIRST = [
+    ROOT / "README.md",
+    ROOT / "docs" / "data.md",
+    ROOT / "docs" / "training.md",
+]  # others use what these leave
 PAGES = [*FIRST, *sorted(set((ROOT / "docs").glob("*.md")) - set(FIRST))]
-PUBLISHED, LEFT = "BridgeTower/bridgetower-large-itm-mlm-itc", "bridgetower-demo/runs/bridgetower-0/last"
+PUBLISHED, LEFT = (
+    "BridgeTower/bridgetower-large-itm-mlm-itc",
+    "bridgetower-demo/runs/bridgetower-0/last",
+)
 DEMO = ROOT / "tests" / "small_demo.py"
-NEEDED = {"integrations.md": ("llama_index", "sentence_transformers")}  # that `make lowest` leaves out
+NEEDED = {
+    "integrations.md": ("llama_index", "sentence_transformers")
+}  # that `make lowest` leaves out
 # As written, but on few images, with shallow models, and few images at once where the page leaves that to the recipe.
 SMALL = f"""
 python() {{
@@ -75,7 +84,9 @@ def near(shown: str, printed: str) -> bool:
     words = [".*".join(map(re.escape, part.split("…"))) for part in DECIMAL.split(shown)]
     found = re.fullmatch(f"({DECIMAL.pattern})".join(words), printed)
     numbers = zip(DECIMAL.findall(shown), found.groups() if found else (), strict=False)
-    return found is not None and all(abs(float(one) - float(other)) <= TOLERANCE for one, other in numbers)
+    return found is not None and all(
+        abs(float(one) - float(other)) <= TOLERANCE for one, other in numbers
+    )
 
 
 def test_what_is_printed_agrees_with_what_is_shown():
@@ -96,13 +107,23 @@ class Workplace:
         """That of the shell."""
         places = [str(ROOT / "demo"), *filter(None, [os.environ.get("PYTHONPATH")])]
         found = {"PYTHONPATH": ":".join(places)}
-        return os.environ | found | {"PATH": f"{self.commands}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        return (
+            os.environ
+            | found
+            | {"PATH": f"{self.commands}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        )
 
     def run(self, *command: str) -> list[str]:
         """The lines that a command prints, which must succeed."""
-        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        return [line for line in done.stdout.splitlines() if not line.startswith("[Gloo] ")]  # PyTorch 2.10 says these
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, (
+            f"{command} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        )
+        return [
+            line for line in done.stdout.splitlines() if not line.startswith("[Gloo] ")
+        ]  # PyTorch 2.10 says these
 
     def outputs(self, language: str, texts: list[str]) -> list[list[str]]:
         """The lines of each block; those of Python share a process, which imports large libraries once."""
@@ -116,7 +137,11 @@ class Workplace:
     def serves(self, command: str) -> Iterator[None]:
         """Runs a command that serves until the commands after it have run."""
         with subprocess.Popen(
-            shlex.split(command), cwd=self.folder, env=self.environment, stderr=subprocess.PIPE, text=True
+            shlex.split(command),
+            cwd=self.folder,
+            env=self.environment,
+            stderr=subprocess.PIPE,
+            text=True,
         ) as server:
             assert server.stderr is not None
             try:
@@ -170,8 +195,12 @@ def test_what_the_readme_tells_of_transformers():
     heads = ("ContrastiveLearning", "ImageAndTextRetrieval", "MaskedLM")
     classes = [name for name in dir(transformers) if name.startswith("BridgeTowerFor")]
     assert classes == [f"BridgeTowerFor{head}" for head in heads]
-    for name in classes:  # models that embed a text or an image alone, such as CLIP, have these methods
-        assert not any(hasattr(getattr(transformers, name), f"get_{one}_features") for one in ("text", "image"))
+    for (
+        name
+    ) in classes:  # models that embed a text or an image alone, such as CLIP, have these methods
+        assert not any(
+            hasattr(getattr(transformers, name), f"get_{one}_features") for one in ("text", "image")
+        )
     about = metadata("transformers")
     assert about["Requires-Python"].startswith(">=3.11")
     assert 'torch>=2.6; extra == "torch"' in about.get_all("Requires-Dist")
@@ -182,21 +211,34 @@ def test_commands_run(page, workplace):
     """Lines that a page shows after `# =>` are printed, but for what `…` stands for; those after `# ≈` come nightly."""
     for package in NEEDED.get(page.name, ()):
         pytest.importorskip(package)
-    needs_store, has_store = any(STORE.search(text) for _, text in blocks(page)), find_spec("moto") is not None
+    needs_store, has_store = (
+        any(STORE.search(text) for _, text in blocks(page)),
+        find_spec("moto") is not None,
+    )
     with ExitStack() as servers:
         if needs_store and has_store:
             servers.enter_context(s3_store())
-        for (language, serves), group in groupby(blocks(page), lambda block: (block[0], block[1].startswith(SERVE))):
-            texts = [text.replace(PUBLISHED, LEFT) for _, text in group if has_store or not STORE.search(text)]
+        for (language, serves), group in groupby(
+            blocks(page), lambda block: (block[0], block[1].startswith(SERVE))
+        ):
+            texts = [
+                text.replace(PUBLISHED, LEFT)
+                for _, text in group
+                if has_store or not STORE.search(text)
+            ]
             if serves:
                 for text in texts:
                     servers.enter_context(workplace.serves(text))
                 continue
             for text, printed in zip(texts, workplace.outputs(language, texts), strict=True):
                 if marks := re.findall(r"# (=>|≈) (.*)", text):
-                    shown = [value if mark == "=>" else "…" for mark, value in marks]  # the full demo prints the others
+                    shown = [
+                        value if mark == "=>" else "…" for mark, value in marks
+                    ]  # the full demo prints the others
                     assert len(printed) == len(shown), printed
-                    assert [line for line in zip(shown, printed, strict=True) if not agrees(*line)] == []
+                    assert [
+                        line for line in zip(shown, printed, strict=True) if not agrees(*line)
+                    ] == []
     if needs_store and not has_store:
         pytest.skip("moto is not installed; all but the commands with s3:// has run")
 
@@ -219,16 +261,24 @@ def test_pages_show_what_the_full_demo_prints(tmp_path, forked):
         shown += [line for text in measured for line in re.findall(r"# (?:=>|≈) (.*)", text)]
     assert len(shown) > 8
     assert [pair for pair in zip(shown, found, strict=True) if not near(*pair)] == []
-    assert [pair for pair in zip(shown, [*found[1:], found[0]], strict=True) if near(*pair)] == []  # the control
+    assert [
+        pair for pair in zip(shown, [*found[1:], found[0]], strict=True) if near(*pair)
+    ] == []  # the control
 
 
 def test_commands_that_are_not_run_are_parsed(monkeypatch):
     """Those that need the hub or the reader's own files: each has only options that there are."""
     parsed, seen = cli.parsed, []
-    monkeypatch.setattr(cli, "parsed", lambda *arguments: (parsed(*arguments), seen.append(arguments[0]))[1] or list)
+    monkeypatch.setattr(
+        cli, "parsed", lambda *arguments: (parsed(*arguments), seen.append(arguments[0]))[1] or list
+    )
     for page in PAGES:
-        for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-            for line in re.findall(r"^bridgetower (?!.*(?:[|$…]|--help|RECIPE)).*", block, re.MULTILINE):
+        for block in re.findall(
+            r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            for line in re.findall(
+                r"^bridgetower (?!.*(?:[|$…]|--help|RECIPE)).*", block, re.MULTILINE
+            ):
                 cli.main(shlex.split(line, comments=True)[1:])
     assert len(seen) > 40
     with pytest.raises(SystemExit):
@@ -241,7 +291,13 @@ class TestDemo:
         assert [run["arm"] for run in results["runs"]] == ["bridgetower"]
         assert {name for run in results["runs"] for name in run["test"]} == {"emoji", "flags"}
         assert [answers["arm"] for answers in results["answers"]] == ["bridgetower"]
-        assert set(results["answers"][0]["topics"]) == {"exists", "colour", "count", "relation", "overall"}
+        assert set(results["answers"][0]["topics"]) == {
+            "exists",
+            "colour",
+            "count",
+            "relation",
+            "overall",
+        }
 
     def test_leaves_one_page_without_outside_links(self, workplace):
         page = (workplace.folder / "bridgetower-demo" / "report.html").read_text()

@@ -39,7 +39,9 @@ SMALL = (
     "--image-size 32 --data.max-length 24 --data.num-workers 0 --precision fp32 --batch-size 6 --micro-batch-size 6 "
     "--evaluate-every 0"
 )
-NARROW = " ".join(f"--model.fusion.{name} 16" for name in ("hidden-size", "num-heads", "intermediate-size"))
+NARROW = " ".join(
+    f"--model.fusion.{name} 16" for name in ("hidden-size", "num-heads", "intermediate-size")
+)
 
 
 def made_small(command: list[str]) -> list[str]:
@@ -72,14 +74,29 @@ def write_towers(folder: Path, tokenizer: bytes) -> None:
     for name, depth in (("roberta-base", 12), ("roberta-large", 24)):
         transformers_text(folder / name, "RobertaForMaskedLM", num_hidden_layers=depth, **sizes)
         (folder / name / "tokenizer.json").write_bytes(tokenizer)
-    transformers_text(folder / "bert-base-uncased", "BertForMaskedLM", num_hidden_layers=12, **sizes)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *map(str, range(279))]
+    transformers_text(
+        folder / "bert-base-uncased", "BertForMaskedLM", num_hidden_layers=12, **sizes
+    )
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefghijklmnopqrstuvwxyz",
+        *map(str, range(279)),
+    ]
     (folder / "bert-base-uncased" / "vocab.txt").write_text("\n".join(words))
 
 
 def write_official(folder: Path) -> None:
     """Official checkpoints for each task; the text towers have the published width, whose heads are known."""
-    sizes = {"text.hidden_size": 768, "text.num_heads": 12, "text.vocab_size": 310, "text.max_positions": 40}
+    sizes = {
+        "text.hidden_size": 768,
+        "text.num_heads": 12,
+        "text.vocab_size": 310,
+        "text.max_positions": 40,
+    }
     for name, heads in {
         "pt_base": {},
         "ftfpt_base_vqav2": {"vqa": 3},
@@ -134,10 +151,17 @@ def reports(workplace):
 
 @pytest.mark.slow
 def test_runs_and_reports_are_of_what_was_asked_for(reports, workplace):
-    wanted = {command[command.index("--out") + 1]: command for command in commands(PAGE) if "--out" in command}
+    wanted = {
+        command[command.index("--out") + 1]: command
+        for command in commands(PAGE)
+        if "--out" in command
+    }
     for place, report in reports.items():
         if place.startswith("runs/"):
-            assert json.loads((workplace / place / "run.json").read_text())["recipe"] == wanted[place][1]
+            assert (
+                json.loads((workplace / place / "run.json").read_text())["recipe"]
+                == wanted[place][1]
+            )
         elif place.startswith("found/"):
             assert json.loads((workplace / place / "metrics.json").read_text()) == report
             assert report["benchmark"] == wanted[place][2]
@@ -148,20 +172,31 @@ def test_runs_and_reports_are_of_what_was_asked_for(reports, workplace):
 
 @pytest.mark.slow
 def test_an_evaluation_gives_the_figures_of_the_training(reports):
-    figures = {"snli-ve": ("snli-ve-validation", "accuracy"), "nlvr2": ("nlvr2-validation", "accuracy")}
+    figures = {
+        "snli-ve": ("snli-ve-validation", "accuracy"),
+        "nlvr2": ("nlvr2-validation", "accuracy"),
+    }
     figures["cola"] = ("cola", example.GLUE["cola"].metrics[0])
     for run, (report, figure) in figures.items():
-        assert reports[f"found/{report}"][figure] == pytest.approx(reports[f"runs/{run}"][figure]), run
+        assert reports[f"found/{report}"][figure] == pytest.approx(
+            reports[f"runs/{run}"][figure]
+        ), run
 
 
 @pytest.mark.slow
 def test_submissions(reports, workplace):
     answers = json.loads((workplace / "found" / "vqav2-base" / "submission.json").read_text())
-    assert len(answers) == len({row["question_id"] for row in answers}) == reports["found/vqav2-base"]["num_questions"]
+    assert (
+        len(answers)
+        == len({row["question_id"] for row in answers})
+        == reports["found/vqav2-base"]["num_questions"]
+    )
     assert {row["answer"] for row in answers} <= set(miniature.ANSWERS)
     with (workplace / "found" / "nlvr2-test1" / "submission.csv").open() as file:
         judged = list(csv.reader(file))
-    assert [name for name, _ in judged] == [f"test1-{n}-0-{sentence}" for n in (0, 10, 20) for sentence in (0, 1)]
+    assert [name for name, _ in judged] == [
+        f"test1-{n}-0-{sentence}" for n in (0, 10, 20) for sentence in (0, 1)
+    ]
     assert {label for _, label in judged} <= {"True", "False"}
 
 

@@ -89,30 +89,52 @@ class TestSets:
             use="train",
         )
         batch = example.CIFAR10.examples(source)[BatchKey((9, 0), 3)]
-        pictures = [np.ascontiguousarray(originals.cifar_picture(number).transpose(1, 2, 0)) for number in (9, 0)]
+        pictures = [
+            np.ascontiguousarray(originals.cifar_picture(number).transpose(1, 2, 0))
+            for number in (9, 0)
+        ]
         assert torch.equal(batch.pixel_values, tiny_processor.images(pictures))
         assert batch.labels.tolist() == [2, 0]  # row 1 of file 1, row 0 of file 0
         assert batch.ids == ("data_batch_2-1", "data_batch_1-0")
 
     def test_splits_of_cifar(self, sets):
-        entries = {split: rows(sets["cifar10"], split, CLASSIFICATION) for split in ("train", "validation", "test")}
-        assert {split: len(found) for split, found in entries.items()} == {"train": 36, "validation": 4, "test": 8}
+        entries = {
+            split: rows(sets["cifar10"], split, CLASSIFICATION)
+            for split in ("train", "validation", "test")
+        }
+        assert {split: len(found) for split, found in entries.items()} == {
+            "train": 36,
+            "validation": 4,
+            "test": 8,
+        }
         ids = [entry["example_id"] for entry in entries["validation"]]
         assert ids == [f"data_batch_5-{row}" for row in range(4, 8)]
         fine = rows(sets["cifar100"], "train", CLASSIFICATION)
-        assert [entry["labels"] for entry in fine] == [[f"class_{7 * row % 100}"] for row in range(18)]
+        assert [entry["labels"] for entry in fine] == [
+            [f"class_{7 * row % 100}"] for row in range(18)
+        ]
 
     @pytest.mark.parametrize(
         ("name", "row", "texts", "label"),
         [
             ("cola", 1, ['The "car honked down the road.'], "0"),  # a quote is a letter
             ("sst2", 0, ["hide new secretions from the parental units"], "0"),
-            ("mrpc", 0, ["Amrozi accused his brother .", "Referring to him , Amrozi accused ."], "1"),  # after a BOM
+            (
+                "mrpc",
+                0,
+                ["Amrozi accused his brother .", "Referring to him , Amrozi accused ."],
+                "1",
+            ),  # after a BOM
             ("qqp", 1, ["How do I?", "How to?"], "1"),
             ("stsb", 1, ["A man plays a flute.", "A man plays."], "3.80"),
             ("rte", 0, ["No weapons found.", "Weapons found."], "not_entailment"),
             ("qnli", 1, ["What is it?", "It is a cat."], "entailment"),
-            ("mnli", 2, ["The old one.", "The new one"], "contradiction"),  # the gold label, not the first annotator's
+            (
+                "mnli",
+                2,
+                ["The old one.", "The new one"],
+                "contradiction",
+            ),  # the gold label, not the first annotator's
         ],
     )
     def test_rows_of_glue(self, sets, name, row, texts, label):
@@ -125,9 +147,21 @@ class TestSets:
     def test_bad_rows(self, tmp_path):
         path = originals.write_glue(tmp_path) / "QQP" / "train.tsv"
         header, *lines = path.read_text().splitlines()
-        path.write_text("\n".join([header, lines[0], "7\tcut off", "8\t9\t10\ta?\tb?\tmaybe", *lines[1:]]) + "\n")
-        with pytest.raises(ValueError, match=r"2 bad items.*train\.tsv, line 3: 2 columns \| .* line 4: label 'maybe'"):
-            prepare_set(example.SETS["qqp"], tmp_path, tmp_path / "set", PrepareConfig(max_errors=1), progress=False)
+        path.write_text(
+            "\n".join([header, lines[0], "7\tcut off", "8\t9\t10\ta?\tb?\tmaybe", *lines[1:]])
+            + "\n"
+        )
+        with pytest.raises(
+            ValueError,
+            match=r"2 bad items.*train\.tsv, line 3: 2 columns \| .* line 4: label 'maybe'",
+        ):
+            prepare_set(
+                example.SETS["qqp"],
+                tmp_path,
+                tmp_path / "set",
+                PrepareConfig(max_errors=1),
+                progress=False,
+            )
         example.main(["qqp", str(tmp_path), str(tmp_path / "set"), "--max-errors", "2"])
         assert [entry["index"] for entry in rows(tmp_path / "set", "train")] == [0, *range(3, 10)]
 
@@ -150,25 +184,44 @@ def test_text_head_is_the_one_of_transformers():
 class TestRuns:
     def test_only_the_tower_that_is_read_learns_and_names_travel(self, runs, tiny_checkpoint):
         before = read_checkpoint(tiny_checkpoint).tensors
-        classes = {"cifar10": originals.CIFAR10, "stsb": (), "mnli": ("entailment", "neutral", "contradiction")}
+        classes = {
+            "cifar10": originals.CIFAR10,
+            "stsb": (),
+            "mnli": ("entailment", "neutral", "contradiction"),
+        }
         for name, names in classes.items():
             after = read_checkpoint(runs[name], extensions=OWN)
-            changed = {key for key in before if key in after.tensors and not before[key].equal(after.tensors[key])}
+            changed = {
+                key
+                for key in before
+                if key in after.tensors and not before[key].equal(after.tensors[key])
+            }
             assert changed
-            assert all(key.startswith("vision." if name == "cifar10" else "text.") for key in changed)
+            assert all(
+                key.startswith("vision." if name == "cifar10" else "text.") for key in changed
+            )
             assert after.class_names(name) == names
 
     def test_cifar(self, runs, sets):
         model = load(runs["cifar10"], extensions=OWN, device="cpu")
         outcome = evaluate(
-            model, "cifar10", [sets["cifar10"]], "test", RetrievalConfig(batch_size=3), spec=example.CIFAR10
+            model,
+            "cifar10",
+            [sets["cifar10"]],
+            "test",
+            RetrievalConfig(batch_size=3),
+            spec=example.CIFAR10,
         )
         pictures = [originals.cifar_picture(40 + row).transpose(1, 2, 0).copy() for row in range(8)]
         with torch.no_grad():
             cls = model.model.encode_image(model.processor.images(pictures), outputs="cls").cls
             expected = model.model.head("cifar10")(cls).argmax(dim=1).tolist()
-        assert [row["labels"] for row in outcome.predictions] == [[originals.CIFAR10[number]] for number in expected]
-        assert [row["id"] for row in outcome.predictions] == [f"test_batch-{row}" for row in range(8)]
+        assert [row["labels"] for row in outcome.predictions] == [
+            [originals.CIFAR10[number]] for number in expected
+        ]
+        assert [row["id"] for row in outcome.predictions] == [
+            f"test_batch-{row}" for row in range(8)
+        ]
         right = [number == (5 + row) % 10 for row, number in enumerate(expected)]
         assert outcome.metrics["accuracy"] == pytest.approx(sum(right) / 8)
 
@@ -182,8 +235,18 @@ class TestRuns:
             logits = model.model.head(name)(cls)
         numbers = logits.argmax(dim=1).tolist() if task.classes else logits[:, 0].tolist()
         labels = [task.classes[number] if task.classes else f"{number:.3f}" for number in numbers]
-        truth = [task.classes.index(entry["label"]) if task.classes else float(entry["label"]) for entry in entries]
-        outcome = evaluate(model, name, [sets[name]], "validation", RetrievalConfig(batch_size=4), spec=spec_of(name))
+        truth = [
+            task.classes.index(entry["label"]) if task.classes else float(entry["label"])
+            for entry in entries
+        ]
+        outcome = evaluate(
+            model,
+            name,
+            [sets[name]],
+            "validation",
+            RetrievalConfig(batch_size=4),
+            spec=spec_of(name),
+        )
         assert [row["label"] for row in outcome.predictions] == labels
         known = {
             "accuracy": official.accuracy_score,
@@ -195,18 +258,40 @@ class TestRuns:
         for metric in known.keys() & outcome.metrics.keys():
             assert outcome.metrics[metric] == pytest.approx(known[metric](truth, numbers), abs=1e-5)
 
-        own = ["--task-spec", f"{EXAMPLE}:{name.upper()}", "--extensions", EXAMPLE, "--device", "cpu"]
+        own = [
+            "--task-spec",
+            f"{EXAMPLE}:{name.upper()}",
+            "--extensions",
+            EXAMPLE,
+            "--device",
+            "cpu",
+        ]
         for split in task.splits:
             if "test" in split:
                 out = runs[name].parent / f"{name}-{split}"
-                command = ["evaluate", str(runs[name]), name, *own, "--data", str(sets[name]), "--split", split]
+                command = [
+                    "evaluate",
+                    str(runs[name]),
+                    name,
+                    *own,
+                    "--data",
+                    str(sets[name]),
+                    "--split",
+                    split,
+                ]
                 main([*command, "--out", str(out)])
-                assert json.loads(capsys.readouterr().out)["num_texts"] == len(rows(sets[name], split))
+                assert json.loads(capsys.readouterr().out)["num_texts"] == len(
+                    rows(sets[name], split)
+                )
                 file = {"test": "-m", "test-mismatched": "-mm"}[split] if name == "mnli" else ""
                 header, *lines = (out / f"{task.folder}{file}.tsv").read_text().splitlines()
                 assert header == "index\tprediction"
-                assert [line.split("\t")[0] for line in lines] == list(map(str, range(len(rows(sets[name], split)))))
-                assert not task.classes or {line.split("\t")[1] for line in lines} <= set(task.classes)
+                assert [line.split("\t")[0] for line in lines] == list(
+                    map(str, range(len(rows(sets[name], split))))
+                )
+                assert not task.classes or {line.split("\t")[1] for line in lines} <= set(
+                    task.classes
+                )
 
 
 @pytest.mark.parametrize("name", example.SETS)
@@ -225,6 +310,12 @@ def test_recipes_have_the_published_numbers_and_a_loss_of_each_output(name, sets
     names = outputs.shape[1] > 1
     labels = torch.tensor([0, 1, 0, 1, 1] if names else [0.5, 4.0, 1.0, 2.0, 3.0])
     loss, _ = spec.module(model, run.task).loss(outputs, labels)
-    assert loss == (F.cross_entropy(outputs, labels) if names else F.mse_loss(outputs[:, 0], labels))
-    width = shapes.MODEL.vision.hidden_size if name.startswith("cifar") else shapes.MODEL.text.hidden_size
+    assert loss == (
+        F.cross_entropy(outputs, labels) if names else F.mse_loss(outputs[:, 0], labels)
+    )
+    width = (
+        shapes.MODEL.vision.hidden_size
+        if name.startswith("cifar")
+        else shapes.MODEL.text.hidden_size
+    )
     assert model.head(name)(torch.zeros(2, width)).shape == (2, outputs.shape[1])

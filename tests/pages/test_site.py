@@ -48,7 +48,9 @@ def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     (folder / "0.0.9").mkdir()
     (folder / "0.0.9" / "index.html").write_text("<h1>Older</h1>")
-    done = subprocess.run([sys.executable, ROOT / "docs" / "build.py", folder], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "build.py", folder], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -65,7 +67,13 @@ def pages(site):
 
 def test_every_page_of_docs_is_in_the_navigation():
     settings = tomllib.loads((ROOT / "docs" / "zensical.toml").read_text())["project"]
-    named = [name for group in settings["nav"] for pages in group.values() for page in pages for name in page.values()]
+    named = [
+        name
+        for group in settings["nav"]
+        for pages in group.values()
+        for page in pages
+        for name in page.values()
+    ]
     made = {"index.md", "changelog.md", "contributing.md", "commands.md", "security.md"}
     assert sorted(named) == sorted(made | {path.name for path in (ROOT / "docs").glob("*.md")})
 
@@ -86,14 +94,21 @@ def test_every_link_leads_somewhere(pages):
 
 
 def test_nothing_is_loaded_from_other_hosts(site, pages):
-    assert not [(path.name, name) for path, page in pages.items() for name in page.loaded if OUTSIDE.match(name)]
+    assert not [
+        (path.name, name)
+        for path, page in pages.items()
+        for name in page.loaded
+        if OUTSIDE.match(name)
+    ]
     styles = "".join(path.read_text(encoding="utf-8") for path in site.rglob("*.css"))
     loaded = re.findall(r"url\(\s*[\"']?([^\"')]*)|@import\s+[\"']([^\"']*)", styles)
     assert not [name for pair in loaded for name in pair if OUTSIDE.match(name)]
 
 
 def test_the_reference_has_every_public_name_and_command(pages, site):
-    assert {f"bridgetower.{name}" for name in bridgetower.__all__} <= pages[site / "reference.html"].places
+    assert {f"bridgetower.{name}" for name in bridgetower.__all__} <= pages[
+        site / "reference.html"
+    ].places
     assert cli.COMMANDS.keys() <= pages[site / "commands.html"].places
     assert "usage: bridgetower search" in (site / "commands.html").read_text()
 
@@ -119,5 +134,7 @@ def test_pages_fit_a_narrow_window(browsed, out, scheme):
                 code = "[...document.querySelectorAll('pre > code')].every(one => one.scrollWidth <= one.clientWidth)"
                 assert page.evaluate(code)
             colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-            assert all(int(part) < 64 for part in re.findall("[0-9]+", colour)) == (scheme == "dark")
+            assert all(int(part) < 64 for part in re.findall("[0-9]+", colour)) == (
+                scheme == "dark"
+            )
         server.shutdown()

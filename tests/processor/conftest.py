@@ -20,9 +20,13 @@ def photo():
     def make(height, width):
         rng = np.random.default_rng(height * 10_000 + width)
         coarse = rng.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+        smooth = np.asarray(
+            Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        ).astype(int)
         smooth[height // 3 : height // 2, width // 4 :] //= 4
-        return Image.fromarray((smooth + rng.integers(-12, 13, smooth.shape)).clip(0, 255).astype(np.uint8))
+        return Image.fromarray(
+            (smooth + rng.integers(-12, 13, smooth.shape)).clip(0, 255).astype(np.uint8)
+        )
 
     return make
 

@@ -26,7 +26,9 @@ def doubled(key):
 class TestWorkers:
     def test_items_come_in_order_and_nothing_is_drawn(self, num_workers):
         before = torch.get_rng_state()
-        found = [int(item[0]) for item in load_items(doubled, [3, 1, 2, 3, 5], num_workers=num_workers)]
+        found = [
+            int(item[0]) for item in load_items(doubled, [3, 1, 2, 3, 5], num_workers=num_workers)
+        ]
         assert found == [6, 2, 4, 6, 10]
         assert torch.equal(torch.get_rng_state(), before)
 
@@ -43,9 +45,12 @@ class TestWorkers:
 
 
 def test_a_killed_process_is_one_line_that_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))  # not five seconds
+    monkeypatch.setattr(
+        _MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,)
+    )  # not five seconds
     with pytest.raises(
-        ChildProcessError, match=r"^a process that .* was killed by signal 9; perhaps .* Start the same command"
+        ChildProcessError,
+        match=r"^a process that .* was killed by signal 9; perhaps .* Start the same command",
     ):
         list(load_items(doubled, [1, 8, 2], num_workers=1))
 
@@ -61,11 +66,16 @@ def test_a_script_without_a_guard_is_told_to_have_one(tmp_path):
     told = {}
     for guard in ("", "if __name__ == '__main__': "):
         script.write_text("\n".join(lines).format(guard=guard))
-        told[guard] = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+        told[guard] = subprocess.run(
+            [sys.executable, script], capture_output=True, text=True, check=False
+        )
     bare, guarded = told.values()
     assert bare.returncode == 1
     assert "ChildProcessError: " in bare.stderr.splitlines()[-1]
-    assert 'put what the script does under `if __name__ == "__main__":`' in bare.stderr.splitlines()[-1]
+    assert (
+        'put what the script does under `if __name__ == "__main__":`'
+        in bare.stderr.splitlines()[-1]
+    )
     assert bare.stderr.count("Traceback") == 1
     assert guarded.stdout == "['1', '2']\n"
 
@@ -90,7 +100,12 @@ print(sum(1 for item in items))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_signals_to_all_processes_leave_the_reading_ones_alone():
-    command = [sys.executable, "-c", SIGNALLED, Path(__file__).parent]  # with a server of workers of its own
+    command = [
+        sys.executable,
+        "-c",
+        SIGNALLED,
+        Path(__file__).parent,
+    ]  # with a server of workers of its own
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "999\n", done.stderr
 
@@ -117,9 +132,15 @@ def test_the_reading_processes_end_with_a_process_that_is_killed():
     assert output == "6\n"
 
 
-@pytest.mark.parametrize(("cores", "processes", "workers"), [(64, "8", 8), (64, "1", 12), (4, "8", 1), (3, "1", 3)])
-def test_no_more_processes_than_cores_which_those_of_torchrun_share(monkeypatch, cores, processes, workers):
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"), [(64, "8", 8), (64, "1", 12), (4, "8", 1), (3, "1", 3)]
+)
+def test_no_more_processes_than_cores_which_those_of_torchrun_share(
+    monkeypatch, cores, processes, workers
+):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(cores))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     monkeypatch.setattr(loading, "DataLoader", lambda *_, num_workers, **__: [num_workers])
-    assert list(load_items(doubled, [1], num_workers=12)) == [workers] == [min(12, available_cores())]
+    assert (
+        list(load_items(doubled, [1], num_workers=12)) == [workers] == [min(12, available_cores())]
+    )

@@ -14,7 +14,13 @@ from bridgetower.processor import Processor, ProcessorConfig
 
 
 def test_saved_and_loaded_processors_are_equal(tokenizer, photo, tmp_path):
-    sizes = {"image_size": 48, "shortest_edge": 64, "size_divisor": 8, "max_length": 30, "patch_size": 16}
+    sizes = {
+        "image_size": 48,
+        "shortest_edge": 64,
+        "size_divisor": 8,
+        "max_length": 30,
+        "patch_size": 16,
+    }
     values = {"background": (1, 2, 3), "image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6)}
     config = ProcessorConfig(profile="hf", **sizes, **values)
     saved = Processor(config, tokenizer)
@@ -51,7 +57,9 @@ def test_a_processor_without_tokenizer_stays_without(config, tmp_path):
 
 def test_text_needs_a_tokenizer(config):
     processor = Processor(config, None)
-    attributes = (partial(getattr, processor, name) for name in ("mask_token", "special_ids", "vocab_size"))
+    attributes = (
+        partial(getattr, processor, name) for name in ("mask_token", "special_ids", "vocab_size")
+    )
     for read in (lambda: processor.texts(["a"]), lambda: processor.decode([0]), *attributes):
         with pytest.raises(ValueError, match="no tokenizer; build it with"):
             read()
@@ -88,8 +96,14 @@ def test_impossible_settings(config):
         ({"profile": "clip"}, "profile is 'clip'; expected one of official-pretrain"),
         ({"image_size": 0}, "image_size is 0"),
         ({"image_size": 32.0}, "image_size is 32.0"),
-        ({"image_size": 290}, "290 is not a multiple of the patch size 16; set image_size to 288 or 304"),
-        ({"image_size": 10}, "10 is not a multiple of the patch size 16; set image_size to 16 or 32"),
+        (
+            {"image_size": 290},
+            "290 is not a multiple of the patch size 16; set image_size to 288 or 304",
+        ),
+        (
+            {"image_size": 10},
+            "10 is not a multiple of the patch size 16; set image_size to 16 or 32",
+        ),
         ({"image_size": 294, "patch_size": 16}, "image_size to 288 or 304"),
         ({"patch_size": -1}, "patch_size is -1"),
         ({"max_length": 2}, "max_length is 2"),
@@ -98,7 +112,10 @@ def test_impossible_settings(config):
         ({"image_mean": (0.5,)}, "three values"),
         ({"background": (0, 0, 256)}, "background"),
         ({"background": (0, 0)}, "background"),
-        ({"shortest_edge": 40}, "shortest_edge is 40, which profile 'official-pretrain' does not use"),
+        (
+            {"shortest_edge": 40},
+            "shortest_edge is 40, which profile 'official-pretrain' does not use",
+        ),
         ({"size_divisor": 32}, "size_divisor is 32, which"),
         ({"profile": "hf", "image_size": 16}, "below size_divisor 32"),
     ):
@@ -116,14 +133,22 @@ def test_another_image_size(config, tokenizer, photo):
     with pytest.raises(ValueError, match="shortest_edge 64 was set apart"):
         Processor(apart, None).with_image_size(96)
     assert Processor(apart, None).with_image_size(48).config == apart
-    assert Processor(apart, None).with_image_size(64).config == replace(apart, image_size=64, shortest_edge=None)
+    assert Processor(apart, None).with_image_size(64).config == replace(
+        apart, image_size=64, shortest_edge=None
+    )
 
 
 def test_lists_of_images(config, photo, tmp_path):
     processor = Processor(config, None)
     with pytest.raises(ValueError, match="no images"):
         processor.images([])
-    singles = [photo(4, 5), str(tmp_path), b"x", np.zeros((4, 5, 3), np.uint8), torch.zeros(3, 4, 5)]
+    singles = [
+        photo(4, 5),
+        str(tmp_path),
+        b"x",
+        np.zeros((4, 5, 3), np.uint8),
+        torch.zeros(3, 4, 5),
+    ]
     for single in singles:
         with pytest.raises(ValueError, match=r"one image .*pass \[image\]"):
             processor.images(single)
@@ -146,5 +171,7 @@ def test_a_prepared_picture_counts_as_an_image(config, photo, tmp_path):
     with pytest.raises(ValueError, match="pass \\[image\\]"):
         processor.images(prepared)
     other = processor.with_image_size(48)
-    with pytest.raises(ValueError, match=r"prepared as \[3, 32, 32\]; this model takes \[3, 48, 48\]"):
+    with pytest.raises(
+        ValueError, match=r"prepared as \[3, 32, 32\]; this model takes \[3, 48, 48\]"
+    ):
         other.images([prepared])

@@ -12,7 +12,12 @@ from tokenizers import normalizers
 
 pytest.importorskip("transformers")
 
-from transformers import AutoProcessor, BridgeTowerConfig, BridgeTowerImageProcessor, BridgeTowerProcessor
+from transformers import (
+    AutoProcessor,
+    BridgeTowerConfig,
+    BridgeTowerImageProcessor,
+    BridgeTowerProcessor,
+)
 
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 
@@ -40,14 +45,18 @@ def test_hub_settings(photo, tmp_path):
     sizes = {"image_size": 288, "max_length": 512, "patch_size": 16, "size_divisor": 32}
     assert processor.config == ProcessorConfig(profile="hf", **sizes)
     assert processor.tokenizer is None
-    expected = BridgeTowerImageProcessor.from_pretrained(tmp_path)(photo(100, 333), return_tensors="pt").pixel_values
+    expected = BridgeTowerImageProcessor.from_pretrained(tmp_path)(
+        photo(100, 333), return_tensors="pt"
+    ).pixel_values
     assert torch.equal(processor.images([photo(100, 333)]), expected)
 
 
 def test_bilinear(photo, tmp_path):
     processor = Processor.from_huggingface(_folder(tmp_path, HUB | {"resample": 2}), patch_size=16)
     image = photo(400, 333)
-    expected = BridgeTowerImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt").pixel_values
+    expected = BridgeTowerImageProcessor.from_pretrained(tmp_path)(
+        image, return_tensors="pt"
+    ).pixel_values
     assert torch.equal(processor.images([image]), expected)
     bicubic = replace(processor.config, interpolation="bicubic")
     assert not torch.equal(Processor(bicubic, None).images([image]), expected)
@@ -60,9 +69,13 @@ def test_an_absent_crop_is_as_large_as_the_short_side(photo, tmp_path):
     processor = Processor.from_huggingface(folder, patch_size=14)
     assert processor.config.image_size == 294
     image = photo(400, 500)
-    cropped = BridgeTowerImageProcessor(size={"shortest_edge": 294}, crop_size={"shortest_edge": 294})
+    cropped = BridgeTowerImageProcessor(
+        size={"shortest_edge": 294}, crop_size={"shortest_edge": 294}
+    )
     assert torch.equal(processor.images([image]), cropped(image, return_tensors="pt").pixel_values)
-    default = BridgeTowerImageProcessor.from_pretrained(folder)(image, return_tensors="pt").pixel_values
+    default = BridgeTowerImageProcessor.from_pretrained(folder)(
+        image, return_tensors="pt"
+    ).pixel_values
     assert default.shape[-1] == 288, "what the model of 294 px cannot take"
 
 
@@ -77,7 +90,10 @@ def test_settings_that_are_carried_out(tmp_path):
         ({"do_convert_rgb": None, "pad_size": None}, {"background": None}),
         ({"do_pad": False}, {"profile": "hf"}),
         ({"image_mean": [0.5, 0.5, 0.5]}, {"image_mean": (0.5, 0.5, 0.5)}),
-        ({"_valid_processor_keys": ["images"], "processor_class": "BridgeTowerProcessor"}, {"profile": "hf"}),
+        (
+            {"_valid_processor_keys": ["images"], "processor_class": "BridgeTowerProcessor"},
+            {"profile": "hf"},
+        ),
     ):
         config = Processor.from_huggingface(_folder(tmp_path, HUB | settings), patch_size=16).config
         assert {name: getattr(config, name) for name in fields} == fields
@@ -87,7 +103,10 @@ def test_settings_that_would_be_ignored_are_refused(tmp_path):
     for name, value in (
         *((name, False) for name in ("do_resize", "do_rescale", "do_normalize", "do_center_crop")),
         *(("resample", 0), ("rescale_factor", 1.0), ("pad_size", {"height": 300, "width": 300})),
-        *(("size", {"shortest_edge": 288, "longest_edge": 400}), ("size", {"height": 288, "width": 300})),
+        *(
+            ("size", {"shortest_edge": 288, "longest_edge": 400}),
+            ("size", {"height": 288, "width": 300}),
+        ),
         *(("crop_size", "288"), ("image_mean", 0.5), ("some_new_setting", 1)),
         ("image_processor_type", "ViltImageProcessor"),
     ):
@@ -108,7 +127,10 @@ def test_nested_settings_win_as_in_transformers(tmp_path):
 def test_no_settings_and_a_size_that_the_model_cannot_take(tmp_path):
     with pytest.raises(FileNotFoundError, match="no image settings"):
         Processor.from_huggingface(tmp_path, patch_size=16)
-    with pytest.raises(ValueError, match=r"288 is not a multiple of the patch size 14; set image_size to 280 or 294"):
+    with pytest.raises(
+        ValueError,
+        match=r"288 is not a multiple of the patch size 14; set image_size to 280 or 294",
+    ):
         Processor.from_huggingface(_folder(tmp_path, HUB), patch_size=14)
 
 
@@ -117,22 +139,31 @@ def test_the_text_limit_comes_from_the_tokenizer(tmp_path):
     for limit, expected in ((77, 77), (int(1e30), 512), (None, 512)):
         _folder(tmp_path, {"model_max_length": limit}, "tokenizer_config.json")
         assert Processor.from_huggingface(tmp_path, patch_size=16).config.max_length == expected
-        assert Processor.from_huggingface(tmp_path, patch_size=16, max_length=50).config.max_length == 50
+        assert (
+            Processor.from_huggingface(tmp_path, patch_size=16, max_length=50).config.max_length
+            == 50
+        )
 
 
 def _hf_config(**fields):
-    return ProcessorConfig(**({"profile": "hf", "image_size": 96, "max_length": 20, "patch_size": 16} | fields))
+    return ProcessorConfig(
+        **({"profile": "hf", "image_size": 96, "max_length": 20, "patch_size": 16} | fields)
+    )
 
 
 @pytest.mark.parametrize(
-    ("fields", "with_model_config"), [({}, True), ({"image_size": 112, "shortest_edge": 128, "size_divisor": 8}, False)]
+    ("fields", "with_model_config"),
+    [({}, True), ({"image_size": 112, "shortest_edge": 128, "size_divisor": 8}, False)],
 )
 def test_transformers_reads_what_was_written(fields, with_model_config, tokenizer, photo, tmp_path):
     ours = Processor(_hf_config(**fields), tokenizer)
     ours.save_huggingface(tmp_path)
     if with_model_config:
         BridgeTowerConfig().save_pretrained(tmp_path)
-    for theirs in (AutoProcessor.from_pretrained(tmp_path), BridgeTowerProcessor.from_pretrained(tmp_path)):
+    for theirs in (
+        AutoProcessor.from_pretrained(tmp_path),
+        BridgeTowerProcessor.from_pretrained(tmp_path),
+    ):
         assert isinstance(theirs, BridgeTowerProcessor)
         for shape in [(100, 130), (97, 301), (60, 40)]:
             batch = theirs(photo(*shape), TEXTS[0], return_tensors="pt")
@@ -143,7 +174,9 @@ def test_transformers_reads_what_was_written(fields, with_model_config, tokenize
         assert torch.equal(encoded.input_ids, batch.input_ids)
         assert torch.equal(encoded.attention_mask, batch.attention_mask)
         long = "a dog runs " * 20
-        assert [theirs.tokenizer(long, truncation=True).input_ids] == ours.token_ids([long], truncate=True)
+        assert [theirs.tokenizer(long, truncation=True).input_ids] == ours.token_ids(
+            [long], truncate=True
+        )
         assert theirs.tokenizer.mask_token_id == ours.mask_token_id
 
 
@@ -160,8 +193,12 @@ def test_a_call_returns_the_tensors_of_transformers(tokenizer, photo, tmp_path):
         {"padding": "max_length", "truncation": "only_first", "max_length": 9},
     ):
         for given in ((images, TEXTS), (images[0], TEXTS[0]), (None, TEXTS)):
-            expected, found = (processor(*given, return_tensors="pt", **options) for processor in (theirs, ours))
-            assert {name: value.dtype for name, value in found.items()} == {n: v.dtype for n, v in expected.items()}
+            expected, found = (
+                processor(*given, return_tensors="pt", **options) for processor in (theirs, ours)
+            )
+            assert {name: value.dtype for name, value in found.items()} == {
+                n: v.dtype for n, v in expected.items()
+            }
             assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     assert ours(images=images).keys() == {"pixel_values", "pixel_mask"}
     assert ours(images, TEXTS, padding=True).to("cpu").input_ids.shape[0] == 4
@@ -174,10 +211,22 @@ def test_calls_that_have_no_tensors(tokenizer, photo):
         ((image, TEXTS[0]), {"return_tensors": "np"}, "return_tensors is 'np'; expected one of pt"),
         ((image, TEXTS), {}, "different numbers of tokens; pass padding=True"),
         ((image, "a dog runs " * 20), {}, "the limit is 20; shorten it, or pass truncation=True"),
-        ((image, TEXTS), {"padding": "do_not_pad"}, "different numbers of tokens; pass padding=True"),
+        (
+            (image, TEXTS),
+            {"padding": "do_not_pad"},
+            "different numbers of tokens; pass padding=True",
+        ),
         ((image, "a dog runs " * 20), {"truncation": "do_not_truncate"}, "the limit is 20"),
-        ((image, "a dog"), {"padding": "left"}, "padding is 'left'; expected one of False, True, do_not_pad, longest"),
-        ((image, "a dog"), {"truncation": "only_second"}, "truncation is 'only_second'; expected one of False, True"),
+        (
+            (image, "a dog"),
+            {"padding": "left"},
+            "padding is 'left'; expected one of False, True, do_not_pad, longest",
+        ),
+        (
+            (image, "a dog"),
+            {"truncation": "only_second"},
+            "truncation is 'only_second'; expected one of False, True",
+        ),
         ((image, "a dog"), {"max_length": 21}, "max_length is 21; expected 3 to 20"),
         (([], "a dog"), {}, "no images given"),
     ):
@@ -185,7 +234,9 @@ def test_calls_that_have_no_tensors(tokenizer, photo):
             processor(*given, **options)
     with pytest.raises(ValueError, match="no tokenizer"):
         Processor(_hf_config(), None)(image, "a dog")
-    with pytest.raises(AttributeError, match="no pixel_values here; there are input_ids, attention_mask"):
+    with pytest.raises(
+        AttributeError, match="no pixel_values here; there are input_ids, attention_mask"
+    ):
         _ = processor(text="a dog").pixel_values
 
 
@@ -196,7 +247,9 @@ def test_a_lower_casing_tokenizer_stays_one_in_transformers(tmp_path):
     ours.save_huggingface(tmp_path)
     BridgeTowerConfig().save_pretrained(tmp_path)
     theirs = AutoProcessor.from_pretrained(tmp_path).tokenizer
-    assert [theirs(text).input_ids for text in ("A DOG", "a dog")] == ours.token_ids(["A DOG", "a dog"])
+    assert [theirs(text).input_ids for text in ("A DOG", "a dog")] == ours.token_ids(
+        ["A DOG", "a dog"]
+    )
 
 
 def test_what_transformers_wrote_is_read(tokenizer, photo, tmp_path):
@@ -222,9 +275,14 @@ def test_written_settings_come_back(profile, tokenizer, tmp_path):
         assert back.token_ids(TEXTS) == Processor(config, tokenizer).token_ids(TEXTS)
 
 
-def test_official_profiles_are_nearly_the_same_in_transformers_and_say_so(tokenizer, photo, tmp_path, caplog):
+def test_official_profiles_are_nearly_the_same_in_transformers_and_say_so(
+    tokenizer, photo, tmp_path, caplog
+):
     level = 1.01 / 255 / 0.26130258
-    for profile, shape in (("official-finetune", (97, 201)), ("official-pretrain", (96 * 2, 100 * 2))):
+    for profile, shape in (
+        ("official-finetune", (97, 201)),
+        ("official-pretrain", (96 * 2, 100 * 2)),
+    ):
         ours = Processor(_hf_config(profile=profile), tokenizer)
         with caplog.at_level(logging.WARNING):
             ours.save_huggingface(tmp_path / profile)
@@ -283,7 +341,12 @@ def test_nothing_is_written_beside_settings_that_would_win(tokenizer, tmp_path):
 def test_other_clip_settings_are_refused(tmp_path):
     edge, square = {"size": {"shortest_edge": 96}}, {"size": {"height": 96, "width": 96}}
     small = {"crop_size": {"height": 80, "width": 80}}
-    others = (edge | {"do_center_crop": False}, edge | small, square | small, square | {"do_center_crop": True})
+    others = (
+        edge | {"do_center_crop": False},
+        edge | small,
+        square | small,
+        square | {"do_center_crop": True},
+    )
     for settings in (*others, edge | {"crop_size": 96, "do_pad": True}):
         _folder(tmp_path, {"image_processor_type": "CLIPImageProcessor"} | settings)
         with pytest.raises(ValueError, match=r"resizes to|sets do_pad"):

@@ -13,7 +13,15 @@ import pytest
 import torch
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
-from bridgetower.processor import Processor, ProcessorConfig, check_length, images, media_type, open_image, open_reduced
+from bridgetower.processor import (
+    Processor,
+    ProcessorConfig,
+    check_length,
+    images,
+    media_type,
+    open_image,
+    open_reduced,
+)
 
 KINDS = [*images._FORMATS]
 
@@ -38,7 +46,15 @@ def test_every_way_of_giving_a_picture_is_equal(photo, tmp_path):
     path = tmp_path / "picture.png"
     picture.save(path)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-    for source in (str(path), path, path.read_bytes(), picture, pixels, tensor, pixels[:, ::-1][:, ::-1]):
+    for source in (
+        str(path),
+        path,
+        path.read_bytes(),
+        picture,
+        pixels,
+        tensor,
+        pixels[:, ::-1][:, ::-1],
+    ):
         assert np.array_equal(_array(source), pixels)
     open_image(picture).putpixel((0, 0), (1, 2, 3))
     assert np.array_equal(np.array(picture), pixels), "the source stays as it is"
@@ -68,7 +84,10 @@ def test_grey_and_transparent_arrays_and_tensors():
         (None, "given as NoneType"),
         (b"", "empty"),
         (b"<html>not found</html>", "cannot be read as an image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "cannot be read as an image"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+            "cannot be read as an image",
+        ),
     ],
 )
 def test_what_is_no_picture_is_refused(source, message):
@@ -94,7 +113,10 @@ def test_a_whole_file_of_another_kind_is_unsupported_and_not_damaged():
     tiff, jpeg = (_bytes(Image.new("L", (8, 8)), kind) for kind in ("TIFF", "JPEG"))
     depth = jpeg.index(b"\xff\xc0") + 4
     for content, message in (
-        (tiff.replace(struct.pack("<HHIH", 258, 3, 1, 8), struct.pack("<HHIH", 258, 3, 1, 24)), "tiff: unknown pixel"),
+        (
+            tiff.replace(struct.pack("<HHIH", 258, 3, 1, 8), struct.pack("<HHIH", 258, 3, 1, 24)),
+            "tiff: unknown pixel",
+        ),
         (jpeg[:depth] + b"\x0c" + jpeg[depth + 1 :], "jpeg: cannot handle 12-bit"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
@@ -105,7 +127,9 @@ def test_a_whole_file_of_another_kind_is_unsupported_and_not_damaged():
 def _icon():
     """One opaque red, one half transparent blue, one invisible pixel with black and one with green behind."""
     icon = Image.new("RGBA", (4, 1))
-    for column, colour in enumerate([(255, 0, 0, 255), (0, 0, 255, 128), (0, 0, 0, 0), (0, 255, 0, 0)]):
+    for column, colour in enumerate(
+        [(255, 0, 0, 255), (0, 0, 255, 128), (0, 0, 0, 0), (0, 255, 0, 0)]
+    ):
         icon.putpixel((column, 0), colour)
     return icon
 
@@ -122,8 +146,13 @@ def test_alpha_is_dropped_as_in_the_originals_unless_a_background_is_given():
 
 def test_the_processor_applies_its_background():
     for background, expected in ((None, 0), (WHITE, 255)):
-        config = ProcessorConfig(profile="official-finetune", image_size=1, max_length=4, background=background)
-        assert Processor(config, None).resize(_icon().crop((2, 0, 3, 1))).flatten().tolist() == [expected] * 3
+        config = ProcessorConfig(
+            profile="official-finetune", image_size=1, max_length=4, background=background
+        )
+        assert (
+            Processor(config, None).resize(_icon().crop((2, 0, 3, 1))).flatten().tolist()
+            == [expected] * 3
+        )
 
 
 @pytest.mark.parametrize("transparency", [None, 1, bytes([255, 0])])
@@ -136,7 +165,10 @@ def test_palettes(transparency):
         warnings.simplefilter("error")
         assert _array(_bytes(image, "PNG", **options))[0].tolist() == [[200, 10, 20], [7, 8, 9]]
         second = [7, 8, 9] if transparency is None else [255, 255, 255]
-        assert _array(_bytes(image, "PNG", **options), background=WHITE)[0].tolist() == [[200, 10, 20], second]
+        assert _array(_bytes(image, "PNG", **options), background=WHITE)[0].tolist() == [
+            [200, 10, 20],
+            second,
+        ]
 
 
 def test_other_modes(photo):
@@ -147,7 +179,10 @@ def test_other_modes(photo):
     assert _array(grey)[0, :, 0].tolist() == [90, 30]
     multiplied = Image.new("La", (1, 1), (50, 128))  # of which Pillow makes only LA
     for background, expected in ((None, 99), (WHITE, 177)):
-        assert np.asarray(open_image(multiplied, background=background))[0, 0].tolist() == [expected] * 3
+        assert (
+            np.asarray(open_image(multiplied, background=background))[0, 0].tolist()
+            == [expected] * 3
+        )
     assert _array(grey, background=WHITE)[0, :, 0].tolist() == [90, 255]
 
 
@@ -253,7 +288,10 @@ class TestHeic:
         content = _bytes(turned, "HEIF", quality=95)
         found = _array(content).astype(int)
         assert found.shape == (64, 128, 3)
-        assert abs(found - np.asarray(upright)).mean() < abs(found - np.asarray(upright)[::-1]).mean() / 2
+        assert (
+            abs(found - np.asarray(upright)).mean()
+            < abs(found - np.asarray(upright)[::-1]).mean() / 2
+        )
 
     def test_the_number_of_pixels_is_checked_before_decoding(self, photo):
         content = _bytes(photo(64, 96), "HEIF")
@@ -261,7 +299,9 @@ class TestHeic:
             open_image(content, max_pixels=6143)
         size = struct.pack(">II", 96, 64)
         assert content.count(size) == 1
-        with pytest.raises(ValueError, match="damaged"):  # a picture that is larger than the file says
+        with pytest.raises(
+            ValueError, match="damaged"
+        ):  # a picture that is larger than the file says
             open_image(content.replace(size, struct.pack(">II", 8, 8)))
 
     def test_a_thumbnail_is_not_taken_for_the_picture(self, photo):
@@ -275,7 +315,10 @@ class TestHeic:
     ("content", "advice"),
     [
         *(
-            (b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic", r"TIFF, WEBP; it is HEIC: pip install '\.\[heic\]'$")
+            (
+                b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic",
+                r"TIFF, WEBP; it is HEIC: pip install '\.\[heic\]'$",
+            )
             for brand in (b"heic", b"heix", b"hevc", b"mif1")
         ),
         (b"\xff\x0a" + bytes(20), "; it is JPEG XL: save it as PNG or JPEG$"),
@@ -284,7 +327,9 @@ class TestHeic:
     ],
 )
 def test_formats_that_are_not_read_come_with_advice(content, advice, monkeypatch):
-    monkeypatch.setattr(images, "_FORMATS", tuple(name for name in images._FORMATS if name != "HEIF"))
+    monkeypatch.setattr(
+        images, "_FORMATS", tuple(name for name in images._FORMATS if name != "HEIF")
+    )
     with pytest.raises(ValueError, match=r"cannot be read as an image; supported are .*" + advice):
         open_image(content)
 
@@ -295,12 +340,16 @@ def test_orientation_is_what_pillow_makes_of_it(orientation, photo):
     exif[0x0112] = orientation
     for kind, options in (("JPEG", {}), ("TIFF", {}), ("WEBP", {"lossless": True}), ("PNG", {})):
         content = _bytes(photo(20, 31), kind, exif=exif, **options)
-        assert np.array_equal(_array(content), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content)))))
+        assert np.array_equal(
+            _array(content), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
+        )
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_orientation_in_xmp(kind, photo):
-    text = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    text = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    )
     options = {"xmp": text} if kind == "WEBP" else {}
     if kind == "PNG":
         options["pnginfo"] = PngImagePlugin.PngInfo()
@@ -309,7 +358,9 @@ def test_orientation_in_xmp(kind, photo):
     stored = Image.open(io.BytesIO(content)).convert("RGB")
     if kind == "JPEG":
         segment = b"http://ns.adobe.com/xap/1.0/\0" + text
-        content = content[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(segment)) + segment + content[2:]
+        content = (
+            content[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(segment)) + segment + content[2:]
+        )
     assert np.array_equal(_array(content), np.asarray(stored.transpose(Image.Transpose.ROTATE_270)))
 
 
@@ -323,7 +374,10 @@ def test_missing_files_and_folders(tmp_path):
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(FileNotFoundError, match=r"no image file at .*nothing\.jpg"):
         open_image(tmp_path / "nothing.jpg")
-    for place, message in ((tmp_path, "not a file"), (tmp_path / "empty.jpg", r"empty\.jpg is empty")):
+    for place, message in (
+        (tmp_path, "not a file"),
+        (tmp_path / "empty.jpg", r"empty\.jpg is empty"),
+    ):
         with pytest.raises(ValueError, match=message):
             open_image(place)
 
@@ -374,28 +428,44 @@ def test_media_types(kind):
 
 def _png_header(width, height):
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_oversized_pictures_are_refused_before_they_are_decoded():
     with pytest.raises(ValueError, match="10000x10000 = 100000000 pixels, the limit is 64000000"):
         open_image(_png_header(10_000, 10_000))
-    with pytest.raises(ValueError, match=r"has too many pixels \(.*900000000 pixels.*\); shrink it first"):
+    with pytest.raises(
+        ValueError, match=r"has too many pixels \(.*900000000 pixels.*\); shrink it first"
+    ):
         open_image(_png_header(30_000, 30_000))
 
 
 def test_a_file_may_have_four_channels_of_16_bit_uncompressed():
     longest = 8 * 1000 + 2**25
     check_length("a.tiff", longest, 1000)
-    with pytest.raises(ValueError, match=f"a.tiff has {longest + 1} bytes; expected at most {longest}"):
+    with pytest.raises(
+        ValueError, match=f"a.tiff has {longest + 1} bytes; expected at most {longest}"
+    ):
         check_length("a.tiff", longest + 1, 1000)
 
 
 def test_a_row_that_is_longer_than_a_strip():
-    assert np.array_equal(_array(_bytes(Image.new("L", (2**18 + 1, 2), 7), "PNG")), np.full((2, 2**18 + 1, 3), 7))
+    assert np.array_equal(
+        _array(_bytes(Image.new("L", (2**18 + 1, 2), 7), "PNG")), np.full((2, 2**18 + 1, 3), 7)
+    )
 
 
 def test_the_pixel_limit_can_be_moved(photo):

@@ -40,7 +40,9 @@ VOCAB_TXT += ["a", "dog", "Dog", "run", "##s", "##ning", ",", "'", "ä", "犬"]
 def _roberta(folder):
     transformers = pytest.importorskip("transformers")
     vocab = json.loads((folder / "vocab.json").read_text())
-    merges = [tuple(line.split(" ")) for line in (folder / "merges.txt").read_text().splitlines()[1:]]
+    merges = [
+        tuple(line.split(" ")) for line in (folder / "merges.txt").read_text().splitlines()[1:]
+    ]
     mask = transformers.AddedToken("<mask>", lstrip=True)
     return transformers.RobertaTokenizer(vocab=vocab, merges=merges, mask_token=mask)
 
@@ -59,8 +61,14 @@ def test_vocab_and_merges_equal_transformers(roberta_folder):
     assert ours.encode("A dog").ids != ours.encode(" A dog").ids, "no leading space is added"
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.lists(st.one_of(st.text(max_size=12), st.sampled_from(["<mask>", " ", "</s>", "dog"]))).map("".join))
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    text=st.lists(
+        st.one_of(st.text(max_size=12), st.sampled_from(["<mask>", " ", "</s>", "dog"]))
+    ).map("".join)
+)
 def test_any_text_equals_transformers_and_comes_back(text, roberta_folder):
     ours, theirs = _cached_pair(roberta_folder)
     ids = ours.encode(text).ids
@@ -86,7 +94,8 @@ def test_the_comparison_sees_a_leading_space_and_the_mask_token(roberta_folder, 
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"do_lower_case": False}, {"strip_accents": False}, {"tokenize_chinese_chars": False}]
+    "options",
+    [{}, {"do_lower_case": False}, {"strip_accents": False}, {"tokenize_chinese_chars": False}],
 )
 def test_bert_equals_transformers(options, tmp_path):
     transformers = pytest.importorskip("transformers")
@@ -94,7 +103,9 @@ def test_bert_equals_transformers(options, tmp_path):
     if options:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
     ours = load_tokenizer(tmp_path)
-    theirs = transformers.BertTokenizer(vocab={token: number for number, token in enumerate(VOCAB_TXT)}, **options)
+    theirs = transformers.BertTokenizer(
+        vocab={token: number for number, token in enumerate(VOCAB_TXT)}, **options
+    )
     for text in [*TEXTS, "A Dog, runs' RUNNING ä Ä 犬犬 a[MASK]dog", "\x00dog\u00a0a"]:
         assert ours.encode(text).ids == theirs(text).input_ids, text
 
@@ -133,7 +144,11 @@ def test_special_tokens_that_would_be_ignored(roberta_folder, tmp_path):
     for file in roberta_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     for name, content, message in (
-        ("tokenizer_config.json", {"mask_token": "[M]"}, r"mask_token to '\[M\]', expected '<mask>'"),
+        (
+            "tokenizer_config.json",
+            {"mask_token": "[M]"},
+            r"mask_token to '\[M\]', expected '<mask>'",
+        ),
         ("special_tokens_map.json", {"pad_token": {"content": "[P]"}}, r"pad_token to '\[P\]'"),
         ("added_tokens.json", {"<image>": 320}, "tokens of its own"),
     ):
@@ -175,7 +190,9 @@ def test_batches_are_padded_to_their_longest_text(config, tokenizer):
 def test_too_long_texts_name_the_way_out(config, tokenizer):
     text = "A dog runs on the grass. " * 9
     count = len(tokenizer.encode(text).ids)
-    with pytest.raises(ValueError, match=rf"text 1, 'A dog runs on .*…', has {count} tokens, .* 12; .*truncate"):
+    with pytest.raises(
+        ValueError, match=rf"text 1, 'A dog runs on .*…', has {count} tokens, .* 12; .*truncate"
+    ):
         Processor(config, tokenizer).texts(["A dog", text])
 
 
@@ -187,7 +204,9 @@ def test_truncation_keeps_the_end_token_and_equals_transformers(config, tokenize
         assert expected[-1] == 2, "the end token"
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(pair=st.lists(st.sampled_from([text for text in TEXTS if text]), min_size=1, max_size=2))
 def test_pairs_are_joined_and_cut_as_roberta_does(pair, config, tokenizer, roberta_folder):
     processor, (_, theirs) = Processor(config, tokenizer), _cached_pair(roberta_folder)
@@ -199,11 +218,23 @@ def test_pairs_are_joined_as_bert_does(config, tmp_path):
     transformers = pytest.importorskip("transformers")
     (tmp_path / "vocab.txt").write_text("\n".join(VOCAB_TXT) + "\n")
     processor = Processor(config, load_tokenizer(tmp_path))
-    theirs = transformers.BertTokenizer(vocab={token: number for number, token in enumerate(VOCAB_TXT)})
-    pairs = [("a dog", "running"), ("a dog running, runs", "a dog running, runs a dog a dog"), ("a dog", "a " * 40)]
-    expected = [theirs(*pair, truncation="longest_first", max_length=config.max_length).input_ids for pair in pairs]
+    theirs = transformers.BertTokenizer(
+        vocab={token: number for number, token in enumerate(VOCAB_TXT)}
+    )
+    pairs = [
+        ("a dog", "running"),
+        ("a dog running, runs", "a dog running, runs a dog a dog"),
+        ("a dog", "a " * 40),
+    ]
+    expected = [
+        theirs(*pair, truncation="longest_first", max_length=config.max_length).input_ids
+        for pair in pairs
+    ]
     assert processor.pair_ids(pairs) == expected
-    assert processor.pair_ids([("a dog",), pairs[0]]) == [processor.token_ids(["a dog"])[0], expected[0]]
+    assert processor.pair_ids([("a dog",), pairs[0]]) == [
+        processor.token_ids(["a dog"])[0],
+        expected[0],
+    ]
     with pytest.raises(ValueError, match="an example has 3 texts; expected one or two"):
         processor.pair_ids([("a", "b", "c")])
 
@@ -211,7 +242,11 @@ def test_pairs_are_joined_as_bert_does(config, tmp_path):
 def test_a_text_of_exactly_the_limit_is_whole(config, tokenizer):
     ids = tokenizer.encode("A dog runs").ids
     processor = Processor(replace(config, max_length=len(ids)), tokenizer)
-    assert processor.token_ids(["A dog runs"]) == processor.token_ids(["A dog runs"], truncate=True) == [ids]
+    assert (
+        processor.token_ids(["A dog runs"])
+        == processor.token_ids(["A dog runs"], truncate=True)
+        == [ids]
+    )
     with pytest.raises(ValueError, match="the limit is"):
         Processor(replace(config, max_length=len(ids) - 1), tokenizer).token_ids(["A dog runs"])
 
@@ -220,7 +255,11 @@ def test_special_ids_and_decoding(config, tokenizer):
     processor = Processor(config, tokenizer)
     mask = tokenizer.get_vocab_size() - 1
     assert (processor.token_ids([""]), processor.pad_token_id) == ([[0, 2]], 1)
-    assert (processor.mask_token_id, processor.mask_token, processor.vocab_size) == (mask, "<mask>", 320)
+    assert (processor.mask_token_id, processor.mask_token, processor.vocab_size) == (
+        mask,
+        "<mask>",
+        320,
+    )
     assert processor.special_ids == {0, 1, 2, 3, mask}
     batch = processor.texts(["A ö 🐕", "A dog runs"])
     assert [processor.decode(row) for row in batch.input_ids] == ["A ö 🐕", "A dog runs"]
@@ -277,7 +316,12 @@ _TEMPLATE = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": 
 _PANICKING = {
     "when it is read": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
     "at any text": {
-        "post_processor": {"type": "TemplateProcessing", "single": _TEMPLATE, "pair": _TEMPLATE, "special_tokens": {}}
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": _TEMPLATE,
+            "pair": _TEMPLATE,
+            "special_tokens": {},
+        }
     },
 }
 
@@ -285,22 +329,31 @@ _PANICKING = {
 @pytest.mark.parametrize("changes", _PANICKING.values(), ids=_PANICKING)
 def test_a_tokenizer_that_panics_is_an_error(changes, tokenizer, tmp_path):
     (tmp_path / "tokenizer.json").write_text(_changed(tokenizer, **changes))
-    with pytest.raises(ValueError, match=r"valid tokenizer \(|cannot encode an empty text \(") as caught:
-        Processor(ProcessorConfig(profile="hf", image_size=32, max_length=8), load_tokenizer(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"valid tokenizer \(|cannot encode an empty text \("
+    ) as caught:
+        Processor(
+            ProcessorConfig(profile="hf", image_size=32, max_length=8), load_tokenizer(tmp_path)
+        )
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "normalizers",
     [
-        [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 50}] * 3,  # 125,000 letters of one
+        [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 50}]
+        * 3,  # 125,000 letters of one
         [{"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "a" * 2000}]}],
     ],
 )
-def test_a_tokenizer_that_makes_long_texts_of_short_ones_is_refused(normalizers, tokenizer, tmp_path):
+def test_a_tokenizer_that_makes_long_texts_of_short_ones_is_refused(
+    normalizers, tokenizer, tmp_path
+):
     growing = {"type": "Sequence", "normalizers": normalizers}
     (tmp_path / "tokenizer.json").write_text(_changed(tokenizer, normalizer=growing))
-    with pytest.raises(ValueError, match=r"tokenizer\.json makes texts more than 1000 times as long; use another"):
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.json makes texts more than 1000 times as long; use another"
+    ):
         load_tokenizer(tmp_path)
 
 
@@ -309,7 +362,10 @@ def test_texts_that_a_tokenizer_fails_at_are_errors(kind, tokenizer):
     changes = {"pre_tokenizer": {"type": "FixedLength", "length": 0}}
     if kind == "a bare Exception":
         vocab = json.loads(tokenizer.to_str())["model"]["vocab"]
-        changes = {"model": {"type": "WordLevel", "unk_token": "<none>", "vocab": vocab}, "pre_tokenizer": None}
+        changes = {
+            "model": {"type": "WordLevel", "unk_token": "<none>", "vocab": vocab},
+            "pre_tokenizer": None,
+        }
     failing = Tokenizer.from_str(_changed(tokenizer, **changes))
     processor = Processor(ProcessorConfig(profile="hf", image_size=32, max_length=8), failing)
     for use, texts in (("token_ids", ["a dog"]), ("pair_ids", [("a dog", "a cat")])):
@@ -332,14 +388,18 @@ def test_special_tokens_and_words_of_other_families(model, space, special, betwe
     unknown = special[3]
     builders = {
         "bpe": lambda: models.BPE(vocab, [], unk_token=unknown),
-        "unigram": lambda: models.Unigram([(token, -float(number)) for token, number in vocab.items()], vocab[unknown]),
+        "unigram": lambda: models.Unigram(
+            [(token, -float(number)) for token, number in vocab.items()], vocab[unknown]
+        ),
         "word pieces": lambda: models.WordPiece(vocab, unk_token=unknown),
     }
     made = Tokenizer(builders[model]())
     start, _, end = special[:3]
     ids = [(start, vocab[start]), (end, vocab[end])]
     pair = f"{start} $A {f'{end} ' * between}$B {end}"
-    made.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", pair=pair, special_tokens=ids)
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}", pair=pair, special_tokens=ids
+    )
     processor = Processor(config, made)
     assert (processor.token_ids([""]), processor.pad_token_id) == ([[0, 2]], 1)
     assert (processor.mask_token, processor.mask_token_id) == (special[4], 4)
@@ -348,10 +408,21 @@ def test_special_tokens_and_words_of_other_families(model, space, special, betwe
 
 
 class TestOnlyTheBeginningIsRead:
-    @pytest.mark.parametrize("before", ["", "A dog runs. ", "\u200b" * 300, "a" * 190, "a" * 200 + " "])
+    @pytest.mark.parametrize(
+        "before", ["", "A dog runs. ", "\u200b" * 300, "a" * 190, "a" * 200 + " "]
+    )
     def test_ids_are_those_of_the_whole_text(self, config, tokenizer, before):
         processor, most = Processor(config, tokenizer), config.max_length
-        for part in (*TEXTS[1:-1], "A", " ", "\u200b", "\x00", "e\u0301", "a" * 500 + " ", "x\u0300" * 60):
+        for part in (
+            *TEXTS[1:-1],
+            "A",
+            " ",
+            "\u200b",
+            "\x00",
+            "e\u0301",
+            "a" * 500 + " ",
+            "x\u0300" * 60,
+        ):
             texts = [(before + part * length)[:length] + " dog" * 20 for length in (900, 901, 907)]
             whole = [tokenizer.encode(text).ids for text in texts]
             expected = [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in whole]
@@ -360,13 +431,20 @@ class TestOnlyTheBeginningIsRead:
     def test_a_word_that_is_cut_does_not_count(self):
         """Nine long words are 180 characters; of the next one twelve are read first, which would be three tokens."""
         word = "abcdefghijklmnopqrs"
-        vocab = {one: number for number, one in enumerate(["[UNK]", "<s>", "</s>", word, "abcd", "##efgh", "##ijkl"])}
+        vocab = {
+            one: number
+            for number, one in enumerate(["[UNK]", "<s>", "</s>", word, "abcd", "##efgh", "##ijkl"])
+        }
         tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         special = [("<s>", 1), ("</s>", 2)]
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=special
+        )
         assert tokenizer.encode(f"{word} " * 9 + word[:12]).ids == [1, *[3] * 9, 4, 5, 6, 2]
-        assert encode(tokenizer, [f"{word} " * 40], max_length=12, truncate=True) == [[1, *[3] * 10, 2]]
+        assert encode(tokenizer, [f"{word} " * 40], max_length=12, truncate=True) == [
+            [1, *[3] * 10, 2]
+        ]
 
     def test_no_more_is_read(self, tokenizer):
         read = []
@@ -390,7 +468,13 @@ class PanicException(BaseException):
 
 def test_threads_that_cannot_start_are_no_fault_of_the_files():
     reason = "The global thread pool has not been initialized.: ThreadPoolBuildError { kind: IOError(Os { code: 11 }) }"
-    with pytest.raises(OSError, match=r"cannot start its threads .* TOKENIZERS_PAR"), tokenizers_errors("x"):
+    with (
+        pytest.raises(OSError, match=r"cannot start its threads .* TOKENIZERS_PAR"),
+        tokenizers_errors("x"),
+    ):
         raise PanicException(reason)
-    with pytest.raises(ValueError, match="copy the files of the tokenizer again"), tokenizers_errors("x"):
+    with (
+        pytest.raises(ValueError, match="copy the files of the tokenizer again"),
+        tokenizers_errors("x"),
+    ):
         raise PanicException("index out of range")

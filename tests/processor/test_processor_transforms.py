@@ -13,15 +13,32 @@ from bridgetower.processor import Processor, ProcessorConfig
 from bridgetower.processor.config import CLIP_MEAN, CLIP_STD
 
 PROFILES = {"clip": "official-pretrain", "blip": "official-finetune"}
-TALL = [(800, 200), (117, 106), (240, 90)]  # squashed to 96 px, the height loses more than twice what the width does
-SHAPES = [(120, 200), (301, 199), (96, 96), (333, 334), (480, 640), (200, 800), (37, 91), (5, 3), (1, 1), (116, 106)]
+TALL = [
+    (800, 200),
+    (117, 106),
+    (240, 90),
+]  # squashed to 96 px, the height loses more than twice what the width does
+SHAPES = [
+    (120, 200),
+    (301, 199),
+    (96, 96),
+    (333, 334),
+    (480, 640),
+    (200, 800),
+    (37, 91),
+    (5, 3),
+    (1, 1),
+    (116, 106),
+]
 
 VERTICALLY_FIRST = [*(("blip", shape) for shape in TALL), ("clip", (800, 200))]
 PILLOW = int(PIL.__version__.split(".")[0])
 
 
 def _processor(profile, size, **fields):
-    return Processor(ProcessorConfig(profile=profile, image_size=size, max_length=8, **fields), None)
+    return Processor(
+        ProcessorConfig(profile=profile, image_size=size, max_length=8, **fields), None
+    )
 
 
 def _official(kind, size):
@@ -31,7 +48,9 @@ def _official(kind, size):
         if kind == "clip"
         else [transforms.Resize((size, size), InterpolationMode.BICUBIC)]
     )
-    return transforms.Compose([*resizing, transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)])
+    return transforms.Compose(
+        [*resizing, transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]
+    )
 
 
 def _lying(kind, size, picture):
@@ -52,7 +71,9 @@ def test_official_profiles_equal_torchvision(kind, shape, photo):
     if PILLOW >= 13 or not vertically_first:
         torch.testing.assert_close(actual, _official(kind, 96)(picture), atol=1e-6, rtol=0)
     if kind == "blip" and shape in ((301, 199), (480, 640), (116, 106)):
-        assert (actual - lying).abs().max() > 0.01, "control: the order shows, and a level is 0.014 to 0.015"
+        assert (actual - lying).abs().max() > 0.01, (
+            "control: the order shows, and a level is 0.014 to 0.015"
+        )
 
 
 def test_an_odd_surplus_shows_how_the_crop_rounds(photo):
@@ -81,24 +102,34 @@ HF_CASES = [
 def test_hf_profile_equals_transformers_bit_for_bit(shape, photo):
     transformers, picture = pytest.importorskip("transformers"), photo(*shape)
     for theirs, ours in HF_CASES:
-        expected = transformers.BridgeTowerImageProcessor(**theirs)(picture, return_tensors="pt").pixel_values
+        expected = transformers.BridgeTowerImageProcessor(**theirs)(
+            picture, return_tensors="pt"
+        ).pixel_values
         assert torch.equal(_processor("hf", **ours).images([picture]), expected)
 
 
 def test_hf_comparison_sees_another_crop_and_another_interpolation(photo):
     transformers = pytest.importorskip("transformers")
     picture = photo(480, 640)
-    bilinear = transformers.BridgeTowerImageProcessor(resample=2)(picture, return_tensors="pt").pixel_values
+    bilinear = transformers.BridgeTowerImageProcessor(resample=2)(
+        picture, return_tensors="pt"
+    ).pixel_values
     ours = _processor("hf", 288).images([picture])
     assert (ours - bilinear).abs().max() > 1e-2
-    pixels = transforms.functional.pil_to_tensor(photo(135, 101))  # 71 rows too many: 35.5 becomes 36 there, 35 here
+    pixels = transforms.functional.pil_to_tensor(
+        photo(135, 101)
+    )  # 71 rows too many: 35.5 becomes 36 there, 35 here
     hf = _processor("hf", 64, shortest_edge=101, size_divisor=1)
     assert torch.equal(hf.resize(photo(135, 101)), pixels[:, 35 : 35 + 64, 18 : 18 + 64])
-    assert not torch.equal(hf.resize(photo(135, 101)), transforms.functional.center_crop(pixels, [64, 64]))
+    assert not torch.equal(
+        hf.resize(photo(135, 101)), transforms.functional.center_crop(pixels, [64, 64])
+    )
 
 
 def test_normalise():
-    config = replace(_processor("hf", 32).config, image_mean=(0.5, 0.0, 1.0), image_std=(0.5, 1.0, 2.0))
+    config = replace(
+        _processor("hf", 32).config, image_mean=(0.5, 0.0, 1.0), image_std=(0.5, 1.0, 2.0)
+    )
     processor = Processor(config, None)
     white = processor.normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))
     assert white.flatten().tolist() == [1.0, 1.0, 0.0]

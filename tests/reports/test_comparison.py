@@ -18,7 +18,12 @@ STEPS = (10, 20, 30)
 
 def runs(curves=CURVES):
     return tuple(
-        FinishedRun(arm=arm, seed=seed, curve=dict(zip(STEPS, values, strict=False)), seconds_per_step=0.1 * seed)
+        FinishedRun(
+            arm=arm,
+            seed=seed,
+            curve=dict(zip(STEPS, values, strict=False)),
+            seconds_per_step=0.1 * seed,
+        )
         for arm, seeds in curves.items()
         for seed, values in seeds.items()
     )
@@ -40,7 +45,8 @@ def write_run(folder, seed, bridge, values, cut=""):
         for step, seconds in ((20, 2.2), (30, 2.0))
     ]
     lines += [
-        {"kind": "validation", "step": step, "accuracy": value} for step, value in zip(STEPS, values, strict=False)
+        {"kind": "validation", "step": step, "accuracy": value}
+        for step, value in zip(STEPS, values, strict=False)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + cut)
     return folder
@@ -49,7 +55,13 @@ def write_run(folder, seed, bridge, values, cut=""):
 def folders(place):
     return {
         arm: [
-            write_run(place / f"{arm}-{seed}", seed, "add" if arm == "bridges" else None, values, cut='{"kind"')
+            write_run(
+                place / f"{arm}-{seed}",
+                seed,
+                "add" if arm == "bridges" else None,
+                values,
+                cut='{"kind"',
+            )
             for seed, values in seeds.items()
         ]
         for arm, seeds in CURVES.items()
@@ -76,7 +88,10 @@ def test_differences_are_paired():
 
 
 def test_seeds_that_one_arm_lacks_are_left_out_of_differences():
-    fewer = {"bridges": CURVES["bridges"], "meter": {seed: CURVES["meter"][seed] for seed in (3, 2)}}
+    fewer = {
+        "bridges": CURVES["bridges"],
+        "meter": {seed: CURVES["meter"][seed] for seed in (3, 2)},
+    }
     result = Comparison(metric="accuracy", reach=None, runs=runs(fewer))
     assert result.differences("meter")["final"]["values"] == pytest.approx([0.1, 0.2])
     none = {"bridges": {1: CURVES["bridges"][1]}, "meter": {2: CURVES["meter"][2]}}
@@ -88,12 +103,20 @@ def test_seeds_that_one_arm_lacks_are_left_out_of_differences():
 def test_what_cannot_be_compared(refused, tmp_path):
     shorter = runs(CURVES | {"meter": {1: [0.1, 0.2]}})
     for several, message in (
-        (shorter, r"bridges, seed 1 has 3 evaluations up to step 30, meter, seed 1 has 2 evaluations up to step 20"),
-        ((*runs()[:1], *runs()[:1], *runs()[3:]), r"several runs of bridges have the same seed: \[1, 1\]"),
+        (
+            shorter,
+            r"bridges, seed 1 has 3 evaluations up to step 30, meter, seed 1 has 2 evaluations up to step 20",
+        ),
+        (
+            (*runs()[:1], *runs()[:1], *runs()[3:]),
+            r"several runs of bridges have the same seed: \[1, 1\]",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             Comparison(metric="accuracy", reach=None, runs=several)
-    assert "one arm only (nano); expected runs of at least two" in refused("compare", *folders(tmp_path)["bridges"])
+    assert "one arm only (nano); expected runs of at least two" in refused(
+        "compare", *folders(tmp_path)["bridges"]
+    )
 
 
 def test_arms_are_named_by_what_differs(tmp_path):
@@ -101,11 +124,16 @@ def test_arms_are_named_by_what_differs(tmp_path):
     every = [*places["bridges"], *places["meter"]]
     metric, found = finished_runs(every, [None] * 6, None)
     assert metric == "accuracy"
-    assert [run.arm for run in found] == 3 * ["model.fusion.bridge=add"] + 3 * ["model.fusion.bridge=None"]
+    assert [run.arm for run in found] == 3 * ["model.fusion.bridge=add"] + 3 * [
+        "model.fusion.bridge=None"
+    ]
     assert [run.seed for run in found] == [1, 2, 3, 1, 2, 3]
     assert found[0].curve == dict(zip(STEPS, CURVES["bridges"][1], strict=True))
     assert found[0].seconds_per_step == pytest.approx(0.2)
-    assert arm_names([{"recipe": "nano", "seed": 1}, {"recipe": "nano", "seed": 2}]) == ["nano", "nano"]
+    assert arm_names([{"recipe": "nano", "seed": 1}, {"recipe": "nano", "seed": 2}]) == [
+        "nano",
+        "nano",
+    ]
 
 
 OTHER = '{"kind": "validation", "step": 1, "rsum": 2}\n'
@@ -114,10 +142,26 @@ OTHER = '{"kind": "validation", "step": 1, "rsum": 2}\n'
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda run: (run / "run.json").unlink(), FileNotFoundError, r"holds no run \(run.json is missing\)"),
-        (lambda run: (run / "metrics.jsonl").unlink(), FileNotFoundError, r"\(metrics.jsonl is missing\)"),
-        (lambda run: (run / "metrics.jsonl").write_text(OTHER), ValueError, r"no accuracy; .* have \['rsum'"),
-        (lambda run: (run / "metrics.jsonl").write_text(""), ValueError, r"its evaluations have no evaluations|has no"),
+        (
+            lambda run: (run / "run.json").unlink(),
+            FileNotFoundError,
+            r"holds no run \(run.json is missing\)",
+        ),
+        (
+            lambda run: (run / "metrics.jsonl").unlink(),
+            FileNotFoundError,
+            r"\(metrics.jsonl is missing\)",
+        ),
+        (
+            lambda run: (run / "metrics.jsonl").write_text(OTHER),
+            ValueError,
+            r"no accuracy; .* have \['rsum'",
+        ),
+        (
+            lambda run: (run / "metrics.jsonl").write_text(""),
+            ValueError,
+            r"its evaluations have no evaluations|has no",
+        ),
     ],
 )
 def test_folders_that_hold_no_finished_run(tmp_path, change, error, message):
@@ -132,7 +176,11 @@ def test_command(run, tmp_path):
     named = [f"{arm}={folder}" for arm, each in places.items() for folder in each]
     (printed,) = run("compare", *named, "--reach", 0.5, "--out", tmp_path / "out")
     written = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert printed == written == json.loads(json.dumps(comparison().to_dict() | {"arms": printed["arms"]}))
+    assert (
+        printed
+        == written
+        == json.loads(json.dumps(comparison().to_dict() | {"arms": printed["arms"]}))
+    )
     assert printed["arms"]["meter"]["curves"][2] == {"10": 0.1, "20": 0.4, "30": 0.7}
     with Image.open(tmp_path / "out" / "curves.png") as drawing:
         assert min(drawing.size) > 300

@@ -25,7 +25,10 @@ def tables(page):
     """The rows of each table by its caption."""
     found = {}
     for content in re.findall(r"<table>(.*?)</table>", page, re.DOTALL):
-        rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr[^>]*>(.*?)</tr>", content)]
+        rows = [
+            re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)
+            for row in re.findall(r"<tr[^>]*>(.*?)</tr>", content)
+        ]
         caption = re.search("<caption>(.*?)</caption>", content)
         found[caption[1]] = [[re.sub("<[^>]+>", "", cell) for cell in row] for row in rows]
     return found
@@ -72,7 +75,11 @@ def test_a_set_with_one_answer_each(outcome, model, page_of, tmp_path):
     first = records[0].entries[0].question_id
 
     def answered(question):
-        answer = "The other." if question.question_id == first else f"{given[question.question_id].title()}."
+        answer = (
+            "The other."
+            if question.question_id == first
+            else f"{given[question.question_id].title()}."
+        )
         return replace(question, answers=(answer,))
 
     records = [replace(one, entries=tuple(map(answered, one.entries))) for one in records]
@@ -85,8 +92,13 @@ def test_a_set_with_one_answer_each(outcome, model, page_of, tmp_path):
 
 
 def test_the_answer_of_most_is_no_miss(outcome, page_of):
-    judgements = [judgement(1, score=0.6, miss=0.4), judgement(2, given="blue", score=0.6, miss=0.3)]
-    assert re.findall(r'<p class="query">(.*?)</p>', page_of(judgements, outcome.images)) == ["text 2"]
+    judgements = [
+        judgement(1, score=0.6, miss=0.4),
+        judgement(2, given="blue", score=0.6, miss=0.3),
+    ]
+    assert re.findall(r'<p class="query">(.*?)</p>', page_of(judgements, outcome.images)) == [
+        "text 2"
+    ]
 
 
 def test_images_are_on_the_background_of_the_model(tiny_processor):
@@ -105,15 +117,24 @@ def test_images_are_on_the_background_of_the_model(tiny_processor):
 
 def test_what_the_page_says(outcome, page_of):
     wrong = [
-        judgement(1, given="blue", score=0.0, miss=0.8, probability=0.8, groups={"shop": "north <b>"}),
-        judgement(2, given="blue", score=0.0, miss=0.95, probability=0.95, groups={"shop": "south"}),
-        judgement(3, given="green", score=0.4, miss=0.1, probability=0.25, groups={"shop": "south"}),
+        judgement(
+            1, given="blue", score=0.0, miss=0.8, probability=0.8, groups={"shop": "north <b>"}
+        ),
+        judgement(
+            2, given="blue", score=0.0, miss=0.95, probability=0.95, groups={"shop": "south"}
+        ),
+        judgement(
+            3, given="green", score=0.4, miss=0.1, probability=0.25, groups={"shop": "south"}
+        ),
     ]
     right = [judgement(number, groups={"shop": "north <b>"}) for number in range(4, 10)]
     page = page_of([*wrong, *right], outcome.images, "<my> model", misses=2)
     words = " ".join(re.sub(r"<[^>]+>", "", unescape(page)).split())
     assert "71 % of 9 examples are right; 3 are not, or not quite." in words
-    assert re.findall(r'<p class="query">(.*?)</p>', page) == ["text 2", "text 1"]  # the surest miss first
+    assert re.findall(r'<p class="query">(.*?)</p>', page) == [
+        "text 2",
+        "text 1",
+    ]  # the surest miss first
     assert page.count("data:image/webp;base64,") == 2
     assert "<my>" not in page
     assert "north <b>" not in page
@@ -121,7 +142,10 @@ def test_what_the_page_says(outcome, page_of):
     found = tables(page)
     assert found["The most frequent"][1:] == [["red", "blue", "2"], ["red", "green", "1"]]
     shops = [[cell.replace("\xa0", " ") for cell in row] for row in found["By shop"][1:]]
-    assert shops == [["south", "2", "20 %", "1.8 % to 78 %"], ["north &lt;b&gt;", "7", "86 %", "49 % to 97 %"]]
+    assert shops == [
+        ["south", "2", "20 %", "1.8 % to 78 %"],
+        ["north &lt;b&gt;", "7", "86 %", "49 % to 97 %"],
+    ]
     assert "By right answer" not in found  # which is the same for all
 
 
@@ -131,7 +155,10 @@ def test_a_table_of_ones_own_to_slice_by(outcome, page_of, tmp_path):
         csv.writer(file).writerows([["id", "light"], *([one.id, "day"] for one in judgements[:4])])
         csv.writer(file).writerows([[one.id, "night"] for one in judgements[4:]])
     counts = {
-        row[0]: row[1] for row in tables(page_of(judgements, outcome.images, slices=read_slices(table)))["By light"][1:]
+        row[0]: row[1]
+        for row in tables(page_of(judgements, outcome.images, slices=read_slices(table)))[
+            "By light"
+        ][1:]
     }
     assert counts == {"day": "4", "night": str(len(judgements) - 4)}
     for content, message in {
@@ -148,12 +175,16 @@ def test_a_table_of_ones_own_to_slice_by(outcome, page_of, tmp_path):
 
 
 def test_retrieval(predictor, tiny_dataset):
-    outcome = evaluate(predictor, "retrieval", [tiny_dataset], "test", RetrievalConfig(candidates=4))
+    outcome = evaluate(
+        predictor, "retrieval", [tiny_dataset], "test", RetrievalConfig(candidates=4)
+    )
     judgements = outcome.judge()
     assert len(judgements) == outcome.counts["num_texts"]
     recall = sum(one.score for one in judgements) / len(judgements)
     assert recall == pytest.approx(outcome.metrics["two_stage_text_to_image_r1"])
-    assert [one.miss == 0 for one in judgements] == [(one.found,) == one.images for one in judgements]
+    assert [one.miss == 0 for one in judgements] == [
+        (one.found,) == one.images for one in judgements
+    ]
 
 
 def test_the_command(run, refused, tiny_checkpoint, tiny_dataset, tmp_path):
@@ -161,20 +192,35 @@ def test_the_command(run, refused, tiny_checkpoint, tiny_dataset, tmp_path):
     command = ("evaluate", tiny_checkpoint, "retrieval", "--data", tiny_dataset, "--candidates", 4)
     run(*command, "--report", page)
     content = page.read_text(encoding="utf-8")
-    assert [words for words in ("right image", "found first", "Calibration") if words not in content] == []
+    assert [
+        words for words in ("right image", "found first", "Calibration") if words not in content
+    ] == []
     for options, message in {
         ("--slices", "a.csv"): "is for a report of errors; add --report",
         ("--report", tmp_path / "none" / "a.html"): "is no folder; make it, or choose another",
         ("--report", page, "--fold-size", 3): "ranks without folds",
-        ("--report", page, "--slices", tmp_path / "a.csv"): f"{tmp_path}/a.csv: No such file or directory",
+        (
+            "--report",
+            page,
+            "--slices",
+            tmp_path / "a.csv",
+        ): f"{tmp_path}/a.csv: No such file or directory",
     }.items():
-        assert message in refused("evaluate", "no-model", *command[2:], *options)  # before a model is looked for
+        assert message in refused(
+            "evaluate", "no-model", *command[2:], *options
+        )  # before a model is looked for
 
 
 @pytest.mark.parametrize("kind", ["snli-ve", "nlvr2"])
 def test_statements(model, page_of, tmp_path, kind):
-    outcome = evaluate(model, kind, [asked.write_set(tmp_path / kind, kind)], "validation", RetrievalConfig())
+    outcome = evaluate(
+        model, kind, [asked.write_set(tmp_path / kind, kind)], "validation", RetrievalConfig()
+    )
     judgements = outcome.judge()
-    assert sum(one.score for one in judgements) / len(judgements) == pytest.approx(outcome.metrics["accuracy"])
+    assert sum(one.score for one in judgements) / len(judgements) == pytest.approx(
+        outcome.metrics["accuracy"]
+    )
     misses = sum(one.score < 1 for one in judgements)
-    assert page_of(judgements, outcome.images).count("data:image/webp") == misses * (2 if kind == "nlvr2" else 1)
+    assert page_of(judgements, outcome.images).count("data:image/webp") == misses * (
+        2 if kind == "nlvr2" else 1
+    )

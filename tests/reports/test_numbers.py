@@ -23,7 +23,11 @@ def test_numbers_as_text():
 
 
 def test_spread_is_the_sample_standard_deviation():
-    assert spread([1.0, 2.0, 6.0]) == {"mean": 3.0, "std": pytest.approx(7**0.5), "values": [1.0, 2.0, 6.0]}
+    assert spread([1.0, 2.0, 6.0]) == {
+        "mean": 3.0,
+        "std": pytest.approx(7**0.5),
+        "values": [1.0, 2.0, 6.0],
+    }
     assert spread([5.0]) == {"mean": 5.0, "std": None, "values": [5.0]}
 
 

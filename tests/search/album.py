@@ -14,7 +14,9 @@ class Album:
         self.folder, self.out, self.predictor = folder, folder.with_suffix(".lance"), predictor
 
     def build(self, *sources, **settings):
-        return build_index(sources or [self.folder], self.out, self.predictor, IndexConfig(**settings))
+        return build_index(
+            sources or [self.folder], self.out, self.predictor, IndexConfig(**settings)
+        )
 
     def counts(self, *sources, **settings):
         report = self.build(*sources, **settings)
@@ -31,4 +33,6 @@ class Album:
         rows = self.rows()
         for name, file in files.items():
             expected = self.predictor.embed_images(file)[0]
-            torch.testing.assert_close(torch.tensor(rows[name]["image_vector"]), expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                torch.tensor(rows[name]["image_vector"]), expected, atol=1e-5, rtol=0
+            )

@@ -28,7 +28,12 @@ from bridgetower.search.embed import embed_source
 from bridgetower.search.index import Index
 from kills import end
 
-OFTEN = {"batch_size": 1, "commit_seconds": 0, "num_workers": 0, "max_errors": 1}  # a commit per image
+OFTEN = {
+    "batch_size": 1,
+    "commit_seconds": 0,
+    "num_workers": 0,
+    "max_errors": 1,
+}  # a commit per image
 
 
 def forked(work):
@@ -52,7 +57,9 @@ def killed(work, number):
 
         def counted(*given, **options):
             nonlocal number
-            number -= "dir_fd" not in options  # as in the removal of a folder that has another name already
+            number -= (
+                "dir_fd" not in options
+            )  # as in the removal of a folder that has another name already
             if not number:
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(*given, **options)
@@ -60,7 +67,15 @@ def killed(work, number):
         setattr(owner, name, counted)
 
     def dying():
-        for name in ("add", "merge_insert", "delete", "update", "drop_columns", "create_index", "optimize"):
+        for name in (
+            "add",
+            "merge_insert",
+            "delete",
+            "update",
+            "drop_columns",
+            "create_index",
+            "optimize",
+        ):
             counting(lancedb.table.LanceTable, name)
         for name in ("replace", "rename", "unlink"):
             counting(os, name)
@@ -87,7 +102,11 @@ def rows(out):
 
 
 def embedding(predictor, photos, folder, suffix):
-    out, report, found = folder / suffix / f"v.{suffix}", folder / "report.json", list[dict[str, Any]]()
+    out, report, found = (
+        folder / suffix / f"v.{suffix}",
+        folder / "report.json",
+        list[dict[str, Any]](),
+    )
 
     def run():
         return embed_source(photos, out, predictor, EmbedConfig(**OFTEN)).bad
@@ -98,7 +117,9 @@ def embedding(predictor, photos, folder, suffix):
         told = {"bad": bad, "names": names, "vectors": np.array(vectors).tolist(), "beside": beside}
         report.write_text(json.dumps(told))
 
-    for number in range(1 if suffix == "lance" else 6, 60):  # the first changes, those of the table, are the same
+    for number in range(
+        1 if suffix == "lance" else 6, 60
+    ):  # the first changes, those of the table, are the same
         if killed(run, number) == 0:
             break
         assert end(forked(complete)) == 0, number
@@ -108,7 +129,9 @@ def embedding(predictor, photos, folder, suffix):
 
 
 def indexing(predictor, photos, folder):
-    before, out, whole, report = (folder / name for name in ("before.lance", "out.lance", "whole.lance", "rows.json"))
+    before, out, whole, report = (
+        folder / name for name in ("before.lance", "out.lance", "whole.lance", "rows.json")
+    )
 
     def build(uri):
         build_index(photos, uri, predictor, IndexConfig(**OFTEN))
@@ -132,7 +155,9 @@ def indexing(predictor, photos, folder):
         ended = kill(lambda: build(out), number=number)
         left = told(lambda: tell(out))
         completed = told(lambda: (build(out), tell(out)))
-        found.append({"left": len(left), "was_whole": left == expected, "is_whole": completed == expected})
+        found.append(
+            {"left": len(left), "was_whole": left == expected, "is_whole": completed == expected}
+        )
         shutil.rmtree(out)
         return ended != 0
 
@@ -146,5 +171,7 @@ def indexing(predictor, photos, folder):
 
 if __name__ == "__main__":
     predictor, folder = load(Path(sys.argv[1]), device="cpu"), Path(sys.argv[2])
-    found = {suffix: embedding(predictor, folder / "few", folder, suffix) for suffix in ("lance", "npy")}
+    found = {
+        suffix: embedding(predictor, folder / "few", folder, suffix) for suffix in ("lance", "npy")
+    }
     print(json.dumps(found | {"index": indexing(predictor, folder / "photos", folder)}))  # noqa: T201

@@ -46,15 +46,21 @@ class TestContent:
             file, texts = album.folder / name, given.get(name, [])
             assert (row["width"], row["height"], row["size"]) == (24, 24, file.stat().st_size)
             assert row["captions"] == texts
-            of_texts, of_pairs = (torch.tensor(row[column]) for column in ("text_vectors", "pair_vectors"))
+            of_texts, of_pairs = (
+                torch.tensor(row[column]) for column in ("text_vectors", "pair_vectors")
+            )
             if texts:
-                torch.testing.assert_close(of_texts, predictor.embed_texts(texts), atol=1e-5, rtol=0)
+                torch.testing.assert_close(
+                    of_texts, predictor.embed_texts(texts), atol=1e-5, rtol=0
+                )
                 pairs = predictor.embed_pairs([file] * len(texts), texts)
                 torch.testing.assert_close(of_pairs, pairs, atol=1e-5, rtol=0)
             assert len(of_texts) == len(of_pairs) == len(texts)
 
     def test_captions_of_tables_and_folders_and_those_that_are_too_long(self, album):
-        (album.folder / "list.jsonl").write_text('{"path": "sub/05.png", "captions": ["one", "two"]}\n')
+        (album.folder / "list.jsonl").write_text(
+            '{"path": "sub/05.png", "captions": ["one", "two"]}\n'
+        )
         assert album.counts(album.folder / "list.jsonl") == (1, 1, 0, 0)
         assert album.captions() == {"sub/05.png": ["one", "two"]}
         assert album.counts(captions_from="folder") == (6, 5, 1, 0)
@@ -70,9 +76,15 @@ class TestContent:
 
 class TestSources:
     def test_at_urls(self, album, places, predictor, tmp_path, monkeypatch):
-        image, shards, table = places["folder"] / "03.png", tmp_path / "shards.lance", tmp_path / "urls.csv"
+        image, shards, table = (
+            places["folder"] / "03.png",
+            tmp_path / "shards.lance",
+            tmp_path / "urls.csv",
+        )
         with served(places["folder"].parent) as url:
-            table.write_text("url\n" + "".join(f"{url}/folder/{name}.png\n" for name in (*NAMES_OF, "none")))
+            table.write_text(
+                "url\n" + "".join(f"{url}/folder/{name}.png\n" for name in (*NAMES_OF, "none"))
+            )
             report = album.build(table, max_errors=1)
             missing = f"'{url}/folder/none.png': no file at {url}/folder/none.png"
             assert (report.images, report.added, report.bad) == (5, 5, (missing,))
@@ -82,25 +94,38 @@ class TestSources:
             assert hit.file == hit.path == f"{url}/folder/03.png"
             assert searcher.index.content(hit) == image.read_bytes()
             assert len(searcher.search("a bar")) == 5
-            with pytest.raises(ValueError, match="is at a URL, which is not fetched because an index names it"):
+            with pytest.raises(
+                ValueError, match="is at a URL, which is not fetched because an index names it"
+            ):
                 searcher.index.content(hit, fetch=False)
             for added in (5, 0):
-                assert build_index(f"{url}/shards/shard-{{0..1}}.tar", shards, predictor).added == added
+                assert (
+                    build_index(f"{url}/shards/shard-{{0..1}}.tar", shards, predictor).added
+                    == added
+                )
             searcher = Searcher(shards, predictor)
             (hit,) = searcher.search(image=image, top=1)
-            assert (hit.path, searcher.index.content(hit)) == ("shard-1.tar/03.png", image.read_bytes())
+            assert (hit.path, searcher.index.content(hit)) == (
+                "shard-1.tar/03.png",
+                image.read_bytes(),
+            )
         pauses = []
         monkeypatch.setattr(fetch.time, "sleep", pauses.append)
         with pytest.raises(OSError, match="cannot be read"):
             searcher.index.content(hit)
         assert len(pauses) == 2  # as somebody waits for it
-        with pytest.raises(ValueError, match=r"is of the images in .*, not of .*; choose another name"):
+        with pytest.raises(
+            ValueError, match=r"is of the images in .*, not of .*; choose another name"
+        ):
             build_index(places["folder"], shards, predictor)
 
     def test_tables_of_one_name(self, album, tmp_path):
         for split, number in (("test", 0), ("train", 1)):
             (tmp_path / "hf" / split).mkdir(parents=True)
-            cells = {"image": [(album.folder / f"{number:02}.png").read_bytes()], "text": [CAPTIONS[number]]}
+            cells = {
+                "image": [(album.folder / f"{number:02}.png").read_bytes()],
+                "text": [CAPTIONS[number]],
+            }
             pq.write_table(pa.table(cells), tmp_path / "hf" / split / "0.parquet")
         expected = {"test/0.parquet/1": [CAPTIONS[0]], "train/0.parquet/1": [CAPTIONS[1]]}
         assert album.counts(tmp_path / "hf") == (2, 2, 0, 0)
@@ -110,7 +135,9 @@ class TestSources:
         table.update(where="path LIKE 'test/%'", values={"path": "0.parquet/1", "version": ""})
         assert album.counts(tmp_path / "hf") == (2, 1, 0, 1)
         assert album.captions() == expected
-        album.check_vectors({path: album.folder / f"{n:02}.png" for n, path in enumerate(sorted(expected))})
+        album.check_vectors(
+            {path: album.folder / f"{n:02}.png" for n, path in enumerate(sorted(expected))}
+        )
 
     def test_ids_that_come_twice(self, album, tmp_path):
         first, second = ((album.folder / f"{number:02}.png").read_bytes() for number in (0, 1))
@@ -118,7 +145,10 @@ class TestSources:
         pq.write_table(pa.table(cells), tmp_path / "a.parquet")
         report = album.build(tmp_path / "a.parquet", max_errors=1)
         assert (report.added, album.captions()) == (1, {"1": ["one", "three"]})
-        assert "a.parquet row 2: '1' already names another image, that of a.parquet row 1" in report.bad[0]
+        assert (
+            "a.parquet row 2: '1' already names another image, that of a.parquet row 1"
+            in report.bad[0]
+        )
         apart = {"id": [1, 2, 1], "image": [first, second, second]}  # not after each other
         pq.write_table(pa.table(apart), tmp_path / "a.parquet")
         for _ in range(2):
@@ -126,18 +156,32 @@ class TestSources:
             assert "row 3: '1' already names another image; give each" in bad
         assert sorted(album.rows()) == ["1", "2"]
 
-    def test_a_second_folder_is_added_by_the_command_that_the_error_names(self, album, predictor, tmp_path):
+    def test_a_second_folder_is_added_by_the_command_that_the_error_names(
+        self, album, predictor, tmp_path
+    ):
         album.build()
         more = shutil.copytree(album.folder / "sub", tmp_path / "more photos")
         shutil.copy(album.folder / "01.png", more / "00.png")  # two of one name
         for sources in ([more], [album.folder, more], [more, album.folder / "sub"]):
-            with pytest.raises(ValueError, match=r"is of the images in .*photos, not of .*; for both: ") as caught:
+            with pytest.raises(
+                ValueError, match=r"is of the images in .*photos, not of .*; for both: "
+            ) as caught:
                 album.build(*sources)
-            command, index, *given, out, name, _, model = shlex.split(str(caught.value).partition("for both: ")[2])
-            assert (command, index, out, model) == ("bridgetower", "index", "--out", predictor.source)
+            command, index, *given, out, name, _, model = shlex.split(
+                str(caught.value).partition("for both: ")[2]
+            )
+            assert (command, index, out, model) == (
+                "bridgetower",
+                "index",
+                "--out",
+                predictor.source,
+            )
             assert sorted(given) == sorted([str(more), str(album.folder)])
         assert build_index(given, name, predictor).images == 9
-        names = [*(f"photos/{name}" for name in NAMES), *(f"more photos/{name}.png" for name in ("00", "04", "05"))]
+        names = [
+            *(f"photos/{name}" for name in NAMES),
+            *(f"more photos/{name}.png" for name in ("00", "04", "05")),
+        ]
         assert sorted(Index(name).paths()) == sorted(names)
         assert len(album.rows()) == 6
 
@@ -148,13 +192,18 @@ class TestSources:
             table.write_text(f"image\n{album.folder}/{number:02}.png\n")
         album.build(*tables)
         hits = Searcher(album.out, predictor).search("red", rerank=2)
-        assert sorted(str(hit.file) for hit in hits) == [f"{album.folder}/00.png", f"{album.folder}/01.png"]
+        assert sorted(str(hit.file) for hit in hits) == [
+            f"{album.folder}/00.png",
+            f"{album.folder}/01.png",
+        ]
         index, others = tmp_path / "others.lance", tmp_path / "others"
         others.mkdir()
         (album.folder / "00.png").rename(others / "00.png")
         assert build_index([album.folder, others], index, predictor).added == 6
         (others / "00.png").unlink()  # of a source that is empty nothing is deleted
-        with pytest.raises(ValueError, match="others has nothing that can be read; expected images"):
+        with pytest.raises(
+            ValueError, match="others has nothing that can be read; expected images"
+        ):
             build_index([album.folder, others], index, predictor)
         assert len(Index(index)) == 6
 
@@ -165,7 +214,9 @@ class TestSources:
         assert bad == ("a.jsonl line 1 has no image; `index` takes images, `embed` texts too",)
         assert album.captions() == {"00.png": [], "01.png": ["b"]}
         (album.folder / "a.txt").write_text("one")
-        with pytest.raises(ValueError, match=r"names no image; nothing was removed: .* line 1 has no image"):
+        with pytest.raises(
+            ValueError, match=r"names no image; nothing was removed: .* line 1 has no image"
+        ):
             album.build(album.folder / "a.txt", max_errors=1)
 
     def test_photos_of_phones(self, album):
@@ -179,8 +230,13 @@ class TestSources:
         for name, content in heads.items():
             (album.folder / name).write_bytes(content)
         monkeypatch.setattr(images, "_FORMATS", ("PNG",))
-        advice = (r"'a\.heic': .*it is HEIC: pip install '\.\[heic\]'", r"'b\.jxl': .*it is JPEG XL: save it as PNG")
-        with pytest.raises(ValueError, match=rf"2 bad items, allowed are 0 .*{advice[0]} \| {advice[1]}"):
+        advice = (
+            r"'a\.heic': .*it is HEIC: pip install '\.\[heic\]'",
+            r"'b\.jxl': .*it is JPEG XL: save it as PNG",
+        )
+        with pytest.raises(
+            ValueError, match=rf"2 bad items, allowed are 0 .*{advice[0]} \| {advice[1]}"
+        ):
             album.build()
         assert len(album.build(max_errors=2).bad) == 2
         assert caplog.text == ""
@@ -195,14 +251,21 @@ class TestSources:
         rows = [{"image": "00.png"}, {"image": encoded}]
         (album.folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (bad,) = album.build(album.folder / "t.jsonl", max_errors=1).bad
-        assert bad == "t.jsonl line 2 has its image as base64, which `index` cannot point to; save it as a file"
+        assert (
+            bad
+            == "t.jsonl line 2 has its image as base64, which `index` cannot point to; save it as a file"
+        )
         assert album.captions() == {"00.png": []}
 
     def test_captions_of_one_image_in_rows_far_from_each_other(self, album, encoded):
         lines = "image,caption\n00.png,a\n00.png,b\n01.png,c\nsub/04.png,d\n00.png,e\n01.png,f\n"
         (album.folder / "list.csv").write_text(lines)
         assert album.counts(album.folder / "list.csv") == (3, 3, 0, 0)
-        assert album.captions() == {"00.png": ["a", "b", "e"], "01.png": ["c", "f"], "sub/04.png": ["d"]}
+        assert album.captions() == {
+            "00.png": ["a", "b", "e"],
+            "01.png": ["c", "f"],
+            "sub/04.png": ["d"],
+        }
         del encoded[:]
         assert (album.counts(album.folder / "list.csv"), encoded) == ((3, 0, 0, 0), [])
 
@@ -224,7 +287,11 @@ class TestUpdate:
         album.check_vectors({name: album.folder / name for name in ("00.png", "new.png")})
         (album.folder / "02.txt").write_text("a caption")
         assert (album.build().changed, album.captions()["02.png"]) == (1, ["a caption"])
-        for name, colour, added, changed in (("a", "red", 1, 0), ("a", "blue", 0, 1), ("b", "green", 1, 0)):
+        for name, colour, added, changed in (
+            ("a", "red", 1, 0),
+            ("a", "blue", 0, 1),
+            ("b", "green", 1, 0),
+        ):
             Image.new("RGB", (8, 8), colour).save(album.folder / f"{name}.bmp")  # all of one size
             report = album.build()
             assert (report.added, report.changed, report.reused) == (added, changed, 0)
@@ -236,7 +303,9 @@ class TestUpdate:
         album.build()
         before = album.rows()
         del encoded[:]
-        (folder / "sub" / "04.png").rename(folder / "x")  # two that swap names, and their folder moves
+        (folder / "sub" / "04.png").rename(
+            folder / "x"
+        )  # two that swap names, and their folder moves
         (folder / "sub" / "05.png").rename(folder / "sub" / "04.png")
         (folder / "x").rename(folder / "sub" / "05.png")
         (folder / "sub").rename(folder / "moved")
@@ -247,15 +316,32 @@ class TestUpdate:
         changes = report.images, report.added, report.changed, report.removed, report.reused
         assert (encoded, changes) == ([], (7, 4, 1, 3, 5))
         found = album.rows()
-        names = {"moved/04.png": "sub/05.png", "moved/05.png": "sub/04.png", "renamed.png": "00.png"}
+        names = {
+            "moved/04.png": "sub/05.png",
+            "moved/05.png": "sub/04.png",
+            "renamed.png": "00.png",
+        }
         names |= {"copy.png": "02.png"} | {name: name for name in ("01.png", "02.png", "03.png")}
         assert found.keys() == names.keys()
         for name, earlier in names.items():
-            same = ("digest", "size", "width", "captions", "image_vector", "text_vectors", "pair_vectors")
+            same = (
+                "digest",
+                "size",
+                "width",
+                "captions",
+                "image_vector",
+                "text_vectors",
+                "pair_vectors",
+            )
             assert [found[name][one] for one in same] == [before[earlier][one] for one in same]
-            assert round(found[name]["mtime"].timestamp() * 1e6) == (folder / name).stat().st_mtime_ns // 1000
+            assert (
+                round(found[name]["mtime"].timestamp() * 1e6)
+                == (folder / name).stat().st_mtime_ns // 1000
+            )
         assert album.counts() == (7, 0, 0, 0)
-        (folder / "01.png").rename(folder / "other.png")  # with no caption now, which is part of the vectors
+        (folder / "01.png").rename(
+            folder / "other.png"
+        )  # with no caption now, which is part of the vectors
         assert (album.build().reused, encoded) == (0, [1])
 
     def test_images_in_a_shard_that_moves(self, album, predictor):
@@ -266,7 +352,10 @@ class TestUpdate:
         report = album.build(album.folder / "b.tar")
         assert (report.added, report.removed, report.reused) == (1, 1, 1)
         (hit,) = Searcher(album.out, predictor).search("red", top=1, rerank=1)
-        assert Searcher(album.out, predictor).index.content(hit) == (album.folder / "00.png").read_bytes()
+        assert (
+            Searcher(album.out, predictor).index.content(hit)
+            == (album.folder / "00.png").read_bytes()
+        )
 
     def test_what_was_embedded_is_written_every_few_seconds(self, album, stopped, monkeypatch):
         upsert, written = Index.upsert, list[int]()
@@ -296,7 +385,9 @@ class TestUpdate:
 
 
 class TestParts:
-    @pytest.mark.parametrize(("kind", "last"), [("shards", "shard-1.tar"), ("bytes.parquet", ""), ("saved", None)])
+    @pytest.mark.parametrize(
+        ("kind", "last"), [("shards", "shard-1.tar"), ("bytes.parquet", ""), ("saved", None)]
+    )
     def test_unchanged_ones_are_not_read(self, kind, last, album, places, read_names, tmp_path):
         source, files = tmp_path / kind, [places["folder"] / f"{name}.png" for name in NAMES_OF]
         (shutil.copytree if places[kind].is_dir() else shutil.copy)(places[kind], source)
@@ -318,13 +409,19 @@ class TestParts:
                 assert read_names == [last or kind]
 
     def test_other_columns_are_another_content(self, album, shapes_folder, tmp_path):
-        cells = {"image": [(shapes_folder / "00.png").read_bytes()], "caption": ["one"], "other": ["two"]}
+        cells = {
+            "image": [(shapes_folder / "00.png").read_bytes()],
+            "caption": ["one"],
+            "other": ["two"],
+        }
         pq.write_table(pa.table(cells), tmp_path / "a.parquet")
         for column in ("caption", "other"):
             album.build(tmp_path / "a.parquet", caption_column=column)
             assert list(album.captions().values()) == [cells[column]]
 
-    def test_a_run_that_ended_within_one(self, album, shapes_folder, read_names, encoded, stopped, tmp_path):
+    def test_a_run_that_ended_within_one(
+        self, album, shapes_folder, read_names, encoded, stopped, tmp_path
+    ):
         tars = tmp_path / "tars"
         tars.mkdir()
 
@@ -354,7 +451,11 @@ class TestParts:
         assert (report.changed, names) == (0, [])
 
     def test_one_with_something_bad_is_read_again(self, album, shapes_folder, read_names, tmp_path):
-        contents = [(shapes_folder / "00.png").read_bytes(), b"not an image", (shapes_folder / "01.png").read_bytes()]
+        contents = [
+            (shapes_folder / "00.png").read_bytes(),
+            b"not an image",
+            (shapes_folder / "01.png").read_bytes(),
+        ]
         pq.write_table(pa.table({"id": list("abc"), "image": contents}), tmp_path / "a.parquet")
         first, again = (album.build(tmp_path / "a.parquet", max_errors=1) for _ in range(2))
         assert (first.bad, again.images, again.added, len(read_names)) == (again.bad, 2, 0, 2)
@@ -387,7 +488,9 @@ class TestUnreadableFolders:
         album.build()
         (album.folder / "00.png").unlink()
         failing(album.folder / "sub")
-        with pytest.raises(ValueError, match=r"1 bad item, allowed are 0.*'sub': Stale file handle"):
+        with pytest.raises(
+            ValueError, match=r"1 bad item, allowed are 0.*'sub': Stale file handle"
+        ):
             album.build()
         assert sorted(album.rows()) == NAMES[1:]
         report = album.build(max_errors=1)
@@ -416,7 +519,11 @@ class TestUnreadableFolders:
 
         monkeypatch.setattr(SourceImage, "read", fail)
         report = album.build(max_errors=1)
-        assert (report.bad, report.images, report.removed) == (("'00.png': [Errno 5] Input/output error",), 6, 0)
+        assert (report.bad, report.images, report.removed) == (
+            ("'00.png': [Errno 5] Input/output error",),
+            6,
+            0,
+        )
 
     def test_files_that_a_table_names(self, album, failing):
         (album.folder / "list.csv").write_text("image\n" + "".join(f"{name}\n" for name in NAMES))
@@ -435,7 +542,9 @@ class TestUnreadableFolders:
         (others / "list.csv").write_text("image\n03.png\n")
 
         def write(end):
-            table.write_bytes(b"image,caption\n00.png,a\n01.png," + b"red " * 5000 + b"\n../photos/02.png," + end)
+            table.write_bytes(
+                b"image,caption\n00.png,a\n01.png," + b"red " * 5000 + b"\n../photos/02.png," + end
+            )
 
         source = table if name == "list.csv" else album.folder
         for sources in ([source], [source, others / "list.csv"]):
@@ -462,11 +571,19 @@ class TestFiles:
         report, found = album.build(max_errors=9), album.rows()
         assert sorted(found) == sorted([" a.png", "a\n.png", *NAMES])
         name = r"the name 'caf\udce9.png' is not UTF-8; rename the file"
-        expected = ["'pipe.jpg': it is no regular file", "'link.png': No such file or directory", name]
+        expected = [
+            "'pipe.jpg': it is no regular file",
+            "'link.png': No such file or directory",
+            name,
+        ]
         assert all(any(message in bad for bad in report.bad) for message in expected)
         assert len(report.bad) == 3
         status, row = (album.folder / "sub" / "04.png").stat(), found["sub/04.png"]
-        assert (row["size"], row["captions"], row["place"]) == (status.st_size, ["a red bar", "on black"], "")
+        assert (row["size"], row["captions"], row["place"]) == (
+            status.st_size,
+            ["a red bar", "on black"],
+            "",
+        )
         assert round(row["mtime"].timestamp() * 1e6) == status.st_mtime_ns // 1000
 
     def test_names_of_any_kind(self, album, predictor, tmp_path):
@@ -481,12 +598,21 @@ class TestFiles:
         assert album.counts(folder) == (1, 0, 0, 5)
 
     def test_a_table(self, album):
-        cells = ("00.png", "1"), ("sub/../00.png", " 2 "), ("sub/04.png", ""), ("no.png", "3"), ("0\0.png", "4")
+        cells = (
+            ("00.png", "1"),
+            ("sub/../00.png", " 2 "),
+            ("sub/04.png", ""),
+            ("no.png", "3"),
+            ("0\0.png", "4"),
+        )
         lines = [json.dumps({"image": image, "caption": caption}) for image, caption in cells]
         (album.folder / "list.jsonl").write_text("\n".join(lines))
         bad = album.build(album.folder / "list.jsonl", max_errors=9).bad
         assert album.captions() == {"00.png": ["1", "2"], "sub/04.png": []}
-        messages = ("no file 'no.png' (No such file or directory)", r"'0\x00.png' has a zero character, which no")
+        messages = (
+            "no file 'no.png' (No such file or directory)",
+            r"'0\x00.png' has a zero character, which no",
+        )
         assert all(any(message in one for one in bad) for message in messages)
 
     @pytest.mark.parametrize(("second", "year"), [(2**40, 9999), (-(2**40), 1)])
@@ -507,7 +633,9 @@ class TestFiles:
         (photos / "01.png").write_bytes(b"")
         (photos / "02.png").write_text("not an image")
         Image.new("1", (20_000, 20_000)).save(photos / "03.png")  # 50 kB that would be 1.2 GB
-        gone = Example(id="gone", images=(SourceImage(name="gone.png", place=str(photos / "gone.png")),))
+        gone = Example(
+            id="gone", images=(SourceImage(name="gone.png", place=str(photos / "gone.png")),)
+        )
         found, pixels = decode(predictor.processor, "images", False, [*read(photos), gone])
         reasons = ("cut off", "empty", "cannot be read as an image", "limit")
         for one, reason in zip(found, reasons, strict=False):
@@ -544,11 +672,17 @@ class TestFiles:
 @pytest.mark.parametrize("column", ["image_vector", "width"])
 def test_damage_is_noticed_by_a_run_that_writes(album, column):
     album.build()
-    changed = {"values": {column: [0.5] * 8}} if column == "image_vector" else {"values": {column: 7}}
-    lancedb.connect(album.out.parent).open_table(album.out.stem).update(where="path = '02.png'", **changed)
+    changed = (
+        {"values": {column: [0.5] * 8}} if column == "image_vector" else {"values": {column: 7}}
+    )
+    lancedb.connect(album.out.parent).open_table(album.out.stem).update(
+        where="path = '02.png'", **changed
+    )
     assert album.build().changed == 0
     (album.folder / "03.png").unlink()
-    with pytest.raises(OSError, match=r"photos\.lance has a damaged row, that of '02\.png'; make the index again"):
+    with pytest.raises(
+        OSError, match=r"photos\.lance has a damaged row, that of '02\.png'; make the index again"
+    ):
         album.build()
 
 
@@ -574,9 +708,13 @@ def test_refusals(album, tiny_checkpoint, tmp_path):
     album.build()
     other, before = load(tiny_checkpoint, image_size=40, device="cpu"), album.rows()
     fingerprint = Index(album.out).info.fingerprint
-    with pytest.raises(ValueError, match=rf"made with model {fingerprint}.*is {other.fingerprint}; use that model"):
+    with pytest.raises(
+        ValueError, match=rf"made with model {fingerprint}.*is {other.fingerprint}; use that model"
+    ):
         build_index(album.folder, album.out, other)
-    with pytest.raises(ValueError, match=r"is of the images in .*photos, not of .*sub; name all its sources"):
+    with pytest.raises(
+        ValueError, match=r"is of the images in .*photos, not of .*sub; name all its sources"
+    ):
         album.build(album.folder / "sub")
     with write_lock(album.out), pytest.raises(FileExistsError, match="another process works in"):
         album.build()

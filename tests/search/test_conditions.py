@@ -37,11 +37,18 @@ def index(tmp_path_factory):
         *(({"start": start}, [5]) for start in ({"gt": 4.5}, {"gte": 5})),
         *(
             (given, [0, 1, 2, 3, 4, 5])
-            for given in ({"size": {"lt": 2**40}}, {"width": {"gt": -1}}, {"path": {"in": [*NAMES]}})
+            for given in (
+                {"size": {"lt": 2**40}},
+                {"width": {"gt": -1}},
+                {"path": {"in": [*NAMES]}},
+            )
         ),
         *(({"path": {"eq": name}}, [number]) for number, name in enumerate(NAMES)),
         *(({"captions": {"contains": name}}, [number]) for number, name in enumerate(NAMES)),
-        *(({"path": path}, found) for path, found in (({"like": "dogs/%"}, [4]), ({"like": "%'%"}, [1]))),
+        *(
+            ({"path": path}, found)
+            for path, found in (({"like": "dogs/%"}, [4]), ({"like": "%'%"}, [1]))
+        ),
         ({"path": {"eq": "' OR 1=1 --"}}, []),
         ({"mtime": {"gte": "2026-01-03", "lt": "2026-01-05T00:00:00+00:00"}}, [2, 3]),
         ({"mtime": {"lt": "2026-01-01T00:00:01Z"}}, [0]),
@@ -51,7 +58,10 @@ def index(tmp_path_factory):
         ({"width": {"ne": 2}, "or": [{"width": {"eq": 1}}, {"width": {"eq": 2}}]}, [0]),
         ({"not": {"or": [{"width": {"gt": 2}}, {"path": {"eq": "a.png"}}]}}, [1]),
         ({"not": {"width": {"gt": 2}, "path": {"like": "%.png"}}}, [0, 1, 2]),
-        ({"and": [{"or": [{"width": {"eq": 3}}, {"width": {"eq": 1}}]}, {"width": {"lt": 3}}]}, [0]),
+        (
+            {"and": [{"or": [{"width": {"eq": 3}}, {"width": {"eq": 1}}]}, {"width": {"lt": 3}}]},
+            [0],
+        ),
     ],
     ids=str,
 )
@@ -70,10 +80,16 @@ def test_finds_what_it_says(index, condition, numbers):
         ({"width": {"like": "a"}}, "'like' is no operator of 'width'"),
         ({"width": {"=": 1}}, "'=' is no operator"),
         ({"captions": {"eq": "a"}}, "'eq' is no operator of 'captions'; expected contains"),
-        *(({"width": {"eq": given}}, "expected a whole number") for given in ("1", 1.5, 2**31, 10**30, True, None)),
+        *(
+            ({"width": {"eq": given}}, "expected a whole number")
+            for given in ("1", 1.5, 2**31, 10**30, True, None)
+        ),
         *(({"width": {"eq": float(given)}}, "expected a whole number") for given in ("nan", "inf")),
         *(({"start": {"eq": given}}, "expected a number") for given in (float("nan"), "1")),
-        *((given, "expected a text") for given in ({"captions": {"contains": 1}}, {"path": {"eq": 1}})),
+        *(
+            (given, "expected a text")
+            for given in ({"captions": {"contains": 1}}, {"path": {"eq": 1}})
+        ),
         ({"path": {"eq": "a" * 501}}, "expected a text"),
         *(({"path": {"in": given}}, "expected a list") for given in ([], "ab")),
         *(({"mtime": {"gt": given}}, "expected a time") for given in ("now() --", "99999-01-01")),

@@ -17,11 +17,16 @@ def index(tmp_path):
     """150 vectors near 40 directions, which chains connect in part; every image has its own number of pixels."""
     random = np.random.default_rng(0)
     directions = random.normal(size=(40, 6))
-    vectors = (directions[random.integers(40, size=150)] + 0.12 * random.normal(size=(150, 6))).astype(np.float32)
+    vectors = (
+        directions[random.integers(40, size=150)] + 0.12 * random.normal(size=(150, 6))
+    ).astype(np.float32)
     info = IndexInfo(fingerprint="f", model="none", root=str(tmp_path), image_width=6, pair_width=6)
     index = Index.create(tmp_path / "a.lance", info)
     about = {"digest": "d", "height": 1, "captions": [], "text_vectors": [], "pair_vectors": []}
-    rows = [{**about, "path": f"{n:03}", "width": 1 + n, "image_vector": one} for n, one in enumerate(vectors)]
+    rows = [
+        {**about, "path": f"{n:03}", "width": 1 + n, "image_vector": one}
+        for n, one in enumerate(vectors)
+    ]
     for start in range(0, 150, 40):
         index.upsert(rows[start : start + 40])
     return index
@@ -29,13 +34,18 @@ def index(tmp_path):
 
 def by_hand(index, threshold):
     """Groups as connected parts of all pairs, by repeated products."""
-    rows = {row["path"]: np.array(row["image_vector"]) for row in index.rows(index.paths(), ["path", "image_vector"])}
+    rows = {
+        row["path"]: np.array(row["image_vector"])
+        for row in index.rows(index.paths(), ["path", "image_vector"])
+    }
     unit = np.stack([vector / np.linalg.norm(vector) for vector in rows.values()])
     near = reached = unit @ unit.T >= threshold
     for _ in range(len(unit)):
         reached = reached @ near
     paths = np.array(list(rows))
-    return {frozenset(paths[row].tolist()) for row in reached if row.sum() > 1}, dict(zip(rows, unit, strict=True))
+    return {frozenset(paths[row].tolist()) for row in reached if row.sum() > 1}, dict(
+        zip(rows, unit, strict=True)
+    )
 
 
 @pytest.mark.parametrize(("tile", "block"), [(2048, 2**28), (7, 2**28), (16, 900)])
@@ -67,21 +77,50 @@ def test_the_first_has_the_most_pixels_then_bytes_and_ties_are_by_path(tmp_path)
     directions = dict.fromkeys("gfedc", (1.0, 0.0)) | dict.fromkeys("ba", (0.0, 1.0))
     rows = []
     for name, (width, height, size) in sizes.items():
-        vectors = {"image_vector": directions.get(name, (-1.0, 0.0)), "text_vectors": [], "pair_vectors": []}
-        about = {"path": name, "digest": name, "width": width, "height": height, "size": size, "captions": []}
+        vectors = {
+            "image_vector": directions.get(name, (-1.0, 0.0)),
+            "text_vectors": [],
+            "pair_vectors": [],
+        }
+        about = {
+            "path": name,
+            "digest": name,
+            "width": width,
+            "height": height,
+            "size": size,
+            "captions": [],
+        }
         rows.append(about | vectors)
     index.upsert(rows)
     found = near_duplicates(index, 1.0)
-    assert [[one.path for one in group] for group in found] == [["f", "e", "g", "c", "d"], ["a", "b"], ["y", "z"]]
+    assert [[one.path for one in group] for group in found] == [
+        ["f", "e", "g", "c", "d"],
+        ["a", "b"],
+        ["y", "z"],
+    ]
 
 
 def test_copies_are_found_whatever_rounding_makes_of_their_cosine(tmp_path):
-    info = IndexInfo(fingerprint="f", model="none", root=str(tmp_path), image_width=64, pair_width=2)
-    index, vectors = Index.create(tmp_path / "a.lance", info), np.random.default_rng(0).standard_normal((300, 64))
+    info = IndexInfo(
+        fingerprint="f", model="none", root=str(tmp_path), image_width=64, pair_width=2
+    )
+    index, vectors = (
+        Index.create(tmp_path / "a.lance", info),
+        np.random.default_rng(0).standard_normal((300, 64)),
+    )
     unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     assert ((unit @ unit.T).diagonal() < 1).any()
-    about = {"digest": "d", "width": 1, "height": 1, "captions": [], "text_vectors": [], "pair_vectors": []}
-    index.upsert([about | {"path": f"{n % 300} {n}", "image_vector": vectors[n % 300]} for n in range(600)])
+    about = {
+        "digest": "d",
+        "width": 1,
+        "height": 1,
+        "captions": [],
+        "text_vectors": [],
+        "pair_vectors": [],
+    }
+    index.upsert(
+        [about | {"path": f"{n % 300} {n}", "image_vector": vectors[n % 300]} for n in range(600)]
+    )
     assert [len(group) for group in near_duplicates(index, 1.0)] == [2] * 300
 
 
@@ -91,11 +130,15 @@ def test_command(album, run, refused, tmp_path, capsys):
     assert capsys.readouterr() == ("", "No images are that similar; see a lower --threshold.\n")
     shutil.copy(album.folder / "00.png", album.folder / "sub" / "copy.png")
     album.build()
-    (row,) = run("duplicates", album.out, "--threshold", "0.9999999", "--sheet", tmp_path / "sheet.png")
+    (row,) = run(
+        "duplicates", album.out, "--threshold", "0.9999999", "--sheet", tmp_path / "sheet.png"
+    )
     assert [one["path"] for one in row["images"]] == ["00.png", "sub/copy.png"]
     assert row["images"][1]["file"] == str(album.folder / "sub" / "copy.png")
     assert Image.open(tmp_path / "sheet.png").height > 400
-    assert refused("duplicates", album.folder).endswith("and the ending .lance, such as photos.lance")
+    assert refused("duplicates", album.folder).endswith(
+        "and the ending .lance, such as photos.lance"
+    )
     assert "threshold is 1.5; expected a cosine above 0 and at most 1" in refused(
         "duplicates", album.out, "--threshold", "1.5"
     )

@@ -31,12 +31,16 @@ WAYS = ("npy", "lance")  # an export, and the table itself
 def read(out):
     if out.suffix == ".jsonl":
         rows = [json.loads(line) for line in out.read_text().splitlines()]
-        return [row.get("image", row.get("id")) for row in rows], np.array([row["embedding"] for row in rows])
+        return [row.get("image", row.get("id")) for row in rows], np.array(
+            [row["embedding"] for row in rows]
+        )
     if out.suffix == ".npy":
         names = out.with_suffix(".ids.jsonl").read_text().splitlines()
         return [json.loads(line)["id"] for line in names], np.load(out)
     lance = out.suffix == ".lance"
-    table = lancedb.connect(out.parent).open_table(out.stem).to_arrow() if lance else pq.read_table(out)
+    table = (
+        lancedb.connect(out.parent).open_table(out.stem).to_arrow() if lance else pq.read_table(out)
+    )
     return table["id"].to_pylist(), np.array(table["vector"].to_pylist())
 
 
@@ -76,14 +80,21 @@ class TestOutputs:
         ("suffix", "quantize", "off"),
         [
             *((suffix, None, 1e-5) for suffix in FORMATS),
-            *(("npy", "float16", 1e-3), ("jsonl", "int8", 1), ("parquet", "binary", 0), ("lance", "binary", 0)),
+            *(
+                ("npy", "float16", 1e-3),
+                ("jsonl", "int8", 1),
+                ("parquet", "binary", 0),
+                ("lance", "binary", 0),
+            ),
         ],
     )
     def test_vectors_are_those_of_the_model(self, suffix, quantize, off, embed, places, expected):
         report = embed(places["shards"], f"v.{suffix}", batch_size=2, quantize=quantize)
         assert (report.vectors, report.bad, report.cut, report.report) == (5, 0, 0, None)
         names, vectors = embed.read(f"v.{suffix}")
-        assert names == [f"shard-{number}.tar/{name}.png" for number, name in zip("00011", NAMES, strict=True)]
+        assert names == [
+            f"shard-{number}.tar/{name}.png" for number, name in zip("00011", NAMES, strict=True)
+        ]
         difference = np.abs(vectors.astype(float) - quantized(expected, quantize).astype(float))
         assert vectors.shape == quantized(expected, quantize).shape
         assert difference.max() <= off
@@ -103,7 +114,9 @@ class TestOutputs:
             table = pq.read_table(tmp_path / "v.parquet")
             assert table["text"].to_pylist() == list(CAPTIONS)
             assert table["id"].to_pylist() == [f"{name}.png" for name in NAMES]
-            np.testing.assert_allclose(np.array(table["vector"].to_pylist()), vectors.numpy(), atol=1e-5)
+            np.testing.assert_allclose(
+                np.array(table["vector"].to_pylist()), vectors.numpy(), atol=1e-5
+            )
         about = json.loads(pq.read_schema(tmp_path / "v.parquet").metadata[b"bridgetower"])
         assert (about["fingerprint"], about["of"]) == (predictor.fingerprint, "pairs")
 
@@ -116,7 +129,9 @@ class TestOutputs:
 
     def test_images_as_base64(self, embed, shapes_folder, expected, tmp_path):
         contents = [(shapes_folder / f"{name}.png").read_bytes() for name in NAMES]
-        rows = [json.dumps({"image": base64.b64encode(content).decode()}) + "\n" for content in contents]
+        rows = [
+            json.dumps({"image": base64.b64encode(content).decode()}) + "\n" for content in contents
+        ]
         (tmp_path / "t.jsonl").write_text("".join(rows))
         embed(tmp_path / "t.jsonl")
         names, vectors = embed.read()
@@ -152,7 +167,10 @@ def test_settings_and_places(embed, places):
             SourceConfig(**{setting: -1})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ray_workers 2 would be ignored without ray"):
         SourceConfig(ray_workers=2)
-    for out, message in (("\udcff/v.npy", r"udcff/v\.npy' is not UTF-8"), ("v.txt", r"'.*v\.txt' has no suffix of")):
+    for out, message in (
+        ("\udcff/v.npy", r"udcff/v\.npy' is not UTF-8"),
+        ("v.txt", r"'.*v\.txt' has no suffix of"),
+    ):
         with pytest.raises(ValueError, match=message):
             embed(places["folder"], out)
 
@@ -179,7 +197,9 @@ class TestBroken:
     @pytest.mark.parametrize("suffix", WAYS)
     def test_more_than_allowed_lose_nothing(self, suffix, embed, photos, encoded, tmp_path):
         out = tmp_path / f"v.{suffix}"
-        with pytest.raises(ValueError, match=r"2 bad items, allowed are 1 \(max_errors=N allows more\); the 4 v"):
+        with pytest.raises(
+            ValueError, match=r"2 bad items, allowed are 1 \(max_errors=N allows more\); the 4 v"
+        ):
             embed(photos, out.name, max_errors=1)
         assert len(Path(f"{out}.errors.jsonl").read_text().splitlines()) == 2
         assert sum(encoded) == 4
@@ -192,14 +212,21 @@ class TestBroken:
         for path in photos.iterdir():
             path.write_text("not an image")
         none = tmp_path / f"none.{suffix}"
-        with pytest.raises(ValueError, match=r"6 bad items.* would have no vectors: '0\.png': it cannot be read"):
+        with pytest.raises(
+            ValueError, match=r"6 bad items.* would have no vectors: '0\.png': it cannot be read"
+        ):
             embed(photos, none.name)
-        with pytest.raises(ValueError, match=r"nothing of .*photos could be used: '0\.png': it cannot be read as an"):
+        with pytest.raises(
+            ValueError,
+            match=r"nothing of .*photos could be used: '0\.png': it cannot be read as an",
+        ):
             embed(photos, none.name, max_errors=6)
         assert len(Path(f"{none}.errors.jsonl").read_text().splitlines()) == 6
         assert not none.exists()
 
-    def test_what_may_pass_is_read_again(self, embed, shapes_folder, encoded, monkeypatch, tmp_path):
+    def test_what_may_pass_is_read_again(
+        self, embed, shapes_folder, encoded, monkeypatch, tmp_path
+    ):
         """Of images at URLs one fails for a while: the next run fetches it again, and no other."""
         monkeypatch.setitem(vars(fetch.PATIENT), "pauses", ())
         for number in range(4):
@@ -216,7 +243,9 @@ class TestBroken:
                 return whole(image)
 
             monkeypatch.setattr(SourceImage, "read", failing)
-            with pytest.raises(ValueError, match=r"2 bad items, allowed are 1 .*2\.png.*cannot be read \(503\)"):
+            with pytest.raises(
+                ValueError, match=r"2 bad items, allowed are 1 .*2\.png.*cannot be read \(503\)"
+            ):
                 embed(tmp_path / "urls.csv", max_errors=1)
             read_before = True
             del fetched[:]
@@ -248,44 +277,66 @@ class TestBroken:
             assert report.vectors == 1
             assert "it has no text" in report.problems[1]
         (photos / "two.csv").write_text("left,right\n0.png,2.png\n")
-        with pytest.raises(ValueError, match="it has 2 images; expected one: name its column as image_column"):
+        with pytest.raises(
+            ValueError, match="it has 2 images; expected one: name its column as image_column"
+        ):
             embed(photos / "two.csv")
         assert embed(photos / "two.csv", image_column="right").vectors == 1
 
     def test_texts(self, embed, tmp_path):
         (tmp_path / "texts.txt").write_text("short\n" + "red bar on black " * 9)
         assert embed(tmp_path / "texts.txt").cut == 1
-        with pytest.raises(ValueError, match=r"1 bad item, .*'texts.txt/2': caption text 0, .*the limit is 24"):
+        with pytest.raises(
+            ValueError, match=r"1 bad item, .*'texts.txt/2': caption text 0, .*the limit is 24"
+        ):
             embed(tmp_path / "texts.txt", truncate=False)
         (tmp_path / "a.jsonl").write_text('{"text": "half \\ud800 a pair"}\n{"text": "red bar"}\n')
         report = embed(tmp_path / "a.jsonl", "w.parquet", max_errors=1)
         assert (report.vectors, report.cut, report.bad) == (1, 0, 1)
-        assert str(report.problems[0]).endswith("holds half a surrogate pair; expected valid Unicode")
+        assert str(report.problems[0]).endswith(
+            "holds half a surrogate pair; expected valid Unicode"
+        )
 
 
 class TestContinuing:
     @pytest.mark.parametrize("suffix", WAYS)
-    def test_after_a_run_that_was_cut_off(self, suffix, embed, places, expected, encoded, read_names, stopped):
-        for size, left in ((2, ["shard-0.tar", "shard-1.tar"]), (3, ["shard-1.tar"])):  # within a part, and after it
-            call = partial(embed, places["shards"], f"v{size}.{suffix}", batch_size=size, commit_seconds=0)
+    def test_after_a_run_that_was_cut_off(
+        self, suffix, embed, places, expected, encoded, read_names, stopped
+    ):
+        for size, left in (
+            (2, ["shard-0.tar", "shard-1.tar"]),
+            (3, ["shard-1.tar"]),
+        ):  # within a part, and after it
+            call = partial(
+                embed, places["shards"], f"v{size}.{suffix}", batch_size=size, commit_seconds=0
+            )
             stopped(2, call, Table, "append")
             del encoded[:], read_names[:]
             assert call().vectors == 5
             assert (sum(encoded), read_names) == (5 - size, left)
             names, vectors = embed.read(f"v{size}.{suffix}")
-            assert names == [f"shard-{number}.tar/{name}.png" for number, name in zip("00011", NAMES, strict=True)]
+            assert names == [
+                f"shard-{number}.tar/{name}.png"
+                for number, name in zip("00011", NAMES, strict=True)
+            ]
             np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
     @pytest.mark.parametrize("suffix", WAYS)
-    def test_a_run_that_had_nothing_yet_may_become_another_one(self, suffix, embed, places, tmp_path):
+    def test_a_run_that_had_nothing_yet_may_become_another_one(
+        self, suffix, embed, places, tmp_path
+    ):
         (tmp_path / "t.csv").write_text("bild,worte\n0.png,a red bar\n")
-        with pytest.raises(ValueError, match=r"t\.csv has no column of images or texts; it has bild, worte"):
+        with pytest.raises(
+            ValueError, match=r"t\.csv has no column of images or texts; it has bild, worte"
+        ):
             embed(tmp_path / "t.csv", f"v.{suffix}")
         assert embed(tmp_path / "t.csv", f"v.{suffix}", caption_column="worte").vectors == 1
         embed.check_beside(f"v.{suffix}")
 
     @pytest.mark.parametrize("suffix", WAYS)
-    def test_with_other_settings_or_another_source_is_refused(self, suffix, embed, stopped, tmp_path, monkeypatch):
+    def test_with_other_settings_or_another_source_is_refused(
+        self, suffix, embed, stopped, tmp_path, monkeypatch
+    ):
         source = tmp_path / "texts.txt"
         source.write_text("a red bar\na blue bar\n")
         run = partial(embed, source, f"v.{suffix}", batch_size=1, commit_seconds=0)
@@ -302,7 +353,9 @@ class TestContinuing:
         with pytest.raises(ValueError, match=message):
             embed(source, f"v.{suffix}")
 
-    def test_what_the_same_command_wrote_is_replaced_but_no_other_table(self, embed, places, shapes_folder, tmp_path):
+    def test_what_the_same_command_wrote_is_replaced_but_no_other_table(
+        self, embed, places, shapes_folder, tmp_path
+    ):
         folder = tmp_path / "photos"
         shutil.copytree(places["folder"], folder)
         for suffix in FORMATS:
@@ -317,7 +370,9 @@ class TestContinuing:
                 embed(given_examples([given], [], pairs=False), f"{number}.lance")
                 names, found = embed.read(f"{number}.lance")
                 vectors.append(found[names.index(str(folder / "03.png"))])
-            expected = embed.predictor.embed_images([shapes_folder / f"{shape}.png" for shape in (20, 21)]).numpy()
+            expected = embed.predictor.embed_images(
+                [shapes_folder / f"{shape}.png" for shape in (20, 21)]
+            ).numpy()
             np.testing.assert_allclose(vectors, expected, atol=1e-5)
         with pytest.raises(FileExistsError, match=r"v\.lance exists; choose another name"):
             embed(folder, "v.lance", quantize="int8")
@@ -339,20 +394,29 @@ class TestContinuing:
 
         with monkeypatch.context() as patch:
             patch.setattr(embed_module, "_add", removing)
-            with pytest.raises(FileNotFoundError, match=r"lance was removed while it was written; run"):
+            with pytest.raises(
+                FileNotFoundError, match=r"lance was removed while it was written; run"
+            ):
                 embed(places["folder"], f"v.{suffix}", batch_size=2, commit_seconds=0)
         assert not table.exists()
-        assert embed(places["folder"], f"v.{suffix}").vectors == len(embed.read(f"v.{suffix}")[0]) == 5
+        assert (
+            embed(places["folder"], f"v.{suffix}").vectors == len(embed.read(f"v.{suffix}")[0]) == 5
+        )
 
     @pytest.mark.parametrize("suffix", WAYS)
-    def test_after_a_file_that_was_cut_off(self, suffix, embed, places, expected, stopped, file_limit, tmp_path):
+    def test_after_a_file_that_was_cut_off(
+        self, suffix, embed, places, expected, stopped, file_limit, tmp_path
+    ):
         call = partial(embed, places["shards"], f"v.{suffix}", batch_size=2, commit_seconds=0)
         stopped(2, call, Table, "append")
         folder = tmp_path / ("v.lance" if suffix == "lance" else f".v.{suffix}.lance")
         (first,) = (folder / "data").iterdir()
         limit = first.stat().st_size - 8
         shutil.rmtree(folder)
-        with file_limit(limit), pytest.raises(OSError, match=r"cannot be written: .*make room on the disk"):
+        with (
+            file_limit(limit),
+            pytest.raises(OSError, match=r"cannot be written: .*make room on the disk"),
+        ):
             call()
         assert call().vectors == 5
         np.testing.assert_allclose(embed.read(f"v.{suffix}")[1], expected, atol=1e-5)
@@ -368,10 +432,14 @@ class TestContinuing:
     @pytest.mark.parametrize(("suffix", "kib"), [("lance", 24), ("npy", 8), ("npy", 24)])
     def test_a_full_disk_is_told_in_a_line(self, suffix, kib, predictor, shapes_folder, small_disk):
         out, config = small_disk(kib) / f"v.{suffix}", EmbedConfig(batch_size=2, commit_seconds=0)
-        with pytest.raises(OSError, match=r"v\..*cannot be written: [^/]*(make room on the disk|No space left.*)$"):
+        with pytest.raises(
+            OSError, match=r"v\..*cannot be written: [^/]*(make room on the disk|No space left.*)$"
+        ):
             embed_source(shapes_folder, out, predictor, config)
         subprocess.run(["mount", "-o", "remount,size=4m", str(out.parent)], check=True)
-        assert embed_source(shapes_folder, out, predictor, config).vectors == len(read(out)[0]) == 45
+        assert (
+            embed_source(shapes_folder, out, predictor, config).vectors == len(read(out)[0]) == 45
+        )
 
 
 class TestCommand:
@@ -379,17 +447,35 @@ class TestCommand:
         folder = places["imagefolder"]
         lines = run("embed", tiny_checkpoint, "--images", folder)
         assert [line["image"] for line in lines] == [str(folder / f"{name}.png") for name in NAMES]
-        assert [line["image"] for line in run("embed", tiny_checkpoint, folder)] == [f"{name}.png" for name in NAMES]
-        (report,) = run("embed", tiny_checkpoint, folder, "--out", tmp_path / "v.npy", "--quantize", "int8")
-        assert (report["out"], report["vectors"], report["report"]) == (str(tmp_path / "v.npy"), 5, None)
+        assert [line["image"] for line in run("embed", tiny_checkpoint, folder)] == [
+            f"{name}.png" for name in NAMES
+        ]
+        (report,) = run(
+            "embed", tiny_checkpoint, folder, "--out", tmp_path / "v.npy", "--quantize", "int8"
+        )
+        assert (report["out"], report["vectors"], report["report"]) == (
+            str(tmp_path / "v.npy"),
+            5,
+            None,
+        )
         assert np.load(tmp_path / "v.npy").dtype == np.int8
         printed = np.array([line["embedding"] for line in lines], np.float32)
-        assert np.abs(quantized(printed, "int8").astype(int) - np.load(tmp_path / "v.npy")).max() <= 1
+        assert (
+            np.abs(quantized(printed, "int8").astype(int) - np.load(tmp_path / "v.npy")).max() <= 1
+        )
 
     def test_errors(self, refused, tiny_checkpoint, places, tmp_path, capsys):
         (tmp_path / "bad.png").write_text("not an image")
         with pytest.raises(SystemExit):
-            cli.main(["embed", str(tiny_checkpoint), "--images", str(tmp_path / "bad.png"), str(places["folder"])])
+            cli.main(
+                [
+                    "embed",
+                    str(tiny_checkpoint),
+                    "--images",
+                    str(tmp_path / "bad.png"),
+                    str(places["folder"]),
+                ]
+            )
         printed = capsys.readouterr()
         assert len(printed.out.splitlines()) == 5  # before the error
         assert "the input: 1 bad item, allowed are 0 (--max-errors N allows more)" in printed.err

@@ -31,13 +31,18 @@ CONTENT = b"0123456789"
 
 
 def about(root, **more):
-    return IndexInfo(**{"fingerprint": "f", "model": "m", "root": str(root), "image_width": 3, "pair_width": 5} | more)
+    return IndexInfo(
+        **{"fingerprint": "f", "model": "m", "root": str(root), "image_width": 3, "pair_width": 5}
+        | more
+    )
 
 
 @pytest.fixture
 def make(tmp_path):
     def call(uri="photos.lance"):
-        return Index.create(tmp_path / uri, about(tmp_path, fingerprint="f" * 16, model="owner/name@1a"))
+        return Index.create(
+            tmp_path / uri, about(tmp_path, fingerprint="f" * 16, model="owner/name@1a")
+        )
 
     return call
 
@@ -56,7 +61,10 @@ def row(path, *, captions=(), value=1.0, **others):
 
 def content(index):
     place, name = Path(index.uri).parent, Path(index.uri).stem
-    return {entry["path"]: entry for entry in lancedb.connect(place).open_table(name).to_arrow().to_pylist()}
+    return {
+        entry["path"]: entry
+        for entry in lancedb.connect(place).open_table(name).to_arrow().to_pylist()
+    }
 
 
 def test_spoken_moments_are_those_of_the_table_that_is_there(make):
@@ -72,21 +80,32 @@ def test_spoken_moments_are_those_of_the_table_that_is_there(make):
 
 def test_says_what_it_is_of(make, tmp_path):
     index = make()
-    assert (len(index), index.info.fingerprint, index.model, index.root) == (0, "f" * 16, "owner/name@1a", tmp_path)
+    assert (len(index), index.info.fingerprint, index.model, index.root) == (
+        0,
+        "f" * 16,
+        "owner/name@1a",
+        tmp_path,
+    )
     index.upsert([row("a.png")])
     shutil.move(index.uri, tmp_path / "elsewhere.lance")
     moved = Index(tmp_path / "elsewhere.lance")
     assert (len(moved), moved.info) == (1, index.info)
     assert Index(moved.uri, root=tmp_path / "b").root == tmp_path / "b"
     moved.check_model("f" * 16, "mine")
-    with pytest.raises(ValueError, match=r"made with model f{16} \(owner/name@1a\), but mine is 0{16}; use that model"):
+    with pytest.raises(
+        ValueError,
+        match=r"made with model f{16} \(owner/name@1a\), but mine is 0{16}; use that model",
+    ):
         moved.check_model("0" * 16, "mine")
 
 
 def test_no_model_is_downloaded_for_an_index(make, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     index = make()
-    with pytest.raises(FileNotFoundError, match=r"owner/name@1a of the hub, which is not on this machine; give it as"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"owner/name@1a of the hub, which is not on this machine; give it as",
+    ):
         index.model_or(None)
     assert index.model_or("owner/name") == "owner/name"
     downloaded = tmp_path / "hub" / "models--owner--name"
@@ -109,7 +128,9 @@ def test_a_table_with_other_columns_is_no_index(make):
         whole.append_column("further", pa.array([0])),
     ):
         lancedb.connect(place).create_table(stem, changed, mode="overwrite")
-        with pytest.raises(ValueError, match=r"photos\.lance has other columns than an index; choose another name"):
+        with pytest.raises(
+            ValueError, match=r"photos\.lance has other columns than an index; choose another name"
+        ):
             Index(index.uri)
 
 
@@ -125,7 +146,13 @@ def test_rows_are_written_replaced_and_found(make):
     assert found["a.png"]["crc"] == zlib.crc32(np.ones(3, np.float32).tobytes())
     index.upsert([row(name) for name in ('c".png', "d\\.png", "e%.png")])
     (one,) = index.with_digest('digest of c".png')
-    assert (one.path, one.size, one.width, one.height, list(one.captions)) == ('c".png', 10, 30, 20, [])
+    assert (one.path, one.size, one.width, one.height, list(one.captions)) == (
+        'c".png',
+        10,
+        30,
+        20,
+        [],
+    )
     assert [one.path for one in index.with_digest("x' OR 'a' = 'a")] == ["b'.png"]
     assert index.with_digest("' OR '1' = '1") == index.with_digest("") == []
     index.upsert([row("a.png", value=9), row("new.png", value=8)])
@@ -150,14 +177,18 @@ def test_digests_and_paths_get_an_index_from_some_rows_on(make, monkeypatch):
     assert indexed() == [["captions"], ["digest"], ["path"]]
     for condition in ("digest = 'a'", "path IN ('a', 'b')"):
         assert "ScalarIndexQuery" in index._table.search().where(condition).explain_plan()
-    index.upsert([row("20.png", value=3, digest="new"), row("21.png")])  # beside what the index knows
+    index.upsert(
+        [row("20.png", value=3, digest="new"), row("21.png")]
+    )  # beside what the index knows
     index.remove(["01.png"])
     assert [one.path for one in index.with_digest("new")] == ["20.png"]
     assert index.with_digest("digest of 20.png") == index.rows(["01.png"]) == []
     assert len(index.rows(["02.png", "20.png", "21.png"])) == 3
     index.upsert([row(f"{number}.png") for number in (22, 23)])
     index.optimize()
-    assert {index._table.index_stats(name).num_unindexed_rows for name in ("path_idx", "digest_idx")} == {0}
+    assert {
+        index._table.index_stats(name).num_unindexed_rows for name in ("path_idx", "digest_idx")
+    } == {0}
 
 
 def test_examples_come_from_all_over_the_index(make):
@@ -182,7 +213,10 @@ def test_vectors_are_reused_of_the_same_content_with_the_same_captions(make):
         ]
     )
     wanted = [["one", "two"], ["one"], ["two", "one"], ["one", "three"], ["four"], ["six"], []]
-    new = [row(f"new{number}.png", digest="d", captions=captions) for number, captions in enumerate(wanted)]
+    new = [
+        row(f"new{number}.png", digest="d", captions=captions)
+        for number, captions in enumerate(wanted)
+    ]
     for one in new:
         for name in ("image_vector", "text_vectors", "pair_vectors", "width", "height"):
             del one[name]
@@ -199,7 +233,9 @@ def test_vectors_are_reused_of_the_same_content_with_the_same_captions(make):
 def test_what_ties_is_in_the_order_of_paths(make, monkeypatch):
     index, moment = make(), {"start": 0.0, "end": 1.0}
     index.upsert([row(f"{number}.png", captions=["one flag"]) for number in (3, 1, 4, 0, 2)])
-    index.upsert([row("better.png", captions=["one flag", "a flag"], image_vector=np.array([1, 2, 3.0]))])
+    index.upsert(
+        [row("better.png", captions=["one flag", "a flag"], image_vector=np.array([1, 2, 3.0]))]
+    )
     paths, query = [f"{number}.png" for number in range(5)], torch.tensor([1.0, 2.0, 3.0])
     for fewest in (10_000, 1):
         monkeypatch.setattr(index_module, "_FEWEST", fewest)
@@ -278,20 +314,47 @@ class TestDamage:
             place = json.dumps({"file": f"shard-{number}.tar", "piece": [number, 10]})
             vectors = {
                 name: rng.standard_normal(shape).astype(np.float32)
-                for name, shape in (("image_vector", 3), ("text_vectors", (2, 3)), ("pair_vectors", (2, 5)))
+                for name, shape in (
+                    ("image_vector", 3),
+                    ("text_vectors", (2, 3)),
+                    ("pair_vectors", (2, 5)),
+                )
             }
             captions = [f"red flag {number}", f"another caption {number}"]
-            about = {"size": 70_000 + number, "digest": f"{number * 7919:064x}", "mtime": 10**15 + number * 10**9}
-            rows.append(row(f"photos/{number:03}.png", captions=captions, place=place, **about, **moment, **vectors))
+            about = {
+                "size": 70_000 + number,
+                "digest": f"{number * 7919:064x}",
+                "mtime": 10**15 + number * 10**9,
+            }
+            rows.append(
+                row(
+                    f"photos/{number:03}.png",
+                    captions=captions,
+                    place=place,
+                    **about,
+                    **moment,
+                    **vectors,
+                )
+            )
         index.upsert(rows)
         return index
 
     def answers(self, index):
         """All that is read of an index, in memory too where it is large enough."""
-        found = [index.nearest(self.QUERY, 5, against=against) for against in ("images", "captions", None)]
-        found += [index.nearest(self.PAIR, 5, against="pairs"), index.nearest(self.QUERY, 5, where="size > 70010")]
+        found = [
+            index.nearest(self.QUERY, 5, against=against)
+            for against in ("images", "captions", None)
+        ]
+        found += [
+            index.nearest(self.PAIR, 5, against="pairs"),
+            index.nearest(self.QUERY, 5, where="size > 70010"),
+        ]
         found += [index.nearest(self.QUERY, 5) for _ in range(2)]
-        found += [index.containing("red", self.QUERY, 30), near_duplicates(index, 0.9), index.examples(9)]
+        found += [
+            index.containing("red", self.QUERY, 30),
+            near_duplicates(index, 0.9),
+            index.examples(9),
+        ]
         found += [index.with_digest(f"{number * 7919:064x}") for number in (0, 11)]
         return found
 
@@ -307,13 +370,17 @@ class TestDamage:
     def overwrite(self, index, path, column, value):
         rows = index._table.search().where(f"path = '{path}'").to_arrow()
         changed = rows.set_column(
-            rows.schema.get_field_index(column), rows.field(column), pa.array([value], rows.field(column).type)
+            rows.schema.get_field_index(column),
+            rows.field(column),
+            pa.array([value], rows.field(column).type),
         )
         index._table.merge_insert("path").when_matched_update_all().execute(changed)
 
     @pytest.mark.parametrize("fewest", [10_000, 10])
     @pytest.mark.parametrize("column", [*SAID[:-1], *CRCS])
-    def test_a_flipped_bit_is_named_or_without_effect(self, index, column, fewest, tmp_path, monkeypatch):
+    def test_a_flipped_bit_is_named_or_without_effect(
+        self, index, column, fewest, tmp_path, monkeypatch
+    ):
         monkeypatch.setattr(index_module, "_FEWEST", fewest)
         expected = self.answers(index)
         (file,) = (Path(index.uri) / "data").iterdir()
@@ -332,20 +399,40 @@ class TestDamage:
                 damaged[place] ^= 1
                 file.write_bytes(damaged)
                 problem = self.problem(index, expected)
-                assert re.search(r"^$|photos\.lance (has a damaged row, that of '|cannot be read: )", problem)
+                assert re.search(
+                    r"^$|photos\.lance (has a damaged row, that of '|cannot be read: )", problem
+                )
                 num_named += "damaged row" in problem
         packed = {"width", "height"}
-        of_hits = {"text_vectors", "pair_vectors"} if fewest == 10 else set()  # of which those of hits are checked
+        of_hits = (
+            {"text_vectors", "pair_vectors"} if fewest == 10 else set()
+        )  # of which those of hits are checked
         assert num_named > 0 or column in packed | of_hits
 
     @pytest.mark.parametrize("column", [*SAID[:-1], *CRCS])
     def test_what_is_found_is_checked_where_not_all_of_it_was(self, index, column, monkeypatch):
         """In a large index, and after all rows were."""
         changed = {
-            **{"path": "'b'", "size": "1", "mtime": "timestamp '2024-01-01'", "digest": "'d'", "width": "1"},
-            **{"height": "1", "captions": "['red flag']", "place": "''", "start": "1.5", "end": "9.5"},
+            **{
+                "path": "'b'",
+                "size": "1",
+                "mtime": "timestamp '2024-01-01'",
+                "digest": "'d'",
+                "width": "1",
+            },
+            **{
+                "height": "1",
+                "captions": "['red flag']",
+                "place": "''",
+                "start": "1.5",
+                "end": "9.5",
+            },
         }
-        vectors = {"image_vector": [2.0, 1, -1], "text_vectors": [[2.0, 1, -1]], "pair_vectors": [[1.0, 2, 0, -1, 1]]}
+        vectors = {
+            "image_vector": [2.0, 1, -1],
+            "text_vectors": [[2.0, 1, -1]],
+            "pair_vectors": [[1.0, 2, 0, -1, 1]],
+        }
         ways = {"text_vectors": ("captions", self.QUERY), "pair_vectors": ("pairs", self.PAIR)}
         against, query = ways.get(column, ("images", self.QUERY))
         monkeypatch.setattr(index_module, "_FEWEST", 0)
@@ -354,10 +441,16 @@ class TestDamage:
             index._table.update(where=f"path = '{best}'", values_sql={column: changed[column]})
         else:
             self.overwrite(index, best, column, vectors[column])
-        with pytest.raises(OSError, match=r"photos\.lance has a damaged row, that of '.*'; make the index again, or"):
+        with pytest.raises(
+            OSError,
+            match=r"photos\.lance has a damaged row, that of '.*'; make the index again, or",
+        ):
             Index(index.uri).nearest(query, 1, against=against)
         if column in changed:
-            for use in (lambda opened: opened.containing("red", self.QUERY, 30), lambda opened: opened.examples(24)):
+            for use in (
+                lambda opened: opened.containing("red", self.QUERY, 30),
+                lambda opened: opened.examples(24),
+            ):
                 with pytest.raises(OSError, match="has a damaged row"):
                     use(Index(index.uri))
 
@@ -386,7 +479,18 @@ class TestDamage:
         vectors = np.arange(6, dtype=np.float32).tobytes()
         assert entry["text_crc"] == zlib.crc32(vectors, entry["row_crc"])
         assert entry["pair_crc"] == zlib.crc32(np.ones(10, np.float32).tobytes(), entry["row_crc"])
-        said = ["b.png", *numbers[:2], "digest of b.png", *numbers[3:], "", "", "", "", str(image), "0"]
+        said = [
+            "b.png",
+            *numbers[:2],
+            "digest of b.png",
+            *numbers[3:],
+            "",
+            "",
+            "",
+            "",
+            str(image),
+            "0",
+        ]
         assert other["row_crc"] == zlib.crc32("\x1f".join(said).encode())
         assert other["text_crc"] == other["pair_crc"] == other["row_crc"]
 
@@ -416,7 +520,12 @@ class TestInMemory:
         vectors = F.normalize(torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), dim=1)
         for start in range(0, 60, 20):
             numbers = range(start, start + 20)
-            index.upsert([row(f"{n:03}", captions=["one"], image_vector=3 * vectors[n].numpy()) for n in numbers])
+            index.upsert(
+                [
+                    row(f"{n:03}", captions=["one"], image_vector=3 * vectors[n].numpy())
+                    for n in numbers
+                ]
+            )
         index.remove([f"{number:03}" for number in range(3, 50, 7)])
         index.upsert([row("030", image_vector=vectors[0].numpy())])
         return index
@@ -425,14 +534,24 @@ class TestInMemory:
         expected, found = index.nearest(self.QUERY, 100), index.nearest(self.QUERY, 100)
         assert index._version.memory is not None
         assert [hit.path for hit in found] == [hit.path for hit in expected]
-        assert [hit.cosine for hit in found] == pytest.approx([hit.cosine for hit in expected], abs=1e-6)
+        assert [hit.cosine for hit in found] == pytest.approx(
+            [hit.cosine for hit in expected], abs=1e-6
+        )
         zeros = {"cosine": 0.0, "rank_score": 0.0}
-        assert [replace(hit, **zeros) for hit in found] == [replace(hit, **zeros) for hit in expected]
-        assert [hit.path for hit in index.nearest(self.QUERY, 7)] == [hit.path for hit in expected[:7]]
+        assert [replace(hit, **zeros) for hit in found] == [
+            replace(hit, **zeros) for hit in expected
+        ]
+        assert [hit.path for hit in index.nearest(self.QUERY, 7)] == [
+            hit.path for hit in expected[:7]
+        ]
         index.create_ann_index()
         for _ in range(3):
-            assert [hit.path for hit in index.nearest(self.QUERY, 7, exact=True)] == [hit.path for hit in expected[:7]]
-        monkeypatch.setattr(index_module, "_MOST", 4 * 3 * len(index) - 1)  # bytes of all vectors but one
+            assert [hit.path for hit in index.nearest(self.QUERY, 7, exact=True)] == [
+                hit.path for hit in expected[:7]
+            ]
+        monkeypatch.setattr(
+            index_module, "_MOST", 4 * 3 * len(index) - 1
+        )  # bytes of all vectors but one
         large = Index(index.uri)
         for _ in range(2):
             assert large.nearest(self.QUERY, 1, exact=True)[0].path == expected[0].path
@@ -445,12 +564,17 @@ class TestInMemory:
         rng = np.random.default_rng(0)
         vectors = (1 + spread * rng.standard_normal((3001, width))).astype(np.float32)
         vectors[:, 0] *= 5  # then int8 is coarser for the others
-        columns = {"digest": pa.array([f"{n:04}" for n in range(3001)]), "captions": pa.array([["one"]] * 3001)}
+        columns = {
+            "digest": pa.array([f"{n:04}" for n in range(3001)]),
+            "captions": pa.array([["one"]] * 3001),
+        }
         columns["image_vector"] = pa.FixedSizeListArray.from_arrays(vectors.ravel(), width)
         lancedb.connect(tmp_path).create_table("any", pa.table(columns))
         table = Table(tmp_path / "any.lance")
         batches = table.scan(["digest", "captions", "_rowid", "image_vector"])
-        memory = Memory(table, (pa.Table.from_batches([batch]) for batch in batches), "image_vector")
+        memory = Memory(
+            table, (pa.Table.from_batches([batch]) for batch in batches), "image_vector"
+        )
         exact = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float64)
         for query in (vectors[7], -vectors[7], rng.standard_normal(width).astype(np.float32)):
             cosines = exact @ query / np.linalg.norm(query)
@@ -458,7 +582,9 @@ class TestInMemory:
                 found = memory.nearest(torch.from_numpy(query), count)
                 best = np.sort(cosines)[::-1][:count]
                 np.testing.assert_allclose([1 - one["_distance"] for one in found], best, atol=1e-6)
-                np.testing.assert_allclose([cosines[int(one["digest"])] for one in found], best, atol=1e-6)
+                np.testing.assert_allclose(
+                    [cosines[int(one["digest"])] for one in found], best, atol=1e-6
+                )
                 assert len({one["digest"] for one in found}) == len(best)
 
     def test_follows_the_table(self, index):
@@ -470,7 +596,9 @@ class TestInMemory:
 
     def test_a_table_made_anew(self, index, make):
         other = make("other.lance")
-        rows = [row(f"{number:03}", image_vector=(-self.QUERY + number).numpy()) for number in range(60)]
+        rows = [
+            row(f"{number:03}", image_vector=(-self.QUERY + number).numpy()) for number in range(60)
+        ]
         for _ in range(index._table.version - 3):
             other.upsert(rows[:1])
         other.upsert(rows)
@@ -482,7 +610,9 @@ class TestInMemory:
         expected = Index(index.uri).nearest(self.QUERY, 1)
         assert expected[0].path != found[0].path
         for _ in range(3):
-            assert [hit.path for hit in index.nearest(self.QUERY, 1)] == [hit.path for hit in expected]
+            assert [hit.path for hit in index.nearest(self.QUERY, 1)] == [
+                hit.path for hit in expected
+            ]
 
     def test_copies_do_not_push_out_a_better_one(self, index):
         query, copied = torch.tensor([1.0, 0.0, 0.1]), np.eye(3, dtype=np.float32)[0]
@@ -490,7 +620,11 @@ class TestInMemory:
         index.upsert([row("better", image_vector=query.numpy())])
         for _ in range(3):
             paths = [hit.path for hit in index.nearest(query, 5)]
-            assert (len(paths), paths[0], {path[:5] for path in paths[1:]}) == (5, "better", {"copy "})
+            assert (len(paths), paths[0], {path[:5] for path in paths[1:]}) == (
+                5,
+                "better",
+                {"copy "},
+            )
 
     def test_rows_and_vectors_are_of_one_version(self, index, monkeypatch):
         first, second, third = index.nearest(self.QUERY, 3)
@@ -503,7 +637,11 @@ class TestInMemory:
             return Table(*arguments, **settings)
 
         monkeypatch.setattr(index_module, "Table", slow)
-        assert [hit.path for hit in index.nearest(self.QUERY, 3)] == [first.path, second.path, third.path]
+        assert [hit.path for hit in index.nearest(self.QUERY, 3)] == [
+            first.path,
+            second.path,
+            third.path,
+        ]
         monkeypatch.setattr(index_module, "Table", Table)
         for _ in range(2):
             assert [hit.path for hit in index.nearest(self.QUERY, 2)] == ["new", second.path]
@@ -521,25 +659,49 @@ class TestInMemory:
     @pytest.mark.parametrize("turned", [False, True])
     def test_finds_words_and_digests_as_the_table_does(self, index, monkeypatch, turned):
         captions = ["one", "two ones", "three", "four fives"]
-        index.upsert([row(f"{n:03}", captions=[captions[n % 4]], digest=f"digest {n % 7}") for n in range(30)])
-        digests = ["", "digest 0", "digest 6", "digest 60", "digest of 050", "x' OR 'a' = 'a", "\udc80", "\U0001f600"]
+        index.upsert(
+            [
+                row(f"{n:03}", captions=[captions[n % 4]], digest=f"digest {n % 7}")
+                for n in range(30)
+            ]
+        )
+        digests = [
+            "",
+            "digest 0",
+            "digest 6",
+            "digest 60",
+            "digest of 050",
+            "x' OR 'a' = 'a",
+            "\udc80",
+            "\U0001f600",
+        ]
 
         def answers():
-            words = [index.containing(text, self.QUERY, 12) for text in ("one", "two", "five", "nothing")]
-            return words, [[one.path for one in index.with_digest(digest)] for digest in digests[:6]]
+            words = [
+                index.containing(text, self.QUERY, 12) for text in ("one", "two", "five", "nothing")
+            ]
+            return words, [
+                [one.path for one in index.with_digest(digest)] for digest in digests[:6]
+            ]
 
         expected = answers()
         if turned:  # after some changes the ids of rows within Lance do not ascend
             batches = index_module._batches
-            monkeypatch.setattr(index_module, "_batches", lambda *given: reversed(list(batches(*given))))
+            monkeypatch.setattr(
+                index_module, "_batches", lambda *given: reversed(list(batches(*given)))
+            )
         assert [len(paths) for paths in expected[1]] == [0, 5, 4, 0, 1, 0]
         for _ in range(2):
             index.nearest(self.QUERY, 1)
         assert index._version.memory is not None
         words, paths = answers()
         for some, others in zip(words, expected[0], strict=True):
-            assert [replace(hit, cosine=0.0) for hit in some] == [replace(hit, cosine=0.0) for hit in others]
-            assert [hit.cosine for hit in some] == pytest.approx([hit.cosine for hit in others], abs=1e-6)
+            assert [replace(hit, cosine=0.0) for hit in some] == [
+                replace(hit, cosine=0.0) for hit in others
+            ]
+            assert [hit.cosine for hit in some] == pytest.approx(
+                [hit.cosine for hit in others], abs=1e-6
+            )
         assert [sorted(some) for some in paths] == [sorted(some) for some in expected[1]]
         assert index.with_digest(digests[6]) == index.with_digest(digests[7]) == []
         index.upsert([row(f"copy {n}", digest="digest 6") for n in range(20)])
@@ -557,21 +719,35 @@ class TestApproximate:
     @pytest.fixture
     def index(self, make, vectors):
         index = make()
-        index.upsert([row(f"{number:03}", image_vector=vector.numpy()) for number, vector in enumerate(vectors)])
+        index.upsert(
+            [
+                row(f"{number:03}", image_vector=vector.numpy())
+                for number, vector in enumerate(vectors)
+            ]
+        )
         return index
 
     def test_finds_nearly_the_same(self, index, vectors):
         def found(exact):
-            return [[one.path for one in index.nearest(vector, 10, exact=exact)] for vector in vectors[:40]]
+            return [
+                [one.path for one in index.nearest(vector, 10, exact=exact)]
+                for vector in vectors[:40]
+            ]
 
-        expected = [[f"{number:03}" for number in near] for near in (vectors[:40] @ vectors.T).topk(10).indices]
+        expected = [
+            [f"{number:03}" for number in near]
+            for near in (vectors[:40] @ vectors.T).topk(10).indices
+        ]
         assert not index.has_ann_index
         assert found(exact=False) == expected
         index.create_ann_index()
         assert index.has_ann_index
         assert Index(index.uri).has_ann_index
         assert found(exact=True) == expected
-        hits = [len(set(one) & set(other)) for one, other in zip(found(exact=False), expected, strict=True)]
+        hits = [
+            len(set(one) & set(other))
+            for one, other in zip(found(exact=False), expected, strict=True)
+        ]
         assert sum(hits) / 400 > 0.9
 
     @pytest.mark.parametrize(("problem", "least"), [("far", 0.65), ("close", 0.67)])
@@ -583,10 +759,17 @@ class TestApproximate:
             centre = torch.randn(64, generator=source)
             vectors = torch.cat([centre + 0.03 * vectors[:2000], -centre[None]])
         index = Index.create(tmp_path / "hard.lance", about(tmp_path, image_width=64))
-        index.upsert([row(f"{number:04}", image_vector=vector.numpy()) for number, vector in enumerate(vectors)])
+        index.upsert(
+            [
+                row(f"{number:04}", image_vector=vector.numpy())
+                for number, vector in enumerate(vectors)
+            ]
+        )
         index.create_ann_index()
         queries = vectors[:100]
-        expected = (F.normalize(queries, dim=1) @ F.normalize(vectors, dim=1).T).topk(10).indices.tolist()
+        expected = (
+            (F.normalize(queries, dim=1) @ F.normalize(vectors, dim=1).T).topk(10).indices.tolist()
+        )
         found = [{int(one.path) for one in index.nearest(query, 10)} for query in queries]
         recall = sum(len(one & {*other}) for one, other in zip(found, expected, strict=True)) / 1000
         assert recall > least
@@ -629,12 +812,20 @@ def test_another_reader_sees_what_is_written(make, monkeypatch):
 class TestVectorsThatAreNoNumbers:
     def test_are_not_written(self, make):
         index = make()
-        for name, value in (("image_vector", np.nan), ("text_vectors", np.inf), ("pair_vectors", -np.inf)):
+        for name, value in (
+            ("image_vector", np.nan),
+            ("text_vectors", np.inf),
+            ("pair_vectors", -np.inf),
+        ):
             bad = row("b.png", captions=["one"])
             bad[name].flat[1] = value
-            with pytest.raises(ValueError, match=r"'b\.png' has a vector with NaN or infinite values"):
+            with pytest.raises(
+                ValueError, match=r"'b\.png' has a vector with NaN or infinite values"
+            ):
                 index.upsert([row("a.png"), bad])
-        with pytest.raises(ValueError, match=r"'b\.png' has a vector of zeros, which nothing finds"):
+        with pytest.raises(
+            ValueError, match=r"'b\.png' has a vector of zeros, which nothing finds"
+        ):
             index.upsert([row("a.png"), row("b.png", value=0.0)])
         assert len(index) == 0
 
@@ -645,7 +836,9 @@ class TestVectorsThatAreNoNumbers:
         index.upsert([row("c.png", value=float("nan"))])
         assert index.nearest(torch.ones(3), 2)[0].path == "a.png"
         for exact in (False, True):
-            with pytest.raises(OSError, match=r"has vectors with NaN, which no search finds; make the index again"):
+            with pytest.raises(
+                OSError, match=r"has vectors with NaN, which no search finds; make the index again"
+            ):
                 index.nearest(torch.ones(3), 3, exact=exact)
 
 
@@ -662,10 +855,14 @@ def test_a_store_that_refuses_is_told_in_a_line(monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         keys = {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "DEFAULT_REGION": "us-east-1"}
-        for name, value in (keys | {"ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}).items():
+        for name, value in (
+            keys | {"ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
+        ).items():
             monkeypatch.setenv(f"AWS_{name}", value)
         uri = "s3://bucket/photos.lance"
-        with pytest.raises(OSError, match=rf"^{uri} cannot be read: the store answers 403: Access Denied$"):
+        with pytest.raises(
+            OSError, match=rf"^{uri} cannot be read: the store answers 403: Access Denied$"
+        ):
             Index(uri)
         server.shutdown()
 
@@ -688,10 +885,15 @@ def test_damaged_files_are_named_without_the_sources_of_a_library(make):
     damaged = Index(index.uri)
     uses = [
         *(damaged.paths, lambda: damaged.examples(1), lambda: damaged.with_digest("0" * 64)),
-        *(lambda: damaged.nearest(torch.ones(3), 1), lambda: damaged.nearest(torch.ones(3), 1, where="width > 0")),
+        *(
+            lambda: damaged.nearest(torch.ones(3), 1),
+            lambda: damaged.nearest(torch.ones(3), 1, where="width > 0"),
+        ),
     ]
     for use in uses:
-        with pytest.raises(OSError, match=r"photos\.lance cannot be read: [^/]*; make the index again$"):
+        with pytest.raises(
+            OSError, match=r"photos\.lance cannot be read: [^/]*; make the index again$"
+        ):
             use()
 
 
@@ -714,7 +916,9 @@ def test_times_that_python_does_not_have_are_no_obstacle(make):
 
 
 def test_refuses_what_is_no_index(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no index at .*photos\.lance; make one with bridgetower index"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no index at .*photos\.lance; make one with bridgetower index"
+    ):
         Index(tmp_path / "photos.lance")
     assert list(tmp_path.iterdir()) == []
     with write_lock(tmp_path / "photos.lance"):  # where a run was killed before it wrote anything
@@ -722,7 +926,9 @@ def test_refuses_what_is_no_index(tmp_path):
     lancedb.connect(tmp_path).create_table("other", pa.table({"a": np.arange(3)}))
     with pytest.raises(ValueError, match=r"other\.lance is no index of this release"):
         Index(tmp_path / "other.lance")
-    newer = pa.schema([pa.field("path", pa.string())], metadata={"bridgetower": json.dumps({"version": 99})})
+    newer = pa.schema(
+        [pa.field("path", pa.string())], metadata={"bridgetower": json.dumps({"version": 99})}
+    )
     lancedb.connect(tmp_path).create_table("newer", schema=newer)
     with pytest.raises(ValueError, match="is no index of this release"):
         Index(tmp_path / "newer.lance")
@@ -763,12 +969,21 @@ class TestPlacesOfOthers:
         [
             ({"file": 5}, "as the place of 'a.png'; make the index again"),
             ({"url": ["a"]}, "as the place of"),
-            *(({"file": "shard.tar", "piece": at}, "as the place of") for at in ([0, -1], [-3, 3], [0, True], 3)),
-            *(({"file": "shard.tar", "cell": at}, "as the place of") for at in (["image", -1], [0, 0])),
+            *(
+                ({"file": "shard.tar", "piece": at}, "as the place of")
+                for at in ([0, -1], [-3, 3], [0, True], 3)
+            ),
+            *(
+                ({"file": "shard.tar", "cell": at}, "as the place of")
+                for at in (["image", -1], [0, 0])
+            ),
             ({"file": "shard.tar", "piece": [0, 2**40]}, f"3 bytes, and {2**40} as the length"),
             ({"file": "shard.tar", "piece": [0, 3]}, "has changed since"),
             ({"file": "shard.tar", "piece": [2**40, 3]}, "ends in the middle"),
-            *(({"file": file, "piece": [0, 3]}, "is no regular file") for file in ("pipe", "/dev/zero")),
+            *(
+                ({"file": file, "piece": [0, 3]}, "is no regular file")
+                for file in ("pipe", "/dev/zero")
+            ),
             ({"file": "pipe", "cell": ["image", 0]}, "is no regular file"),
         ],
     )

@@ -92,8 +92,12 @@ def test_goes_on_with_what_one_process_began_and_without_a_killed_worker(
     assert (report.vectors, report.bad) == (45, 1)
     assert len(commits) > 3
     assert sum(commits) == 31  # of the 30 that were left, and the bad one
-    lines = [line for path in sorted(texts.glob("[0-9]*.txt")) for line in path.read_text().splitlines()]
-    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), predictor.embed_texts(lines).numpy(), atol=1e-5)
+    lines = [
+        line for path in sorted(texts.glob("[0-9]*.txt")) for line in path.read_text().splitlines()
+    ]
+    np.testing.assert_allclose(
+        np.load(tmp_path / "v.npy"), predictor.embed_texts(lines).numpy(), atol=1e-5
+    )
 
 
 def test_an_index(shapes_folder, tiny_checkpoint, monkeypatch, tmp_path):
@@ -114,7 +118,12 @@ def test_scores(shapes_folder, tiny_checkpoint, tmp_path):
         part = [f"{shapes_folder}/{line}" for line in lines[number::3]]
         (tmp_path / "tables" / f"{number}.csv").write_text("\n".join([header, *part]))
     for name, config in (("a", ScoreConfig(ray=LOCAL, ray_workers=2)), ("b", ScoreConfig())):
-        assert embed_source(tmp_path / "tables", tmp_path / f"{name}.parquet", tiny_checkpoint, config).vectors == 67
+        assert (
+            embed_source(
+                tmp_path / "tables", tmp_path / f"{name}.parquet", tiny_checkpoint, config
+            ).vectors
+            == 67
+        )
     found, expected = (pq.read_table(tmp_path / f"{name}.parquet").to_pydict() for name in "ab")
     for name in ("score", "cosine"):
         np.testing.assert_allclose(found.pop(name), expected.pop(name), atol=1e-5)
@@ -125,5 +134,12 @@ def test_scores(shapes_folder, tiny_checkpoint, tmp_path):
 def test_what_cannot_be_done(shapes_folder, predictor, tiny_checkpoint, tmp_path):
     with pytest.raises(ValueError, match="on Ray every worker loads the model; give what to load"):
         embed_source(shapes_folder, tmp_path / "v.npy", predictor, EmbedConfig(ray=LOCAL))
-    with pytest.raises(ValueError, match="ray_workers is 9, but the cluster has 2 cores, one for each worker"):
-        embed_source(shapes_folder, tmp_path / "v.npy", tiny_checkpoint, EmbedConfig(ray=LOCAL, ray_workers=9))
+    with pytest.raises(
+        ValueError, match="ray_workers is 9, but the cluster has 2 cores, one for each worker"
+    ):
+        embed_source(
+            shapes_folder,
+            tmp_path / "v.npy",
+            tiny_checkpoint,
+            EmbedConfig(ray=LOCAL, ray_workers=9),
+        )

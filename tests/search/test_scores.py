@@ -52,7 +52,9 @@ def test_scores_are_those_of_the_model(kind, file, score, places, expected):
     assert [row["row"] for row in rows] == seen
     for name, values in zip(("score", "cosine"), expected, strict=True):
         torch.testing.assert_close(numbers(rows, name), values.diagonal(), atol=1e-5, rtol=0)
-        assert (numbers(rows, name) - values[0]).abs().max() > 1e-3  # the control: another image with these texts
+        assert (
+            numbers(rows, name) - values[0]
+        ).abs().max() > 1e-3  # the control: another image with these texts
 
 
 def test_captions_of_a_row_and_rows_that_cannot_be_used(score, places, expected, tmp_path):
@@ -85,17 +87,23 @@ def test_models_that_lack_a_head(score, places, tiny_checkpoint, expected):
     model = load(tiny_checkpoint, device="cpu")
     heads = model.model.itm_head, model.model.itc_head
     for number, name in enumerate(("score", "cosine")):
-        model.model.itm_head, model.model.itc_head = (heads[0], None) if number == 0 else (None, heads[1])
+        model.model.itm_head, model.model.itc_head = (
+            (heads[0], None) if number == 0 else (None, heads[1])
+        )
         _, rows = score(places["table.csv"], model)
         assert list(rows[0]) == ["id", "text", "file", "row", name]
-        torch.testing.assert_close(numbers(rows, name), expected[number].diagonal(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            numbers(rows, name), expected[number].diagonal(), atol=1e-5, rtol=0
+        )
     model.model.itc_head = None
     with pytest.raises(ValueError, match=r"this model has no .* head"):
         score(places["table.csv"], model)
 
 
 def test_command(run, refused, places, predictor, tmp_path):
-    (report,) = run("score", places["table.csv"], "--model", predictor.source, "--out", tmp_path / "s.parquet")
+    (report,) = run(
+        "score", places["table.csv"], "--model", predictor.source, "--out", tmp_path / "s.parquet"
+    )
     assert (report["pairs"], report["out"]) == (5, str(tmp_path / "s.parquet"))
     message = refused("score", predictor.source, places["table.csv"], "--out", tmp_path / "s.npy")
     assert "has no suffix of scores; expected one of .parquet" in message

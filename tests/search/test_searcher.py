@@ -13,7 +13,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bridgetower.checkpoints import ITC_ALONE, Calibration, Gain, Reranking, read_checkpoint, write_checkpoint
+from bridgetower.checkpoints import (
+    ITC_ALONE,
+    Calibration,
+    Gain,
+    Reranking,
+    read_checkpoint,
+    write_checkpoint,
+)
 from bridgetower.predictor import load
 from bridgetower.search.build import build_index, new_index
 from bridgetower.search.index import Index, Unrelated
@@ -53,7 +60,11 @@ def captioned(searcher: Searcher, files: list[Path]) -> tuple[list[Path], list[s
     """Images as often as they have captions, these captions, and how many each image has."""
     by_name = {one.path: one.captions for one in searcher.index.examples(len(files))}
     pairs = [(file, caption) for file in files for caption in by_name[file.name]]
-    return [file for file, _ in pairs], [caption for _, caption in pairs], [len(by_name[file.name]) for file in files]
+    return (
+        [file for file, _ in pairs],
+        [caption for _, caption in pairs],
+        [len(by_name[file.name]) for file in files],
+    )
 
 
 def best(vectors: torch.Tensor, query: torch.Tensor, counts: list[int]) -> torch.Tensor:
@@ -66,7 +77,9 @@ class TestStages:
         hits = searcher.search(TEXT, rerank=0, top=45)
         assert names(hits) == ranked(files, cosine)
         expected = cosine.sort(descending=True).values
-        torch.testing.assert_close(torch.tensor([hit.cosine for hit in hits]), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            torch.tensor([hit.cosine for hit in hits]), expected, atol=1e-5, rtol=0
+        )
         assert {hit.score for hit in hits} == {None}
         assert hits[0].file in files
         assert (hits[0].width, hits[0].height) == (24, 24)
@@ -81,12 +94,17 @@ class TestStages:
         found = torch.tensor([hit.score for hit in hits])
         torch.testing.assert_close(found, match.sort(descending=True).values[:5], atol=1e-5, rtol=0)
         assert names(hits) != ranked(files, cosine)[:5]  # the control: matching changes the order
-        assert set(names(searcher.search(TEXT))) == set(ranked(files, predictor.match(files, [TEXT] * 45))[:10])
+        assert set(names(searcher.search(TEXT))) == set(
+            ranked(files, predictor.match(files, [TEXT] * 45))[:10]
+        )
 
     @pytest.mark.parametrize("itc_weight", [4.0, 64.0, ITC_ALONE])
-    def test_matching_and_cosine_together(self, index, tiny_checkpoint, files, tmp_path, itc_weight):
+    def test_matching_and_cosine_together(
+        self, index, tiny_checkpoint, files, tmp_path, itc_weight
+    ):
         write_checkpoint(
-            replace(read_checkpoint(tiny_checkpoint), reranking=Reranking(itc_weight=itc_weight)), tmp_path / "model"
+            replace(read_checkpoint(tiny_checkpoint), reranking=Reranking(itc_weight=itc_weight)),
+            tmp_path / "model",
         )
         weighted = load(tmp_path / "model", device="cpu")  # the index was made without a weight
         cosine = weighted.embed_images(files) @ weighted.embed_texts(TEXT)[0]
@@ -96,32 +114,47 @@ class TestStages:
         scores[chosen] = match.logit() + itc_weight * cosine[chosen]
         hits = Searcher(index, weighted).search(TEXT, rerank=8, top=8)
         assert names(hits) == ranked(files, scores)[:8]
-        by_name = {files[number].name: float(chance) for number, chance in zip(chosen, match, strict=True)}
-        assert [hit.score for hit in hits] == pytest.approx([by_name[hit.path] for hit in hits], abs=1e-5)
+        by_name = {
+            files[number].name: float(chance) for number, chance in zip(chosen, match, strict=True)
+        }
+        assert [hit.score for hit in hits] == pytest.approx(
+            [by_name[hit.path] for hit in hits], abs=1e-5
+        )
         ranked_by = scores.sort(descending=True).values[:8].tolist()
         assert [hit.rank_score for hit in hits] == pytest.approx(ranked_by, rel=1e-5, abs=1e-4)
         assert (names(hits) == ranked(files, cosine)[:8]) == (itc_weight == ITC_ALONE)
 
     def test_validation_decides_about_probabilities_and_matching(self, searcher, monkeypatch):
         plain = searcher.search(TEXT, rerank=9, top=9)
-        measured = Calibration(slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1)
+        measured = Calibration(
+            slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1
+        )
         monkeypatch.setattr(searcher.predictor, "reranking", Reranking(calibration=measured))
         hits = searcher.search(TEXT, rerank=9, top=9)
         assert names(hits) == names(plain)  # a calibration changes no order
         expected = (0.5 * torch.tensor([hit.score for hit in plain]).logit() - 2).sigmoid()
-        torch.testing.assert_close(torch.tensor([hit.probability for hit in hits]), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            torch.tensor([hit.probability for hit in hits]), expected, atol=1e-5, rtol=0
+        )
         assert {hit.score for hit in hits} == {hit.probability for hit in plain} == {None}
         for low, high, matched in ((0.01, 0.05, True), (-0.01, 0.03, False), (-0.05, -0.01, False)):
             gain = Gain(difference=(low + high) / 2, low=low, high=high, texts=9)
             monkeypatch.setattr(searcher.predictor, "reranking", Reranking(gain=gain))
             for rerank, given in ((None, matched), (4, True), (0, False)):
-                assert [hit.score is not None for hit in searcher.search(TEXT, top=3, rerank=rerank)] == [given] * 3
+                assert [
+                    hit.score is not None for hit in searcher.search(TEXT, top=3, rerank=rerank)
+                ] == [given] * 3
 
     def test_the_rest_follows_by_cosine(self, searcher):
-        nearest, hits = searcher.search(TEXT, rerank=0, top=9), searcher.search(TEXT, rerank=4, top=9)
+        nearest, hits = (
+            searcher.search(TEXT, rerank=0, top=9),
+            searcher.search(TEXT, rerank=4, top=9),
+        )
         assert set(names(hits[:4])) == set(names(nearest[:4]))
         assert names(hits[4:]) == names(nearest[4:])
-        assert [hit.rank_score for hit in nearest + hits[4:]] == [hit.cosine for hit in nearest + hits[4:]]
+        assert [hit.rank_score for hit in nearest + hits[4:]] == [
+            hit.cosine for hit in nearest + hits[4:]
+        ]
         assert [hit.score is None for hit in hits] == [False] * 4 + [True] * 5
 
     def test_an_image_and_both(self, searcher, predictor, files):
@@ -132,7 +165,9 @@ class TestStages:
         assert hits[0].cosine == pytest.approx(1)
         assert {hit.score for hit in hits} == {None}
         both = F.normalize(image[0] + predictor.embed_texts(TEXT)[0], dim=0)
-        assert names(searcher.search(TEXT, files[7], rerank=0, top=45)) == ranked(files, vectors @ both)
+        assert names(searcher.search(TEXT, files[7], rerank=0, top=45)) == ranked(
+            files, vectors @ both
+        )
         assert None not in {hit.score for hit in searcher.search(TEXT, files[7])}
 
     def test_against_captions_and_pairs(self, searcher, predictor, files):
@@ -144,8 +179,12 @@ class TestStages:
         place = sum(counts[:3])
         pair = predictor.embed_pairs(files[3], captions[place])[0]
         hits = searcher.search(captions[place], files[3], against="pairs", rerank=0, top=45)
-        expected = best(predictor.embed_pairs(shown, captions), pair, counts).sort(descending=True).values
-        torch.testing.assert_close(torch.tensor([hit.cosine for hit in hits]), expected, atol=1e-5, rtol=0)
+        expected = (
+            best(predictor.embed_pairs(shown, captions), pair, counts).sort(descending=True).values
+        )
+        torch.testing.assert_close(
+            torch.tensor([hit.cosine for hit in hits]), expected, atol=1e-5, rtol=0
+        )
         assert hits[0].path == files[3].name
 
     def test_words_by_bm25(self, searcher, predictor, files):
@@ -154,10 +193,15 @@ class TestStages:
         asked = {"red", "circl", "bar"}  # stems; `on` and `a` are in too many texts
         stems = {"circle": "circl", "square": "squar", "triangle": "triangl"}
         documents = {
-            row["path"]: [stems.get(word, word) for text in row["captions"] for word in text.lower().split()]
+            row["path"]: [
+                stems.get(word, word) for text in row["captions"] for word in text.lower().split()
+            ]
             for row in searcher.index.rows([file.name for file in files], ("path", "captions"))
         }
-        documents = {path: [word for word in words if word not in ("a", "on")] for path, words in documents.items()}
+        documents = {
+            path: [word for word in words if word not in ("a", "on")]
+            for path, words in documents.items()
+        }
         average = sum(map(len, documents.values())) / len(documents)
         scores = dict.fromkeys(documents, 0.0)
         for word in asked:
@@ -165,13 +209,18 @@ class TestStages:
             rarity = math.log(1 + (len(documents) - among + 0.5) / (among + 0.5))
             for path, words in documents.items():
                 often = words.count(word)
-                scores[path] += rarity * often * 2.2 / (often + 1.2 * (0.25 + 0.75 * len(words) / average))
+                scores[path] += (
+                    rarity * often * 2.2 / (often + 1.2 * (0.25 + 0.75 * len(words) / average))
+                )
         expected = {path: score for path, score in scores.items() if score > 0}
         found = {hit.path: hit.rank_score for hit in hits}
         assert found == pytest.approx(expected, rel=0.06)  # lengths are rounded
         assert max(expected.values()) > 2 * min(expected.values())
         assert hits == sorted(hits, key=lambda hit: (-hit.rank_score, hit.path))
-        cosines = predictor.embed_images([str(hit.file) for hit in hits]) @ predictor.embed_texts(query)[0]
+        cosines = (
+            predictor.embed_images([str(hit.file) for hit in hits])
+            @ predictor.embed_texts(query)[0]
+        )
         assert [hit.cosine for hit in hits] == pytest.approx(cosines.tolist(), abs=1e-5)
         assert searcher.search("zebra", against="words") == []
 
@@ -194,13 +243,17 @@ class TestStages:
         expected = searcher.search("red circle", against="words", top=45)
         assert 0 < len(expected) < 45
         hits = searcher.search(query, against="words", top=45, truncate=True)
-        assert {hit.path: hit.rank_score for hit in hits} == {hit.path: hit.rank_score for hit in expected}
+        assert {hit.path: hit.rank_score for hit in hits} == {
+            hit.path: hit.rank_score for hit in expected
+        }
 
     @pytest.mark.parametrize("query", ['"', '""', "+-*~^:()", "the", "❤️", '" ' * 2000])
     def test_text_without_words_finds_nothing_by_words(self, searcher, query):
         assert searcher.search(query, against="words", truncate=True) == []
         by_vectors = searcher.search(query, rerank=0, truncate=True)
-        assert names(searcher.search(query, against="hybrid", rerank=0, truncate=True)) == names(by_vectors)
+        assert names(searcher.search(query, against="hybrid", rerank=0, truncate=True)) == names(
+            by_vectors
+        )
 
     @pytest.mark.parametrize("rerank", [None, 0])
     def test_hybrid_is_reciprocal_rank_fusion(self, searcher, rerank):
@@ -212,32 +265,49 @@ class TestStages:
             for rank, hit in enumerate(ranking, start=1):
                 scores[hit.path] += 1 / (60 + rank)
         hits = searcher.search(TEXT, top=5, where=where, against="hybrid", rerank=rerank)
-        assert [hit.rank_score for hit in hits] == pytest.approx(sorted(scores.values(), reverse=True)[:5])
+        assert [hit.rank_score for hit in hits] == pytest.approx(
+            sorted(scores.values(), reverse=True)[:5]
+        )
         assert all(hit.rank_score == pytest.approx(scores[hit.path]) for hit in hits)
         assert [hit.path for hit in hits] != [hit.path for hit in nearest[:5]]
         assert {hit.score is None for hit in hits if hit.against == "images"} == {rerank == 0}
 
-    def test_a_text_alone_against_pairs_of_three_heads(self, tiny_dataset, shapes_folder, files, tmp_path):
-        write_tiny_checkpoint(tiny_dataset, tmp_path / "model", MODEL.override({"heads.itc": "fused"}))
+    def test_a_text_alone_against_pairs_of_three_heads(
+        self, tiny_dataset, shapes_folder, files, tmp_path
+    ):
+        write_tiny_checkpoint(
+            tiny_dataset, tmp_path / "model", MODEL.override({"heads.itc": "fused"})
+        )
         build_index(shapes_folder / "shapes.csv", tmp_path / "shapes.lance", tmp_path / "model")
         searcher = Searcher(tmp_path / "shapes.lance")
         model, (shown, captions, counts) = searcher.predictor, captioned(searcher, files)
-        pairs, text, image = model.embed_pairs(shown, captions), model.embed_texts(TEXT), model.embed_images(files[3])
+        pairs, text, image = (
+            model.embed_pairs(shown, captions),
+            model.embed_texts(TEXT),
+            model.embed_images(files[3]),
+        )
         for given, vector in (((TEXT, None), text[0]), ((None, files[3]), image[0])):
             hits = searcher.search(*given, against="pairs", rerank=0, top=45)
             expected = best(pairs, vector, counts)
             assert names(hits) == ranked(files, expected)
             found = torch.tensor([hit.cosine for hit in hits])
-            torch.testing.assert_close(found, expected.sort(descending=True).values, atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                found, expected.sort(descending=True).values, atol=1e-5, rtol=0
+            )
 
     def test_models_of_two_heads_compare_a_text_alone_with_captions(self, searcher, files, caplog):
         assert searcher.search(TEXT, against="pairs") == searcher.search(TEXT, against="captions")
-        assert "with that of a text alone, as its contrastive head has no part for pairs; it is" in caplog.text
+        assert (
+            "with that of a text alone, as its contrastive head has no part for pairs; it is"
+            in caplog.text
+        )
         assert searcher.search(image=files[3], against="pairs") == searcher.search(image=files[3])
         assert "compared with images instead: give both" in caplog.text
         searcher.search(TEXT, against="pairs")
         searcher.search(image=files[3], against="pairs")
-        assert len([record for record in caplog.records if "vectors of pairs" in record.message]) == 2
+        assert (
+            len([record for record in caplog.records if "vectors of pairs" in record.message]) == 2
+        )
 
 
 class TestConditions:
@@ -246,13 +316,22 @@ class TestConditions:
         hits = searcher.search(TEXT, rerank=0, top=45, where="path < '10.png' AND width > 20")
         assert names(hits) == [hit.path for hit in everything if hit.path < "10.png"]
         assert len(searcher.search(TEXT, top=3, where="path < '10.png'")) == 3
-        assert searcher.search(TEXT, where="width > 800") == searcher.search(TEXT, where="width > 800 -- px") == []
+        assert (
+            searcher.search(TEXT, where="width > 800")
+            == searcher.search(TEXT, where="width > 800 -- px")
+            == []
+        )
         assert len(searcher.search(TEXT, where="mtime > timestamp '2024-06-01'")) == 10
-        captioned = searcher.search(TEXT, rerank=0, where="array_has(captions, 'red circle on black')")
+        captioned = searcher.search(
+            TEXT, rerank=0, where="array_has(captions, 'red circle on black')"
+        )
         assert names(captioned) == ["00.png"]
 
     def test_what_is_no_condition(self, searcher):
-        with pytest.raises(ValueError, match=r"^where is 'widdth > 800': No field named widdth; columns are [a-z, ]+$"):
+        with pytest.raises(
+            ValueError,
+            match=r"^where is 'widdth > 800': No field named widdth; columns are [a-z, ]+$",
+        ):
             searcher.search(TEXT, where="widdth > 800")
         for where in (
             "width > > 8",
@@ -267,7 +346,9 @@ class TestConditions:
             "width > 0); DROP",
             "width > 0) path > 'a'",
         ):
-            with pytest.raises(ValueError, match=r"where is .*; columns are path, size, mtime, width") as caught:
+            with pytest.raises(
+                ValueError, match=r"where is .*; columns are path, size, mtime, width"
+            ) as caught:
                 searcher.search(TEXT, where=where)
             with pytest.raises(ValueError, match=r"where is .*; columns are path"):
                 searcher.search(TEXT, where=where, against="words")
@@ -280,15 +361,23 @@ class TestConditions:
             ({"text": "a", "top": 0}, "top is 0; expected at least 1$"),
             ({"text": "a", "batch_size": 0}, "batch_size is 0; expected at least 1$"),
             ({"text": "a", "rerank": -1}, "rerank is -1; expected at least 0$"),
-            ({"text": " ", "image": "00.png"}, "the text to search for is ' '; give words, or leave it out"),
-            ({"text": "a", "against": "texts"}, "expected one of images, captions, pairs, words, hybrid"),
+            (
+                {"text": " ", "image": "00.png"},
+                "the text to search for is ' '; give words, or leave it out",
+            ),
+            (
+                {"text": "a", "against": "texts"},
+                "expected one of images, captions, pairs, words, hybrid",
+            ),
             ({"image": "00.png", "against": "hybrid"}, "against is hybrid, but there are no words"),
             ({"text": "a", "against": "words", "rerank": 3}, "hits by words are not matched"),
             ({"image": "00.png", "rerank": 5}, "images are matched with a text"),
             ({"text": "red bar on black " * 9}, "the limit is 24"),
         ],
     )
-    def test_refuses(self, searcher: Searcher, shapes_folder: Path, given: dict[str, object], message: str) -> None:
+    def test_refuses(
+        self, searcher: Searcher, shapes_folder: Path, given: dict[str, object], message: str
+    ) -> None:
         if "image" in given:
             given = given | {"image": shapes_folder / "00.png"}
         with pytest.raises(ValueError, match=message):
@@ -333,7 +422,9 @@ class TestWeak:
 
     def test_what_probably_matches_is_not_weak(self, limited, monkeypatch):
         searcher = limited(images=1.0)
-        measured = Calibration(slope=3.0, intercept=2.5, pairs=9, matching=1, ece_before=0.4, ece_after=0.1)
+        measured = Calibration(
+            slope=3.0, intercept=2.5, pairs=9, matching=1, ece_before=0.4, ece_after=0.1
+        )
         monkeypatch.setattr(searcher.predictor, "reranking", Reranking(calibration=measured))
         hits = searcher.search(TEXT, rerank=30, top=40)
         probabilities = [hit.probability for hit in hits[:30]]
@@ -342,7 +433,11 @@ class TestWeak:
 
     def test_of_images_and_of_words_nothing_is_said(self, limited, files):
         searcher = limited(images=1.0, captions=1.0)
-        for given in ({"image": files[0]}, {"text": TEXT, "image": files[0]}, {"text": TEXT, "against": "words"}):
+        for given in (
+            {"image": files[0]},
+            {"text": TEXT, "image": files[0]},
+            {"text": TEXT, "against": "words"},
+        ):
             assert {hit.weak for hit in searcher.search(**given)} == {None}
         worded = {hit.path for hit in searcher.search("red", against="words", top=45)}
         hits = searcher.search("red", against="hybrid", top=45)
@@ -359,7 +454,13 @@ class TestWeak:
             for number in range(first, end):
                 vectors = {"text_vectors": [], "pair_vectors": []}
                 vectors["image_vector"] = rng.standard_normal(8) if vector is None else 3 * vector
-                about = {"path": f"{number}.png", "digest": str(number), "captions": [], "width": 1, "height": 1}
+                about = {
+                    "path": f"{number}.png",
+                    "digest": str(number),
+                    "captions": [],
+                    "width": 1,
+                    "height": 1,
+                }
                 rows.append(about | vectors)
             index.upsert(rows)
             note_unrelated(index, predictor)
@@ -367,10 +468,14 @@ class TestWeak:
         note_unrelated(index, predictor)
         assert index.unrelated is None  # of nothing
         write(0, 20)
-        vectors = np.array([row["image_vector"] for row in index.rows(index.paths(), ["image_vector"])])
+        vectors = np.array(
+            [row["image_vector"] for row in index.rows(index.paths(), ["image_vector"])]
+        )
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         best = (predictor.embed_texts(TEXTS, truncate=True).numpy() @ unit.T).max(axis=1)
-        assert index.unrelated == Unrelated(rows=20, images=pytest.approx(np.quantile(best, 0.95), abs=1e-5))
+        assert index.unrelated == Unrelated(
+            rows=20, images=pytest.approx(np.quantile(best, 0.95), abs=1e-5)
+        )
         before = index.unrelated
         write(20, 22, near)
         assert index.unrelated == before
@@ -385,7 +490,9 @@ class TestWeak:
         searcher = limited(images=0.5)
         metadata = {"bridgetower.unrelated": '{"rows": "many"}'}
         searcher.index._table.update_field_metadata({"path": "image_vector", "metadata": metadata})
-        with pytest.raises(OSError, match=r"copy\.lance cannot be read: .*rows is 'many'.*; make the index again"):
+        with pytest.raises(
+            OSError, match=r"copy\.lance cannot be read: .*rows is 'many'.*; make the index again"
+        ):
             Searcher(searcher.index, searcher.predictor).search(TEXT)
 
 
@@ -394,20 +501,29 @@ class TestModels:
         assert Searcher(index.uri).search(TEXT) == searcher.search(TEXT)
         assert Searcher(index, tiny_checkpoint).predictor.fingerprint == index.info.fingerprint
         other = load(tiny_checkpoint, image_size=40, device="cpu")
-        with pytest.raises(ValueError, match=f"made with model {index.info.fingerprint} .* is {other.fingerprint}"):
+        with pytest.raises(
+            ValueError, match=f"made with model {index.info.fingerprint} .* is {other.fingerprint}"
+        ):
             Searcher(index, other)
 
     def test_a_model_that_is_elsewhere_now(self, album, tiny_checkpoint, tmp_path):
         shutil.copytree(tiny_checkpoint, tmp_path / "model")
         build_index(album.folder, album.out, tmp_path / "model")
         (tmp_path / "model").rename(tmp_path / "moved")
-        with pytest.raises(FileNotFoundError, match=r"photos\.lance was made with the model at .*/model, which is not"):
+        with pytest.raises(
+            FileNotFoundError,
+            match=r"photos\.lance was made with the model at .*/model, which is not",
+        ):
             Searcher(album.out)
         assert len(Searcher(album.out, tmp_path / "moved").search(TEXT)) == 6
 
     def test_a_model_without_matching_head(self, album, tiny_checkpoint, tmp_path):
         checkpoint = read_checkpoint(tiny_checkpoint)
-        tensors = {name: value for name, value in checkpoint.tensors.items() if not name.startswith("itm_head")}
+        tensors = {
+            name: value
+            for name, value in checkpoint.tensors.items()
+            if not name.startswith("itm_head")
+        }
         config = checkpoint.config.override({"heads.itm": False})
         write_checkpoint(replace(checkpoint, config=config, tensors=tensors), tmp_path / "model")
         build_index(album.folder, album.out, tmp_path / "model")
@@ -422,7 +538,9 @@ def test_images_that_are_gone(album, predictor, caplog):
     searcher = Searcher(album.out, predictor)
     before = searcher.search(TEXT)
     moved = album.folder.rename(album.folder.with_name("moved"))
-    with pytest.raises(ValueError, match=r"none of the 6 images .* can be opened .*; give the folder"):
+    with pytest.raises(
+        ValueError, match=r"none of the 6 images .* can be opened .*; give the folder"
+    ):
         searcher.search(TEXT)
     searcher = Searcher(Index(album.out, root=moved), predictor)
     assert names(searcher.search(TEXT)) == names(before)

@@ -20,9 +20,23 @@ def hits(tmp_path):
     for colour in COLOURS:
         file = tmp_path / f"{colour}.png"
         Image.new("RGB", (50, 50), colour).save(file)
-        about = {"digest": sha256_of(file), "size": file.stat().st_size, "path": file.name, "file": file}
+        about = {
+            "digest": sha256_of(file),
+            "size": file.stat().st_size,
+            "path": file.name,
+            "file": file,
+        }
         found.append(
-            Hit(**about, width=50, height=50, captions=(), against="images", cosine=0.1, rank_score=0.1, score=0.5)
+            Hit(
+                **about,
+                width=50,
+                height=50,
+                captions=(),
+                against="images",
+                cosine=0.1,
+                rank_score=0.1,
+                score=0.5,
+            )
         )
     return found
 
@@ -70,9 +84,18 @@ def test_weak_hits_are_marked(hits, monkeypatch):
         marked = [replace(hit, weak=is_weak) for hit, is_weak in zip(hits, weak, strict=False)]
         return [line.get_text() for line in contact_sheet(marked, content, text="a colour").texts]
 
-    assert [line.endswith(" · weak") for line in lines([True, False, None])[3::2]] == [True, False, False]
-    told = [lines(weak)[1] for weak in ([True, True, True], [True, True, False], [None, None, None])]
-    assert told == ["3 hits, best first; all weak: unrelated texts come as near", *["3 hits, best first"] * 2]
+    assert [line.endswith(" · weak") for line in lines([True, False, None])[3::2]] == [
+        True,
+        False,
+        False,
+    ]
+    told = [
+        lines(weak)[1] for weak in ([True, True, True], [True, True, False], [None, None, None])
+    ]
+    assert told == [
+        "3 hits, best first; all weak: unrelated texts come as near",
+        *["3 hits, best first"] * 2,
+    ]
 
 
 def test_only_what_was_indexed_is_drawn(hits, tmp_path):

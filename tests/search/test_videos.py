@@ -44,7 +44,12 @@ def test_a_row_has_frame_times_transcript_and_vectors(talks, predictor, album):
     assert album.counts(talks / "talk.mp4", talks / "lectures") == (7, 7, 0, 0)
     searcher = Searcher(album.out, predictor)
     hit, *others = searcher.search(SAID[0], against="captions", rerank=0)
-    assert (hit.path, hit.start, hit.end, hit.captions) == ("talk.mp4#t=0.500,2.500", 0.5, 2.5, (SAID[0],))
+    assert (hit.path, hit.start, hit.end, hit.captions) == (
+        "talk.mp4#t=0.500,2.500",
+        0.5,
+        2.5,
+        (SAID[0],),
+    )
     assert hit.cosine == pytest.approx(1, abs=1e-5)
     assert hit.file == talks / "talk.mp4"
     assert (hit.width, hit.height) == SIZE
@@ -67,11 +72,18 @@ def test_matching_and_sheets_take_the_frames_of_the_index(talks, predictor, albu
     assert len(hits) == 7
     frames = [searcher.index.content(hit) for hit in hits]
     expected = predictor.match(frames, ["a red square"] * 7)
-    torch.testing.assert_close(torch.tensor([hit.score for hit in hits]), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.tensor([hit.score for hit in hits]), expected, atol=1e-5, rtol=0
+    )
     hits = searcher.search("a", where="start >= 3 and end <= 6", rerank=0)
-    assert {hit.path for hit in hits} == {"talk.mp4#t=3.500,5.000", "lectures/one.mp4#t=3.000,6.000"}
+    assert {hit.path for hit in hits} == {
+        "talk.mp4#t=3.500,5.000",
+        "lectures/one.mp4#t=3.000,6.000",
+    }
     sheet = contact_sheet(hits, searcher.index.content)
-    assert (np.abs(np.asarray(sheet).astype(int) - (0, 254, 0)) < 3).all(axis=2).any()  # the frames are green
+    assert (
+        (np.abs(np.asarray(sheet).astype(int) - (0, 254, 0)) < 3).all(axis=2).any()
+    )  # the frames are green
 
 
 def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(talks, predictor, album):
@@ -79,7 +91,11 @@ def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(talks
     searcher = Searcher(album.out, predictor)
     frame = io.BytesIO(searcher.index.content(searcher.index.examples(1)[0])).getvalue()
     said = searcher.search(SAID[1])
-    assert (said[0].captions, said[0].cosine, said[0].score) == ((SAID[1],), pytest.approx(1, abs=1e-5), None)
+    assert (said[0].captions, said[0].cosine, said[0].score) == (
+        (SAID[1],),
+        pytest.approx(1, abs=1e-5),
+        None,
+    )
     assert said == searcher.search(SAID[1], against="captions")
     assert said == searcher.search(SAID[1], against="captions", rerank=0)
     assert None not in {hit.score for hit in searcher.search(SAID[1], rerank=3)}
@@ -92,7 +108,9 @@ def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(talks
     assert len(Searcher(album.out, predictor).search("the sea")) == 2
 
 
-def test_moments_with_words_and_what_has_none_are_ranked_apart_and_take_turns(talks, predictor, album):
+def test_moments_with_words_and_what_has_none_are_ranked_apart_and_take_turns(
+    talks, predictor, album
+):
     Image.new("RGB", (30, 20), "blue").save(talks / "photo.png")
     (talks / "photo.txt").write_text(f"{SAID[1]}\n")  # the caption of an image is not said
     assert album.build().images == 8
@@ -102,22 +120,37 @@ def test_moments_with_words_and_what_has_none_are_ranked_apart_and_take_turns(ta
     silent = [path for path in rows if path not in spoken]
     cosine |= {path: float(np.dot(rows[path]["image_vector"], query)) for path in silent}
     searcher = Searcher(album.out, predictor)
-    frames = [searcher.index.content(one) for one in searcher.index.examples(8) if one.path in silent]
+    frames = [
+        searcher.index.content(one) for one in searcher.index.examples(8) if one.path in silent
+    ]
     names = [one.path for one in searcher.index.examples(8) if one.path in silent]
-    log_odds = dict(zip(names, predictor.match(frames, [SAID[1]] * 5).logit().tolist(), strict=True))
+    log_odds = dict(
+        zip(names, predictor.match(frames, [SAID[1]] * 5).logit().tolist(), strict=True)
+    )
 
     def in_turn(images: dict[str, float]) -> list[str]:
-        said, shown = sorted(spoken, key=lambda path: -cosine[path]), sorted(images, key=lambda path: -images[path])
+        said, shown = (
+            sorted(spoken, key=lambda path: -cosine[path]),
+            sorted(images, key=lambda path: -images[path]),
+        )
         return [said[0], shown[0], said[1], shown[1], said[2], *shown[2:]]
 
-    for rerank, images in ((0, {path: cosine[path] for path in silent}), (None, log_odds), (5, log_odds)):
+    for rerank, images in (
+        (0, {path: cosine[path] for path in silent}),
+        (None, log_odds),
+        (5, log_odds),
+    ):
         hits = searcher.search(SAID[1], rerank=rerank)
         assert [hit.path for hit in hits] == in_turn(images)
         assert [hit.path for hit in hits if hit.against == "captions"] == in_turn(images)[:5:2]
-        assert [hit.cosine for hit in hits] == pytest.approx([cosine[hit.path] for hit in hits], abs=1e-5)
+        assert [hit.cosine for hit in hits] == pytest.approx(
+            [cosine[hit.path] for hit in hits], abs=1e-5
+        )
         expected = [cosine[hit.path] if hit.path in spoken else images[hit.path] for hit in hits]
         assert [hit.rank_score for hit in hits] == pytest.approx(expected, abs=1e-4)
-        assert {hit.path for hit in hits if hit.score is not None} == set(() if rerank == 0 else silent)
+        assert {hit.path for hit in hits if hit.score is not None} == set(
+            () if rerank == 0 else silent
+        )
         assert searcher.search(SAID[1], rerank=rerank, top=4) == hits[:4]
     found = searcher.search(SAID[1], where="path LIKE 'talk%' OR width = 30", rerank=0)
     assert [hit.path for hit in found] == [hits[0].path, "photo.png", hits[2].path, hits[4].path]
@@ -127,7 +160,9 @@ def test_moments_with_words_and_what_has_none_are_ranked_apart_and_take_turns(ta
 
 
 def test_only_what_has_changed_is_embedded(talks, album, stopped):
-    stopped(4, lambda: album.build(batch_size=2, commit_seconds=0, num_workers=0))  # two of an image of a lecture each
+    stopped(
+        4, lambda: album.build(batch_size=2, commit_seconds=0, num_workers=0)
+    )  # two of an image of a lecture each
     assert len(Index(album.out)) == 4
     assert album.counts() == (7, 3, 0, 0)
     assert album.counts() == (7, 0, 0, 0)
@@ -144,7 +179,9 @@ def test_moments_stay_where_videos_cannot_be_read(talks, album, monkeypatch):
     before = album.build()
     (talks / "b.png").unlink()
     monkeypatch.setattr(reader, "is_installed", lambda package: package != "av")
-    with pytest.raises(ValueError, match=r"2 bad items.*'talk.mp4': the extra 'video' is missing: pip install"):
+    with pytest.raises(
+        ValueError, match=r"2 bad items.*'talk.mp4': the extra 'video' is missing: pip install"
+    ):
         album.build()
     assert album.counts(max_errors=2) == (before.images - 1, 0, 0, 0)
 
@@ -167,8 +204,12 @@ def test_at_urls_and_in_stores(talks, predictor, album, store, tmp_path):
     assert searcher.index.content(hit, fetch=False)[:2] == b"\xff\xd8"  # the frame, a JPEG
     report = build_index(store.upload(talks, "bucket/talks"), tmp_path / "store.lance", predictor)
     assert (report.images, report.bad) == (7, ())
-    found = Searcher(tmp_path / "store.lance", predictor).search(SAID[1], against="images", rerank=0)
-    assert [(it.path, pytest.approx(it.cosine, abs=1e-5)) for it in expected] == [(it.path, it.cosine) for it in found]
+    found = Searcher(tmp_path / "store.lance", predictor).search(
+        SAID[1], against="images", rerank=0
+    )
+    assert [(it.path, pytest.approx(it.cosine, abs=1e-5)) for it in expected] == [
+        (it.path, it.cosine) for it in found
+    ]
     assert found[0].file == f"s3://bucket/talks/{found[0].path.partition('#')[0]}"
 
 
@@ -186,7 +227,10 @@ def test_refuses(talks, predictor, tmp_path):
     cases: list[tuple[list[Any], str]] = [
         ([], "nothing to index; name a folder"),
         ([talks / "talk.mp4", talks], "talk.mp4 is given twice, as it is in"),
-        ([talks / "talk.mp4", "https://host/a.tar"], "a.tar is a URL, of which an index can only have one source"),
+        (
+            [talks / "talk.mp4", "https://host/a.tar"],
+            "a.tar is a URL, of which an index can only have one source",
+        ),
     ]
     for sources, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -218,10 +262,14 @@ class TestFrames:
         hits = searcher.search("red", rerank=0, against="images")
         frame = searcher.index.content(hits[0])
         assert searcher.index.content(hits[0], max_bytes=len(frame)) == frame
-        with pytest.raises(ValueError, match=rf"has {len(frame)} bytes, the limit is {len(frame) - 1}"):
+        with pytest.raises(
+            ValueError, match=rf"has {len(frame)} bytes, the limit is {len(frame) - 1}"
+        ):
             searcher.index.content(hits[0], max_bytes=len(frame) - 1)
         path = hits[0].path.replace("'", "''")
         searcher.index._table.update(where=f"path = '{path}'", values={"frame": b"another"})
-        with pytest.raises(ValueError, match="the moment has changed since it was indexed; search again"):
+        with pytest.raises(
+            ValueError, match="the moment has changed since it was indexed; search again"
+        ):
             searcher.index.content(hits[0])
         assert len(searcher.search("red", rerank=7, against="images")) == 6

@@ -38,7 +38,9 @@ def server(predictor, searcher):
 @pytest.fixture(scope="session")
 def locked(predictor, searcher):
     few = {"queue": 8, "max_items": 8, "forwarded_allow_ips": ("127.0.0.1",)}
-    with started(predictor, searcher, name="tiny", page=True, api_key=KEY, access_log=True, **few) as found:
+    with started(
+        predictor, searcher, name="tiny", page=True, api_key=KEY, access_log=True, **few
+    ) as found:
         yield found
 
 
@@ -80,6 +82,8 @@ def post(client):
 def refused(client):
     def call(path, status=400, **body):
         content = json.dumps(body)  # half a surrogate pair is escaped
-        return error_of(client.post(path, content=content, headers={"Content-Type": "application/json"}), status)
+        return error_of(
+            client.post(path, content=content, headers={"Content-Type": "application/json"}), status
+        )
 
     return call

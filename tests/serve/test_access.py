@@ -10,7 +10,9 @@ from bridgetower.serve.access import video_token
 from served import BEARER, KEY, error_of
 
 PATH, BODY = "/v1/embeddings", {"input": "a bar"}
-PASSWORD = "Basic " + base64.b64encode(f"me:{KEY}".encode()).decode()  # which a browser would send by itself
+PASSWORD = (
+    "Basic " + base64.b64encode(f"me:{KEY}".encode()).decode()
+)  # which a browser would send by itself
 LINK = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
 
 
@@ -21,7 +23,16 @@ def locked(locked):
 
 @pytest.mark.parametrize(
     "given",
-    [None, "", "Bearer", "Bearer sesame", f"Bearer {KEY}!", KEY, "Bearer schlüssel".encode("latin-1"), PASSWORD],
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer sesame",
+        f"Bearer {KEY}!",
+        KEY,
+        "Bearer schlüssel".encode("latin-1"),
+        PASSWORD,
+    ],
 )
 def test_wrong_keys(locked, given):
     headers = {} if given is None else {b"Authorization": given}
@@ -38,7 +49,11 @@ def test_the_right_key_is_compared_in_constant_time(locked, monkeypatch):
         assert locked.get("/metrics", headers={"Authorization": given}).status_code == 200
     compared = []
     compare = hmac.compare_digest
-    monkeypatch.setattr(hmac, "compare_digest", lambda one, other: compared.append((one, other)) or compare(one, other))
+    monkeypatch.setattr(
+        hmac,
+        "compare_digest",
+        lambda one, other: compared.append((one, other)) or compare(one, other),
+    )
     for key in ("s", KEY[:-1], KEY + "!", KEY * 100, KEY):
         locked.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
     assert {len(part) for pair in compared for part in pair} == {32}
@@ -47,13 +62,21 @@ def test_the_right_key_is_compared_in_constant_time(locked, monkeypatch):
 
 def test_other_sites_by_their_name(locked, client):
     place = client.base_url.netloc.decode()
-    for origin in ("https://evil.example", "null", "http://localhost:1", f"http://{place}.evil.example"):
+    for origin in (
+        "https://evil.example",
+        "null",
+        "http://localhost:1",
+        f"http://{place}.evil.example",
+    ):
         error = error_of(client.post(PATH, json=BODY, headers={"Origin": origin}), 403)
         assert error["code"] == "other_site"
         error_of(locked.get("/metrics", headers={"Origin": origin}), 403)
         headers = BEARER | {"Origin": origin}  # which no browser adds by itself
         assert locked.post(PATH, json=BODY, headers=headers).status_code == 200
-    for headers in ({"Origin": f"http://{place}"}, *({"Sec-Fetch-Site": site} for site in ("same-origin", "none"))):
+    for headers in (
+        {"Origin": f"http://{place}"},
+        *({"Sec-Fetch-Site": site} for site in ("same-origin", "none")),
+    ):
         assert client.post(PATH, json=BODY, headers=headers).status_code == 200
 
 
@@ -63,7 +86,13 @@ def test_other_sites_without_their_name(locked, client, site):
     said = {"Sec-Fetch-Site": site}
     image, frame = {"Sec-Fetch-Mode": "no-cors"}, LINK | {"Sec-Fetch-Dest": "iframe"}
     for path in ("/", "/v1/models", "/metrics", "/openapi.json", "/health", "/ready", "/other"):
-        for more in ({}, image, frame, {"Sec-Fetch-Mode": "navigate"}, *([LINK] if path != "/" else [])):
+        for more in (
+            {},
+            image,
+            frame,
+            {"Sec-Fetch-Mode": "navigate"},
+            *([LINK] if path != "/" else []),
+        ):
             for server in (client, locked):
                 assert error_of(server.get(path, headers=said | more), 403)["code"] == "other_site"
     error_of(client.post(PATH, json=BODY, headers=said), 403)
@@ -95,10 +124,19 @@ def test_without_a_key_the_description_tells_of_none(client):
 def test_without_a_key_only_names_of_this_machine_are_answered(client, locked):
     for host in ("localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]", "[::1]:8000"):
         assert client.get("/v1/models", headers={"Host": host}).status_code == 200
-    others = ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "[::2]", "[::1"]
+    others = [
+        "evil.example",
+        "evil.example:8000",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "[::2]",
+        "[::1",
+    ]
     others += ["[::1].evil.example", "[::1]evil", "localhost:evil", "127.0.0.1:80.evil", "]", "[x"]
     for host in others:
-        assert error_of(client.get("/v1/models", headers={"Host": host}), 403)["code"] == "wrong_host"
+        assert (
+            error_of(client.get("/v1/models", headers={"Host": host}), 403)["code"] == "wrong_host"
+        )
         assert locked.get("/v1/models", headers=BEARER | {"Host": host}).status_code == 200
 
 
@@ -118,5 +156,7 @@ def test_a_token_opens_one_video_for_a_while(locked):
             for odd in ("", "-", "a-b", f"{now + 9}-", "%00", "%FF", "%C3%A9", "\xff", "9" * 5000)
         ),
     ):
-        assert error_of(locked.get(f"/v1/{path}?token={given}"), 401)["code"] == "invalid_api_key", (path, given)
+        assert (
+            error_of(locked.get(f"/v1/{path}?token={given}"), 401)["code"] == "invalid_api_key"
+        ), (path, given)
     assert 5 * 3600 < int(token.partition("-")[0]) - now < 7 * 3600

@@ -19,8 +19,12 @@ def test_opea(client, predictor):
     assert client.get("/v1/health_check").json()["message"]
     alone = client.post("/v1/encode", json={"text": TEXTS[0]}).json()
     np.testing.assert_allclose(alone["embedding"], predictor.embed_texts(TEXTS[0])[0], atol=1e-5)
-    joint = client.post("/v1/encode", json={"text": TEXTS[1], "img_b64_str": URIS[0].partition(",")[2]}).json()
-    np.testing.assert_allclose(joint["embedding"], predictor.embed_pairs(PNGS[0], TEXTS[1])[0], atol=1e-5)
+    joint = client.post(
+        "/v1/encode", json={"text": TEXTS[1], "img_b64_str": URIS[0].partition(",")[2]}
+    ).json()
+    np.testing.assert_allclose(
+        joint["embedding"], predictor.embed_pairs(PNGS[0], TEXTS[1])[0], atol=1e-5
+    )
     long = client.post("/v1/encode", json={"text": "red circle " * 200}).json()
     np.testing.assert_allclose(
         long["embedding"], predictor.embed_texts("red circle " * 200, truncate=True)[0], atol=1e-5
@@ -32,7 +36,9 @@ def test_inference_client_of_the_hub(locked, predictor, scores):
     expected = predictor.embed_texts(TEXTS)
     for path in ("", "/embed"):
         client = InferenceClient(address + path, token=KEY)
-        np.testing.assert_allclose(client.feature_extraction(TEXTS, truncate=True), expected, atol=1e-5)
+        np.testing.assert_allclose(
+            client.feature_extraction(TEXTS, truncate=True), expected, atol=1e-5
+        )
     client = InferenceClient(f"{address}/similarity", token=KEY)
     found = client.sentence_similarity(TEXTS[0], TEXTS[1:])
     np.testing.assert_allclose(found, scores[1][0, 1:], atol=1e-5)
@@ -40,12 +46,18 @@ def test_inference_client_of_the_hub(locked, predictor, scores):
 
 def test_text_embeddings_inference(client, scores):
     match, cosine = scores
-    ranked = client.post("/rerank", json={"query": TEXTS[0], "texts": URIS, "return_text": True}).json()
+    ranked = client.post(
+        "/rerank", json={"query": TEXTS[0], "texts": URIS, "return_text": True}
+    ).json()
     assert [row["index"] for row in ranked] == list(np.argsort(-match[:, 0]))
-    np.testing.assert_allclose([row["score"] for row in ranked], sorted(match[:, 0], reverse=True), atol=1e-5)
+    np.testing.assert_allclose(
+        [row["score"] for row in ranked], sorted(match[:, 0], reverse=True), atol=1e-5
+    )
     assert ranked[0]["text"] == URIS[ranked[0]["index"]]
     same = client.post("/rerank", json={"query": TEXTS[2], "texts": TEXTS, "truncate": True}).json()
-    np.testing.assert_allclose([row["score"] for row in same], sorted(cosine[2], reverse=True), atol=1e-5)
+    np.testing.assert_allclose(
+        [row["score"] for row in same], sorted(cosine[2], reverse=True), atol=1e-5
+    )
     assert set(same[0]) == {"index", "score"}
     texts = [f"{number} red squares" for number in range(32)]
     own = client.post("/score", json={"queries": texts, "documents": texts}).json()["data"]
@@ -64,7 +76,10 @@ def test_vllm(client, scores):
         ({"queries": TEXTS, "documents": TEXTS[::-1]}, np.diag(cosine[:, ::-1])),
         ({"data_1": TEXTS[1], "data_2": image, "model": "tiny"}, match[:, 1]),
         ({"text_1": image, "text_2": TEXTS}, np.diag(match)),
-        ({"queries": TEXTS[1], "documents": [{"content": [part]} for part in image["content"]]}, match[:, 1]),
+        (
+            {"queries": TEXTS[1], "documents": [{"content": [part]} for part in image["content"]]},
+            match[:, 1],
+        ),
     ):
         answer = client.post("/score", json=body).json()
         assert [row["index"] for row in answer["data"]] == list(range(len(expected)))
@@ -74,10 +89,14 @@ def test_vllm(client, scores):
 
 def test_cohere(locked, scores):
     client = cohere.ClientV2(api_key=KEY, base_url=str(locked.client.base_url).rstrip("/"))
-    answer = client.rerank(model="tiny", query=TEXTS[0], documents=URIS, top_n=2, max_tokens_per_doc=4096)
+    answer = client.rerank(
+        model="tiny", query=TEXTS[0], documents=URIS, top_n=2, max_tokens_per_doc=4096
+    )
     order = np.argsort(-scores[0][:, 0])[:2]
     assert [row.index for row in answer.results] == list(order)
-    np.testing.assert_allclose([row.relevance_score for row in answer.results], scores[0][order, 0], atol=1e-5)
+    np.testing.assert_allclose(
+        [row.relevance_score for row in answer.results], scores[0][order, 0], atol=1e-5
+    )
     with pytest.raises(cohere.errors.NotFoundError, match="this server has 'tiny'"):
         client.rerank(model="other", query="a", documents=["b"])
 
@@ -86,7 +105,11 @@ def test_cohere(locked, scores):
     ("path", "body", "told"),
     [
         ("/v1/encode", {"img_b64_str": URIS[0]}, "text"),
-        ("/v1/encode", {"text": "a", "img_b64_str": "https://elsewhere.org/a.png"}, "img_b64_str: an image"),
+        (
+            "/v1/encode",
+            {"text": "a", "img_b64_str": "https://elsewhere.org/a.png"},
+            "img_b64_str: an image",
+        ),
         ("/embed", {"inputs": "a", "normalize": False}, "normalize"),
         ("/embed", {"inputs": "a", "dimensions": 4}, "dimensions"),
         ("/", {"inputs": []}, "at least 1 item"),
@@ -95,7 +118,11 @@ def test_cohere(locked, scores):
         ("/similarity", {"inputs": {"source_sentence": "a"}}, "sentences"),
         ("/score", {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, "2 and 3 given"),
         ("/score", {"text_1": {"content": [{"type": "audio"}]}, "text_2": "a"}, "audio"),
-        ("/score", {"text_1": "a", "text_2": [{"content": [{"type": "text", "text": "b"}] * 2}]}, "several parts"),
+        (
+            "/score",
+            {"text_1": "a", "text_2": [{"content": [{"type": "text", "text": "b"}] * 2}]},
+            "several parts",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused(client, path, body, told):

@@ -27,7 +27,9 @@ def test_made_up_requests(client, mode):
     usual = settings(max_examples=5, deadline=None, database=None, derandomize=True)
     refusals = {"checks": {"negative_data_rejection": {"expected-statuses": [400, 413]}}}
     config = schemathesis.Config.from_dict(refusals)
-    for result in schemathesis.openapi.from_url(f"{client.base_url}/openapi.json", config=config).get_all_operations():
+    for result in schemathesis.openapi.from_url(
+        f"{client.base_url}/openapi.json", config=config
+    ).get_all_operations():
         operation = result.ok()
         if mode == "negative" and operation.method == "get":
             continue  # nothing to send
@@ -44,7 +46,17 @@ def test_made_up_requests(client, mode):
 
 
 def test_head_is_get_without_the_body(client):
-    for path in ("/", "/page.js", "/health", "/ready", "/info", "/metrics", "/v1/models", "/v1/index", "/openapi.json"):
+    for path in (
+        "/",
+        "/page.js",
+        "/health",
+        "/ready",
+        "/info",
+        "/metrics",
+        "/v1/models",
+        "/v1/index",
+        "/openapi.json",
+    ):
         got, asked = client.get(path), client.head(path)
         assert (asked.status_code, asked.content) == (got.status_code, b"")
         assert asked.headers["content-type"] == got.headers["content-type"]

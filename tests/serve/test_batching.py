@@ -38,8 +38,13 @@ async def batching(*, closed=False, max_batch=4, queue=200, cost=1.0, **settings
     doubling = Doubling()
     if not closed:
         doubling.gate.set()
-    clock = {"clock": lambda: 0.0, **settings}  # batches take no time, so that nothing but their size bounds them
-    batcher = Scheduler(doubling, lambda number: Work("all", cost), lanes={"all": max_batch}, queue=queue, **clock)
+    clock = {
+        "clock": lambda: 0.0,
+        **settings,
+    }  # batches take no time, so that nothing but their size bounds them
+    batcher = Scheduler(
+        doubling, lambda number: Work("all", cost), lanes={"all": max_batch}, queue=queue, **clock
+    )
     yield doubling, batcher
     await batcher.close()
 
@@ -88,7 +93,11 @@ async def ordered(requests, *, seconds=0.0, max_batch=1):
         return names
 
     scheduler = Scheduler(
-        compute, lambda name: Work("all", costs.get(name, 1.0)), lanes={"all": max_batch}, queue=100, clock=lambda: now
+        compute,
+        lambda name: Work("all", costs.get(name, 1.0)),
+        lanes={"all": max_batch},
+        queue=100,
+        clock=lambda: now,
     )
     tasks = []
     for client, _, names in [("nobody", 1.0, ["busy"]), *requests]:
@@ -106,9 +115,15 @@ async def ordered(requests, *, seconds=0.0, max_batch=1):
     ("requests", "expected"),
     [
         # Two requests of a client have together as much as one of another.
-        ([("a", 1, ["a0", "a1"]), ("a", 1, ["A0", "A1"]), ("b", 1, ["b0", "b1"])], "a0 b0 A0 b1 a1 A1"),
+        (
+            [("a", 1, ["a0", "a1"]), ("a", 1, ["A0", "A1"]), ("b", 1, ["b0", "b1"])],
+            "a0 b0 A0 b1 a1 A1",
+        ),
         # One that costs three times as much has a third of the turns.
-        ([("a", 3, ["a0", "a1", "a2"]), ("b", 1, [f"b{n}" for n in range(7)])], "a0 b0 b1 b2 a1 b3 b4 b5 a2 b6"),
+        (
+            [("a", 3, ["a0", "a1", "a2"]), ("b", 1, [f"b{n}" for n in range(7)])],
+            "a0 b0 b1 b2 a1 b3 b4 b5 a2 b6",
+        ),
         # Many requests of one client do not delay another's.
         ([*(("a", 1, [f"a{n}"]) for n in range(6)), ("b", 1, ["b0"])], "a0 b0 a1 a2 a3 a4 a5"),
     ],
@@ -138,7 +153,9 @@ async def test_a_batch_ends_when_it_would_take_a_tenth_of_a_second():
     requests = [("a", 4, [f"a{number}" for number in range(400)])]
     batches = await ordered(requests, seconds=0.01, max_batch=64)
     assert len(batches[-2].split()) == 3  # 4 and 8 are less than 10 units, 12 are not
-    batches = await ordered([("a", 40, [f"a{number}" for number in range(100)])], seconds=0.01, max_batch=64)
+    batches = await ordered(
+        [("a", 40, [f"a{number}" for number in range(100)])], seconds=0.01, max_batch=64
+    )
     assert batches[-1].split() == ["a99"]
 
 
@@ -195,13 +212,18 @@ async def test_a_client_holds_at_most_as_much_as_is_left():
         with batcher.admission(24), batcher.admission(24):
             with pytest.raises(ApiError, match="try again in 12 s") as caught, batcher.admission(1):
                 pass
-            assert (caught.value.status, caught.value.headers) == (429, {"Retry-After": "12"})  # 48 units, 4 a second
+            assert (caught.value.status, caught.value.headers) == (
+                429,
+                {"Retry-After": "12"},
+            )  # 48 units, 4 a second
 
 
 async def test_requests_that_fetch_take_no_room_of_others():
     async with batching(queue=4 * FETCHING) as (_, batcher):
         with contextlib.ExitStack() as stack:
-            found = [admitted(batcher, stack, "a", 1, fetches=True) for _ in range(FETCHING // 2 + 1)]
+            found = [
+                admitted(batcher, stack, "a", 1, fetches=True) for _ in range(FETCHING // 2 + 1)
+            ]
             assert found == [True] * (FETCHING // 2) + [False]
             assert admitted(batcher, stack, "b", 1, fetches=True)
             assert admitted(batcher, stack, "a", FETCHING)
@@ -239,11 +261,17 @@ async def test_items_and_batches_are_counted():
     metrics = Metrics()
 
     def figures():
-        lines = [line.split() for line in metrics.text().decode().splitlines() if line.startswith("bridgetower_")]
+        lines = [
+            line.split()
+            for line in metrics.text().decode().splitlines()
+            if line.startswith("bridgetower_")
+        ]
         return {name.removeprefix("bridgetower_"): float(value) for name, value in lines}
 
     seconds = iter(range(1000))
-    async with batching(closed=True, max_batch=2, queue=10, cost=0.5, metrics=metrics, clock=lambda: next(seconds)) as (
+    async with batching(
+        closed=True, max_batch=2, queue=10, cost=0.5, metrics=metrics, clock=lambda: next(seconds)
+    ) as (
         doubling,
         batcher,
     ):
@@ -251,7 +279,11 @@ async def test_items_and_batches_are_counted():
             tasks = await begun(batcher, [1] * 5, [2] * 5)
             await doubling.seen()
             found = figures()
-            assert (found["cost_admitted"], found["cost_queued"], found["cost_computing"]) == (2.5, 4, 1)
+            assert (found["cost_admitted"], found["cost_queued"], found["cost_computing"]) == (
+                2.5,
+                4,
+                1,
+            )
             tasks[1].cancel()
             await asyncio.gather(tasks[1], return_exceptions=True)
             assert figures()["cost_queued"] == 2
@@ -262,7 +294,9 @@ async def test_items_and_batches_are_counted():
     assert [found[f"cost_{name}"] for name in ("admitted", "queued", "computing")] == [0, 0, 0]
     assert found["batch_items_sum"] == sum(map(len, doubling.batches))
     assert found["batch_seconds_sum"] > 0
-    assert found["queue_seconds_count"] == len(doubling.batches) + 1  # the first batch has items of both requests
+    assert (
+        found["queue_seconds_count"] == len(doubling.batches) + 1
+    )  # the first batch has items of both requests
     async with batching(max_batch=1, metrics=metrics) as (_, batcher):
         with pytest.raises(ValueError, match="minus one"):
             await batcher.submit([-1, 1, 1])
@@ -275,7 +309,9 @@ async def test_an_item_that_fails_fails_its_request_alone():
         await doubling.seen()
         others = await begun(batcher, [2, 3], [4, -1, 5, 6, 7, 8, 9], [5])
         doubling.gate.set()
-        *found, failed = await asyncio.gather(*first, others[0], others[2], others[1], return_exceptions=True)
+        *found, failed = await asyncio.gather(
+            *first, others[0], others[2], others[1], return_exceptions=True
+        )
         assert found == [[2], [4, 6], [10]]
         assert isinstance(failed, ValueError)
         assert batcher.alive

@@ -38,7 +38,11 @@ def test_what_takes_long_to_parse():
         assert effort_of(small) == ""
         assert words in effort_of(large)
 
-    check(strings(b"a", *[1] * STRINGS), strings(b"a", *[1] * (STRINGS + 1)), f"more than {STRINGS} strings")
+    check(
+        strings(b"a", *[1] * STRINGS),
+        strings(b"a", *[1] * (STRINGS + 1)),
+        f"more than {STRINGS} strings",
+    )
     for part, length in ((b"1,", 2), (b"[", 1), (b"{},", 3), (b"9", 1), (b"null, \n", 5)):
         count = OUTSIDE // length
         check(part * count, part * (count + 1), f"more than {OUTSIDE} bytes outside of strings")
@@ -51,7 +55,9 @@ def test_what_takes_long_to_parse():
     for one in ("é".encode(), b"\\n"):  # makes the whole string one of them
         for text in (one + plain, plain + one):
             check(strings(plain + b"a", 1), b'["' + text, "in strings with escapes")
-    check(b"[" + b" \r\n\t" * OUTSIDE + b"1]", b'"",' * (8 * STRINGS), f"more than {STRINGS} strings")
+    check(
+        b"[" + b" \r\n\t" * OUTSIDE + b"1]", b'"",' * (8 * STRINGS), f"more than {STRINGS} strings"
+    )
     assert effort_of(strings(b"A", 2**25)) == ""
 
 
@@ -69,7 +75,9 @@ def test_what_is_inside_of_strings_is_found_as_a_parser_does(texts):
 def test_large_bodies_are_parsed_in_a_thread_of_their_own(post, monkeypatch):
     threads = []
     monkeypatch.setattr(
-        schemas, "parse", lambda *given: threads.append(threading.current_thread().name) or parse(*given)
+        schemas,
+        "parse",
+        lambda *given: threads.append(threading.current_thread().name) or parse(*given),
     )
     for text in ("a" * 18_000, "a"):
         post("/v1/embeddings", input=text, truncate=True)
@@ -78,11 +86,18 @@ def test_large_bodies_are_parsed_in_a_thread_of_their_own(post, monkeypatch):
 
 def test_every_route_with_a_body_refuses_those_that_would_take_long(client):
     operations = client.get("/openapi.json").json()["paths"].items()
-    paths = [path for path, methods in operations for operation in methods.values() if "requestBody" in operation]
+    paths = [
+        path
+        for path, methods in operations
+        for operation in methods.values()
+        if "requestBody" in operation
+    ]
     assert len(paths) >= 6
     for path in paths:
         error = error_of(client.post(path, json={"input": ["a"] * STRINGS}), 413)
-        assert error["message"] == f"the body has more than {STRINGS} strings; send several requests"
+        assert (
+            error["message"] == f"the body has more than {STRINGS} strings; send several requests"
+        )
 
 
 def test_parsed_as_json_does():
@@ -123,13 +138,23 @@ def test_every_list_of_a_request_has_a_limit_in_the_description(client):
     assert len(lists) >= 10
     assert set(lists) <= {1, MOST_ITEMS}
     texts = schemas["MatchRequest"]["properties"]["texts"]["anyOf"]
-    assert (texts[0]["maxLength"], texts[1]["items"]["maxLength"]) == (MAX_CHARACTERS, MAX_CHARACTERS)
+    assert (texts[0]["maxLength"], texts[1]["items"]["maxLength"]) == (
+        MAX_CHARACTERS,
+        MAX_CHARACTERS,
+    )
 
 
 async def test_answers_are_compact_ascii_without_what_is_none():
-    rows = [{"a": "\u202eé", "b": None, "c": [FilledWord("x", 0.25)]}, {"a": "\ud800"}, {"d": [0.1, 1e-9]}, 3]
+    rows = [
+        {"a": "\u202eé", "b": None, "c": [FilledWord("x", 0.25)]},
+        {"a": "\ud800"},
+        {"d": [0.1, 1e-9]},
+        3,
+    ]
     for parts in (1, 10**6):
-        response = await json_of(lambda: {"data": rows, "none": None, "n": {"k": None, "m": "ü"}}, parts)
+        response = await json_of(
+            lambda: {"data": rows, "none": None, "n": {"k": None, "m": "ü"}}, parts
+        )
         assert set(response.body) <= {*range(33, 127)}  # neither spaces nor what is not ASCII
         first = {"a": "\u202eé", "c": [{"word": "x", "probability": 0.25}]}
         assert json.loads(response.body) == {"data": [first, *rows[1:]], "n": {"m": "ü"}}

@@ -29,7 +29,9 @@ class TestOpenai:
             answer = client.embeddings.create(model="tiny", input=TEXTS, **options)
             np.testing.assert_allclose([row.embedding for row in answer.data], expected, atol=1e-5)
             assert answer.usage.prompt_tokens > 0
-        answer = client.embeddings.create(model="tiny", input=URIS[0], extra_body={"modality": "image"})
+        answer = client.embeddings.create(
+            model="tiny", input=URIS[0], extra_body={"modality": "image"}
+        )
         assert len(answer.data[0].embedding) == 8
         assert [model.id for model in client.models.list()] == ["tiny"]
         assert client.models.retrieve("tiny").owned_by == "bridgetower"
@@ -40,9 +42,13 @@ class TestOpenai:
         with pytest.raises(openai.NotFoundError, match="this server has 'tiny'"):
             client.embeddings.create(model="other", input="a")
         with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
-            openai.OpenAI(base_url=address, api_key="other").embeddings.create(model="tiny", input="a")
+            openai.OpenAI(base_url=address, api_key="other").embeddings.create(
+                model="tiny", input="a"
+            )
         with pytest.raises(openai.NotFoundError, match="this server generates no text"):
-            client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "What is it?"}])
+            client.chat.completions.create(
+                model="tiny", messages=[{"role": "user", "content": "What is it?"}]
+            )
         with pytest.raises(openai.APIStatusError, match="9 items, the limit is 8"):
             client.embeddings.create(model="tiny", input=["a"] * 9)
 
@@ -68,24 +74,39 @@ class TestPredictionGuard:
     def test_frames_with_transcripts_and_a_question(self, client, predictor, tmp_path):
         (tmp_path / "frame.png").write_bytes(PNGS[1])
         images = [base64.b64encode(PNGS[0]).decode(), str(tmp_path / "frame.png"), URIS[2]]
-        entries = [{"text": text, "image": image} for text, image in zip(TEXTS, images, strict=True)]
+        entries = [
+            {"text": text, "image": image} for text, image in zip(TEXTS, images, strict=True)
+        ]
         answer = client.embeddings.create(model="tiny", input=entries)
         found = np.array([row["embedding"] for row in answer["data"]])
         np.testing.assert_allclose(found, predictor.embed_pairs(PNGS, TEXTS), atol=1e-5)
 
-        question = client.embeddings.create(model="tiny", input=[{"text": TEXTS[0]}])["data"][0]["embedding"]
+        question = client.embeddings.create(model="tiny", input=[{"text": TEXTS[0]}])["data"][0][
+            "embedding"
+        ]
         np.testing.assert_allclose(question, predictor.embed_texts(TEXTS[0])[0], atol=1e-5)
-        assert "embedding" in client.embeddings.create(model="tiny", input=TEXTS, truncate=True)["data"][2]
+        assert (
+            "embedding"
+            in client.embeddings.create(model="tiny", input=TEXTS, truncate=True)["data"][2]
+        )
 
     def test_errors_are_their_message(self, client, address):
         with pytest.raises(ValueError, match="check your access api_key"):
             predictionguard.PredictionGuard(api_key="other", url=address)
-        with pytest.raises(ValueError, match=r"^Could not generate embeddings\. model is 'other'; this server"):
+        with pytest.raises(
+            ValueError, match=r"^Could not generate embeddings\. model is 'other'; this server"
+        ):
             client.embeddings.create(model="other", input=TEXTS)
-        with pytest.raises(ValueError, match=r"^Could not generate embeddings\. .*9 items, the limit is 8"):
+        with pytest.raises(
+            ValueError, match=r"^Could not generate embeddings\. .*9 items, the limit is 8"
+        ):
             client.embeddings.create(model="tiny", input=["a"] * 9)
-        with pytest.raises(ValueError, match=r"^Could not make prediction\. this server generates no text"):
-            client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "What is it?"}])
+        with pytest.raises(
+            ValueError, match=r"^Could not make prediction\. this server generates no text"
+        ):
+            client.chat.completions.create(
+                model="tiny", messages=[{"role": "user", "content": "What is it?"}]
+            )
 
 
 def test_langchain(address, predictor):

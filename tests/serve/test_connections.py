@@ -23,7 +23,10 @@ LENGTH, CHUNKED = b"Content-Length: %d\r\n" % len(BODY), b"Transfer-Encoding: ch
 @contextlib.contextmanager
 def connections(running, number):
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(socket.create_connection(running.address, timeout=60)) for _ in range(number)]
+        yield [
+            stack.enter_context(socket.create_connection(running.address, timeout=60))
+            for _ in range(number)
+        ]
 
 
 def everything(connection):
@@ -50,7 +53,11 @@ def error(content, expected):
     head, _, body = content.partition(b"\r\n\r\n")
     assert status(content) == expected
     lines = head.lower().split(b"\r\n")
-    assert {b"connection: close", b"content-type: application/json", b"content-length: %d" % len(body)} <= set(lines)
+    assert {
+        b"connection: close",
+        b"content-type: application/json",
+        b"content-length: %d" % len(body),
+    } <= set(lines)
     (found,) = json.loads(body).values()
     assert found.keys() == {"message", "type", "param", "code"}
     return dict(found)
@@ -67,7 +74,10 @@ def test_heads_that_do_not_come_end_their_connections_and_leave_room(hasty):
 
 
 def test_headers_that_come_a_line_at_a_time(hasty):
-    with connections(hasty, 1) as (connection,), contextlib.suppress(ConnectionResetError, BrokenPipeError):
+    with (
+        connections(hasty, 1) as (connection,),
+        contextlib.suppress(ConnectionResetError, BrokenPipeError),
+    ):
         for number in range(300):
             connection.sendall(b"a: b\r\n" if number else GET[:-2])
             time.sleep(0.1)
@@ -76,8 +86,13 @@ def test_headers_that_come_a_line_at_a_time(hasty):
 
 def test_a_body_that_goes_on_after_its_answer(hasty, monkeypatch):
     monkeypatch.setattr(middleware, "_DRAIN", 0.5)
-    with connections(hasty, 1) as (connection,), contextlib.suppress(ConnectionResetError, BrokenPipeError):
-        connection.sendall(POST.replace(b"/v1/embeddings", b"/health") + b"Content-Length: 9999999999\r\n\r\n")
+    with (
+        connections(hasty, 1) as (connection,),
+        contextlib.suppress(ConnectionResetError, BrokenPipeError),
+    ):
+        connection.sendall(
+            POST.replace(b"/v1/embeddings", b"/health") + b"Content-Length: 9999999999\r\n\r\n"
+        )
         assert status(connection.recv(65536)) == 405
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
@@ -89,7 +104,9 @@ def is_open_at_the_server(connection):
     """Whether Linux lists the other end of a connection."""
     client, server = connection.getsockname()[1], connection.getpeername()[1]
     localhost = "0100007F"
-    return f" {localhost}:{server:04X} {localhost}:{client:04X} " in Path("/proc/net/tcp").read_text()
+    return (
+        f" {localhost}:{server:04X} {localhost}:{client:04X} " in Path("/proc/net/tcp").read_text()
+    )
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="needs Linux")
@@ -140,7 +157,10 @@ REFUSED = {
     "gzip and chunks": (400, POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + CHUNKS),
     "chunks twice": (400, POST + CHUNKED * 2 + b"\r\n" + CHUNKS),
     "long": (431, GET[:-2] + b"a: " + b"b" * 2**16 + b"\r\n\r\n"),
-    "long path": (431, GET.replace(b"/health", b"/" + b"a" * 65_000)[:-2] + b"a: " + b"b" * 600 + b"\r\n\r\n"),
+    "long path": (
+        431,
+        GET.replace(b"/health", b"/" + b"a" * 65_000)[:-2] + b"a: " + b"b" * 600 + b"\r\n\r\n",
+    ),
     "no chunk": (400, POST + CHUNKED + b"\r\n3\r\n{\r\n\r\nno chunk\r\n"),
     "negative chunk": (400, POST + CHUNKED + b"\r\n-1\r\n" + BODY),
     "short chunks": (400, POST + CHUNKED + b"\r\n" + b"1\r\n \r\n" * 3000),
@@ -158,7 +178,9 @@ def test_what_others_may_read_in_another_way(hasty, expected, sent):
     assert found["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("lengths", [LENGTH + CHUNKED, CHUNKED + LENGTH, b"Content-Length: 3\r\n" + CHUNKED])
+@pytest.mark.parametrize(
+    "lengths", [LENGTH + CHUNKED, CHUNKED + LENGTH, b"Content-Length: 3\r\n" + CHUNKED]
+)
 def test_a_length_beside_chunks_is_the_last_that_is_read(hasty, lengths):
     """RFC 9112, 6.3: the chunks count, and the connection is closed, so that nothing is left over of it."""
     content = answers(hasty, POST + lengths + b"\r\n" + CHUNKS, MODELS)
@@ -168,7 +190,10 @@ def test_a_length_beside_chunks_is_the_last_that_is_read(hasty, lengths):
 
 
 def test_some_short_chunks_and_many_long_ones(hasty):
-    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY) + (b"800\r\n" + b" " * 2048 + b"\r\n") * 400
+    chunks = (
+        b"".join(b"1\r\n%c\r\n" % byte for byte in BODY)
+        + (b"800\r\n" + b" " * 2048 + b"\r\n") * 400
+    )
     content = answers(hasty, (POST + CHUNKED + b"\r\n" + chunks + b"0\r\na: b\r\n\r\n") * 2 + LAST)
     assert content.count(b"HTTP/1.1 200") == 3
 

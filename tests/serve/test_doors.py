@@ -12,7 +12,15 @@ PROBES = {path: {"GET": 200} for path in ("/health", "/ready", "/v1/health_check
 FILES = ("/docs", "/page.css", "/page.js", "/docs.js", "/elements.js")
 PAGES = {path: {"GET": 200} for path in FILES} | {"/": {"GET": 200, "POST": 400}}
 COMPUTING = (
-    *("/v1/embeddings", "/v1/match", "/v1/answer", "/v1/fill-mask", "/v1/entail", "/v1/reason", "/v1/classify"),
+    *(
+        "/v1/embeddings",
+        "/v1/match",
+        "/v1/answer",
+        "/v1/fill-mask",
+        "/v1/entail",
+        "/v1/reason",
+        "/v1/classify",
+    ),
     *("/v1/explain", "/v1/rerank", "/v2/rerank", "/v1/search", "/v1/encode", "/v1/score"),
     *("/embed", "/similarity", "/rerank", "/score"),
 )
@@ -86,7 +94,9 @@ def test_doors(server, locked, method, has_key):
             for site in SITES:
                 headers = {"Content-Type": "application/json", **authorization, **origins[site]}
                 content = None if method in ("GET", "HEAD") else b"{}"
-                status = client.request(method, address, content=content, headers=headers).status_code
+                status = client.request(
+                    method, address, content=content, headers=headers
+                ).status_code
                 if status != expected(path, method, key, site, has_key=has_key):
                     wrong[path, key, site] = status
     assert not wrong

@@ -25,7 +25,9 @@ def check(answer, expected):
 
 def message(*parts):
     content = [
-        {"type": "image_url", "image_url": {"url": part}} if part in URIS else {"type": "text", "text": part}
+        {"type": "image_url", "image_url": {"url": part}}
+        if part in URIS
+        else {"type": "text", "text": part}
         for part in parts
     ]
     return [{"role": "user", "content": content}]
@@ -38,13 +40,18 @@ def test_texts_and_images(post, predictor):
     check(answer, texts)
     check(post(PATH, input=TEXTS[0]), texts[:1])
     check(post(PATH, input=URIS, modality="image"), images)
-    for packed in ({"encoding_format": "base64"}, {"embedding_type": "base64", "task": "any", "normalized": False}):
+    for packed in (
+        {"encoding_format": "base64"},
+        {"embedding_type": "base64", "task": "any", "normalized": False},
+    ):
         answer = post(PATH, input=TEXTS, **packed)
         assert isinstance(answer["data"][0]["embedding"], str)
         check(answer, texts)
     for form, offset in (("ubinary", 0), ("binary", 128)):  # as Jina's, and quantize_embeddings
         rows = [row["embedding"] for row in post(PATH, input=TEXTS, embedding_type=form)["data"]]
-        signs = np.unpackbits((np.array(rows) + offset).astype(np.uint8), axis=1)[:, : texts.shape[1]]
+        signs = np.unpackbits((np.array(rows) + offset).astype(np.uint8), axis=1)[
+            :, : texts.shape[1]
+        ]
         np.testing.assert_array_equal(signs, texts.numpy() > 0)
 
 
@@ -83,11 +90,17 @@ def test_messages(post, refused, predictor):
 
 def test_usage_is_what_the_towers_read(post, predictor):
     vision = predictor.model.config.vision
-    image, text = (vision.image_size // vision.patch_size) ** 2 + 1, len(predictor.processor.token_ids(TEXTS)[0])
+    image, text = (
+        (vision.image_size // vision.patch_size) ** 2 + 1,
+        len(predictor.processor.token_ids(TEXTS)[0]),
+    )
     for given, expected in (
         ({"input": TEXTS[0]}, text),
         ({"input": URIS, "modality": "image"}, 3 * image),
-        ({"input": [{"text": TEXTS[0], "image": URIS[0]}, {"image": URIS[0]}, TEXTS[0]]}, 2 * (image + text)),
+        (
+            {"input": [{"text": TEXTS[0], "image": URIS[0]}, {"image": URIS[0]}, TEXTS[0]]},
+            2 * (image + text),
+        ),
         ({"messages": message(URIS[0], TEXTS[0])}, image + text),
     ):
         assert post(PATH, **given)["usage"] == {"prompt_tokens": expected, "total_tokens": expected}
@@ -96,22 +109,48 @@ def test_usage_is_what_the_towers_read(post, predictor):
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [
-        *((body, None, "expected either input or messages") for body in ({}, {"input": "a", "messages": message("a")})),
+        *(
+            (body, None, "expected either input or messages")
+            for body in ({}, {"input": "a", "messages": message("a")})
+        ),
         ({"input": []}, "input", "at least 1"),
         ({"input": [[1, 2]]}, "input", "token ids, which are another tokenizer's"),
         ({"input": [1, 2]}, "input", "check_embedding_ctx_length=False"),
         ({"input": 1}, "input", "valid array"),
         ({"input": {"a": 1}}, "input.0.a", "Extra inputs are not permitted"),
-        ({"input": ["a", None]}, "input.1", "expected a string, or an object with text, image or both"),
-        *(({"input": ["a", given]}, "input.1", "expected text, image or both") for given in ({}, {"text": None})),
+        (
+            {"input": ["a", None]},
+            "input.1",
+            "expected a string, or an object with text, image or both",
+        ),
+        *(
+            ({"input": ["a", given]}, "input.1", "expected text, image or both")
+            for given in ({}, {"text": None})
+        ),
         ({"input": [{"text": 1}]}, "input.0.text", "valid string"),
         ({"input": ["a", {"image": "http://127.0.0.1/a.png"}]}, "input.1", "expected a data URI"),
-        ({"input": [URIS[1], URIS[0][:-400]], "modality": "image"}, "input.1", "cut off or damaged"),
+        (
+            {"input": [URIS[1], URIS[0][:-400]], "modality": "image"},
+            "input.1",
+            "cut off or damaged",
+        ),
         ({"input": ["a", {"image": "data:image/png;base64,"}]}, "input.1", "empty"),
-        ({"input": ["a", {"text": "a", "image": "A" * 40}]}, "input.1", "cannot be read as an image"),
-        ({"input": ["a", {"text": "a", "image": "A" * 41}]}, "input.1", "base64 of an image is damaged"),
+        (
+            {"input": ["a", {"text": "a", "image": "A" * 40}]},
+            "input.1",
+            "cannot be read as an image",
+        ),
+        (
+            {"input": ["a", {"text": "a", "image": "A" * 41}]},
+            "input.1",
+            "base64 of an image is damaged",
+        ),
         ({"input": ["a", {"text": "b " * 99, "image": URIS[0]}]}, "input", "text 1, 'b b b"),
-        ({"input": "a", "truncation_direction": "Left"}, "truncation_direction", "should be 'right'"),
+        (
+            {"input": "a", "truncation_direction": "Left"},
+            "truncation_direction",
+            "should be 'right'",
+        ),
         ({"input": "a", "dimensions": 8}, "dimensions", "not trained for shortened vectors"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format", "'float' or 'base64'"),
         ({"input": "a", "modality": "audio"}, "modality", "'text' or 'image'"),
@@ -131,7 +170,9 @@ def test_another_model_too_many_items_and_a_head_that_is_not_there(refused, alon
     assert error["message"] == "model is 'text-embedding-3-small'; this server has 'tiny'"
     assert (error["code"], error["param"]) == ("model_not_found", "model")
     for entry in ("a", PAIR):
-        assert "1025 items, the limit is 1024" in refused(PATH, 413, input=[entry] * 1025)["message"]
+        assert (
+            "1025 items, the limit is 1024" in refused(PATH, 413, input=[entry] * 1025)["message"]
+        )
     error = error_of(alone.client.post(PATH, json={"input": "a"}), 400)
     assert "no contrastive (ITC) head" in error["message"]
     assert error["code"] == "unsupported_by_model"
@@ -140,7 +181,10 @@ def test_another_model_too_many_items_and_a_head_that_is_not_there(refused, alon
 
 def test_many_clients_at_once_get_their_own(client, predictor):
     texts, images = predictor.embed_texts(TEXTS), predictor.embed_images(PNGS)
-    bodies = [{"input": TEXTS[n % 3]} if n % 2 else {"input": URIS[n % 3], "modality": "image"} for n in range(48)]
+    bodies = [
+        {"input": TEXTS[n % 3]} if n % 2 else {"input": URIS[n % 3], "modality": "image"}
+        for n in range(48)
+    ]
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda body: client.post(PATH, json=body).json(), bodies))
     for n, answer in enumerate(answers):
@@ -153,10 +197,19 @@ def test_many_clients_at_once_get_their_own(client, predictor):
         (PATH, {"input": TEXTS * 60}, {"input": "a"}),
         (
             "/v1/rerank",
-            {"query": "a", "documents": ["red " * 300, "a"], "truncate": True, "return_documents": True},
+            {
+                "query": "a",
+                "documents": ["red " * 300, "a"],
+                "truncate": True,
+                "return_documents": True,
+            },
             {"return_documents": False},
         ),
-        ("/v1/fill-mask", {"images": URIS[:1] * 12, "texts": ["<mask> bar"] * 12, "top": 100}, {"top": 1}),
+        (
+            "/v1/fill-mask",
+            {"images": URIS[:1] * 12, "texts": ["<mask> bar"] * 12, "top": 100},
+            {"top": 1},
+        ),
     ],
 )
 def test_long_responses_are_built_outside_of_the_event_loop(post, monkeypatch, path, body, less):

@@ -18,11 +18,20 @@ def test_unknown_paths_and_methods(client):
     ("content", "words"),
     [
         (b"", "Field required"),
-        *((content, "not valid JSON") for content in (b"{", b'{"input": "a"', b'{"input": "\xff"}')),
-        *((content, "not valid JSON") for content in (b'{"input": ' + b"9" * 5000 + b"}", b'{"input": "\\ud800"}')),
+        *(
+            (content, "not valid JSON")
+            for content in (b"{", b'{"input": "a"', b'{"input": "\xff"}')
+        ),
+        *(
+            (content, "not valid JSON")
+            for content in (b'{"input": ' + b"9" * 5000 + b"}", b'{"input": "\\ud800"}')
+        ),
         (b"[" * 100_000, "not valid JSON: recursion limit"),
         (b"[" * 100_000 + b"]" * 100_000, "not valid JSON: recursion limit"),
-        (b'{"input": ' + b'{"a":' * 30_000 + b"1" + b"}" * 30_001, "not valid JSON: recursion limit"),
+        (
+            b'{"input": ' + b'{"a":' * 30_000 + b"1" + b"}" * 30_001,
+            "not valid JSON: recursion limit",
+        ),
         *((content, "should be an object") for content in (b"null", b"[]", b'"text"')),
     ],
 )

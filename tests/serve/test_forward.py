@@ -15,7 +15,9 @@ MASKED = ["a <mask> on <mask>", "<mask> bar", "a square that is <mask> on a grey
 
 def items_of(model):
     images = [model.processor.resize(content) for content in PNGS]
-    texts, masked = ([tuple(ids) for ids in model.processor.token_ids(given)] for given in (TEXTS, MASKED))
+    texts, masked = (
+        [tuple(ids) for ids in model.processor.token_ids(given)] for given in (TEXTS, MASKED)
+    )
     rows = []
     for number, image in enumerate(images):
         rows += [
@@ -72,9 +74,13 @@ def assert_same(outcomes, expected):
             assert outcome.score == pytest.approx(wanted.score, abs=1e-6)
         elif isinstance(wanted, Tensor | float):
             atol = 1e-5 if isinstance(wanted, Tensor) else 5e-5  # log-odds
-            torch.testing.assert_close(torch.as_tensor(outcome), torch.as_tensor(wanted), atol=atol, rtol=0)
+            torch.testing.assert_close(
+                torch.as_tensor(outcome), torch.as_tensor(wanted), atol=atol, rtol=0
+            )
         else:  # a word or a label
-            assert vars(outcome) == vars(wanted) | {"probability": pytest.approx(wanted.probability, abs=1e-5)}
+            assert vars(outcome) == vars(wanted) | {
+                "probability": pytest.approx(wanted.probability, abs=1e-5)
+            }
 
 
 def computed(model, items):
@@ -85,13 +91,16 @@ def test_a_mixed_batch_of_two_models_in_any_order_is_the_direct_calls(predictor,
     looks = [Explaining(one.image, one.ids, "attention") for one in items_of(predictor)[4::6]]
     judging, judgements = judged(answering)
     items = [*items_of(predictor), *looks, *judging]
-    expected = expected_of(predictor) + [explain(predictor, *given) for given in zip(PNGS, TEXTS, strict=True)]
+    expected = expected_of(predictor) + [
+        explain(predictor, *given) for given in zip(PNGS, TEXTS, strict=True)
+    ]
     expected += judgements
     generator = torch.Generator().manual_seed(0)
     for size in (1, 2, 5, 11, len(items)):
         numbers = torch.randperm(len(items), generator=generator)[:size].tolist()
         outcomes = compute(
-            lambda item: answering if item in judging else predictor, [items[number] for number in numbers]
+            lambda item: answering if item in judging else predictor,
+            [items[number] for number in numbers],
         )
         assert_same(outcomes, [expected[number] for number in numbers])
 
@@ -128,6 +137,8 @@ def test_exported_parts(exported, predictor):
 def test_more_masks_than_are_ranked_at_once(predictor):
     (ids,) = map(tuple, predictor.processor.token_ids(["<mask>" * 20]))
     images = [predictor.processor.resize(content) for content in PNGS] * 2
-    outcomes = computed(predictor, [Item(kind="fill_mask", image=image, ids=ids) for image in images])
+    outcomes = computed(
+        predictor, [Item(kind="fill_mask", image=image, ids=ids) for image in images]
+    )
     expected = [predictor.fill_mask(content, "<mask>" * 20, top=1) for content in PNGS]
     assert_same(outcomes, expected * 2)

@@ -35,7 +35,12 @@ def deflated(size):
 
 
 def chunk(kind, content=b""):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def png_of(*chunks, side=16, pixels=b""):
@@ -45,12 +50,16 @@ def png_of(*chunks, side=16, pixels=b""):
 
 
 def animated_png(side):
-    control = struct.pack(">IIIIIHHBB", 0, side, side, 0, 0, 1, 1, 1, 0)  # cleared once it was shown
+    control = struct.pack(
+        ">IIIIIHHBB", 0, side, side, 0, 0, 1, 1, 1, 0
+    )  # cleared once it was shown
     return png_of(chunk(b"acTL", struct.pack(">II", 2, 0)), chunk(b"fcTL", control), side=side)
 
 
 def gif(side):
-    frame = b"!\xf9\x04\x08\0\0\0\0" + b"," + struct.pack("<HHHH", 0, 0, side, side) + b"\0\x08\x01\0\0"
+    frame = (
+        b"!\xf9\x04\x08\0\0\0\0" + b"," + struct.pack("<HHHH", 0, 0, side, side) + b"\0\x08\x01\0\0"
+    )
     return b"GIF89a" + struct.pack("<HH", 16, 16) + bytes(3) + frame + b";"
 
 
@@ -60,17 +69,31 @@ def tiff(*entries, content=b""):
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + tags + bytes(4) + content
 
 
-GREY = ((256, 3, 1, 16), (257, 3, 1, 16), (258, 3, 1, 8), (262, 3, 1, 1), (259, 3, 1, 1))  # 16x16 pixels of 8 bit
+GREY = (
+    (256, 3, 1, 16),
+    (257, 3, 1, 16),
+    (258, 3, 1, 8),
+    (262, 3, 1, 1),
+    (259, 3, 1, 1),
+)  # 16x16 pixels of 8 bit
 
 
 def strips(count, rows):
-    return tiff(*GREY, (278, 4, 1, rows), (273, 4, count, 8 + 2 + 12 * 7 + 4), content=bytes(4 * count))
+    return tiff(
+        *GREY, (278, 4, 1, rows), (273, 4, count, 8 + 2 + 12 * 7 + 4), content=bytes(4 * count)
+    )
 
 
 def large_tile(side):
     data = deflated(side * side)
     at = 8 + 2 + 12 * 9 + 4
-    tile = ((259, 3, 1, 8), (322, 4, 1, side), (323, 4, 1, side), (324, 4, 1, at), (325, 4, 1, len(data)))
+    tile = (
+        (259, 3, 1, 8),
+        (322, 4, 1, side),
+        (323, 4, 1, side),
+        (324, 4, 1, at),
+        (325, 4, 1, len(data)),
+    )
     return tiff(*GREY[:4], *tile, content=data)
 
 
@@ -98,7 +121,9 @@ def run_length_bmp():
     offset = 14 + 40 + 4 * 256
     header = struct.pack("<LllHHLLllLL", 40, 1_000_000, 1, 1, 8, 1, 0, 0, 0, 256, 0)
     palette = bytes(number % 251 for number in range(4 * 256))
-    return b"BM" + struct.pack("<LHHL", offset + 4, 0, 0, offset) + header + palette + b"\0\x02\0\xff"
+    return (
+        b"BM" + struct.pack("<LHHL", offset + 4, 0, 0, offset) + header + palette + b"\0\x02\0\xff"
+    )
 
 
 def animated_webp():
@@ -120,7 +145,9 @@ HOSTILE = {
     "png, frame of 60000x60000": lambda: animated_png(60_000),
     "png, frame of 12000x12000": lambda: animated_png(12_000),
     "png, text of 300 MB": lambda: png_of(chunk(b"zTXt", b"a\0\0" + deflated(300 * MEBI))),
-    "png, profile of 300 MB": lambda: png_of(chunk(b"iCCP", b"a\0\0" + deflated(300 * MEBI)), side=5000),
+    "png, profile of 300 MB": lambda: png_of(
+        chunk(b"iCCP", b"a\0\0" + deflated(300 * MEBI)), side=5000
+    ),
     "gif, frame of 60000x60000": lambda: gif(60_000),
     "gif, frame of 12000x12000": lambda: gif(12_000),
     "tiff, overlapping strips": lambda: strips(4000, 8),
@@ -180,7 +207,10 @@ def test_hostile_images_get_an_error_and_others_their_answer(small):
                 error = error_of(answer.result(), 400)
                 assert (error["code"], error["param"]) == ("invalid_image", "input"), name
                 if name == "jpeg, 3000 scans":
-                    assert "takes more than 1 s + 0.25 s per million pixels to decode" in error["message"]
+                    assert (
+                        "takes more than 1 s + 0.25 s per million pixels to decode"
+                        in error["message"]
+                    )
     assert asked(small, URIS[0]).json()["data"][0]["embedding"] == expected
     if sys.platform == "linux":
         assert memory(os.getpid(), "VmRSS") < begin + 64 * MEBI
@@ -196,7 +226,9 @@ def test_what_takes_too_much_is_told_and_its_process_replaced():
     try:
         decoders.open(saved(PHOTO, "PNG"))
         first = set(decoders.processes)
-        with pytest.raises(ValueError, match=r"takes more than 100 MB to decode; save it in another way$"):
+        with pytest.raises(
+            ValueError, match=r"takes more than 100 MB to decode; save it in another way$"
+        ):
             decoders.open(saved(Image.new("1", (5000, 4000)), "PNG"))
         assert not first & set(decoders.processes)
         assert np.array_equal(decoders.open(saved(PHOTO, "PNG"))[0], np.asarray(PHOTO))
@@ -209,16 +241,24 @@ SIDE = 1200
 
 
 def large(mode):
-    image = Image.effect_noise((SIDE // 10, SIDE // 10), 90).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    image = Image.effect_noise((SIDE // 10, SIDE // 10), 90).resize(
+        (SIDE, SIDE), Image.Resampling.NEAREST
+    )
     if mode == "I;16":
         return Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
     return image.convert("RGB").convert(mode) if mode in ("P", "CMYK") else image.convert(mode)
 
 
 KINDS = [
-    *(("PNG", mode, {"compress_level": 1}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
+    *(
+        ("PNG", mode, {"compress_level": 1})
+        for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+    ),
     ("PNG", "I;16", {"compress_level": 1, "transparency": 257}),
-    *(("TIFF", mode, {"compression": "tiff_lzw"}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK")),
+    *(
+        ("TIFF", mode, {"compression": "tiff_lzw"})
+        for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK")
+    ),
     *(("TIFF", mode, {}) for mode in ("RGBA", "I;16")),
     *(("JPEG", mode, {}) for mode in ("L", "RGB", "CMYK")),
     ("JPEG", "CMYK", {"progressive": True, "subsampling": 0}),
@@ -239,7 +279,11 @@ def test_sound_images_of_every_kind_fit_and_are_what_this_process_makes_of_them(
         for kind, mode, options in KINDS:
             turned = {} if kind in ("GIF", "BMP") else {"exif": exif}
             content = saved(large(mode), kind, **options, **turned)
-            given = {"side": 300, "background": (1, 2, 3), "fit": (96, "bicubic", True)} if mode == "RGB" else {}
+            given = (
+                {"side": 300, "background": (1, 2, 3), "fit": (96, "bicubic", True)}
+                if mode == "RGB"
+                else {}
+            )
             expected, size = open_reduced(content, **{"side": None, **given})
             pixels, found = decoders.open(content, **given)
             assert found == size, (kind, mode)

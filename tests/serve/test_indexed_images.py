@@ -32,7 +32,9 @@ class Album:
     ids: dict[str, str]
 
     def get(self, name, **query):
-        return self.client.get(f"/v1/images/{self.ids[name]}", params={key: str(value) for key, value in query.items()})
+        return self.client.get(
+            f"/v1/images/{self.ids[name]}", params={key: str(value) for key, value in query.items()}
+        )
 
     def check_gone(self, name):
         for query in ({}, {"size": 64}):
@@ -56,8 +58,14 @@ def album_in(folder, server):
     Image.new("RGBA", (40, 20), (255, 0, 0, 0)).save(root / "clear.png")
     Image.new("RGB", (1200, 1000)).save(root / "many.png")
     Image.fromarray(noise[:, :700]).save(root / "large.bmp")
-    ids = {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in root.rglob("*.*")}
-    searcher, decoders = indexed(root, server.service.main.predictor), Decoders(max_pixels=10**6, memory=2**28)
+    ids = {
+        str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in root.rglob("*.*")
+    }
+    searcher, decoders = (
+        indexed(root, server.service.main.predictor),
+        Decoders(max_pixels=10**6, memory=2**28),
+    )
     with changed(server, searcher, decoders=decoders, max_body=1) as client:
         yield Album(root, client, ids)
     decoders.close()
@@ -81,7 +89,9 @@ def test_hits_and_the_index_tell_of_what_can_be_fetched(client, post, searcher):
     assert about["images"] == 45
     assert len({one["id"] for one in about["examples"]}) == 12
     captions = {one.path: list(one.captions) for one in searcher.index.examples(10**6)}
-    assert all(one["captions"] == captions[one["path"]] and one["width"] == 24 for one in about["examples"])
+    assert all(
+        one["captions"] == captions[one["path"]] and one["width"] == 24 for one in about["examples"]
+    )
     assert client.get("/v1/index").json() == about
 
 
@@ -98,7 +108,11 @@ def test_small_ones(album):
             assert (image.format, image.size) == ("JPEG", expected)
             assert not image.getexif()
             if name == "clear.png":
-                assert image.getpixel((0, 0)) == (254, 0, 0)  # what this model sees behind transparent pixels
+                assert image.getpixel((0, 0)) == (
+                    254,
+                    0,
+                    0,
+                )  # what this model sees behind transparent pixels
 
 
 def test_the_file_itself_is_sent_as_nothing_but_an_image(album):
@@ -136,8 +150,23 @@ def test_an_image_that_the_client_has_is_not_sent_again(album):
         error_of(album.client.get(f"/v1/images/{missing}", headers={"If-None-Match": given}), 404)
 
 
-NAMES = ["a.png", "photos/a.png", "/etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/etc/passwd", "/dev/zero"]
-NAMES += ["..", "%00", "' OR path = 'a.png", "0" * 63, "0" * 65, "A" * 64, "https:%2f%2fexample.org%2fa.png"]
+NAMES = [
+    "a.png",
+    "photos/a.png",
+    "/etc/passwd",
+    "..%2f..%2fetc%2fpasswd",
+    "%2e%2e/%2e%2e/etc/passwd",
+    "/dev/zero",
+]
+NAMES += [
+    "..",
+    "%00",
+    "' OR path = 'a.png",
+    "0" * 63,
+    "0" * 65,
+    "A" * 64,
+    "https:%2f%2fexample.org%2fa.png",
+]
 
 
 def test_names_odd_sizes_and_what_is_not_in_the_index(album):
@@ -170,7 +199,10 @@ def test_what_took_the_place_of_a_file(server, tmp_path):
         for make in (
             *(partial(file.write_bytes, content) for content in (png(77), b"x" * len(png(2)))),
             lambda: None,
-            *(partial(file.symlink_to, target) for target in (secret, "/dev/zero", file, own.root / "deep" / "c.png")),
+            *(
+                partial(file.symlink_to, target)
+                for target in (secret, "/dev/zero", file, own.root / "deep" / "c.png")
+            ),
             partial(os.mkfifo, file),
             file.mkdir,
         ):
@@ -192,7 +224,12 @@ def test_an_index_of_what_is_outside(server, predictor, tmp_path):
     write_pictures(tmp_path)
     (tmp_path / "in").mkdir()
     with site_of(tmp_path) as url:
-        lines = ["image,caption", "../00.png,one", f"{tmp_path / '01.png'},two", f"{url}/02.png,three"]
+        lines = [
+            "image,caption",
+            "../00.png,one",
+            f"{tmp_path / '01.png'},two",
+            f"{url}/02.png,three",
+        ]
         (tmp_path / "in" / "table.csv").write_text("\n".join(lines))
         with changed(server, indexed(tmp_path / "in" / "table.csv", predictor)) as client:
             data = client.post("/v1/search", json={"query": "red", "rerank": 0}).json()["data"]
@@ -263,7 +300,10 @@ def test_slow_readers_give_way(predictor, large):
 
 def test_a_reader_that_stalls_is_cut_off_in_the_end(predictor, large, caplog):
     searcher, content, path = large
-    with started(predictor, searcher, max_body=17, timeout=0.4) as found, asked_for(found, path) as connection:
+    with (
+        started(predictor, searcher, max_body=17, timeout=0.4) as found,
+        asked_for(found, path) as connection,
+    ):
         in_flight = found.service.metrics.in_flight._value
         assert in_flight.get() == 1
         until(lambda: in_flight.get() == 0)

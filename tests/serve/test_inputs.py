@@ -45,7 +45,9 @@ def test_other_formats_and_any_spelling_of_the_type(inputs, predictor):
 
 
 @pytest.mark.parametrize("field", ["images", "texts"])
-async def test_an_image_waits_neither_for_many_others_nor_for_long_texts(predictor, monkeypatch, field):
+async def test_an_image_waits_neither_for_many_others_nor_for_long_texts(
+    predictor, monkeypatch, field
+):
     """It is next, as soon as one of the threads is free."""
     threads, begun, permits = available_cores(), [], threading.Semaphore(0)
     inputs = Inputs(predictor.processor, Decoders(max_pixels=2000, memory=2**28))
@@ -66,7 +68,11 @@ async def test_an_image_waits_neither_for_many_others_nor_for_long_texts(predict
     monkeypatch.setattr(inputs.decoders, "open", held(inputs.decoders.open))
     monkeypatch.setattr(inputs._processor, "token_ids", held(inputs._processor.token_ids))
     images, texts = [URIS[1]] * 8 * threads, ["a" * 20_000] * 20 * threads
-    many = inputs.images(images, "many") if field == "images" else inputs.texts(texts, "many", truncate=True)
+    many = (
+        inputs.images(images, "many")
+        if field == "images"
+        else inputs.texts(texts, "many", truncate=True)
+    )
     asked = [asyncio.ensure_future(many)]
     await have_begun(threads)
     asked.append(asyncio.ensure_future(inputs.images(URIS[:1], "few")))
@@ -80,7 +86,9 @@ async def test_an_image_waits_neither_for_many_others_nor_for_long_texts(predict
 
 
 def test_too_many_pixels_and_characters(inputs, refused):
-    with pytest.raises(ApiError, match=r"50x41 = 2050 pixels, the limit is 2000; shrink it first$") as caught:
+    with pytest.raises(
+        ApiError, match=r"50x41 = 2050 pixels, the limit is 2000; shrink it first$"
+    ) as caught:
         asyncio.run(inputs.images([URIS[0], uri(png(0, 50, 41))], "images"))
     assert (caught.value.status, caught.value.param) == (400, "images.1")
     assert len(asyncio.run(inputs.images([uri(png(0, 50, 40))], "images"))) == 1
@@ -90,17 +98,23 @@ def test_too_many_pixels_and_characters(inputs, refused):
     ((*ids,),) = asyncio.run(inputs.texts(["a " * (MAX_CHARACTERS // 2)], "texts", truncate=True))
     assert len(ids) == 24
     found = refused("/v1/embeddings", 413, input=["a " * 10_000] * 210, truncate=True)
-    assert found["message"] == "input: 4200000 characters, the limit is 4194304; send several requests"
+    assert (
+        found["message"] == "input: 4200000 characters, the limit is 4194304; send several requests"
+    )
 
 
 def test_a_tokenizer_that_panics_fails_the_request_alone(predictor):
     tokenizer = predictor.processor.tokenizer
     assert tokenizer is not None
-    values = json.loads(tokenizer.to_str()) | {"pre_tokenizer": {"type": "FixedLength", "length": 0}}
+    values = json.loads(tokenizer.to_str()) | {
+        "pre_tokenizer": {"type": "FixedLength", "length": 0}
+    }
     failing = Processor(predictor.processor.config, Tokenizer.from_str(json.dumps(values)))
     inputs = Inputs(failing, Decoders(max_pixels=2000, memory=2**28))
     for text in ("a dog", "a dog " * 900):  # in the event loop, and in a thread
-        with pytest.raises(ApiError, match=r"^input: the tokenizer cannot encode these texts \(.*\)") as caught:
+        with pytest.raises(
+            ApiError, match=r"^input: the tokenizer cannot encode these texts \(.*\)"
+        ) as caught:
             asyncio.run(inputs.texts([text], "input", truncate=True))
         assert caught.value.status == 400
     inputs.close()
@@ -109,7 +123,9 @@ def test_a_tokenizer_that_panics_fails_the_request_alone(predictor):
 def test_what_counts_as_an_image():
     assert is_image(URIS[0])
     assert is_image("data:image/svg+xml;base64,")
-    assert not any(map(is_image, ["data:text/plain;base64,aa", "a data:image/png;base64,", "image.png", ""]))
+    assert not any(
+        map(is_image, ["data:text/plain;base64,aa", "a data:image/png;base64,", "image.png", ""])
+    )
 
 
 def test_base64_is_decoded_in_parts_as_at_once(inputs, predictor):
@@ -118,7 +134,10 @@ def test_base64_is_decoded_in_parts_as_at_once(inputs, predictor):
         content = PNGS[0] + bytes(length - len(PNGS[0]))
         (image,) = asyncio.run(inputs.images([uri(content)], "images"))
         assert torch.equal(image, predictor.processor.resize(PNGS[0]))
-    padded, whole = base64.b64encode(bytes(part // 4 * 3 - 1)).decode(), base64.b64encode(bytes(part)).decode()
+    padded, whole = (
+        base64.b64encode(bytes(part // 4 * 3 - 1)).decode(),
+        base64.b64encode(bytes(part)).decode(),
+    )
     for damaged in (padded + whole, whole[: part - 1] + "*" + whole, whole[:-1], whole + "="):
         with pytest.raises(ApiError, match="the base64 of an image is damaged"):
             asyncio.run(inputs.images([f"data:image/png;base64,{damaged}"], "images"))
@@ -126,7 +145,9 @@ def test_base64_is_decoded_in_parts_as_at_once(inputs, predictor):
 
 def test_long_texts_are_read_in_slices(post, refused):
     texts = [f"{word} bar " * 1000 for word in ("red", "blue", "green") * 9]
-    vectors = [row["embedding"] for row in post("/v1/embeddings", input=texts, truncate=True)["data"]]
+    vectors = [
+        row["embedding"] for row in post("/v1/embeddings", input=texts, truncate=True)["data"]
+    ]
     for text, vector in zip(texts, vectors, strict=True):
         (row,) = post("/v1/embeddings", input=text, truncate=True)["data"]
         assert row["embedding"] == pytest.approx(vector, abs=1e-5)

@@ -30,7 +30,9 @@ def connect(running):
 
 def request(body, *, length=None):
     head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
+    return (
+        f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
+    )
 
 
 def status(connection):
@@ -48,7 +50,12 @@ def large_ones(running, count):
 
 def test_the_largest_body(hasty):
     body, headers = json.dumps({"input": "a"}).encode(), {"Content-Type": "application/json"}
-    assert hasty.client.post(PATH, content=body + b" " * (MIB - len(body)), headers=headers).status_code == 200
+    assert (
+        hasty.client.post(
+            PATH, content=body + b" " * (MIB - len(body)), headers=headers
+        ).status_code
+        == 200
+    )
     parts = (b" " * 65536 for _ in range(40))  # without a length
     for content in (body + b" " * (MIB - len(body) + 1), parts):
         error = error_of(hasty.client.post(PATH, content=content, headers=headers), 413)
@@ -81,7 +88,9 @@ def test_no_answer_in_time(hasty, predictor):
 def test_a_greedy_client_is_refused_and_others_are_not(patient, predictor):
     """Its requests fill its share of the queue; those of another address are admitted, and answered in their turn."""
     cost = patient.service.costs["text"]
-    greedy = httpx.Client(base_url=patient.client.base_url, transport=httpx.HTTPTransport(local_address="127.0.0.2"))
+    greedy = httpx.Client(
+        base_url=patient.client.base_url, transport=httpx.HTTPTransport(local_address="127.0.0.2")
+    )
     with greedy, held_up(predictor) as gate, ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(greedy.post, PATH, json=FOUR, timeout=PATIENCE) for _ in range(3)]
         until(lambda: patient.service.scheduler.admitted == 12 * cost)
@@ -100,7 +109,11 @@ def test_a_client_that_leaves_makes_room(hasty, predictor):
         for connection in connections:
             connection.sendall(request(json.dumps(FOUR).encode()))
         for left in (8, 4, 0):
-            until(lambda left=left: hasty.service.scheduler.admitted == left * hasty.service.costs["text"])
+            until(
+                lambda left=left: (
+                    hasty.service.scheduler.admitted == left * hasty.service.costs["text"]
+                )
+            )
             if left:
                 connections.pop().close()
     with connect(hasty) as connection:
@@ -171,7 +184,9 @@ class TestMiddleware:
         limits = RequestLimitsMiddleware(app, max_body=10, timeout=60)
         clients = {"/a": "203.0.113.8", "/b": "203.0.113.9", "/c": "203.0.113.10"}
         paths = ["/a0", "/a1", "/a2", "/a3", "/b0", "/b1", "/c0"]
-        asked = [asyncio.create_task(ask(limits, path=path, client=clients[path[:2]])) for path in paths]
+        asked = [
+            asyncio.create_task(ask(limits, path=path, client=clients[path[:2]])) for path in paths
+        ]
         await asyncio.sleep(0)
         asked.pop(1).cancel()
         assert await asyncio.gather(*asked) == [200] * 6
@@ -216,7 +231,9 @@ class TestMiddleware:
         limits = RequestLimitsMiddleware(app, max_body=100_000, timeout=60)
         large = [asyncio.create_task(ask(limits, bytes(100_000))) for _ in range(40)]
         await asyncio.wait(large[11:], timeout=60)  # 11 are held: half of 800,000 / 34,464
-        others = [asyncio.create_task(ask(limits, bytes(100_000), client="203.0.113.9")) for _ in range(5)]
+        others = [
+            asyncio.create_task(ask(limits, bytes(100_000), client="203.0.113.9")) for _ in range(5)
+        ]
         async with asyncio.timeout(60):
             while len(held) < 16:
                 await asyncio.sleep(0)
@@ -229,7 +246,9 @@ class TestMiddleware:
         async def app(scope, receive, send):
             await nothing()
 
-        assert await ask(RequestLimitsMiddleware(app, max_body=10, timeout=0.01), None, "GET") == 503
+        assert (
+            await ask(RequestLimitsMiddleware(app, max_body=10, timeout=0.01), None, "GET") == 503
+        )
 
     async def test_a_response_takes_as_long_as_its_parts_are_read(self, monkeypatch):
         """Reading ten parts takes ten times the limit; one that is read for longer than the limit is the last."""
@@ -247,7 +266,13 @@ class TestMiddleware:
             sent.append(message)
 
         parts = StreamingResponse(str(number) for number in range(20))
-        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "asgi": {"spec_version": "2.4"}}
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/",
+            "headers": [],
+            "asgi": {"spec_version": "2.4"},
+        }
         with pytest.raises(TimeoutError):  # the server then closes the connection
             await RequestLimitsMiddleware(parts, max_body=10, timeout=60)(scope, nothing, send)
         assert [message["body"] for message in sent[1:]] == [b"%d" % number for number in range(9)]

@@ -30,7 +30,10 @@ def test_one_model(client, predictor):
 
 def test_a_model_is_named_after_its_source(alone, answering):
     (model,) = alone.client.get("/v1/models").json()["data"]
-    assert (model["id"], model["uses"]) == (answering.source, ["explain", "answer", "entail", "reason"])
+    assert (model["id"], model["uses"]) == (
+        answering.source,
+        ["explain", "answer", "entail", "reason"],
+    )
     assert alone.client.get(f"/v1/models/{model['id'].removeprefix('/')}").status_code == 404
     assert alone.client.get(f"/v1/models/{model['id']}").json() == model
 
@@ -56,7 +59,9 @@ def test_every_example_works(client, post):
     for path, operations in description["paths"].items():
         if path in NO_HEAD or "requestBody" not in operations.get("post", {}):
             continue
-        reference = operations["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        reference = operations["post"]["requestBody"]["content"]["application/json"]["schema"][
+            "$ref"
+        ]
         for example in schemas[reference.rpartition("/")[2]]["examples"]:
             post(path, **example)
             tried += 1
@@ -67,9 +72,19 @@ def test_info_has_the_fields_of_text_embeddings_inference(tiny_checkpoint):
     model = load(tiny_checkpoint, device="cpu", precision="bf16")
     config = ServeConfig(name="tiny", max_batch=4, max_items=8, queue=100)
     found = asyncio.run(info(Service(model, config)))
-    about = {"model_id": "tiny", "model_sha": model.fingerprint, "model_dtype": "bfloat16", "auto_truncate": False}
+    about = {
+        "model_id": "tiny",
+        "model_sha": model.fingerprint,
+        "model_dtype": "bfloat16",
+        "auto_truncate": False,
+    }
     about |= {"model_type": {"embedding": {"pooling": "cls"}}, "version": bridgetower.__version__}
-    limits = {"max_concurrent_requests": 100, "max_input_length": 24, "max_batch_tokens": 96, "max_batch_requests": 4}
+    limits = {
+        "max_concurrent_requests": 100,
+        "max_input_length": 24,
+        "max_batch_tokens": 96,
+        "max_batch_requests": 4,
+    }
     assert found == about | limits | {"max_client_batch_size": 8, "tokenization_workers": 1}
 
 
@@ -77,8 +92,13 @@ def test_labels_of_many_images_have_a_limit(client):
     labels = [f"label {number}" for number in range(500)]
     body = {"images": [URIS[0]] * 500, "labels": labels, "templates": ["{}"]}
     found = error_of(client.post("/v1/classify", json=body), 413)
-    assert found["message"] == "labels: 500 images with 500 labels each, the limit is 102400; send top"
+    assert (
+        found["message"] == "labels: 500 images with 500 labels each, the limit is 102400; send top"
+    )
     rows = client.post("/v1/classify", json={**body, "images": [URIS[0]] * 50}).json()["data"]
     assert [row["index"] for row in rows] == list(range(50))
-    assert all(sum(one["probability"] for one in row["classes"]) == pytest.approx(1, abs=1e-4) for row in rows)
+    assert all(
+        sum(one["probability"] for one in row["classes"]) == pytest.approx(1, abs=1e-4)
+        for row in rows
+    )
     assert [len(row["classes"]) for row in rows] == [500] * 50

@@ -38,7 +38,9 @@ def lines():
 def test_ids_are_kept_or_replaced(client):
     for given in ("a", "7f3c-9:b_2.C", "x" * 128):
         for path in ("/health", "/v1/models", "/nowhere"):
-            assert client.get(path, headers={"X-Request-ID": given}).headers["x-request-id"] == given
+            assert (
+                client.get(path, headers={"X-Request-ID": given}).headers["x-request-id"] == given
+            )
     odd = [{}, *({"X-Request-ID": given} for given in ("", "a b", "x" * 129, '"}', "é".encode()))]
     ids = {client.get("/health", headers=headers).headers["x-request-id"] for headers in odd * 2}
     assert len(ids) == 2 * len(odd)
@@ -48,15 +50,28 @@ def test_ids_are_kept_or_replaced(client):
 def test_a_line_for_each_request_where_it_is_asked_for(server, locked, lines):
     client = locked.client
     server.client.get("/health")
-    answer = client.post("/v1/embeddings", json={"input": "a bar"}, headers=BEARER | {"X-Request-ID": "mine"})
+    answer = client.post(
+        "/v1/embeddings", json={"input": "a bar"}, headers=BEARER | {"X-Request-ID": "mine"}
+    )
     error_of(client.post("/v1/embeddings", json={"input": "a bar"}), 401)
-    error_of(client.get("/a%0Ab\u202ec?key=private", headers=BEARER | {"X-Forwarded-For": "203.0.113.9"}), 404)
+    error_of(
+        client.get(
+            "/a%0Ab\u202ec?key=private", headers=BEARER | {"X-Forwarded-For": "203.0.113.9"}
+        ),
+        404,
+    )
     first, *others = lines(3)
-    second, third = sorted(others, key=lambda line: line["status"])  # what is refused has its body read afterwards
+    second, third = sorted(
+        others, key=lambda line: line["status"]
+    )  # what is refused has its body read afterwards
     assert first.pop("seconds") > 0
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", first.pop("time"))
     route = {"method": "POST", "path": "/v1/embeddings", "route": "/v1/embeddings", "status": 200}
-    assert first == route | {"request_id": "mine", "client": "127.0.0.1", "bytes": len(answer.content)}
+    assert first == route | {
+        "request_id": "mine",
+        "client": "127.0.0.1",
+        "bytes": len(answer.content),
+    }
     assert (second["status"], second["route"]) == (401, "/v1/embeddings")
     assert (third["status"], third["path"], third["client"]) == (404, "/a\nb\u202ec", "203.0.113.9")
 
@@ -90,7 +105,9 @@ def test_requests_batches_and_memory(client, predictor):
         assert after[f"bridgetower_{name}"] == 0
     assert after["bridgetower_requests_in_flight"] == 1  # this one
     assert after["process_resident_memory_bytes"] > 10**7
-    assert after[f'bridgetower_model_info{{fingerprint="{predictor.fingerprint}",name="tiny"}}'] == 1
+    assert (
+        after[f'bridgetower_model_info{{fingerprint="{predictor.fingerprint}",name="tiny"}}'] == 1
+    )
 
 
 REFUSED = [
@@ -108,7 +125,9 @@ def test_what_is_refused_counts_under_its_route(locked, method, path, headers, r
     counter = locked.service.metrics.requests.labels(route, str(status))._value
     before = counter.get()
     content = b"a" if headers.get("Content-Length") else None
-    assert locked.client.request(method, path, headers=headers, content=content).status_code == status
+    assert (
+        locked.client.request(method, path, headers=headers, content=content).status_code == status
+    )
     until(lambda: counter.get() == before + 1)
 
 

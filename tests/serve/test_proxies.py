@@ -10,15 +10,31 @@ BODY = {"input": "a bar"}
 
 @pytest.fixture(scope="module")
 def trusting(predictor):
-    settings = {"forwarded_allow_ips": ("127.0.0.0/8",), "root_path": "/photos", "server_name": ("Photos.example",)}
+    settings = {
+        "forwarded_allow_ips": ("127.0.0.0/8",),
+        "root_path": "/photos",
+        "server_name": ("Photos.example",),
+    }
     with running(predictor, page=True, cors_origin=(SITE,), **settings) as client:
         yield client
 
 
 def test_a_prefix_that_the_proxy_leaves_or_takes_off(trusting, client):
-    for place in ("/photos/v1/models", "/v1/models", "/photos/", "/", "/photos/page.css", "/photos/health"):
+    for place in (
+        "/photos/v1/models",
+        "/v1/models",
+        "/photos/",
+        "/",
+        "/photos/page.css",
+        "/photos/health",
+    ):
         assert trusting.get(place).status_code == 200
-    for place in ("/photosv1/models", "/photos/photos/v1/models", "/photos/v1/models/", "/photo/v1/models"):
+    for place in (
+        "/photosv1/models",
+        "/photos/photos/v1/models",
+        "/photos/v1/models/",
+        "/photo/v1/models",
+    ):
         error_of(trusting.get(place), 404)
     answer = trusting.get("/photos")
     assert (answer.status_code, answer.headers["location"]) == (307, "/photos/")
@@ -32,7 +48,10 @@ def test_names(trusting, client):
         assert trusting.get("/v1/models", headers={"Host": host}).status_code == 200
         error = error_of(client.get("/v1/models", headers={"Host": host}), 403)
         assert "give its other names with --server-name" in error["message"]
-    headers = {"Host": "evil.example", "X-Forwarded-Host": "photos.example"}  # as a page of evil.example could send
+    headers = {
+        "Host": "evil.example",
+        "X-Forwarded-Host": "photos.example",
+    }  # as a page of evil.example could send
     assert error_of(trusting.get("/v1/models", headers=headers), 403)["code"] == "wrong_host"
 
 
@@ -40,7 +59,9 @@ def test_the_forwarded_host_counts_only_from_trusted_proxies(trusting, client):
     headers = {"Origin": "https://photos.example:8443", "X-Forwarded-Host": "photos.example:8443"}
     assert trusting.post("/v1/embeddings", json=BODY, headers=headers).status_code == 200
     error = error_of(client.post("/v1/embeddings", json=BODY, headers=headers), 403)
-    assert "let a proxy in front of the server pass the header Host with its port" in error["message"]
+    assert (
+        "let a proxy in front of the server pass the header Host with its port" in error["message"]
+    )
     headers["X-Forwarded-Host"] = "photos.example"
     error_of(trusting.post("/v1/embeddings", json=BODY, headers=headers), 403)
 
@@ -52,10 +73,16 @@ def test_what_the_browser_compared_itself(client):
     headers["Sec-Fetch-Site"] = "same-origin"
     assert client.post("/v1/embeddings", json=BODY, headers=headers).status_code == 200
     for site in ("same-site", "cross-site", ""):
-        error_of(client.post("/v1/embeddings", json=BODY, headers=headers | {"Sec-Fetch-Site": site}), 403)
+        error_of(
+            client.post("/v1/embeddings", json=BODY, headers=headers | {"Sec-Fetch-Site": site}),
+            403,
+        )
 
 
-PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+PREFLIGHT = {
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type",
+}
 
 
 def test_a_site_that_is_allowed(trusting):
@@ -65,11 +92,18 @@ def test_a_site_that_is_allowed(trusting):
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, SITE)
     answer = trusting.options("/v1/embeddings", headers=headers | PREFLIGHT)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, SITE)
-    assert "access-control-allow-credentials" not in answer.headers  # no browser then shows what its password gets
+    assert (
+        "access-control-allow-credentials" not in answer.headers
+    )  # no browser then shows what its password gets
 
 
 def test_a_site_that_is_not(trusting, client):
-    for site in ("https://app.example.org:444", "http://app.example.org", "https://evil.example", "null"):
+    for site in (
+        "https://app.example.org:444",
+        "http://app.example.org",
+        "https://evil.example",
+        "null",
+    ):
         headers = {"Origin": site, "Sec-Fetch-Site": "cross-site"}
         answer = trusting.post("/v1/embeddings", json=BODY, headers=headers)
         asked = trusting.options("/v1/embeddings", headers=headers | PREFLIGHT)

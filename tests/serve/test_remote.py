@@ -76,7 +76,9 @@ def near(monkeypatch):
 
 @pytest.fixture
 def remote(place, near):
-    return RemoteImages([place, place.replace("127.0.0.1", "localhost")], max_bytes=200_000, timeout=0.5)
+    return RemoteImages(
+        [place, place.replace("127.0.0.1", "localhost")], max_bytes=200_000, timeout=0.5
+    )
 
 
 @pytest.fixture
@@ -87,7 +89,9 @@ def looked_up(monkeypatch):
         def found(asked, *rest, **options):
             if asked != host.partition(":")[0]:
                 return look_up(asked, *rest, **options)
-            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 0)) for address in addresses()]
+            return [
+                (socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 0)) for address in addresses()
+            ]
 
         monkeypatch.setattr(socket, "getaddrinfo", found)
         return RemoteImages([host], max_bytes=200_000, timeout=timeout)
@@ -96,7 +100,10 @@ def looked_up(monkeypatch):
 
 
 def test_an_image(remote, place):
-    for url in (f"http://{place}{FILE}", f"HTTP://{place.replace('127.0.0.1', 'LOCALHOST')}{FILE}#part"):
+    for url in (
+        f"http://{place}{FILE}",
+        f"HTTP://{place.replace('127.0.0.1', 'LOCALHOST')}{FILE}#part",
+    ):
         assert fetched(remote, url) == PNGS[0]
 
 
@@ -107,12 +114,19 @@ def test_all_addresses_of_a_host_are_tried(place, addresses, looked_up):
     assert fetched(looked_up(host, lambda: addresses), f"http://{host}{FILE}") == PNGS[0]
 
 
-PRIVATE = [["8.8.8.8", "127.0.0.1"], ["127.0.0.1", "8.8.8.8"], ["::1"], ["2606:4700::1111", "fe80::1%lo"]]
+PRIVATE = [
+    ["8.8.8.8", "127.0.0.1"],
+    ["127.0.0.1", "8.8.8.8"],
+    ["::1"],
+    ["2606:4700::1111", "fe80::1%lo"],
+]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("addresses", [*PRIVATE, ["8.8.8.8"] * 9 + ["10.0.0.1"]])
-def test_a_host_with_an_address_that_is_not_public_is_not_connected_to(addresses, scheme, looked_up, monkeypatch):
+def test_a_host_with_an_address_that_is_not_public_is_not_connected_to(
+    addresses, scheme, looked_up, monkeypatch
+):
     async def connect(*given, **options):
         pytest.fail(f"connects to {given}")
 
@@ -139,7 +153,10 @@ def test_an_address_that_does_not_answer_has_a_share_of_the_time(looked_up, monk
 
     monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
     with pytest.raises(ValueError, match="did not arrive within 5 s"):
-        fetched(looked_up("example.org", lambda: ["8.8.8.8", "9.9.9.9", "1.1.1.1"]), "http://example.org/a.png")
+        fetched(
+            looked_up("example.org", lambda: ["8.8.8.8", "9.9.9.9", "1.1.1.1"]),
+            "http://example.org/a.png",
+        )
     assert given == pytest.approx([5 / 3, 5 / 2, 5], rel=0.05)
 
 
@@ -158,8 +175,18 @@ def test_what_a_host_may_do_instead(remote, place, path, words):
         fetched(remote, f"http://{place}{path}")
 
 
-ODD = ["http://example.org/a.png", "http://127.0.0.1/a.png", "http://127.0.0.1:1/a.png", "http://user@{place}/a.png"]
-ODD += ["http://{place}@example.org/a.png", "http://{place}.example.org/a.png", "https:///a.png", "http://[::1/a.png"]
+ODD = [
+    "http://example.org/a.png",
+    "http://127.0.0.1/a.png",
+    "http://127.0.0.1:1/a.png",
+    "http://user@{place}/a.png",
+]
+ODD += [
+    "http://{place}@example.org/a.png",
+    "http://{place}.example.org/a.png",
+    "https:///a.png",
+    "http://[::1/a.png",
+]
 ODD += ["http://{place}/a b", "http://{place}/\r\nHost: other", "http://{place}/ä.png"]
 
 
@@ -170,7 +197,10 @@ def test_other_hosts_and_odd_urls(remote, place, url):
 
 
 def test_names_that_lead_to_this_machine_and_nowhere(place):
-    for host, words in ((place, "at an address that is not public"), ("nowhere.invalid", "is not known")):
+    for host, words in (
+        (place, "at an address that is not public"),
+        ("nowhere.invalid", "is not known"),
+    ):
         with pytest.raises(ValueError, match=words):
             fetched(RemoteImages([host], max_bytes=9, timeout=5.0), f"http://{host}/a.png")
 
@@ -223,7 +253,10 @@ def test_a_server_that_allows_hosts(predictor, place, looked_up):
             ("file:///etc/passwd", "expected a data URI"),
             (f"http://{'a' * 10**6}.org/a.png", "a.org'; send a data URI"),
         ):
-            for body in ({"input": url, "modality": "image"}, {"input": ["a", {"text": "a", "image": url}]}):
+            for body in (
+                {"input": url, "modality": "image"},
+                {"input": ["a", {"text": "a", "image": url}]},
+            ):
                 error = error_of(server.client.post("/v1/embeddings", json=body), 400)
                 assert words in error["message"]
                 assert len(error["message"]) <= 4003
@@ -260,7 +293,9 @@ def test_certificates(encrypted, monkeypatch):
     local, number = (f"https://{host}:{port}{FILE}" for host in ("localhost", "127.0.0.1"))
 
     def remote():
-        return RemoteImages([f"localhost:{port}", f"127.0.0.1:{port}"], max_bytes=200_000, timeout=5.0)
+        return RemoteImages(
+            [f"localhost:{port}", f"127.0.0.1:{port}"], max_bytes=200_000, timeout=5.0
+        )
 
     with pytest.raises(ValueError, match="self-signed"):
         fetched(remote(), local)
@@ -275,11 +310,53 @@ def test_certificates(encrypted, monkeypatch):
 
 def test_addresses_that_are_not_public_and_those_that_are():
     for address in (
-        *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "100.64.0.1"),
-        *("224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1"),
-        *("64:ff9b::7f00:1", "64:ff9b:1::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::", "2002::", "::7f00:1"),
-        *("::ffff:8.8.8.8", "::ffff:0:8.8.8.8", "fec0::1", "fd00::1", "100::1", "2001:db8::1", "3fff::1", "2001:20::1"),
-        *("5f00::1", "4000::1", "192.0.0.8", "192.0.0.171", "192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1"),
+        *(
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "100.64.0.1",
+        ),
+        *(
+            "224.0.0.1",
+            "255.255.255.255",
+            "::1",
+            "::",
+            "fe80::1",
+            "fc00::1",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+        ),
+        *(
+            "64:ff9b::7f00:1",
+            "64:ff9b:1::7f00:1",
+            "2002:7f00:1::",
+            "2001:0:7f00:1::",
+            "2002::",
+            "::7f00:1",
+        ),
+        *(
+            "::ffff:8.8.8.8",
+            "::ffff:0:8.8.8.8",
+            "fec0::1",
+            "fd00::1",
+            "100::1",
+            "2001:db8::1",
+            "3fff::1",
+            "2001:20::1",
+        ),
+        *(
+            "5f00::1",
+            "4000::1",
+            "192.0.0.8",
+            "192.0.0.171",
+            "192.0.2.1",
+            "198.18.0.1",
+            "198.51.100.1",
+            "203.0.113.1",
+        ),
         *("192.88.99.1", "0.1.2.3", "240.0.0.1", "239.1.2.3"),
     ):
         assert not is_public(ipaddress.ip_address(address)), address

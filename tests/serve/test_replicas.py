@@ -11,16 +11,22 @@ import pytest
 from bridgetower.serve.replicas import pause_after, share, supervise
 
 
-@pytest.mark.parametrize(("cores", "sizes"), [(4, [2, 2]), (5, [2, 3]), (7, [2, 2, 3]), (3, [1] * 3)])
+@pytest.mark.parametrize(
+    ("cores", "sizes"), [(4, [2, 2]), (5, [2, 3]), (7, [2, 2, 3]), (3, [1] * 3)]
+)
 def test_every_core_is_in_one_share(cores, sizes):
     shares = [share(range(10, 10 + cores), number, len(sizes)) for number in range(len(sizes))]
     assert list(map(len, shares)) == sizes
     assert [core for part in shares for core in part] == list(range(10, 10 + cores))
-    with pytest.raises(ValueError, match=f"replicas is {cores + 1}, and there are {cores} cores; expected {cores}"):
+    with pytest.raises(
+        ValueError, match=f"replicas is {cores + 1}, and there are {cores} cores; expected {cores}"
+    ):
         share(range(cores), 0, cores + 1)
 
 
-@pytest.mark.parametrize(("deaths", "seconds"), [(0, 0), (1, 0), (2, 1), (3, 2), (5, 8), (8, 64), (5000, 64)])
+@pytest.mark.parametrize(
+    ("deaths", "seconds"), [(0, 0), (1, 0), (2, 1), (3, 2), (5, 8), (8, 64), (5000, 64)]
+)
 def test_replicas_that_die_young_again_and_again_pause_longer(deaths, seconds):
     assert pause_after(deaths) == seconds
 
@@ -42,11 +48,16 @@ def killed_twice(starts, replica):
     raise SystemExit(2)
 
 
-def test_a_killed_replica_starts_again_after_a_pause_if_that_repeats_and_one_that_fails_ends_all(tmp_path, caplog):
+def test_a_killed_replica_starts_again_after_a_pause_if_that_repeats_and_one_that_fails_ends_all(
+    tmp_path, caplog
+):
     starts = tmp_path / "starts"
     with pytest.raises(SystemExit) as ended:
         supervise(1, partial(killed_twice, starts))
     assert ended.value.code == 2
     _, second, third = map(float, starts.read_text().split())
     assert third - second >= 1
-    assert [record.message.rpartition("again ")[2] for record in caplog.records] == ["now", "in 1 s"]
+    assert [record.message.rpartition("again ")[2] for record in caplog.records] == [
+        "now",
+        "in 1 s",
+    ]

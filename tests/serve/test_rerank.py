@@ -44,8 +44,14 @@ def test_every_document_once_the_best_first(post, predictor, query, documents, e
 
 
 def test_the_first_few_with_their_documents(post):
-    first, second = post(PATH, query=TEXTS[0], documents=TEXTS, top_n=2, return_documents=True)["results"]
-    assert first == {"index": 0, "relevance_score": pytest.approx(1), "document": {"text": TEXTS[0]}}
+    first, second = post(PATH, query=TEXTS[0], documents=TEXTS, top_n=2, return_documents=True)[
+        "results"
+    ]
+    assert first == {
+        "index": 0,
+        "relevance_score": pytest.approx(1),
+        "document": {"text": TEXTS[0]},
+    }
     assert second["document"] == {"text": TEXTS[second["index"]]}
     assert len(post(PATH, query="a", documents=TEXTS, top_n=99)["results"]) == 3
 
@@ -77,7 +83,10 @@ def test_what_is_wrong_is_named(refused, query, documents, param, words):
 @pytest.mark.parametrize("path", ["/rerank", "/v2/rerank"])
 def test_other_clients_paths_and_fields(post, refused, path):
     expected = post(PATH, query=TEXTS[0], documents=TEXTS)
-    assert post(path, query=TEXTS[0], documents=TEXTS, max_tokens_per_doc=4096, model="tiny") == expected
+    assert (
+        post(path, query=TEXTS[0], documents=TEXTS, max_tokens_per_doc=4096, model="tiny")
+        == expected
+    )
     assert refused(path, query="a", documents=["a"], top_n=0)["param"] == "top_n"
 
 

@@ -23,7 +23,10 @@ def test_every_file_is_served_and_no_other(client):
         assert response.headers["content-type"] == f"{kind}; charset=utf-8"
         assert response.headers["x-content-type-options"] == "nosniff"
         assert response.headers["referrer-policy"] == "no-referrer"
-        rules = [rule.strip().partition(" ") for rule in response.headers["content-security-policy"].split(";")]
+        rules = [
+            rule.strip().partition(" ")
+            for rule in response.headers["content-security-policy"].split(";")
+        ]
         assert {name: value for name, _, value in rules} == POLICY
         assert not re.search(r"(?:https?:)?//(?!www\.w3\.org/2000/svg)[\w-]+\.", response.text)
         if "html" in kind:
@@ -31,7 +34,14 @@ def test_every_file_is_served_and_no_other(client):
         if "javascript" in kind:
             unsafe = r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|new Function"
             assert not re.search(unsafe, response.text)
-    others = ("/index.html", "/static/page.js", "/page.py", "/../pyproject.toml", "/favicon.ico", "/redoc")
+    others = (
+        "/index.html",
+        "/static/page.js",
+        "/page.py",
+        "/../pyproject.toml",
+        "/favicon.ico",
+        "/redoc",
+    )
     for path in (*others, "/%2e%2e/%2e%2e/etc/passwd", "/docs/oauth2-redirect"):
         error_of(client.get(path), 404)
 
@@ -41,6 +51,8 @@ def test_the_page_without_the_key_holds_nothing_and_may_be_left_out(locked, hast
         response = locked.client.get(path)
         assert response.status_code == 200
         assert '"tiny"' not in response.text
-        error_of(hasty.client.get(path), 405 if path == "/" else 404)  # to which texts to embed are posted
+        error_of(
+            hasty.client.get(path), 405 if path == "/" else 404
+        )  # to which texts to embed are posted
     for path in ("/v1/models", "/v1/index", f"/v1/images/{'0' * 64}"):
         error_of(locked.client.get(path), 401)

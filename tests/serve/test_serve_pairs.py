@@ -18,8 +18,18 @@ LONG, ONE = "red circle " * 30, {"images": URIS[0]}
 
 DIRECT = {
     "match": ({"texts": TEXTS}, "score", lambda model: model.match(PNGS, TEXTS).tolist(), 1),
-    "fill-mask": ({"texts": MASKED, "top": 4}, "masks", lambda model: model.fill_mask(PNGS, MASKED, top=4), 1),
-    "answer": ({"questions": TEXTS, "top": 3}, "answers", lambda model: model.answer(PNGS, TEXTS, top=3), 1),
+    "fill-mask": (
+        {"texts": MASKED, "top": 4},
+        "masks",
+        lambda model: model.fill_mask(PNGS, MASKED, top=4),
+        1,
+    ),
+    "answer": (
+        {"questions": TEXTS, "top": 3},
+        "answers",
+        lambda model: model.answer(PNGS, TEXTS, top=3),
+        1,
+    ),
     "entail": ({"statements": TEXTS}, "judgements", lambda model: model.entail(PNGS, TEXTS), 1),
     "reason": (
         {"images_2": URIS[::-1], "statements": TEXTS},
@@ -50,9 +60,13 @@ def test_equal_to_the_direct_call(both, predictor, answering, use):
     answer = both.client.post(f"/v1/{use}", json={"images": URIS} | body).json()
     assert answer["model"] == ("tiny" if model is predictor else model.source)
     numbers = ("image", "text") if use == "match" else ("index",)
-    assert [[row[name] for name in numbers] for row in answer["data"]] == [[row] * len(numbers) for row in range(3)]
+    assert [[row[name] for name in numbers] for row in answer["data"]] == [
+        [row] * len(numbers) for row in range(3)
+    ]
     compared([row[field] for row in answer["data"]], call(model))
-    texts = next(value for name, value in body.items() if name in ("texts", "questions", "statements"))
+    texts = next(
+        value for name, value in body.items() if name in ("texts", "questions", "statements")
+    )
     tokens = sum(map(len, model.processor.token_ids(texts)))
     assert answer["usage"]["total_tokens"] == num_images * len(PNGS) * 5 + tokens
 
@@ -76,16 +90,44 @@ def test_a_model_without_the_head(client, alone, use, head):
 @pytest.mark.parametrize(
     ("use", "body", "param", "words"),
     [
-        *(("answer", ONE | {"questions": "what?", "top": top}, "top", "") for top in (0, 101, "many", None)),
+        *(
+            ("answer", ONE | {"questions": "what?", "top": top}, "top", "")
+            for top in (0, 101, "many", None)
+        ),
         ("entail", {"images": URIS, "statements": TEXTS[:2]}, None, "3 images and 2 texts"),
         ("entail", ONE | {"statements": LONG}, "statements", "the limit is 24"),
-        ("reason", {"images": URIS, "images_2": URIS[:2], "statements": TEXTS}, "images_2", "3 images and 2 images_2"),
-        ("reason", ONE | {"images_2": "/etc/passwd", "statements": "a"}, "images_2", "expected a data URI"),
+        (
+            "reason",
+            {"images": URIS, "images_2": URIS[:2], "statements": TEXTS},
+            "images_2",
+            "3 images and 2 images_2",
+        ),
+        (
+            "reason",
+            ONE | {"images_2": "/etc/passwd", "statements": "a"},
+            "images_2",
+            "expected a data URI",
+        ),
         ("match", ONE, "texts", "required"),
         ("match", ONE | {"texts": "a" * 20_001}, "texts.0", "at most 20000 characters"),
-        ("match", {"images": [URIS[0], "x"], "texts": ["a", "b"]}, "images.1", "expected a data URI"),
-        ("fill-mask", {"images": URIS[:2], "texts": ["a <mask>", "a bar"]}, "texts", "no mask in text 1; put <mask>"),
-        ("fill-mask", ONE | {"texts": LONG + "<mask>", "truncate": True}, "texts", "no mask in text 0"),
+        (
+            "match",
+            {"images": [URIS[0], "x"], "texts": ["a", "b"]},
+            "images.1",
+            "expected a data URI",
+        ),
+        (
+            "fill-mask",
+            {"images": URIS[:2], "texts": ["a <mask>", "a bar"]},
+            "texts",
+            "no mask in text 1; put <mask>",
+        ),
+        (
+            "fill-mask",
+            ONE | {"texts": LONG + "<mask>", "truncate": True},
+            "texts",
+            "no mask in text 0",
+        ),
         ("explain", {"image": URIS[0], "text": ""}, "text", "no word"),
         ("explain", {"image": URIS[0], "text": LONG}, "text", "the limit is 24"),
         ("explain", {"image": [URIS[0]], "text": "a"}, "image", "valid string"),
@@ -98,18 +140,25 @@ def test_what_is_wrong_is_named(both, use, body, param, words):
 
 
 def test_no_more_items_and_words_than_can_be_answered_with(server, alone):
-    error = error_of(alone.client.post("/v1/reason", json={"images": URIS} | DIRECT["reason"][0]), 413)
+    error = error_of(
+        alone.client.post("/v1/reason", json={"images": URIS} | DIRECT["reason"][0]), 413
+    )
     assert error["message"] == "images: 6 items, the limit is 5; send several requests"
     with changed(server, max_items=2) as client:
         body = {"images": URIS[:2], "texts": ["<mask> bar", "<mask>"], "top": 100}
         assert client.post("/v1/fill-mask", json=body).status_code == 200
         error = error_of(client.post("/v1/fill-mask", json=body | {"texts": MASKED[:2]}), 413)
-    assert error["message"] == "texts: 3 masks with 100 words each, the limit is 200 words; ask for fewer"
+    assert (
+        error["message"]
+        == "texts: 3 masks with 100 words each, the limit is 200 words; ask for fewer"
+    )
 
 
 def test_all_pairs(post, predictor):
     answer = post("/v1/match", images=URIS, texts=TEXTS[:2], all_pairs=True)
-    assert [(row["image"], row["text"]) for row in answer["data"]] == [(i, t) for i in range(3) for t in range(2)]
+    assert [(row["image"], row["text"]) for row in answer["data"]] == [
+        (i, t) for i in range(3) for t in range(2)
+    ]
     expected = predictor.match(PNGS, TEXTS[:2], all_pairs=True).flatten().tolist()
     assert [row["score"] for row in answer["data"]] == pytest.approx(expected, abs=1e-5)
     assert len({round(probability, 4) for probability in expected}) == 6
@@ -122,7 +171,9 @@ def test_pairs_are_counted_before_any_is_built(client):
     for number in (3000, 4096):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         letters = ["a"] * number
-        response = client.post("/v1/match", json={"images": letters, "texts": letters, "all_pairs": True})
+        response = client.post(
+            "/v1/match", json={"images": letters, "texts": letters, "all_pairs": True}
+        )
         assert f"images: {number**2} items, the limit is 1024" in error_of(response, 413)["message"]
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10  # KiB
 
@@ -133,7 +184,9 @@ def test_explain_maps_every_word(post, predictor):
         expected = explain(predictor, PNGS[number], text, method=method)
         assert answer["words"] == list(expected.words)
         assert np.array(answer["maps"]) == pytest.approx(expected.maps.numpy(), abs=1e-5)
-        assert np.array(answer["prefix_shares"]) == pytest.approx(expected.prefix_shares.numpy(), abs=1e-5)
+        assert np.array(answer["prefix_shares"]) == pytest.approx(
+            expected.prefix_shares.numpy(), abs=1e-5
+        )
         assert answer["score"] == pytest.approx(expected.score, abs=1e-5)
         assert answer["usage"]["total_tokens"] == 5 + len(predictor.processor.token_ids([text])[0])
         assert "view" not in answer
@@ -152,10 +205,21 @@ def test_the_view_is_what_the_model_sees(post, predictor):
 
 def test_each_way_to_name_an_image_that_is_refused(refused, tmp_path):
     """Paths, devices, other hosts, drawings and images with too many pixels: on every route that takes an image."""
-    drawing = base64.b64encode(b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>').decode()
+    drawing = base64.b64encode(
+        b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
+    ).decode()
     many = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xff\xff\0\0\xff\xff\x08\x02\0\0\0" + bytes(40)
-    images = ["/etc/passwd", "/dev/zero", "file:///etc/passwd", "http://127.0.0.1/a.png", "https://example.org/a.png"]
-    images += [f"data:image/svg+xml;base64,{drawing}", "data:image/png;base64," + base64.b64encode(many).decode()]
+    images = [
+        "/etc/passwd",
+        "/dev/zero",
+        "file:///etc/passwd",
+        "http://127.0.0.1/a.png",
+        "https://example.org/a.png",
+    ]
+    images += [
+        f"data:image/svg+xml;base64,{drawing}",
+        "data:image/png;base64," + base64.b64encode(many).decode(),
+    ]
     images += ["data:text/html;base64,PGI+", "data:image/png,%89PNG"]
     (tmp_path / "a.png").write_bytes(PNGS[0])
     for image in (*images, str(tmp_path / "a.png"), f"file://{tmp_path}/a.png", "data:,", ""):

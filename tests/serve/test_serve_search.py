@@ -40,7 +40,11 @@ def check(answer: dict[str, Any], hits: list[Hit]) -> None:
         assert row["against"] == hit.against
         assert row.get("weak") == hit.weak
         assert row.get("score") == (hit.score and pytest.approx(hit.score, abs=1e-5))
-        assert (row["width"], row["height"], tuple(row["captions"])) == (hit.width, hit.height, hit.captions)
+        assert (row["width"], row["height"], tuple(row["captions"])) == (
+            hit.width,
+            hit.height,
+            hit.captions,
+        )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,9 @@ def check(answer: dict[str, Any], hits: list[Hit]) -> None:
 )
 def test_what_the_searcher_finds(post, searcher, predictor, query, image, settings):
     given = {"query": query, "image": None if image is None else URIS[image]}
-    answer = post(PATH, **{name: value for name, value in given.items() if value is not None}, **settings)
+    answer = post(
+        PATH, **{name: value for name, value in given.items() if value is not None}, **settings
+    )
     sql = {"where": condition_sql(settings["where"])} if "where" in settings else {}
     hits = searcher.search(query, None if image is None else PNGS[image], **(settings | sql))
     check(answer, hits)
@@ -81,7 +87,8 @@ def test_what_the_searcher_finds(post, searcher, predictor, query, image, settin
 
 def test_both_scores_by_the_weight_of_the_model(server, searcher, tiny_checkpoint, tmp_path):
     write_checkpoint(
-        replace(read_checkpoint(tiny_checkpoint), reranking=Reranking(itc_weight=64.0)), tmp_path / "model"
+        replace(read_checkpoint(tiny_checkpoint), reranking=Reranking(itc_weight=64.0)),
+        tmp_path / "model",
     )
     weighted = load(tmp_path / "model", device="cpu")
     expected = Searcher(searcher.index, weighted).search("red circle")
@@ -109,11 +116,20 @@ def grouped_index(predictor: Predictor, folder: Path) -> Index:
     """An index of generated vectors in groups, of which a search leaves most out."""
     vectors = F.normalize(torch.randn(400, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     about = {"fingerprint": predictor.fingerprint, "model": predictor.source, "root": str(folder)}
-    index = Index.create(folder / "generated.lance", IndexInfo(**about, image_width=8, pair_width=16))
+    index = Index.create(
+        folder / "generated.lance", IndexInfo(**about, image_width=8, pair_width=16)
+    )
     none = {"captions": [], "text_vectors": np.empty((0, 8)), "pair_vectors": np.empty((0, 16))}
     index.upsert(
         [
-            {"path": f"{number:03}.png", "digest": f"{number}", "width": 1, "height": 1, "image_vector": vector, **none}
+            {
+                "path": f"{number:03}.png",
+                "digest": f"{number}",
+                "width": 1,
+                "height": 1,
+                "image_vector": vector,
+                **none,
+            }
             for number, vector in enumerate(vectors.numpy())
         ]
     )
@@ -130,7 +146,10 @@ def test_no_more_is_matched_than_a_request_may_have(server, searcher):
         error = error_of(client.post(PATH, json={"query": "red bar", "rerank": 9}), 413)
         assert error["message"] == "rerank: 10 items, the limit is 9; send several requests"
     with changed(server, max_items=1) as client:
-        check(client.post(PATH, json={"query": "red bar"}).json(), searcher.search("red bar", rerank=0))
+        check(
+            client.post(PATH, json={"query": "red bar"}).json(),
+            searcher.search("red bar", rerank=0),
+        )
     with changed(server, max_items=46) as client:  # 45 images: no more room is taken for 256
         answer = client.post(PATH, json={"query": "red bar", "rerank": 256, "top": 50})
         assert [row["rank"] for row in answer.json()["data"]] == list(range(1, 46))
@@ -179,7 +198,9 @@ def test_what_is_matched_is_what_was_indexed(server, predictor, tmp_path):
     os.mkfifo(photos / names[2])
     (photos / names[3]).symlink_to(elsewhere / "copy.png")
     decoders = Decoders(max_pixels=10**6, memory=2**28)
-    with changed(server, Searcher(tmp_path / "photos.lance", predictor), decoders=decoders) as client:
+    with changed(
+        server, Searcher(tmp_path / "photos.lance", predictor), decoders=decoders
+    ) as client:
         rows = client.post(PATH, json={"query": "red", "top": 60, "rerank": 60}).json()["data"]
         assert {row["path"] for row in rows} == {*names} - {*names[:3], "large.png"}
         assert all("score" in row for row in rows)
@@ -194,13 +215,20 @@ def test_what_is_matched_is_what_was_indexed(server, predictor, tmp_path):
 
 def check_unavailable(client: httpx.Client, ask: dict[str, Any]) -> None:
     """Checks that every route that reads the index says that it cannot."""
-    answers = [client.get(f"/v1/{path}") for path in ("index", f"images/{'0' * 64}", f"videos/{'0' * 64}")]
+    answers = [
+        client.get(f"/v1/{path}") for path in ("index", f"images/{'0' * 64}", f"videos/{'0' * 64}")
+    ]
     for answer in (client.post(PATH, json=ask), *answers):
         error = error_of(answer, 503)
-        assert (error["code"], error["message"][:27]) == ("index_unavailable", "the index cannot be read; t")
+        assert (error["code"], error["message"][:27]) == (
+            "index_unavailable",
+            "the index cannot be read; t",
+        )
 
 
-def test_an_index_that_changes_while_it_is_served(server, predictor, tiny_checkpoint, tmp_path, monkeypatch):
+def test_an_index_that_changes_while_it_is_served(
+    server, predictor, tiny_checkpoint, tmp_path, monkeypatch
+):
     monkeypatch.setattr(index_module, "_SEEN_WITHIN", -1.0)
     pictures, uri = write_pictures(tmp_path), tmp_path / "photos.lance"
     build_index(pictures, uri, predictor)

@@ -48,7 +48,9 @@ def test_connections_opened_together_reach_all_processes():
 def test_a_port_that_is_taken_and_a_host_that_is_not_here():
     with take_port(ServeConfig(port=0)) as listener:
         port = listener.getsockname()[1]
-        with pytest.raises(OSError, match=rf"cannot listen at 127\.0\.0\.1, port {port}: .*; choose another"):
+        with pytest.raises(
+            OSError, match=rf"cannot listen at 127\.0\.0\.1, port {port}: .*; choose another"
+        ):
             take_port(ServeConfig(port=port))
     with pytest.raises(OSError, match=r"cannot listen at 192\.0\.2\.1"):
         take_port(ServeConfig(host="192.0.2.1", api_key="secret", port=0))
@@ -76,7 +78,11 @@ class Handler(logging.Handler):
 
 def test_stopping_finishes_what_was_taken_in_and_logs_stay_open(predictor):
     handler = Handler()
-    with started(predictor, max_batch=2) as running, held_up(predictor) as gate, ThreadPoolExecutor(4) as pool:
+    with (
+        started(predictor, max_batch=2) as running,
+        held_up(predictor) as gate,
+        ThreadPoolExecutor(4) as pool,
+    ):
         ask = partial(httpx.post, f"{running.client.base_url}/v1/embeddings", timeout=PATIENCE)
         waiting = [pool.submit(ask, json={"input": TEXTS * 3}) for _ in range(4)]
         until(lambda: running.service.scheduler.admitted == 36 * running.service.costs["text"])

@@ -20,7 +20,11 @@ async def ask(turns, *works):
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [({}, "a0 b0 c0 a1 c1 a2 a3 a4"), ({"c": 2.5}, "a0 b0 c0 a1 a2 c1 a3 a4"), ({"a": 9.0}, "a0 b0 c0 c1 a1 a2 a3 a4")],
+    [
+        ({}, "a0 b0 c0 a1 c1 a2 a3 a4"),
+        ({"c": 2.5}, "a0 b0 c0 a1 a2 c1 a3 a4"),
+        ({"a": 9.0}, "a0 b0 c0 c1 a1 a2 a3 a4"),
+    ],
 )
 async def test_every_request_has_the_same_time(seconds, expected):
     done = []
@@ -28,8 +32,14 @@ async def test_every_request_has_the_same_time(seconds, expected):
     turns = Turns(1, "test", lambda: sum(seconds.get(name[0], 1.0) for name in done))
     first = asyncio.ensure_future(ask(turns, gate.wait))
     await asyncio.sleep(0)
-    requests = [[f"{name}{number}" for number in range(count)] for name, count in (("a", 5), ("b", 1), ("c", 2))]
-    asking = [asyncio.ensure_future(ask(turns, *((lambda n=n: done.append(n)) for n in names))) for names in requests]
+    requests = [
+        [f"{name}{number}" for number in range(count)]
+        for name, count in (("a", 5), ("b", 1), ("c", 2))
+    ]
+    asking = [
+        asyncio.ensure_future(ask(turns, *((lambda n=n: done.append(n)) for n in names)))
+        for names in requests
+    ]
     for _ in range(5):
         await asyncio.sleep(0)
     gate.set()
@@ -57,7 +67,9 @@ async def test_newcomers_do_not_starve_those_who_wait():
             await ask(turns, work(number))
 
     turns = Turns(1, "test", lambda: float(len(done)))
-    await asyncio.gather(ask(turns, *[work("old")] * 5), *(newcomer(turns, number) for number in range(4)))
+    await asyncio.gather(
+        ask(turns, *[work("old")] * 5), *(newcomer(turns, number) for number in range(4))
+    )
     assert len(done) == 85
     assert max(number for number, name in enumerate(done) if name == "old") < 60
 
@@ -70,7 +82,9 @@ async def test_what_nobody_waits_for_is_not_done():
     await asyncio.sleep(0)
     with turns.turn() as leaving:
         for number in range(3):
-            waiting = asyncio.ensure_future(turns.run(leaving, lambda number=number: done.append(number)))
+            waiting = asyncio.ensure_future(
+                turns.run(leaving, lambda number=number: done.append(number))
+            )
             await asyncio.sleep(0)
         waiting.cancel()
     last = asyncio.ensure_future(ask(turns, lambda: done.append(9)))
@@ -100,7 +114,9 @@ class PanicException(BaseException):
     """What is no Exception."""
 
 
-@pytest.mark.parametrize(("error", "raised"), [(ValueError("a"), ValueError), (PanicException("a"), RuntimeError)])
+@pytest.mark.parametrize(
+    ("error", "raised"), [(ValueError("a"), ValueError), (PanicException("a"), RuntimeError)]
+)
 async def test_errors_reach_who_waits_and_the_thread_goes_on(error, raised):
     def fail():
         raise error
@@ -130,5 +146,7 @@ async def main():
 asyncio.run(main())
 print("ended")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout == "ended\n"

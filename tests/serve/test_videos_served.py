@@ -59,7 +59,9 @@ def test_hits_have_times_a_transcript_and_a_link(talks):
     assert (hit["start"], hit["end"], hit["transcript"]) == (0.5, 2.5, SAID[0])
     assert hit["link"] == f"/v1/videos/{hit['id']}#t=0.500,2.500"
     assert not {"start", "end", "transcript", "link"} & hits["a.png"].keys()
-    assert len({hit["id"] for hit in hits.values()}) == 8  # also of the copy, whose frames look the same
+    assert (
+        len({hit["id"] for hit in hits.values()}) == 8
+    )  # also of the copy, whose frames look the same
     for size in ({}, {"size": 64}):
         picture = talks.client.get(f"/v1/images/{hit['id']}", params=size)
         assert (picture.status_code, picture.headers["content-type"]) == (200, "image/jpeg")
@@ -69,7 +71,10 @@ def test_hits_have_times_a_transcript_and_a_link(talks):
 
 
 def test_a_video_is_sent_whole_or_in_pieces(talks, monkeypatch):
-    for name, file, kind in ((TALK, "talk.mp4", "video/mp4"), (LECTURE, "sub/lecture.webm", "video/webm")):
+    for name, file, kind in (
+        (TALK, "talk.mp4", "video/mp4"),
+        (LECTURE, "sub/lecture.webm", "video/webm"),
+    ):
         content = (talks.root / file).read_bytes()
         whole = talks.get(name)
         assert (whole.status_code, whole.content) == (200, content)
@@ -92,7 +97,10 @@ def test_a_video_is_sent_whole_or_in_pieces(talks, monkeypatch):
         assert piece.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
     monkeypatch.setattr("bridgetower.serve.search.PIECE", 100)
     piece = talks.get(TALK, range="bytes=50-")
-    assert (piece.content, piece.headers["content-range"]) == (content[50:150], f"bytes 50-149/{size}")
+    assert (piece.content, piece.headers["content-range"]) == (
+        content[50:150],
+        f"bytes 50-149/{size}",
+    )
 
 
 def test_odd_ranges(talks):
@@ -105,7 +113,15 @@ def test_odd_ranges(talks):
         assert "expected one like bytes=0-999 within" in error_of(response, 416)["message"]
         assert response.headers["content-range"] == f"bytes */{size}"
     for given in (  # no range, or several, which are ignored
-        *("bytes=", "bytes=-", "bytes=9-5", "bytes=a-b", "0-5", "items=0-5", "bytes=" + "9" * 5000 + "-"),
+        *(
+            "bytes=",
+            "bytes=-",
+            "bytes=9-5",
+            "bytes=a-b",
+            "0-5",
+            "items=0-5",
+            "bytes=" + "9" * 5000 + "-",
+        ),
         *("bytes=\xb2-\xb3", "bytes=0-1,5-6", "bytes=" + "0-," * 2000),
     ):
         response = talks.client.get(link, headers=[(b"range", given.encode("latin-1"))])
@@ -113,7 +129,14 @@ def test_odd_ranges(talks):
 
 
 def test_nothing_but_moments_of_the_index(talks):
-    for name in ("talk.mp4", "..%2f..%2fetc%2fpasswd", "/etc/passwd", "0" * 63, "' OR path = 'talk.mp4", "%00"):
+    for name in (
+        "talk.mp4",
+        "..%2f..%2fetc%2fpasswd",
+        "/etc/passwd",
+        "0" * 63,
+        "' OR path = 'talk.mp4",
+        "%00",
+    ):
         assert talks.client.get(f"/v1/videos/{name}").status_code in (400, 404)
     for name in ("0" * 64, talks.hits()["a.png"]["id"]):
         error = error_of(talks.client.get(f"/v1/videos/{name}"), 404)
@@ -161,11 +184,18 @@ def test_a_link_plays_without_the_key(locked, tmp_path):
         hit = client.post("/v1/search", json=body, headers=headers).json()["data"][0]
         link = hit["link"].partition("#")[0]
         piece = client.get(link, headers={"Range": "bytes=0-99"})
-        assert (piece.status_code, piece.content) == (206, (talks.root / "talk.mp4").read_bytes()[:100])
+        assert (piece.status_code, piece.content) == (
+            206,
+            (talks.root / "talk.mp4").read_bytes()[:100],
+        )
         error_of(client.get(link.partition("?")[0]), 401)
         for path in (link, f"/v1/images/{hit['id']}", f"/v1/images/{hit['id']}?size=64"):
             whole = client.get(path, headers=headers)
             again = client.get(path, headers={**headers, "If-None-Match": whole.headers["etag"]})
             assert (whole.status_code, again.status_code, again.content) == (200, 304, b"")
-            assert client.get(path, headers={**headers, "If-None-Match": '"other"'}).status_code == 200
-        assert client.head(link).headers["content-length"] == str((talks.root / "talk.mp4").stat().st_size)
+            assert (
+                client.get(path, headers={**headers, "If-None-Match": '"other"'}).status_code == 200
+            )
+        assert client.head(link).headers["content-length"] == str(
+            (talks.root / "talk.mp4").stat().st_size
+        )

@@ -74,7 +74,12 @@ class Attempt:
     """Processes that run a command."""
 
     def __init__(
-        self, command: Sequence[str], log: Path, *, processes: int = 1, around: Callable[[], Around] = nullcontext
+        self,
+        command: Sequence[str],
+        log: Path,
+        *,
+        processes: int = 1,
+        around: Callable[[], Around] = nullcontext,
     ) -> None:
         """Starts them.
 
@@ -98,9 +103,13 @@ class Attempt:
         if kill is not None:
             time.sleep(max(0.0, self.started + kill.seconds - time.perf_counter()))
             for victim in kill.victims:
-                os.kill(self.pids[victim], signal.SIGKILL)  # one that has ended is a zombie until it is waited for
+                os.kill(
+                    self.pids[victim], signal.SIGKILL
+                )  # one that has ended is a zombie until it is waited for
         codes = self._wait()
-        content = self.log.read_bytes() if self.log.exists() else b""  # a kill may come before it is there
+        content = (
+            self.log.read_bytes() if self.log.exists() else b""
+        )  # a kill may come before it is there
         said = content[self._start :].decode(errors="replace")
         return Ended(codes, time.perf_counter() - self.started, said)
 
@@ -159,8 +168,14 @@ def _worlds(processes: int) -> list[Mapping[str, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "TORCHELASTIC_RUN_ID": "faults"}
-    return [{**address, **size, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    size = {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "TORCHELASTIC_RUN_ID": "faults",
+    }
+    return [
+        {**address, **size, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)
+    ]
 
 
 def _run(command: Sequence[str], world: Mapping[str, str], around: Callable[[], Around]) -> None:
@@ -211,7 +226,11 @@ def _mount(folder: Path, kib: int, flags: int = 0) -> None:
         Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
     _check(libc.mount(b"none", b"/", None, _PRIVATE, None))
-    _check(libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", flags, f"size={kib}k,mode=777".encode()))
+    _check(
+        libc.mount(
+            b"tmpfs", str(folder).encode(), b"tmpfs", flags, f"size={kib}k,mode=777".encode()
+        )
+    )
 
 
 def _check(result: int) -> None:

@@ -61,7 +61,9 @@ def write_images(folder: Path, count: int) -> Path:
     for number in range(count):
         colour, ground = source.sample(COLOURS, 2)
         image = Image.frombytes("RGB", (SIZE, SIZE), source.randbytes(3 * SIZE * SIZE))
-        ImageDraw.Draw(image).ellipse((10, 10, 20 + source.randrange(60), 80), fill=colour, outline=ground)
+        ImageDraw.Draw(image).ellipse(
+            (10, 10, 20 + source.randrange(60), 80), fill=colour, outline=ground
+        )
         image.save(folder / f"{number:04}.png")
         lines.append(f"{number:04}.png,a {colour} circle with a {ground} line; number {number}")
     (folder / "captions.csv").write_text("\n".join(lines))
@@ -93,7 +95,12 @@ def training(data: Path, *, processes: int = 1, asynchronous: bool = False) -> W
         "heads": ["itc-size=8"],
     }
     values = [f"--model.{part}.{value}" for part, entries in parts.items() for value in entries]
-    values += ["--batch-size=8", "--data.max-length=24", "--log-every=1", "--evaluation.candidates=4"]
+    values += [
+        "--batch-size=8",
+        "--data.max-length=24",
+        "--log-every=1",
+        "--evaluation.candidates=4",
+    ]
     values += [f"--max-steps={STEPS}", f"--checkpoint-every={INTERVAL}", "--evaluate-every=10"]
     command = ["train", "pretrain-nano", "--data.folders", str(data)]
     command += ["--async-checkpoints"] if asynchronous else []
@@ -101,7 +108,13 @@ def training(data: Path, *, processes: int = 1, asynchronous: bool = False) -> W
     written = "written in the background" if asynchronous else "written at once"
     return Work(
         name=f"train, {processes} process{'es' if processes > 1 else ''}, states {written}",
-        command=lambda out: [*command, *given, "--out", str(out), *(["--resume"] if (out / CONFIG).exists() else [])],
+        command=lambda out: [
+            *command,
+            *given,
+            "--out",
+            str(out),
+            *(["--resume"] if (out / CONFIG).exists() else []),
+        ],
         result=lambda out: _digests(out, "last/model.safetensors", "best/model.safetensors"),
         found=_steps,
         lost=lambda before, after: before["done"] - before["saved"],
@@ -145,7 +158,15 @@ def indexing(photos: Path, model: Path, work: Path) -> Work:
 
     return Work(
         name="index",
-        command=lambda out: ["index", str(photos), "--model", str(model), "--out", str(out / "photos.lance"), *options],
+        command=lambda out: [
+            "index",
+            str(photos),
+            "--model",
+            str(model),
+            "--out",
+            str(out / "photos.lance"),
+            *options,
+        ],
         result=result,
         found=rows,
         lost=_changed,
@@ -166,7 +187,9 @@ def _rows(out: Path, name: str, key: str, work: Path) -> Found:
         rows: list[dict[str, Any]] = []
         if Table.exists(out / f"{name}.lance"):
             rows = Table(out / f"{name}.lance").lance.to_arrow().to_pylist()
-        digests = {row[key]: hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest() for row in rows}
+        digests = {
+            row[key]: hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest() for row in rows
+        }
         if len(digests) != len(rows):
             raise RuntimeError(f"{len(rows) - len(digests)} images are in {name}.lance twice")
         report.write_text(json.dumps(digests))
@@ -186,7 +209,9 @@ def _prepared(out: Path) -> Found:
 
 def _digests(out: Path, *patterns: str) -> Found:
     paths = sorted(path for pattern in patterns for path in out.glob(pattern))
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths
+    }
 
 
 def _written(out: Path, pattern: str) -> Found:
@@ -201,5 +226,9 @@ def _changed(before: Found, after: Found) -> int:
 def _steps(out: Path) -> Found:
     path = newest(out)
     saved = 0 if path is None else int(read_about(path)["state"]["step"])
-    logged = [entry["step"] for entry in read_metrics(out, "train")] if (out / "metrics.jsonl").exists() else []
+    logged = (
+        [entry["step"] for entry in read_metrics(out, "train")]
+        if (out / "metrics.jsonl").exists()
+        else []
+    )
     return {"done": max(logged, default=0), "saved": saved}

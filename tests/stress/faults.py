@@ -124,7 +124,10 @@ def kill_often(job: Job, kills: int, source: random.Random) -> Kills:
         before = None
         for _ in range(IN_A_ROW):
             every = range(work.processes)
-            kill = Kill(source.uniform(0, job.seconds), source.sample(every, source.randint(1, work.processes)))
+            kill = Kill(
+                source.uniform(0, job.seconds),
+                source.sample(every, source.randint(1, work.processes)),
+            )
             ended = _attempt(work, out, kill)
             before = _note(row, work, out, ended, before)
             if ended.done or row.kills == kills:
@@ -193,7 +196,9 @@ def _start(work: Work, out: Path, name: str, around: Callable[[], Around] = null
     return Attempt(work.command(out), log, processes=work.processes, around=around)
 
 
-def _attempt(work: Work, out: Path, kill: Kill | None = None, around: Callable[[], Around] = nullcontext) -> Ended:
+def _attempt(
+    work: Work, out: Path, kill: Kill | None = None, around: Callable[[], Around] = nullcontext
+) -> Ended:
     return _start(work, out, out.name, around).end(kill)
 
 
@@ -222,18 +227,25 @@ def table_of_kills(kills: Sequence[Kills]) -> str:
     rows: list[Sequence[object]] = []
     for each in kills:
         lost = f"{each.most_lost} of {each.allowed} {each.unit}"
-        rows.append((each.what, each.kills, each.resumed, lost, each.beyond, f"{each.equal} of {each.ends}"))
+        rows.append(
+            (each.what, each.kills, each.resumed, lost, each.beyond, f"{each.equal} of {each.ends}")
+        )
     done, resumed, beyond, equal, ends = (
-        sum(getattr(each, name) for each in kills) for name in ("kills", "resumed", "beyond", "equal", "ends")
+        sum(getattr(each, name) for each in kills)
+        for name in ("kills", "resumed", "beyond", "equal", "ends")
     )
     rows.append(("all", done, resumed, "", beyond, f"{equal} of {ends}"))
-    return table(rows, "what", "kills", "resumed", "most lost, of allowed", "lost more", "final bits equal")
+    return table(
+        rows, "what", "kills", "resumed", "most lost, of allowed", "lost more", "final bits equal"
+    )
 
 
 def table_of_faults(faults: Sequence[Fault]) -> str:
     """Returns a row for each job and fault."""
     words = {True: "yes", False: "no", None: ""}
-    rows = [(each.what, each.fault, each.seen.replace("\n", " "), words[each.equal]) for each in faults]
+    rows = [
+        (each.what, each.fault, each.seen.replace("\n", " "), words[each.equal]) for each in faults
+    ]
     return table(rows, "what", "fault", "ended", "run again: bits equal")
 
 
@@ -250,12 +262,16 @@ def jobs_in(folder: Path, images: int, names: Sequence[str]) -> Iterator[Job]:
         "index": indexing(photos.parent, model, folder),
         "evaluate": evaluating(data, model),
     }
-    yield from (Job.undisturbed(work, folder / name) for name, work in others.items() if name in names)
+    yield from (
+        Job.undisturbed(work, folder / name) for name, work in others.items() if name in names
+    )
 
 
 def main() -> None:
     """Prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200, help="over all jobs")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)
     parser.add_argument("--images", type=int, default=300)
@@ -263,13 +279,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    os.environ["OMP_NUM_THREADS"] = "1"  # of what is started anew, too: more threads add up in another order
+    os.environ["OMP_NUM_THREADS"] = (
+        "1"  # of what is started anew, too: more threads add up in another order
+    )
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="lancedb fork support", category=RuntimeWarning)
     source, kills, faults = random.Random(options.seed), list[Kills](), list[Fault]()
     with tempfile.TemporaryDirectory() as folder:
         for number, job in enumerate(jobs_in(Path(folder), options.images, options.jobs)):
-            share = options.kills // len(options.jobs) + (number < options.kills % len(options.jobs))
+            share = options.kills // len(options.jobs) + (
+                number < options.kills % len(options.jobs)
+            )
             kills.append(kill_often(job, share, source))
             logging.info("%s", asdict(kills[-1]))
             if job.folder.name in PLAIN:

@@ -43,16 +43,44 @@ def bad_things(server: Server) -> dict[str, BadThing]:
 
     functions: list[BadThing] = [
         *(malformed, broken_json, no_http, oversized, slow, abandoned, visit, burst, made_up),
-        *(old_page, odd_sources, far_url, many_pairs, long_lists, heavy_json, probed, silent, half_sent),
-        *(other_sites, odd_images, endless, odd_filters, many_scans, stalled, two_lengths, short_chunks),
+        *(
+            old_page,
+            odd_sources,
+            far_url,
+            many_pairs,
+            long_lists,
+            heavy_json,
+            probed,
+            silent,
+            half_sent,
+        ),
+        *(
+            other_sites,
+            odd_images,
+            endless,
+            odd_filters,
+            many_scans,
+            stalled,
+            two_lengths,
+            short_chunks,
+        ),
     ]
 
     async def not_indexed(connection: Connection, choice: random.Random) -> Reply | None:
         """Asks for images that are not in the index, and for those that are in ways that there are not."""
         odd = choice.choice(
-            ["0" * 64, ids[0][:-1] + "g", ids[0].upper(), "../" + ids[0], "%2e%2e%2fetc%2fhostname", ""]
+            [
+                "0" * 64,
+                ids[0][:-1] + "g",
+                ids[0].upper(),
+                "../" + ids[0],
+                "%2e%2e%2fetc%2fhostname",
+                "",
+            ]
         )
-        size = choice.choice(["", "?size=64", "?size=0", "?size=-1", "?size=99999999999999999999", "?size=a"])
+        size = choice.choice(
+            ["", "?size=64", "?size=0", "?size=-1", "?size=99999999999999999999", "?size=a"]
+        )
         return expect(await connection.send(head(f"GET /v1/images/{odd}{size}")), 400, 404)
 
     async def unread(connection: Connection, choice: random.Random) -> Reply | None:
@@ -63,7 +91,10 @@ def bad_things(server: Server) -> dict[str, BadThing]:
         return None
 
     ids = [
-        one["id"] for one in requests.get(f"http://{server.host}:{server.port}/v1/index", timeout=60).json()["examples"]
+        one["id"]
+        for one in requests.get(f"http://{server.host}:{server.port}/v1/index", timeout=60).json()[
+            "examples"
+        ]
     ]
     functions += [not_indexed, unread]
     return {function.__name__: function for function in functions}
@@ -95,7 +126,9 @@ def check_error(reply: Reply) -> None:
     if reply.status >= 400 and reply.headers.get("content-type") != "application/json":
         raise HoleError(f"status {reply.status} is no JSON: {reply.body[:200]!r}")
     if reply.status >= 400 and len(reply.body) > 2**16:
-        raise HoleError(f"status {reply.status} with an error of {len(reply.body)} bytes: {reply.body[:200]!r}")
+        raise HoleError(
+            f"status {reply.status} with an error of {len(reply.body)} bytes: {reply.body[:200]!r}"
+        )
 
 
 def head(line: str, **headers: object) -> bytes:
@@ -133,7 +166,17 @@ async def malformed(connection: Connection, choice: random.Random) -> Reply | No
     """Sends JSON that is no request."""
     image_cut = data_uri(b"\xff\xd8\xff" + choice.randbytes(200))
     bodies: list[Any] = [
-        *({}, [], None, 7, "text", {"input": 7}, {"input": []}, {"input": [[1, 2]]}, {"input": "a", "x": 1}),
+        *(
+            {},
+            [],
+            None,
+            7,
+            "text",
+            {"input": 7},
+            {"input": []},
+            {"input": [[1, 2]]},
+            {"input": "a", "x": 1},
+        ),
         {"input": "a", "dimensions": 3},
         {"input": "a", "model": "other"},
         {"input": image_cut, "modality": "image"},
@@ -144,22 +187,32 @@ async def malformed(connection: Connection, choice: random.Random) -> Reply | No
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
         {"images": image_cut, "texts": "a"},
         {"query": "a", "documents": [{"image": image_cut}, "b"]},
-        {"images": "data:image/png;base64,", "texts": "<mask>", "top": choice.choice([0, -1, 10**30, 1.5])},
+        {
+            "images": "data:image/png;base64,",
+            "texts": "<mask>",
+            "top": choice.choice([0, -1, 10**30, 1.5]),
+        },
     ]
-    path = choice.choice(["/v1/embeddings", "/v1/match", "/v1/rerank", "/v1/fill-mask", "/v1/answer", "/v1/search"])
+    path = choice.choice(
+        ["/v1/embeddings", "/v1/match", "/v1/rerank", "/v1/fill-mask", "/v1/answer", "/v1/search"]
+    )
     return await connection.send(request_bytes(path, choice.choice(bodies)))
 
 
 async def broken_json(connection: Connection, choice: random.Random) -> Reply | None:
     """Sends bytes that are no JSON, or that are nested deeper than anything is."""
     deep = choice.choice([b"[", b'{"a":', b"[[],"])
-    content = choice.choice([b"{", deep * 50_000, b'{"input": ' + b"9" * 9000 + b"}", choice.randbytes(500), b'"\xff"'])
+    content = choice.choice(
+        [b"{", deep * 50_000, b'{"input": ' + b"9" * 9000 + b"}", choice.randbytes(500), b'"\xff"']
+    )
     return expect(await connection.send(as_json("/v1/embeddings", content)), 400, 413)
 
 
 def as_json(path: str, content: bytes) -> bytes:
     """Returns a POST of bytes that are called JSON."""
-    return head(f"POST {path}", Content_Type="application/json", Content_Length=len(content)) + content
+    return (
+        head(f"POST {path}", Content_Type="application/json", Content_Length=len(content)) + content
+    )
 
 
 async def no_http(connection: Connection, choice: random.Random) -> Reply | None:
@@ -193,7 +246,10 @@ async def oversized(connection: Connection, choice: random.Random) -> Reply | No
 async def slow(connection: Connection, choice: random.Random) -> Reply | None:
     """Sends a request in small parts, and perhaps never ends."""
     request = request_bytes("/v1/embeddings", {"input": "two dogs"})
-    writer, parts = await connection.open(), [request[start : start + 20] for start in range(0, len(request), 20)]
+    writer, parts = (
+        await connection.open(),
+        [request[start : start + 20] for start in range(0, len(request), 20)],
+    )
     for part in parts[: choice.choice([len(parts), len(parts) - 1])]:
         writer.write(part)
         await asyncio.sleep(choice.random() * 0.3)
@@ -202,7 +258,9 @@ async def slow(connection: Connection, choice: random.Random) -> Reply | None:
 
 async def abandoned(connection: Connection, choice: random.Random) -> Reply | None:
     """Leaves after having sent all of a request or a part."""
-    uris = [data_uri(image(torch.Generator().manual_seed(choice.randrange(99)), 256))] * choice.randrange(1, 60)
+    uris = [
+        data_uri(image(torch.Generator().manual_seed(choice.randrange(99)), 256))
+    ] * choice.randrange(1, 60)
     request = request_bytes("/v1/embeddings", {"input": uris, "modality": "image"})
     writer = await connection.open()
     writer.write(request[: choice.choice([50, 1000, len(request) // 2, len(request)])])
@@ -213,16 +271,25 @@ async def abandoned(connection: Connection, choice: random.Random) -> Reply | No
 
 async def visit(connection: Connection, choice: random.Random) -> Reply | None:
     """Opens the page, or follows a link to it."""
-    link = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
+    link = {
+        "Sec_Fetch_Site": "cross-site",
+        "Sec_Fetch_Mode": "navigate",
+        "Sec_Fetch_Dest": "document",
+    }
     return expect(await connection.send(head("GET /", **choice.choice([{}, link]))), 200, 404)
 
 
 async def old_page(connection: Connection, choice: random.Random) -> Reply | None:
     """Asks for routes of Gradio, which would open any file and fetch any URL."""
     session = f"{choice.randrange(10**9)}"
-    file = {"path": choice.choice(["/etc/hostname", "/dev/zero", "/usr/share/pixmaps/a.png"]), "orig_name": "x.svg"}
+    file = {
+        "path": choice.choice(["/etc/hostname", "/dev/zero", "/usr/share/pixmaps/a.png"]),
+        "orig_name": "x.svg",
+    }
     sent = [
-        request_bytes("/gradio_api/queue/join", {"data": [file, "a"], "fn_index": 0, "session_hash": session}),
+        request_bytes(
+            "/gradio_api/queue/join", {"data": [file, "a"], "fn_index": 0, "session_hash": session}
+        ),
         request_bytes("/gradio_api/upload", {}),
         *map(
             head,
@@ -243,10 +310,29 @@ async def old_page(connection: Connection, choice: random.Random) -> Reply | Non
 
 
 _SOURCES = (
-    *("/etc/hostname", "/dev/zero", "file:///etc/hostname", "../a.png", "file=/etc/hostname", "a.png", "", "data:,"),
-    *("https://example.org/a.png", "HTTP://LOCALHOST/a.png", "ftp://example.org/a.png", "//example.org/a.png"),
+    *(
+        "/etc/hostname",
+        "/dev/zero",
+        "file:///etc/hostname",
+        "../a.png",
+        "file=/etc/hostname",
+        "a.png",
+        "",
+        "data:,",
+    ),
+    *(
+        "https://example.org/a.png",
+        "HTTP://LOCALHOST/a.png",
+        "ftp://example.org/a.png",
+        "//example.org/a.png",
+    ),
     *(f"http://{'a' * 2**20}/a.png", f"file:///{'a' * 2**20}"),
-    *("data:image/png,a", "data:text/plain;base64,YQ==", "data:image/png;base64;x,YQ==", "data:image/png;base64,*"),
+    *(
+        "data:image/png,a",
+        "data:text/plain;base64,YQ==",
+        "data:image/png;base64;x,YQ==",
+        "data:image/png;base64,*",
+    ),
 )
 _ODD_FILES = (
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/hostname) (r) file\n",
@@ -261,7 +347,9 @@ _ODD_FILES = (
 async def odd_sources(connection: Connection, choice: random.Random) -> Reply | None:
     """Names images by path or URL, and sends files in formats that are not taken."""
     odd = f"data:image/{choice.choice(['png', 'svg+xml', 'eps'])};base64,"
-    source = choice.choice([*_SOURCES, *(odd + base64.b64encode(file).decode() for file in _ODD_FILES)])
+    source = choice.choice(
+        [*_SOURCES, *(odd + base64.b64encode(file).decode() for file in _ODD_FILES)]
+    )
     bodies: dict[str, dict[str, Any]] = {
         "/v1/embeddings": {"input": source, "modality": "image"},
         "/v1/match": {"images": [source], "texts": "a"},
@@ -286,13 +374,18 @@ async def many_pairs(connection: Connection, choice: random.Random) -> Reply | N
     """Asks for millions of pairs in a few kilobytes."""
     many = ["a"] * choice.choice([3000, 4096, 10_000])
     return expect(
-        await connection.send(request_bytes("/v1/match", {"images": many, "texts": many, "all_pairs": True})), 413
+        await connection.send(
+            request_bytes("/v1/match", {"images": many, "texts": many, "all_pairs": True})
+        ),
+        413,
     )
 
 
 async def long_lists(connection: Connection, choice: random.Random) -> Reply | None:
     """Sends longer lists than there may be, to every route that takes one."""
-    many: list[Any] = [choice.choice(["a", {"text": "a"}, 1, [], {}])] * choice.choice([5000, 100_000])
+    many: list[Any] = [choice.choice(["a", {"text": "a"}, 1, [], {}])] * choice.choice(
+        [5000, 100_000]
+    )
     bodies: dict[str, dict[str, Any]] = {
         "/v1/embeddings": {"input": many},
         "/v1/match": {"images": many, "texts": many},
@@ -315,7 +408,9 @@ def heavy_bodies(size: int) -> Mapping[str, bytes]:
         "tiny strings": filled(b'{"input":["a"', b',"a"', b"]}"),
         "numbers": filled(b'{"input":[1', b",1", b"]}"),
         "lists": filled(b'{"input":[[]', b",[]", b"]}"),
-        "fields": b'{"input":"a"' + b"".join(b',"%d":0' % number for number in range(16_000)) + b"}",
+        "fields": b'{"input":"a"'
+        + b"".join(b',"%d":0' % number for number in range(16_000))
+        + b"}",
         "depth": filled(b"", b"[", b""),
         "digits": filled(b'{"input":', b"9", b"}"),
         "white space": filled(b'{"input":"a"', b" ", b"}"),
@@ -327,8 +422,12 @@ def heavy_bodies(size: int) -> Mapping[str, bytes]:
         "escapes": filled(b'{"input":"', b"\\u00e9", b'"}'),
         "fewer escapes": (b'{"input":"' + b"\\u00e9" * (min(size, most) // 6))[: size - 9] + b'"}',
         "not ASCII": filled(b'{"input":"', "😀".encode(), b'"}'),
-        "less that is not ASCII": b'{"input":"' + "😀".encode() * (min(size, most) // 4 - 4) + b'"}',
-        "long texts": b'{"truncate":true,"input":["' + b'","'.join([b"a b " * 4990] * (size // 20_000)) + b'"]}',
+        "less that is not ASCII": b'{"input":"'
+        + "😀".encode() * (min(size, most) // 4 - 4)
+        + b'"}',
+        "long texts": b'{"truncate":true,"input":["'
+        + b'","'.join([b"a b " * 4990] * (size // 20_000))
+        + b'"]}',
     }
 
 
@@ -345,11 +444,19 @@ async def heavy_json(connection: Connection, choice: random.Random) -> Reply | N
 
 async def probed(connection: Connection, choice: random.Random) -> Reply | None:
     """Sends bodies to where none is read."""
-    path, method = choice.choice(["/health", "/ready"]), choice.choice(["POST", "PUT", "DELETE", "GET", "HEAD"])
-    length = {"Content_Length": 2**21} if choice.random() < 0.7 else {"Transfer_Encoding": "chunked"}
+    path, method = (
+        choice.choice(["/health", "/ready"]),
+        choice.choice(["POST", "PUT", "DELETE", "GET", "HEAD"]),
+    )
+    length = (
+        {"Content_Length": 2**21} if choice.random() < 0.7 else {"Transfer_Encoding": "chunked"}
+    )
     writer = await connection.open()
     writer.write(head(f"{method} {path}", **length) + b"a" * 1000 * ("Content_Length" in length))
-    return expect(await connection.reply(with_body=method != "HEAD"), 400 if method in ("GET", "HEAD") else 405)
+    return expect(
+        await connection.reply(with_body=method != "HEAD"),
+        400 if method in ("GET", "HEAD") else 405,
+    )
 
 
 async def silent(connection: Connection, choice: random.Random) -> Reply | None:
@@ -357,7 +464,9 @@ async def silent(connection: Connection, choice: random.Random) -> Reply | None:
     others = [Connection(connection.server) for _ in range(120)]
     try:
         for one in others:
-            (await one.open()).write(choice.choice([b"", b"G", b"POST /v1/match HTTP/1.1\r\nHost: localhost\r\n"]))
+            (await one.open()).write(
+                choice.choice([b"", b"G", b"POST /v1/match HTTP/1.1\r\nHost: localhost\r\n"])
+            )
         await asyncio.sleep(5 * choice.random())
         reply = await connection.send(head("GET /health"))
         if reply.status != 200:
@@ -372,15 +481,31 @@ async def half_sent(connection: Connection, choice: random.Random) -> Reply | No
     """Sends half of the headers and waits until the connection is closed."""
     writer = await connection.open()
     writer.write(head("GET /health")[: choice.choice([1, 10, 30])])
-    raise HoleError(f"half of a head is answered: {await connection.reply()}")  # it ends without one
+    raise HoleError(
+        f"half of a head is answered: {await connection.reply()}"
+    )  # it ends without one
 
 
 async def other_sites(connection: Connection, choice: random.Random) -> Reply | None:
     """Sends what a page of another site makes a browser send."""
-    path = choice.choice(["GET /v1/models", "GET /metrics", "GET /health", "POST /v1/embeddings", "GET /openapi.json"])
+    path = choice.choice(
+        [
+            "GET /v1/models",
+            "GET /metrics",
+            "GET /health",
+            "POST /v1/embeddings",
+            "GET /openapi.json",
+        ]
+    )
     site = {"Sec_Fetch_Site": choice.choice(["cross-site", "same-site"])}
-    modes = [{}, {"Sec_Fetch_Mode": "no-cors"}, {"Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}]
-    said = choice.choice([site | choice.choice(modes), {"Origin": "https://evil.example"}, {"Origin": "null"}])
+    modes = [
+        {},
+        {"Sec_Fetch_Mode": "no-cors"},
+        {"Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"},
+    ]
+    said = choice.choice(
+        [site | choice.choice(modes), {"Origin": "https://evil.example"}, {"Origin": "null"}]
+    )
     return expect(await connection.send(head(path, **said)), 403)
 
 
@@ -388,12 +513,19 @@ def _png(width: int, height: int, depth: int, kind: int, channels: int) -> bytes
     """Returns a PNG of one colour, made without the memory that it takes once it is decoded."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     packed, row = zlib.compressobj(9), bytes(1 + width * channels * depth // 8)
     pixels = b"".join([*(packed.compress(row) for _ in range(height)), packed.flush()])
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
 
 
 def _icon(inside: bytes) -> bytes:
@@ -423,7 +555,8 @@ async def odd_images(connection: Connection, choice: random.Random) -> Reply | N
     content, statuses = _PICTURES[choice.choice(list(_PICTURES))]
     uri = "data:image/png;base64," + base64.b64encode(content).decode()
     return expect(
-        await connection.send(request_bytes("/v1/embeddings", {"input": uri, "modality": "image"})), *statuses
+        await connection.send(request_bytes("/v1/embeddings", {"input": uri, "modality": "image"})),
+        *statuses,
     )
 
 
@@ -434,7 +567,13 @@ _FILTERS = (
         "width -- comment",
         "digest = 'a'",
     ),
-    *("width > 1; drop table x", "mtime > timestamp '99999-01-01'", "path like repeat('%', 99)", "width in ()", "'"),
+    *(
+        "width > 1; drop table x",
+        "mtime > timestamp '99999-01-01'",
+        "path like repeat('%', 99)",
+        "width in ()",
+        "'",
+    ),
     *(
         "(" * 200 + "width" + ")" * 200,
         "width / 0 > 1",
@@ -462,7 +601,11 @@ def _many_scans(side: int, count: int) -> bytes:
     return content[:-2] + count * last + content[-2:]
 
 
-_SCANS = [(_many_scans(64, 500), (200, 400)), (_many_scans(1990, 60), (200, 400)), (_many_scans(1990, 2000), (400,))]
+_SCANS = [
+    (_many_scans(64, 500), (200, 400)),
+    (_many_scans(1990, 60), (200, 400)),
+    (_many_scans(1990, 2000), (400,)),
+]
 
 
 async def many_scans(connection: Connection, choice: random.Random) -> Reply | None:
@@ -475,7 +618,9 @@ async def many_scans(connection: Connection, choice: random.Random) -> Reply | N
 async def stalled(connection: Connection, choice: random.Random) -> Reply | None:
     """Sends halves of large bodies and no more; meanwhile the server reads a small one."""
     others = [Connection(connection.server) for _ in range(10)]
-    part = head("POST /v1/match", Content_Type="application/json", Content_Length=2**21) + bytes(2**20)
+    part = head("POST /v1/match", Content_Type="application/json", Content_Length=2**21) + bytes(
+        2**20
+    )
     try:
         for one in others:
             (await one.open()).write(part)
@@ -492,7 +637,14 @@ async def stalled(connection: Connection, choice: random.Random) -> Reply | None
 async def two_lengths(connection: Connection, choice: random.Random) -> Reply | None:
     """Sends a request whose length is given twice, with another one in what would be left over."""
     second = choice.choice(["Content-Length: 5", "Transfer-Encoding: chunked"])
-    lines = ["POST /v1/embeddings HTTP/1.1", "Host: localhost", "Content-Length: 60", second, "", ""]
+    lines = [
+        "POST /v1/embeddings HTTP/1.1",
+        "Host: localhost",
+        "Content-Length: 60",
+        second,
+        "",
+        "",
+    ]
     writer = await connection.open()
     writer.write("\r\n".join(lines).encode() + b"0\r\n\r\n" + head("GET /v1/models"))
     return expect(await connection.reply(), 400)
@@ -517,13 +669,19 @@ async def short_chunks(connection: Connection, choice: random.Random) -> Reply |
     path = choice.choice(["POST /health", "POST /v1/embeddings"])
     chunked = head(path, Transfer_Encoding="chunked")
     many = b"a:b\r\n" * choice.choice([200, 50_000])
-    sent = [chunked + b"1\r\na\r\n" * 43_000, chunked + b"0\r\n" + many + b"\r\n", chunked[:-2] + many + b"\r\n"]
+    sent = [
+        chunked + b"1\r\na\r\n" * 43_000,
+        chunked + b"0\r\n" + many + b"\r\n",
+        chunked[:-2] + many + b"\r\n",
+    ]
     return expect(await connection.send(choice.choice(sent)), 400, 405, 431)
 
 
 async def burst(connection: Connection, choice: random.Random) -> Reply | None:
     """Asks for as much as is allowed, many times at once: the queue runs full."""
-    request = request_bytes("/v1/embeddings", {"input": ["two dogs in the snow"] * choice.randrange(50, 200)})
+    request = request_bytes(
+        "/v1/embeddings", {"input": ["two dogs in the snow"] * choice.randrange(50, 200)}
+    )
     writer = await connection.open()
     writer.write(request * 4)
     replies = [await connection.reply() for _ in range(4)]

@@ -29,7 +29,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from malformed_requests import DRIP_PORT, BadThing, HoleError, as_json, bad_things, check_error, head, heavy_bodies
+from malformed_requests import (
+    DRIP_PORT,
+    BadThing,
+    HoleError,
+    as_json,
+    bad_things,
+    check_error,
+    head,
+    heavy_bodies,
+)
 
 from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index
@@ -50,7 +59,18 @@ from serving_client import (
     write_nano,
 )
 
-LIMITS = ("--max-body", "2", "--max-items", "200", "--queue", "256", "--timeout", "10", "--max-pixels", "4")
+LIMITS = (
+    "--max-body",
+    "2",
+    "--max-items",
+    "200",
+    "--queue",
+    "256",
+    "--timeout",
+    "10",
+    "--max-pixels",
+    "4",
+)
 ALLOWED = ("--allow-host", f"localhost:{DRIP_PORT}")
 GOOD, BAD = 24, 24  # clients
 TOLERANCE = 1e-4
@@ -114,24 +134,34 @@ def valid_requests(model: Predictor, searcher: Searcher) -> list[Valid]:
         made.append(("/v1/embeddings", body, vectors, model.embed_texts(texts[some])))
         body = {"input": uris[some], "modality": "image"}
         made.append(("/v1/embeddings", body, vectors, model.embed_images(files[some])))
-        parts = [{"type": "image_url", "image_url": {"url": uris[n]}}, {"type": "text", "text": texts[n]}]
+        parts = [
+            {"type": "image_url", "image_url": {"url": uris[n]}},
+            {"type": "text", "text": texts[n]},
+        ]
         body = {"messages": [{"role": "user", "content": parts}]}
         made.append(("/v1/embeddings", body, vectors, model.embed_pairs(files[n], texts[n])))
         body = {"images": uris[some], "texts": texts[n], "all_pairs": True}
         scores = model.match(files[some], [texts[n]], all_pairs=True)
-        made.append(("/v1/match", body, lambda answer: [row["score"] for row in answer["data"]], scores))
+        made.append(
+            ("/v1/match", body, lambda answer: [row["score"] for row in answer["data"]], scores)
+        )
         body = {"query": texts[n], "documents": uris[some]}
         made.append(("/v1/rerank", body, _by_index, scores))
         masked = f"{texts[n]} <mask>"
         words = model.fill_mask(files[n], masked, top=3)[0]
         body = {"images": uris[n], "texts": masked, "top": 3}
-        made.append(("/v1/fill-mask", body, _words, torch.tensor([word.probability for word in words])))
+        made.append(
+            ("/v1/fill-mask", body, _words, torch.tensor([word.probability for word in words]))
+        )
         hits = searcher.search(texts[n], top=5, rerank=8, where="width >= 8")
         body = {"query": texts[n], "top": 5, "rerank": 8, "where": {"width": {"gte": 8}}}
         found = torch.tensor([hit.score for hit in hits])
-        made.append(("/v1/search", body, lambda answer: [row["score"] for row in answer["data"]], found))
+        made.append(
+            ("/v1/search", body, lambda answer: [row["score"] for row in answer["data"]], found)
+        )
     return [
-        Valid(request_bytes(path, body), numbers, expected.flatten().tolist()) for path, body, numbers, expected in made
+        Valid(request_bytes(path, body), numbers, expected.flatten().tolist())
+        for path, body, numbers, expected in made
     ]
 
 
@@ -144,7 +174,9 @@ def _words(answer: Any) -> list[float]:
     return [word["probability"] for word in answer["data"][0]["masks"][0]]
 
 
-async def good_client(server: Server, requests: list[Valid], found: Found, until: float, seed: int) -> None:
+async def good_client(
+    server: Server, requests: list[Valid], found: Found, until: float, seed: int
+) -> None:
     """Sends valid requests, comes back when told to, and checks every answer."""
     choice, connection = random.Random(seed), Connection(server)
     while time.monotonic() < until:
@@ -163,10 +195,14 @@ async def good_client(server: Server, requests: list[Valid], found: Found, until
 def _differs(valid: Valid, reply: Reply) -> bool:
     numbers = valid.numbers(reply.json())
     pairs = zip(numbers, valid.expected, strict=False)
-    return len(numbers) != len(valid.expected) or any(abs(one - other) > TOLERANCE for one, other in pairs)
+    return len(numbers) != len(valid.expected) or any(
+        abs(one - other) > TOLERANCE for one, other in pairs
+    )
 
 
-async def bad_client(server: Server, things: Mapping[str, BadThing], found: Found, until: float, seed: int) -> None:
+async def bad_client(
+    server: Server, things: Mapping[str, BadThing], found: Found, until: float, seed: int
+) -> None:
     """Does one bad thing after the other."""
     choice = random.Random(seed)
     while time.monotonic() < until:
@@ -216,7 +252,10 @@ async def delays(server: Server, seconds: float) -> dict[str, float]:
     longest = {}
     for name, body in {"nothing": b"", **heavy_bodies(32 * 2**20)}.items():
         begin, connection = time.monotonic(), Connection(server)
-        sent = (asyncio.to_thread(send_whole, server, as_json("/v1/embeddings", body)) for _ in range(2 if body else 0))
+        sent = (
+            asyncio.to_thread(send_whole, server, as_json("/v1/embeddings", body))
+            for _ in range(2 if body else 0)
+        )
         sending = [asyncio.ensure_future(one) for one in sent]
         times = []
         while not all(one.done() for one in sending) or time.monotonic() < begin + seconds:
@@ -230,7 +269,10 @@ async def delays(server: Server, seconds: float) -> dict[str, float]:
 
 def send_whole(server: Server, request: bytes) -> None:
     """Sends a request without holding up this program's own event loop, and waits until the answer begins."""
-    with socket.create_connection((server.host, server.port)) as connection, suppress(ConnectionError):
+    with (
+        socket.create_connection((server.host, server.port)) as connection,
+        suppress(ConnectionError),
+    ):
         connection.sendall(request)
         connection.recv(1)
 
@@ -241,13 +283,20 @@ def verdict(found: Found, slow: list[str], log: str, growth: float) -> dict[str,
     Memory is compared from the third tenth of the time on, when everything has been used.
     """
     tenth = max(1, len(found.memory) // 10)
-    early, late = statistics.median(found.memory[2 * tenth : 3 * tenth]), statistics.median(found.memory[-tenth:])
-    failures = {key: number for key, number in found.statuses.items() if key[1] >= 500 and key[1] != 503}
+    early, late = (
+        statistics.median(found.memory[2 * tenth : 3 * tenth]),
+        statistics.median(found.memory[-tenth:]),
+    )
+    failures = {
+        key: number for key, number in found.statuses.items() if key[1] >= 500 and key[1] != 503
+    }
     problems = [f"/health took too long beside {name}" for name in slow]
     if failures:
         problems.append(f"answers that are failures of the server: {failures}")
     if found.wrong:
-        problems.append(f"{len(found.wrong)} valid requests not answered as the model answers: {found.wrong[:3]}")
+        problems.append(
+            f"{len(found.wrong)} valid requests not answered as the model answers: {found.wrong[:3]}"
+        )
     if found.holes:
         problems.append(
             f"{len(found.holes)} hostile requests got what they should not: {sorted(set(found.holes))[:10]}"
@@ -263,8 +312,14 @@ def verdict(found: Found, slow: list[str], log: str, growth: float) -> dict[str,
     return {
         "valid_answered": found.statuses["valid", 200],
         "valid_told_to_come_back": found.statuses["valid", 429] + found.statuses["valid", 503],
-        "statuses": {f"{name} {status}": number for (name, status), number in sorted(found.statuses.items())},
-        "memory_mib": {"early": early / 2**20, "late": late / 2**20, "most": max(found.memory) / 2**20},
+        "statuses": {
+            f"{name} {status}": number for (name, status), number in sorted(found.statuses.items())
+        },
+        "memory_mib": {
+            "early": early / 2**20,
+            "late": late / 2**20,
+            "most": max(found.memory) / 2**20,
+        },
         "memory_by_minute": memory_by_minute(found),
         "problems": problems,
     }
@@ -289,10 +344,19 @@ def main() -> None:
     """Runs, prints what happened and, if asked to, writes it as JSON; exit code 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--delay", type=float, default=200.0, help="of /health in ms that is let pass")
+    parser.add_argument(
+        "--delay", type=float, default=200.0, help="of /health in ms that is let pass"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of the heaviest bodies")
-    parser.add_argument("--beside", type=float, default=1.0, help="seconds at least for which /health is asked there")
-    parser.add_argument("--growth", type=float, default=1.05, help="of memory that is taken for none")
+    parser.add_argument(
+        "--beside",
+        type=float,
+        default=1.0,
+        help="seconds at least for which /health is asked there",
+    )
+    parser.add_argument(
+        "--growth", type=float, default=1.05, help="of memory that is taken for none"
+    )
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -305,7 +369,9 @@ def main() -> None:
         slowest = {name: statistics.median(times[name] for times in rounds) for name in rounds[0]}
         slow = [name for name, longest in slowest.items() if longest > options.delay]
         index = ("--index", searcher.index.uri)
-        with running(log, *bridgetower_serve(model, *index, *LIMITS, *ALLOWED), environment=SMALL_CACHES) as server:
+        with running(
+            log, *bridgetower_serve(model, *index, *LIMITS, *ALLOWED), environment=SMALL_CACHES
+        ) as server:
             found = asyncio.run(abuse(server, requests, 60 * options.minutes))
         figures = {
             "minutes": options.minutes,
@@ -314,7 +380,9 @@ def main() -> None:
         }
     for row, number in figures["statuses"].items():
         print(f"{row:24}{number:9}")
-    print(json.dumps({name: value for name, value in figures.items() if name != "statuses"}, indent=2))
+    print(
+        json.dumps({name: value for name, value in figures.items() if name != "statuses"}, indent=2)
+    )
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2))
     raise SystemExit(1 if figures["problems"] else 0)

@@ -43,8 +43,14 @@ class TestQuestions:
     def test_answers_are_those_of_the_model(self, measure, predictor):
         outcome = measure("vqav2", "validation", batch_size=3)
         records = asked.questioned("validation", 5)
-        questions = [(record.images[0].content, question) for record in records for question in record.entries]
-        assert [row["question_id"] for row in outcome.predictions] == [one.question_id for _, one in questions]
+        questions = [
+            (record.images[0].content, question)
+            for record in records
+            for question in record.entries
+        ]
+        assert [row["question_id"] for row in outcome.predictions] == [
+            one.question_id for _, one in questions
+        ]
         for row, (image, question) in zip(outcome.predictions, questions, strict=True):
             (choice,) = predictor.answer(image, question.question, top=1)
             assert row["answer"] == choice.label
@@ -72,13 +78,24 @@ class TestQuestions:
         name, content = outcome.submission
         rows = json.loads(content)
         assert name == "submission.json"
-        expected = [question.question_id for record in asked.questioned("test", 3) for question in record.entries]
+        expected = [
+            question.question_id
+            for record in asked.questioned("test", 3)
+            for question in record.entries
+        ]
         assert [row["question_id"] for row in rows] == expected
-        assert all(row.keys() == {"question_id", "answer"} and row["answer"] in shapes.COLOURS for row in rows)
+        assert all(
+            row.keys() == {"question_id", "answer"} and row["answer"] in shapes.COLOURS
+            for row in rows
+        )
 
     def test_sets_with_and_without_answers_together(self, measure, predictor, sets, tmp_path):
-        other = write_set(tmp_path / "set", {"validation": asked.questioned("test", 3)}, SCHEMAS["vqa"])
-        outcome = evaluate(predictor, "vqav2", [other, sets["vqa"]], "validation", RetrievalConfig())
+        other = write_set(
+            tmp_path / "set", {"validation": asked.questioned("test", 3)}, SCHEMAS["vqa"]
+        )
+        outcome = evaluate(
+            predictor, "vqav2", [other, sets["vqa"]], "validation", RetrievalConfig()
+        )
         alone = measure("vqav2", "validation")
         assert outcome.metrics == alone.metrics
         assert outcome.details == alone.details
@@ -92,21 +109,38 @@ class TestStatements:
         outcome = measure(benchmark, "validation")
         make = asked.stated if benchmark == "snli-ve" else asked.paired
         statements = [statement for record in make("validation", 5) for statement in record.entries]
-        assert [row["statement_id"] for row in outcome.predictions] == [entry.statement_id for entry in statements]
-        right = [row["label"] == entry.label for row, entry in zip(outcome.predictions, statements, strict=True)]
-        assert outcome.metrics.keys() == {"accuracy", *(["consistency"] if benchmark == "nlvr2" else [])}
+        assert [row["statement_id"] for row in outcome.predictions] == [
+            entry.statement_id for entry in statements
+        ]
+        right = [
+            row["label"] == entry.label
+            for row, entry in zip(outcome.predictions, statements, strict=True)
+        ]
+        assert outcome.metrics.keys() == {
+            "accuracy",
+            *(["consistency"] if benchmark == "nlvr2" else []),
+        }
         assert outcome.metrics["accuracy"] == pytest.approx(sum(right) / len(right))
         assert outcome.counts == {"num_statements": len(statements)}
 
     @pytest.mark.parametrize("benchmark", ["snli-ve", "nlvr2"])
-    def test_sets_with_and_without_labels_together(self, measure, predictor, sets, tmp_path, benchmark):
+    def test_sets_with_and_without_labels_together(
+        self, measure, predictor, sets, tmp_path, benchmark
+    ):
         make = asked.stated if benchmark == "snli-ve" else asked.paired
         records = [
-            replace(record, entries=tuple(replace(one, statement_id=f"x{one.statement_id}") for one in record.entries))
+            replace(
+                record,
+                entries=tuple(
+                    replace(one, statement_id=f"x{one.statement_id}") for one in record.entries
+                ),
+            )
             for record in make("test", 3)
         ]
         other = write_set(tmp_path / "set", {"validation": records}, SCHEMAS[benchmark])
-        outcome = evaluate(predictor, benchmark, [other, sets[benchmark]], "validation", RetrievalConfig())
+        outcome = evaluate(
+            predictor, benchmark, [other, sets[benchmark]], "validation", RetrievalConfig()
+        )
         alone = measure(benchmark, "validation")
         assert outcome.metrics == alone.metrics
         num_labelled = alone.counts["num_statements"]
@@ -116,19 +150,28 @@ class TestStatements:
         assert not outcome.notes
 
     def test_statements_that_come_twice(self, predictor, sets, monkeypatch):
-        monkeypatch.setattr("bridgetower.evaluation.class_metrics.predict_classes", None)  # nothing is computed before
-        with pytest.raises(ValueError, match="ids of 10 come again; expected one example of each id"):
+        monkeypatch.setattr(
+            "bridgetower.evaluation.class_metrics.predict_classes", None
+        )  # nothing is computed before
+        with pytest.raises(
+            ValueError, match="ids of 10 come again; expected one example of each id"
+        ):
             evaluate(predictor, "nlvr2", [sets["nlvr2"]] * 2, "validation", RetrievalConfig())
 
     def test_nlvr2_of_the_official_arrow_files_has_accuracy_alone(self, predictor, tmp_path):
         """Its rows do not say which sentences they have: place 0 of two pairs may be two sentences."""
         write_nlvr2_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path)
-        outcome = evaluate(predictor, "nlvr2", [tmp_path / "nlvr2"], "validation", RetrievalConfig())
+        outcome = evaluate(
+            predictor, "nlvr2", [tmp_path / "nlvr2"], "validation", RetrievalConfig()
+        )
         assert outcome.metrics.keys() == {"accuracy"}
         assert outcome.submission is None
         (note,) = outcome.notes
-        assert "no consistency and no submission: 4 of 4 statements, such as 'dev-0-0#0', have no identifier" in note
+        assert (
+            "no consistency and no submission: 4 of 4 statements, such as 'dev-0-0#0', have no identifier"
+            in note
+        )
         assert outcome.report({})["notes"] == [note]
 
     def test_nlvr2_leaves_out_nothing_in_its_submission(self, measure):
@@ -147,13 +190,19 @@ class TestStatements:
         expected = {"accuracy": pytest.approx(0.8), "consistency": pytest.approx(2 / 3)}
         assert statement_metrics(statements, wrong, is_nlvr2=True) == expected
         unknown = {**statements[0], "label": ""}
-        assert statement_metrics([unknown, *statements], ["other", *wrong], is_nlvr2=True) == expected
+        assert (
+            statement_metrics([unknown, *statements], ["other", *wrong], is_nlvr2=True) == expected
+        )
         assert statement_metrics([unknown], ["other"], is_nlvr2=True) == {}
-        assert statement_metrics([{**statements[0], "statement_id": "mine"}], ["?"], is_nlvr2=True) == {"accuracy": 0.0}
+        assert statement_metrics(
+            [{**statements[0], "statement_id": "mine"}], ["?"], is_nlvr2=True
+        ) == {"accuracy": 0.0}
 
     def test_images_in_their_order(self, measure, predictor):
         outcome, record = measure("nlvr2", "validation"), asked.paired("validation", 5)[1]
-        best = predictor.reason(*(image.content for image in record.images), record.entries[0].text)[0]
+        best = predictor.reason(
+            *(image.content for image in record.images), record.entries[0].text
+        )[0]
         assert outcome.predictions[1]["label"] == best.label
         assert outcome.predictions[1]["probability"] == pytest.approx(best.probability, abs=1e-5)
 
@@ -161,9 +210,13 @@ class TestStatements:
 @pytest.mark.parametrize("benchmark", ["vqav2", "snli-ve", "nlvr2", "classification", "regression"])
 def test_a_model_without_the_head(tiny_checkpoint, benchmark):
     recipe = "vqav2-base" if benchmark == "vqav2" else benchmark
-    message = rf"this model has no .* head \(it has mlm, itm, itc\); .*: bridgetower train {recipe}$"
+    message = (
+        rf"this model has no .* head \(it has mlm, itm, itc\); .*: bridgetower train {recipe}$"
+    )
     with pytest.raises(ValueError, match=message):
-        evaluate(load(tiny_checkpoint, device="cpu"), benchmark, ["none"], "test", RetrievalConfig())
+        evaluate(
+            load(tiny_checkpoint, device="cpu"), benchmark, ["none"], "test", RetrievalConfig()
+        )
 
 
 def test_refusals(predictor, sets):
@@ -175,9 +228,14 @@ def test_refusals(predictor, sets):
 
 def test_one_stage_without_contrastive_head(tiny_checkpoint, tiny_dataset, tmp_path):
     write_checkpoint(read_checkpoint(tiny_checkpoint).without_itc(), tmp_path / "model")
-    for source, stage in ((tiny_checkpoint, "two_stage_rsum"), (tmp_path / "model", "one_stage_rsum")):
+    for source, stage in (
+        (tiny_checkpoint, "two_stage_rsum"),
+        (tmp_path / "model", "one_stage_rsum"),
+    ):
         model = load(source, device="cpu")
-        outcome = evaluate(model, "retrieval", [tiny_dataset], "test", RetrievalConfig(max_captions=1))
+        outcome = evaluate(
+            model, "retrieval", [tiny_dataset], "test", RetrievalConfig(max_captions=1)
+        )
         assert outcome.metrics["rsum"] == outcome.metrics[stage]
         assert outcome.counts == {"num_images": 9, "num_texts": 9}
 
@@ -197,7 +255,12 @@ def test_everything_is_written(tmp_path):
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert report == outcome.report(ABOUT)
     assert report.pop("versions").keys() == {"bridgetower", "torch", "python"}
-    assert report == {**ABOUT, "num_questions": 2, "vqa_score": 61.25, "by_answer_type": {"other": 61.25}}
+    assert report == {
+        **ABOUT,
+        "num_questions": 2,
+        "vqa_score": 61.25,
+        "by_answer_type": {"other": 61.25},
+    }
     lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["answer"] for line in lines] == ["café", "no"]
     assert (tmp_path / "submission.json").read_text() == "[]"

@@ -33,7 +33,12 @@ def several(request):
 @pytest.fixture(scope="module")
 def folder(several, tmp_path_factory):
     root = tmp_path_factory.mktemp("things")
-    prepare_own("classification", asked.write_table(root / "source", several=several), root / "set", progress=False)
+    prepare_own(
+        "classification",
+        asked.write_table(root / "source", several=several),
+        root / "set",
+        progress=False,
+    )
     return root / "set"
 
 
@@ -70,11 +75,17 @@ class TestPrepare:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("image,text,label\nnone.png,,a\n,x,b\n", r"1 bad item.*line 2: 'none\.png': there is no such file"),
+            (
+                "image,text,label\nnone.png,,a\n,x,b\n",
+                r"1 bad item.*line 2: 'none\.png': there is no such file",
+            ),
             ("text,label\n ,a\nx,b\n", "1 bad item.*line 2: it has neither image nor text"),
             ("id,text,label\n1,x,a\n1,y,b\n", "line 3: id '1' comes twice"),
             ("text,label\nx,a\ny,a\n", r"there are 1 classes \(a\); expected at least two"),
-            ("text,label,split\nx,a,train\ny,b,park\n", "line 3: split is 'park'; expected one of train"),
+            (
+                "text,label,split\nx,a,train\ny,b,park\n",
+                "line 3: split is 'park'; expected one of train",
+            ),
         ],
     )
     def test_bad_tables(self, tmp_path, content, message):
@@ -86,17 +97,29 @@ class TestPrepare:
         def classes(content, name, **options):
             (tmp_path / name).write_text(content)
             config = LabelledConfig(**options)
-            prepare_own("classification", tmp_path / name, tmp_path / f"set-{name}", config, progress=False)
+            prepare_own(
+                "classification", tmp_path / name, tmp_path / f"set-{name}", config, progress=False
+            )
             return read_classes(tmp_path / f"set-{name}")
 
         tags = "text,tags\n" + "".join(f"word {n},a;b\nother {n},\n" for n in range(6))
-        assert classes(tags, "tags.csv", label_separator=";") == Classes(names=("a", "b"), multi_label=True)
-        refused = ["text,label", *(f"{name} {n},{name}" for name in "ab" for n in range(5)), " ,typo"]
+        assert classes(tags, "tags.csv", label_separator=";") == Classes(
+            names=("a", "b"), multi_label=True
+        )
+        refused = [
+            "text,label",
+            *(f"{name} {n},{name}" for name in "ab" for n in range(5)),
+            " ,typo",
+        ]
         assert classes("\n".join(refused), "refused.csv", max_errors=1).names == ("a", "b")
         numbers = "\n".join(json.dumps({"text": f"t{n}", "label": n % 11}) for n in range(22))
         assert classes(numbers, "n.jsonl").names == tuple(map(str, range(11)))
-        with pytest.raises(ValueError, match=r"line 2 has a list of labels and .* line 1 a single one"):
-            classes('{"text": "a", "label": "x"}\n{"text": "b", "label": ["x", "y"]}', "mixed.jsonl")
+        with pytest.raises(
+            ValueError, match=r"line 2 has a list of labels and .* line 1 a single one"
+        ):
+            classes(
+                '{"text": "a", "label": "x"}\n{"text": "b", "label": ["x", "y"]}', "mixed.jsonl"
+            )
 
 
 class TestTraining:
@@ -109,59 +132,107 @@ class TestTraining:
         assert (heads["classification"], heads["multi_label"]) == (len(names), several)
 
     @pytest.mark.parametrize("other", [False, True])
-    def test_further_training_keeps_a_head_of_the_same_classes_only(self, config, run, several, other, tmp_path):
+    def test_further_training_keeps_a_head_of_the_same_classes_only(
+        self, config, run, several, other, tmp_path
+    ):
         first = read_checkpoint(run[0] / "last")
-        names = sorted({*first.labels["classification"], *(["mauve"] if other else [])} - ({"red"} if other else set()))
-        rows = [{"text": name, "label": [name] if several else name, "split": "train"} for name in reversed(names)]
+        names = sorted(
+            {*first.labels["classification"], *(["mauve"] if other else [])}
+            - ({"red"} if other else set())
+        )
+        rows = [
+            {"text": name, "label": [name] if several else name, "split": "train"}
+            for name in reversed(names)
+        ]
         (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
         prepare_own("classification", tmp_path / "t.jsonl", tmp_path / "set", progress=False)
         data = replace(config.data, folders=(str(tmp_path / "set"),))
         further = replace(config, data=data, init=str(run[0] / "last"))
         start = starting_checkpoint(with_classes(further, TASKS["classification"]))
         assert start.labels == {"classification": tuple(names)}
-        changed = {name for name, tensor in start.tensors.items() if not torch.equal(tensor, first.tensors[name])}
+        changed = {
+            name
+            for name, tensor in start.tensors.items()
+            if not torch.equal(tensor, first.tensors[name])
+        }
         head = {name for name in first.tensors if name.startswith("classification_head.")}
         assert changed == (head if other else set())
 
     def test_refusals(self, config, several, folder, tmp_path):
         if not several:
             heads = replace(config.model.heads, multi_label=True)
-            with pytest.raises(ValueError, match=r"per row, but model\.heads\.multi_label is True; set it to"):
-                train(replace(config, model=replace(config.model, heads=heads)), tmp_path / "run", progress=False)
+            with pytest.raises(
+                ValueError, match=r"per row, but model\.heads\.multi_label is True; set it to"
+            ):
+                train(
+                    replace(config, model=replace(config.model, heads=heads)),
+                    tmp_path / "run",
+                    progress=False,
+                )
         heads = replace(config.model.heads, classification=3)
-        with pytest.raises(ValueError, match=r"but model\.heads\.classification is 3; leave it out"):
-            train(replace(config, model=replace(config.model, heads=heads)), tmp_path / "run", progress=False)
+        with pytest.raises(
+            ValueError, match=r"but model\.heads\.classification is 3; leave it out"
+        ):
+            train(
+                replace(config, model=replace(config.model, heads=heads)),
+                tmp_path / "run",
+                progress=False,
+            )
         data = replace(config.data, validation_split="test")
         with pytest.raises(ValueError, match="example r39 of split test has no label"):
             train(replace(config, data=data), tmp_path / "run", progress=False)
 
     @pytest.mark.parametrize("metric", ["auroc", "average_precision"])
-    def test_a_metric_that_no_class_has_selects_no_checkpoint(self, config, several, tmp_path, metric):
+    def test_a_metric_that_no_class_has_selects_no_checkpoint(
+        self, config, several, tmp_path, metric
+    ):
         """All examples to validate on have the same label."""
         names = [*COLOURS, "warm"] if several else COLOURS
-        rows = [{"text": name, "label": [name] if several else name, "split": "train"} for name in names]
-        (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "split": "dev"}])))
+        rows = [
+            {"text": name, "label": [name] if several else name, "split": "train"} for name in names
+        ]
+        (tmp_path / "t.jsonl").write_text(
+            "\n".join(map(json.dumps, [*rows, {**rows[0], "split": "dev"}]))
+        )
         prepare_own("classification", tmp_path / "t.jsonl", tmp_path / "set", progress=False)
         data = replace(config.data, folders=(str(tmp_path / "set"),))
-        with pytest.raises(ValueError, match=f"select_by is '{metric}', but every class is .*; use one of accuracy"):
-            train(replace(config, data=data, batch_size=4, select_by=metric), tmp_path / "run", progress=False)
+        with pytest.raises(
+            ValueError, match=f"select_by is '{metric}', but every class is .*; use one of accuracy"
+        ):
+            train(
+                replace(config, data=data, batch_size=4, select_by=metric),
+                tmp_path / "run",
+                progress=False,
+            )
 
     def test_labels_that_the_head_does_not_have(self, predictor, several, tmp_path):
         label = ["mauve", "red"] if several else "mauve"
-        rows = [{"text": "x", "label": label}, {"text": "y", "label": ["red"] if several else "red"}]
+        rows = [
+            {"text": "x", "label": label},
+            {"text": "y", "label": ["red"] if several else "red"},
+        ]
         (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
         config = LabelledConfig(test_fraction=0, validation_fraction=0)
-        prepare_own("classification", tmp_path / "t.jsonl", tmp_path / "set", config, progress=False)
-        with pytest.raises(ValueError, match="example 1 has the label 'mauve'; the model's head has the classes"):
+        prepare_own(
+            "classification", tmp_path / "t.jsonl", tmp_path / "set", config, progress=False
+        )
+        with pytest.raises(
+            ValueError, match="example 1 has the label 'mauve'; the model's head has the classes"
+        ):
             evaluate(predictor, "classification", [tmp_path / "set"], "train", RetrievalConfig())
 
 
 class TestUse:
     def test_evaluation_gives_what_classify_gives(self, predictor, folder, several):
-        outcome = evaluate(predictor, "classification", [folder], "test", RetrievalConfig(batch_size=3))
+        outcome = evaluate(
+            predictor, "classification", [folder], "test", RetrievalConfig(batch_size=3)
+        )
         assert outcome.counts == {"num_examples": 8, "num_labelled": 7}
         assert outcome.metrics.keys() == set(ClassificationConfig.metrics)
-        opened, judged = PreparedSet(folder, ["test"]), {one.id: one.probability for one in outcome.judge()}
+        opened, judged = (
+            PreparedSet(folder, ["test"]),
+            {one.id: one.probability for one in outcome.judge()},
+        )
         assert len(judged) == 7
         for content, row in zip(opened.scan(), outcome.predictions, strict=True):
             values = row["probabilities"].values()
@@ -170,7 +241,9 @@ class TestUse:
             (image,) = opened.images(content["images"]) or [None]
             (chosen,) = predictor.classify([image], [content["entry"]["text"]])
             assert row["id"] == content["entry"]["example_id"]
-            assert row["probabilities"] == pytest.approx({one.label: one.probability for one in chosen}, abs=1e-5)
+            assert row["probabilities"] == pytest.approx(
+                {one.label: one.probability for one in chosen}, abs=1e-5
+            )
             if several:
                 assert set(row["labels"]) == {one.label for one in chosen if one.probability > 0.5}
             else:
@@ -196,11 +269,23 @@ class TestUse:
     def test_command_and_server(self, predictor, run, folder, capsys, tmp_path):
         model = str(run[0] / "last")
         (tmp_path / "red.png").write_bytes(asked.png("red"))
-        main(["classify", model, "--images", str(tmp_path / "red.png"), "--texts", "a red thing", "--top", "2"])
+        main(
+            [
+                "classify",
+                model,
+                "--images",
+                str(tmp_path / "red.png"),
+                "--texts",
+                "a red thing",
+                "--top",
+                "2",
+            ]
+        )
         row = json.loads(capsys.readouterr().out)
         chosen = predictor.classify(asked.png("red"), "a red thing", top=2)
         assert row["classes"] == [
-            {"label": one.label, "probability": pytest.approx(one.probability, abs=1e-5)} for one in chosen
+            {"label": one.label, "probability": pytest.approx(one.probability, abs=1e-5)}
+            for one in chosen
         ]
         table = asked.write_table(tmp_path / "source", several=False)
         with table.open("a") as file:
@@ -209,25 +294,49 @@ class TestUse:
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         given = [json.loads(line) for line in table.read_text().splitlines()][:-1]
         shown = [(table.parent / one["img"]).read_bytes() if one["img"] else None for one in given]
-        assert [(row["id"], row["text"]) for row in rows] == [(one["id"], one["text"]) for one in given]
-        for row, chosen in zip(rows, predictor.classify(shown, [one["text"] for one in given]), strict=True):
+        assert [(row["id"], row["text"]) for row in rows] == [
+            (one["id"], one["text"]) for one in given
+        ]
+        for row, chosen in zip(
+            rows, predictor.classify(shown, [one["text"] for one in given]), strict=True
+        ):
             expected = {one.label: pytest.approx(one.probability, abs=1e-5) for one in chosen}
             assert {one["label"]: one["probability"] for one in row["classes"]} == expected
         with pytest.raises(SystemExit):
             main(["classify", model, str(table)])
         assert "1 bad item, allowed are 0" in (told := capsys.readouterr()).err
         assert "it has neither image nor text" in told.err
-        main(["evaluate", model, "classification", "--data", str(folder), "--out", str(tmp_path / "found")])
+        main(
+            [
+                "evaluate",
+                model,
+                "classification",
+                "--data",
+                str(folder),
+                "--out",
+                str(tmp_path / "found"),
+            ]
+        )
         lines = (tmp_path / "found" / "predictions.jsonl").read_text().splitlines()
         assert len(lines) == json.loads(capsys.readouterr().out)["num_examples"] == 8
         with running(predictor, name="things") as client:
-            answer = client.post("/v1/classify", json={"images": URIS[:2], "texts": ["a red thing", ""]}).json()
-            assert [len(one["classes"]) for one in answer["data"]] == [len(predictor.class_names("classification"))] * 2
+            answer = client.post(
+                "/v1/classify", json={"images": URIS[:2], "texts": ["a red thing", ""]}
+            ).json()
+            assert [len(one["classes"]) for one in answer["data"]] == [
+                len(predictor.class_names("classification"))
+            ] * 2
             texts = client.post("/v1/classify", json={"texts": "a red thing", "top": 1}).json()
             (chosen_one,) = predictor.classify(texts="a red thing", top=1)
             (found,) = texts["data"][0]["classes"]
-            assert found == {"label": chosen_one.label, "probability": pytest.approx(chosen_one.probability, abs=1e-5)}
-            assert "neither images nor texts" in error_of(client.post("/v1/classify", json={}), 400)["message"]
+            assert found == {
+                "label": chosen_one.label,
+                "probability": pytest.approx(chosen_one.probability, abs=1e-5),
+            }
+            assert (
+                "neither images nor texts"
+                in error_of(client.post("/v1/classify", json={}), 400)["message"]
+            )
 
 
 class TestMetrics:
@@ -237,7 +346,9 @@ class TestMetrics:
         found = classification_metrics(probabilities, labels, multi_label=False)
         assert found["accuracy"] == 0.5
         assert found["macro_f1"] == 0.5
-        assert found["auroc"] == pytest.approx(0.75)  # of four pairs of a right and a wrong row, three are in order
+        assert found["auroc"] == pytest.approx(
+            0.75
+        )  # of four pairs of a right and a wrong row, three are in order
         assert found["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
 
     def test_several_labels(self):
@@ -249,13 +360,21 @@ class TestMetrics:
         assert found["auroc"] == found["average_precision"] == 1
 
     def test_without_both_values(self):
-        found = classification_metrics(torch.rand(2, 2), torch.tensor([[1, 0], [1, 0]]).bool(), multi_label=False)
+        found = classification_metrics(
+            torch.rand(2, 2), torch.tensor([[1, 0], [1, 0]]).bool(), multi_label=False
+        )
         assert found.keys() == {"accuracy", "macro_f1"}
 
 
 def test_another_kind_of_set(config, tmp_path):
     statements, pairs = (asked.write_set(tmp_path / kind, kind) for kind in ("snli-ve", "nlvr2"))
-    with pytest.raises(ValueError, match="is a set of kind snli-ve; use a set of kind classification"):
-        train(replace(config, data=replace(config.data, folders=(str(statements),))), tmp_path / "run", progress=False)
+    with pytest.raises(
+        ValueError, match="is a set of kind snli-ve; use a set of kind classification"
+    ):
+        train(
+            replace(config, data=replace(config.data, folders=(str(statements),))),
+            tmp_path / "run",
+            progress=False,
+        )
     with pytest.raises(ValueError, match="is a set of kind nlvr2; use a set of kind snli-ve"):
         asked.examples(pairs, "snli-ve", read_checkpoint(config.init).processor)

@@ -85,26 +85,52 @@ def test_python(spec, folder, tmp_path):
     config = replace(recipe, data=replace(shapes.run_config(folder).data), device="cpu")
     metrics = train(config, tmp_path / "run", task=spec, progress=False)
     assert train(config, tmp_path / "run", task=spec, resume=True, progress=False) == metrics
-    assert read_run(tmp_path / "run", spec).to_dict()["task"] == {"kind": "smooth", "smoothing": 0.1}
+    assert read_run(tmp_path / "run", spec).to_dict()["task"] == {
+        "kind": "smooth",
+        "smoothing": 0.1,
+    }
     model = load(tmp_path / "run", device="cpu")
-    outcome = evaluate(model, "smooth-statements", [folder], "validation", RetrievalConfig(), spec=spec)
+    outcome = evaluate(
+        model, "smooth-statements", [folder], "validation", RetrievalConfig(), spec=spec
+    )
     assert outcome.metrics["accuracy"] == metrics["accuracy"]
-    with pytest.raises(ValueError, match="there is no benchmark 'vqav2'; expected one of smooth-statements"):
+    with pytest.raises(
+        ValueError, match="there is no benchmark 'vqav2'; expected one of smooth-statements"
+    ):
         evaluate(model, "vqav2", [folder], "test", RetrievalConfig(), spec=spec)
-    with pytest.raises(ValueError, match=r"there is no task 'smooth' among .*; pass its spec as task"):
+    with pytest.raises(
+        ValueError, match=r"there is no task 'smooth' among .*; pass its spec as task"
+    ):
         train(config, tmp_path / "other", progress=False)
-    with pytest.raises(ValueError, match="task smooth takes a SmoothConfig; the run has a PretrainingConfig"):
+    with pytest.raises(
+        ValueError, match="task smooth takes a SmoothConfig; the run has a PretrainingConfig"
+    ):
         train(shapes.run_config(folder), tmp_path / "other", task=spec, progress=False)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no_such_module:SMOOTH", "No module named 'no_such_module'; expected FILE.py:NAME, or module:NAME"),
-        ("no_such_file.py:SMOOTH", "task_spec is no_such_file.py, but there is no such file; expected FILE.py:NAME"),
-        ("smooth_task", "task_spec is smooth_task; expected smooth_task:SNLI_VE, smooth_task:SMOOTH"),
-        ("smooth_task:ROUGH", "task_spec is smooth_task:ROUGH; expected smooth_task:SNLI_VE, smooth_task:SMOOTH"),
-        ("smooth_task.py:NUMBER", "smooth_task.py:NUMBER; NUMBER is a int; expected smooth_task.py:SNLI_VE"),
+        (
+            "no_such_module:SMOOTH",
+            "No module named 'no_such_module'; expected FILE.py:NAME, or module:NAME",
+        ),
+        (
+            "no_such_file.py:SMOOTH",
+            "task_spec is no_such_file.py, but there is no such file; expected FILE.py:NAME",
+        ),
+        (
+            "smooth_task",
+            "task_spec is smooth_task; expected smooth_task:SNLI_VE, smooth_task:SMOOTH",
+        ),
+        (
+            "smooth_task:ROUGH",
+            "task_spec is smooth_task:ROUGH; expected smooth_task:SNLI_VE, smooth_task:SMOOTH",
+        ),
+        (
+            "smooth_task.py:NUMBER",
+            "smooth_task.py:NUMBER; NUMBER is a int; expected smooth_task.py:SNLI_VE",
+        ),
         ("shapes:MODEL", "MODEL is a ModelConfig; expected a module with a TaskSpec"),
     ],
 )

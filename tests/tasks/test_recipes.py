@@ -46,7 +46,11 @@ HEADS = {
     "pretrain-base": HeadsConfig(),
     "pretrain-base-itc": HeadsConfig(itc="tower"),
     "pretrain-large": HeadsConfig(),
-    **{name: HeadsConfig(mlm=False, itm=False, vqa=3129) for name in PUBLISHED if name.startswith("vqav2")},
+    **{
+        name: HeadsConfig(mlm=False, itm=False, vqa=3129)
+        for name in PUBLISHED
+        if name.startswith("vqav2")
+    },
     "snli-ve": HeadsConfig(mlm=False, itm=False, snli_ve=True),
     "nlvr2": HeadsConfig(mlm=False, itm=False, nlvr2=True),
     "retrieval-flickr30k": HeadsConfig(mlm=False, itc="tower"),
@@ -86,7 +90,10 @@ class TestPublished:
         model = RECIPES[name].model
         preset = LARGE if "large" in name else BASE
         types = 3 if name == "nlvr2" else 2
-        assert (model.text, model.fusion) == (preset.text, replace(preset.fusion, num_token_types=types))
+        assert (model.text, model.fusion) == (
+            preset.text,
+            replace(preset.fusion, num_token_types=types),
+        )
         assert model.vision == replace(preset.vision, image_size=PUBLISHED[name][8])
         assert replace(model.heads, hidden_scale=2.0) == HEADS[name]
 
@@ -103,7 +110,9 @@ class TestPublished:
         assert "init" in run.source or "give vision and text" in run.source
         fine_tuning = {recipe.recipe for spec in TASKS.values() for recipe in spec.fine_tuning}
         assert (name in fine_tuning) == (not name.startswith("pretrain"))
-        assert run.evaluate_every or name == "retrieval-flickr30k-ranking"  # whose evaluation takes long
+        assert (
+            run.evaluate_every or name == "retrieval-flickr30k-ranking"
+        )  # whose evaluation takes long
 
 
 class TestObjectives:
@@ -113,13 +122,18 @@ class TestObjectives:
             (phase,) = task.phases
             assert (phase.mlm, phase.itm, phase.itc, phase.negatives) == (1, 1, 0, "random")
             masking = task.masking
-            assert (masking.probability, masking.mask_share, masking.random_share) == (0.15, 0.8, 0.1)
+            assert (masking.probability, masking.mask_share, masking.random_share) == (
+                0.15,
+                0.8,
+                0.1,
+            )
 
     def test_mlm_is_normalised_as_published_and_in_our_recipes_over_the_step(self):
         rules = {
             name: recipe.task.mlm_normalization
             for name, recipe in RECIPES.items()
-            if isinstance(recipe.task, PretrainingConfig) and any(phase.mlm for phase in recipe.task.phases)
+            if isinstance(recipe.task, PretrainingConfig)
+            and any(phase.mlm for phase in recipe.task.phases)
         }
         ours = {name for name, rule in rules.items() if rule == "step"}
         assert ours == {"pretrain-nano", "pretrain-nano-meter", "pretrain-nano-meter-norms"}
@@ -138,22 +152,53 @@ class TestObjectives:
         run = RECIPES["contrastive-large"]
         (phase,) = run.task.phases
         assert (phase.mlm, phase.itm, phase.itc) == (0, 0, 1)
-        assert run.model == replace(LARGE, heads=HeadsConfig(mlm=False, itm=False, itc="fused", itc_size=512))
-        assert (run.batch_size, run.micro_batch_size, run.max_epochs, run.data.max_length) == (8 * 48, 48, 5, 128)
-        assert (run.image_size, run.data.profile, run.data.has_views) == (None, None, False)  # that of init
+        assert run.model == replace(
+            LARGE, heads=HeadsConfig(mlm=False, itm=False, itc="fused", itc_size=512)
+        )
+        assert (run.batch_size, run.micro_batch_size, run.max_epochs, run.data.max_length) == (
+            8 * 48,
+            48,
+            5,
+            128,
+        )
+        assert (run.image_size, run.data.profile, run.data.has_views) == (
+            None,
+            None,
+            False,
+        )  # that of init
         optimizer = run.optimizer
-        assert (optimizer.lr, optimizer.head_multiplier, optimizer.fusion_multiplier) == (1e-5, 1, 1)
-        assert (optimizer.rule, optimizer.schedule, optimizer.power, optimizer.end_lr) == ("adamw", "polynomial", 1, 0)
-        theirs = {field.name: field.default for field in fields(pytest.importorskip("transformers").TrainingArguments)}
+        assert (optimizer.lr, optimizer.head_multiplier, optimizer.fusion_multiplier) == (
+            1e-5,
+            1,
+            1,
+        )
+        assert (optimizer.rule, optimizer.schedule, optimizer.power, optimizer.end_lr) == (
+            "adamw",
+            "polynomial",
+            1,
+            0,
+        )
+        theirs = {
+            field.name: field.default
+            for field in fields(pytest.importorskip("transformers").TrainingArguments)
+        }
         assert theirs["lr_scheduler_type"] == "linear"
         assert optimizer.betas == (theirs["adam_beta1"], theirs["adam_beta2"])
-        assert (optimizer.eps, optimizer.weight_decay) == (theirs["adam_epsilon"], theirs["weight_decay"])
-        assert (optimizer.clip_norm, optimizer.warmup) == (theirs["max_grad_norm"], theirs["warmup_steps"])
+        assert (optimizer.eps, optimizer.weight_decay) == (
+            theirs["adam_epsilon"],
+            theirs["weight_decay"],
+        )
+        assert (optimizer.clip_norm, optimizer.warmup) == (
+            theirs["max_grad_norm"],
+            theirs["warmup_steps"],
+        )
 
     def test_ranking(self):
         assert RECIPES["retrieval-flickr30k-ranking"].task == RankingConfig(false_texts=15, itm=1.0)
 
-    @pytest.mark.parametrize(("suffix", "change"), [("meter", meter), ("meter-norms", meter_with_norms)])
+    @pytest.mark.parametrize(
+        ("suffix", "change"), [("meter", meter), ("meter-norms", meter_with_norms)]
+    )
     def test_the_baseline_and_the_control_differ_in_the_model_only(self, suffix, change):
         ours, other = RECIPES["pretrain-nano"], RECIPES[f"pretrain-nano-{suffix}"]
         assert replace(ours, recipe=other.recipe, model=change(ours.model)) == other
@@ -162,15 +207,23 @@ class TestObjectives:
         """As docs/training.md says."""
         ours = RECIPES["pretrain-base"]
         bridge = "--model.fusion.bridge"
-        options = {meter: [bridge, "None", "--model.fusion.no-input-norm"], meter_with_norms: [bridge, "norm"]}
+        options = {
+            meter: [bridge, "None", "--model.fusion.no-input-norm"],
+            meter_with_norms: [bridge, "norm"],
+        }
         for change, arguments in options.items():
-            assert tyro.cli(RunConfig, args=arguments, default=ours) == replace(ours, model=change(ours.model))
+            assert tyro.cli(RunConfig, args=arguments, default=ours) == replace(
+                ours, model=change(ours.model)
+            )
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_says_what_it_is_and_selects_by_a_metric_that_its_heads_give(name):
     run, heads = RECIPES[name], RECIPES[name].model.heads
-    assert RunConfig.from_dict(json.loads(json.dumps(run.to_dict())), {run.task.kind: type(run.task)}) == run
+    assert (
+        RunConfig.from_dict(json.loads(json.dumps(run.to_dict())), {run.task.kind: type(run.task)})
+        == run
+    )
     assert (run.recipe, run.init) == (name, None)
     assert run.source
     itc = heads.itc is not None

@@ -48,7 +48,9 @@ def test_training_evaluation_and_use(run, config, folder, tmp_path):
     assert metrics.keys() == {*RegressionConfig.metrics, "mean_absolute_error"}
     model = load(tmp_path / "run" / "last", device="cpu")
     outcome = evaluate(model, "regression", [folder], "validation", RetrievalConfig())
-    assert dict(outcome.metrics) == pytest.approx(metrics, abs=1e-4)  # correlations magnify rounding
+    assert dict(outcome.metrics) == pytest.approx(
+        metrics, abs=1e-4
+    )  # correlations magnify rounding
     texts = ["a thing of 1", "a thing of 2"]
     numbers = model.estimate(texts=texts)
     assert numbers.shape == (2,)
@@ -57,18 +59,27 @@ def test_training_evaluation_and_use(run, config, folder, tmp_path):
     for given in (["--texts", *texts], [tmp_path / "texts.txt"]):
         rows = run("classify", tmp_path / "run" / "last", *given, "--device", "cpu")
         assert [row["number"] for row in rows] == pytest.approx(numbers.tolist(), abs=1e-5)
-    with pytest.raises(ValueError, match="head of this model predicts a number, not classes; use estimate"):
+    with pytest.raises(
+        ValueError, match="head of this model predicts a number, not classes; use estimate"
+    ):
         model.classify(texts=texts)
 
 
 def test_a_set_or_a_head_of_the_other_kind(config, tiny_processor, tmp_path):
     heads = HeadsConfig(classification=1, multi_label=True)
-    given = {"data": config.data, "splits": ("test",), "processor": tiny_processor, "task": config.task}
+    given = {
+        "data": config.data,
+        "splits": ("test",),
+        "processor": tiny_processor,
+        "task": config.task,
+    }
     source = ExampleSource(**given, heads=heads, use="test")
     with pytest.raises(ValueError, match="regression takes a model whose head has one output"):
         REGRESSION.examples(source)
     heads = RECIPES["classification"].model.heads
-    classes = replace(config, task=ClassificationConfig(), select_by="accuracy", recipe="classification")
+    classes = replace(
+        config, task=ClassificationConfig(), select_by="accuracy", recipe="classification"
+    )
     classes = replace(classes, model=replace(config.model, heads=heads))
     with pytest.raises(ValueError, match=r"has a number per row, .*; choose the task regression"):
         train(classes, tmp_path / "classes", progress=False)

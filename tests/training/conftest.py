@@ -87,10 +87,20 @@ def build(tiny_dataset, tiny_processor, monkeypatch):
     ):
         config = shapes.run_config(tiny_dataset, **{"model": PLAIN} | changes)
         config = replace(config, data=replace(config.data, augmentation=augmentation))
-        model = off_defaults(BridgeTower(config.model.override({"text.vocab_size": tiny_processor.vocab_size})))
-        pairs = CaptionPairs(CaptionImages(config.data, "train", tiny_processor), config.task.masking)
+        model = off_defaults(
+            BridgeTower(config.model.override({"text.vocab_size": tiny_processor.vocab_size}))
+        )
+        pairs = CaptionPairs(
+            CaptionImages(config.data, "train", tiny_processor), config.task.masking
+        )
         monkeypatch.setattr("bridgetower.training.run.save_checkpoint", save)
-        parts = {"config": config, "model": model, "task": task(model), "examples": pairs, "evaluate": evaluate}
+        parts = {
+            "config": config,
+            "model": model,
+            "task": task(model),
+            "examples": pairs,
+            "evaluate": evaluate,
+        }
         return TrainContext(**parts, digests={"train.parquet": "12ab"})
 
     return make
@@ -99,9 +109,15 @@ def build(tiny_dataset, tiny_processor, monkeypatch):
 @pytest.fixture(scope="session")
 def runs(tiny_dataset, tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
-    heads = {"ranking": {"rank": True}, "vqa": {"vqa": len(asked.ANSWERS)}, "snli-ve": {"snli_ve": True}}
+    heads = {
+        "ranking": {"rank": True},
+        "vqa": {"vqa": len(asked.ANSWERS)},
+        "snli-ve": {"snli_ve": True},
+    }
     tasks = {"ranking": RankingConfig(false_texts=3), "vqa": VqaConfig(), "snli-ve": SnliVeConfig()}
-    sets = {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS} | {"ranking": tiny_dataset}
+    sets = {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS} | {
+        "ranking": tiny_dataset
+    }
     return {
         kind: shapes.run_config(
             sets[kind],
@@ -110,7 +126,9 @@ def runs(tiny_dataset, tiny_checkpoint, tmp_path_factory):
             evaluation=RetrievalConfig(),
             model=replace(
                 shapes.MODEL,
-                heads=HeadsConfig(mlm=False, itm=kind == "ranking", **heads.get(kind, {"nlvr2": True})),
+                heads=HeadsConfig(
+                    mlm=False, itm=kind == "ranking", **heads.get(kind, {"nlvr2": True})
+                ),
                 fusion=replace(shapes.MODEL.fusion, num_token_types=3 if kind == "nlvr2" else 2),
             ),
             init=str(tiny_checkpoint),

@@ -33,7 +33,9 @@ class RowTask(nn.Module):
 
     def forward(self, batch):
         self.seen.append(self.progress)
-        pooled = self.model(batch.pixel_values, batch.input_ids, batch.attention_mask, outputs="pooled").pooled
+        pooled = self.model(
+            batch.pixel_values, batch.input_ids, batch.attention_mask, outputs="pooled"
+        ).pooled
         loss = F.mse_loss(self.model.itm_logits(pooled)[:, 1], batch.image_index % 30 / 10)
         return Losses.weigh({"row": loss}, {"row": 1.0})
 
@@ -53,7 +55,9 @@ def recorded_gradients(model):
     seen = []
 
     def record(optimizer, arguments, options):
-        seen.append(torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]))
+        seen.append(
+            torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None])
+        )
 
     hook = register_optimizer_step_pre_hook(record)
     try:
@@ -72,7 +76,9 @@ def prepared(config, cache):
     if config.train_top is not None:
         model.train_top_layers(config.train_top)
     context = build_task(config, checkpoint, model)
-    return replace(context, examples=frozen_examples(context, FeatureCache(cache, 2**40), progress=False))
+    return replace(
+        context, examples=frozen_examples(context, FeatureCache(cache, 2**40), progress=False)
+    )
 
 
 @contextmanager
@@ -109,8 +115,15 @@ def recomputed(batch, run):
             pixels = []
             for number, states in zip(numbers.tolist(), getattr(batch, name), strict=True):
                 rows = range(number * features.num_views, (number + 1) * features.num_views)
-                seen = [row for row, known in zip(rows, features.read(rows), strict=True) if torch.equal(known, states)]
+                seen = [
+                    row
+                    for row, known in zip(rows, features.read(rows), strict=True)
+                    if torch.equal(known, states)
+                ]
                 pixels.append(view(seen[0]))
-            values |= {name: None, name.replace("image_states", "pixel_values"): torch.stack(pixels)}
+            values |= {
+                name: None,
+                name.replace("image_states", "pixel_values"): torch.stack(pixels),
+            }
     images.frozen = frozen
     return replace(batch, **values)

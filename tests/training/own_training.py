@@ -15,7 +15,9 @@ from bridgetower.tasks.pretraining import PRETRAINING
 
 DECAY, RATE_DECAY = 0.5, 0.5
 LOGGED = []
-EXAMPLE = load_object("extensions", f"{Path(__file__).parents[2]}/examples/layered.py:LAYERED", Extensions)
+EXAMPLE = load_object(
+    "extensions", f"{Path(__file__).parents[2]}/examples/layered.py:LAYERED", Extensions
+)
 Averaged = type(EXAMPLE.callbacks[0])
 
 
@@ -99,5 +101,7 @@ def sigmoid(model, config):
     return SigmoidTask(model, config)
 
 
-SIGMOID = replace(PRETRAINING, name="sigmoid", config=SigmoidConfig, build=sigmoid, recipes=(), benchmarks={})
+SIGMOID = replace(
+    PRETRAINING, name="sigmoid", config=SigmoidConfig, build=sigmoid, recipes=(), benchmarks={}
+)
 TRAP = replace(SIGMOID, build=TrapTask)

@@ -48,9 +48,14 @@ class NoWaiting(TorchDispatchMode):
     """Refuses what makes the host wait for a GPU: reading a value, finding places, and copies that may block."""
 
     def __enter__(self):
-        self.patch, self.pinned = pytest.MonkeyPatch(), []  # kept, so that no other tensor gets their place
+        self.patch, self.pinned = (
+            pytest.MonkeyPatch(),
+            [],
+        )  # kept, so that no other tensor gets their place
         self.patch.setattr("bridgetower.model.layers.has_cuda", lambda: True)
-        self.patch.setattr(Tensor, "pin_memory", lambda tensor: self.pinned.append(tensor) or tensor)
+        self.patch.setattr(
+            Tensor, "pin_memory", lambda tensor: self.pinned.append(tensor) or tensor
+        )
         return super().__enter__()
 
     def __exit__(self, *error):
@@ -61,10 +66,16 @@ class NoWaiting(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = [value for value in args if isinstance(value, Tensor)]
         is_read = any(tensor.device == GPU for tensor in tensors)
-        if is_read and func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+        if is_read and func.overloadpacket in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+        ):
             raise HostWaitsError(str(func))
         if func is torch.ops.aten._to_copy.default:
-            devices = {tensors[0].device.type, torch.device(kwargs.get("device") or tensors[0].device).type}
+            devices = {
+                tensors[0].device.type,
+                torch.device(kwargs.get("device") or tensors[0].device).type,
+            }
             pinned = tensors[0].device == GPU or any(tensors[0] is each for each in self.pinned)
             if devices == {"cpu", "meta"} and not (kwargs.get("non_blocking") and pinned):
                 raise HostWaitsError(f"a copy that may block, {devices}")
@@ -104,9 +115,17 @@ def run_config(**options):
 def frozen_batches():
     config, found = tiny.CONFIG, []
     for batch in batches(2):
-        image = torch.randn(4, len(config.vision_layers), config.vision.num_tokens, config.vision.hidden_size)
-        text = torch.randn(4, len(config.text_layers), batch.input_ids.shape[1], config.text.hidden_size)
-        found.append(replace(batch, pixel_values=None, image_states=image, text_states=text, masked_states=text))
+        image = torch.randn(
+            4, len(config.vision_layers), config.vision.num_tokens, config.vision.hidden_size
+        )
+        text = torch.randn(
+            4, len(config.text_layers), batch.input_ids.shape[1], config.text.hidden_size
+        )
+        found.append(
+            replace(
+                batch, pixel_values=None, image_states=image, text_states=text, masked_states=text
+            )
+        )
     return found
 
 
@@ -164,7 +183,9 @@ def test_pixels_are_normalised_where_they_are_used(tiny_dataset, tiny_processor)
 
 def test_one_call_changes_all_weights_of_a_rate(monkeypatch):
     model, config, called = on_gpu(), OptimizerConfig(rule="hf_adamw"), []
-    monkeypatch.setattr(torch, "_fused_adamw_", lambda weights, *others, **numbers: called.append(weights))
+    monkeypatch.setattr(
+        torch, "_fused_adamw_", lambda weights, *others, **numbers: called.append(weights)
+    )
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)
     build_optimizer(groups := parameter_groups(model, config), config).step()
@@ -189,7 +210,11 @@ def test_items_are_computed_without_waiting_and_constants_are_sent_once(tiny_pro
     items = [
         Item(image=second),
         Item(ids=(0, 5, 2)),
-        *(Item(kind=kind, image=image, ids=(0, 6, 2)) for kind in ("match", "score") for image in (second, first)),
+        *(
+            Item(kind=kind, image=image, ids=(0, 6, 2))
+            for kind in ("match", "score")
+            for image in (second, first)
+        ),
         Item(image=first, ids=(0, 7, 8, 2)),
     ]
     begin = inspect.unwrap(begun)
@@ -248,13 +273,17 @@ def test_compiled_layers_are_one_graph_each_and_give_the_same_losses_and_gradien
     found = []
     for compiled in (False, True):
         # Without dropout, which draws other numbers for padded texts.
-        task = PretrainingTask(tiny.build(tiny.changed(text__dropout=0.0, fusion__dropout=0.0)).train(), config)
+        task = PretrainingTask(
+            tiny.build(tiny.changed(text__dropout=0.0, fusion__dropout=0.0)).train(), config
+        )
         if compiled:
             task.model.compile_layers(backend="eager")
         for batch in batches(2):
             torch.manual_seed(0)
             task(batch).total.backward()
-        found.append({name: value.grad for name, value in task.named_parameters() if value.grad is not None})
+        found.append(
+            {name: value.grad for name, value in task.named_parameters() if value.grad is not None}
+        )
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
@@ -286,7 +315,9 @@ def test_texts_of_all_lengths_share_their_graphs():
     more, plain = graphs_of(1, texts)
     assert more >= 2 * few  # control: batches without a mask need others
     for lengths, one, other in zip(texts, padded, plain, strict=True):
-        torch.testing.assert_close(one[0, : lengths[0]], other[0, : lengths[0]], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            one[0, : lengths[0]], other[0, : lengths[0]], atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -308,7 +339,9 @@ def no_compiler(graph, inputs):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("strict", "backend"), [(True, "eager"), (False, "eager"), (False, no_compiler)])
+@pytest.mark.parametrize(
+    ("strict", "backend"), [(True, "eager"), (False, "eager"), (False, no_compiler)]
+)
 def test_a_layer_of_two_graphs_is_refused_or_runs_so_or_without(strict, backend):
     model = tiny.build(tiny.CONFIG)
     expected = model.encode_image(tiny.images(1)).cls
@@ -322,9 +355,13 @@ def test_a_layer_of_two_graphs_is_refused_or_runs_so_or_without(strict, backend)
     layer.forward = broken
     settings = torch._dynamo.config.get_config_copy()
     model.compile_layers(backend=backend, strict=strict)
-    with nullcontext() if not strict else pytest.raises(Exception, match=r"graph_break|graph break"):
+    with (
+        nullcontext() if not strict else pytest.raises(Exception, match=r"graph_break|graph break")
+    ):
         assert tiny.off(model.encode_image(tiny.images(1)).cls, expected) < 1e-5
-    assert torch._dynamo.config.get_config_copy() == settings, "those of other models are the user's"
+    assert torch._dynamo.config.get_config_copy() == settings, (
+        "those of other models are the user's"
+    )
 
 
 def test_what_the_towers_hand_over_is_bfloat16_under_autocast():
@@ -335,5 +372,7 @@ def test_what_the_towers_hand_over_is_bfloat16_under_autocast():
 
 
 def test_tf32_is_refused_on_a_cpu():
-    with pytest.raises(ValueError, match="precision tf32 is for GPUs, not for cpu; use fp32 or bf16"):
+    with pytest.raises(
+        ValueError, match="precision tf32 is for GPUs, not for cpu; use fp32 or bf16"
+    ):
         set_numerics(torch.device("cpu"), "tf32", deterministic=False)

@@ -23,7 +23,9 @@ from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
 
 # Of recipes with the same task and the same kind of contrastive head one.
-DISTINCT = {(recipe.task, recipe.model.heads.itc): name for name, recipe in reversed(RECIPES.items())}
+DISTINCT = {
+    (recipe.task, recipe.model.heads.itc): name for name, recipe in reversed(RECIPES.items())
+}
 CONTRASTING = [
     name
     for (task, _), name in DISTINCT.items()
@@ -48,7 +50,9 @@ def folders(tmp_path_factory, tiny_dataset):
     table = asked.write_table(folder / "things", several=False)
     prepare_own("classification", table, folder / "classification", progress=False)
     ratings = folder / "ratings.csv"
-    ratings.write_text("text,label\n" + "".join(f"a thing of {number % 7},{number / 10}\n" for number in range(40)))
+    ratings.write_text(
+        "text,label\n" + "".join(f"a thing of {number % 7},{number / 10}\n" for number in range(40))
+    )
     prepare_own("regression", ratings, folder / "regression", progress=False)
     return {
         **{name: folder / name for name in ("classification", "regression")},
@@ -154,14 +158,18 @@ def test_losses_are_those_of_the_logits_in_float32(name, watch):
     assert {logits.dtype for logits in seen.outputs[head]} == {torch.bfloat16}
     assert {logits.dtype for logits in seen.validated[head]} == {torch.float32}
     targets = torch.cat([batch.labels for batch in seen.batches])
-    assert not targets.is_floating_point() or not targets.equal(targets.bfloat16().float())  # they could be rounded
+    assert not targets.is_floating_point() or not targets.equal(
+        targets.bfloat16().float()
+    )  # they could be rounded
     expected = loss(torch.cat(seen.outputs[head]).float(), targets)
     assert seen.losses["loss"] == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", CONTRASTING)
 def test_contrast_over_a_step_is_that_of_the_features_in_float32(name, watch, tiny_checkpoint):
-    seen, full = (watch(name, contrast_over="step", precision=precision) for precision in ("bf16", "fp32"))
+    seen, full = (
+        watch(name, contrast_over="step", precision=precision) for precision in ("bf16", "fp32")
+    )
     fused = RECIPES[name].model.heads.itc == "fused"  # which starts anew here
     sides = ("image", "text", "pooled") if fused else ("image", "text")
     parts = [seen.outputs[f"itc_head.{side}"][:2] for side in sides]  # of the first pass

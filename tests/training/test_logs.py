@@ -20,7 +20,9 @@ SPEED = ("seconds", "data_seconds", "pairs_per_second")
 
 def open_log(out, first_step=0, *, log_every=1, progress=False):
     context = SimpleNamespace(
-        config=shapes.run_config(out, log_every=log_every), max_steps=20, model=SimpleNamespace(extensions=Extensions())
+        config=shapes.run_config(out, log_every=log_every),
+        max_steps=20,
+        model=SimpleNamespace(extensions=Extensions()),
     )
     state = TrainingState(step=first_step, evaluated=first_step)
     return RunLog(context, out, state, report_to=["tensorboard"], progress=progress)
@@ -29,7 +31,9 @@ def open_log(out, first_step=0, *, log_every=1, progress=False):
 def write_steps(out, steps, *, log_every=1):
     with open_log(out, steps.start - 1, log_every=log_every) as log:
         for step in steps:
-            log.step(step, {"loss": torch.tensor(float(step)), "mlm": torch.tensor(1.5)}, 1e-3 * step)
+            log.step(
+                step, {"loss": torch.tensor(float(step)), "mlm": torch.tensor(1.5)}, 1e-3 * step
+            )
             if step % 5 == 0:
                 log.write("validation", step, {"rsum": 10.0 * step})
 
@@ -84,7 +88,9 @@ class TestWriting:
             log.write("validation", 1, {"rsum": 1.0})
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # in the thread of TensorBoard
+    @pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+    )  # in the thread of TensorBoard
     def test_a_full_disk_is_named(self, small_disk):
         disk = small_disk(64)
 
@@ -95,7 +101,9 @@ class TestWriting:
                         pass
                 log.step(1, {"loss": torch.tensor(1.0)}, 1e-3)
 
-        with pytest.raises(OSError, match=rf"^{disk}/metrics\.jsonl could not be written \(No space left"):
+        with pytest.raises(
+            OSError, match=rf"^{disk}/metrics\.jsonl could not be written \(No space left"
+        ):
             write()
 
     def test_tensorboard_has_what_the_file_has(self, tmp_path):
@@ -103,7 +111,9 @@ class TestWriting:
         write_steps(tmp_path, range(6, 10))
         found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
         assert [point.step for point in found.Scalars("train/loss")] == steps_of(tmp_path, "train")
-        assert [point.step for point in found.Scalars("validation/rsum")] == steps_of(tmp_path, "validation")
+        assert [point.step for point in found.Scalars("validation/rsum")] == steps_of(
+            tmp_path, "validation"
+        )
 
     def test_the_bar_leaves_standard_output_alone(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal

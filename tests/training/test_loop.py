@@ -65,7 +65,9 @@ def test_progress_and_learning_rates(build, tmp_path):
 def test_length_and_evaluations_follow_the_data(tmp_path, num_examples, length, every, steps):
     config = shapes.run_config(tmp_path, **{"max_steps": None, "evaluate_every": every} | length)
     context = TrainContext(config=config, model=None, task=None, examples=range(num_examples))
-    assert [step for step in range(1, context.max_steps + 1) if context.evaluates_after(step)] == steps
+    assert [
+        step for step in range(1, context.max_steps + 1) if context.evaluates_after(step)
+    ] == steps
 
 
 class TestSelection:
@@ -82,9 +84,15 @@ class TestSelection:
         # The first and the better one, not the equal; and at the end the last.
         assert [folder for folder, _ in saved] == [*[tmp_path / "best"] * 2, tmp_path / "last"]
         assert validations(tmp_path) == [(2, 1.0), (4, 3.0), (6, 3.0), (7, 2.0)]
-        assert states.saved(tmp_path) == TrainingState(step=7, evaluated=7, best=3.0, metrics=metrics)
+        assert states.saved(tmp_path) == TrainingState(
+            step=7, evaluated=7, best=3.0, metrics=metrics
+        )
         seen = []
-        other = build(max_steps=7, evaluate_every=4, save=lambda context, *_: seen.append(weights(context.model)))
+        other = build(
+            max_steps=7,
+            evaluate_every=4,
+            save=lambda context, *_: seen.append(weights(context.model)),
+        )
         run(other, tmp_path / "other")
         assert torch.equal(saved[1][1], seen[0])
         assert not torch.equal(saved[0][1], seen[0])
@@ -98,10 +106,17 @@ class TestSelection:
             ("evaluation.batch_size", 5.0),
         ],
     )
-    def test_another_figure_is_not_compared_with_the_best_of_before(self, build, tmp_path, name, best):
+    def test_another_figure_is_not_compared_with_the_best_of_before(
+        self, build, tmp_path, name, best
+    ):
         """Also where the run ends, or is killed, before it is measured again."""
         saved = []
-        fit(build(max_steps=2, evaluate=lambda: {"rsum": 5.0}), tmp_path, resume=False, progress=False)
+        fit(
+            build(max_steps=2, evaluate=lambda: {"rsum": 5.0}),
+            tmp_path,
+            resume=False,
+            progress=False,
+        )
         fit(build(max_steps=2), tmp_path, resume=True, changed={name: "1 -> 2"}, progress=False)
         save = lambda context, folder, metrics: saved.append(folder.name)  # noqa: E731
         longer = build(max_steps=4, evaluate=lambda: {"rsum": 0.5}, save=save)
@@ -118,7 +133,10 @@ class TestSelection:
         assert modes == [True, False, True, False]
 
     def test_a_figure_that_the_evaluation_does_not_give(self, build, tmp_path):
-        with pytest.raises(ValueError, match=r"'mlm_accuracy'; the evaluation gave \['rsum'\]; the state of step 2 is"):
+        with pytest.raises(
+            ValueError,
+            match=r"'mlm_accuracy'; the evaluation gave \['rsum'\]; the state of step 2 is",
+        ):
             run(build(select_by="mlm_accuracy", max_steps=2), tmp_path)
         assert states.saved(tmp_path) == TrainingState(step=2)
         again = build(select_by="rsum", evaluate=lambda: {"rsum": 2.0}, max_steps=2)
@@ -131,8 +149,16 @@ class TestSelection:
     [
         (Phase(mlm=1.0, itm=1.0), {"micro_batch_size": 4}, ""),
         (shapes.PHASES[-1], {}, ""),
-        (shapes.PHASES[-1], {"micro_batch_size": 4}, "ITC and hard negatives: one micro-batch of 4 pairs per process"),
-        (shapes.PHASES[-1], {"micro_batch_size": 4, "contrast_over": "step"}, "hard negatives: one micro-batch of 4"),
+        (
+            shapes.PHASES[-1],
+            {"micro_batch_size": 4},
+            "ITC and hard negatives: one micro-batch of 4 pairs per process",
+        ),
+        (
+            shapes.PHASES[-1],
+            {"micro_batch_size": 4, "contrast_over": "step"},
+            "hard negatives: one micro-batch of 4",
+        ),
     ],
 )
 def test_micro_batches_that_contrast_are_warned_of(build, tmp_path, caplog, phase, changes, warned):
@@ -152,19 +178,25 @@ class TestSignals:
             return parts
 
         whole, before = run(build(max_steps=3), tmp_path / "whole"), signal.getsignal(number)
-        with pytest.raises(Interrupted, match="stopped after step 2 of 3; --resume continues it") as caught:
+        with pytest.raises(
+            Interrupted, match="stopped after step 2 of 3; --resume continues it"
+        ) as caught:
             run(interrupted(build(max_steps=3)), tmp_path / "parts")
         assert pickle.loads(pickle.dumps(caught.value)).signal == number
         assert states.saved(tmp_path / "parts").step == 2
         assert f"{number.name}: stopping after this step" in caplog.text
-        run(interrupted(build(max_steps=2)), tmp_path / "last")  # at the last step it is simply finished
+        run(
+            interrupted(build(max_steps=2)), tmp_path / "last"
+        )  # at the last step it is simply finished
         assert signal.getsignal(number) is before
         assert torch.equal(run(build(max_steps=3), tmp_path / "parts", resume=True), whole)
 
     def test_a_second_one_later_ends_at_once(self, build, tmp_path, monkeypatch):
         """By the signal itself, as if the process had no handler: here what would end it is caught."""
         clock = [0.0]
-        monkeypatch.setattr("bridgetower.training.run.time", SimpleNamespace(monotonic=lambda: clock[0]))
+        monkeypatch.setattr(
+            "bridgetower.training.run.time", SimpleNamespace(monotonic=lambda: clock[0])
+        )
         send = os.kill
 
         class Ended(BaseException):
@@ -179,9 +211,13 @@ class TestSignals:
         def interrupt(task, inputs, output):
             if len(task.seen) == 3:
                 send(os.getpid(), signal.SIGTERM)
-                send(os.getpid(), signal.SIGTERM)  # of the launcher: it sent one to the group before
+                send(
+                    os.getpid(), signal.SIGTERM
+                )  # of the launcher: it sent one to the group before
                 clock[0] += SAME_SECONDS
-                send(os.getpid(), signal.SIGTERM)  # as late as one may come that is of the same request
+                send(
+                    os.getpid(), signal.SIGTERM
+                )  # as late as one may come that is of the same request
                 clock[0] += 0.1
                 send(os.getpid(), signal.SIGINT)
 
@@ -194,7 +230,9 @@ class TestSignals:
     def test_off_the_main_thread_it_trains_all_the_same(self, build, tmp_path):
         whole = run(build(max_steps=2), tmp_path / "whole")
         with ThreadPoolExecutor() as pool:
-            assert torch.equal(pool.submit(run, build(max_steps=2), tmp_path / "thread").result(), whole)
+            assert torch.equal(
+                pool.submit(run, build(max_steps=2), tmp_path / "thread").result(), whole
+            )
 
 
 class TestEvaluation:
@@ -213,14 +251,18 @@ class TestEvaluation:
             run(build(evaluate_every=2, evaluate=evaluate), tmp_path / "killed")
         assert "step 2: rsum 1 on validation, the best so far" in caplog.messages
         assert at == [2, 4]
-        assert states.saved(tmp_path / "killed") == TrainingState(step=4, evaluated=2, best=1.0, metrics={"rsum": 1.0})
+        assert states.saved(tmp_path / "killed") == TrainingState(
+            step=4, evaluated=2, best=1.0, metrics={"rsum": 1.0}
+        )
         again = build(evaluate_every=2, evaluate=evaluate)
         assert torch.equal(run(again, tmp_path / "killed", resume=True), whole)
         assert at == [2, 4, 4, 6]
         assert len(again.task.seen) == 2
         assert validations(tmp_path / "killed") == [(2, 1.0), (4, 3.0), (6, 4.0)]
 
-    def test_killed_before_the_state_knew_of_it_it_is_not_logged_twice(self, build, tmp_path, monkeypatch):
+    def test_killed_before_the_state_knew_of_it_it_is_not_logged_twice(
+        self, build, tmp_path, monkeypatch
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(StateSaver, "amend", Mock(side_effect=KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
@@ -230,7 +272,10 @@ class TestEvaluation:
 
     def test_of_none_there_is_no_best(self, build, tmp_path):
         saved = []
-        given = {"evaluate": Mock(side_effect=AssertionError), "save": lambda context, folder, _: saved.append(folder)}
+        given = {
+            "evaluate": Mock(side_effect=AssertionError),
+            "save": lambda context, folder, _: saved.append(folder),
+        }
         parts = build(evaluate_every=None, max_steps=2, **given)
         assert fit(parts, tmp_path, resume=False, progress=False) == {}
         assert saved == [tmp_path / "last"]
@@ -257,14 +302,19 @@ class TestSkippedSteps:
         entries = read_metrics(tmp_path, "train")
         assert [entry.get("skipped_steps") for entry in entries] == [None, None, 1, 1, 1, 1]
         assert "gradient_norm" not in entries[2]
-        assert "step 3 is skipped, the 1. of 1 that may be: its gradients are not finite" in caplog.text
+        assert (
+            "step 3 is skipped, the 1. of 1 that may be: its gradients are not finite"
+            in caplog.text
+        )
 
     @pytest.mark.parametrize("options", [{}, {"micro_batch_size": 4}])
     def test_more_than_may_be_are_an_error_that_more_of_them_resume(self, build, tmp_path, options):
         options |= {"checkpoint_every": 1}
         for allowed, step in ((0, 2), (0, 2), (1, 4)):
             spoilt = self.spoilt(build, 2, 4, max_skipped_steps=allowed, **options)
-            with pytest.raises(FloatingPointError, match=rf"loss is not finite at step {step}.*--max-skipped-steps"):
+            with pytest.raises(
+                FloatingPointError, match=rf"loss is not finite at step {step}.*--max-skipped-steps"
+            ):
                 run(spoilt, tmp_path, resume=True)
             assert states.saved(tmp_path).step == step - 1
         run(self.spoilt(build, 2, 4, max_skipped_steps=2, **options), tmp_path, resume=True)
@@ -288,11 +338,20 @@ class TestResume:
         resumed = build(**options)
         assert torch.equal(run(resumed, tmp_path / "parts", resume=True), whole)
         assert len(resumed.task.seen) == 2 * 2
-        assert [entry["step"] for entry in read_metrics(tmp_path / "parts", "train")] == [1, 2, 3, 4, 5, 6]
+        assert [entry["step"] for entry in read_metrics(tmp_path / "parts", "train")] == [
+            1,
+            2,
+            3,
+            4,
+            5,
+            6,
+        ]
 
     def test_refuses_fewer_steps(self, build, tmp_path):
         run(build(max_steps=2), tmp_path)
-        with pytest.raises(ValueError, match=r"has done 2 steps, more than the 1 asked for; give more"):
+        with pytest.raises(
+            ValueError, match=r"has done 2 steps, more than the 1 asked for; give more"
+        ):
             run(build(max_steps=1), tmp_path, resume=True)
 
     def test_goes_on_with_other_micro_batches_learning_rate_and_clipping(self, build, tmp_path):
@@ -301,13 +360,19 @@ class TestResume:
         run(build(max_steps=2, optimizer=smooth), tmp_path / "one")
         shutil.copytree(tmp_path / "one", tmp_path / "two")
         last = [
-            run(build(max_steps=4, micro_batch_size=size, optimizer=smooth), tmp_path / name, resume=True)
+            run(
+                build(max_steps=4, micro_batch_size=size, optimizer=smooth),
+                tmp_path / name,
+                resume=True,
+            )
             for name, size in (("one", None), ("two", 4))
         ]
         assert torch.allclose(*last, rtol=0, atol=1e-5)
         assert not torch.equal(*last)
         still = OptimizerConfig(lr=1e-30, clip_norm=1e-3)
-        assert torch.equal(run(build(max_steps=6, optimizer=still), tmp_path / "one", resume=True), last[0])
+        assert torch.equal(
+            run(build(max_steps=6, optimizer=still), tmp_path / "one", resume=True), last[0]
+        )
         entries = read_metrics(tmp_path / "one", "train")
         assert [entry["lr"] < 1e-20 for entry in entries] == [False] * 4 + [True] * 2
 
@@ -316,8 +381,12 @@ def test_the_device_of_the_config_is_taken(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run_device("auto") == run_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="device is 'cuda', but PyTorch sees no GPU; use auto or cpu"):
+    with pytest.raises(
+        ValueError, match="device is 'cuda', but PyTorch sees no GPU; use auto or cpu"
+    ):
         run_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert list(map(run_device, ("auto", "cuda", "cpu"))) == list(map(torch.device, ("cuda:1", "cuda:1", "cpu")))
+    assert list(map(run_device, ("auto", "cuda", "cpu"))) == list(
+        map(torch.device, ("cuda:1", "cuda:1", "cpu"))
+    )

@@ -42,11 +42,18 @@ class Stop(Callback):
 
 @pytest.fixture
 def config(tiny_dataset, tiny_checkpoint):
-    changes = {"init": str(tiny_checkpoint), "checkpoint_every": 2, "evaluate_every": 2, "max_steps": 4}
+    changes = {
+        "init": str(tiny_checkpoint),
+        "checkpoint_every": 2,
+        "evaluate_every": 2,
+        "max_steps": 4,
+    }
     return shapes.run_config(tiny_dataset, **changes)
 
 
-@pytest.mark.parametrize(("own", "phase"), [(LORA, shapes.PHASES[-1]), (MOMENTUM, replace(DISTILLED, itm=1))])
+@pytest.mark.parametrize(
+    ("own", "phase"), [(LORA, shapes.PHASES[-1]), (MOMENTUM, replace(DISTILLED, itm=1))]
+)
 def test_a_killed_run_goes_on_with_the_same_bits(config, tmp_path, own, phase):
     config = replace(config, task=PretrainingConfig(phases=(phase,)))
     metrics = train(config, tmp_path / "whole", extensions=own, progress=False)
@@ -63,16 +70,35 @@ def test_lora_trains_matrices_and_heads_and_is_merged(config, tmp_path, tiny_dat
     out, start = tmp_path / "run", read_checkpoint(config.init)
     with caplog.at_level(logging.INFO):
         metrics = train(config, out, extensions=LORA, progress=False)
-    saved = {name.removeprefix("model."): tensor for name, tensor in states.tensors(out).items() if "model." in name}
-    before = {name: start.tensors.get(name.replace(".base_layer", ""), torch.zeros(0)) for name in saved}
+    saved = {
+        name.removeprefix("model."): tensor
+        for name, tensor in states.tensors(out).items()
+        if "model." in name
+    }
+    before = {
+        name: start.tensors.get(name.replace(".base_layer", ""), torch.zeros(0)) for name in saved
+    }
     moved = {name for name in saved if not torch.equal(saved[name], before[name])}
     assert all(".lora_" in name or "_head." in name for name in moved)
-    assert {"fusion.text_layers.1.cross_attention.query.lora_B.default.weight", "itm_head.fc.weight"} <= moved
+    assert {
+        "fusion.text_layers.1.cross_attention.query.lora_B.default.weight",
+        "itm_head.fc.weight",
+    } <= moved
     trained = sum(saved[name].numel() for name in saved if ".lora_" in name or "_head." in name)
-    assert f"training {trained:,} of {sum(map(torch.numel, saved.values())):,} weights: step 1 to 4" in caplog.text
+    assert (
+        f"training {trained:,} of {sum(map(torch.numel, saved.values())):,} weights: step 1 to 4"
+        in caplog.text
+    )
 
-    adapted, merged = LORA.callbacks[0].model.base_model.model.eval(), read_checkpoint(out / "last").model()
-    changed = {name for name, tensor in merged.state_dict().items() if not torch.equal(tensor, start.tensors[name])}
+    adapted, merged = (
+        LORA.callbacks[0].model.base_model.model.eval(),
+        read_checkpoint(out / "last").model(),
+    )
+    changed = {
+        name
+        for name, tensor in merged.state_dict().items()
+        if not torch.equal(tensor, start.tensors[name])
+    }
     assert {"vision.layers.0.mlp.down.weight", "text.layers.1.attention.qkv.weight"} <= changed
     inputs = tiny.images(3, merged.config), *tiny.texts((5, 3, 4), merged.config)
     with torch.no_grad():
@@ -84,18 +110,33 @@ def test_lora_trains_matrices_and_heads_and_is_merged(config, tmp_path, tiny_dat
 
 
 def test_rates_rise_by_layer():
-    parts = ("vision.patch_embedding", "vision.layers.0", "text.layers.11", "text.word_embedding", "fusion.layers.2")
+    parts = (
+        "vision.patch_embedding",
+        "vision.layers.0",
+        "text.layers.11",
+        "text.word_embedding",
+        "fusion.layers.2",
+    )
     names = [f"{part}.weight" for part in parts]
-    groups = [{"params": [torch.nn.Parameter(torch.ones(1)) for _ in names], "names": names, "lr": 2.0}]
+    groups = [
+        {"params": [torch.nn.Parameter(torch.ones(1)) for _ in names], "names": names, "lr": 2.0}
+    ]
     optimizer = LAYERED.optimizers["by_layer"](groups, OptimizerConfig())
     rates = [(group["names"], group["lr"]) for group in optimizer.param_groups]
     depths = [11, 11, 0, 11, 0]
-    assert rates == [([name], pytest.approx(2 * 0.8**depth)) for name, depth in zip(names, depths, strict=True)]
+    assert rates == [
+        ([name], pytest.approx(2 * 0.8**depth)) for name, depth in zip(names, depths, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.05, 0.2), (1.0, 0.4)])
-def test_momentum_gives_part_of_the_plain_loss_to_soft_targets_of_a_copy_that_follows(progress, share):
-    module, batch = sys.modules[f"{EXAMPLES}/momentum.py"], tiny.caption_batch((0, 1, 2, 2), [7, 4, 6, 5], seed=3)
+def test_momentum_gives_part_of_the_plain_loss_to_soft_targets_of_a_copy_that_follows(
+    progress, share
+):
+    module, batch = (
+        sys.modules[f"{EXAMPLES}/momentum.py"],
+        tiny.caption_batch((0, 1, 2, 2), [7, 4, 6, 5], seed=3),
+    )
     momentum = module.Momentum(alpha=0.4, momentum=0.9, ramp=0.1)
     model = tiny.off_defaults(BridgeTower(tiny.CONFIG, module.extensions(momentum))).eval()
     momentum.prepare(SimpleNamespace(model=model))
@@ -104,7 +145,10 @@ def test_momentum_gives_part_of_the_plain_loss_to_soft_targets_of_a_copy_that_fo
     task.progress = progress
 
     def outputs(of):
-        image, text = of.encode_image(batch.pixel_values), of.encode_text(batch.input_ids, batch.attention_mask)
+        image, text = (
+            of.encode_image(batch.pixel_values),
+            of.encode_text(batch.input_ids, batch.attention_mask),
+        )
         masked = of.encode_text(batch.masked_input_ids, batch.attention_mask)
         words = of.mlm_logits(of.fuse(image, masked, "text").text[:, 1])
         return of.image_embeds(image) @ of.text_embeds(text).T / model.itc_head.temperature, words
@@ -113,7 +157,10 @@ def test_momentum_gives_part_of_the_plain_loss_to_soft_targets_of_a_copy_that_fo
         return -(soft.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
     (logits, words), (soft, soft_words) = outputs(model), outputs(model.teacher)
-    soft = {"itc": (cross(soft, logits) + cross(soft.T, logits.T)) / 2, "mlm": cross(soft_words, words)}
+    soft = {
+        "itc": (cross(soft, logits) + cross(soft.T, logits.T)) / 2,
+        "mlm": cross(soft_words, words),
+    }
     plain = PretrainingTask(model, PretrainingConfig(phases=(Phase(mlm=1, itm=0, itc=1),)))(batch)
     losses = task(batch)
     for name in soft:

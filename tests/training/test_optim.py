@@ -24,7 +24,9 @@ MODELS = {
     "fused": shapes.MODEL.override({"heads.itc": "fused"}),
     "headless": shapes.MODEL.override({"heads.itc": None, "heads.mlm": False, "heads.itm": False}),
     "meter": meter(shapes.MODEL),
-    "interpolate": shapes.MODEL.override({"fusion.bridge": "interpolate", "fusion.separate_projections": True}),
+    "interpolate": shapes.MODEL.override(
+        {"fusion.bridge": "interpolate", "fusion.separate_projections": True}
+    ),
     "managers": shapes.MODEL.override({"fusion.bridge": "adaptive_manager"}),
     "timm": shapes.MODEL.override({"vision.pre_norm": False, "vision.patch_bias": True}),
 }
@@ -32,7 +34,9 @@ MODELS = {
 
 def with_names(config, model_config=shapes.MODEL):
     groups = parameter_groups(BridgeTower(model_config), config)
-    return {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
+    return {
+        name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]
+    }
 
 
 class TestOfficialRule:
@@ -53,7 +57,9 @@ class TestOfficialRule:
     def run(rule, gradients, start, rates, decay):
         parameter = nn.Parameter(torch.tensor(start))
         config = OptimizerConfig(lr=1.0, rule=rule)
-        optimizer = build_optimizer([{"params": [parameter], "lr": 1.0, "weight_decay": decay}], config)
+        optimizer = build_optimizer(
+            [{"params": [parameter], "lr": 1.0, "weight_decay": decay}], config
+        )
         for gradient, rate in zip(gradients, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate
             parameter.grad = torch.tensor(gradient)
@@ -61,20 +67,29 @@ class TestOfficialRule:
         return parameter.detach().numpy()
 
     @pytest.mark.parametrize("decay", [0.0, 0.3])
-    @pytest.mark.parametrize("scale", [1.0, 1e-8])  # at the smaller one, where epsilon is added matters
+    @pytest.mark.parametrize(
+        "scale", [1.0, 1e-8]
+    )  # at the smaller one, where epsilon is added matters
     def test_equals_the_reference(self, decay, scale):
         rng = np.random.default_rng(0)
-        start, gradients = rng.normal(size=(4, 3)), [scale * rng.normal(size=(4, 3)) for _ in range(6)]
+        start, gradients = (
+            rng.normal(size=(4, 3)),
+            [scale * rng.normal(size=(4, 3)) for _ in range(6)],
+        )
         rates = [0.0, 0.02, 0.05, 0.04, 0.02, 0.01]
         expected = self.reference(start, gradients, rates, decay)
-        np.testing.assert_allclose(self.run("hf_adamw", gradients, start, rates, decay), expected, rtol=1e-9)
+        np.testing.assert_allclose(
+            self.run("hf_adamw", gradients, start, rates, decay), expected, rtol=1e-9
+        )
         if decay or scale < 1:
             plain = self.run("adamw", gradients, start, rates, decay)
             assert np.abs(plain - expected).max() > 1e-4  # torch's AdamW is another rule
 
     def test_parameters_without_gradient_stay(self):
         still, moved = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-        optimizer = HfAdamW([{"params": [still, moved], "weight_decay": 0.5}], lr=0.1, betas=(0.9, 0.98), eps=1e-8)
+        optimizer = HfAdamW(
+            [{"params": [still, moved], "weight_decay": 0.5}], lr=0.1, betas=(0.9, 0.98), eps=1e-8
+        )
         moved.grad = torch.ones(2)
         optimizer.step()
         assert torch.equal(still, torch.ones(2))
@@ -90,23 +105,34 @@ class TestGroups:
         groups = parameter_groups(model, OptimizerConfig(rule=rule))
         names = [entry for group in groups for entry in group["names"]]
         parameters = dict(model.named_parameters())
-        assert sorted(names) == sorted(key for key in parameters if not key.startswith("vision.patch_embedding."))
+        assert sorted(names) == sorted(
+            key for key in parameters if not key.startswith("vision.patch_embedding.")
+        )
         for group in groups:
-            assert all(parameters[key] is value for key, value in zip(group["names"], group["params"], strict=True))
+            assert all(
+                parameters[key] is value
+                for key, value in zip(group["names"], group["params"], strict=True)
+            )
 
     @pytest.mark.parametrize("name", MODELS)
     def test_plain_rule_decays_matrices_and_the_patch_convolution_only(self, name):
         model = BridgeTower(MODELS[name])
         kinds = (nn.Linear, nn.Conv2d)
-        expected = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, kinds)}
-        found = {key for key, (_, decay) in with_names(OptimizerConfig(), MODELS[name]).items() if decay}
+        expected = {
+            f"{path}.weight" for path, module in model.named_modules() if isinstance(module, kinds)
+        }
+        found = {
+            key for key, (_, decay) in with_names(OptimizerConfig(), MODELS[name]).items() if decay
+        }
         assert found == expected
         assert "vision.patch_embedding.weight" in found
 
     @pytest.mark.parametrize("bridge", ["static_manager", "adaptive_manager"])
     def test_official_rule_spares_norms_without_an_official_name(self, bridge):
         pytest.importorskip("transformers")
-        vision = timm_config("vit_tiny_patch16_224", {"embed_dim": 12, "depth": 2, "num_heads": 2}, 32)
+        vision = timm_config(
+            "vit_tiny_patch16_224", {"embed_dim": 12, "depth": 2, "num_heads": 2}, 32
+        )
         text = transformers_config({"model_type": "electra", **TEXT_FAMILIES["electra"](Random(0))})
         vision = replace(vision, pre_norm=True)  # the default, which a custom tower keeps
         config = replace(shapes.MODEL.override({"fusion.bridge": bridge}), vision=vision, text=text)
@@ -114,16 +140,28 @@ class TestGroups:
         norms = {path for path, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
         for part in ("vision.", "text.", "fusion.", "mlm_head."):
             assert any(path.startswith(part) for path in norms), part
-        spared = {key for key, (_, decay) in with_names(OptimizerConfig(rule="hf_adamw"), config).items() if not decay}
+        spared = {
+            key
+            for key, (_, decay) in with_names(OptimizerConfig(rule="hf_adamw"), config).items()
+            if not decay
+        }
         biases = {key for key, _ in model.named_parameters() if key.endswith("bias")}
         assert spared == {f"{path}.weight" for path in norms} | biases
 
     def test_learning_rates(self):
         config = OptimizerConfig(lr=2.0, head_multiplier=50, fusion_multiplier=5)
         rates = {key: lr for key, (lr, _) in with_names(config).items()}
-        parts = dict.fromkeys(("vision.", "text.", "token_type_embedding.", "itc_head.temperature"), 2.0)
+        parts = dict.fromkeys(
+            ("vision.", "text.", "token_type_embedding.", "itc_head.temperature"), 2.0
+        )
         parts |= dict.fromkeys(("itc_head.image", "itc_head.text", "itm_head.", "mlm_head."), 100.0)
-        others = ("fusion.", "text_projections.", "image_projections.", "text_pooler.", "image_pooler.")
+        others = (
+            "fusion.",
+            "text_projections.",
+            "image_projections.",
+            "text_pooler.",
+            "image_pooler.",
+        )
         parts |= dict.fromkeys(others, 10.0)
         for key, rate in rates.items():
             (part,) = [part for part in parts if key.startswith(part)]
@@ -136,7 +174,11 @@ class TestSchedule:
         ("config", "steps", "expected"),
         [
             (OptimizerConfig(warmup=0.0), 1, [1]),
-            (OptimizerConfig(warmup=0, power=2, end_lr=1e-6), 10, [0.1 + 0.9 * (1 - n / 10) ** 2 for n in range(11)]),
+            (
+                OptimizerConfig(warmup=0, power=2, end_lr=1e-6),
+                10,
+                [0.1 + 0.9 * (1 - n / 10) ** 2 for n in range(11)],
+            ),
         ],
     )
     def test_values(self, config, steps, expected):
@@ -149,15 +191,21 @@ class TestSchedule:
         kind=st.sampled_from(["polynomial", "cosine"]),
     )
     def test_rises_to_one_and_falls_without_jumps(self, warmup, steps, power, kind):
-        config = OptimizerConfig(warmup=warmup, schedule=kind, power=power if kind == "polynomial" else 1.0)
+        config = OptimizerConfig(
+            warmup=warmup, schedule=kind, power=power if kind == "polynomial" else 1.0
+        )
         factors = list(map(schedule(config, steps), range(steps + 5)))
         top = int(warmup * steps)
         assert factors[top] == max(factors) == 1
-        assert factors[: top + 1] == pytest.approx([step / max(top, 1) for step in range(top)] + [1])
+        assert factors[: top + 1] == pytest.approx(
+            [step / max(top, 1) for step in range(top)] + [1]
+        )
         assert factors[top:] == sorted(factors[top:], reverse=True)
         assert factors[steps:] == pytest.approx([0] * 5, abs=1e-12)
         if power >= 1:  # a root falls steeply at its very end
-            gaps = [a - b for a, b in zip(factors[top:steps], factors[top + 1 : steps + 1], strict=True)]
+            gaps = [
+                a - b for a, b in zip(factors[top:steps], factors[top + 1 : steps + 1], strict=True)
+            ]
             assert max(gaps) < 2.1 / (steps - top)
 
 
@@ -172,5 +220,9 @@ def test_the_optimiser_keeps_two_numbers_per_weight_and_no_copy_of_them(rule):
     optimizer.step()
     assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == before
     for parameter in model.parameters():
-        kept = [value for value in optimizer.state[parameter].values() if isinstance(value, Tensor) and value.ndim]
+        kept = [
+            value
+            for value in optimizer.state[parameter].values()
+            if isinstance(value, Tensor) and value.ndim
+        ]
         assert sum(value.numel() for value in kept) <= 2 * max(parameter.numel(), 1)

@@ -29,7 +29,9 @@ SGD = OptimizerConfig(rule="layered_sgd", schedule="constant", lr=1e-2)
 
 @pytest.fixture
 def own(tiny_dataset):
-    return shapes.run_config(tiny_dataset, optimizer=SGD, checkpoint_every=1, evaluate_every=2, max_steps=4)
+    return shapes.run_config(
+        tiny_dataset, optimizer=SGD, checkpoint_every=1, evaluate_every=2, max_steps=4
+    )
 
 
 class TestOptimizer:
@@ -69,25 +71,43 @@ class TestOptimizer:
 
     def test_refused(self, own, tmp_path):
         def nameless(groups, config):
-            return torch.optim.SGD([parameter for group in groups for parameter in group["params"]], lr=1.0)
+            return torch.optim.SGD(
+                [parameter for group in groups for parameter in group["params"]], lr=1.0
+            )
 
         given = replace(OWN, optimizers={"layered_sgd": nameless})
-        with pytest.raises(ValueError, match="a group of optimiser 'layered_sgd' lacks names of its parameters"):
+        with pytest.raises(
+            ValueError, match="a group of optimiser 'layered_sgd' lacks names of its parameters"
+        ):
             train(own, tmp_path / "run", extensions=given, progress=False)
-        tables = {"objectives": OBJECTIVES, "optimizers": OPTIMIZERS, "schedules": SCHEDULES, "loggers": LOGGERS}
+        tables = {
+            "objectives": OBJECTIVES,
+            "optimizers": OPTIMIZERS,
+            "schedules": SCHEDULES,
+            "loggers": LOGGERS,
+        }
         for kind, table in tables.items():
             for name in table:
-                with pytest.raises(ValueError, match=rf"extensions\.{kind} has '{name}', a name of the package"):
+                with pytest.raises(
+                    ValueError, match=rf"extensions\.{kind} has '{name}', a name of the package"
+                ):
                     replace(OWN, **{kind: {name: nameless}})
 
 
-@pytest.mark.parametrize(("option", "known"), [("rule", "adamw,hf_adamw"), ("schedule", "polynomial,cosine")])
+@pytest.mark.parametrize(
+    ("option", "known"), [("rule", "adamw,hf_adamw"), ("schedule", "polynomial,cosine")]
+)
 def test_the_help_says_where_others_come_from(option, known, capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "pretrain-nano", "--help"])
-    _, found, after = "".join(capsys.readouterr().out.split()).partition(f"--optimizer.{option}{{{known}}}|STR")
+    _, found, after = "".join(capsys.readouterr().out.split()).partition(
+        f"--optimizer.{option}{{{known}}}|STR"
+    )
     assert found
-    assert f"Extensions.{'optimizers' if option == 'rule' else 'schedules'}" in after.partition("--optimizer.")[0]
+    assert (
+        f"Extensions.{'optimizers' if option == 'rule' else 'schedules'}"
+        in after.partition("--optimizer.")[0]
+    )
 
 
 def stop_at(step):
@@ -104,7 +124,14 @@ def stop_at(step):
 class TestLoggers:
     def test_by_the_command_line(self, tiny_dataset, tmp_path):
         place = f"{own_training.__file__}:OWN"
-        named = ("--extensions", place, "--optimizer.rule", "layered_sgd", "--optimizer.schedule", "constant")
+        named = (
+            "--extensions",
+            place,
+            "--optimizer.rule",
+            "layered_sgd",
+            "--optimizer.schedule",
+            "constant",
+        )
         options = (*named, "--max-steps", "2", "--report-to", "listing", "--data.num-workers", "0")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "stdout", sys.stderr)
@@ -113,7 +140,9 @@ class TestLoggers:
         assert [step for _, step, _ in module.LOGGED] == [1, 2, 2, -1]
         assert not (tmp_path / "run" / "tensorboard").exists()
         entries = read_metrics(tmp_path / "run", "train")
-        assert [metrics["train/loss"] for _, _, metrics in module.LOGGED[:2]] == [entry["loss"] for entry in entries]
+        assert [metrics["train/loss"] for _, _, metrics in module.LOGGED[:2]] == [
+            entry["loss"] for entry in entries
+        ]
         assert "validation/rsum" in module.LOGGED[2][2]
 
     @pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
@@ -129,26 +158,43 @@ class TestLoggers:
         monkeypatch.setitem(sys.modules, name, Stub(name))
         for steps in (1, 2):
             config = replace(own, max_steps=steps)
-            train(config, tmp_path / "run", extensions=OWN, resume=True, report_to=(name,), progress=False)
+            train(
+                config,
+                tmp_path / "run",
+                extensions=OWN,
+                resume=True,
+                report_to=(name,),
+                progress=False,
+            )
         log = "log_metrics" if name == "mlflow" else "log"
-        logged = [(options["step"], arguments[0]) for call, arguments, options in calls if call == log]
+        logged = [
+            (options["step"], arguments[0]) for call, arguments, options in calls if call == log
+        ]
         assert [step for step, metrics in logged if "train/loss" in metrics] == [1, 2]
         assert [step for step, metrics in logged if "validation/rsum" in metrics] == [1, 2]
         starts = [options for call, _, options in calls if call in ("init", "start_run")]
         names = [options.get("name", options.get("run_name")) for options in starts]
         assert len(names) == 2
         assert names[0] == names[1]
-        assert [call for call, _, _ in calls].count("end_run" if name == "mlflow" else "finish") == 2
+        assert [call for call, _, _ in calls].count(
+            "end_run" if name == "mlflow" else "finish"
+        ) == 2
 
     def test_that_are_not_installed(self, own, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "wandb", None)
-        with pytest.raises(ValueError, match=r"report_to names wandb, which is not installed .*; pip install wandb"):
+        with pytest.raises(
+            ValueError, match=r"report_to names wandb, which is not installed .*; pip install wandb"
+        ):
             train(own, tmp_path / "run", extensions=OWN, report_to=("wandb",), progress=False)
 
 
 def is_own(name, module):
     path = getattr(module, "__file__", None)
-    return path == own_training.__file__ and bool(getattr(module, "LOGGED", None)) and module is not own_training
+    return (
+        path == own_training.__file__
+        and bool(getattr(module, "LOGGED", None))
+        and module is not own_training
+    )
 
 
 class TestObjective:
@@ -160,7 +206,9 @@ class TestObjective:
 
     @pytest.mark.parametrize("contrast_over", ["step", "micro-batch"])
     def test_of_a_step_is_that_of_one_large_batch(self, tiny_dataset, tmp_path, contrast_over):
-        masking = replace(SigmoidConfig().masking, probability=1.0, mask_share=1.0, random_share=0.0)
+        masking = replace(
+            SigmoidConfig().masking, probability=1.0, mask_share=1.0, random_share=0.0
+        )
         config = shapes.run_config(
             tiny_dataset,
             task=SigmoidConfig(masking=masking),
@@ -172,32 +220,56 @@ class TestObjective:
         whole = self.gradients(config, tmp_path / "whole")
         given = {"micro_batch_size": 4, "contrast_over": contrast_over}
         parts = self.gradients(config, tmp_path / "parts", **given)
-        off = max(float((whole[name] - parts[name]).abs().max() / whole[name].abs().max()) for name in whole)
+        off = max(
+            float((whole[name] - parts[name]).abs().max() / whole[name].abs().max())
+            for name in whole
+        )
         assert (off < 1e-3) == (contrast_over == "step")
 
     def test_a_loss_of_a_micro_batch_is_not_taken_for_one_of_the_step(self, tiny_dataset, tmp_path):
-        config = shapes.run_config(tiny_dataset, task=SigmoidConfig(), contrast_over="step", micro_batch_size=4)
-        with pytest.raises(ValueError, match=r"TrapTask overrides itc, which sees one micro-batch only: .*contrast_"):
+        config = shapes.run_config(
+            tiny_dataset, task=SigmoidConfig(), contrast_over="step", micro_batch_size=4
+        )
+        with pytest.raises(
+            ValueError,
+            match=r"TrapTask overrides itc, which sees one micro-batch only: .*contrast_",
+        ):
             train(config, tmp_path / "run", task=TRAP, progress=False)
 
 
 def test_from_scratch_to_use(tiny_dataset, tmp_path):
-    kinds = {"vision.architecture": "patches", "vision.prefix_tokens": 0, "fusion.bridge": "manager"}
+    kinds = {
+        "vision.architecture": "patches",
+        "vision.prefix_tokens": 0,
+        "fusion.bridge": "manager",
+    }
     layers = {f"{part}.num_layers": 3 for part in ("vision", "text")}
     layers |= {f"fusion.{part}_layers": (1, 2, 3) for part in ("vision", "text")}
     model = shapes.MODEL.override(kinds | layers | {"heads.own": ("mood",)})
     config = shapes.run_config(tiny_dataset, model=model, max_steps=2)
     out = tmp_path / "run"
-    with pytest.raises(ValueError, match=r"vision\.architecture is 'patches'; expected one of vit, timm, or a custom"):
+    with pytest.raises(
+        ValueError,
+        match=r"vision\.architecture is 'patches'; expected one of vit, timm, or a custom",
+    ):
         train(config, tmp_path / "without", progress=False)
     metrics = train(config, out, extensions=MODULES, progress=False)
     assert train(config, out, extensions=MODULES, resume=True, progress=False) == metrics
 
-    drawn, trained = starting_checkpoint(config, extensions=MODULES), read_checkpoint(out / "last", extensions=MODULES)
-    for name in ("vision.blocks.0.weight", "fusion.text_bridges.0.weigh.weight", "text.layers.0.mlp.up.weight"):
+    drawn, trained = (
+        starting_checkpoint(config, extensions=MODULES),
+        read_checkpoint(out / "last", extensions=MODULES),
+    )
+    for name in (
+        "vision.blocks.0.weight",
+        "fusion.text_bridges.0.weigh.weight",
+        "text.layers.0.mlp.up.weight",
+    ):
         assert not torch.equal(drawn.tensors[name], trained.tensors[name]), name
 
-    again = replace(config, init=str(out), model=replace(config.model, heads=replace(model.heads, itm=False)))
+    again = replace(
+        config, init=str(out), model=replace(config.model, heads=replace(model.heads, itm=False))
+    )
     started = starting_checkpoint(again, extensions=MODULES)
     assert torch.equal(started.tensors["mood_head.weight"], trained.tensors["mood_head.weight"])
     assert not any(name.startswith("itm_head.") for name in started.tensors)

@@ -36,7 +36,9 @@ def config(tiny_dataset, tiny_checkpoint):
 
 
 def without_itc(there, folder):
-    tensors = {name: tensor for name, tensor in there.tensors.items() if not name.startswith("itc_head.")}
+    tensors = {
+        name: tensor for name, tensor in there.tensors.items() if not name.startswith("itc_head.")
+    }
     model = there.config.override({"heads.itc": None, "heads.mlm_layer_norm_eps": 1e-5})
     write_checkpoint(replace(there, config=model, tensors=tensors), folder)
     return str(folder)
@@ -48,7 +50,9 @@ def with_heads(config, heads, **changes):
 
 
 class TestHeads:
-    def test_missing_ones_start_anew_and_unused_ones_are_left_behind(self, config, there, tmp_path, caplog):
+    def test_missing_ones_start_anew_and_unused_ones_are_left_behind(
+        self, config, there, tmp_path, caplog
+    ):
         init = without_itc(there, tmp_path / "init")
         with caplog.at_level(logging.INFO):
             start = starting_checkpoint(with_heads(config, ITC, init=init))
@@ -61,18 +65,24 @@ class TestHeads:
         assert "heads that the run does not use are left behind: mlm" in caplog.text
         kept = starting_checkpoint(replace(config, init=init))
         assert kept.config.heads.mlm_layer_norm_eps == 1e-5
-        assert torch.equal(kept.tensors["mlm_head.dense.weight"], there.tensors["mlm_head.dense.weight"])
+        assert torch.equal(
+            kept.tensors["mlm_head.dense.weight"], there.tensors["mlm_head.dense.weight"]
+        )
 
     def test_new_ones_are_decided_by_the_seed(self, config, there, tmp_path):
         changed = with_heads(config, ITC, init=without_itc(there, tmp_path / "init"))
-        first, again, other = (starting_checkpoint(replace(changed, seed=seed)).tensors for seed in (0, 0, 1))
+        first, again, other = (
+            starting_checkpoint(replace(changed, seed=seed)).tensors for seed in (0, 0, 1)
+        )
         weight = "itc_head.image.weight"
         assert torch.equal(first[weight], again[weight])
         assert not torch.equal(first[weight], other[weight])
         assert float(first[weight].std()) == pytest.approx(0.02 * (768 / 8) ** 0.5, rel=0.5)
         assert float(first["itc_head.temperature"]) == pytest.approx(0.07)
 
-    def test_a_contrastive_head_keeps_its_kind_where_the_run_has_its_recipe_s(self, config, there, tmp_path, caplog):
+    def test_a_contrastive_head_keeps_its_kind_where_the_run_has_its_recipe_s(
+        self, config, there, tmp_path, caplog
+    ):
         fused = HeadsConfig(mlm=True, itm=True, itc="fused", itc_size=6)
         first = starting_checkpoint(with_heads(config, fused))
         first.model()
@@ -90,12 +100,18 @@ class TestHeads:
         # The other way round: the recipe for fused heads keeps that of towers, with what it reads.
         pooled = there.config.override({"heads.text_pooling": "mean"})
         write_checkpoint(replace(there, config=pooled), tmp_path / "tower")
-        large = replace(RECIPES["contrastive-large"], init=str(tmp_path / "tower"), data=config.data)
+        large = replace(
+            RECIPES["contrastive-large"], init=str(tmp_path / "tower"), data=config.data
+        )
         start = starting_checkpoint(large)
         assert (start.config.heads.itc, start.config.heads.text_pooling) == ("tower", "mean")
-        assert torch.equal(start.tensors["itc_head.image.weight"], there.tensors["itc_head.image.weight"])
+        assert torch.equal(
+            start.tensors["itc_head.image.weight"], there.tensors["itc_head.image.weight"]
+        )
 
-    @pytest.mark.parametrize("changes", [{"itc": "tower", "text_pooling": "mean"}, {"itc": "tower", "itc_size": 5}])
+    @pytest.mark.parametrize(
+        "changes", [{"itc": "tower", "text_pooling": "mean"}, {"itc": "tower", "itc_size": 5}]
+    )
     def test_one_that_the_user_sets_starts_anew(self, config, tmp_path, caplog, changes):
         fused = HeadsConfig(itc="fused", itc_size=6)
         write_checkpoint(starting_checkpoint(with_heads(config, fused)), tmp_path / "fused")
@@ -110,7 +126,9 @@ class TestHeads:
         for run in (config, replace(config, recipe=recipe.recipe, model=recipe.model)):
             start = starting_checkpoint(run)
             assert start.config == there.config
-            assert all(torch.equal(tensor, there.tensors[name]) for name, tensor in start.tensors.items())
+            assert all(
+                torch.equal(tensor, there.tensors[name]) for name, tensor in start.tensors.items()
+            )
         assert "heads" not in caplog.text
 
 
@@ -123,10 +141,14 @@ def test_the_image_size_of_a_recipe_gives_way_where_patches_do_not_divide_it(con
     recipe = RECIPES["retrieval-coco"]
     run = replace(recipe, init=config.init, data=config.data)
     assert size(run, recipe) == 20
-    assert "images have its 20 pixels; its patches of 10 do not divide the recipe's 384" in caplog.text
+    assert (
+        "images have its 20 pixels; its patches of 10 do not divide the recipe's 384" in caplog.text
+    )
     fitting = replace(run, image_size=40)
     assert size(fitting, fitting) == size(fitting, recipe) == 40
-    with pytest.raises(ValueError, match="45 is not a multiple of the patch size 10; set image_size to 40 or 50"):
+    with pytest.raises(
+        ValueError, match="45 is not a multiple of the patch size 10; set image_size to 40 or 50"
+    ):
         size(replace(run, image_size=45), recipe)
 
 
@@ -137,36 +159,56 @@ class TestDownstreamHeads:
         start = starting_checkpoint(with_heads(config, self.NLVR2))
         start.model()
         table = there.tensors["token_type_embedding.weight"]
-        assert torch.equal(start.tensors["token_type_embedding.weight"], torch.stack([table[0], table[1], table[1]]))
+        assert torch.equal(
+            start.tensors["token_type_embedding.weight"],
+            torch.stack([table[0], table[1], table[1]]),
+        )
         assert start.tensors["nlvr2_head.dense.weight"].shape == (24, 32)
 
     @pytest.mark.parametrize("itm", [True, False])
     def test_ranking_starts_as_the_logit_of_a_match(self, config, there, caplog, itm):
         with caplog.at_level(logging.INFO):
-            start = starting_checkpoint(with_heads(config, HeadsConfig(mlm=False, itm=itm, rank=True)))
+            start = starting_checkpoint(
+                with_heads(config, HeadsConfig(mlm=False, itm=itm, rank=True))
+            )
         start.model()
         assert "start anew" not in caplog.text
         assert "the head rank starts as the logit of a match of the head itm" in caplog.text
         for kind in ("weight", "bias"):
-            assert torch.equal(start.tensors[f"rank_head.fc.{kind}"], there.tensors[f"itm_head.fc.{kind}"][1:])
+            assert torch.equal(
+                start.tensors[f"rank_head.fc.{kind}"], there.tensors[f"itm_head.fc.{kind}"][1:]
+            )
 
     def test_a_kept_head_keeps_its_width_and_its_answers(self, config, there, tmp_path):
         vqa = HeadsConfig(mlm=False, itm=False, vqa=2, hidden_scale=1.0)
         first = starting_checkpoint(with_heads(config, vqa))
         write_checkpoint(replace(first, labels={"vqa": ("yes", "no")}), tmp_path / "vqa")
         wider = replace(vqa, hidden_scale=2.0)
-        start = starting_checkpoint(with_heads(config, wider, recipe="shapes", init=str(tmp_path / "vqa")))
+        start = starting_checkpoint(
+            with_heads(config, wider, recipe="shapes", init=str(tmp_path / "vqa"))
+        )
         assert start.config.heads == vqa
         assert start.labels == {"vqa": ("yes", "no")}
-        assert torch.equal(start.tensors["vqa_head.dense.weight"], first.tensors["vqa_head.dense.weight"])
-        assert starting_checkpoint(with_heads(config, self.NLVR2, init=str(tmp_path / "vqa"))).labels == {}
+        assert torch.equal(
+            start.tensors["vqa_head.dense.weight"], first.tensors["vqa_head.dense.weight"]
+        )
+        assert (
+            starting_checkpoint(with_heads(config, self.NLVR2, init=str(tmp_path / "vqa"))).labels
+            == {}
+        )
 
 
 class TestModel:
     def test_a_setting_that_would_be_ignored(self, config):
-        for name, value in (("text.dropout", 0.5), ("fusion.layer_norm_eps", 0.5), ("heads.itc_size", 7)):
+        for name, value in (
+            ("text.dropout", 0.5),
+            ("fusion.layer_norm_eps", 0.5),
+            ("heads.itc_size", 7),
+        ):
             changed = replace(config, model=config.model.override({name: value}))
-            with pytest.raises(ValueError, match=rf"^model\.{name} would be ignored: init .* brings its own arch"):
+            with pytest.raises(
+                ValueError, match=rf"^model\.{name} would be ignored: init .* brings its own arch"
+            ):
                 starting_checkpoint(changed)
 
     def test_half_precision_becomes_single(self, config, there, tmp_path):
@@ -182,13 +224,18 @@ def settings(config):
 
 class TestPreprocessing:
     def test_profile_of_a_new_model(self, config):
-        for profile, expected in ((None, "official-pretrain"), ("official-finetune", "official-finetune")):
+        for profile, expected in (
+            (None, "official-pretrain"),
+            ("official-finetune", "official-finetune"),
+        ):
             data = replace(config.data, profile=profile)
             assert settings(replace(config, init=None, data=data)).profile == expected
 
     def test_profile_of_a_checkpoint(self, config, there, tmp_path):
         """The profile of transformers has settings that the official ones lack."""
-        values = replace(there.processor.config, profile="hf", image_size=40, shortest_edge=44, size_divisor=2)
+        values = replace(
+            there.processor.config, profile="hf", image_size=40, shortest_edge=44, size_divisor=2
+        )
         processor = Processor(values, there.processor.tokenizer)
         write_checkpoint(replace(there.resized(40), processor=processor), tmp_path / "hf")
         model = config.model.override({"vision.image_size": 40})
@@ -200,7 +247,11 @@ class TestPreprocessing:
 
     @pytest.mark.parametrize("has_init", [True, False])
     def test_fast_decoding_travels_with_the_model(self, config, has_init):
-        run = replace(config, data=replace(config.data, fast_decode=True), init=config.init if has_init else None)
+        run = replace(
+            config,
+            data=replace(config.data, fast_decode=True),
+            init=config.init if has_init else None,
+        )
         assert settings(run).fast_decode
         assert not settings(replace(run, data=config.data)).fast_decode
 
@@ -209,14 +260,19 @@ def test_fine_tuning_from_nothing_warns(config, caplog):
     starting_checkpoint(replace(config, init=None))
     assert not caplog.records
     starting_checkpoint(replace(config, init=None, recipe="retrieval-coco"))
-    assert "retrieval-coco fine-tunes a pre-trained model, but starts from random weights; give init" in caplog.text
+    assert (
+        "retrieval-coco fine-tunes a pre-trained model, but starts from random weights; give init"
+        in caplog.text
+    )
 
 
 def test_with_a_tokenizer_of_another_family(config, tiny_checkpoint, tmp_path):
     """BERT's padding has id 0: the text tower must not count it as a word."""
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     words = [*special, *shapes.COLOURS, *shapes.GROUNDS, *shapes.SHAPES, "on", "a"]
-    tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
+    )
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
@@ -260,7 +316,9 @@ class TestWeights:
         start.model()  # exactly the parameters of the config
         vision, text = read_vision_tower(clip).resized(40), read_text_tower(roberta)
         for tower, prefix in ((vision, "vision."), (text, "text.")):
-            there = {name: tensor for name, tensor in start.tensors.items() if name.startswith(prefix)}
+            there = {
+                name: tensor for name, tensor in start.tensors.items() if name.startswith(prefix)
+            }
             assert tiny.equal(there, tower.tensors)
         assert start.config.vision == vision.config
         assert start.config.text == replace(text.config, dropout=0.0)
@@ -270,8 +328,12 @@ class TestWeights:
         runs = [with_towers(tiny_dataset, vision=clip, seed=seed) for seed in (0, 0, 1)]
         seen, again, other = map(starting_checkpoint, runs)
         assert tiny.equal(seen.tensors, again.tensors)
-        assert torch.equal(seen.tensors["vision.post_norm.weight"], other.tensors["vision.post_norm.weight"])
-        assert not torch.equal(seen.tensors["itm_head.fc.weight"], other.tensors["itm_head.fc.weight"])
+        assert torch.equal(
+            seen.tensors["vision.post_norm.weight"], other.tensors["vision.post_norm.weight"]
+        )
+        assert not torch.equal(
+            seen.tensors["itm_head.fc.weight"], other.tensors["itm_head.fc.weight"]
+        )
         told = starting_checkpoint(with_towers(tiny_dataset, text=roberta, image_size=None))
         assert seen.config.text == replace(NANO.text, vocab_size=seen.processor.vocab_size)
         assert told.config.vision == NANO.vision
@@ -282,25 +344,38 @@ class TestWeights:
 
 class TestTokenizer:
     def test_comes_with_the_towers(self, tiny_dataset, roberta, tiny_processor, tmp_path):
-        processor = starting_checkpoint(with_towers(tiny_dataset, text=roberta, image_size=None)).processor
+        processor = starting_checkpoint(
+            with_towers(tiny_dataset, text=roberta, image_size=None)
+        ).processor
         texts = ["red circle on black"]
         assert torch.equal(processor.texts(texts).input_ids, tiny_processor.texts(texts).input_ids)
         transformers_vision(tmp_path, "ViTModel")
         values = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.1, 0.2, 0.3]}
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
-        settings = starting_checkpoint(with_towers(tiny_dataset, vision=str(tmp_path))).processor.config
+        settings = starting_checkpoint(
+            with_towers(tiny_dataset, vision=str(tmp_path))
+        ).processor.config
         assert (settings.image_mean, settings.image_std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
 
-    def test_a_tokenizer_for_a_tower_without_one(self, tiny_dataset, roberta, tiny_checkpoint, tmp_path):
+    def test_a_tokenizer_for_a_tower_without_one(
+        self, tiny_dataset, roberta, tiny_checkpoint, tmp_path
+    ):
         changes = {"text": str(tmp_path), "image_size": None}
         transformers_text(tmp_path, "RobertaModel", vocab_size=310, max_position_embeddings=40)
-        with pytest.raises(ValueError, match=r"the text tower .* has no tokenizer; give tokenizer, a folder or file"):
+        with pytest.raises(
+            ValueError,
+            match=r"the text tower .* has no tokenizer; give tokenizer, a folder or file",
+        ):
             starting_checkpoint(with_towers(tiny_dataset, **changes))
-        start = starting_checkpoint(with_towers(tiny_dataset, **changes, tokenizer=str(tiny_checkpoint)))
+        start = starting_checkpoint(
+            with_towers(tiny_dataset, **changes, tokenizer=str(tiny_checkpoint))
+        )
         assert start.processor.tokenizer is not None
         changes["text"] = roberta
         with pytest.raises(ValueError, match="which has its own; leave one out"):
-            starting_checkpoint(with_towers(tiny_dataset, **changes, tokenizer=str(tiny_checkpoint)))
+            starting_checkpoint(
+                with_towers(tiny_dataset, **changes, tokenizer=str(tiny_checkpoint))
+            )
 
     def test_texts_are_cut_where_the_tower_ends(self, tiny_dataset, roberta, caplog):
         limits = {}
@@ -309,8 +384,13 @@ class TestTokenizer:
             start = starting_checkpoint(replace(run, data=replace(run.data, max_length=length)))
             limits[length] = start.processor.config.max_length
         assert limits == {30: 30, 40: 38}
-        assert "texts are cut at 38 tokens, which the text tower takes, not at the recipe's 40" in caplog.text
-        with pytest.raises(ValueError, match=r"data\.max_length is 39; the text tower takes at most 38 tokens"):
+        assert (
+            "texts are cut at 38 tokens, which the text tower takes, not at the recipe's 40"
+            in caplog.text
+        )
+        with pytest.raises(
+            ValueError, match=r"data\.max_length is 39; the text tower takes at most 38 tokens"
+        ):
             starting_checkpoint(replace(run, data=replace(run.data, max_length=39)))
 
     @pytest.mark.parametrize("changes", [{"vocab_size": 50}, {"pad_token_id": 0}])
@@ -318,8 +398,13 @@ class TestTokenizer:
         pytest.importorskip("transformers")
         values = {"vocab_size": 310, "max_position_embeddings": 40} | changes
         transformers_text(tmp_path, "RobertaModel", **values)
-        run = with_towers(tiny_dataset, text=str(tmp_path), image_size=None, tokenizer=str(tiny_checkpoint))
-        with pytest.raises(ValueError, match=r"the tokenizer has \d+ ids and pads with 1; the text tower .* give the"):
+        run = with_towers(
+            tiny_dataset, text=str(tmp_path), image_size=None, tokenizer=str(tiny_checkpoint)
+        )
+        with pytest.raises(
+            ValueError,
+            match=r"the tokenizer has \d+ ids and pads with 1; the text tower .* give the",
+        ):
             starting_checkpoint(run)
 
 
@@ -340,23 +425,46 @@ class TestNames:
         start = starting_checkpoint(run, extensions=extensions)
         assert isinstance(start.model().vision, OwnTower)
         assert start.config.vision.architecture == "mine"
-        with pytest.raises(FileNotFoundError, match="mine does not exist; expected a file with weights, a folder or"):
+        with pytest.raises(
+            FileNotFoundError,
+            match="mine does not exist; expected a file with weights, a folder or",
+        ):
             starting_checkpoint(run)
 
     @pytest.mark.parametrize(
         ("part", "name", "message"),
         [
-            ("vision", "mine", r"vision mine contradicts .*: model\.vision\.architecture 'vit' \(it has 'mine'\)"),
-            ("vision", "vit-b16", r"vision vit-b16 contradicts .*: model\.vision\.num_layers 5 \(it has 12\); leave"),
-            ("text", "bert-base", r"text bert-base contradicts .*: model\.text\.hidden_size 128 \(it has 768\)"),
-            ("text", "bert-large", r"bert-large is a tower's name and a path here; give \./bert-large for the"),
+            (
+                "vision",
+                "mine",
+                r"vision mine contradicts .*: model\.vision\.architecture 'vit' \(it has 'mine'\)",
+            ),
+            (
+                "vision",
+                "vit-b16",
+                r"vision vit-b16 contradicts .*: model\.vision\.num_layers 5 \(it has 12\); leave",
+            ),
+            (
+                "text",
+                "bert-base",
+                r"text bert-base contradicts .*: model\.text\.hidden_size 128 \(it has 768\)",
+            ),
+            (
+                "text",
+                "bert-large",
+                r"bert-large is a tower's name and a path here; give \./bert-large for the",
+            ),
         ],
     )
     def test_contradictions(self, tiny_dataset, part, name, message, tmp_path, monkeypatch):
         (tmp_path / "bert-large").mkdir()
         monkeypatch.chdir(tmp_path)
-        defaults = NANO.override({"vision.architecture": "other", "text.hidden_size": 64, "vision.num_layers": 3})
-        run = with_towers(tiny_dataset, **{part: name}, model=NANO.override({"vision.num_layers": 5}))
+        defaults = NANO.override(
+            {"vision.architecture": "other", "text.hidden_size": 64, "vision.num_layers": 3}
+        )
+        run = with_towers(
+            tiny_dataset, **{part: name}, model=NANO.override({"vision.num_layers": 5})
+        )
         with pytest.raises(ValueError, match=message):
             with_named_towers(run, defaults, Extensions(vision_towers={"mine": OwnTower}))
 
@@ -365,9 +473,18 @@ class TestNames:
     ("changes", "message"),
     [
         ({"init": "y"}, "vision .* with init y, which has its own; leave one out"),
-        ({"model": "vision.num_layers"}, r"contradicts the run's settings: model\.vision\.num_layers 6 \(it has 3\)"),
-        ({"image_size": None}, "image size 60 is not a multiple of the patch size 8; set image_size to 56 or 64"),
-        ({"recipe": "pretrain-base"}, "expected increasing layers between 1 and 3, the depth of the vision tower"),
+        (
+            {"model": "vision.num_layers"},
+            r"contradicts the run's settings: model\.vision\.num_layers 6 \(it has 3\)",
+        ),
+        (
+            {"image_size": None},
+            "image size 60 is not a multiple of the patch size 8; set image_size to 56 or 64",
+        ),
+        (
+            {"recipe": "pretrain-base"},
+            "expected increasing layers between 1 and 3, the depth of the vision tower",
+        ),
     ],
 )
 def test_refused(tiny_dataset, clip, changes, message):

@@ -17,7 +17,15 @@ from bridgetower.files import NotWrittenError
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training import state as state_module
 from bridgetower.training.optim import build_optimizer
-from bridgetower.training.state import DATA, HELD_OUT, OPTIMIZER, StateSaver, TrainingState, load_state, newest
+from bridgetower.training.state import (
+    DATA,
+    HELD_OUT,
+    OPTIMIZER,
+    StateSaver,
+    TrainingState,
+    load_state,
+    newest,
+)
 from tiny import equal
 
 STATE = TrainingState(step=3, best=1.5, metrics={"rsum": 1.25})
@@ -96,7 +104,9 @@ def test_the_last_two_are_kept(tmp_path, asynchronous):
 
 def test_what_is_saved_in_the_background_is_what_was_there(tmp_path, monkeypatch):
     changed, write = Event(), state_module.write_safetensors
-    monkeypatch.setattr(state_module, "write_safetensors", lambda *given: (changed.wait(60), write(*given)))
+    monkeypatch.setattr(
+        state_module, "write_safetensors", lambda *given: (changed.wait(60), write(*given))
+    )
     model, optimizer = make()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     later = TrainingState(step=3, evaluated=3, best=2.5, metrics={"rsum": 2.5})
@@ -113,14 +123,18 @@ def test_what_is_saved_in_the_background_is_what_was_there(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_state_that_cannot_be_written_leaves_the_one_of_before(tmp_path, monkeypatch, asynchronous):
+def test_a_state_that_cannot_be_written_leaves_the_one_of_before(
+    tmp_path, monkeypatch, asynchronous
+):
     save(tmp_path, make())
 
     def full(path, tensors):
         raise NotWrittenError(path, "No space left on device", 28)
 
     monkeypatch.setattr("bridgetower.training.state.write_safetensors", full)
-    with pytest.raises(OSError, match=r"step-00000004 could not be written \(No space left on device\); make room"):
+    with pytest.raises(
+        OSError, match=r"step-00000004 could not be written \(No space left on device\); make room"
+    ):
         save(tmp_path, make(), TrainingState(step=4), asynchronous=asynchronous)
     assert names(tmp_path) == ["step-00000003"]
 
@@ -172,7 +186,9 @@ class TestRefusals:
             altered[place] ^= 1 << source.randrange(8)
             path.write_bytes(altered)
             found += refused(tmp_path, made) is not None
-        assert found > 0.9 * len(whole[::7].translate(None, b" \n"))  # space between words of JSON is free
+        assert found > 0.9 * len(
+            whole[::7].translate(None, b" \n")
+        )  # space between words of JSON is free
 
     def test_the_state_before_is_taken_when_the_last_one_is_removed(self, tmp_path):
         made = make()
@@ -186,7 +202,9 @@ class TestRefusals:
     @pytest.mark.parametrize("content", [[1], {}, {"state": {"step": 1}}])
     def test_other_content_or_another_model(self, tmp_path, content):
         folder = save(tmp_path, make())
-        with pytest.raises(ValueError, match=r"not of this model \(model\.weight was \[2, 3\], now \[2, 4\]\)"):
+        with pytest.raises(
+            ValueError, match=r"not of this model \(model\.weight was \[2, 3\], now \[2, 4\]\)"
+        ):
             load_state(tmp_path, *make(width=4), CONDITIONS)
         (folder / ABOUT).write_text(json.dumps(content))
         with pytest.raises(ValueError, match="is damaged or no state of a run"):
@@ -195,7 +213,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({DATA: {"a (train)": "12ab", "b (train)": "99"}}, r"content of b \(train\) was 34cd, now 99"),
+            (
+                {DATA: {"a (train)": "12ab", "b (train)": "99"}},
+                r"content of b \(train\) was 34cd, now 99",
+            ),
             (
                 {DATA: {"a (train)": "34cd", "b (train)": "12ab"}},
                 r"content of a \(train\) was 12ab, now 34cd, content of b \(train\) was 34cd, now 12ab",
@@ -210,16 +231,27 @@ class TestRefusals:
     )
     def test_other_data(self, tmp_path, changes, message):
         save(tmp_path, make())
-        with pytest.raises(ValueError, match=rf"step-00000003 is of other data: {message}; put them back as they were"):
-            load_state(tmp_path, *make(width=4), CONDITIONS | changes)  # said before what may follow from it
+        with pytest.raises(
+            ValueError,
+            match=rf"step-00000003 is of other data: {message}; put them back as they were",
+        ):
+            load_state(
+                tmp_path, *make(width=4), CONDITIONS | changes
+            )  # said before what may follow from it
 
 
 class TestChanges:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({PROCESSES: 1, MICRO_BATCHES: 6}, f"{PROCESSES} was 2, now 1; {MICRO_BATCHES} was 3, now 6"),
-            ({DATA: {"/moved/a (train)": "12ab", "/moved/b (train)": "34cd"}}, None),  # the same data elsewhere
+            (
+                {PROCESSES: 1, MICRO_BATCHES: 6},
+                f"{PROCESSES} was 2, now 1; {MICRO_BATCHES} was 3, now 6",
+            ),
+            (
+                {DATA: {"/moved/a (train)": "12ab", "/moved/b (train)": "34cd"}},
+                None,
+            ),  # the same data elsewhere
             ({HELD_OUT: {}}, None),  # without an evaluation
             ({HELD_OUT: {"a (validation)": "12ab"}}, None),
         ],

@@ -17,7 +17,12 @@ from bridgetower.objectives.losses import itc_loss
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig, read_metrics
 from bridgetower.training import step as step_module
-from bridgetower.training.step import check_batch_size, contrast_of_step, count_micro_batches, encodes_twice
+from bridgetower.training.step import (
+    check_batch_size,
+    contrast_of_step,
+    count_micro_batches,
+    encodes_twice,
+)
 
 
 def gradients(parts, out):
@@ -43,14 +48,21 @@ def test_a_batch_of_more_examples_than_there_are_is_refused_with_one_that_works(
 ):
     monkeypatch.setattr(step_module, "world_size", lambda: processes)
     config = shapes.run_config(tmp_path, batch_size=384, micro_batch_size=micro_batch_size)
-    with pytest.raises(ValueError, match=rf"{examples} training examples .* batch of 384; use batch_size {works}$"):
+    with pytest.raises(
+        ValueError, match=rf"{examples} training examples .* batch of 384; use batch_size {works}$"
+    ):
         check_batch_size(config, examples)
     fitting = replace(config, batch_size=works)
     check_batch_size(fitting, examples)
     given = {"micro_batches": count_micro_batches(fitting), "seed": 0, "world_size": processes}
-    assert len(StepSampler(examples, batch_size=works, steps=range(1), **given)) == given["micro_batches"]
+    assert (
+        len(StepSampler(examples, batch_size=works, steps=range(1), **given))
+        == given["micro_batches"]
+    )
     monkeypatch.setattr(step_module, "world_size", lambda: 5)
-    with pytest.raises(ValueError, match=r"^3 training examples are fewer than 5 processes; start at most"):
+    with pytest.raises(
+        ValueError, match=r"^3 training examples are fewer than 5 processes; start at most"
+    ):
         check_batch_size(config, 3)
 
 
@@ -63,14 +75,19 @@ def test_accumulation_equals_one_large_batch(build, tmp_path, micro_batch_size):
     assert len(whole) == len(parts) == 2
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-    assert [entry["loss"] for entry in found] == pytest.approx([entry["loss"] for entry in logged], rel=1e-4)
+    assert [entry["loss"] for entry in found] == pytest.approx(
+        [entry["loss"] for entry in logged], rel=1e-4
+    )
     control, _ = gradients(build(batch_size=size // 2, max_steps=1), tmp_path / "half")
     assert (whole[0] - control[0]).abs().max() > 1e-2
 
 
 def test_clipping_shortens_the_gradient_and_keeps_its_direction(build, tmp_path):
     found = [
-        gradients(build(max_steps=1, optimizer=OptimizerConfig(lr=1e-2, clip_norm=limit)), tmp_path / str(limit))
+        gradients(
+            build(max_steps=1, optimizer=OptimizerConfig(lr=1e-2, clip_norm=limit)),
+            tmp_path / str(limit),
+        )
         for limit in (None, 0.01)
     ]
     (((free,), (entry,)), ((clipped,), (other,))) = found
@@ -95,7 +112,9 @@ class TestNotFinite:
                     next(parts.model.parameters()).fill_(torch.nan)
 
         parts.task.register_forward_pre_hook(spoil)
-        with pytest.raises(FloatingPointError, match=r"loss is not finite at step 3: .*'itc': nan") as caught:
+        with pytest.raises(
+            FloatingPointError, match=r"loss is not finite at step 3: .*'itc': nan"
+        ) as caught:
             run(parts, tmp_path)
         assert all(name in str(caught.value) for name in batches[2].ids)
         assert "\n" not in str(caught.value)
@@ -114,7 +133,9 @@ class TestNotFinite:
         parts.model.token_type_embedding.weight.register_hook(spoil)
         with (
             recorded_gradients(parts.model) as seen,
-            pytest.raises(FloatingPointError, match=r"gradients are not finite at step 3: norm (inf|nan)") as caught,
+            pytest.raises(
+                FloatingPointError, match=r"gradients are not finite at step 3: norm (inf|nan)"
+            ) as caught,
         ):
             run(parts, tmp_path)
         assert len(seen) == 2
@@ -126,7 +147,9 @@ class TestNotFinite:
 class TestContrastOverStep:
     def contrasting(self, build, **changes):
         task = PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),))
-        parts = build(lambda model: PretrainingTask(model, task), batch_size=8, max_steps=2, **changes)
+        parts = build(
+            lambda model: PretrainingTask(model, task), batch_size=8, max_steps=2, **changes
+        )
         return replace(parts, config=replace(parts.config, task=task))
 
     def trained(self, parts, out):
@@ -147,7 +170,9 @@ class TestContrastOverStep:
         assert float((whole[0][0] - control[0][0]).abs().max()) > 1e-2
         assert control[1][0] < whole[1][0]  # fewer pairs to tell apart
 
-    def test_pixels_are_kept_between_the_passes_unless_they_are_too_many(self, build, tmp_path, monkeypatch):
+    def test_pixels_are_kept_between_the_passes_unless_they_are_too_many(
+        self, build, tmp_path, monkeypatch
+    ):
         drawn = []
         views = PreparedImages.views
 
@@ -161,14 +186,20 @@ class TestContrastOverStep:
         for limit in (8 * 3 * size**2, 8 * 3 * size**2 - 1):
             monkeypatch.setattr(step_module, "KEPT_BYTES", limit)
             drawn.clear()
-            parts = self.contrasting(build, micro_batch_size=2, contrast_over="step", augmentation="affine")
+            parts = self.contrasting(
+                build, micro_batch_size=2, contrast_over="step", augmentation="affine"
+            )
             pictures = parts.examples.images
-            found.append(self.trained(replace(parts, images=(pictures, pictures)), tmp_path / str(limit)))
+            found.append(
+                self.trained(replace(parts, images=(pictures, pictures)), tmp_path / str(limit))
+            )
             assert pictures.raw is (not decoded)  # kept as uint8, read again as they are needed
             decoded.append(sum(drawn))
         assert decoded == [2 * 8, 4 * 8]  # of two steps
         assert found[0][1] == found[1][1]
-        assert all(torch.equal(kept, read) for kept, read in zip(found[0][0], found[1][0], strict=True))
+        assert all(
+            torch.equal(kept, read) for kept, read in zip(found[0][0], found[1][0], strict=True)
+        )
 
     def test_masked_words_are_those_of_a_step_without_it(self, build, tmp_path):
         task, logged = PretrainingConfig(phases=(Phase(mlm=1, itm=0, itc=1),)), []
@@ -181,13 +212,22 @@ class TestContrastOverStep:
         assert logged[0]["itc"] != logged[1]["itc"]
 
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-    def test_both_passes_see_the_same_views_and_draw_the_same_dropout(self, build, tmp_path, precision):
-        options = {"micro_batch_size": 2, "contrast_over": "step", "model": shapes.MODEL, "precision": precision}
+    def test_both_passes_see_the_same_views_and_draw_the_same_dropout(
+        self, build, tmp_path, precision
+    ):
+        options = {
+            "micro_batch_size": 2,
+            "contrast_over": "step",
+            "model": shapes.MODEL,
+            "precision": precision,
+        }
         parts = self.contrasting(build, augmentation="affine", **options)
         heads = parts.model.head("itc")
         seen = {"text": [], "image": []}
         for name, outputs in seen.items():
-            getattr(heads, name).register_forward_hook(lambda head, inputs, output, to=outputs: to.append(output))
+            getattr(heads, name).register_forward_hook(
+                lambda head, inputs, output, to=outputs: to.append(output)
+            )
         run(parts, tmp_path)
         for outputs in seen.values():
             first, second = (torch.cat(outputs[start : start + 4]) for start in (0, 4))
@@ -203,8 +243,12 @@ class Large(PretrainingTask):
 
 
 def test_a_batch_that_does_not_fit_says_what_takes_less(build, tmp_path):
-    parts = build(lambda model: Large(model, PretrainingConfig(phases=(Phase(mlm=1, itm=1, itc=1),))))
-    with pytest.raises(ValueError, match="a micro-batch of 8 does not fit into memory; try a smaller --micro-batch"):
+    parts = build(
+        lambda model: Large(model, PretrainingConfig(phases=(Phase(mlm=1, itm=1, itc=1),)))
+    )
+    with pytest.raises(
+        ValueError, match="a micro-batch of 8 does not fit into memory; try a smaller --micro-batch"
+    ):
         run(parts, tmp_path)
 
 
@@ -213,7 +257,9 @@ def test_dropout_differs_by_step_micro_batch_and_process(build, tmp_path, monkey
         with monkeypatch.context() as patch:
             patch.setattr("bridgetower.training.step.rank", lambda: number)
             parts, seen = build(micro_batch_size=4, max_steps=2), []
-            parts.task.register_forward_pre_hook(lambda task, inputs: seen.append(float(torch.rand(1))))
+            parts.task.register_forward_pre_hook(
+                lambda task, inputs: seen.append(float(torch.rand(1)))
+            )
             run(parts, tmp_path / str(len(list(tmp_path.iterdir()))))
             return seen
 
@@ -244,7 +290,9 @@ def seed(number):
 
 
 def gradients_of(task):
-    return {name: value.grad for name, value in task.model.named_parameters() if value.grad is not None}
+    return {
+        name: value.grad for name, value in task.model.named_parameters() if value.grad is not None
+    }
 
 
 def in_parts(phase, kind="tower", batches=BATCHES, again=seed):
@@ -280,7 +328,10 @@ def as_a_whole(phase, kind="tower"):
 
 def distance(one, other):
     assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).abs().max() / other[name].abs().max().clamp(min=1)) for name in one)
+    return max(
+        float((one[name] - other[name]).abs().max() / other[name].abs().max().clamp(min=1))
+        for name in one
+    )
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -305,7 +356,9 @@ def test_control_other_draws_of_dropout_differ(kind):
 
 def test_features_that_are_not_finite_name_their_batch():
     spoilt = replace(BATCHES[1], pixel_values=BATCHES[1].pixel_values * torch.nan)
-    with pytest.raises(FloatingPointError, match="contrastive features are not finite; examples of the batch: 2, 0"):
+    with pytest.raises(
+        FloatingPointError, match="contrastive features are not finite; examples of the batch: 2, 0"
+    ):
         in_parts(CONTRAST, batches=[BATCHES[0], spoilt])
 
 
@@ -313,6 +366,11 @@ def test_which_steps_encode_their_micro_batches_twice(tiny_dataset):
     phases = (Phase(until=0.5, itc=1), Phase())
     task = PretrainingConfig(phases=phases)
     config = shapes.run_config(tiny_dataset, task=task, contrast_over="step")
-    assert [encodes_twice(config, progress, 2) for progress in (0.0, 0.4, 0.5, 0.9)] == [True, True, False, False]
+    assert [encodes_twice(config, progress, 2) for progress in (0.0, 0.4, 0.5, 0.9)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert not encodes_twice(config, 0.0, 1)
     assert not encodes_twice(replace(config, contrast_over="micro-batch"), 0.0, 2)

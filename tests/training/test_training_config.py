@@ -52,18 +52,31 @@ class TestRunConfig:
     def test_unknown_task_or_metric(self, kind, tmp_path):
         values = RECIPES["pretrain-base"].to_dict()
         values["task"]["kind"] = kind
-        with pytest.raises(ValueError, match=rf"run config\.task\.kind is {kind!r}; expected one of pretraining, rank"):
+        with pytest.raises(
+            ValueError,
+            match=rf"run config\.task\.kind is {kind!r}; expected one of pretraining, rank",
+        ):
             read(values)
         config = RunConfig(max_steps=1, task=RankingConfig(), select_by="itm_accuracy")
-        with pytest.raises(ValueError, match="select_by is 'itm_accuracy'; expected one of rsum, one_stage_rsum"):
+        with pytest.raises(
+            ValueError, match="select_by is 'itm_accuracy'; expected one of rsum, one_stage_rsum"
+        ):
             train(config, tmp_path / "run")
 
-    @pytest.mark.parametrize("task", [VqaConfig(), SnliVeConfig(), Nlvr2Config()], ids=lambda task: task.kind)
+    @pytest.mark.parametrize(
+        "task", [VqaConfig(), SnliVeConfig(), Nlvr2Config()], ids=lambda task: task.kind
+    )
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"evaluation": RetrievalConfig(candidates=3)}, "evaluation would be ignored by {}; leave it out"),
-            ({"data": DataConfig(captions="one", word_dropout=0.1)}, r"captions, data\.word_dropout would be ignored"),
+            (
+                {"evaluation": RetrievalConfig(candidates=3)},
+                "evaluation would be ignored by {}; leave it out",
+            ),
+            (
+                {"data": DataConfig(captions="one", word_dropout=0.1)},
+                r"captions, data\.word_dropout would be ignored",
+            ),
         ],
     )
     def test_what_the_task_would_ignore(self, task, values, message):
@@ -75,15 +88,27 @@ class TestRunConfig:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            *(({f"{name}_size": 0}, f"{name}_size is 0; expected at least 1") for name in ("batch", "micro_batch")),
-            *(({name: 0}, f"{name} is 0") for name in ("max_steps", "checkpoint_every", "log_every")),
+            *(
+                ({f"{name}_size": 0}, f"{name}_size is 0; expected at least 1")
+                for name in ("batch", "micro_batch")
+            ),
+            *(
+                ({name: 0}, f"{name} is 0")
+                for name in ("max_steps", "checkpoint_every", "log_every")
+            ),
             ({"evaluate_every": -1}, "evaluate_every is -1; expected steps, at least 0"),
             ({"precision": "fp16"}, "precision is 'fp16'; expected one of fp32, tf32, bf16"),
             ({"device": "cuda:1"}, "device is 'cuda:1'; expected one of auto, cpu, cuda"),
-            ({"checkpoint_activations": ("heads",)}, "checkpoint_activations is 'heads'; expected one of vision, text"),
+            (
+                {"checkpoint_activations": ("heads",)},
+                "checkpoint_activations is 'heads'; expected one of vision, text",
+            ),
             ({"init": "a", "tokenizer": "b"}, "tokenizer b with init a, which has its own"),
             ({"max_steps": None}, "max_steps and max_epochs are None; give one of them"),
-            ({"evaluate_every": "day"}, "evaluate_every is 'day'; expected steps, at least 0, or epoch, or None"),
+            (
+                {"evaluate_every": "day"},
+                "evaluate_every is 'day'; expected steps, at least 0, or epoch, or None",
+            ),
         ],
     )
     def test_values(self, values, message):
@@ -93,7 +118,10 @@ class TestRunConfig:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            *(({name: 0.0}, f"{name} is 0.0; expected more than 0") for name in ("lr", "eps", "power", "clip_norm")),
+            *(
+                ({name: 0.0}, f"{name} is 0.0; expected more than 0")
+                for name in ("lr", "eps", "power", "clip_norm")
+            ),
             ({"weight_decay": -0.1}, "weight_decay is -0.1; expected at least 0"),
             ({"warmup": 1.0}, r"warmup 1\.0, .*; expected numbers in \[0, 1\)"),
             ({"warmup": -0.1}, "warmup is -0.1; expected a number from 0 to 1"),
@@ -133,11 +161,28 @@ class TestRunConfig:
     @pytest.mark.parametrize("name", ["recipe", "source"])
     def test_where_a_run_comes_from_is_no_option(self, name, capsys):
         with pytest.raises(SystemExit):
-            cli.main(["train", "pretrain-nano", "--data.folders", "set", "--out", "run", f"--{name}", "mine"])
+            cli.main(
+                [
+                    "train",
+                    "pretrain-nano",
+                    "--data.folders",
+                    "set",
+                    "--out",
+                    "run",
+                    f"--{name}",
+                    "mine",
+                ]
+            )
         assert f"--{name}" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("config", [RunConfig, OptimizerConfig, Phase, *(spec.config for spec in TASKS.values())])
+    @pytest.mark.parametrize(
+        "config", [RunConfig, OptimizerConfig, Phase, *(spec.config for spec in TASKS.values())]
+    )
     def test_every_field_has_an_entry_of_its_own(self, config):
         """The command's help shows an entry only for the one name before its colon."""
-        entries = re.findall(r"^        (\w+): ", inspect.getdoc(config).replace("\n    ", "\n        "), re.MULTILINE)
+        entries = re.findall(
+            r"^        (\w+): ",
+            inspect.getdoc(config).replace("\n    ", "\n        "),
+            re.MULTILINE,
+        )
         assert entries == [item.name for item in fields(config) if item.name != "kind"]

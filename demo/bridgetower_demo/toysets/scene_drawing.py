@@ -104,7 +104,9 @@ class Noun:
     def fits(self, shape: Shape) -> bool:
         """Whether a shape fits the description."""
         return (
-            self.kind in (None, shape.kind) and self.colour in (None, shape.colour) and self.size in (None, shape.size)
+            self.kind in (None, shape.kind)
+            and self.colour in (None, shape.colour)
+            and self.size in (None, shape.size)
         )
 
     @property
@@ -199,7 +201,13 @@ def draw_lot(
 
 
 def _shape(
-    generator: random.Random, level: Level, size: str, x: float, y: float, nouns: Sequence[Noun], focus: float
+    generator: random.Random,
+    level: Level,
+    size: str,
+    x: float,
+    y: float,
+    nouns: Sequence[Noun],
+    focus: float,
 ) -> Shape:
     kind, colour = generator.choice(level.kinds), generator.choice(level.colours)
     if nouns and generator.random() < focus:
@@ -207,7 +215,14 @@ def _shape(
         keep = generator.choice(("both", "both", "kind", "colour"))
         kind = noun.kind if noun.kind and keep != "colour" else kind
         colour = noun.colour if noun.colour and keep != "kind" else colour
-    return Shape(kind=kind, colour=colour, size=size, x=x, y=y, turn=generator.uniform(0, 360) if level.turned else 0)
+    return Shape(
+        kind=kind,
+        colour=colour,
+        size=size,
+        x=x,
+        y=y,
+        turn=generator.uniform(0, 360) if level.turned else 0,
+    )
 
 
 def _places(
@@ -221,8 +236,13 @@ def _places(
             break
         size = generator.choice(level.sizes)
         edge = RADII[size] + _GAP
-        x, y = generator.uniform(left + edge, right - edge), generator.uniform(top + edge, bottom - edge)
-        if all(math.hypot(x - u, y - v) >= RADII[size] + RADII[other] + _GAP for other, u, v in places):
+        x, y = (
+            generator.uniform(left + edge, right - edge),
+            generator.uniform(top + edge, bottom - edge),
+        )
+        if all(
+            math.hypot(x - u, y - v) >= RADII[size] + RADII[other] + _GAP for other, u, v in places
+        ):
             places.append((size, x, y))
     return places
 
@@ -266,7 +286,9 @@ def png(scene: Scene, side: int) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, side: int, background: tuple[int, int, int]) -> None:
+def _draw_shape(
+    canvas: ImageDraw.ImageDraw, shape: Shape, side: int, background: tuple[int, int, int]
+) -> None:
     colour = COLOURS[shape.colour]
     x, y, radius = shape.x * side, shape.y * side, shape.radius * side
     if shape.kind in ("circle", "ring"):
@@ -275,7 +297,9 @@ def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, side: int, background
             canvas.circle((x, y), radius * 0.55, fill=background)
         return
     turn = math.radians(shape.turn)
-    canvas.polygon([_turned(point, turn, x, y, radius) for point in _outline(shape.kind)], fill=colour)
+    canvas.polygon(
+        [_turned(point, turn, x, y, radius) for point in _outline(shape.kind)], fill=colour
+    )
 
 
 def _turned(point: Point, turn: float, x: float, y: float, radius: float) -> Point:
@@ -297,7 +321,9 @@ def _outline(kind: str) -> Sequence[Point]:
             return [
                 (reach * math.cos(angle), reach * math.sin(angle))
                 for index in range(10)
-                for reach, angle in [(1.0 if index % 2 == 0 else 0.42, -math.pi / 2 + index * math.pi / 5)]
+                for reach, angle in [
+                    (1.0 if index % 2 == 0 else 0.42, -math.pi / 2 + index * math.pi / 5)
+                ]
             ]
         case "cross":
             arm, reach = 0.3, 0.95
@@ -308,11 +334,19 @@ def _outline(kind: str) -> Sequence[Point]:
             return [
                 (
                     math.sin(t) ** 3,
-                    -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 17,
+                    -(
+                        13 * math.cos(t)
+                        - 5 * math.cos(2 * t)
+                        - 2 * math.cos(3 * t)
+                        - math.cos(4 * t)
+                    )
+                    / 17,
                 )
                 for t in (index * math.pi / 20 for index in range(40))
             ]
-    raise ValueError(f"no shape called {kind!r}; expected circle, ring, square, triangle, star, cross or heart")
+    raise ValueError(
+        f"no shape called {kind!r}; expected circle, ring, square, triangle, star, cross or heart"
+    )
 
 
 def _regular(corners: int, start: float) -> list[Point]:
@@ -326,7 +360,9 @@ def _quarters(points: Sequence[Point], turn: int) -> list[Point]:
     return list(points)
 
 
-def _draw_curtain(canvas: ImageDraw.ImageDraw, box: tuple[float, float, float, float], side: int) -> None:
+def _draw_curtain(
+    canvas: ImageDraw.ImageDraw, box: tuple[float, float, float, float], side: int
+) -> None:
     left, top, right, bottom = (round(edge * side) for edge in box)
     width = side / _STRIPES
     for stripe in range(_STRIPES):

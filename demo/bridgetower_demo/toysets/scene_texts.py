@@ -7,7 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bridgetower.data.schema import NLVR2, SNLI_VE
-from bridgetower_demo.toysets.scene_drawing import RELATIONS, Level, Noun, Relation, Scene, Shape, draw_lot, holds
+from bridgetower_demo.toysets.scene_drawing import (
+    RELATIONS,
+    Level,
+    Noun,
+    Relation,
+    Scene,
+    Shape,
+    draw_lot,
+    holds,
+)
 
 HIGHEST_COUNT = 4
 
@@ -55,32 +64,49 @@ def scenes_for(
         RuntimeError: If no scene has the answer.
     """
     for _ in range(_TRIES):
-        scenes = tuple(_drawn(generator, level, asked.nouns, curtains) for _ in range(asked.num_scenes))
+        scenes = tuple(
+            _drawn(generator, level, asked.nouns, curtains) for _ in range(asked.num_scenes)
+        )
         if asked.answer(*scenes) == answer:
             return scenes
     raise RuntimeError(f"no scene in {_TRIES} answers {asked.text!r} with {answer!r}")
 
 
 def _drawn(generator: random.Random, level: Level, nouns: Sequence[Noun], curtains: bool) -> Scene:
-    curtain: Relation | None = generator.choice(RELATIONS) if curtains and generator.random() < 0.5 else None
-    return draw_lot(generator, level, generator.randint(*level.num_shapes), nouns=nouns, curtain=curtain)
+    curtain: Relation | None = (
+        generator.choice(RELATIONS) if curtains and generator.random() < 0.5 else None
+    )
+    return draw_lot(
+        generator, level, generator.randint(*level.num_shapes), nouns=nouns, curtain=curtain
+    )
 
 
 def caption(scene: Scene, level: Level) -> str:
     """Names all shapes from left to right; sizes only where the level has several."""
-    names = [_noun(shape, level).with_article for shape in sorted(scene.shapes, key=lambda shape: shape.x)]
+    names = [
+        _noun(shape, level).with_article
+        for shape in sorted(scene.shapes, key=lambda shape: shape.x)
+    ]
     if len(names) == 1:
         return f"{names[0]}."
     return f"from left to right: {', '.join(names[:-1])} and {names[-1]}."
 
 
 def _noun(shape: Shape, level: Level) -> Noun:
-    return Noun(kind=shape.kind, colour=shape.colour, size=shape.size if len(level.sizes) > 1 else None)
+    return Noun(
+        kind=shape.kind, colour=shape.colour, size=shape.size if len(level.sizes) > 1 else None
+    )
 
 
-def _draw_noun(generator: random.Random, level: Level, *, kind: bool = True, colour: bool = True) -> Noun:
+def _draw_noun(
+    generator: random.Random, level: Level, *, kind: bool = True, colour: bool = True
+) -> Noun:
     """Draws a description; a size is part of it now and then, where the level has several."""
-    size = generator.choice(level.sizes) if len(level.sizes) > 1 and generator.random() < 0.25 else None
+    size = (
+        generator.choice(level.sizes)
+        if len(level.sizes) > 1 and generator.random() < 0.25
+        else None
+    )
     return Noun(
         kind=generator.choice(level.kinds) if kind else None,
         colour=generator.choice(level.colours) if colour else None,
@@ -120,7 +146,9 @@ def _question_colour(generator: random.Random, level: Level) -> Asked:
         shape = scene.only(noun)
         return shape.colour if shape else None
 
-    return Asked(text=f"what colour is the {noun}?", answers=level.colours, nouns=(noun,), answer=answer)
+    return Asked(
+        text=f"what colour is the {noun}?", answers=level.colours, nouns=(noun,), answer=answer
+    )
 
 
 def _question_count(generator: random.Random, level: Level) -> Asked:
@@ -174,9 +202,15 @@ def _kind_beside(scene: Scene, noun: Noun, relation: Relation) -> str | None:
     target = scene.only(noun)
     if target is None:
         return None
-    held = [(holds(relation, shape, target), shape.kind) for shape in scene.shapes if shape is not target]
+    held = [
+        (holds(relation, shape, target), shape.kind)
+        for shape in scene.shapes
+        if shape is not target
+    ]
     beside = [kind for holding, kind in held if holding]
-    return beside[0] if len(beside) == 1 and all(holding is not None for holding, _ in held) else None
+    return (
+        beside[0] if len(beside) == 1 and all(holding is not None for holding, _ in held) else None
+    )
 
 
 def _statement_exists(generator: random.Random, level: Level) -> Asked:
@@ -187,7 +221,9 @@ def _statement_exists(generator: random.Random, level: Level) -> Asked:
             return _ENTAILMENT
         return _NEUTRAL if scene.curtain else _CONTRADICTION
 
-    return Asked(text=f"there is {noun.with_article}.", answers=SNLI_VE.labels, nouns=(noun,), answer=answer)
+    return Asked(
+        text=f"there is {noun.with_article}.", answers=SNLI_VE.labels, nouns=(noun,), answer=answer
+    )
 
 
 def _statement_all(generator: random.Random, level: Level) -> Asked:

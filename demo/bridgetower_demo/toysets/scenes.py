@@ -60,7 +60,11 @@ def collect(config: ScenesConfig) -> Collection:
     An image depends on seed, kind, level, split and its number only: more training images leave the others, and the
     validation and test images, as they are.
     """
-    counts = {"train": config.num_train, "validation": config.num_validation, "test": config.num_test}
+    counts = {
+        "train": config.num_train,
+        "validation": config.num_validation,
+        "test": config.num_test,
+    }
     return Collection(
         info=DatasetInfo(
             name=f"scenes-{config.kind}",
@@ -93,7 +97,9 @@ def _records(config: ScenesConfig, split: str, count: int) -> Iterator[Record]:
         yield _record(config, LEVELS[config.level], generator, split, number)
 
 
-def _record(config: ScenesConfig, level: Level, generator: random.Random, split: str, number: int) -> Record:
+def _record(
+    config: ScenesConfig, level: Level, generator: random.Random, split: str, number: int
+) -> Record:
     entry: Any
     scenes: tuple[Scene, ...]
     if config.kind == "captions":
@@ -107,12 +113,20 @@ def _record(config: ScenesConfig, level: Level, generator: random.Random, split:
         scenes = scenes_for(asked, answer, generator, level, curtains=config.kind == "snli-ve")
         entry = _entry(config.kind, split, number, topic, asked.text, answer)
     name = f"{split}-{number}"
-    files = [f"{name}.png"] if len(scenes) == 1 else [f"{name}-img{side}.png" for side in range(len(scenes))]
-    images = [ImageFile(file, png(scene, config.side)) for file, scene in zip(files, scenes, strict=True)]
+    files = (
+        [f"{name}.png"]
+        if len(scenes) == 1
+        else [f"{name}-img{side}.png" for side in range(len(scenes))]
+    )
+    images = [
+        ImageFile(file, png(scene, config.side)) for file, scene in zip(files, scenes, strict=True)
+    ]
     return Record(image_id=name, images=images, entries=(entry,))
 
 
-def _entry(kind: str, split: str, number: int, topic: str, text: str, answer: str) -> Question | Statement:
+def _entry(
+    kind: str, split: str, number: int, topic: str, text: str, answer: str
+) -> Question | Statement:
     if kind == "vqa":
         return Question(
             question_id=_FIRST_ID[split] + number,

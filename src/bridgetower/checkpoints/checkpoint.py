@@ -38,13 +38,21 @@ class Checkpoint:
 
     source: str  # a hub id carries its commit, `id@commit`
     config: ModelConfig
-    tensors: dict[str, Tensor]  # every parameter of `BridgeTower(config, extensions)`, under its name
+    tensors: dict[
+        str, Tensor
+    ]  # every parameter of `BridgeTower(config, extensions)`, under its name
     # What no computation reads but a conversion back must write (the text pooler, the official `ln_separate`).
     extra_tensors: dict[str, Tensor] = field(default_factory=dict)
-    dropped: tuple[str, ...] = ()  # foreign names that were left behind: buffers, left-overs of CLIP's text side
-    processor: Processor | None = None  # a larger `max_length` than the text tower takes is lowered to that
+    dropped: tuple[
+        str, ...
+    ] = ()  # foreign names that were left behind: buffers, left-overs of CLIP's text side
+    processor: Processor | None = (
+        None  # a larger `max_length` than the text tower takes is lowered to that
+    )
     extensions: Extensions = NO_EXTENSIONS
-    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names of classes by head, but `FIXED_LABELS`
+    labels: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # names of classes by head, but `FIXED_LABELS`
     reranking: Reranking = UNMEASURED
 
     def __post_init__(self) -> None:
@@ -84,14 +92,28 @@ class Checkpoint:
 
     def model(self, *, copy: bool = True) -> BridgeTower:
         """Builds the model, in evaluation mode."""
-        size, made = self.config.vision.image_size, self.processor and self.processor.config.image_size
-        if made not in (None, size):  # as transformers does; here the position embeddings would be interpolated
-            raise ValueError(f"{self.source} prepares images of {made} pixels, its model takes {size}; set image_size")
+        size, made = (
+            self.config.vision.image_size,
+            self.processor and self.processor.config.image_size,
+        )
+        if made not in (
+            None,
+            size,
+        ):  # as transformers does; here the position embeddings would be interpolated
+            raise ValueError(
+                f"{self.source} prepares images of {made} pixels, its model takes {size}; set image_size"
+            )
         with on_meta():
             model = BridgeTower(self.config, self.extensions)
-        tensors = {name: tensor.clone() for name, tensor in self.tensors.items()} if copy else self.tensors
+        tensors = (
+            {name: tensor.clone() for name, tensor in self.tensors.items()}
+            if copy
+            else self.tensors
+        )
         model.load_state_dict(tensors, strict=True, assign=True)
-        extra = {name: tensor.clone() for name, tensor in self.extra_tensors.items()}  # not to hold on to a mapped file
+        extra = {
+            name: tensor.clone() for name, tensor in self.extra_tensors.items()
+        }  # not to hold on to a mapped file
         model.origin = replace(self, tensors={}, extra_tensors=extra)
         return model.eval()
 
@@ -116,24 +138,42 @@ class Checkpoint:
         """Returns the checkpoint without its contrastive head."""
         if self.config.heads.itc is None:
             raise ValueError(f"{self.source} has no contrastive head to drop; leave drop_itc out")
-        tensors = {name: tensor for name, tensor in self.tensors.items() if not name.startswith("itc_head.")}
-        return replace(self, config=self.config.override({"heads.itc": None}), tensors=tensors, reranking=UNMEASURED)
+        tensors = {
+            name: tensor
+            for name, tensor in self.tensors.items()
+            if not name.startswith("itc_head.")
+        }
+        return replace(
+            self,
+            config=self.config.override({"heads.itc": None}),
+            tensors=tensors,
+            reranking=UNMEASURED,
+        )
 
 
 def resized_vision(
     tensors: Mapping[str, Tensor], config: VisionConfig, extensions: Extensions = NO_EXTENSIONS
 ) -> dict[str, Tensor]:
-    own = {name.removeprefix("vision."): one for name, one in tensors.items() if name.startswith("vision.")}
+    own = {
+        name.removeprefix("vision."): one
+        for name, one in tensors.items()
+        if name.startswith("vision.")
+    }
     with on_meta():
         tower = vision_tower(config, extensions)
     return {f"vision.{name}": tensor for name, tensor in tower.fitted(own).items()}
 
 
 @lru_cache(maxsize=4)
-def parameter_shapes(config: ModelConfig, extensions: Extensions = NO_EXTENSIONS) -> Mapping[str, torch.Size]:
+def parameter_shapes(
+    config: ModelConfig, extensions: Extensions = NO_EXTENSIONS
+) -> Mapping[str, torch.Size]:
     """Returns the shape of every parameter of `BridgeTower(config, extensions)`, without allocating them."""
     with on_meta():
-        shapes = {name: tensor.shape for name, tensor in BridgeTower(config, extensions).state_dict().items()}
+        shapes = {
+            name: tensor.shape
+            for name, tensor in BridgeTower(config, extensions).state_dict().items()
+        }
     return MappingProxyType(shapes)
 
 
@@ -141,16 +181,23 @@ def check_depth(source: str, config: ModelConfig, tensors: Collection[str]) -> N
     """Raises ValueError if there are fewer tensors than layers, before a model of so many layers is described."""
     layers = config.vision.num_layers + config.text.num_layers + config.fusion.num_layers
     if len(tensors) < layers:
-        raise ValueError(f"{source} has {len(tensors)} tensors for the {layers} layers of its config; copy it again")
+        raise ValueError(
+            f"{source} has {len(tensors)} tensors for the {layers} layers of its config; copy it again"
+        )
 
 
 def extra_tensor_names(config: ModelConfig, extra_vision_layers: int = 0) -> list[str]:
     """Names that a source may have and no computation of ours reads, in our naming."""
     read, depth = config.vision.num_layers, config.vision.num_layers + extra_vision_layers
-    modules = ["text.pooler.dense", *(f"vision.separate_norms.{number}" for number in range(depth + 1))]
+    modules = [
+        "text.pooler.dense",
+        *(f"vision.separate_norms.{number}" for number in range(depth + 1)),
+    ]
     names = [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
     block = [name for name in parameter_shapes(config) if name.startswith("vision.layers.0.")]
-    return names + [name.replace(".0.", f".{number}.", 1) for number in range(read, depth) for name in block]
+    return names + [
+        name.replace(".0.", f".{number}.", 1) for number in range(read, depth) for name in block
+    ]
 
 
 def collect(
@@ -162,11 +209,20 @@ def collect(
     droppable: Iterable[str],
     dtype: torch.dtype | None = None,
 ) -> Checkpoint:
-    extra_table = {ours: entry for ours, entry in extra_table.items() if set(entry.names) <= set(tensors)}
+    extra_table = {
+        ours: entry for ours, entry in extra_table.items() if set(entry.names) <= set(tensors)
+    }
     extra_names = {name for entry in extra_table.values() for name in entry.names}
-    dropped = check_sources(source, parameter_shapes(config), tensors, table, droppable, extra_names)
-    ours, extra_tensors = finite(source, import_tensors(table, tensors, dtype)), import_tensors(extra_table, tensors)
-    return Checkpoint(source=source, config=config, tensors=ours, extra_tensors=extra_tensors, dropped=dropped)
+    dropped = check_sources(
+        source, parameter_shapes(config), tensors, table, droppable, extra_names
+    )
+    ours, extra_tensors = (
+        finite(source, import_tensors(table, tensors, dtype)),
+        import_tensors(extra_table, tensors),
+    )
+    return Checkpoint(
+        source=source, config=config, tensors=ours, extra_tensors=extra_tensors, dropped=dropped
+    )
 
 
 def check_sources(
@@ -198,7 +254,10 @@ def check_sources(
 
 
 def check_tensors(
-    source: str, config: ModelConfig, tensors: Mapping[str, Tensor], extensions: Extensions = NO_EXTENSIONS
+    source: str,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    extensions: Extensions = NO_EXTENSIONS,
 ) -> None:
     """Raises ValueError, with a list, unless `tensors` are the parameters of `BridgeTower(config, extensions)`."""
     check_depth(source, config, tensors)
@@ -209,7 +268,11 @@ def check_tensors(
 def finite(source: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     # One pass over each without a second tensor; NaN goes through both extremes.
     filled = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
-    wrong = [name for name, tensor in filled.items() if not torch.stack(tensor.aminmax()).isfinite().all()]
+    wrong = [
+        name
+        for name, tensor in filled.items()
+        if not torch.stack(tensor.aminmax()).isfinite().all()
+    ]
     _refuse(source, "has NaN or infinite values in", wrong)
     return tensors
 
@@ -233,12 +296,18 @@ def fingerprint(config: ModelConfig, tensors: Mapping[str, Tensor], processor: P
 
 def exact_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Returns a digest of tensors by name, which the smallest change of a value changes."""
-    return hashlib.sha256(json.dumps(_digests(tensors), sort_keys=True).encode()).hexdigest()[:_LETTERS]
+    return hashlib.sha256(json.dumps(_digests(tensors), sort_keys=True).encode()).hexdigest()[
+        :_LETTERS
+    ]
 
 
-def code_content(parts: set[Any], files: Iterable[Path] = (), packages: Iterable[str] = ()) -> dict[str, Any]:
+def code_content(
+    parts: set[Any], files: Iterable[Path] = (), packages: Iterable[str] = ()
+) -> dict[str, Any]:
     """Returns what tells one version of some code from another, ready for JSON."""
-    bases = {base for part in parts for base in getattr(part, "__mro__", (part,)) if base is not object}
+    bases = {
+        base for part in parts for base in getattr(part, "__mro__", (part,)) if base is not object
+    }
     try:
         sources = {Path(inspect.getfile(base)) for base in bases}.union(files)
         code = sorted(sha256_of(file)[:_LETTERS] for file in sources)
@@ -246,13 +315,18 @@ def code_content(parts: set[Any], files: Iterable[Path] = (), packages: Iterable
         code = [uuid4().hex]
     names = {"torch", *packages, *(part.__module__.partition(".")[0] for part in parts)}
     versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in sorted(names)}
-    return {"code": code, "versions": {name: str(found) for name, found in versions.items() if found is not None}}
+    return {
+        "code": code,
+        "versions": {name: str(found) for name, found in versions.items() if found is not None},
+    }
 
 
 def _digests(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, str]:
     def digest(tensor: Tensor) -> str:
         found = hashlib.sha256(repr(list(tensor.shape)).encode())
-        found.update(tensor.detach().to(dtype).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        found.update(
+            tensor.detach().to(dtype).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        )
         return found.hexdigest()
 
     with ThreadPoolExecutor() as pool:  # digests and conversions let other threads run

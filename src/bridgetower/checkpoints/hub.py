@@ -12,14 +12,22 @@ from typing import Annotated, Any, TypedDict, Unpack
 from bridgetower.arguments import Expected
 from bridgetower.checkpoints.tensors import WEIGHTS
 
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # the last are vocabularies of SentencePiece
+_FILES = [
+    "*.json",
+    "*.safetensors",
+    "*.txt",
+    "*.model",
+]  # the last are vocabularies of SentencePiece
 _PICKLED = [WEIGHTS[2], "pytorch_model-*.bin"]
 _WEB_ADDRESS = re.compile(
     r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[\w.-]+/[\w.-]+)/?"
     r"(?:(?:tree|blob|resolve)/(?P<revision>[^/?#]+)/?(?P<file>[^?#]*\.ckpt)?)?(?:[?#].*)?"
 )
 
-Source = Annotated[str | Path, Expected("a hub id, a folder or an official .ckpt file", lambda source: source != "")]
+Source = Annotated[
+    str | Path,
+    Expected("a hub id, a folder or an official .ckpt file", lambda source: source != ""),
+]
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +74,9 @@ def _explained(repo: str) -> Iterator[None]:
         ) from error
 
 
-def _download(repo: str, revision: str | None = None, subfolder: str | None = None, **options: Any) -> Path:
+def _download(
+    repo: str, revision: str | None = None, subfolder: str | None = None, **options: Any
+) -> Path:
     """Fetches a repository's small files and one kind of weights; returns its snapshot, whose name is the commit."""
     from huggingface_hub import snapshot_download
 
@@ -79,12 +89,16 @@ def _download(repo: str, revision: str | None = None, subfolder: str | None = No
     with _explained(repo):
         root = fetch(_FILES)
         folder = root / inside
-        if (folder / "config.json").exists() and not any((folder / name).exists() for name in WEIGHTS[:2]):
+        if (folder / "config.json").exists() and not any(
+            (folder / name).exists() for name in WEIGHTS[:2]
+        ):
             fetch([*_FILES, *_PICKLED])
     return root
 
 
-def locate(source: str, expected: str, revision: str | None = None, **hub: Unpack[HubOptions]) -> tuple[Path, str]:
+def locate(
+    source: str, expected: str, revision: str | None = None, **hub: Unpack[HubOptions]
+) -> tuple[Path, str]:
     """Returns where a local path, or a model of the hub, or its named or only `.ckpt` is; its name has the commit."""
     if Path(source).exists():
         return Path(source), source
@@ -94,7 +108,9 @@ def locate(source: str, expected: str, revision: str | None = None, **hub: Unpac
 
     repo, file, named = found
     if named and revision is not None:
-        raise ValueError(f"{source} names a revision, and revision is {revision!r}; leave one of them out")
+        raise ValueError(
+            f"{source} names a revision, and revision is {revision!r}; leave one of them out"
+        )
     revision, inside, options = named or revision, hub.pop("subfolder", None), dict[str, Any](hub)
     start = f"{inside}/" if inside else ""
     if file is None:
@@ -108,9 +124,13 @@ def locate(source: str, expected: str, revision: str | None = None, **hub: Unpac
                 names = HfApi(token=options.get("token")).list_repo_files(repo, revision=revision)
         ckpts = sorted(name for name in names if name.endswith(".ckpt") and name.startswith(start))
         if not ckpts:
-            raise FileNotFoundError(f"{repo} has neither a config.json nor a .ckpt; expected a repository of a model")
+            raise FileNotFoundError(
+                f"{repo} has neither a config.json nor a .ckpt; expected a repository of a model"
+            )
         if len(ckpts) > 1:
-            raise ValueError(f"{repo} has several checkpoints: {', '.join(ckpts)}; name one, as in {repo}/{ckpts[0]}")
+            raise ValueError(
+                f"{repo} has several checkpoints: {', '.join(ckpts)}; name one, as in {repo}/{ckpts[0]}"
+            )
         file = ckpts[0].removeprefix(start)
     with _explained(repo):
         path = Path(hf_hub_download(repo, start + file, revision=revision, **options))

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridgetower.checkpoints.checkpoint import Checkpoint, check_depth, collect, extra_tensor_names, parameter_shapes
+from bridgetower.checkpoints.checkpoint import (
+    Checkpoint,
+    check_depth,
+    collect,
+    extra_tensor_names,
+    parameter_shapes,
+)
 from bridgetower.checkpoints.keymap import export_tensors, name_table
 from bridgetower.checkpoints.reranking import UNMEASURED
 from bridgetower.checkpoints.tensors import extent
@@ -33,15 +39,31 @@ _DROPPABLE = (
     *(r".*\.position_ids", r".*\.token_type_ids"),
     rf"(bridgetower\.)?cross_modal_(text|image)_link_tower\.({_LINK_PARTS})",  # shared by no layers, if there is one
 )
-_WRITTEN: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "quick_gelu": "quick_gelu"}
-_ACTIVATIONS = _WRITTEN | {"gelu_python": "gelu", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+_WRITTEN: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "relu": "relu",
+    "quick_gelu": "quick_gelu",
+}
+_ACTIVATIONS = _WRITTEN | {
+    "gelu_python": "gelu",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
 _ACTIVATION_NAMES = {ours: theirs for theirs, ours in _WRITTEN.items()}
 _BACKBONE = "bridgetower."
 _HEAD_WIDTH = 64  # of transformers' image tower
 _LINK_TOWERS = ("add", "scaled_add", "interpolate")  # bridge kinds that transformers has
 # Fields without one in transformers, whose values change outputs a little, or only training: they are lost.
-_LOST = ("fusion.layer_norm_eps", "fusion.dropout", "fusion.attention_dropout", "heads.mlm_layer_norm_eps")
-_READERS: dict[str, tuple[str, ...]] = {  # fields of `HeadsConfig` that nothing reads without one of these heads
+_LOST = (
+    "fusion.layer_norm_eps",
+    "fusion.dropout",
+    "fusion.attention_dropout",
+    "heads.mlm_layer_norm_eps",
+)
+_READERS: dict[
+    str, tuple[str, ...]
+] = {  # fields of `HeadsConfig` that nothing reads without one of these heads
     **dict.fromkeys(("mlm_layer_norm_eps", "mlm_activation"), ("mlm",)),
     **dict.fromkeys(("itc_size", *FEATURE_FIELDS), ("itc",)),
     "hidden_scale": tuple(name for name, spec in HEADS.items() if spec.hidden_scale),
@@ -95,18 +117,34 @@ class _Section:
 
 
 def read_checkpoint(
-    source: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
+    source: str,
+    values: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
 ) -> Checkpoint:
     """Builds a checkpoint from transformers' `config.json` and tensors, in the number format `dtype` if it is given."""
     config, top, blocks = _read_config(source, values, tensors)
     prefix = _BACKBONE if any(name.startswith(_BACKBONE) for name in tensors) else ""
-    decoder, words = "mlm_score.decoder.weight", f"{prefix}text_model.embeddings.word_embeddings.weight"
-    if top.tie_word_embeddings and "mlm_score.bias" in tensors and decoder not in tensors and words in tensors:
+    decoder, words = (
+        "mlm_score.decoder.weight",
+        f"{prefix}text_model.embeddings.word_embeddings.weight",
+    )
+    if (
+        top.tie_word_embeddings
+        and "mlm_score.bias" in tensors
+        and decoder not in tensors
+        and words in tensors
+    ):
         tensors = ChainMap({decoder: tensors[words].clone()}, tensors)  # type: ignore[arg-type]  # reads only
     check_depth(source, config, tensors)
-    options: Any = {"separate_projections": config.fusion.separate_projections, "backbone_prefix": prefix}
+    options: Any = {
+        "separate_projections": config.fusion.separate_projections,
+        "backbone_prefix": prefix,
+    }
     table = name_table(parameter_shapes(config), "huggingface", **options)
-    extra_table = name_table(extra_tensor_names(config, blocks - config.vision.num_layers), "huggingface", **options)
+    extra_table = name_table(
+        extra_tensor_names(config, blocks - config.vision.num_layers), "huggingface", **options
+    )
     return collect(source, config, tensors, table, extra_table, _DROPPABLE, dtype)
 
 
@@ -116,7 +154,9 @@ def export(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config = checkpoint.config
     text, fusion, heads = config.text, config.fusion, config.heads
     tensors = dict(checkpoint.tensors) | checkpoint.extra_tensors
-    if "text.pooler.dense.weight" not in tensors:  # transformers builds this pooler but never reads it
+    if (
+        "text.pooler.dense.weight" not in tensors
+    ):  # transformers builds this pooler but never reads it
         tensors["text.pooler.dense.weight"] = torch.zeros(text.hidden_size, text.hidden_size)
         tensors["text.pooler.dense.bias"] = torch.zeros(text.hidden_size)
     prefix = _BACKBONE if heads.mlm or heads.itm or heads.itc else ""
@@ -128,9 +168,15 @@ def _refuse_changes(checkpoint: Checkpoint, values: Mapping[str, Any]) -> None:
     """Reads a written config back and raises ValueError if the model became another one; logs what is lost."""
     config, source = checkpoint.config, checkpoint.source
     in_transformers = [f"{name}_head." for name, spec in HEADS.items() if spec.in_transformers]
-    held = {name: value for name, value in checkpoint.tensors.items() if name.startswith(tuple(in_transformers))}
+    held = {
+        name: value
+        for name, value in checkpoint.tensors.items()
+        if name.startswith(tuple(in_transformers))
+    }
     try:
-        back, _, _ = _read_config(source, values, export_tensors(name_table(held, "huggingface"), held))
+        back, _, _ = _read_config(
+            source, values, export_tensors(name_table(held, "huggingface"), held)
+        )
     except ValueError as error:
         raise ValueError(f"transformers cannot hold {source}: {error}") from error
     ours = _meaning(config)
@@ -138,8 +184,14 @@ def _refuse_changes(checkpoint: Checkpoint, values: Mapping[str, Any]) -> None:
         if not any(ours["heads"][reader] for reader in readers):
             del ours["heads"][field]
     changes = list(differences(_meaning(back), ours))
-    refused = [f"{name} is {own!r:.60}, there {theirs!r:.60}" for name, theirs, own in changes if name not in _LOST]
-    refused += [advice for name, advice in _ADVICE.items() if name in [change[0] for change in changes]]
+    refused = [
+        f"{name} is {own!r:.60}, there {theirs!r:.60}"
+        for name, theirs, own in changes
+        if name not in _LOST
+    ]
+    refused += [
+        advice for name, advice in _ADVICE.items() if name in [change[0] for change in changes]
+    ]
     # What transformers' config can say, but its model cannot run.
     width, fusion = config.vision.hidden_size, config.fusion
     if width < _HEAD_WIDTH:
@@ -150,15 +202,21 @@ def _refuse_changes(checkpoint: Checkpoint, values: Mapping[str, Any]) -> None:
             f"vision.hidden_size is {width}, but the contrastive head needs {fusion.hidden_size} as in fusion"
         )
     if config.heads.itc == "fused" and fusion.separate_projections:
-        refused.append("fusion.separate_projections is True, but the contrastive head needs a shared one")
+        refused.append(
+            "fusion.separate_projections is True, but the contrastive head needs a shared one"
+        )
     if refused:
         raise ValueError(
             f"transformers cannot hold {source}: {'; '.join(refused)}; keep it as a folder of this package"
         )
     if checkpoint.reranking != UNMEASURED:
-        changes.append(("record of reranking", UNMEASURED.to_plain(), checkpoint.reranking.to_plain()))
+        changes.append(
+            ("record of reranking", UNMEASURED.to_plain(), checkpoint.reranking.to_plain())
+        )
     for name, theirs, own in changes:
-        logger.warning("%s: transformers has no field for %s: %s becomes %s", source, name, own, theirs)
+        logger.warning(
+            "%s: transformers has no field for %s: %s becomes %s", source, name, own, theirs
+        )
 
 
 def _meaning(config: ModelConfig) -> dict[str, Any]:
@@ -188,22 +246,39 @@ def _read_config(
 
 
 def _model_config(
-    source: str, top: _Section, text: _Section, vision: _Section, blocks: int, tensors: Mapping[str, Tensor]
+    source: str,
+    top: _Section,
+    text: _Section,
+    vision: _Section,
+    blocks: int,
+    tensors: Mapping[str, Tensor],
 ) -> ModelConfig:
     depth, fusion_depth, width = text.num_hidden_layers, top.num_hidden_layers, vision.hidden_size
-    unknown, depths = {text.hidden_act, top.hidden_act} - _ACTIVATIONS.keys(), (depth, fusion_depth, blocks)
+    unknown, depths = (
+        {text.hidden_act, top.hidden_act} - _ACTIVATIONS.keys(),
+        (depth, fusion_depth, blocks),
+    )
     refused = {
         "share_link_tower_layers is true": top.share_link_tower_layers and fusion_depth > 1,
         f"link_tower_type is {top.link_tower_type!r}": top.link_tower_type not in _LINK_TOWERS,
-        f"hidden_act is {', '.join(sorted(unknown))}, not one of {', '.join(_ACTIVATIONS)}": bool(unknown),
-        f"hidden_size {top.hidden_size} differs from the text tower's": top.hidden_size != text.hidden_size,
+        f"hidden_act is {', '.join(sorted(unknown))}, not one of {', '.join(_ACTIVATIONS)}": bool(
+            unknown
+        ),
+        f"hidden_size {top.hidden_size} differs from the text tower's": top.hidden_size
+        != text.hidden_size,
         "the image tower is shallower than the text tower": blocks < depth,
-        "one of its parts has less than 1 or more than 1000 layers": min(depths) < 1 or max(depths) > 1_000,
+        "one of its parts has less than 1 or more than 1000 layers": min(depths) < 1
+        or max(depths) > 1_000,
     }
     if reasons := [reason for reason, applies in refused.items() if applies]:
-        raise ValueError(f"{source}: config.json describes a model that is not supported: {'; '.join(reasons)}")
+        raise ValueError(
+            f"{source}: config.json describes a model that is not supported: {'; '.join(reasons)}"
+        )
     bridged = tuple(range(depth - fusion_depth + 1, depth + 1))
-    itc, same_dropout = "itc_text_head.fc.weight", text.attention_probs_dropout_prob == text.hidden_dropout_prob
+    itc, same_dropout = (
+        "itc_text_head.fc.weight",
+        text.attention_probs_dropout_prob == text.hidden_dropout_prob,
+    )
     shared: dict[str, Any] = {ours: getattr(text, theirs) for theirs, ours in _LAYER_FIELDS.items()}
     shared |= {  # transformers builds the fusion layers from the text config
         "activation": _ACTIVATIONS[text.hidden_act],
@@ -220,7 +295,9 @@ def _model_config(
             layer_norm_eps=vision.layer_norm_eps,
         ),
         text=TextConfig(
-            num_layers=depth, **{ours: getattr(text, theirs) for theirs, ours in _TEXT_FIELDS.items()}, **shared
+            num_layers=depth,
+            **{ours: getattr(text, theirs) for theirs, ours in _TEXT_FIELDS.items()},
+            **shared,
         ),
         fusion=FusionConfig(
             hidden_size=top.hidden_size,
@@ -254,7 +331,13 @@ def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:
     config = checkpoint.config
     vision, text, fusion, heads = config.vision, config.text, config.fusion, config.heads
     layers, norms = (
-        len({name.split(".")[2] for name in checkpoint.extra_tensors if name.startswith(f"vision.{kind}.")})
+        len(
+            {
+                name.split(".")[2]
+                for name in checkpoint.extra_tensors
+                if name.startswith(f"vision.{kind}.")
+            }
+        )
         for kind in ("layers", "separate_norms")
     )
     blocks = max(vision.num_layers + layers, text.num_layers)
@@ -279,13 +362,21 @@ def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:
         "contrastive_hidden_size": heads.itc_size,
         "logit_scale_init_value": 2.6592,
         "text_config": {
-            **{theirs: getattr(text, ours) for theirs, ours in (_TEXT_FIELDS | _LAYER_FIELDS).items()},
+            **{
+                theirs: getattr(text, ours)
+                for theirs, ours in (_TEXT_FIELDS | _LAYER_FIELDS).items()
+            },
             "num_hidden_layers": text.num_layers,
             "hidden_act": _ACTIVATION_NAMES[text.activation],
-            "attention_probs_dropout_prob": text.dropout if text.attention_dropout is None else text.attention_dropout,
+            "attention_probs_dropout_prob": text.dropout
+            if text.attention_dropout is None
+            else text.attention_dropout,
         },
         "vision_config": {
-            **{name: getattr(vision, name) for name in ("hidden_size", "patch_size", "image_size", "layer_norm_eps")},
+            **{
+                name: getattr(vision, name)
+                for name in ("hidden_size", "patch_size", "image_size", "layer_norm_eps")
+            },
             "num_hidden_layers": max(blocks, norms),
             "remove_last_layer": norms > blocks,  # they are made for the removed layer, too
             "share_layernorm": not norms,

@@ -30,7 +30,15 @@ from bridgetower.checkpoints.tensors import (
     write_safetensors,
     write_weights,
 )
-from bridgetower.files import new_folder, parse_json, read_bytes, read_json, require_empty, write_json, write_text
+from bridgetower.files import (
+    new_folder,
+    parse_json,
+    read_bytes,
+    read_json,
+    require_empty,
+    write_json,
+    write_text,
+)
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
@@ -82,24 +90,33 @@ def read_checkpoint(
         FileNotFoundError: Nothing is there.
         ValueError: What is there is damaged, of no known kind, or does not fit together.
     """
-    given = {name: value for name, value in {"revision": revision, **hub}.items() if value is not None}
+    given = {
+        name: value for name, value in {"revision": revision, **hub}.items() if value is not None
+    }
     if given and Path(source).exists():
         named = ", ".join(f"{name} {value!r}" for name, value in given.items() if name != "token")
-        raise ValueError(f"{named or 'token'} is for hub ids, but {source} is a local path; leave it out")
+        raise ValueError(
+            f"{named or 'token'} is for hub ids, but {source} is a local path; leave it out"
+        )
     place, name = locate(str(source), "a folder, an official .ckpt file", revision, **hub)
     if place.is_dir():
         checkpoint = _read_folder(place, name, overrides or {}, dtype, extensions)
     elif place.suffix == ".safetensors" or place.name in WEIGHTS:
-        raise ValueError(f"{place} holds weights without their config; pass its folder, {place.parent}")
+        raise ValueError(
+            f"{place} holds weights without their config; pass its folder, {place.parent}"
+        )
     else:
         content = read_torch_archive(place)
         settings, state_dict = content.get("hyper_parameters"), content.get("state_dict")
         config = settings.get("config") if isinstance(settings, dict) else None
         if not isinstance(config, dict) or not isinstance(state_dict, dict):
-            raise ValueError(f"{place} has no state_dict with hyper_parameters.config; expected an official .ckpt")
+            raise ValueError(
+                f"{place} has no state_dict with hyper_parameters.config; expected an official .ckpt"
+            )
         tensors = only_tensors(str(place), state_dict)
         checkpoint = replace(
-            microsoft.read_checkpoint(str(place), config, tensors, overrides or {}, dtype), source=name
+            microsoft.read_checkpoint(str(place), config, tensors, overrides or {}, dtype),
+            source=name,
         )
     if checkpoint.dropped:
         logger.info("%s: not used: %s", checkpoint.source, ", ".join(checkpoint.dropped))
@@ -107,17 +124,23 @@ def read_checkpoint(
         try:
             names = _names(answers, parse_json(read_bytes(Path(answers)), answers))
         except ValueError as error:
-            raise ValueError(f"{answers} is no list of answers ({error}); expected a JSON list of texts") from error
+            raise ValueError(
+                f"{answers} is no list of answers ({error}); expected a JSON list of texts"
+            ) from error
         checkpoint = replace(checkpoint, labels={**checkpoint.labels, "vqa": names})
     if tokenizer is not None:
         if checkpoint.processor is None:
-            raise ValueError(f"{checkpoint.source} has no image preprocessing to go with a tokenizer")
+            raise ValueError(
+                f"{checkpoint.source} has no image preprocessing to go with a tokenizer"
+            )
         processor = Processor(checkpoint.processor.config, load_tokenizer(Path(tokenizer)))
         checkpoint = replace(checkpoint, processor=processor)
     return checkpoint
 
 
-def write_checkpoint(checkpoint: Checkpoint, folder: Path, *, shard_bytes: float = SHARD_BYTES) -> None:
+def write_checkpoint(
+    checkpoint: Checkpoint, folder: Path, *, shard_bytes: float = SHARD_BYTES
+) -> None:
     """Writes a folder of this package; the config comes last, so that a broken write is never read as whole."""
     require_empty(folder)
     write_weights(folder, checkpoint.tensors, shard_bytes=shard_bytes)
@@ -136,7 +159,9 @@ def write_description(checkpoint: Checkpoint, folder: Path) -> None:
     _write_config(checkpoint, folder)
 
 
-def update_weights(checkpoint: Checkpoint, folder: Path, *, shard_bytes: float = SHARD_BYTES) -> None:
+def update_weights(
+    checkpoint: Checkpoint, folder: Path, *, shard_bytes: float = SHARD_BYTES
+) -> None:
     """Replaces the weights in a folder that `write_checkpoint` wrote of the same model, atomically, then the config."""
     write_weights(folder, checkpoint.tensors, shard_bytes=shard_bytes)
     _write_config(checkpoint, folder)
@@ -163,7 +188,12 @@ def write_reranking(source: str | Path, reranking: Reranking | None) -> None:
 
 
 def convert(
-    checkpoint: Checkpoint, folder: Path, to: Format, *, drop_itc: bool = False, shard_bytes: float = SHARD_BYTES
+    checkpoint: Checkpoint,
+    folder: Path,
+    to: Format,
+    *,
+    drop_itc: bool = False,
+    shard_bytes: float = SHARD_BYTES,
 ) -> None:
     """Writes a checkpoint as a folder of this package or of transformers, which appears as a whole or not at all.
 
@@ -187,7 +217,9 @@ def convert(
             write_checkpoint(checkpoint, temporary, shard_bytes=shard_bytes)
             return
         if checkpoint.processor is not None:
-            checkpoint.processor.save_huggingface(temporary)  # refuses settings before weights are written
+            checkpoint.processor.save_huggingface(
+                temporary
+            )  # refuses settings before weights are written
         write_weights(temporary, tensors, for_transformers=True, shard_bytes=shard_bytes)
         write_card(checkpoint, temporary, library="transformers")
         write_json(temporary / "config.json", values)
@@ -199,24 +231,39 @@ def _checkpoint_folder(folder: Path, name: str) -> Path:
         if (place / "config.json").exists():
             return place
     if (folder / "run.json").exists():
-        run, state = read_json(folder / "run.json"), max((folder / "states").glob("step-*"), default=None)
+        run, state = (
+            read_json(folder / "run.json"),
+            max((folder / "states").glob("step-*"), default=None),
+        )
         step = state and int(state.name[5:])
         lengths = {"steps": run.get("max_steps"), "epochs": run.get("max_epochs")}
         end = " or ".join(f"{number} {unit}" for unit, number in lengths.items() if number)
-        advice = f"go on with --resume --out {name}" + (f", or give the state {state}" if state else "")
-        raise FileNotFoundError(f"{name} is an unfinished run, at step {step or 0} of {end}: {advice}")
+        advice = f"go on with --resume --out {name}" + (
+            f", or give the state {state}" if state else ""
+        )
+        raise FileNotFoundError(
+            f"{name} is an unfinished run, at step {step or 0} of {end}: {advice}"
+        )
     if folder.exists() and [path.name for path in folder.iterdir()] == [".lock"]:
         raise FileNotFoundError(f"{name} is a run that ended before it had a model; start it again")
-    raise FileNotFoundError(f"{name} has no config.json; expected a folder of bridgetower or of transformers")
+    raise FileNotFoundError(
+        f"{name} has no config.json; expected a folder of bridgetower or of transformers"
+    )
 
 
 def _read_folder(
-    folder: Path, name: str, overrides: Mapping[str, Any], dtype: torch.dtype | None, extensions: Extensions
+    folder: Path,
+    name: str,
+    overrides: Mapping[str, Any],
+    dtype: torch.dtype | None,
+    extensions: Extensions,
 ) -> Checkpoint:
     folder = _checkpoint_folder(folder, name)
     values = read_json(folder / "config.json")
     if overrides:
-        raise ValueError(f"overrides {sorted(overrides)} are for official .ckpt files; {name} has a config of its own")
+        raise ValueError(
+            f"overrides {sorted(overrides)} are for official .ckpt files; {name} has a config of its own"
+        )
     if values.get("format") != _FORMAT["format"]:
         if values.get("model_type") != "bridgetower":
             raise ValueError(
@@ -224,10 +271,15 @@ def _read_folder(
                 "a model can start from: bridgetower train --vision or --text)"
             )
         checkpoint = huggingface.read_checkpoint(name, values, read_weights(folder, name), dtype)
-        if not any((folder / file).exists() for file in ("preprocessor_config.json", "processor_config.json")):
+        if not any(
+            (folder / file).exists()
+            for file in ("preprocessor_config.json", "processor_config.json")
+        ):
             return checkpoint
         patch_size = checkpoint.config.vision.patch_size
-        return replace(checkpoint, processor=Processor.from_huggingface(folder, patch_size=patch_size))
+        return replace(
+            checkpoint, processor=Processor.from_huggingface(folder, patch_size=patch_size)
+        )
     if values.get("version") != _FORMAT["version"]:
         raise ValueError(
             f"{name} is of format version {values.get('version')}; this release reads {_FORMAT['version']}"
@@ -241,10 +293,14 @@ def _read_folder(
         source=name,
         config=config,
         extensions=extensions,
-        tensors=finite(name, {parameter: tensor.to(dtype) for parameter, tensor in tensors.items()}),
+        tensors=finite(
+            name, {parameter: tensor.to(dtype) for parameter, tensor in tensors.items()}
+        ),
         extra_tensors=dict(read_safetensors(extra_tensors)) if extra_tensors.exists() else {},
         processor=Processor.load(folder) if (folder / "processor.json").exists() else None,
-        labels={head: _names(labels, names) for head, names in read_json(labels).items()} if labels.exists() else {},
+        labels={head: _names(labels, names) for head, names in read_json(labels).items()}
+        if labels.exists()
+        else {},
         reranking=from_plain(Reranking, values.get("reranking", {}), f"{name}: reranking"),
     )
 
@@ -263,7 +319,9 @@ def checkpoint_of(model: BridgeTower) -> Checkpoint:
     return replace(about, config=model.config, tensors=model.state_dict())
 
 
-def push(model: BridgeTower, repo_id: str, *, private: bool | None, token: str | None, **facts: Any) -> str:
+def push(
+    model: BridgeTower, repo_id: str, *, private: bool | None, token: str | None, **facts: Any
+) -> str:
     """Uploads a model's folder with its card, see `write_card`, to the hub; returns the URL of the commit."""
     from huggingface_hub import HfApi
 
@@ -273,7 +331,9 @@ def push(model: BridgeTower, repo_id: str, *, private: bool | None, token: str |
         folder, checkpoint = Path(parent) / "model", checkpoint_of(model)
         convert(checkpoint, folder, "bridgetower")
         write_card(checkpoint, folder, repo_id, **facts)
-        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Upload {repo_id}")
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message=f"Upload {repo_id}"
+        )
     return commit.commit_url
 
 
@@ -294,7 +354,9 @@ def write_card(
 
     config, source = checkpoint.config, checkpoint.source
     tags = ["bridgetower", "vision-language", "arxiv:2206.08657"]
-    values = ModelCardData(license=license, library_name=library, datasets=list(datasets) or None, tags=tags)
+    values = ModelCardData(
+        license=license, library_name=library, datasets=list(datasets) or None, tags=tags
+    )
     millions = sum(tensor.numel() for tensor in checkpoint.tensors.values()) / 1e6
     vision, text = config.vision, config.text
     parts = [

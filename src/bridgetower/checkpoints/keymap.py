@@ -21,7 +21,9 @@ Rule = tuple[str, tuple[str, ...]]
 class Source:
     """Where one of our tensors comes from."""
 
-    names: tuple[str, ...]  # foreign tensors that are stacked along dimension 0: query, key and value are one here
+    names: tuple[
+        str, ...
+    ]  # foreign tensors that are stacked along dimension 0: query, key and value are one here
     leading_ones: int = 0  # dimensions of size 1 that the foreign tensor has in front
     is_scalar: bool = False  # the foreign tensor has no dimension; ours has one element
 
@@ -38,7 +40,9 @@ _BLOCK = ("attention_norm", "attention.qkv", "attention.out", "mlp_norm", "mlp.u
 def block(*foreign: str | tuple[str, ...]) -> list[Rule]:
     """Returns the rules of a transformer layer, from the foreign names of the modules in `_BLOCK`."""
     names = [(name,) if isinstance(name, str) else name for name in foreign]
-    return [(rf"{re.escape(ours)}\.(\w+)", theirs) for ours, theirs in zip(_BLOCK, names, strict=True)]
+    return [
+        (rf"{re.escape(ours)}\.(\w+)", theirs) for ours, theirs in zip(_BLOCK, names, strict=True)
+    ]
 
 
 def inside(prefix: str, foreign: str, rules: Iterable[Rule]) -> list[Rule]:
@@ -46,13 +50,24 @@ def inside(prefix: str, foreign: str, rules: Iterable[Rule]) -> list[Rule]:
     groups = re.compile(prefix).groups
     shift = {f"{{{index}}}": f"{{{index + groups}}}" for index in range(2)}
     return [
-        (prefix + pattern, tuple(foreign + re.sub(r"\{\d\}", lambda found: shift[found[0]], name) for name in names))
+        (
+            prefix + pattern,
+            tuple(
+                foreign + re.sub(r"\{\d\}", lambda found: shift[found[0]], name) for name in names
+            ),
+        )
         for pattern, names in rules
     ]
 
 
 def image_tower(
-    patches: str, class_token: str, positions: str, post_norm: str, layers: str, layer: list[Rule], **others: str
+    patches: str,
+    class_token: str,
+    positions: str,
+    post_norm: str,
+    layers: str,
+    layer: list[Rule],
+    **others: str,
 ) -> list[Rule]:
     """Returns the rules of an image tower; `others` are of a norm before the layers, as CLIP has it, or else none."""
     parts = {"pre_norm": r"\.(\w+)", "distillation_embedding": ""}
@@ -62,7 +77,10 @@ def image_tower(
         (r"vision\.class_embedding", (f"VISION.{class_token}",)),
         (r"vision\.position_embedding", (f"VISION.{positions}",)),
         (r"vision\.post_norm\.(\w+)", (f"VISION.{post_norm}.{{0}}",)),
-        *((rf"vision\.{ours}{parts[ours]}", (f"VISION.{theirs}",)) for ours, theirs in others.items()),
+        *(
+            (rf"vision\.{ours}{parts[ours]}", (f"VISION.{theirs}",))
+            for ours, theirs in others.items()
+        ),
         *inside(r"vision\.layers\.(\d+)\.", f"VISION.{layers}.{{0}}.", layer),
     ]
 
@@ -72,14 +90,25 @@ def image_tower(
 _BERT_LAYER = block(
     "attention.output.LayerNorm.{0}",
     ("attention.self.query.{0}", "attention.self.key.{0}", "attention.self.value.{0}"),
-    *("attention.output.dense.{0}", "output.LayerNorm.{0}", "intermediate.dense.{0}", "output.dense.{0}"),
+    *(
+        "attention.output.dense.{0}",
+        "output.LayerNorm.{0}",
+        "intermediate.dense.{0}",
+        "output.dense.{0}",
+    ),
 )
 _FUSION_LAYER = [
     (r"cross_attention\.query\.(\w+)", ("crossattention.self.query.{0}",)),
-    (r"cross_attention\.key_value\.(\w+)", ("crossattention.self.key.{0}", "crossattention.self.value.{0}")),
+    (
+        r"cross_attention\.key_value\.(\w+)",
+        ("crossattention.self.key.{0}", "crossattention.self.value.{0}"),
+    ),
     (r"cross_attention\.out\.(\w+)", ("crossattention.output.dense.{0}",)),
     (r"cross_attention_norm\.(\w+)", ("crossattention.output.LayerNorm.{0}",)),
-    *((pattern.replace("attention", "self_attention", 1), names) for pattern, names in _BERT_LAYER[:3]),
+    *(
+        (pattern.replace("attention", "self_attention", 1), names)
+        for pattern, names in _BERT_LAYER[:3]
+    ),
     *_BERT_LAYER[3:],
 ]
 _TEXT = [
@@ -90,23 +119,52 @@ _TEXT = [
     (r"text\.pooler\.(.+)", ("TEXT.pooler.{0}",)),
     *inside(r"text\.layers\.(\d+)\.", "TEXT.encoder.layer.{0}.", _BERT_LAYER),
 ]
-_CLIP_BLOCK = block("ln_1.{0}", "attn.in_proj_{0}", "attn.out_proj.{0}", "ln_2.{0}", "mlp.c_fc.{0}", "mlp.c_proj.{0}")
+_CLIP_BLOCK = block(
+    "ln_1.{0}",
+    "attn.in_proj_{0}",
+    "attn.out_proj.{0}",
+    "ln_2.{0}",
+    "mlp.c_fc.{0}",
+    "mlp.c_proj.{0}",
+)
 _CLIP_REST = ("ln_post", "transformer.resblocks", _CLIP_BLOCK)
-_CLIP = image_tower("conv1", "class_embedding", "positional_embedding", *_CLIP_REST, pre_norm="ln_pre.{0}")
+_CLIP = image_tower(
+    "conv1", "class_embedding", "positional_embedding", *_CLIP_REST, pre_norm="ln_pre.{0}"
+)
 _HUGGINGFACE_EMBEDDINGS = (
-    *("embeddings.patch_embedding", "embeddings.class_embedding", "embeddings.position_embedding.weight"),
+    *(
+        "embeddings.patch_embedding",
+        "embeddings.class_embedding",
+        "embeddings.position_embedding.weight",
+    ),
 )
-_TIMM_BLOCK = block("norm1.{0}", "attn.qkv.{0}", "attn.proj.{0}", "norm2.{0}", "mlp.fc1.{0}", "mlp.fc2.{0}")
+_TIMM_BLOCK = block(
+    "norm1.{0}", "attn.qkv.{0}", "attn.proj.{0}", "norm2.{0}", "mlp.fc1.{0}", "mlp.fc2.{0}"
+)
 _TIMM = image_tower(
-    *("patch_embed.proj", "cls_token", "pos_embed", "norm", "blocks"), _TIMM_BLOCK, distillation_embedding="dist_token"
+    *("patch_embed.proj", "cls_token", "pos_embed", "norm", "blocks"),
+    _TIMM_BLOCK,
+    distillation_embedding="dist_token",
 )
-_SCALARS = re.compile(r"itc_head\.(temperature|log_logit_scale)|fusion\.(text|image)_bridges\.\d+\.(scale|beta)")
-_TIMM_ONES = {"vision.class_embedding": 2, "vision.distillation_embedding": 2, "vision.position_embedding": 1}
+_SCALARS = re.compile(
+    r"itc_head\.(temperature|log_logit_scale)|fusion\.(text|image)_bridges\.\d+\.(scale|beta)"
+)
+_TIMM_ONES = {
+    "vision.class_embedding": 2,
+    "vision.distillation_embedding": 2,
+    "vision.position_embedding": 1,
+}
 _FUSION = [
     (r"token_type_embedding\.weight", ("MODEL.token_type_embeddings.weight",)),
     (r"fusion\.(text|image)_norm\.(\w+)", ("MODEL.cross_modal_{0}_layernorm.{1}",)),
-    (r"fusion\.(text|image)_bridges\.(\d+)\.norm\.(\w+)", ("MODEL.cross_modal_{0}_link_tower.{1}.LayerNorm.{2}",)),
-    (r"fusion\.(text|image)_bridges\.(\d+)\.scale", ("MODEL.cross_modal_{0}_link_tower.{1}.scaled_factor",)),
+    (
+        r"fusion\.(text|image)_bridges\.(\d+)\.norm\.(\w+)",
+        ("MODEL.cross_modal_{0}_link_tower.{1}.LayerNorm.{2}",),
+    ),
+    (
+        r"fusion\.(text|image)_bridges\.(\d+)\.scale",
+        ("MODEL.cross_modal_{0}_link_tower.{1}.scaled_factor",),
+    ),
     (r"fusion\.(text|image)_bridges\.(\d+)\.beta", ("MODEL.cross_modal_{0}_link_tower.{1}.beta",)),
     # Managers as `microsoft` splits those of ManagerTower's files; their modules have our names there.
     (
@@ -116,8 +174,12 @@ _FUSION = [
     (r"(text|image)_layer_embedding\.weight", ("MODEL.layer_embeddings_{0}.weight",)),
     (r"(text|image)_pooler\.(.+)", ("MODEL.cross_modal_{0}_pooler.{1}",)),
 ]
-_SHARED_PROJECTIONS = [(r"(text|image)_projections\.0\.(\w+)", ("MODEL.cross_modal_{0}_transform.{1}",))]
-_SEPARATE_PROJECTIONS = [(r"(text|image)_projections\.(\d+)\.(\w+)", ("MODEL.cross_modal_{0}_transform.{1}.{2}",))]
+_SHARED_PROJECTIONS = [
+    (r"(text|image)_projections\.0\.(\w+)", ("MODEL.cross_modal_{0}_transform.{1}",))
+]
+_SEPARATE_PROJECTIONS = [
+    (r"(text|image)_projections\.(\d+)\.(\w+)", ("MODEL.cross_modal_{0}_transform.{1}.{2}",))
+]
 _HEADS = [
     (rf"{head}_head\.{re.escape(ours)}((?:\.\w+)*)", (theirs + "{0}",))
     for head, spec in HEADS.items()
@@ -126,14 +188,19 @@ _HEADS = [
 _COMMON = [
     *_TEXT,
     *_FUSION,
-    *inside(r"fusion\.(text|image)_layers\.(\d+)\.", "MODEL.cross_modal_{0}_layers.{1}.", _FUSION_LAYER),
+    *inside(
+        r"fusion\.(text|image)_layers\.(\d+)\.", "MODEL.cross_modal_{0}_layers.{1}.", _FUSION_LAYER
+    ),
     (r"vision\.separate_norms\.(\d+)\.(\w+)", ("VISION.ln_separate.{0}.{1}",)),
     *_HEADS,
 ]
 _RULES: dict[Naming, list[Rule]] = {
     "clip": [*_CLIP, *_COMMON],
     "timm": [*_TIMM, *_COMMON],
-    "huggingface": [*image_tower(*_HUGGINGFACE_EMBEDDINGS, *_CLIP_REST, pre_norm="ln_pre.{0}"), *_COMMON],
+    "huggingface": [
+        *image_tower(*_HUGGINGFACE_EMBEDDINGS, *_CLIP_REST, pre_norm="ln_pre.{0}"),
+        *_COMMON,
+    ],
 }
 _PREFIXES: dict[Naming, dict[str, str]] = {
     "clip": {"TEXT.": "text_transformer.", "VISION.": "vit_model.visual.", "MODEL.": ""},
@@ -143,27 +210,44 @@ _PREFIXES: dict[Naming, dict[str, str]] = {
 
 
 def name_table(
-    names: Iterable[str], naming: Naming, separate_projections: bool = False, backbone_prefix: str = ""
+    names: Iterable[str],
+    naming: Naming,
+    separate_projections: bool = False,
+    backbone_prefix: str = "",
 ) -> dict[str, Source]:
     """Returns where each of our tensors is found under a foreign naming."""
     projections = _SEPARATE_PROJECTIONS if separate_projections else _SHARED_PROJECTIONS
-    prefixes = {placeholder: backbone_prefix + prefix for placeholder, prefix in _PREFIXES[naming].items()}
-    return rule_table(names, [*projections, *_RULES[naming]], prefixes, _TIMM_ONES if naming == "timm" else {})
+    prefixes = {
+        placeholder: backbone_prefix + prefix for placeholder, prefix in _PREFIXES[naming].items()
+    }
+    return rule_table(
+        names, [*projections, *_RULES[naming]], prefixes, _TIMM_ONES if naming == "timm" else {}
+    )
 
 
 def rule_table(
-    names: Iterable[str], rules: Iterable[Rule], prefixes: Mapping[str, str], leading_ones: Mapping[str, int]
+    names: Iterable[str],
+    rules: Iterable[Rule],
+    prefixes: Mapping[str, str],
+    leading_ones: Mapping[str, int],
 ) -> dict[str, Source]:
     compiled = [(re.compile(pattern), templates) for pattern, templates in rules]
     table = {}
     for name in names:
-        found = ((match, templates) for pattern, templates in compiled if (match := pattern.fullmatch(name)))
+        found = (
+            (match, templates)
+            for pattern, templates in compiled
+            if (match := pattern.fullmatch(name))
+        )
         match, templates = next(found, (None, ()))
         if match is None:
             raise KeyError(f"no foreign name is known for {name}")
         foreign = [template.format(*match.groups()) for template in templates]
         for place, prefix in prefixes.items():
-            foreign = [prefix + each.removeprefix(place) if each.startswith(place) else each for each in foreign]
+            foreign = [
+                prefix + each.removeprefix(place) if each.startswith(place) else each
+                for each in foreign
+            ]
         is_scalar = _SCALARS.fullmatch(name) is not None
         table[name] = Source(tuple(foreign), leading_ones.get(name, 0), is_scalar)
     return table
@@ -185,7 +269,9 @@ def import_tensors(
 def export_tensors(table: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     scattered = {}
     for name, source in table.items():
-        parts = tensors[name].chunk(len(source.names)) if len(source.names) > 1 else (tensors[name],)
+        parts = (
+            tensors[name].chunk(len(source.names)) if len(source.names) > 1 else (tensors[name],)
+        )
         for foreign, part in zip(source.names, parts, strict=True):
             shape = () if source.is_scalar else (1,) * source.leading_ones + part.shape
             scattered[foreign] = part.reshape(shape).contiguous()
@@ -213,7 +299,9 @@ class TowerNaming:
     prefix: str  # in front of every name of the tower
     marker: str  # a name, after the prefix, that tells this kind from the others
     rules: Sequence[Rule]  # our names to the publisher's
-    droppable: tuple[str, ...]  # patterns of names that stand beside the tower: other towers, heads, buffers
+    droppable: tuple[
+        str, ...
+    ]  # patterns of names that stand beside the tower: other towers, heads, buffers
 
     @property
     def part(self) -> Literal["vision", "text"]:
@@ -233,7 +321,11 @@ class TowerNaming:
             return extent(tensors, foreign(name), axis)
 
         layers = foreign("layers.0.mlp.up.weight").partition(".0.")[0] + "."
-        numbers = {name.removeprefix(layers).partition(".")[0] for name in tensors if name.startswith(layers)}
+        numbers = {
+            name.removeprefix(layers).partition(".")[0]
+            for name in tensors
+            if name.startswith(layers)
+        }
         told = {"num_layers": len(numbers), "intermediate_size": size("layers.0.mlp.up.weight")}
         if self.part == "text":
             return told | {
@@ -247,7 +339,9 @@ class TowerNaming:
         patches = size("position_embedding", -2) - 1 - distilled
         side = round(max(patches, 0) ** 0.5)
         if side**2 != patches or not side:
-            raise ValueError(f"{source} has positions for {patches} patches; expected a square number")
+            raise ValueError(
+                f"{source} has positions for {patches} patches; expected a square number"
+            )
         return told | {
             "image_size": side * patch,
             "patch_size": patch,
@@ -264,21 +358,40 @@ _HF_CLIP_LAYER = block(
     *("self_attn.out_proj.{0}", "layer_norm2.{0}", "mlp.fc1.{0}", "mlp.fc2.{0}"),
 )
 _HF_CLIP = image_tower(
-    *_HUGGINGFACE_EMBEDDINGS, "post_layernorm", "encoder.layers", _HF_CLIP_LAYER, pre_norm="pre_layrnorm.{0}"
+    *_HUGGINGFACE_EMBEDDINGS,
+    "post_layernorm",
+    "encoder.layers",
+    _HF_CLIP_LAYER,
+    pre_norm="pre_layrnorm.{0}",
 )
 _VIT_LAYER = block(
     "layernorm_before.{0}",
-    ("attention.attention.query.{0}", "attention.attention.key.{0}", "attention.attention.value.{0}"),
-    *("attention.output.dense.{0}", "layernorm_after.{0}", "intermediate.dense.{0}", "output.dense.{0}"),
+    (
+        "attention.attention.query.{0}",
+        "attention.attention.key.{0}",
+        "attention.attention.value.{0}",
+    ),
+    *(
+        "attention.output.dense.{0}",
+        "layernorm_after.{0}",
+        "intermediate.dense.{0}",
+        "output.dense.{0}",
+    ),
 )
 _VIT = image_tower(
-    *("embeddings.patch_embeddings.projection", "embeddings.cls_token", "embeddings.position_embeddings"),
+    *(
+        "embeddings.patch_embeddings.projection",
+        "embeddings.cls_token",
+        "embeddings.position_embeddings",
+    ),
     *("layernorm", "encoder.layer", _VIT_LAYER),
     distillation_embedding="embeddings.distillation_token",
 )
 
 
-_TOWERS: tuple[tuple[Any, ...], ...] = (  # kind, prefixes, marker, rules, and patterns of what stands beside
+_TOWERS: tuple[
+    tuple[Any, ...], ...
+] = (  # kind, prefixes, marker, rules, and patterns of what stands beside
     (
         *("openai", ("visual.",), "class_embedding", _CLIP, r"PREFIXproj"),
         r"positional_embedding|text_projection|logit_scale|input_resolution|context_length|vocab_size",
@@ -286,11 +399,23 @@ _TOWERS: tuple[tuple[Any, ...], ...] = (  # kind, prefixes, marker, rules, and p
     ),
     ("timm", ("",), "patch_embed.proj.weight", _TIMM, r"(head|head_dist|pre_logits)\..*"),
     (
-        *("clip", ("vision_model.", ""), "embeddings.class_embedding", _HF_CLIP, r"PREFIXembeddings\.position_ids"),
+        *(
+            "clip",
+            ("vision_model.", ""),
+            "embeddings.class_embedding",
+            _HF_CLIP,
+            r"PREFIXembeddings\.position_ids",
+        ),
         r"(text_model|classifier)\..*|(visual|text)_projection\.weight|logit_scale",
     ),
     (
-        *("vit", ("vit.", "deit.", ""), "embeddings.cls_token", _VIT, r"PREFIX(pooler\..*|embeddings\.mask_token)"),
+        *(
+            "vit",
+            ("vit.", "deit.", ""),
+            "embeddings.cls_token",
+            _VIT,
+            r"PREFIX(pooler\..*|embeddings\.mask_token)",
+        ),
         r"((cls_|distillation_)?classifier|decoder)\..*",
     ),
     (
@@ -301,7 +426,13 @@ _TOWERS: tuple[tuple[Any, ...], ...] = (  # kind, prefixes, marker, rules, and p
     ),
 )
 NAMINGS = tuple(
-    TowerNaming(kind, prefix, marker, rules, tuple(one.replace("PREFIX", re.escape(prefix)) for one in beside))
+    TowerNaming(
+        kind,
+        prefix,
+        marker,
+        rules,
+        tuple(one.replace("PREFIX", re.escape(prefix)) for one in beside),
+    )
     for kind, prefixes, marker, rules, *beside in _TOWERS
     for prefix in prefixes
 )
@@ -316,18 +447,28 @@ def official_towers(naming: Naming) -> tuple[TowerNaming, TowerNaming]:
     """Returns the namings of the image tower and the text tower in the official code."""
     by_kind, prefixes = {known.kind: known for known in NAMINGS}, _PREFIXES[naming]
     image = by_kind["timm" if naming == "timm" else "openai"]
-    return replace(image, prefix=prefixes["VISION."]), replace(by_kind["bert"], prefix=prefixes["TEXT."])
+    return replace(image, prefix=prefixes["VISION."]), replace(
+        by_kind["bert"], prefix=prefixes["TEXT."]
+    )
 
 
-def settings(source: str, kind: Kind, values: Values, width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def settings(
+    source: str, kind: Kind, values: Values, width: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns what tensors do not show of a tower's config: from config.json and, apart, defaults without one."""
     if kind == "openai":  # its code takes the heads from the width
-        return {}, {"num_heads": max(width // 64, 1), "activation": "quick_gelu", "layer_norm_eps": 1e-5}
+        return {}, {
+            "num_heads": max(width // 64, 1),
+            "activation": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        }
     if kind == "timm":
         heads = {"num_heads": PUBLISHED_HEADS[width]} if width in PUBLISHED_HEADS else {}
         return {}, {**heads, "activation": "gelu", "layer_norm_eps": 1e-6}
     if not values:
-        raise ValueError(f"{source} comes without its config.json, which tells heads and epsilon; pass its folder")
+        raise ValueError(
+            f"{source} comes without its config.json, which tells heads and epsilon; pass its folder"
+        )
 
     def known(name: str, default: str | None, *expected: str) -> Any:
         value = values.get(name, default)

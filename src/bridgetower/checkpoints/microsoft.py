@@ -12,10 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridgetower.checkpoints.checkpoint import Checkpoint, collect, extra_tensor_names, parameter_shapes
-from bridgetower.checkpoints.keymap import PUBLISHED_HEADS, Naming, name_table, official_towers, settings
+from bridgetower.checkpoints.checkpoint import (
+    Checkpoint,
+    collect,
+    extra_tensor_names,
+    parameter_shapes,
+)
+from bridgetower.checkpoints.keymap import (
+    PUBLISHED_HEADS,
+    Naming,
+    name_table,
+    official_towers,
+    settings,
+)
 from bridgetower.checkpoints.tensors import extent
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.config import (
+    FusionConfig,
+    HeadsConfig,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+)
 from bridgetower.model.plain import known_fields
 from bridgetower.processor import Processor, ProcessorConfig
 
@@ -67,7 +84,9 @@ def read_checkpoint(
     official = known_fields(Settings, run_config, f"{source}: hyper_parameters.config")
     naming: Naming = "timm" if "vit_model.cls_token" in tensors else "clip"
     if "vit_model.layers.0.blocks.0.norm1.weight" in tensors:
-        raise ValueError(f"{source} has a Swin image tower, which is not supported; expected one with CLIP or a ViT")
+        raise ValueError(
+            f"{source} has a Swin image tower, which is not supported; expected one with CLIP or a ViT"
+        )
     if not official.vit_layernorm_shared:
         logger.warning(
             "%s was trained with vit_layernorm_shared=False, but one shared LayerNorm is applied to all layers of its "
@@ -81,7 +100,9 @@ def read_checkpoint(
         raise ValueError(
             f"{source} lacks {error}; expected an official BridgeTower, METER or ManagerTower checkpoint"
         ) from error
-    extra_names = [name for name in extra_tensor_names(config) if naming == "clip" or "text." in name]
+    extra_names = [
+        name for name in extra_tensor_names(config) if naming == "clip" or "text." in name
+    ]
     tables = name_table(parameter_shapes(config), naming), name_table(extra_names, naming)
     checkpoint = collect(source, config, tensors, *tables, _DROPPABLE, dtype)
     # The official evaluation transform: `clip` crops, `blip` and `albef` squash; the tokenizer is only named.
@@ -99,7 +120,9 @@ def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     split = {}
     for name, tensor in tensors.items():
         name = re.sub(r"^cross_modal_(itc_(?:text|image)_head\.)", r"\1", name)
-        task, _, rest = name.partition("_classifier.0.")  # one layer: it takes the place of the last of two
+        task, _, rest = name.partition(
+            "_classifier.0."
+        )  # one layer: it takes the place of the last of two
         if rest and f"{task}_classifier.3.weight" not in tensors:
             name = f"{task}_classifier.3.{rest}"
         manager, of_manager, part = name.partition(".manager_layer.")
@@ -107,9 +130,15 @@ def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             split[name] = tensor
             continue
         width = extent(tensors, f"{manager}.manager_layer.LayerNorm.0.weight")
-        norms = sum(other.startswith(f"{manager}.manager_layer.LayerNorm.") for other in tensors) // 2
-        layers = norms if manager.endswith("_tower.0") else norms - 1  # the last norm is that of the stream
-        if part.startswith("layer_scores"):  # [1, layers (+ 1), 1, width or 1]; adaptive managers have the last row
+        norms = (
+            sum(other.startswith(f"{manager}.manager_layer.LayerNorm.") for other in tensors) // 2
+        )
+        layers = (
+            norms if manager.endswith("_tower.0") else norms - 1
+        )  # the last norm is that of the stream
+        if part.startswith(
+            "layer_scores"
+        ):  # [1, layers (+ 1), 1, width or 1]; adaptive managers have the last row
             rows = tensor.reshape(extent(tensors, name, 1), -1).expand(-1, width)
             if part == "layer_scores":
                 split[f"{manager}.weights"] = rows[:layers].clone()
@@ -119,7 +148,11 @@ def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif part == "softmax_temperature":
             split[f"{manager}.temperature"] = tensor.reshape(1)
         else:
-            part = part.replace(f"LayerNorm.{layers}.", "stream_norm.") if part.startswith("LayerNorm") else part
+            part = (
+                part.replace(f"LayerNorm.{layers}.", "stream_norm.")
+                if part.startswith("LayerNorm")
+                else part
+            )
             for theirs, ours in _MANAGER_MODULES.items():
                 part = part.replace(theirs, ours)
             split[f"{manager}.{part}"] = tensor
@@ -127,7 +160,11 @@ def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _model_config(
-    source: str, official: Settings, tensors: Mapping[str, Tensor], naming: Naming, overrides: Mapping[str, Any]
+    source: str,
+    official: Settings,
+    tensors: Mapping[str, Tensor],
+    naming: Naming,
+    overrides: Mapping[str, Any],
 ) -> ModelConfig:
     """Returns the config by the shapes of the tensors and what the run config tells."""
     if official.meter_fusion:
@@ -143,7 +180,9 @@ def _model_config(
     for tower, told in (("vision", image), ("text", words)):
         usual = told.get("num_heads") or PUBLISHED_HEADS.get(told["hidden_size"])
         told["num_heads"] = overrides.get(f"{tower}.num_heads") or usual
-        if told["num_heads"] is None:  # the official code takes them from the tower's name, which a file lacks
+        if (
+            told["num_heads"] is None
+        ):  # the official code takes them from the tower's name, which a file lacks
             raise ValueError(
                 f"an official checkpoint does not store the attention heads of its {tower} tower of width "
                 f"{told['hidden_size']}; pass overrides={{'{tower}.num_heads': ...}}"
@@ -151,7 +190,9 @@ def _model_config(
     size = partial(extent, tensors)
     fusion = FusionConfig(
         hidden_size=size("cross_modal_text_transform.weight"),
-        num_layers=len({name.split(".")[1] for name in tensors if name.startswith("cross_modal_text_layers.")}),
+        num_layers=len(
+            {name.split(".")[1] for name in tensors if name.startswith("cross_modal_text_layers.")}
+        ),
         num_heads=official.num_heads,
         intermediate_size=size("cross_modal_text_layers.0.intermediate.dense.weight"),
         num_token_types=size("token_type_embeddings.weight"),
@@ -175,7 +216,9 @@ def _model_config(
         hidden_scale=inner[0] / (2 * fusion.hidden_size) if inner else HeadsConfig.hidden_scale,
         nlvr2_dropout=official.nlvr2_drop_rate,
     )
-    return ModelConfig(vision=VisionConfig(**image), text=TextConfig(**words), fusion=fusion, heads=heads)
+    return ModelConfig(
+        vision=VisionConfig(**image), text=TextConfig(**words), fusion=fusion, heads=heads
+    )
 
 
 def _bridges(official: Settings, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -183,8 +226,14 @@ def _bridges(official: Settings, tensors: Mapping[str, Tensor]) -> dict[str, Any
         bridge = None if official.model_type == "METER" else "add"
         return {"bridge": bridge, "input_norm": "cross_modal_text_layernorm.weight" in tensors}
     if official.manager_type not in _MANAGERS:
-        raise ValueError(f"manager_type is {official.manager_type!r}; expected one of {', '.join(_MANAGERS)}")
-    managed: dict[str, Any] = {"bridge": _MANAGERS[official.manager_type], "input_norm": True, "layer_embeddings": True}
+        raise ValueError(
+            f"manager_type is {official.manager_type!r}; expected one of {', '.join(_MANAGERS)}"
+        )
+    managed: dict[str, Any] = {
+        "bridge": _MANAGERS[official.manager_type],
+        "input_norm": True,
+        "layer_embeddings": True,
+    }
     for part, ours in (("text", "text_layers"), ("image", "vision_layers")):
         depth = extent(tensors, f"layer_embeddings_{part}.weight")
         count = extent(tensors, f"cross_modal_{part}_manager_tower.0.weights")

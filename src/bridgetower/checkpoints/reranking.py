@@ -46,7 +46,9 @@ class Calibration:
 
     def __post_init__(self) -> None:
         counts = {"pairs": AT_LEAST_1, "matching": AT_LEAST_0}
-        check_numbers(self, "calibration.", slope=AT_LEAST_0, ece_before=(0, 1), ece_after=(0, 1), **counts)
+        check_numbers(
+            self, "calibration.", slope=AT_LEAST_0, ece_before=(0, 1), ece_after=(0, 1), **counts
+        )
 
     def log_odds(self, log_odds: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         return self.slope * log_odds + self.intercept
@@ -73,8 +75,12 @@ class Gain:
 class Reranking:
     """What validation found for the second stage of a search; the config of a checkpoint has it as `reranking`."""
 
-    itc_weight: float = 0.0  # of the cosine, added to the log-odds of a match; 0 ranks candidates by matching alone
-    calibration: Calibration | None = None  # None: it was not measured, and outputs of the matching head are scores
+    itc_weight: float = (
+        0.0  # of the cosine, added to the log-odds of a match; 0 ranks candidates by matching alone
+    )
+    calibration: Calibration | None = (
+        None  # None: it was not measured, and outputs of the matching head are scores
+    )
     gain: Gain | None = None  # of two stages over ITC alone; None: it was not measured
 
     def __post_init__(self) -> None:
@@ -91,7 +97,9 @@ class Reranking:
 
     def match(self, log_odds: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """Returns how well pairs match, from 0 to 1; `shown` names it."""
-        return (log_odds if self.calibration is None else self.calibration.log_odds(log_odds)).sigmoid()
+        return (
+            log_odds if self.calibration is None else self.calibration.log_odds(log_odds)
+        ).sigmoid()
 
     def named(self, log_odds: Float[Tensor, " n"]) -> list[Match]:
         return [cast(Match, {self.shown: value}) for value in self.match(log_odds).tolist()]

@@ -20,13 +20,21 @@ from torch import Tensor
 from bridgetower.files import json_text, read_json, replacing, write_json
 
 # What transformers and timm call the weights in a folder, best first.
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 SHARDS = "model-*.safetensors"  # the files that an index lists
 SHARD_BYTES = 4 * 10**9  # weights above this are written in several files
 ABOUT = "state.json"
 
 _CHECKSUM = "crc32"  # in the metadata of a safetensors file, and in `state.json`
-_UNPACKED, _UNPACKED_AT_LEAST = 4, 2**26  # times the size of an archive, and bytes; compressed weights have about twice
+_UNPACKED, _UNPACKED_AT_LEAST = (
+    4,
+    2**26,
+)  # times the size of an archive, and bytes; compressed weights have about twice
 _MAPPED_AT_LEAST = 2**22  # bytes
 _SHARED = 4  # times the bytes of all memory; tied embeddings and decoders have up to twice
 
@@ -66,7 +74,9 @@ class MappedTensors(Mapping[str, Tensor]):
     def _map(self) -> None:
         self._file: Any = safe_open(self._path, framework="pt")
         self._left = max(self._path.stat().st_size // 16, _MAPPED_AT_LEAST)
-        if _version(self._path) != self._version:  # or tensors of two versions would be put together
+        if (
+            _version(self._path) != self._version
+        ):  # or tensors of two versions would be put together
             raise ValueError(f"{self._path} was replaced while it was read; load it again")
 
 
@@ -77,10 +87,14 @@ def read_safetensors(path: Path) -> Mapping[str, Tensor]:
     try:
         tensors = MappedTensors(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); download or copy it again") from error
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); download or copy it again"
+        ) from error
     stored = tensors.metadata.get(_CHECKSUM)  # files for or of other libraries have none
     if stored is not None and checksum(tensors) != stored:
-        raise ValueError(f"{path} is damaged: its tensors are not those that were written; copy it again")
+        raise ValueError(
+            f"{path} is damaged: its tensors are not those that were written; copy it again"
+        )
     return tensors
 
 
@@ -92,7 +106,9 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
         about = zlib.crc32(repr((name, list(tensor.shape), str(tensor.dtype))).encode())
         return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, about)
 
-    large = sum(tensor.nbytes for tensor in tensors.values()) > 2**22  # less takes longer to share out than to read
+    large = (
+        sum(tensor.nbytes for tensor in tensors.values()) > 2**22
+    )  # less takes longer to share out than to read
     with ThreadPoolExecutor(4) as pool:
         parts = list((pool.map if large else map)(part, sorted(tensors)))
     return f"{zlib.crc32(repr(parts).encode()):08x}"
@@ -105,7 +121,9 @@ def read_sharded(index: Path) -> Mapping[str, Tensor]:
     names = sorted(set(shards.values()))
     for shard in names:
         if Path(shard).name != shard or shard in ("", ".."):
-            raise ValueError(f"{index} points to {shard}, outside its folder; expected plain file names")
+            raise ValueError(
+                f"{index} points to {shard}, outside its folder; expected plain file names"
+            )
     read = read_pickled if index.name == WEIGHTS[3] else read_safetensors
     return ChainMap(*(read(index.parent / shard) for shard in names))  # type: ignore[arg-type]  # reads only
 
@@ -121,14 +139,20 @@ def read_torch_archive(path: Path) -> dict[str, Any]:
             f"ask its author for safetensors ({str(error).splitlines()[0]})"
         ) from error
     except Exception as error:  # a cut or altered pickle fails wherever it is read
-        raise ValueError(f"{path} is not a whole PyTorch file ({error}); download or copy it again") from error
+        raise ValueError(
+            f"{path} is not a whole PyTorch file ({error}); download or copy it again"
+        ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}; expected a dictionary of tensors"
+        )
     return content
 
 
 def read_weights(folder: Path, name: str) -> Mapping[str, Tensor]:
-    for file, read in zip(WEIGHTS, (read_safetensors, read_sharded, read_pickled, read_sharded), strict=True):
+    for file, read in zip(
+        WEIGHTS, (read_safetensors, read_sharded, read_pickled, read_sharded), strict=True
+    ):
         if (folder / file).exists():
             return read(folder / file)
     raise FileNotFoundError(f"{name} has no weights; expected one of {', '.join(WEIGHTS)}")
@@ -147,11 +171,18 @@ def only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
         return value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
 
     if others := sorted(str(key) for key, value in values.items() if not is_weight(key, value)):
-        raise ValueError(f"{name} holds {', '.join(others[:10])}, which are no named, dense tensors; expected weights")
-    stored = {memory.data_ptr(): memory.nbytes() for memory in (one.untyped_storage() for one in values.values())}
+        raise ValueError(
+            f"{name} holds {', '.join(others[:10])}, which are no named, dense tensors; expected weights"
+        )
+    stored = {
+        memory.data_ptr(): memory.nbytes()
+        for memory in (one.untyped_storage() for one in values.values())
+    }
     read, most = sum(tensor.nbytes for tensor in values.values()), _SHARED * sum(stored.values())
     if read > most:  # shared by many, or a few numbers repeated without end
-        raise ValueError(f"tensors of {name} share memory and would take {read} bytes apart; expected at most {most}")
+        raise ValueError(
+            f"tensors of {name} share memory and would take {read} bytes apart; expected at most {most}"
+        )
     apart = {}
     for key, tensor in values.items():
         first = stored.pop(tensor.untyped_storage().data_ptr(), None) is not None
@@ -166,7 +197,9 @@ def extent(tensors: Mapping[str, Tensor], name: str, axis: int = 0) -> int:
     return shape[axis]
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, for_transformers: bool = False) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], *, for_transformers: bool = False
+) -> None:
     """Writes tensors atomically with their checksum, in the file, as two files cannot be replaced at once."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {"format": "pt"} if for_transformers else {_CHECKSUM: checksum(contiguous)}
@@ -175,7 +208,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, for_transfor
 
 
 def write_weights(
-    folder: Path, tensors: Mapping[str, Tensor], *, for_transformers: bool = False, shard_bytes: float = SHARD_BYTES
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    for_transformers: bool = False,
+    shard_bytes: float = SHARD_BYTES,
 ) -> None:
     """Writes one file, or shards of new names and then their index: who reads finds the old weights or the new ones."""
     if sum(tensor.nbytes for tensor in tensors.values()) <= shard_bytes:
@@ -186,10 +223,18 @@ def write_weights(
     stem = "model" if for_transformers else f"model-{checksum(tensors)}"
     sizes = {name: tensor.to("meta") for name, tensor in tensors.items()}  # which share no memory
     pattern = f"{stem}{{suffix}}.safetensors"
-    split = split_torch_state_dict_into_shards(sizes, filename_pattern=pattern, max_shard_size=int(shard_bytes))
+    split = split_torch_state_dict_into_shards(
+        sizes, filename_pattern=pattern, max_shard_size=int(shard_bytes)
+    )
     for shard, names in split.filename_to_tensors.items():
-        write_safetensors(folder / shard, {name: tensors[name] for name in names}, for_transformers=for_transformers)
-    write_json(folder / WEIGHTS[1], {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+        write_safetensors(
+            folder / shard,
+            {name: tensors[name] for name in names},
+            for_transformers=for_transformers,
+        )
+    write_json(
+        folder / WEIGHTS[1], {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    )
     for path in folder.glob(SHARDS):
         if path.name not in split.filename_to_tensors:
             path.unlink()
@@ -205,10 +250,16 @@ def _check_unpacked(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     unpacked = sum(entry.file_size for entry in entries)
-    if any(entry.filename.endswith("/constants.pkl") for entry in entries):  # torch.load would compile its code
-        raise ValueError("it is TorchScript, as OpenAI publishes CLIP: give a hub id, openai/clip-vit-base-patch16")
+    if any(
+        entry.filename.endswith("/constants.pkl") for entry in entries
+    ):  # torch.load would compile its code
+        raise ValueError(
+            "it is TorchScript, as OpenAI publishes CLIP: give a hub id, openai/clip-vit-base-patch16"
+        )
     if unpacked > max(_UNPACKED * size, _UNPACKED_AT_LEAST):
-        raise ValueError(f"its {size} bytes would be {unpacked} unpacked; expected at most {_UNPACKED} times as many")
+        raise ValueError(
+            f"its {size} bytes would be {unpacked} unpacked; expected at most {_UNPACKED} times as many"
+        )
     return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
 
 
@@ -230,7 +281,10 @@ def share_file(folder: Path, process: int) -> Path:
 
 def state_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yields the tensors of a state, each put together from the rows that the processes wrote of it."""
-    shares = [read_safetensors(share_file(folder, process)) for process in range(read_about(folder)["processes"])]
+    shares = [
+        read_safetensors(share_file(folder, process))
+        for process in range(read_about(folder)["processes"])
+    ]
     for name in dict.fromkeys(chain(*shares)):
         if name.startswith(prefix):
             parts = [share[name] for share in shares if name in share]
@@ -239,9 +293,13 @@ def state_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]
 
 def state_weights(folder: Path) -> dict[str, Tensor]:
     try:
-        return {name.removeprefix("model."): tensor for name, tensor in state_tensors(folder, "model.")}
+        return {
+            name.removeprefix("model."): tensor for name, tensor in state_tensors(folder, "model.")
+        }
     except (OSError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{folder} is damaged or no state of a run ({error}); use another one") from error
+        raise ValueError(
+            f"{folder} is damaged or no state of a run ({error}); use another one"
+        ) from error
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -14,8 +14,20 @@ from torch import Tensor, nn
 
 from bridgetower.checkpoints.checkpoint import check_sources, finite, resized_vision
 from bridgetower.checkpoints.hub import locate
-from bridgetower.checkpoints.keymap import MODEL_TYPES, TowerNaming, Values, import_tensors, recognise, settings
-from bridgetower.checkpoints.tensors import only_tensors, read_safetensors, read_torch_archive, read_weights
+from bridgetower.checkpoints.keymap import (
+    MODEL_TYPES,
+    TowerNaming,
+    Values,
+    import_tensors,
+    recognise,
+    settings,
+)
+from bridgetower.checkpoints.tensors import (
+    only_tensors,
+    read_safetensors,
+    read_torch_archive,
+    read_weights,
+)
 from bridgetower.files import read_json
 from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.layers import on_meta
@@ -48,8 +60,12 @@ class TowerWeights:
 
     source: str  # a hub id carries its commit, `id@commit`
     config: Any  # a `VisionConfig` for the image size that it was trained at, or a `TextConfig`
-    tensors: dict[str, Tensor]  # the parameters `vision.*` or `text.*` of a model with this tower, in float32
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)  # fields of `ProcessorConfig` that its files tell
+    tensors: dict[
+        str, Tensor
+    ]  # the parameters `vision.*` or `text.*` of a model with this tower, in float32
+    preprocessing: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # fields of `ProcessorConfig` that its files tell
     tokenizer: Tokenizer | None = None
 
     def resized(self, image_size: int) -> TowerWeights:
@@ -77,21 +93,29 @@ def read_vision_tower(source: str, overrides: Values | None = None) -> TowerWeig
                 raise
             logger.info("%s: built by timm (%s)", found.name, error)
         return _timm_tower(found, overrides or {})
-    name = source.removeprefix(TIMM)  # NAME=FILE, a folder, a hub id, or a name of timm, whose weights are on the hub
+    name = source.removeprefix(
+        TIMM
+    )  # NAME=FILE, a folder, a hub id, or a name of timm, whose weights are on the hub
     architecture, given, file = name.partition("=")
     bare, at, revision = name.partition("@")
     if given:
         found = replace(_open(file), settings={"architecture": architecture})
     else:
-        found = _open(name if "/" in name or Path(name).is_dir() else f"{timm_hub_id(bare)}{at}{revision}")
+        found = _open(
+            name if "/" in name or Path(name).is_dir() else f"{timm_hub_id(bare)}{at}{revision}"
+        )
     if not isinstance(found.settings.get("architecture"), str):
-        raise ValueError(f"{found.name} has no config.json of timm with its architecture; give timm:NAME=FILE")
+        raise ValueError(
+            f"{found.name} has no config.json of timm with its architecture; give timm:NAME=FILE"
+        )
     return _timm_tower(found, overrides or {})
 
 
 def read_text_tower(source: str, overrides: Values | None = None) -> TowerWeights:
     if source.startswith(TIMM):
-        raise ValueError(f"{source} is of timm, which has image towers only; give a text encoder, such as hf:NAME")
+        raise ValueError(
+            f"{source} is of timm, which has image towers only; give a text encoder, such as hf:NAME"
+        )
     found = _open(source.removeprefix(HF))
     kind = found.settings.get("model_type")
     of_library = isinstance(kind, str) and kind not in MODEL_TYPES["bert"]
@@ -115,11 +139,15 @@ def _open(source: str) -> _Found:
     place, name = locate(source, "a file with weights, a folder")
     if place.is_dir():
         config = place / "config.json"
-        return _Found(name, read_weights(place, name), read_json(config) if config.exists() else {}, place)
+        return _Found(
+            name, read_weights(place, name), read_json(config) if config.exists() else {}, place
+        )
     if place.suffix == ".safetensors":
         return _Found(name, read_safetensors(place), {}, None)
     content = read_torch_archive(place)
-    wrapped = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
+    wrapped = next(
+        (content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content
+    )
     return _Found(name, only_tensors(name, wrapped), {}, None)
 
 
@@ -128,10 +156,14 @@ def _own_tower(found: _Found, part: Literal["vision", "text"], overrides: Values
     source, tensors, naming = found.name, found.tensors, recognise(found.tensors, part)
     if naming is None:
         start = ", ".join(sorted(tensors)[:3])
-        raise ValueError(f"{source} holds no known {part} tower ({start}, …); expected {_EXPECTED[part]}")
+        raise ValueError(
+            f"{source} holds no known {part} tower ({start}, …); expected {_EXPECTED[part]}"
+        )
     if naming.kind == "bert":  # older files name the parameters of LayerNorms after the paper
         tensors = {
-            name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
+            name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+                "LayerNorm.beta", "LayerNorm.bias"
+            ): tensor
             for name, tensor in tensors.items()
         }
     try:
@@ -149,12 +181,17 @@ def _own_tower(found: _Found, part: Literal["vision", "text"], overrides: Values
         )
     config = TextConfig(**values) if part == "text" else VisionConfig(**values)
     with on_meta():
-        tower = TextTransformer(config) if isinstance(config, TextConfig) else VisionTransformer(config)
+        tower = (
+            TextTransformer(config) if isinstance(config, TextConfig) else VisionTransformer(config)
+        )
     pixels = None
     if part == "vision" and found.folder is not None:
         timm = found.settings.get("pretrained_cfg")
         if isinstance(timm, dict) and {"mean", "std"} <= set(timm):
-            pixels = channels(found.folder, "mean", timm["mean"]), channels(found.folder, "std", timm["std"])
+            pixels = (
+                channels(found.folder, "mean", timm["mean"]),
+                channels(found.folder, "std", timm["std"]),
+            )
         else:
             pixels = read_normalisation(found.folder)
     preprocessing = {} if pixels is None else {"image_mean": pixels[0], "image_std": pixels[1]}
@@ -176,8 +213,12 @@ def _timm_tower(found: _Found, overrides: Values) -> TowerWeights:
     try:
         tensors = tower.converted(found.tensors)
     except RuntimeError as error:
-        raise ValueError(f"{found.name} does not fit timm's {architecture} ({error}); give its own name") from error
-    naming = TowerNaming("timm", "", "", [(r"vision\.model\.(.+)", ("{0}",))], (r"(head|head_dist|pre_logits)\..*",))
+        raise ValueError(
+            f"{found.name} does not fit timm's {architecture} ({error}); give its own name"
+        ) from error
+    naming = TowerNaming(
+        "timm", "", "", [(r"vision\.model\.(.+)", ("{0}",))], (r"(head|head_dist|pre_logits)\..*",)
+    )
     preprocessing = {
         "profile": "official-finetune" if data["crop_mode"] == "squash" else "official-pretrain",
         "image_mean": tuple(data["mean"]),
@@ -200,7 +241,9 @@ def _weights(
     if dropped := check_sources(source, shapes, tensors, table, naming.droppable):
         logger.info("%s: not used: %s", source, ", ".join(dropped))
     converted = finite(source, import_tensors(table, tensors, torch.float32))
-    return TowerWeights(source=source, config=config, tensors=converted, preprocessing=preprocessing)
+    return TowerWeights(
+        source=source, config=config, tensors=converted, preprocessing=preprocessing
+    )
 
 
 def check_overrides(source: str, part: str, decided: Values, overrides: Values) -> None:

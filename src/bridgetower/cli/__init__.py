@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             _run(*arguments)
         finally:
-            with writing(STDOUT):  # a reader that left is noticed here, not at the end of the interpreter
+            with writing(
+                STDOUT
+            ):  # a reader that left is noticed here, not at the end of the interpreter
                 sys.stdout.flush()
 
 
@@ -76,7 +78,11 @@ def reported(arguments: Sequence[str] = ()) -> Iterator[None]:
     except BrokenPipeError:  # such as `| head`: what is left to print has no reader
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
-    except (ValueError, OSError, FloatingPointError) as error:  # OSError: missing, not permitted, a full disk
+    except (
+        ValueError,
+        OSError,
+        FloatingPointError,
+    ) as error:  # OSError: missing, not permitted, a full disk
         message = str(error)
         if isinstance(error, OSError) and error.errno and error.filename:
             message = f"{error.filename}: {error.strerror}"
@@ -102,13 +108,19 @@ def _run(name: str = "", *arguments: str) -> None:
         call()
     else:
         problem = f"there is no command {name!r}" if name else "no command is given"
-        raise ValueError(f"{problem}; {meant(name, COMMANDS)}`bridgetower --help` lists all commands")
+        raise ValueError(
+            f"{problem}; {meant(name, COMMANDS)}`bridgetower --help` lists all commands"
+        )
 
 
 def _completion_script(shell: str = "") -> str:
     if shell not in SHELLS:
         raise ValueError(f"--completion is {shell!r}; expected one of {', '.join(SHELLS)}")
-    return resources.files("bridgetower.cli").joinpath(f"completion.{shell}").read_text(encoding="utf-8")
+    return (
+        resources.files("bridgetower.cli")
+        .joinpath(f"completion.{shell}")
+        .read_text(encoding="utf-8")
+    )
 
 
 def _complete_arguments(name: str, arguments: list[str]) -> list[str]:
@@ -224,7 +236,11 @@ def _summary(name: str) -> str:
 
     A command of subcommands has the docstring of its module.
     """
-    source = resources.files("bridgetower.cli").joinpath(f"{COMMANDS[name]}.py").read_text(encoding="utf-8")
+    source = (
+        resources.files("bridgetower.cli")
+        .joinpath(f"{COMMANDS[name]}.py")
+        .read_text(encoding="utf-8")
+    )
     module = ast.parse(source)
     functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
     docstring = ast.get_docstring(functions.get(name.replace("-", "_"), module)) or ""

@@ -36,7 +36,11 @@ def _add(name: str, doc: str, write: Callable[..., Any], source: Any, config: ty
         require("train")
         written = write(source, out, options, progress=sys.stderr.isatty())
         for folder, info in written.items() if isinstance(written, dict) else [("", written)]:
-            value = {"written": str(out / folder), "splits": info.counts(), "left_out": dict(info.left_out)}
+            value = {
+                "written": str(out / folder),
+                "splits": info.counts(),
+                "left_out": dict(info.left_out),
+            }
             emit_result(value, json=json, following=("inspect", out / folder))
 
     if all(item.default is not MISSING for item in fields(config)):
@@ -120,9 +124,14 @@ def inspect(
     emit_rows(f"{info.name} ({info.kind}): {info.split_rule}", titles, rows, texts=range(5))
     classes = {name: split.classes for name, split in splits.items() if split.classes}
     said = [
-        f"{name}: {', '.join(f'{label} {count:,}' for label, count in own.items())}" for name, own in classes.items()
+        f"{name}: {', '.join(f'{label} {count:,}' for label, count in own.items())}"
+        for name, own in classes.items()
     ]
-    for line in (info.protocol, *said, *(f"left out, {reason}: {count:,}" for reason, count in info.left_out.items())):
+    for line in (
+        info.protocol,
+        *said,
+        *(f"left out, {reason}: {count:,}" for reason, count in info.left_out.items()),
+    ):
         if line:
             print(one_line(line))
     emit_following("train", "RECIPE", "--data.folders", folder, "--out", "runs/new")

@@ -21,7 +21,9 @@ from bridgetower.tasks.table import BENCHMARKS, benchmark_task
 
 _LOG = logging.getLogger(__name__)
 
-_MEASURED = ", ".join(f"{name} ({spec.benchmarks[name].metrics[0]})" for name, spec in BENCHMARKS.items())
+_MEASURED = ", ".join(
+    f"{name} ({spec.benchmarks[name].metrics[0]})" for name, spec in BENCHMARKS.items()
+)
 
 
 def evaluate(
@@ -78,19 +80,25 @@ def evaluate(
     """
     model = demo_or(model)
     if work is not None and benchmark not in ("retrieval", "compositionality"):
-        raise ValueError(f"work {work} is for retrieval and compositionality; leave it out for {benchmark}")
+        raise ValueError(
+            f"work {work} is for retrieval and compositionality; leave it out for {benchmark}"
+        )
     if loading.engine != "torch" or loading.precision not in ("fp32", "bf16"):
         raise ValueError(
             f"engine {loading.engine}, precision {loading.precision}; evaluate takes engine torch in fp32 or bf16"
         )
     require("train")
     spec = custom_task(task_spec)
-    benchmark_task(benchmark, split, options, spec, fit_two_stage=fit_two_stage, templates=templates)
+    benchmark_task(
+        benchmark, split, options, spec, fit_two_stage=fit_two_stage, templates=templates
+    )
     if report is not None:
         require("plot")
         require_parent(report)
         if options.fold_size or benchmark in ("regression", "compositionality"):
-            raise ValueError("a report is for answers, statements, classes and ranks without folds; leave report out")
+            raise ValueError(
+                "a report is for answers, statements, classes and ranks without folds; leave report out"
+            )
     elif slices is not None:
         raise ValueError(f"slices {slices} is for a report of errors; add --report")
     import torch
@@ -175,5 +183,7 @@ def evaluate(
             from bridgetower.reports.errors import write_errors
 
             assert outcome.images is not None
-            judgements = outcome.judge() if outcome.judge else []  # which a custom task may not give
+            judgements = (
+                outcome.judge() if outcome.judge else []
+            )  # which a custom task may not give
             write_errors(report, judgements, outcome.images, title=title, slices=columns)

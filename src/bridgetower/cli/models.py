@@ -38,7 +38,9 @@ def convert(
 
     require_empty(destination)
     checkpoint = reading.read(source)
-    write_converted(checkpoint, destination, "hf" if to == "hf" else "bridgetower", drop_itc=drop_itc)
+    write_converted(
+        checkpoint, destination, "hf" if to == "hf" else "bridgetower", drop_itc=drop_itc
+    )
     if to in ("sentence-transformers", "cross-encoder"):
         write_modules(destination, to)
     value = {"written": str(destination), "format": to, "not_used": list(checkpoint.dropped)}
@@ -71,7 +73,9 @@ def export(
 
     installed_engines(form)  # before the model is read, which may be a download
     require_empty(destination)
-    differences = write_exported(reading.read(model), destination, form, progress=sys.stderr.isatty())
+    differences = write_exported(
+        reading.read(model), destination, form, progress=sys.stderr.isatty()
+    )
     largest = max(value for parts in differences.values() for value in parts.values())
     value = {
         "written": str(destination),
@@ -79,4 +83,8 @@ def export(
         "largest_difference": largest,
         "largest_difference_by_part": differences,
     }
-    emit_result(value, json=json, following=("serve", "--model", destination, "--engine", next(iter(differences))))
+    emit_result(
+        value,
+        json=json,
+        following=("serve", "--model", destination, "--engine", next(iter(differences))),
+    )

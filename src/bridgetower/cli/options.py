@@ -9,7 +9,12 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from tyro.conf import Fixed, Positional, Suppress, arg
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo, StructTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructTypeInfo,
+)
 from tyro.constructors import StructConstructorSpec as Struct
 
 from bridgetower.engines.config import EngineRequest, Precision
@@ -39,9 +44,13 @@ def custom_extensions(reference: str | None) -> Extensions:
     return load_object("extensions", reference, Extensions)
 
 
-_MODEL = "Hub id, folder of bridgetower or transformers, run folder, official .ckpt, or the word demo."
+_MODEL = (
+    "Hub id, folder of bridgetower or transformers, run folder, official .ckpt, or the word demo."
+)
 Model = Annotated[str, arg(help=_MODEL, metavar="MODEL")]
-FirstModel = Annotated[Positional[str], arg(help=f"{_MODEL} Can also be given as --model MODEL.", metavar="MODEL")]
+FirstModel = Annotated[
+    Positional[str], arg(help=f"{_MODEL} Can also be given as --model MODEL.", metavar="MODEL")
+]
 Json = Annotated[bool, arg(help="Print JSON on a terminal too.")]
 _DEMO = {
     "model": Path("bridgetower-demo/runs/bridgetower-0/last"),
@@ -53,7 +62,9 @@ _DEMO = {
 
 OPTIONAL_VALUES = ConstructorRegistry()
 """Shows an option that may be absent by the type of its value: `STR`, not `{None}|STR`; `None` still resets it."""
-DEFAULT = arg(help_behavior_hint=lambda value: "" if value in ("", "''", "None") else f"(default: {value})")
+DEFAULT = arg(
+    help_behavior_hint=lambda value: "" if value in ("", "''", "None") else f"(default: {value})"
+)
 """Shows the default of an option, but not that it is unset: its text says what happens then."""
 _asking_tyro: list[type] = []  # the type whose fields tyro's own rule lists
 
@@ -90,9 +101,13 @@ def _optional(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | N
     return PrimitiveConstructorSpec(
         nargs=value.nargs if value.nargs in (1, "*") else "*",
         metavar=value.metavar,
-        instance_from_str=lambda words: None if words == ["None"] else value.instance_from_str(words),
+        instance_from_str=lambda words: (
+            None if words == ["None"] else value.instance_from_str(words)
+        ),
         is_instance=lambda instance: instance is None or value.is_instance(instance),
-        str_from_instance=lambda instance: ["None"] if instance is None else value.str_from_instance(instance),
+        str_from_instance=lambda instance: (
+            ["None"] if instance is None else value.str_from_instance(instance)
+        ),
         choices=None if value.choices is None else (*value.choices, "None"),
     )
 
@@ -182,7 +197,11 @@ class LoadOptions(ReadOptions):
         """Returns a model, loaded; of the demo, one of two."""
         from bridgetower.predictor import load
 
-        values = {item.name: getattr(self, item.name) for item in fields(LoadOptions) if item.name != "subfolder"}
+        values = {
+            item.name: getattr(self, item.name)
+            for item in fields(LoadOptions)
+            if item.name != "subfolder"
+        }
         values["extensions"] = custom_extensions(self.extensions)
         source = demo_or(model, "answering model" if answers_questions else "model")
         return load(source, **values, **self.hub)

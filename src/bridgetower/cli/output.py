@@ -23,7 +23,9 @@ _STAGES = {
     "one_stage": "all pairs",
     "chance": "chance",
 }
-_ADVICE = re.compile(r"(^|\b(?:lower|raise|give|pass|set|use|leave out) )([a-z]+(?:[_.][a-z]+)+)(?![\w/]|[.=]\w)")
+_ADVICE = re.compile(
+    r"(^|\b(?:lower|raise|give|pass|set|use|leave out) )([a-z]+(?:[_.][a-z]+)+)(?![\w/]|[.=]\w)"
+)
 
 
 class _OneLineFormatter(logging.Formatter):
@@ -43,7 +45,11 @@ class _OneLineFormatter(logging.Formatter):
 
 
 def log_to(
-    handler: logging.Handler, log_format: str, *, alone: bool = False, rename: Callable[[str], str] = str
+    handler: logging.Handler,
+    log_format: str,
+    *,
+    alone: bool = False,
+    rename: Callable[[str], str] = str,
 ) -> None:
     """Sends warnings of all libraries and all entries of this one to a handler, a line each but for tracebacks.
 
@@ -70,7 +76,9 @@ def emit(*values: object) -> None:
             sys.stdout.write(json_text(value) + "\n")
 
 
-def emit_result(value: Mapping[str, object], *, json: bool, following: Sequence[object] = ()) -> None:
+def emit_result(
+    value: Mapping[str, object], *, json: bool, following: Sequence[object] = ()
+) -> None:
     """Writes a line of JSON, or on a terminal a table with a row for each entry and the command that is useful next."""
     if is_json(json):
         emit(value)
@@ -90,7 +98,9 @@ def emit_results(rows: Iterable[Mapping[str, object]], *, json: bool) -> None:
     if not cells:
         return
     names = [name for name in cells[0] if any(row[name] for row in cells)]
-    emit_rows(None, names, [[row[name] for name in names] for row in cells], texts=range(len(names)))
+    emit_rows(
+        None, names, [[row[name] for name in names] for row in cells], texts=range(len(names))
+    )
 
 
 def emit_following(*arguments: object) -> None:
@@ -126,7 +136,9 @@ def emit_metrics(title: str, metrics: Mapping[str, float]) -> None:
         return
     rows = []
     for name, value in metrics.items():
-        rows.append((name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else f"{value}"))
+        rows.append(
+            (name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else f"{value}")
+        )
     emit_rows(title, ("", ""), rows)
 
 
@@ -151,7 +163,9 @@ def _emit_retrieval(title: str, metrics: Mapping[str, float]) -> None:
         rows["ECE of matches"] = {"matching": f"{percent['ece']:.1f}"}
     if "gain_difference" in metrics:
         interval = f"{percent['gain_low']:+.1f} to {percent['gain_high']:+.1f}"
-        rows["text to image, less ITC alone"] = {"two_stage": f"{percent['gain_difference']:+.1f} ({interval})"}
+        rows["text to image, less ITC alone"] = {
+            "two_stage": f"{percent['gain_difference']:+.1f} ({interval})"
+        }
     if "calibration_pairs" in metrics:
         errors = f"{percent['calibration_ece_before']:.1f}, {percent['calibration_ece_after']:.1f}"
         rows["ECE before and after calibration"] = {"matching": errors}
@@ -162,7 +176,11 @@ def _emit_retrieval(title: str, metrics: Mapping[str, float]) -> None:
 
 
 def emit_rows(
-    title: str | None, titles: Sequence[str], rows: Iterable[Sequence[str]], *, texts: Collection[int] = (0,)
+    title: str | None,
+    titles: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    texts: Collection[int] = (0,),
 ) -> None:
     """Writes a table of cells as they are shown; the columns whose numbers are not in `texts` end together."""
     from rich.console import Console
@@ -177,7 +195,9 @@ def emit_rows(
     Console().print(table)
 
 
-def with_options(message: str, typed: Sequence[str] = (), known: Callable[[], Iterable[str]] = tuple) -> str:
+def with_options(
+    message: str, typed: Sequence[str] = (), known: Callable[[], Iterable[str]] = tuple
+) -> str:
     """Names options as they are typed: --truncate and --max-errors N for truncate=True and max_errors=N.
 
     Where the message names the value of an option that was typed, such as `batch_size`, or `heads.vqa` of
@@ -202,7 +222,11 @@ def _options_by_field(arguments: Iterable[str]) -> dict[str, str]:
             counts[name] += 1
             if name == _field_names(option)[0] or name not in option_of:
                 option_of[name] = option
-    return {name: option for name, option in option_of.items() if counts[name] == 1 or name == _field_names(option)[0]}
+    return {
+        name: option
+        for name, option in option_of.items()
+        if counts[name] == 1 or name == _field_names(option)[0]
+    }
 
 
 def _flag(setting: re.Match[str]) -> str:

@@ -35,8 +35,12 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     from bridgetower.cli.options import DEFAULT
 
     hints = get_type_hints(command, include_extras=True)
-    command.__annotations__ = {name: Annotated[hint, DEFAULT] for name, hint in hints.items() if name != "return"}
-    command.__doc__ = re.sub(r"\n {12}(?=\S)", " ", command.__doc__ or "")  # joins the lines of an entry
+    command.__annotations__ = {
+        name: Annotated[hint, DEFAULT] for name, hint in hints.items() if name != "return"
+    }
+    command.__doc__ = re.sub(
+        r"\n {12}(?=\S)", " ", command.__doc__ or ""
+    )  # joins the lines of an entry
 
     @functools.wraps(command)
     def bind(*arguments: Any, **options: Any) -> Callable[[], None]:
@@ -82,7 +86,10 @@ def known_options(parse: Parse, arguments: Sequence[str]) -> dict[str, list[str]
     names = subcommands(parse)
     subcommand = [word for word in arguments if word in names][:1]
     options = _OPTION.findall(_help(parse, *subcommand))
-    return {option: [value for value in values.split(",") if value] for option, values in reversed(options)}
+    return {
+        option: [value for value in values.split(",") if value]
+        for option, values in reversed(options)
+    }
 
 
 def subcommands(parse: Parse) -> list[str]:

@@ -89,7 +89,9 @@ def train(
     emit_metrics(f"{out}: {config.data.validation_split}", metrics)
     if benchmarks := spec_of(config.task, custom_task(task_spec)).benchmarks:
         own = () if task_spec is None else ("--task-spec", task_spec)
-        emit_following("evaluate", out, next(iter(benchmarks)), "--data", *config.data.folders, *own)
+        emit_following(
+            "evaluate", out, next(iter(benchmarks)), "--data", *config.data.folders, *own
+        )
 
 
 def train_with(task: TaskSpec | None) -> Callable[..., None]:
@@ -133,7 +135,9 @@ def compare(
     name, found = finished_runs(list(map(Path, folders)), arms, metric)
     comparison = Comparison(metric=name, reach=reach, runs=tuple(found))
     if len(comparison.arms) < 2:
-        raise ValueError(f"one arm only ({comparison.arms[0]}); expected runs of at least two to compare")
+        raise ValueError(
+            f"one arm only ({comparison.arms[0]}); expected runs of at least two to compare"
+        )
     if out is not None:
         comparison.write(out, " / ".join(comparison.arms))
     if is_json(json):

@@ -128,13 +128,18 @@ def search(
     if is_json(json):
         emit(*({"rank": rank, **_values(hit)} for rank, hit in enumerate(hits, start=1)))
     elif hits:
-        emit_results([{"": rank, **_cells(hit)} for rank, hit in enumerate(hits, start=1)], json=False)
+        emit_results(
+            [{"": rank, **_cells(hit)} for rank, hit in enumerate(hits, start=1)], json=False
+        )
         emit_following("serve", "--index", opened.uri)
     if not hits:
         lacking = "has these words" if query.against == "words" else "has a caption"
         print(f"No image {'meets the condition' if query.where else lacking}.", file=sys.stderr)
     elif all(hit.weak for hit in hits):
-        print("All hits are weak: texts that have nothing to do with this index come as near.", file=sys.stderr)
+        print(
+            "All hits are weak: texts that have nothing to do with this index come as near.",
+            file=sys.stderr,
+        )
 
 
 def mcp(
@@ -206,9 +211,20 @@ def duplicates(
     if sheet is not None:
         rows = [[*group[:COLUMNS], *[None] * (COLUMNS - len(group))] for group in groups[:50]]
         title = f"{len(groups)} group{'s' * (len(groups) != 1)} of near-duplicates"
-        write_image(sheet, contact_sheet([*chain.from_iterable(rows)], opened.content, title=(title, "a row each")))
-    shown = _values if is_json(json) else lambda hit: f"{hit.path} {hit.width}x{hit.height} {hit.cosine:.3f}"
-    found = ({"group": n, "images": [*map(shown, group)]} for n, group in enumerate(groups, start=1))
+        write_image(
+            sheet,
+            contact_sheet(
+                [*chain.from_iterable(rows)], opened.content, title=(title, "a row each")
+            ),
+        )
+    shown = (
+        _values
+        if is_json(json)
+        else lambda hit: f"{hit.path} {hit.width}x{hit.height} {hit.cosine:.3f}"
+    )
+    found = (
+        {"group": n, "images": [*map(shown, group)]} for n, group in enumerate(groups, start=1)
+    )
     emit_results(found, json=json)
     if not groups:
         print("No images are that similar; see a lower --threshold.", file=sys.stderr)
@@ -216,18 +232,26 @@ def duplicates(
 
 def _values(hit: Hit) -> dict[str, object]:
     """Returns the values of a hit; its path already has the place of an image in its file."""
-    shown = {name: value for name, value in asdict(hit).items() if name != "place" and value is not None}
+    shown = {
+        name: value for name, value in asdict(hit).items() if name != "place" and value is not None
+    }
     shown["file"] = str(hit.file)
     if hit.start is None:
         return shown
     address = hit.file if isinstance(hit.file, str) else hit.file.resolve().as_uri()
-    return shown | {"transcript": " ".join(hit.captions), "link": f"{address}#{hit.path.rpartition('#')[2]}"}
+    return shown | {
+        "transcript": " ".join(hit.captions),
+        "link": f"{address}#{hit.path.rpartition('#')[2]}",
+    }
 
 
 def _cells(hit: Hit) -> dict[str, str]:
     from bridgetower.checkpoints import described
 
-    is_moment, match = hit.start is not None and hit.end is not None, described(hit.probability, hit.score)
+    is_moment, match = (
+        hit.start is not None and hit.end is not None,
+        described(hit.probability, hit.score),
+    )
     more = f" (and {len(hit.captions) - 1} more)" if len(hit.captions) > 1 else ""
     start, end = (timedelta(seconds=int(seconds or 0)) for seconds in (hit.start, hit.end))
     return {

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 KEY = "BRIDGETOWER_API_KEY"
 _VARIABLES = "BRIDGETOWER_SERVE_"
-_PRELOADED = ("bridgetower.cli.serve", "bridgetower.serve.server", "bridgetower.predictor")  # by all replicas, once
+_PRELOADED = (
+    "bridgetower.cli.serve",
+    "bridgetower.serve.server",
+    "bridgetower.predictor",
+)  # by all replicas, once
 
 
 def serve(
@@ -75,7 +79,9 @@ def serve(
         else:
             _log_with_time()
             address = (port.getsockname(), port.family)
-            supervise(config.replicas, partial(_run_replica, config, given, loading, address), _PRELOADED)
+            supervise(
+                config.replicas, partial(_run_replica, config, given, loading, address), _PRELOADED
+            )
 
 
 def with_environment(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
@@ -84,13 +90,22 @@ def with_environment(arguments: Sequence[str], environment: Mapping[str, str]) -
     if found and not found[0].startswith("-"):
         found.insert(0, "--index" if found[0].rstrip("/").endswith(".lance") else "--model")
     given = {one.partition("=")[0].replace("--no-", "--").replace("_", "-") for one in found}
-    names = {**dict.fromkeys(("model", "index", "root", "answer_model")), **vars(ServeConfig()), **vars(LOADED)}
+    names = {
+        **dict.fromkeys(("model", "index", "root", "answer_model")),
+        **vars(ServeConfig()),
+        **vars(LOADED),
+    }
     defaults = {f"{_VARIABLES}{name.upper()}": default for name, default in names.items()}
     for variable in sorted(environment):
         if variable.startswith(_VARIABLES) and variable not in defaults:
-            raise ValueError(f"there is no {variable}; {meant(variable, defaults)}see `bridgetower serve --help`")
+            raise ValueError(
+                f"there is no {variable}; {meant(variable, defaults)}see `bridgetower serve --help`"
+            )
     for variable, default in defaults.items():
-        value, option = environment.get(variable), "--" + variable.removeprefix(_VARIABLES).lower().replace("_", "-")
+        value, option = (
+            environment.get(variable),
+            "--" + variable.removeprefix(_VARIABLES).lower().replace("_", "-"),
+        )
         if not value or option in given:
             continue
         if isinstance(default, bool):
@@ -102,7 +117,13 @@ def with_environment(arguments: Sequence[str], environment: Mapping[str, str]) -
     return found
 
 
-def _run(config: ServeConfig, given: Mapping[str, Any], loading: LoadOptions, port: socket, name: str = "") -> None:
+def _run(
+    config: ServeConfig,
+    given: Mapping[str, Any],
+    loading: LoadOptions,
+    port: socket,
+    name: str = "",
+) -> None:
     """Serves in this process, whose log entries begin with a name."""
     from bridgetower.serve.metrics import ACCESS_LOG
     from bridgetower.serve.server import serve as run
@@ -116,7 +137,11 @@ def _run(config: ServeConfig, given: Mapping[str, Any], loading: LoadOptions, po
 
 
 def _run_replica(
-    config: ServeConfig, given: Mapping[str, Any], loading: LoadOptions, address: tuple[Any, int], replica: Replica
+    config: ServeConfig,
+    given: Mapping[str, Any],
+    loading: LoadOptions,
+    address: tuple[Any, int],
+    replica: Replica,
 ) -> None:
     """Serves in one of several processes, each of which listens at the port itself."""
     replica.settle()
@@ -145,9 +170,13 @@ def service(
     searcher = None
     if index is None:
         if model is None:
-            raise ValueError("neither a model nor an index is given; give --model MODEL, --index INDEX.lance or both")
+            raise ValueError(
+                "neither a model nor an index is given; give --model MODEL, --index INDEX.lance or both"
+            )
         if root is not None:
-            raise ValueError(f"root is {root}, where an index's images are, but there is no index; add --index")
+            raise ValueError(
+                f"root is {root}, where an index's images are, but there is no index; add --index"
+            )
         predictor = loading.load(model)
     else:
         require("search")
@@ -159,13 +188,17 @@ def service(
         predictor = searcher.predictor
     answering = None
     if answer_model is not None:
-        own = replace(loading, revision=None, subfolder=None, image_size=None, tokenizer=None, answers=None)
+        own = replace(
+            loading, revision=None, subfolder=None, image_size=None, tokenizer=None, answers=None
+        )
         same = answer_model == predictor.source
         answering = predictor if same else own.load(answer_model, answers_questions=True)
         try:
             answering.class_names("vqa")
         except ValueError as error:
-            raise ValueError(f"answer_model {answer_model} cannot answer questions: {error}") from error
+            raise ValueError(
+                f"answer_model {answer_model} cannot answer questions: {error}"
+            ) from error
     return Service(predictor, config, searcher, None if answering is predictor else answering)
 
 
@@ -175,6 +208,10 @@ def _log_with_time(name: str = "") -> None:
     from rich.logging import RichHandler
 
     if sys.stderr.isatty():
-        log_to(RichHandler(console=Console(stderr=True), show_path=False), f"{name}%(message)s", alone=True)
+        log_to(
+            RichHandler(console=Console(stderr=True), show_path=False),
+            f"{name}%(message)s",
+            alone=True,
+        )
     else:
         log_to(logging.StreamHandler(), f"%(asctime)s %(levelname)s {name}%(message)s", alone=True)

@@ -44,7 +44,11 @@ class UseOptions(LoadOptions):
     @property
     def options(self) -> Options:
         """The arguments of a predictor's method, with a bar on a terminal."""
-        chosen = {"batch_size": self.batch_size, "truncate": self.truncate, "num_workers": self.num_workers}
+        chosen = {
+            "batch_size": self.batch_size,
+            "truncate": self.truncate,
+            "num_workers": self.num_workers,
+        }
         return {**chosen, "progress": sys.stderr.isatty()}  # type: ignore[typeddict-item]
 
     def load_for(
@@ -66,7 +70,12 @@ class UseOptions(LoadOptions):
         pair_lists(images[0], texts, advice, images_2=images[1] if images[1:] else None)
         return self.load(model, **which)
 
-    def emit(self, given: Mapping[str, Sequence[object]], name: str, found: Iterable[float | Sequence[Choice]]) -> None:
+    def emit(
+        self,
+        given: Mapping[str, Sequence[object]],
+        name: str,
+        found: Iterable[float | Sequence[Choice]],
+    ) -> None:
         """Prints what was found beside what was given, of which a single one goes with all of the others."""
         count = max(map(len, given.values()))
         columns = [list(each) * (count if len(each) == 1 else 1) for each in given.values()]
@@ -153,7 +162,9 @@ def score(
     emit_result({"out": out, "pairs": report.pop("vectors"), **report}, json=json)
 
 
-def match(model: FirstModel, *, images: Images, texts: Texts, all_pairs: bool = False, using: Using = USED) -> None:
+def match(
+    model: FirstModel, *, images: Images, texts: Texts, all_pairs: bool = False, using: Using = USED
+) -> None:
     """Score how well images and texts match.
 
     Gives one JSON line per pair, {"image", "text", "probability"}, or "score" if the checkpoint has no calibration; a
@@ -174,7 +185,9 @@ def match(model: FirstModel, *, images: Images, texts: Texts, all_pairs: bool = 
     using.emit({"image": names, "text": texts}, predictor.reranking.shown, scores)
 
 
-def fill_mask(model: FirstModel, *, images: Images, texts: Texts, top: int = 5, using: Using = USED) -> None:
+def fill_mask(
+    model: FirstModel, *, images: Images, texts: Texts, top: int = 5, using: Using = USED
+) -> None:
     """Fill masked words of texts about images.
 
     Gives one JSON line per mask, {"image", "text", "words": [{"word", "probability"}, …]}, likeliest word first; a
@@ -187,9 +200,15 @@ def fill_mask(model: FirstModel, *, images: Images, texts: Texts, top: int = 5, 
         top: Candidates per mask.
     """
     names = list(map(str, images))
-    filled = using.load_for(model, texts, images, top=top).fill_mask(names, texts, top=top, **using.options)
+    filled = using.load_for(model, texts, images, top=top).fill_mask(
+        names, texts, top=top, **using.options
+    )
     found = [
-        {"image": names[number % len(names)], "text": texts[number % len(texts)], "words": list(map(vars, words))}
+        {
+            "image": names[number % len(names)],
+            "text": texts[number % len(texts)],
+            "words": list(map(vars, words)),
+        }
         for number, masks in enumerate(filled)
         for words in masks
     ]
@@ -236,7 +255,11 @@ def explain(
         "image": str(image),
         "text": text,
         "method": method,
-        **{name: value for name in ("probability", "score") if (value := getattr(found, name)) is not None},
+        **{
+            name: value
+            for name in ("probability", "score")
+            if (value := getattr(found, name)) is not None
+        },
         "words": found.words,
         "class_token_shares": found.prefix_shares.tolist(),
         "written": str(out),
@@ -244,7 +267,9 @@ def explain(
     emit_result(value, json=json)
 
 
-def answer(model: FirstModel, *, images: Images, questions: Texts, top: int = 5, using: Using = USED) -> None:
+def answer(
+    model: FirstModel, *, images: Images, questions: Texts, top: int = 5, using: Using = USED
+) -> None:
     """Answer questions about images, with a model fine-tuned on VQA.
 
     Gives one JSON line per question, {"image", "question", "answers": [{"label", "probability"}, …]}, likeliest answer
@@ -300,7 +325,9 @@ def reason(
         statements: Statements; statement n is about image n of both.
     """
     left, right = list(map(str, images)), list(map(str, images_2))
-    chosen = using.load_for(model, statements, images, images_2).reason(left, right, statements, **using.options)
+    chosen = using.load_for(model, statements, images, images_2).reason(
+        left, right, statements, **using.options
+    )
     using.emit({"image": left, "image_2": right, "statement": statements}, "judgements", chosen)
 
 
@@ -348,19 +375,30 @@ def classify(
     if labels and texts:
         raise ValueError("labels are compared with images alone; give images and no texts")
     if not labels and (templates or (max_errors and source is None)):
-        raise ValueError("no labels are given, which --templates and --max-errors without a SOURCE need; give --labels")
+        raise ValueError(
+            "no labels are given, which --templates and --max-errors without a SOURCE need; give --labels"
+        )
     import numpy as np
     import torch
 
     from bridgetower.data.example import check_bad
     from bridgetower.data.own import joined_text
     from bridgetower.data.reader import read
-    from bridgetower.inference import TEMPLATES, check_at_least_1, choices, label_choices, prompts_of
+    from bridgetower.inference import (
+        TEMPLATES,
+        check_at_least_1,
+        choices,
+        label_choices,
+        prompts_of,
+    )
     from bridgetower.search.embed import embedded, given_examples, name_of
 
     check_at_least_1(top=top)
     config = SourceConfig(
-        batch_size=using.batch_size, num_workers=using.num_workers, truncate=using.truncate, max_errors=max_errors
+        batch_size=using.batch_size,
+        num_workers=using.num_workers,
+        truncate=using.truncate,
+        max_errors=max_errors,
     )
     prompts = prompts_of(labels, templates or TEMPLATES) if labels else []
     examples = given_examples(images, (), pairs=False) if source is None else read(source)
@@ -368,16 +406,24 @@ def classify(
     is_number = not labels and predictor.model.config.heads.predicts_number("classification")
     name = "number" if is_number else "classes"
     if source is None and not labels:
-        given = {key: values for key, values in (("image", [*map(str, images)]), ("text", texts)) if values}
+        given = {
+            key: values
+            for key, values in (("image", [*map(str, images)]), ("text", texts))
+            if values
+        }
         inputs = given.get("image"), texts or None
         judged = predictor.estimate(*inputs, **using.options).tolist() if is_number else None
         using.emit(given, name, judged or predictor.classify(*inputs, top=top, **using.options))
         return
     if labels:
-        vectors = predictor.embed_texts(prompts, batch_size=using.batch_size, truncate=using.truncate)
+        vectors = predictor.embed_texts(
+            prompts, batch_size=using.batch_size, truncate=using.truncate
+        )
         found = embedded(predictor, examples, "images", config)
     else:
-        predictor.model.head("classification", recipe="classification; or give labels, which need none")
+        predictor.model.head(
+            "classification", recipe="classification; or give labels, which need none"
+        )
         completed = (
             replace(one, texts=(joined_text(one),))
             if one.images or joined_text(one)
@@ -390,12 +436,20 @@ def classify(
         problems += [f"{name_of(one.example)!r}: {one.problem}" for one in batch if one.problem]
         if good := [one for one in batch if not one.problem]:
             names = [name_of(one.example) for one in good]
-            outputs = torch.from_numpy(np.concatenate([*chain.from_iterable(one.vectors.values() for one in good)]))
+            outputs = torch.from_numpy(
+                np.concatenate([*chain.from_iterable(one.vectors.values() for one in good)])
+            )
             if labels:
-                using.emit({"image": names}, name, label_choices(predictor.model, outputs, vectors, labels, top))
+                using.emit(
+                    {"image": names},
+                    name,
+                    label_choices(predictor.model, outputs, vectors, labels, top),
+                )
                 continue
             chosen = (
-                outputs[:, 0].tolist() if is_number else choices(outputs, predictor.class_names("classification"), top)
+                outputs[:, 0].tolist()
+                if is_number
+                else choices(outputs, predictor.class_names("classification"), top)
             )
             using.emit({"id": names, "text": [one.example.texts[0] for one in good]}, name, chosen)
     check_bad(source or "the input", problems, max_errors, "the classes of the others are printed")

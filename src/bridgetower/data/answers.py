@@ -14,12 +14,16 @@ from bridgetower.files import parse_json
 MIN_COUNT = 9  # questions that an answer of the vocabulary is the first choice of (official ViLT and METER code)
 ANSWERS_FILE = "answers.json"  # the vocabulary of a prepared set
 ANNOTATORS = 10  # people who answered each question of VQA
-FEW_ANNOTATORS = 4  # fewer do not reach score 1 by the rule for ten: the share that gave an answer is its score
+FEW_ANNOTATORS = (
+    4  # fewer do not reach score 1 by the rule for ten: the share that gave an answer is its score
+)
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-_NUM_PERIODS = 32  # Official: re.UNICODE, which is 32, is passed where the number of replacements belongs.
+_NUM_PERIODS = (
+    32  # Official: re.UNICODE, which is 32, is passed where the number of replacements belongs.
+)
 _ARTICLES = frozenset({"a", "an", "the"})
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(_WORDS)}
@@ -84,6 +88,10 @@ def read_vocabulary(folder: str | Path) -> tuple[str, ...]:
     advice = "a VQA set with a training split that `bridgetower prepare` wrote"
     path, content = read_part_of_set(folder, ANSWERS_FILE, advice)
     answers = parse_json(content, path, "run `bridgetower prepare` again")
-    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+    if (
+        not isinstance(answers, list)
+        or not answers
+        or not all(isinstance(answer, str) for answer in answers)
+    ):
         raise ValueError(f"{path} is no list of answers; run `bridgetower prepare` again")
     return tuple(answers)

@@ -42,7 +42,12 @@ def derive_seed(*parts: object) -> int:
 
 
 IGNORED = -100  # label of a position that is not predicted, as PyTorch's cross-entropy has it
-_FILLS = {"input_ids": 0, "masked_input_ids": 0, "attention_mask": 0, "mlm_labels": IGNORED}  # of short texts
+_FILLS = {
+    "input_ids": 0,
+    "masked_input_ids": 0,
+    "attention_mask": 0,
+    "mlm_labels": IGNORED,
+}  # of short texts
 
 _Batch = TypeVar("_Batch", bound="Batch")
 
@@ -53,7 +58,9 @@ class Batch:
 
     ids: tuple[str, ...] = ()  # names of the examples, for predictions and error messages
     seed: int = 0  # of everything that is drawn while the batch is processed
-    pixel_values: Float[Tensor, "b 3 h w"] | None = None  # the image of each example, or the first of both
+    pixel_values: Float[Tensor, "b 3 h w"] | None = (
+        None  # the image of each example, or the first of both
+    )
     pixel_values_2: Float[Tensor, "b 3 h w"] | None = None
     input_ids: Int[Tensor, "b l"] | None = None
     attention_mask: Int[Tensor, "b l"] | None = None  # 0 on padding; None if nothing is padded
@@ -69,7 +76,10 @@ class Batch:
 
     @property
     def num_images(self) -> int:
-        first, second = (self.pixel_values, self.image_states), (self.pixel_values_2, self.image_states_2)
+        first, second = (
+            (self.pixel_values, self.image_states),
+            (self.pixel_values_2, self.image_states_2),
+        )
         return sum(any(each is not None for each in given) for given in (first, second))
 
     def to(self, device: torch.device) -> Self:
@@ -83,7 +93,9 @@ class Batch:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        mapped: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        mapped: dict[str, Any] = {
+            name: function(value) for name, value in values.items() if isinstance(value, Tensor)
+        }
         return replace(self, **mapped)
 
 
@@ -94,10 +106,18 @@ class CaptionBatch(Batch):
     input_ids: Int[Tensor, "b l"]
     masked_input_ids: Int[Tensor, "b l"]  # the same texts with words hidden
     mlm_labels: Int[Tensor, "b l"]  # the hidden ids, `IGNORED` elsewhere
-    image_index: Int[Tensor, " b"]  # equal across all ranks for the same image, or images with the same captions
-    step_labels: Int[Tensor, ""] | None = None  # in all micro-batches of this process in the step, if counted
-    mlm_weight: Float[Tensor, ""] | None = None  # what MLM of this batch is multiplied with; None is 1
-    mlm_positions: Int[Tensor, " n"] | None = None  # of labels in the whole batch; a GPU would have to be waited for
+    image_index: Int[
+        Tensor, " b"
+    ]  # equal across all ranks for the same image, or images with the same captions
+    step_labels: Int[Tensor, ""] | None = (
+        None  # in all micro-batches of this process in the step, if counted
+    )
+    mlm_weight: Float[Tensor, ""] | None = (
+        None  # what MLM of this batch is multiplied with; None is 1
+    )
+    mlm_positions: Int[Tensor, " n"] | None = (
+        None  # of labels in the whole batch; a GPU would have to be waited for
+    )
     masked_states: Float[Tensor, "b n l t"] | None = None  # of the texts with words hidden
 
     def __len__(self) -> int:
@@ -126,13 +146,18 @@ class RankingBatch(Batch):
 
 def joined(parts: Sequence[_Batch], *, seed: int) -> _Batch:
     """Puts batches of one kind together; texts are filled up, and the mask goes where nothing is padded."""
-    values: dict[str, Any] = {"seed": seed, "ids": tuple(name for part in parts for name in part.ids)}
+    values: dict[str, Any] = {
+        "seed": seed,
+        "ids": tuple(name for part in parts for name in part.ids),
+    }
     for field in fields(parts[0]):
         items = [getattr(part, field.name) for part in parts]
         if isinstance(items[0], Tensor):
             if (fill := _FILLS.get(field.name)) is not None:
                 longest = max(tensor.shape[1] for tensor in items)
-                items = [F.pad(tensor, (0, longest - tensor.shape[1]), value=fill) for tensor in items]
+                items = [
+                    F.pad(tensor, (0, longest - tensor.shape[1]), value=fill) for tensor in items
+                ]
             values[field.name] = torch.cat(items)
     mask = values.get("attention_mask")
     if mask is not None and bool(mask.all()):
@@ -148,7 +173,8 @@ def mask_tokens(
     mask_token_id: int,
     vocab_size: int,
     generator: torch.Generator,
-    continues_word: Bool[Tensor, " v"] | None = None,  # for whole words: whether an id carries on the word before it
+    continues_word: Bool[Tensor, " v"]
+    | None = None,  # for whole words: whether an id carries on the word before it
 ) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b l"]]:
     """Returns ids with some tokens hidden and their labels, `IGNORED` elsewhere; the shape tells how much is drawn."""
     special = torch.zeros(vocab_size, dtype=torch.bool)
@@ -162,11 +188,15 @@ def mask_tokens(
     predicted = (draws < config.probability) & ~is_special
 
     ordinary = (~special).nonzero().squeeze(1)
-    strangers = ordinary[torch.randint(len(ordinary), input_ids.shape, generator=generator)].to(input_ids)
+    strangers = ordinary[torch.randint(len(ordinary), input_ids.shape, generator=generator)].to(
+        input_ids
+    )
     fate = torch.rand(input_ids.shape, generator=generator)
     hidden = predicted & (fate < config.mask_share)
     exchanged = predicted & (fate < config.mask_share + config.random_share)
-    masked = torch.where(exchanged, strangers, input_ids).masked_fill(hidden, mask_token_id)  # hidden wins
+    masked = torch.where(exchanged, strangers, input_ids).masked_fill(
+        hidden, mask_token_id
+    )  # hidden wins
     return masked, input_ids.masked_fill(~predicted, IGNORED)
 
 
@@ -195,13 +225,20 @@ class StepSampler(Sampler[BatchKey]):
     ) -> None:
         parts = world_size * micro_batches
         if num_examples < batch_size:
-            raise ValueError(f"{num_examples} examples are fewer than one batch of {batch_size}; lower batch_size")
+            raise ValueError(
+                f"{num_examples} examples are fewer than one batch of {batch_size}; lower batch_size"
+            )
         if batch_size % parts:
             raise ValueError(
                 f"batch_size {batch_size} does not split into {world_size} processes x {micro_batches} micro-batches; "
                 f"use a multiple of {parts}"
             )
-        self.num_examples, self.batch_size, self.steps, self.seed = num_examples, batch_size, steps, seed
+        self.num_examples, self.batch_size, self.steps, self.seed = (
+            num_examples,
+            batch_size,
+            steps,
+            seed,
+        )
         self.micro_batches, self.rank, self.part = micro_batches, rank, batch_size // parts
         self.sets, self.passes, self.counted = sets, passes, counted
 
@@ -233,13 +270,20 @@ class StepSampler(Sampler[BatchKey]):
         """Returns all examples in the order of an epoch; what fills no batch of one set comes last, mixed."""
 
         def shuffled(count: int, *parts: object) -> Int[Tensor, " n"]:
-            return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(self.seed, *parts, epoch)))
+            return torch.randperm(
+                count,
+                generator=torch.Generator().manual_seed(derive_seed(self.seed, *parts, epoch)),
+            )
 
         order, size = shuffled(self.num_examples, "epoch"), self.batch_size
         if self.sets is None:
             return order
         by_set = [order[self.sets[order] == number] for number in self.sets.unique().tolist()]
         ends = [len(own) // size * size for own in by_set]
-        batches = torch.cat([own[:end] for own, end in zip(by_set, ends, strict=True)]).view(-1, size)
+        batches = torch.cat([own[:end] for own, end in zip(by_set, ends, strict=True)]).view(
+            -1, size
+        )
         rest = torch.cat([own[end:] for own, end in zip(by_set, ends, strict=True)])
-        return torch.cat([batches[shuffled(len(batches), "batches")].flatten(), rest[shuffled(len(rest))]])
+        return torch.cat(
+            [batches[shuffled(len(batches), "batches")].flatten(), rest[shuffled(len(rest))]]
+        )

@@ -24,9 +24,13 @@ DRAWN = -1  # number of a caption that is drawn each time
 class CaptionImages(PreparedImages):
     """Images with their captions, numbered in the order in which their examples come; each caption of an image once."""
 
-    def __init__(self, config: DataConfig, splits: str | Sequence[str], processor: Processor) -> None:
+    def __init__(
+        self, config: DataConfig, splits: str | Sequence[str], processor: Processor
+    ) -> None:
         super().__init__(config, splits, processor)
-        numbers, first, places = np.unique(self.image_of.numpy(), return_index=True, return_inverse=True)
+        numbers, first, places = np.unique(
+            self.image_of.numpy(), return_index=True, return_inverse=True
+        )
         order = first.argsort()
         self._images = torch.from_numpy(numbers[order])
         self.owner = torch.from_numpy(order.argsort()[places])  # the image of each example
@@ -42,7 +46,10 @@ class CaptionImages(PreparedImages):
         return [[next(texts)["entry"] for _ in own] for own in numbers]
 
     def names(self, images: Sequence[int]) -> list[str]:
-        return [example["id"] for example in self.examples([self._examples_of(image)[0] for image in images])]
+        return [
+            example["id"]
+            for example in self.examples([self._examples_of(image)[0] for image in images])
+        ]
 
     def all_captions(self) -> list[list[str]]:
         found: list[list[str]] = [[] for _ in range(len(self))]
@@ -63,7 +70,9 @@ class CaptionImages(PreparedImages):
         every = self.all_captions()
         shown = range(len(self)) if owners is None else owners.unique().tolist()
         chosen = [every[image][:max_captions] for image in shown]
-        index = torch.tensor(shown).repeat_interleave(torch.tensor([len(captions) for captions in chosen]))
+        index = torch.tensor(shown).repeat_interleave(
+            torch.tensor([len(captions) for captions in chosen])
+        )
         return [caption for captions in chosen for caption in captions], index
 
     def pairs(self) -> Int[Tensor, "p 2"]:
@@ -76,23 +85,41 @@ class CaptionImages(PreparedImages):
         return torch.stack([images, torch.full_like(images, DRAWN)], dim=1)
 
     def set_numbers(self, images: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        return torch.searchsorted(torch.tensor(self._image_starts[1:]), self._images[images], right=True)
+        return torch.searchsorted(
+            torch.tensor(self._image_starts[1:]), self._images[images], right=True
+        )
 
     def chosen(
-        self, pairs: Sequence[Sequence[int]], generator: torch.Generator, identified: Sequence[int] = ()
+        self,
+        pairs: Sequence[Sequence[int]],
+        generator: torch.Generator,
+        identified: Sequence[int] = (),
     ) -> tuple[tuple[str, ...], list[str], Int[Tensor, " i"]]:
         """Returns names and captions of pairs, and a number for each identified image, the same for equal captions."""
         numbers = []
         for image, number in pairs:
             own = self._examples_of(image)
-            numbers.append(own[int(torch.randint(len(own), (), generator=generator))] if number == DRAWN else number)
+            numbers.append(
+                own[int(torch.randint(len(own), (), generator=generator))]
+                if number == DRAWN
+                else number
+            )
         captions = [self._examples_of(image) for image in identified]
         needed = list({*numbers, *(number for own in captions for number in own)})
         found = dict(zip(needed, self.examples(needed), strict=True))
-        texts = [drop_words(found[number]["entry"], self.config.word_dropout, generator) for number in numbers]
+        texts = [
+            drop_words(found[number]["entry"], self.config.word_dropout, generator)
+            for number in numbers
+        ]
         contents = (repr([found[number]["entry"] for number in own]).encode() for own in captions)
-        identities = [int.from_bytes(blake2b(content, digest_size=7).digest()) for content in contents]
-        return tuple(found[number]["id"] for number in numbers), texts, torch.tensor(identities, dtype=torch.int64)
+        identities = [
+            int.from_bytes(blake2b(content, digest_size=7).digest()) for content in contents
+        ]
+        return (
+            tuple(found[number]["id"] for number in numbers),
+            texts,
+            torch.tensor(identities, dtype=torch.int64),
+        )
 
     def _in_sets(self, images: Sequence[int]) -> Sequence[int]:
         found: list[int] = self._images[list(images)].tolist()
@@ -105,7 +132,9 @@ class CaptionImages(PreparedImages):
 
 
 class CaptionPairs(Dataset[CaptionBatch]):
-    def __init__(self, images: CaptionImages, masking: MaskingConfig | None, *, with_images: bool = True) -> None:
+    def __init__(
+        self, images: CaptionImages, masking: MaskingConfig | None, *, with_images: bool = True
+    ) -> None:
         self.images, self.masking, self.with_images = images, masking, with_images
         self.pairs = images.pairs()
 
@@ -120,13 +149,20 @@ class CaptionPairs(Dataset[CaptionBatch]):
         generator = torch.Generator().manual_seed(key.seed)
         images = self.pairs[list(key.examples), 0].tolist()
         batch = self._texts(key, generator, images)
-        counts = [self._texts(other, torch.Generator().manual_seed(other.seed), ()).num_labels for other in key.step]
+        counts = [
+            self._texts(other, torch.Generator().manual_seed(other.seed), ()).num_labels
+            for other in key.step
+        ]
         fields = self.images.fields(images, generator) if self.with_images else {}
         return replace(batch, **fields, step_labels=torch.stack(counts).sum() if counts else None)
 
-    def _texts(self, key: BatchKey, generator: torch.Generator, identified: Sequence[int]) -> CaptionBatch:
+    def _texts(
+        self, key: BatchKey, generator: torch.Generator, identified: Sequence[int]
+    ) -> CaptionBatch:
         processor = self.images.processor
-        ids, captions, identities = self.images.chosen(self.pairs[list(key.examples)].tolist(), generator, identified)
+        ids, captions, identities = self.images.chosen(
+            self.pairs[list(key.examples)].tolist(), generator, identified
+        )
         text = processor.pad(processor.token_ids(captions, truncate=True))
         masked, labels = text.input_ids, torch.full_like(text.input_ids, IGNORED)
         if self.masking is not None:
@@ -179,9 +215,16 @@ class RankingPairs(Dataset[RankingBatch]):
         generator = torch.Generator().manual_seed(key.seed)
         pairs = self._pairs[list(key.examples)]
         chosen, num_images = list[tuple[int, int]](), len(self.images)
-        for image, number in pairs.tolist():  # images with other captions begin after the end of its group, in a circle
+        for (
+            image,
+            number,
+        ) in (
+            pairs.tolist()
+        ):  # images with other captions begin after the end of its group, in a circle
             group = self._group[image]
-            after = torch.randint(num_images - int(self._sizes[group]), (self.false_texts,), generator=generator)
+            after = torch.randint(
+                num_images - int(self._sizes[group]), (self.false_texts,), generator=generator
+            )
             others = self._by_group[(self._ends[group] + after) % num_images].tolist()
             chosen += [(image, number), *((other, DRAWN) for other in others)]
         images, processor = pairs[:, 0].tolist(), self.images.processor

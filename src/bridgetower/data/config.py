@@ -76,10 +76,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         trained = (*self.folders, *self.train_only)
         if self.repeats and (len(self.repeats) != len(trained) or min(self.repeats) < 1):
-            raise ValueError(f"repeats {self.repeats} for folders {trained}; expected one positive number each")
+            raise ValueError(
+                f"repeats {self.repeats} for folders {trained}; expected one positive number each"
+            )
         if not self.train_splits:
             raise ValueError("train_splits is empty; expected at least one split")
-        check_numbers(self, max_length=(3, AT_LEAST_0[1]), num_workers=AT_LEAST_0)  # a start, an end and one token
+        check_numbers(
+            self, max_length=(3, AT_LEAST_0[1]), num_workers=AT_LEAST_0
+        )  # a start, an end and one token
         check_choice("captions", self.captions, Captions)
         check_choice("augmentation", self.augmentation, Augmentation)
         check_choice("profile", self.profile, OfficialProfile, or_none=True)
@@ -91,7 +95,9 @@ class DataConfig:
                 f"{f'1 to {highest}' if highest else '0'}"
             )
         if self.random_crop is not None and not 0 < self.random_crop <= 1:
-            raise ValueError(f"random_crop is {self.random_crop}; expected a share in (0, 1], or None")
+            raise ValueError(
+                f"random_crop is {self.random_crop}; expected a share in (0, 1], or None"
+            )
         if self.has_views and (self.cache or self.augmentation != "none"):
             raise ValueError(
                 "random_crop, flip and rand_augment start from the image files; leave cache and augmentation out"
@@ -111,8 +117,21 @@ class DataConfig:
 
     def as_evaluated(self) -> DataConfig:
         """Returns the settings without what varies or repeats training examples."""
-        views: dict[str, Any] = {"random_crop": None, "flip": False, "rand_augment": "none", "rand_magnitude": 0}
-        return replace(self, train_only=(), repeats=(), augmentation="none", transform=None, word_dropout=0.0, **views)
+        views: dict[str, Any] = {
+            "random_crop": None,
+            "flip": False,
+            "rand_augment": "none",
+            "rand_magnitude": 0,
+        }
+        return replace(
+            self,
+            train_only=(),
+            repeats=(),
+            augmentation="none",
+            transform=None,
+            word_dropout=0.0,
+            **views,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +153,14 @@ class MaskingConfig:
     def __post_init__(self) -> None:
         check_numbers(self)
         if not 0.0 < self.probability <= 1.0:
-            raise ValueError(f"probability is {self.probability}; expected more than 0 and at most 1")
+            raise ValueError(
+                f"probability is {self.probability}; expected more than 0 and at most 1"
+            )
         shares = self.mask_share, self.random_share
         if min(shares) < 0.0 or sum(shares) > 1.0 + 1e-9:
-            raise ValueError(f"mask_share and random_share are {shares}; expected at least 0 and a sum of at most 1")
+            raise ValueError(
+                f"mask_share and random_share are {shares}; expected at least 0 and a sum of at most 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +181,15 @@ class WritingConfig:
     @property
     def settings(self) -> dict[str, object]:
         """All that decides the content of the set, beside the source."""
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.metadata.get("content", True)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        values = {
+            item.name: getattr(self, item.name)
+            for item in fields(self)
+            if item.metadata.get("content", True)
+        }
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,5 +221,7 @@ class Cutting:
 
     def __post_init__(self) -> None:
         if self.transcribe is not None and not self.transcribe.startswith(("http://", "https://")):
-            raise ValueError(f"transcribe is {self.transcribe!r}; expected a URL such as http://localhost:8000/v1")
+            raise ValueError(
+                f"transcribe is {self.transcribe!r}; expected a URL such as http://localhost:8000/v1"
+            )
         check_numbers(self, every=(0.1, 86_400.0), max_moments=AT_LEAST_1)

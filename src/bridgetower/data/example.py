@@ -46,7 +46,9 @@ class Image:
             return frame_of(self.place, sum(self.moment) / 2, self.name)
         if self.cell:
             column, row = self.cell
-            content = cell_bytes(open_columns(self.place, version_of(self.place)).value(column, row))
+            content = cell_bytes(
+                open_columns(self.place, version_of(self.place)).value(column, row)
+            )
             if content is None:
                 raise ValueError(f"{self.place}, row {row + 1} has no image in column {column}")
             return content
@@ -55,7 +57,11 @@ class Image:
     def located(self) -> str:
         """Returns where it is within its file as JSON; empty of a file of its own."""
         within = {"piece": self.piece, "cell": self.cell, "moment": self.moment}
-        return "" if self.is_file else json.dumps({name: place for name, place in within.items() if place})
+        return (
+            ""
+            if self.is_file
+            else json.dumps({name: place for name, place in within.items() if place})
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,28 +89,42 @@ class ColumnFile:
         try:
             if place.partition("?")[0].lower().endswith(".parquet"):
                 self._parquet = pq.ParquetFile(open_place(place), pre_buffer=False)
-                groups = [self._parquet.metadata.row_group(number) for number in range(self._parquet.num_row_groups)]
-                if (largest := max((group.total_byte_size for group in groups), default=0)) > _LARGEST_GROUP:
+                groups = [
+                    self._parquet.metadata.row_group(number)
+                    for number in range(self._parquet.num_row_groups)
+                ]
+                if (
+                    largest := max((group.total_byte_size for group in groups), default=0)
+                ) > _LARGEST_GROUP:
                     raise ValueError(
                         f"{place} has a row group of {largest} bytes; write it with groups of at most {_LARGEST_GROUP}"
                     )
-                self.schema, sizes = self._parquet.schema_arrow, [group.num_rows for group in groups]
+                self.schema, sizes = (
+                    self._parquet.schema_arrow,
+                    [group.num_rows for group in groups],
+                )
             else:
                 file = open_place(place)
                 is_stream = file.read(6) != b"ARROW1"  # as `datasets` writes it
                 file.close()
                 source = open_place(place) if "://" in place else pa.memory_map(place)
                 opened = (pa.ipc.open_stream if is_stream else pa.ipc.open_file)(source)
-                batches = opened if is_stream else map(opened.get_batch, range(opened.num_record_batches))
+                batches = (
+                    opened if is_stream else map(opened.get_batch, range(opened.num_record_batches))
+                )
                 self._batches = list(batches)
                 for batch in self._batches:
                     batch.validate(full=True)
                 self.schema, sizes = opened.schema, [batch.num_rows for batch in self._batches]
         except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and not str(error).startswith("Invalid"):  # as pyarrow raises it, too
+            if isinstance(error, OSError) and not str(error).startswith(
+                "Invalid"
+            ):  # as pyarrow raises it, too
                 raise
             reason = str(error).partition("\n")[0]
-            raise ValueError(f"{place} is no Parquet or Arrow file ({reason}); copy it again") from error
+            raise ValueError(
+                f"{place} is no Parquet or Arrow file ({reason}); copy it again"
+            ) from error
         self._ends = [0, *accumulate(sizes)]
 
     def batches(self, columns: list[str] | None = None) -> Iterator[Any]:
@@ -113,14 +133,22 @@ class ColumnFile:
         else:
             for batch in self._batches:
                 chosen = batch if columns is None else batch.select(columns)
-                yield from (chosen.slice(start, _AT_ONCE) for start in range(0, batch.num_rows, _AT_ONCE))
+                yield from (
+                    chosen.slice(start, _AT_ONCE) for start in range(0, batch.num_rows, _AT_ONCE)
+                )
 
     def value(self, column: str, row: int) -> Any:
         number = bisect_right(self._ends, row) - 1
         if column not in self.schema.names or number == len(self._ends) - 1:
-            raise ValueError(f"there is no row {row + 1} with a column {column}; make the index again")
+            raise ValueError(
+                f"there is no row {row + 1} with a column {column}; make the index again"
+            )
         if self._kept[:2] != (number, column):
-            group = self._batches[number] if self._parquet is None else self._parquet.read_row_group(number, [column])
+            group = (
+                self._batches[number]
+                if self._parquet is None
+                else self._parquet.read_row_group(number, [column])
+            )
             self._kept = number, column, group[column]
         return self._kept[2][row - self._ends[number]].as_py()
 
@@ -137,13 +165,22 @@ def cell_bytes(value: object) -> bytes | None:
 
 
 def check_bad(
-    source: object, problems: Sequence[str], max_errors: int, others: str = "", *, has_good: bool = True
+    source: object,
+    problems: Sequence[str],
+    max_errors: int,
+    others: str = "",
+    *,
+    has_good: bool = True,
 ) -> None:
     """Raises a ValueError if more than allowed could not be used; `others` says what became of the rest."""
     if len(problems) > max_errors:
         shown = " | ".join(problems[:NAMED])
         more = f" and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
         bad = f"{len(problems)} bad item{'s' if len(problems) > 1 else ''}"
-        allowed = f", allowed are {max_errors} (max_errors=N allows more)" if has_good else " and no good one"
+        allowed = (
+            f", allowed are {max_errors} (max_errors=N allows more)"
+            if has_good
+            else " and no good one"
+        )
         kept = f"; {others}" if others else ""
         raise ValueError(f"{source}: {bad}{allowed}{kept}: {shown}{more}")

@@ -32,10 +32,17 @@ class PreparedImages:
     """The images and examples of splits of several prepared sets, each numbered through all sets."""
 
     def __init__(
-        self, config: DataConfig, splits: str | Sequence[str], processor: Processor, *, schema: Schema = CAPTIONS
+        self,
+        config: DataConfig,
+        splits: str | Sequence[str],
+        processor: Processor,
+        *,
+        schema: Schema = CAPTIONS,
     ) -> None:
         if not config.folders:
-            raise ValueError("no data folder given; pass --data.folders DIR, made by `bridgetower prepare`")
+            raise ValueError(
+                "no data folder given; pass --data.folders DIR, made by `bridgetower prepare`"
+            )
         self.config, self.processor, self.schema = config, processor, schema
         self.splits = (splits,) if isinstance(splits, str) else tuple(splits)
         self.sets = [PreparedSet(folder, self.splits, schema) for folder in config.folders]
@@ -46,9 +53,13 @@ class PreparedImages:
             np.where(one.groups < 0, NO_IMAGE, one.groups + start)
             for one, start in zip(self.sets, self._image_starts, strict=False)
         ]
-        self.image_of = torch.from_numpy(np.concatenate(groups)).long()  # the first image of each example
+        self.image_of = torch.from_numpy(
+            np.concatenate(groups)
+        ).long()  # the first image of each example
         if config.transform is not None:
-            own_transform(config.transform)  # a wrong name is an error here, not in the first batch of a worker
+            own_transform(
+                config.transform
+            )  # a wrong name is an error here, not in the first batch of a worker
         # What batches have in the place of pixels: hidden states of images, or numbers inside a `FrozenDataset`.
         self.frozen: Callable[[Sequence[int]], Tensor] | None = None
         self.raw = False  # whether `views` leaves normalising to who has the pixels on a GPU
@@ -116,7 +127,9 @@ class PreparedImages:
         self, images: Sequence[int], generator: torch.Generator
     ) -> Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]:
         if self.config.has_views:
-            views = self._decoded(images, lambda content: random_view(content, self.config, self.processor, generator))
+            views = self._decoded(
+                images, lambda content: random_view(content, self.config, self.processor, generator)
+            )
         else:
             views = self.pixels(images)
         pixels = augment(torch.stack(views), self.config.augmentation, generator)
@@ -127,7 +140,9 @@ class PreparedImages:
     def pixel_values(self, images: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
         return self.processor.normalise(torch.stack(self.pixels(images)))
 
-    def fields(self, images: Sequence[int], generator: torch.Generator, suffix: str = "") -> dict[str, Any]:
+    def fields(
+        self, images: Sequence[int], generator: torch.Generator, suffix: str = ""
+    ) -> dict[str, Any]:
         if self.frozen is not None:
             return {f"image_states{suffix}": self.frozen(images)}
         return {f"pixel_values{suffix}": self.views(images, generator)}
@@ -147,7 +162,9 @@ class PreparedImages:
         }
         return replace(moved, **raw) if raw else moved
 
-    def _decoded(self, images: Sequence[int], decode: Callable[[bytes], Tensor]) -> list[UInt8[Tensor, "3 h w"]]:
+    def _decoded(
+        self, images: Sequence[int], decode: Callable[[bytes], Tensor]
+    ) -> list[UInt8[Tensor, "3 h w"]]:
         there, found = [image for image in images if image >= 0], []
         contents = dict(zip(there, self.contents(there), strict=True))
         for image in images:
@@ -163,7 +180,9 @@ class PreparedImages:
     def _in_sets(self, images: Sequence[int]) -> Sequence[int]:
         return images
 
-    def _shares(self, numbers: Sequence[int], starts: Sequence[int]) -> Iterator[tuple[int, list[int], list[int]]]:
+    def _shares(
+        self, numbers: Sequence[int], starts: Sequence[int]
+    ) -> Iterator[tuple[int, list[int], list[int]]]:
         """Yields the sets that some examples or images are of, with those of each, and their numbers in it."""
         different = np.unique(np.asarray(numbers, np.int64))
         ends = np.searchsorted(different, starts)
@@ -187,7 +206,10 @@ class ClassEncoder:
     """Labels that name one class, or with `multi_label` any number of classes, in the order of their names."""
 
     def __init__(self, names: Sequence[str], *, multi_label: bool = False) -> None:
-        self.multi_label, self._number_of = multi_label, {name: number for number, name in enumerate(names)}
+        self.multi_label, self._number_of = (
+            multi_label,
+            {name: number for number, name in enumerate(names)},
+        )
 
     def known(self, entry: Mapping[str, Any]) -> bool:
         return bool(entry["labelled"] if "labels" in entry else entry["label"])
@@ -264,13 +286,17 @@ class EntryDataset(Dataset[Batch]):
                         ids.add(entry[self._id])
             if unique and len(ids) < len(chosen):
                 again = len(chosen) - len(ids)
-                raise ValueError(f"{again} ids of {len(chosen)} come again; expected one example of each id")
+                raise ValueError(
+                    f"{again} ids of {len(chosen)} come again; expected one example of each id"
+                )
             numbers = torch.tensor(chosen, dtype=torch.int64)
         self._numbers = images.repeated(numbers)
         if not len(self._numbers):
             folders = ", ".join(one.folder for one in images.sets)
             unfit = "" if keep is None else " is fit for this"
-            raise ValueError(f"no example in split {splits} of {folders}{unfit}; choose another ({SPLIT_OPTIONS})")
+            raise ValueError(
+                f"no example in split {splits} of {folders}{unfit}; choose another ({SPLIT_OPTIONS})"
+            )
 
     def __len__(self) -> int:
         return len(self._numbers)

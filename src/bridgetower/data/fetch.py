@@ -26,8 +26,12 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-DEADLINE = float(os.environ.get("BRIDGETOWER_FETCH_TIMEOUT", "60"))  # seconds that one request may take
-LARGEST = 2**29  # bytes of a file that is read whole: an image, or a file of a server that gives no ranges
+DEADLINE = float(
+    os.environ.get("BRIDGETOWER_FETCH_TIMEOUT", "60")
+)  # seconds that one request may take
+LARGEST = (
+    2**29
+)  # bytes of a file that is read whole: an image, or a file of a server that gives no ranges
 LARGEST_ITEM = 2**24  # characters of an item of a list in a JSON file
 
 
@@ -48,9 +52,13 @@ class Patience:
     trying: float
 
 
-PATIENT = Patience(pauses=(0.5, 1.0, 2.0, 4.0, 8.0, 16.0), connecting=DEADLINE, silence=DEADLINE, trying=math.inf)
+PATIENT = Patience(
+    pauses=(0.5, 1.0, 2.0, 4.0, 8.0, 16.0), connecting=DEADLINE, silence=DEADLINE, trying=math.inf
+)
 """For jobs: one host that is busy for half a minute is no reason to lose what a job has done."""
-BRIEF = Patience(pauses=(0.25, 1.0), connecting=min(4.0, DEADLINE), silence=min(15.0, DEADLINE), trying=4.0)
+BRIEF = Patience(
+    pauses=(0.25, 1.0), connecting=min(4.0, DEADLINE), silence=min(15.0, DEADLINE), trying=4.0
+)
 """For somebody who waits for the answer."""
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:(//|:)", re.IGNORECASE)
@@ -78,11 +86,19 @@ def suffix_of(place: str) -> str:
     """Returns the ending of a path or URL in lower case; of a compressed file both, such as .csv.gz."""
     name = place.partition("?")[0] if is_url(place) else place
     endings = [ending.lower() for ending in Path(name).suffixes[-2:]]
-    return "".join(endings) if endings[1:] and endings[-1] in (".gz", ".bz2", ".xz", ".zst") else "".join(endings[-1:])
+    return (
+        "".join(endings)
+        if endings[1:] and endings[-1] in (".gz", ".bz2", ".xz", ".zst")
+        else "".join(endings[-1:])
+    )
 
 
 def read_bytes(
-    place: str, piece: tuple[int, int] | None = None, *, most: int = LARGEST, patience: Patience = PATIENT
+    place: str,
+    piece: tuple[int, int] | None = None,
+    *,
+    most: int = LARGEST,
+    patience: Patience = PATIENT,
 ) -> bytes:
     """Returns a file, or the piece of it that starts at a byte and has a length."""
     if piece and piece[1] > most:
@@ -114,7 +130,11 @@ def open_place(place: str) -> BinaryIO:
     if not is_url(place):
         return open_regular(place)
     size, partial = (_info(place).get(name) for name in ("size", "partial"))
-    return io.BytesIO(_whole(place, LARGEST)) if size is None or partial is False else _Ranges(place, size)
+    return (
+        io.BytesIO(_whole(place, LARGEST))
+        if size is None or partial is False
+        else _Ranges(place, size)
+    )
 
 
 def open_regular(place: str | Path) -> BinaryIO:
@@ -139,7 +159,9 @@ def list_files(source: str) -> Iterator[Listed]:
     if numbers := _NUMBERS.search(source):
         first, last = numbers.groups()
         for number in range(int(first), int(last) + 1):
-            yield from list_files(f"{source[: numbers.start()]}{number:0{len(first)}}{source[numbers.end() :]}")
+            yield from list_files(
+                f"{source[: numbers.start()]}{number:0{len(first)}}{source[numbers.end() :]}"
+            )
         return
     if not is_url(source):
         if Path(source).is_dir():
@@ -153,17 +175,25 @@ def list_files(source: str) -> Iterator[Listed]:
         if not found:
             raise FileNotFoundError(f"nothing matches {source}")
         fixed = source.partition("*")[0].rpartition("/")[0]
-    elif Path(source.partition("?")[0]).suffix and source.lower().startswith("http"):  # no listing over HTTP
+    elif Path(source.partition("?")[0]).suffix and source.lower().startswith(
+        "http"
+    ):  # no listing over HTTP
         yield Listed(source, source.partition("?")[0].rpartition("/")[2])
         return
     else:
         found = retried(source, lambda system, path: system.find(path, detail=True))
     system, start = _system(fixed)
     for path in sorted(found):
-        name = os.path.relpath(path, start) if path.rstrip("/") != start.rstrip("/") else path.rpartition("/")[2]
+        name = (
+            os.path.relpath(path, start)
+            if path.rstrip("/") != start.rstrip("/")
+            else path.rpartition("/")[2]
+        )
         is_hidden = any(part.startswith(".") and part != ".." for part in name.split("/"))
         if found[path].get("type") != "directory" and not is_hidden:
-            yield Listed(path if is_url(path) else system.unstrip_protocol(path), name, _version(found[path]))
+            yield Listed(
+                path if is_url(path) else system.unstrip_protocol(path), name, _version(found[path])
+            )
 
 
 def _listed_below(folder: str, prefix: str, parents: list[tuple[int, int]]) -> Iterator[Listed]:
@@ -173,7 +203,10 @@ def _listed_below(folder: str, prefix: str, parents: list[tuple[int, int]]) -> I
             return
         parents = [*parents, (status.st_dev, status.st_ino)]
         with os.scandir(folder) as found:
-            entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda one: one.name)
+            entries = sorted(
+                (entry for entry in found if not entry.name.startswith(".")),
+                key=lambda one: one.name,
+            )
     except OSError as error:
         yield Listed(folder, prefix.rstrip("/") or ".", problem=f"{error.strerror or error}")
         return
@@ -196,7 +229,12 @@ class JsonLists:
     _scan = JSONDecoder().raw_decode
 
     def __init__(self, file: BinaryIO, name: object) -> None:
-        self._text, self._name, self._buffer, self._at = codecs.getreader("utf-8-sig")(file), name, "", 0
+        self._text, self._name, self._buffer, self._at = (
+            codecs.getreader("utf-8-sig")(file),
+            name,
+            "",
+            0,
+        )
 
     def items(self, key: str | None = None) -> Iterator[Any]:
         """Yields the items of the list that the file is or has under a key; without a key it may have only one."""
@@ -217,11 +255,17 @@ class JsonLists:
             if self._next():
                 raise ValueError("something follows it")
         except (ValueError, RecursionError) as error:  # of JSON, of UTF-8 or of too many digits
-            reason = "it is nested too deep" if isinstance(error, RecursionError) else getattr(error, "msg", error)
+            reason = (
+                "it is nested too deep"
+                if isinstance(error, RecursionError)
+                else getattr(error, "msg", error)
+            )
             raise ValueError(f"{self._name} is not valid JSON ({reason}); copy it again") from error
         if num_lists != 1:
             what = f"no {key} list" if key else f"{num_lists} lists of rows"
-            raise ValueError(f"{self._name} has {what}; check that it is the right file, or write JSON lines")
+            raise ValueError(
+                f"{self._name} has {what}; check that it is the right file, or write JSON lines"
+            )
 
     def _list(self) -> Iterator[Any]:
         self._taken("[")
@@ -308,7 +352,9 @@ def _whole(url: str, most: int, patience: Patience = PATIENT) -> bytes:
     return content
 
 
-def _piece(url: str, start: int, size: int, *, whole: int = 0, patience: Patience = PATIENT) -> bytes:
+def _piece(
+    url: str, start: int, size: int, *, whole: int = 0, patience: Patience = PATIENT
+) -> bytes:
     """Returns a range of a file; all of it, of the size `whole`, where its server gives no ranges."""
 
     def read(system: Any, path: str) -> bytes:
@@ -319,7 +365,9 @@ def _piece(url: str, start: int, size: int, *, whole: int = 0, patience: Patienc
 
     content = retried(url, read, patience)
     if len(content) > size and len(content) != whole:
-        raise ValueError(f"{url} gives {len(content)} bytes where {size} were asked for; copy it to a disk")
+        raise ValueError(
+            f"{url} gives {len(content)} bytes where {size} were asked for; copy it to a disk"
+        )
     return content
 
 
@@ -332,7 +380,9 @@ def retried(url: str, read: Callable[[Any, str], T], patience: Patience = PATIEN
         except FileNotFoundError as error:
             raise FileNotFoundError(f"no file at {url}") from error
         except ImportError as error:
-            raise FileNotFoundError(f"{url} cannot be read: {error}; install that package") from error
+            raise FileNotFoundError(
+                f"{url} cannot be read: {error}; install that package"
+            ) from error
         except ValueError:  # what the caller gave is wrong
             raise
         except Exception as error:
@@ -353,7 +403,9 @@ def _system(url: str, patience: Patience = PATIENT) -> tuple[Any, str]:
     if url.lower().startswith("http"):
         import aiohttp
 
-        limits = aiohttp.ClientTimeout(total=None, connect=patience.connecting, sock_read=patience.silence)
+        limits = aiohttp.ClientTimeout(
+            total=None, connect=patience.connecting, sock_read=patience.silence
+        )
         options = {"client_kwargs": {"timeout": limits}}
     system, path = url_to_fs(url, **options)
     return system, path
@@ -368,5 +420,9 @@ def _info(url: str) -> dict[str, Any]:
 
 
 def _version(info: dict[str, Any]) -> str:
-    marks = {name.lower(): info[name] for name in info if name.lower() in ("etag", "mtime", "last-modified", "sha256")}
+    marks = {
+        name.lower(): info[name]
+        for name in info
+        if name.lower() in ("etag", "mtime", "last-modified", "sha256")
+    }
     return " ".join(map(str, (info.get("size"), *(marks[name] for name in sorted(marks)))))

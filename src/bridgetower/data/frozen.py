@@ -21,11 +21,21 @@ from torch.utils.data import Dataset
 from bridgetower.data.batch import Batch, BatchDataset, BatchKey, derive_seed, joined
 from bridgetower.data.store import Table
 from bridgetower.distributed import barrier, from_first, rank, world_size
-from bridgetower.files import json_text, locked, remove_folder, remove_leftovers, require_space, write_bytes
+from bridgetower.files import (
+    json_text,
+    locked,
+    remove_folder,
+    remove_leftovers,
+    require_space,
+    write_bytes,
+)
 from bridgetower.progress import counted
 
 IMAGE_STATES = ("image_states", "image_states_2")
-TEXT_STATES = {"input_ids": "text_states", "masked_input_ids": "masked_states"}  # by the ids that they are of
+TEXT_STATES = {
+    "input_ids": "text_states",
+    "masked_input_ids": "masked_states",
+}  # by the ids that they are of
 CONTENT = "content.json"  # what a folder of the cache holds; the file is as old as the last use of the folder
 _COMMIT_BYTES = 2**26  # of states, after which they are committed
 _KEPT = 65_536  # examples whose small tensors stay in memory
@@ -45,7 +55,9 @@ class Features:
     num_views: int = 1  # of each image; with a negative number the last image is meant
     pooled: bool = False  # to one vector each
 
-    def read(self, rows: Sequence[int], length: int = 0) -> Float[Tensor, "b k l w"] | Float[Tensor, "b w"]:
+    def read(
+        self, rows: Sequence[int], length: int = 0
+    ) -> Float[Tensor, "b k l w"] | Float[Tensor, "b w"]:
         """Returns some rows; those of fewer tokens than others, or than `length`, are filled up with zeros."""
         found = self.table.take(self.places[list(rows)].tolist(), ["states"])["states"]
         shape = self.num_layers, -1, self.width * self.dtype.itemsize
@@ -107,7 +119,9 @@ class FeatureCache:
                     schema = pa.schema([("row", pa.int64()), ("states", pa.large_binary())])
                     Table.create(place, schema, checked="states", replace=place.exists())
                 if missing.any():
-                    self._make_room(int(missing.sum() * tokens * num_layers * width * dtype.itemsize))
+                    self._make_room(
+                        int(missing.sum() * tokens * num_layers * width * dtype.itemsize)
+                    )
             missing = from_first(missing).nonzero()[:, 0]
             if len(missing):
                 own = missing[rank() :: world_size()].tolist()
@@ -118,7 +132,9 @@ class FeatureCache:
                     size += len(contents[-1])
                     if size >= _COMMIT_BYTES or end == len(own):
                         rows = pa.array(own[end - len(contents) : end])
-                        table.append(pa.table({"row": rows, "states": pa.array(contents, pa.large_binary())}))
+                        table.append(
+                            pa.table({"row": rows, "states": pa.array(contents, pa.large_binary())})
+                        )
                         contents, size = [], 0
                 barrier()
         table = Table(place)
@@ -132,14 +148,20 @@ class FeatureCache:
             found = sorted(self.folder.glob(f"*/{CONTENT}"), key=lambda path: path.stat().st_mtime)
             sizes = {path.parent: _size_of(path.parent) for path in found}
             for folder in list(sizes):
-                if sum(sizes.values()) + needed <= self.limit and needed <= shutil.disk_usage(self.folder).free:
+                if (
+                    sum(sizes.values()) + needed <= self.limit
+                    and needed <= shutil.disk_usage(self.folder).free
+                ):
                     break
                 with suppress(FileExistsError), locked(folder):
                     remove_folder(folder)
                     del sizes[folder]
             require_space(self.folder, needed, "features of frozen towers")
         if sum(sizes.values()) + needed > self.limit:
-            logger.warning("the features that runs hold take more than the limit of %.1f GiB", self.limit / 2**30)
+            logger.warning(
+                "the features that runs hold take more than the limit of %.1f GiB",
+                self.limit / 2**30,
+            )
 
 
 def _size_of(folder: Path) -> int:
@@ -155,7 +177,9 @@ class FrozenDataset(Dataset[Batch]):
 
     def __init__(self, examples: BatchDataset, images: Features, num_views: int, seed: int) -> None:
         self.examples, self.images, self.num_views, self.seed = examples, images, num_views, seed
-        self.texts: tuple[Features, dict[bytes, int]] | None = None  # and the row of each by its key
+        self.texts: tuple[Features, dict[bytes, int]] | None = (
+            None  # and the row of each by its key
+        )
         self._parts: dict[tuple[int, int], Batch] = {}
 
     def __len__(self) -> int:
@@ -178,11 +202,15 @@ class FrozenDataset(Dataset[Batch]):
                 values[name] = self.images.read((numbers * self.images.num_views + views).tolist())
         if self.texts is not None:
             (features, row_of), fields = self.texts, list(_texts_of(batch))
-            rows = [row_of[text] for ids, _ in fields for text in text_keys(ids, batch.attention_mask)]
+            rows = [
+                row_of[text] for ids, _ in fields for text in text_keys(ids, batch.attention_mask)
+            ]
             states = features.read(rows, fields[0][0].shape[1]).chunk(len(fields))
             values |= zip((name for _, name in fields), states, strict=True)
         if key.step:
-            others = (self._joined(other, torch.Generator().manual_seed(other.seed)) for other in key.step)
+            others = (
+                self._joined(other, torch.Generator().manual_seed(other.seed)) for other in key.step
+            )
             values["step_labels"] = torch.stack([other.num_labels for other in others]).sum()
         whole: Batch = replace(batch, **values)
         return whole
@@ -193,7 +221,11 @@ class FrozenDataset(Dataset[Batch]):
             return found
         seed = derive_seed(self.seed, "view of an example", example, view)
         batch: Any = self.examples[BatchKey((example,), seed)]
-        mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+        mask = (
+            torch.ones_like(batch.input_ids)
+            if batch.attention_mask is None
+            else batch.attention_mask
+        )
         part = replace(batch, attention_mask=mask)
         if len(self._parts) < _KEPT:
             self._parts[example, view] = part
@@ -201,13 +233,24 @@ class FrozenDataset(Dataset[Batch]):
 
     def needed_texts(self) -> list[bytes]:
         """Returns the keys of all texts in all views of the examples, without repeats, short ones first."""
-        parts = (self._part(example, view) for example in range(len(self)) for view in range(self.num_views))
-        keys = {key for part in parts for ids, _ in _texts_of(part) for key in text_keys(ids, part.attention_mask)}
+        parts = (
+            self._part(example, view)
+            for example in range(len(self))
+            for view in range(self.num_views)
+        )
+        keys = {
+            key
+            for part in parts
+            for ids, _ in _texts_of(part)
+            for key in text_keys(ids, part.attention_mask)
+        }
         return sorted(keys, key=lambda key: (len(key), key))
 
     def _joined(self, key: BatchKey, generator: torch.Generator) -> Any:
         drawn = torch.randint(self.num_views, (len(key.examples),), generator=generator).tolist()
-        parts = [self._part(example, view) for example, view in zip(key.examples, drawn, strict=True)]
+        parts = [
+            self._part(example, view) for example, view in zip(key.examples, drawn, strict=True)
+        ]
         return joined(parts, seed=key.seed)
 
 
@@ -217,7 +260,9 @@ def _texts_of(batch: Batch) -> Iterator[tuple[Int[Tensor, "b l"], str]]:
             yield ids, states
 
 
-def text_keys(input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"] | None) -> list[bytes]:
+def text_keys(
+    input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"] | None
+) -> list[bytes]:
     """Returns for each text what it is found by; padding does not count."""
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     return [ids[kept.bool()].numpy().tobytes() for ids, kept in zip(input_ids, mask, strict=True)]

@@ -21,7 +21,9 @@ class SplitReport:
     images: int  # or pairs of images
     texts: int
     published: PublishedCount | None  # its published size; None for sets that are not published
-    words: Mapping[str, float]  # lengths of the texts in words: shortest, median, mean, p95 and longest
+    words: Mapping[
+        str, float
+    ]  # lengths of the texts in words: shortest, median, mean, p95 and longest
     classes: Mapping[str, int]  # texts of each answer type or label; none for captions
 
 
@@ -31,14 +33,22 @@ def inspect(
     """Reads all texts of a prepared set and counts; with `check` it compares all rows with their checksums."""
     one = PreparedSet(folder, None, schema)
     if check and (damaged := one.damaged()):
-        raise ValueError(f"{damaged[0]} is damaged, {len(damaged)} rows in all; run `bridgetower prepare` again")
-    schema, words, classes = one.schema, [Counter[int]() for _ in one.splits], [Counter[str]() for _ in one.splits]
+        raise ValueError(
+            f"{damaged[0]} is damaged, {len(damaged)} rows in all; run `bridgetower prepare` again"
+        )
+    schema, words, classes = (
+        one.schema,
+        [Counter[int]() for _ in one.splits],
+        [Counter[str]() for _ in one.splits],
+    )
     examples = counted(one.scan(), "reading", shown=progress, total=len(one.numbers))
     for split, example in zip(one.split_of.tolist(), examples, strict=True):
         words[split].update(len(text.split()) for text in schema.texts_of(example["entry"]))
         if schema.label:
             label = example["entry"][schema.label]
-            classes[split].update(label if isinstance(label, list) and label else [label or "unknown"])
+            classes[split].update(
+                label if isinstance(label, list) and label else [label or "unknown"]
+            )
     known = DATASETS.get(one.info.name)
     found = {}
     for number, (name, split) in enumerate(one.info.splits.items()):
@@ -58,6 +68,15 @@ def inspect(
 def word_lengths(counts: Mapping[int, int]) -> dict[str, float]:
     lengths = sorted(counts)
     weights = np.array([counts[length] for length in lengths])
-    median, p95 = (lengths[place] for place in np.searchsorted(weights.cumsum(), np.array([0.5, 0.95]) * weights.sum()))
+    median, p95 = (
+        lengths[place]
+        for place in np.searchsorted(weights.cumsum(), np.array([0.5, 0.95]) * weights.sum())
+    )
     mean = round(float(np.average(lengths, weights=weights)), 2)
-    return {"shortest": lengths[0], "median": median, "mean": mean, "p95": p95, "longest": lengths[-1]}
+    return {
+        "shortest": lengths[0],
+        "median": median,
+        "mean": mean,
+        "p95": p95,
+        "longest": lengths[-1],
+    }

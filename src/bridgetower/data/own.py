@@ -44,7 +44,9 @@ LABELS = Headings(
     usual=("label", "labels", "class", "category", "categories", "tags", "gold_label"),
     likely=("label_name", "class_name", "category_name", "class_label", "tag"),
 )
-NUMBERS = replace(LABELS, noun="numbers", usual=(*LABELS.usual, "score", "rating"), likely=("stars", "value"))
+NUMBERS = replace(
+    LABELS, noun="numbers", usual=(*LABELS.usual, "score", "rating"), likely=("stars", "value")
+)
 QUESTIONS = Headings(
     noun="questions",
     option="text_column",
@@ -60,7 +62,14 @@ ANSWERS = Headings(
 
 _MEANT = {  # labels in other words, by schema
     "snli-ve": {str(number): label for number, label in enumerate(schemas.SNLI_VE.labels)},
-    "nlvr2": {"true": "True", "1": "True", "yes": "True", "false": "False", "0": "False", "no": "False"},
+    "nlvr2": {
+        "true": "True",
+        "1": "True",
+        "yes": "True",
+        "false": "False",
+        "0": "False",
+        "no": "False",
+    },
 }
 
 
@@ -137,7 +146,9 @@ class VqaConfig(OwnSetConfig):
 class Classes:
     """What an example with labels can be, as `classes.json` holds it."""
 
-    names: tuple[str, ...]  # of the classes, in the order of their numbers; none if the labels are numbers
+    names: tuple[
+        str, ...
+    ]  # of the classes, in the order of their numbers; none if the labels are numbers
     multi_label: bool  # whether several may hold at once
 
     @property
@@ -159,7 +170,9 @@ class Seen:
 
     rows: int = 0
     labels: set[str] = field(default_factory=set)
-    several: dict[bool, str] = field(default_factory=dict)  # places of a row with a list of labels, and of one without
+    several: dict[bool, str] = field(
+        default_factory=dict
+    )  # places of a row with a list of labels, and of one without
     ids: set[str] = field(default_factory=set)
 
 
@@ -208,7 +221,9 @@ def prepare_own(
     spec = OWN_SETS[kind] if isinstance(kind, str) else kind
     config = config or spec.config()
     if type(config) is not spec.config:
-        raise ValueError(f"{spec.name} takes a {spec.config.__name__}, given is a {type(config).__name__}")
+        raise ValueError(
+            f"{spec.name} takes a {spec.config.__name__}, given is a {type(config).__name__}"
+        )
     listing = sorted(f"{one.name} {one.version}" for one in list_files(str(source)))
     digest = hashlib.sha256("\n".join(listing).encode(errors="replace")).hexdigest()
     settings = {"kind": spec.name, "source": digest, **config.settings}
@@ -223,7 +238,13 @@ def prepare_own(
     shares = {"test": config.test_fraction, "validation": config.validation_fraction}
     seen = Seen()
     with SetWriter(
-        Path(out), spec.schema, config, shares=shares, seed=config.seed, by_content=True, progress=progress
+        Path(out),
+        spec.schema,
+        config,
+        shares=shares,
+        seed=config.seed,
+        by_content=True,
+        progress=progress,
     ) as writer:
         for example in read(source, columns):
             seen.rows += 1
@@ -231,13 +252,19 @@ def prepare_own(
             try:
                 if example.problem:
                     raise ValueError(example.problem)
-                if len(images) != (min(1, len(images)) if spec.num_images is None else spec.num_images):
-                    raise ValueError(f"it has {len(images)} images; expected {spec.num_images or 'one or none'}")
+                if len(images) != (
+                    min(1, len(images)) if spec.num_images is None else spec.num_images
+                ):
+                    raise ValueError(
+                        f"it has {len(images)} images; expected {spec.num_images or 'one or none'}"
+                    )
                 entries = spec.entries(example, config, seen)
             except ValueError as error:
                 writer.refuse(f"{place}: {error}")
                 continue
-            writer.add(images, entries, name="" if images else example.id, split=example.split, place=place)
+            writer.add(
+                images, entries, name="" if images else example.id, split=example.split, place=place
+            )
         info = DatasetInfo(
             name=Path(str(source).rstrip("/")).stem,
             split_rule="as the source gives them, else by a hash of seed and image",
@@ -265,7 +292,11 @@ def finished_set(out: Path, settings: Mapping[str, Any], max_errors: int) -> Dat
     if not (out / INFO_FILE).exists():
         return None
     info = read_info(out)
-    different = [name for name in {**info.settings, **settings} if info.settings.get(name) != settings.get(name)]
+    different = [
+        name
+        for name in {**info.settings, **settings}
+        if info.settings.get(name) != settings.get(name)
+    ]
     if different:
         raise ValueError(
             f"{out} holds a set that differs in {', '.join(different)}; choose another folder, or remove it"
@@ -286,8 +317,14 @@ def _labelled(
     """A blank cell is an unknown label; an empty list, or a blank cell with a separator, is no class."""
     cell, separator = _cell(example, config.label_column, headings), config.label_separator
     labels: tuple[str, ...] | None = None
-    if cell is not None and cell == cell and not (separator is None and isinstance(cell, str) and not cell.strip()):
-        parts = cell if isinstance(cell, list) else str(cell).split(separator) if separator else [cell]
+    if (
+        cell is not None
+        and cell == cell
+        and not (separator is None and isinstance(cell, str) and not cell.strip())
+    ):
+        parts = (
+            cell if isinstance(cell, list) else str(cell).split(separator) if separator else [cell]
+        )
         labels = tuple(dict.fromkeys(name for part in parts if (name := _text(part))))
     text = joined_text(example)
     if not text and not example.images:
@@ -296,7 +333,11 @@ def _labelled(
     if labels is not None:
         seen.several.setdefault(separator is not None or isinstance(cell, list), example.place)
         seen.labels.update(labels)
-    return [schemas.LabelledEntry(example_id=name, text=text, labels=labels or (), labelled=labels is not None)]
+    return [
+        schemas.LabelledEntry(
+            example_id=name, text=text, labels=labels or (), labelled=labels is not None
+        )
+    ]
 
 
 def _classes(seen: Seen, config: LabelledConfig, training: Iterator[Any]) -> Mapping[str, Any]:
@@ -306,12 +347,18 @@ def _classes(seen: Seen, config: LabelledConfig, training: Iterator[Any]) -> Map
         )
     if len(seen.labels) < 2:
         found = f"{len(seen.labels)} classes ({', '.join(seen.labels)})"
-        raise ValueError(f"there are {found}; expected at least two: name the column of labels (label_column)")
-    by_number = sorted(seen.labels, key=lambda one: (not one.isdecimal(), int(one) if one.isdecimal() else 0, one))
+        raise ValueError(
+            f"there are {found}; expected at least two: name the column of labels (label_column)"
+        )
+    by_number = sorted(
+        seen.labels, key=lambda one: (not one.isdecimal(), int(one) if one.isdecimal() else 0, one)
+    )
     return {CLASSES_FILE: asdict(Classes(names=tuple(by_number), multi_label=True in seen.several))}
 
 
-def _numbered(example: Example, config: LabelledConfig, seen: Seen) -> Sequence[schemas.LabelledEntry]:
+def _numbered(
+    example: Example, config: LabelledConfig, seen: Seen
+) -> Sequence[schemas.LabelledEntry]:
     (entry,) = _labelled(example, config, seen, NUMBERS)
     with suppress(ValueError):
         if not entry.labelled or (len(entry.labels) == 1 and isfinite(float(entry.labels[0]))):
@@ -327,10 +374,16 @@ def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[sche
     parts = cell if isinstance(cell, list) else [cell]
     if config.answer_separator and isinstance(cell, str):
         parts = cell.split(config.answer_separator)
-    answers = tuple(filter(None, (_text(part.get("answer") if isinstance(part, dict) else part) for part in parts)))
+    answers = tuple(
+        filter(
+            None, (_text(part.get("answer") if isinstance(part, dict) else part) for part in parts)
+        )
+    )
     number = _text(example.fields.get("question_id")) or str(seen.rows)
     if not number.isdecimal() or number in seen.ids:
-        raise ValueError(f"question_id {number!r} comes twice or is no whole number; leave the column out")
+        raise ValueError(
+            f"question_id {number!r} comes twice or is no whole number; leave the column out"
+        )
     seen.ids.add(number)
     types = {name: _text(example.fields.get(name)) for name in ("question_type", "answer_type")}
     return [schemas.Question(question_id=int(number), question=text, answers=answers, **types)]
@@ -339,7 +392,9 @@ def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[sche
 def _answers(seen: Seen, config: VqaConfig, training: Iterator[Any]) -> Mapping[str, Any]:
     questions = [dict.fromkeys(map(normalise_answer, entry["answers"])) for entry in training]
     counts = Counter(answer for answers in questions for answer in answers)
-    vocabulary = [answer for answer, count in counts.items() if answer and count >= config.min_count]
+    vocabulary = [
+        answer for answer, count in counts.items() if answer and count >= config.min_count
+    ]
     if questions and len(vocabulary) < 2:
         raise ValueError(
             f"{len(vocabulary)} answers are given to at least {config.min_count} training questions; expected two"
@@ -400,10 +455,16 @@ def _text(cell: object) -> str:
 def _spec(name: str, what: str, more: str, example: str, **others: Any) -> OwnSpec:
     splits = "Splits come from a column `split`, from folders or file names; else images are split by a hash."
     example = f"Example: bridgetower prepare {name} {example}.csv --out data/{example}"
-    return OwnSpec(name=name, summary=f"{what}\n\n{f'{more} {splits}'.strip()}\n\n{example}", **others)
+    return OwnSpec(
+        name=name, summary=f"{what}\n\n{f'{more} {splits}'.strip()}\n\n{example}", **others
+    )
 
 
-_WITH_LABELS: Mapping[str, Any] = {"schema": schemas.CLASSIFICATION, "config": LabelledConfig, "num_images": None}
+_WITH_LABELS: Mapping[str, Any] = {
+    "schema": schemas.CLASSIFICATION,
+    "config": LabelledConfig,
+    "num_images": None,
+}
 _SPECS = (
     _spec(
         "pairs",
@@ -430,7 +491,9 @@ _SPECS = (
         "",
         "ratings",
         entries=_numbered,
-        files=lambda seen, config, training: {CLASSES_FILE: asdict(Classes(names=(), multi_label=False))},
+        files=lambda seen, config, training: {
+            CLASSES_FILE: asdict(Classes(names=(), multi_label=False))
+        },
         **_WITH_LABELS,
     ),
     _spec(

@@ -62,14 +62,19 @@ class DatasetInfo:
     settings: Mapping[str, object] = field(default_factory=dict)  # all that decides the content
     splits: Mapping[str, SplitInfo] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)  # how much, by reason
-    some_left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names of some of it, by reason
+    some_left_out: Mapping[str, Sequence[str]] = field(
+        default_factory=dict
+    )  # names of some of it, by reason
     versions: Mapping[str, int] = field(default_factory=dict)  # of the tables
     digest: str = ""  # of all images and examples
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Counts images, and entries by the name of what they are, such as `questions`, of each split."""
         noun = schema_named(self.kind).entries
-        return {name: {"images": split.images, noun: split.examples} for name, split in self.splits.items()}
+        return {
+            name: {"images": split.images, noun: split.examples}
+            for name, split in self.splits.items()
+        }
 
 
 class SetWriter:
@@ -87,14 +92,21 @@ class SetWriter:
         progress: bool = True,
     ) -> None:
         self.out, self.schema, self.config = Path(out), schema, config
-        self._shares, self._seed, self._by_content, self._progress = shares or {}, seed, by_content, progress
+        self._shares, self._seed, self._by_content, self._progress = (
+            shares or {},
+            seed,
+            by_content,
+            progress,
+        )
         # Makes the content of further JSON files, such as a vocabulary of answers, once all splits are known.
         self.files: Callable[[], Mapping[str, Any]] = dict
         self.bad: list[str] = []  # what cannot be used
         self._left_out: dict[str, list[str]] = {}
         self._num_left_out: Counter[str] = Counter()
         self._seen: set[int] = set()
-        self._places: dict[int, Future[bytes | str] | int | str] = {}  # number of an image, or what is wrong with it
+        self._places: dict[
+            int, Future[bytes | str] | int | str
+        ] = {}  # number of an image, or what is wrong with it
         self._contents: dict[bytes, int] = {}  # number of an image by its digest
         self._digests: list[bytes] = []
         self._rows: list[tuple[str, str, bytes, bytes]] = []  # images that are not committed
@@ -103,7 +115,9 @@ class SetWriter:
         self._waiting: deque[tuple[str, str, str, list[tuple[int, Image]], list[Any]]] = deque()
         self._groups: dict[str, set[int]] = {}  # images, or texts without one, of each split
         self._counts: Counter[str] = Counter()
-        self._given: dict[bool, str] = {}  # an example with a split that the source gave, and one without
+        self._given: dict[
+            bool, str
+        ] = {}  # an example with a split that the source gave, and one without
         self._split_of: dict[int, str] = {}  # of each name of an image
         self._twice: list[str] = []  # images in two splits
         self._size, self._written = 0, time.monotonic()
@@ -115,12 +129,18 @@ class SetWriter:
             remove_leftovers(self.out)
             self._images = _own_table(self.out / "images.lance", _IMAGES, checked="image")
             for batch in self._images.scan(["name", "version", "digest"]):
-                for name, version, digest in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                for name, version, digest in zip(
+                    *(column.to_pylist() for column in batch.columns), strict=True
+                ):
                     self._places[_key(name, version)] = self._add_digest(digest)
-            self._table = _own_table(self.out / "examples.lance", _EXAMPLES, checked="example", replace=True)
+            self._table = _own_table(
+                self.out / "examples.lance", _EXAMPLES, checked="example", replace=True
+            )
             self._pool = ThreadPoolExecutor(self.config.num_workers)
             stack.callback(self._pool.shutdown, cancel_futures=True)
-            self._advance = stack.enter_context(counting("preparing", total=None, shown=self._progress))
+            self._advance = stack.enter_context(
+                counting("preparing", total=None, shown=self._progress)
+            )
             self._stack = stack.pop_all()
         return self
 
@@ -128,12 +148,26 @@ class SetWriter:
         self._stack.close()
 
     def add(
-        self, images: Sequence[Image], entries: Iterable[Any], *, name: str = "", split: str = "", place: str = ""
+        self,
+        images: Sequence[Image],
+        entries: Iterable[Any],
+        *,
+        name: str = "",
+        split: str = "",
+        place: str = "",
     ) -> None:
         """Adds what is said about an image, several, or none; what cannot be used is counted as bad."""
         name = name or (images[0].name if images else place)
-        if unfit := [one for one in (name, *(image.name for image in images)) if not one or escaped(one) != one]:
-            why = f"the name {unfit[0]!r} is not UTF-8; rename the file" if unfit[0] else "it has no name"
+        if unfit := [
+            one
+            for one in (name, *(image.name for image in images))
+            if not one or escaped(one) != one
+        ]:
+            why = (
+                f"the name {unfit[0]!r} is not UTF-8; rename the file"
+                if unfit[0]
+                else "it has no name"
+            )
             self.refuse(f"{place or name}: {why}")
             return
         good = []
@@ -144,7 +178,9 @@ class SetWriter:
                 good.append(entry)
         asked = []
         for image in images:
-            version = image.version  # an attempt that is continued must not take an earlier image of the same name
+            version = (
+                image.version
+            )  # an attempt that is continued must not take an earlier image of the same name
             if not version and image.content is not None:
                 version = hashlib.blake2b(image.content, digest_size=8).hexdigest()
             elif not version and not is_url(image.place):
@@ -181,11 +217,15 @@ class SetWriter:
 
     def training_entries(self) -> Iterator[Any]:
         for batch in self._table.scan(["split", "example"]):
-            for split, example in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            for split, example in zip(
+                *(column.to_pylist() for column in batch.columns), strict=True
+            ):
                 if split == "train":
                     yield json.loads(example)["entry"]
 
-    def finish(self, source: object, info: DatasetInfo, *, splits: Sequence[str] = ()) -> DatasetInfo:
+    def finish(
+        self, source: object, info: DatasetInfo, *, splits: Sequence[str] = ()
+    ) -> DatasetInfo:
         while self._waiting:
             self._settle()
         self._commit()  # what can be used stays for the next attempt
@@ -193,7 +233,9 @@ class SetWriter:
         if not self._counts or (empty := [name for name in splits if not self._counts[name]]):
             of = f" of {', '.join(empty)}" if self._counts else ""
             reason = f" ({shortened(self.bad[0])})" if self.bad else ""
-            raise ValueError(f"{source} has no usable example{of}{reason}; check that it is the right source")
+            raise ValueError(
+                f"{source} has no usable example{of}{reason}; check that it is the right source"
+            )
         if len(self._given) > 1:
             raise ValueError(
                 f"{source}: {self._given[True]} has a split and {self._given[False]} none; give all or none"
@@ -201,7 +243,9 @@ class SetWriter:
         # A split of a share that chance left empty gets one image, so that a small set can be evaluated.
         for name in SPLITS if False in self._given else ():
             largest = max(self._groups, key=lambda one: len(self._groups[one]))
-            is_wanted = (name == "train" or self._shares.get(name, 0) > 0) and not self._groups.get(name)
+            is_wanted = (name == "train" or self._shares.get(name, 0) > 0) and not self._groups.get(
+                name
+            )
             if is_wanted and len(self._groups[largest]) > 1:
                 moved = min(self._groups[largest])
                 self._groups[largest].remove(moved)
@@ -212,24 +256,38 @@ class SetWriter:
         if True in self._given and self._by_content:
             # An image in two splits would be trained on and evaluated; a copy of it under another name may be meant.
             if self._twice:
-                raise ValueError(f"{source}: {len(self._twice)} images, such as {self._twice[0]}; give each one split")
+                raise ValueError(
+                    f"{source}: {len(self._twice)} images, such as {self._twice[0]}; give each one split"
+                )
             for split, other in combinations(self._groups, 2):
-                if shared := {group for group in self._groups[split] & self._groups[other] if group >= 0}:
+                if shared := {
+                    group for group in self._groups[split] & self._groups[other] if group >= 0
+                }:
                     name = self._images.take([min(shared)], ["name"])["name"][0]
-                    message = "%s: %d images of %s, such as %s, are in %s too, by the same or other names"
+                    message = (
+                        "%s: %d images of %s, such as %s, are in %s too, by the same or other names"
+                    )
                     logger.warning(message, source, len(shared), split, name, other)
         for name, value in self.files().items():
             write_json(self.out / name, value)
         bad = {"cannot be used": self.bad[:_LISTED]} if self.bad else {}
-        order = sorted(self._counts, key=lambda one: (SPLITS.index(one) if one in SPLITS else len(SPLITS), one))
+        order = sorted(
+            self._counts, key=lambda one: (SPLITS.index(one) if one in SPLITS else len(SPLITS), one)
+        )
         info = replace(
             info,
             kind=self.schema.name,
             splits={
-                name: SplitInfo(images=sum(one >= 0 for one in self._groups[name]), examples=self._counts[name])
+                name: SplitInfo(
+                    images=sum(one >= 0 for one in self._groups[name]), examples=self._counts[name]
+                )
                 for name in order
             },
-            left_out={**info.left_out, **self._num_left_out, **{reason: len(self.bad) for reason in bad}},
+            left_out={
+                **info.left_out,
+                **self._num_left_out,
+                **{reason: len(self.bad) for reason in bad},
+            },
             some_left_out={**info.some_left_out, **self._left_out, **bad},
             versions={"images": self._images.version, "examples": self._table.version},
             digest="".join(_content(self._images, self._table, sorted(order))[0]),
@@ -266,21 +324,29 @@ class SetWriter:
             return
         self._given.setdefault(bool(split), place)
         group = numbers[0] if numbers else -1 - sum(self._counts.values())
-        split = split or split_of(self._digests[group] if numbers else name.encode(), self._shares, self._seed)
+        split = split or split_of(
+            self._digests[group] if numbers else name.encode(), self._shares, self._seed
+        )
         for key, image in images:
             if self._by_content and (other := self._split_of.setdefault(key, split)) != split:
                 self._twice.append(f"{image.name}, are in {other} and in {split}")
         for entry in entries:
-            if isinstance(entry, str) and not self.is_new(f"{group} {split} {entry}"):  # as the official code trains
+            if isinstance(entry, str) and not self.is_new(
+                f"{group} {split} {entry}"
+            ):  # as the official code trains
                 self.leave_out("repeated caption", name)
                 continue
             plain = entry if isinstance(entry, str) else vars(entry)
-            example = json.dumps({"id": name, "images": numbers, "entry": plain}, ensure_ascii=False).encode()
+            example = json.dumps(
+                {"id": name, "images": numbers, "entry": plain}, ensure_ascii=False
+            ).encode()
             self._examples.append((split, group, example))
             self._counts[split] += 1
             self._size += len(example)
         self._groups.setdefault(split, set()).add(group)
-        if self._size > _COMMIT_BYTES or (self._rows and time.monotonic() - self._written > _COMMIT_SECONDS):
+        if self._size > _COMMIT_BYTES or (
+            self._rows and time.monotonic() - self._written > _COMMIT_SECONDS
+        ):
             self._commit()
 
     def _add_digest(self, digest: bytes) -> int:
@@ -316,7 +382,9 @@ def _warn_of_few(source: object, info: DatasetInfo) -> None:
             )
 
 
-def _own_table(place: Path, columns: Mapping[str, str], *, checked: str, replace: bool = False) -> Table:
+def _own_table(
+    place: Path, columns: Mapping[str, str], *, checked: str, replace: bool = False
+) -> Table:
     """Opens the table that an earlier attempt left, or makes it; a user's table of that name is kept."""
     import pyarrow as pa
 
@@ -331,15 +399,21 @@ def _own_table(place: Path, columns: Mapping[str, str], *, checked: str, replace
 
 
 class PreparedSet:
-    def __init__(self, folder: str | Path, splits: Sequence[str] | None = None, schema: Schema | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, splits: Sequence[str] | None = None, schema: Schema | None = None
+    ) -> None:
         self.folder, self.info = str(folder).rstrip("/"), read_info(folder)
         self.schema = schema or schema_named(self.info.kind)
         if self.info.kind != self.schema.name:
-            raise ValueError(f"{folder} is a set of kind {self.info.kind}; use a set of kind {self.schema.name}")
+            raise ValueError(
+                f"{folder} is a set of kind {self.info.kind}; use a set of kind {self.schema.name}"
+            )
         self.splits = tuple(self.info.splits if splits is None else splits)
         if missing := [name for name in self.splits if name not in self.info.splits]:
             there = ", ".join(self.info.splits)
-            raise FileNotFoundError(f"{folder} has no split {missing[0]!r}; it has {there} ({SPLIT_OPTIONS})")
+            raise FileNotFoundError(
+                f"{folder} has no split {missing[0]!r}; it has {there} ({SPLIT_OPTIONS})"
+            )
         versions = self.info.versions
         self._images = Table(f"{self.folder}/images.lance", version=versions["images"])
         self.num_images = len(self._images)  # of all splits
@@ -353,7 +427,9 @@ class PreparedSet:
         split = np.array([*places, -1], np.int8)[split]
         self.numbers = np.flatnonzero(split >= 0)  # of the examples of the chosen splits
         self.split_of = split[self.numbers]  # the place of each one's split among `splits`
-        self.groups = groups[self.numbers]  # the first image of each one; negative where it has only text
+        self.groups = groups[
+            self.numbers
+        ]  # the first image of each one; negative where it has only text
 
     def examples(self, places: Sequence[int]) -> list[dict[str, Any]]:
         """Returns examples by their places among `numbers`: `id`, `images` and `entry` of each."""
@@ -379,30 +455,49 @@ class PreparedSet:
         return found
 
     def damaged(self) -> list[str]:
-        return [f"row {row} of {table.uri}" for table in (self._images, self._examples) for row in table.damaged()]
+        return [
+            f"row {row} of {table.uri}"
+            for table in (self._images, self._examples)
+            for row in table.damaged()
+        ]
 
 
-def _content(images: Table, examples: Table, splits: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+def _content(
+    images: Table, examples: Table, splits: Sequence[str]
+) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Returns a digest of each table, and the number of the split and the group of each example."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     parts = list(examples.scan(["split", "group"]))
-    codes = [pc.fill_null(pc.index_in(part["split"], pa.array(splits)), -1).to_numpy() for part in parts]
-    split, group = np.concatenate(codes).astype(np.int8), np.concatenate([part["group"].to_numpy() for part in parts])
+    codes = [
+        pc.fill_null(pc.index_in(part["split"], pa.array(splits)), -1).to_numpy() for part in parts
+    ]
+    split, group = (
+        np.concatenate(codes).astype(np.int8),
+        np.concatenate([part["group"].to_numpy() for part in parts]),
+    )
     contents = (images.crcs(),), (examples.crcs(), split, group)
-    digests = [hashlib.blake2b(b"".join(one.tobytes() for one in part), digest_size=16) for part in contents]
+    digests = [
+        hashlib.blake2b(b"".join(one.tobytes() for one in part), digest_size=16)
+        for part in contents
+    ]
     return [digest.hexdigest() for digest in digests], split, group
 
 
 def read_info(folder: str | Path) -> DatasetInfo:
-    path, content = read_part_of_set(folder, INFO_FILE, "the folder that `bridgetower prepare` wrote")
+    path, content = read_part_of_set(
+        folder, INFO_FILE, "the folder that `bridgetower prepare` wrote"
+    )
     return from_plain(DatasetInfo, json_object(content, path), path)
 
 
 def split_of(mark: bytes, shares: Mapping[str, float], seed: int) -> str:
     """A hash decides, so that no other image changes the split of one."""
-    place = int.from_bytes(hashlib.blake2b(b"%d %s" % (seed, mark), digest_size=8).digest(), "big") / 2**64
+    place = (
+        int.from_bytes(hashlib.blake2b(b"%d %s" % (seed, mark), digest_size=8).digest(), "big")
+        / 2**64
+    )
     for name, share in shares.items():
         if place < share:
             return name
@@ -426,5 +521,7 @@ def _checked(image: Image) -> bytes | str:
 
 def _key(name: str, version: str) -> int:
     return int.from_bytes(
-        hashlib.blake2b(f"{name}\0{version}".encode(errors="surrogateescape"), digest_size=8).digest()
+        hashlib.blake2b(
+            f"{name}\0{version}".encode(errors="surrogateescape"), digest_size=8
+        ).digest()
     )

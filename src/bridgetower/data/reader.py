@@ -25,7 +25,16 @@ from typing import Any, BinaryIO, Literal
 
 from bridgetower.data.config import Cutting
 from bridgetower.data.example import ColumnFile, Example, Image, cell_bytes
-from bridgetower.data.fetch import JsonLists, Listed, is_url, list_files, open_place, read_bytes, suffix_of, version_of
+from bridgetower.data.fetch import (
+    JsonLists,
+    Listed,
+    is_url,
+    list_files,
+    open_place,
+    read_bytes,
+    suffix_of,
+    version_of,
+)
 from bridgetower.extras import install, is_installed, require
 from bridgetower.files import shortened
 
@@ -35,10 +44,28 @@ IMAGE_SUFFIXES = frozenset(
         *(".heic", ".heif", ".jxl"),  # which may be refused where they are opened, with advice
     }
 )
-VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
+VIDEO_SUFFIXES = (
+    ".avi",
+    ".flv",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".ogv",
+    ".ts",
+    ".webm",
+    ".wmv",
+)
 SUBTITLE_SUFFIXES = (".vtt", ".srt")
 ID_COLUMNS = ("id", "image_id", "key", "uid")
-PAIR_COLUMNS = (("image_0", "image_1"), ("image_1", "image_2"), ("image1", "image2"), ("left", "right"))
+PAIR_COLUMNS = (
+    ("image_0", "image_1"),
+    ("image_1", "image_2"),
+    ("image1", "image2"),
+    ("left", "right"),
+)
 SPLITS = {  # as sources name them, and their names here
     **{"train": "train", "training": "train", "test": "test", "testing": "test"},
     **{"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"},
@@ -55,7 +82,9 @@ class Headings:
     option: str  # that names another one
     usual: tuple[str, ...]
     second: tuple[str, ...] = ()  # usual too, where there is none of the first
-    likely: tuple[str, ...] = ()  # taken where there is no usual one and only one of these, with a line in the log
+    likely: tuple[
+        str, ...
+    ] = ()  # taken where there is no usual one and only one of these, with a line in the log
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,18 +94,54 @@ class Headings:
 IMAGES = Headings(
     noun="images",
     option="image_column",
-    usual=("image", "image_path", "path", "file", "file_name", "filename", "filepath", "img", "jpg"),
+    usual=(
+        "image",
+        "image_path",
+        "path",
+        "file",
+        "file_name",
+        "filename",
+        "filepath",
+        "img",
+        "jpg",
+    ),
     second=("url", "image_url"),
     likely=(
-        *("images", "image_name", "image_file", "image_filename", "img_name", "img_path", "img_file", "photo"),
-        *("photo_path", "picture", "picture_path", "pic", "img_url", "photo_url", "picture_url", "image_link"),
+        *(
+            "images",
+            "image_name",
+            "image_file",
+            "image_filename",
+            "img_name",
+            "img_path",
+            "img_file",
+            "photo",
+        ),
+        *(
+            "photo_path",
+            "picture",
+            "picture_path",
+            "pic",
+            "img_url",
+            "photo_url",
+            "picture_url",
+            "image_link",
+        ),
     ),
 )
 CAPTIONS = Headings(
     noun="texts",
     option="text_column",
     usual=("caption", "captions", "text", "sentence", "sentences"),
-    likely=("comment", "comments", "description", "alt", "alt_text", "image_caption", "image_description"),
+    likely=(
+        "comment",
+        "comments",
+        "description",
+        "alt",
+        "alt_text",
+        "image_caption",
+        "image_description",
+    ),
 )
 
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
@@ -85,10 +150,18 @@ _KINDS = {
     **dict.fromkeys(IMAGE_SUFFIXES, "images"),
     **dict.fromkeys(VIDEO_SUFFIXES, "video"),
     **dict.fromkeys(SUBTITLE_SUFFIXES, "subtitles"),
-    **{suffix + packed: kind for suffix, kind in _OF_ROWS.items() for packed in ("", ".gz", ".bz2", ".xz", ".zst")},
+    **{
+        suffix + packed: kind
+        for suffix, kind in _OF_ROWS.items()
+        for packed in ("", ".gz", ".bz2", ".xz", ".zst")
+    },
 }
-_DESCRIBES = re.compile(r"metadata\.(csv|jsonl|parquet)")  # a table of the images of a folder, as `datasets` has it
-_LONGEST = 2**20  # characters of a line of a text file or of a cell, bytes of a header in a tar shard
+_DESCRIBES = re.compile(
+    r"metadata\.(csv|jsonl|parquet)"
+)  # a table of the images of a folder, as `datasets` has it
+_LONGEST = (
+    2**20
+)  # characters of a line of a text file or of a cell, bytes of a header in a tar shard
 _LONGEST_ROW = 2**24  # characters of a row of a table, which may have images as base64
 _LARGEST = 2**29  # bytes of an image in a tar shard
 _PART = 2000  # images of a folder that are read together
@@ -103,7 +176,9 @@ _FOREIGN = {  # columns of formats that are not read, with advice
     "conversations": "a conversation is not read: write a row for each question, with image, question and answer",
     "annotations": "nested rows are not read: export a CSV, or JSON-MIN of Label Studio",
 }
-_IN_NAME = re.compile(r"(?:^|[/_.-])(train|training|validation|valid|val|dev|test|testing)(?=[/_.-]|$)")
+_IN_NAME = re.compile(
+    r"(?:^|[/_.-])(train|training|validation|valid|val|dev|test|testing)(?=[/_.-]|$)"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -125,10 +200,14 @@ class Needed:
 class Columns:
     """Which columns of tables are read, and how videos are cut; None looks for the usual names."""
 
-    image: str | None = None  # paths, URLs or image bytes; two names for pairs of images, with a comma between them
+    image: str | None = (
+        None  # paths, URLs or image bytes; two names for pairs of images, with a comma between them
+    )
     text: str | None = None  # A caption or a list of captions
     id: str | None = None  # what names a row
-    captions_from: CaptionsFrom = "text"  # "folder" takes the name of the folder that an image is in as its caption
+    captions_from: CaptionsFrom = (
+        "text"  # "folder" takes the name of the folder that an image is in as its caption
+    )
     cutting: Cutting = field(default_factory=Cutting)  # how videos become moments
     needed: tuple[Needed, ...] = ()
     text_option: str = CAPTIONS.option  # how errors call `text`
@@ -140,13 +219,20 @@ class Part:
 
     kind: Literal["table", "tar", "texts", "captions", "images", "video", "problem"]
     files: tuple[Listed, ...]
-    beside: Mapping[str, Listed] = field(default_factory=dict)  # texts and subtitles, by the name of the image or video
+    beside: Mapping[str, Listed] = field(
+        default_factory=dict
+    )  # texts and subtitles, by the name of the image or video
     split: str = ""  # that the names of the files give
 
     @property
     def version(self) -> str:
         """What changes when a file does."""
-        return " ".join([self.kind, *(f"{one.place} {one.version}" for one in (*self.files, *self.beside.values()))])
+        return " ".join(
+            [
+                self.kind,
+                *(f"{one.place} {one.version}" for one in (*self.files, *self.beside.values())),
+            ]
+        )
 
 
 def read(source: str | os.PathLike[str], columns: Columns | None = None) -> Iterator[Example]:
@@ -183,7 +269,9 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
     kinds = defaultdict[str, list[Listed]](list)
     for one in files:
         kinds[_kind(one)].append(one)
-    images, tables, tars, videos, subtitles = (kinds[name] for name in ("images", "table", "tar", "video", "subtitles"))
+    images, tables, tars, videos, subtitles = (
+        kinds[name] for name in ("images", "table", "tar", "video", "subtitles")
+    )
     captions = [one for one in kinds["texts"] if PurePosixPath(one.name).name == "captions.txt"]
     described = [one for one in tables if _DESCRIBES.fullmatch(PurePosixPath(one.name).name)]
     if tars and images and not described:
@@ -191,10 +279,17 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
             f"{source} has both tar shards ({tars[0].name}) and images ({images[0].name}); give one of them"
         )
     # As `datasets.Dataset.save_to_disk` writes it.
-    saved = any(PurePosixPath(one.name).name in ("state.json", "dataset_dict.json") for one in files)
+    saved = any(
+        PurePosixPath(one.name).name in ("state.json", "dataset_dict.json") for one in files
+    )
     arrow = [one for one in tables if saved and suffix_of(one.place) == ".arrow"]
     choices = (
-        *(("table", described), ("tar", tars), ("captions", captions if len(files) > 1 else []), ("table", arrow)),
+        *(
+            ("table", described),
+            ("tar", tars),
+            ("captions", captions if len(files) > 1 else []),
+            ("table", arrow),
+        ),
         *(("images", images), ("table", tables), ("texts", kinds["texts"])),
     )
     kind, chosen = next((choice for choice in choices if choice[1]), ("", []))
@@ -206,17 +301,24 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
     if videos and not found:
         require("video")
     if videos and not is_installed("av"):
-        bad += [replace(one, problem=f"the extra 'video' is missing: {install('video')}") for one in videos]
+        bad += [
+            replace(one, problem=f"the extra 'video' is missing: {install('video')}")
+            for one in videos
+        ]
     elif videos:
         if len(listed) == 1:
             videos, subtitles = _beside(videos[0])
-        found += [_part("video", one, _subtitles_of(one, videos, subtitles)) for one in kinds["video"]]
+        found += [
+            _part("video", one, _subtitles_of(one, videos, subtitles)) for one in kinds["video"]
+        ]
     if kinds["other"] and not saved:
         unused = Counter(suffix_of(one.place) or one.name for one in kinds["other"])
         counts = ", ".join(f"{count} {suffix}" for suffix, count in unused.most_common(8))
         logger.warning("%s: files that are not read were skipped: %s", source, counts)
     if not found and not bad:
-        raise ValueError(f"{source} has nothing that can be read; expected images, a table, tar shards or videos")
+        raise ValueError(
+            f"{source} has nothing that can be read; expected images, a table, tar shards or videos"
+        )
     if found and not all(part.split for part in found):
         found = [replace(part, split="") for part in found]
     return [*found, *(Part(kind="problem", files=(one,)) for one in bad)]
@@ -228,7 +330,14 @@ def read_part(part: Part, columns: Columns) -> Iterator[Example]:
     if part.kind == "problem":
         yield Example(id=file.name, place=file.name, problem=file.problem)
         return
-    read = {"table": _table, "tar": _tar, "captions": _captions, "texts": _texts, "images": _images, "video": _video}
+    read = {
+        "table": _table,
+        "tar": _tar,
+        "captions": _captions,
+        "texts": _texts,
+        "images": _images,
+        "video": _video,
+    }
     try:
         for example in read[part.kind](part, columns):
             yield example if example.split else replace(example, split=part.split)
@@ -275,7 +384,10 @@ def _beside(video: Listed) -> tuple[list[Listed], list[Listed]]:
         near = [Listed(str(path), path.name) for path in sorted(Path(video.place).parent.iterdir())]
     elif video.place.lower().startswith("http"):
         stem = video.place.partition("?")[0].rpartition(".")[0]
-        near = [Listed(f"{stem}{suffix}", PurePosixPath(stem).name + suffix) for suffix in SUBTITLE_SUFFIXES]
+        near = [
+            Listed(f"{stem}{suffix}", PurePosixPath(stem).name + suffix)
+            for suffix in SUBTITLE_SUFFIXES
+        ]
     else:
         near = [one for one in list_files(video.place.rpartition("/")[0]) if "/" not in one.name]
     subtitles = list[Listed]()
@@ -286,17 +398,26 @@ def _beside(video: Listed) -> tuple[list[Listed], list[Listed]]:
     return [one for one in near if suffix_of(one.place) in VIDEO_SUFFIXES], subtitles
 
 
-def _subtitles_of(video: Listed, videos: Sequence[Listed], subtitles: Sequence[Listed]) -> Listed | None:
+def _subtitles_of(
+    video: Listed, videos: Sequence[Listed], subtitles: Sequence[Listed]
+) -> Listed | None:
     """Returns `NAME.vtt`, `NAME.srt` or `NAME.LANGUAGE.vtt` of a video, in this order, unless it is another video's."""
     stem = video.name.rpartition(".")[0]
     others = {one.name.rpartition(".")[0] for one in videos} - {stem}
     language = re.compile(
-        re.escape(stem) + r"\.([A-Za-z]{2,3}([-_][A-Za-z0-9]+)*(\.(forced|sdh))?\.)?(vtt|srt)", re.ASCII
+        re.escape(stem) + r"\.([A-Za-z]{2,3}([-_][A-Za-z0-9]+)*(\.(forced|sdh))?\.)?(vtt|srt)",
+        re.ASCII,
     )
-    found = [one for one in subtitles if language.fullmatch(one.name) and one.name.rpartition(".")[0] not in others]
+    found = [
+        one
+        for one in subtitles
+        if language.fullmatch(one.name) and one.name.rpartition(".")[0] not in others
+    ]
     found.sort(key=lambda one: (one.name.count("."), not one.name.endswith(".vtt"), one.name))
     if len(found) > 1:
-        logger.warning("%s has %d files of subtitles; %s is read", video.name, len(found), found[0].name)
+        logger.warning(
+            "%s has %d files of subtitles; %s is read", video.name, len(found), found[0].name
+        )
     return found[0] if found else None
 
 
@@ -312,12 +433,23 @@ def _images(part: Part, columns: Columns) -> Iterator[Example]:
             try:
                 root = Path(file.place.removesuffix(file.name)).resolve()
                 is_link = not is_url(file.place) and Path(beside.place).is_symlink()
-                if is_link and not Path(beside.place).resolve().is_relative_to(root):  # which an index would then show
+                if is_link and not Path(beside.place).resolve().is_relative_to(
+                    root
+                ):  # which an index would then show
                     raise ValueError("it is a link to a file outside of the folder; copy it there")
-                texts = _stripped(read_bytes(beside.place, most=_LONGEST).decode("utf-8-sig").splitlines())
+                texts = _stripped(
+                    read_bytes(beside.place, most=_LONGEST).decode("utf-8-sig").splitlines()
+                )
             except (OSError, ValueError) as error:
                 problem = f"{beside.name}: {error}"
-        yield Example(id=file.name, images=(image,), texts=texts, fields=fields, place=file.name, problem=problem)
+        yield Example(
+            id=file.name,
+            images=(image,),
+            texts=texts,
+            fields=fields,
+            place=file.name,
+            problem=problem,
+        )
 
 
 def _video(part: Part, columns: Columns) -> Iterator[Example]:
@@ -330,7 +462,9 @@ def _video(part: Part, columns: Columns) -> Iterator[Example]:
         moments, problems = [], [str(error)]
     for one in moments:
         name = f"{file.name}#t={one.start:.3f},{one.end:.3f}"
-        image = Image(name=name, place=file.place, moment=(one.start, one.end), version=file.version)
+        image = Image(
+            name=name, place=file.place, moment=(one.start, one.end), version=file.version
+        )
         yield Example(id=name, images=(image,), texts=_stripped([one.text]), place=name)
     if problems:
         yield Example(id=file.name, place=file.name, problem="; ".join(problems))
@@ -360,10 +494,15 @@ def _members(opened: BinaryIO) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
                 path = PurePosixPath(member.name)
                 stem, dot, ending = path.name.partition(".")
                 yield str(path.parent / stem), (dot + ending).lower(), member
-            archive.members, archive.pax_headers = [], {}  # kept to find members by name, without bound
+            archive.members, archive.pax_headers = (
+                [],
+                {},
+            )  # kept to find members by name, without bound
             headers.left = _LONGEST
         opened.seek(archive.offset)
-        if opened.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # half a header counts as the end
+        if opened.read(tarfile.BLOCKSIZE) != bytes(
+            tarfile.BLOCKSIZE
+        ):  # half a header counts as the end
             raise tarfile.ReadError("no end of the archive")
 
 
@@ -376,13 +515,19 @@ def _tar(part: Part, columns: Columns) -> Iterator[Example]:
                 example = _sample(file, key, members, opened)
                 again = hash(key) in seen
                 seen.add(hash(key))
-                yield replace(example, problem="the shard has its key twice; write it again") if again else example
+                yield (
+                    replace(example, problem="the shard has its key twice; write it again")
+                    if again
+                    else example
+                )
         except (tarfile.TarError, ValueError, EOFError, RecursionError, OverflowError) as error:
             problem = f"it is no tar archive, or cut off ({error}); copy it again"
             yield Example(id=file.name, place=file.name, problem=problem)
 
 
-def _sample(file: Listed, key: str, members: Iterable[tuple[str, str, tarfile.TarInfo]], opened: BinaryIO) -> Example:
+def _sample(
+    file: Listed, key: str, members: Iterable[tuple[str, str, tarfile.TarInfo]], opened: BinaryIO
+) -> Example:
     images, details = list[Image](), dict[str, Any]()
     text, problem = None, ""
     for _, suffix, member in members:
@@ -399,7 +544,15 @@ def _sample(file: Listed, key: str, members: Iterable[tuple[str, str, tarfile.Ta
         try:
             if is_image:
                 name, piece = f"{file.name}/{member.name}", (member.offset_data, member.size)
-                images.append(Image(name=name, place=file.place, piece=piece, version=file.version, content=content))
+                images.append(
+                    Image(
+                        name=name,
+                        place=file.place,
+                        piece=piece,
+                        version=file.version,
+                        content=content,
+                    )
+                )
             elif suffix == ".txt":
                 text = (content or b"").decode()
             else:
@@ -422,7 +575,9 @@ def _texts(part: Part, columns: Columns) -> Iterator[Example]:
     (file,) = part.files
     for number, line in enumerate(_lines(file), start=1):
         if line.strip():
-            texts, problem = ((line.strip(),), "") if len(line) <= _LONGEST else ((), _too_long(_LONGEST))
+            texts, problem = (
+                ((line.strip(),), "") if len(line) <= _LONGEST else ((), _too_long(_LONGEST))
+            )
             place = f"{file.name} line {number}"
             yield Example(id=f"{file.name}/{number}", texts=texts, place=place, problem=problem)
 
@@ -435,7 +590,9 @@ def _captions(part: Part, columns: Columns) -> Iterator[Example]:
         name, _, caption = line.partition(separator)
         if not line or (number == 1 and columns_named([name], IMAGES.names)):
             continue
-        if len(caption) > 1 and caption[0] == caption[-1] == '"':  # as CSV writers quote one with commas
+        if (
+            len(caption) > 1 and caption[0] == caption[-1] == '"'
+        ):  # as CSV writers quote one with commas
             caption = caption[1:-1].replace('""', '"')
         place = f"{file.name} line {number}"
         if len(line) > _LONGEST:
@@ -481,12 +638,16 @@ def _table(part: Part, columns: Columns) -> Iterator[Example]:
                 break
         yield _row(file, number, place, cells, roles, columns)
     if keys and asked:
-        raise ColumnError(f"no row of {file.name} has a column {', '.join(sorted(asked))}; it has {_listed(keys)}")
+        raise ColumnError(
+            f"no row of {file.name} has a column {', '.join(sorted(asked))}; it has {_listed(keys)}"
+        )
     if keys and needed:
         raise ColumnError(_missing(file, needed[0], keys, columns.needed))
 
 
-def _row(file: Listed, number: int, place: str, cells: Mapping[str, Any], roles: _Roles, columns: Columns) -> Example:
+def _row(
+    file: Listed, number: int, place: str, cells: Mapping[str, Any], roles: _Roles, columns: Columns
+) -> Example:
     row_id = f"{file.name}/{number}"
     images = list[Image]()
     try:
@@ -501,7 +662,11 @@ def _row(file: Listed, number: int, place: str, cells: Mapping[str, Any], roles:
     texts = _stripped(map(_text, _as_list(cells.get(roles.text))))
     if columns.captions_from == "folder" and images:
         texts = _stripped([re.sub(r"[_-]+", " ", PurePosixPath(images[0].name).parent.name)])
-    others = [cell for column, cell in cells.items() if column not in roles.images and isinstance(cell, str)]
+    others = [
+        cell
+        for column, cell in cells.items()
+        if column not in roles.images and isinstance(cell, str)
+    ]
     if any(len(text) > _LONGEST for text in (*texts, *others)):
         return Example(id=row_id, place=place, problem=_too_long(_LONGEST))
     split = _text(cells.get(roles.split)).strip().lower()
@@ -510,10 +675,16 @@ def _row(file: Listed, number: int, place: str, cells: Mapping[str, Any], roles:
         id=_text(cells.get(roles.id)) or (images[0].name if has_file else row_id),
         images=tuple(images),
         texts=texts,
-        fields={key: value for key, value in cells.items() if key not in (*roles.images, roles.text, roles.split)},
+        fields={
+            key: value
+            for key, value in cells.items()
+            if key not in (*roles.images, roles.text, roles.split)
+        },
         split=SPLITS.get(split, split),
         place=place,
-        problem=f"split is {split!r}; expected one of {', '.join(SPLITS)}" if split not in ("", *SPLITS) else "",
+        problem=f"split is {split!r}; expected one of {', '.join(SPLITS)}"
+        if split not in ("", *SPLITS)
+        else "",
     )
 
 
@@ -525,7 +696,9 @@ def _roles_of(file: Listed, cells: Mapping[str, Any], columns: Columns) -> _Role
         images = tuple(name for name in columns.image.split(",") if name in cells)
     else:
         pair = next((pair for pair in PAIR_COLUMNS if all(name in cells for name in pair)), ())
-        images = pair or tuple(name for name, value in cells.items() if isinstance(value, Image | bytes))
+        images = pair or tuple(
+            name for name, value in cells.items() if isinstance(value, Image | bytes)
+        )
         images = images or tuple(filter(None, [_column_of(file, cells, IMAGES)]))
     return _Roles(
         images=images,
@@ -535,14 +708,18 @@ def _roles_of(file: Listed, cells: Mapping[str, Any], columns: Columns) -> _Role
     )
 
 
-def _column_of(file: Listed, names: Iterable[str], headings: Headings, asked: str | None = None) -> str:
+def _column_of(
+    file: Listed, names: Iterable[str], headings: Headings, asked: str | None = None
+) -> str:
     """Returns the column that is asked for, or one with a usual or a likely name; empty if there is none."""
     if asked:
         return asked if asked in names else ""
     usual = columns_named(names, headings.usual) or columns_named(names, headings.second)
     if len(usual) > 1:
         advice = f"give {headings.option} one of them" if headings.option else "rename one"
-        raise ColumnError(f"{file.name} has several columns of {headings.noun} ({_listed(usual)}); {advice}")
+        raise ColumnError(
+            f"{file.name} has several columns of {headings.noun} ({_listed(usual)}); {advice}"
+        )
     if usual:
         return usual[0]
     likely = columns_named(names, headings.likely)
@@ -560,7 +737,9 @@ def columns_named(names: Iterable[str], wanted: Sequence[str]) -> list[str]:
 @cache
 def note_likely(folder: str, column: str, headings: Headings) -> None:
     """Logs, once for a folder, that a column was taken by a name which is only likely."""
-    logger.info("the column %r is taken for %s; name another one if that is wrong", column, headings.noun)
+    logger.info(
+        "the column %r is taken for %s; name another one if that is wrong", column, headings.noun
+    )
 
 
 def _has(need: Needed, names: Sequence[str], roles: _Roles) -> bool:
@@ -584,7 +763,9 @@ def _missing(file: Listed, need: Needed, names: Sequence[str], needed: Sequence[
         return f"{message}; {foreign[0]}"
     if any(_looks_like_data(name) for name in names):
         header = ",".join(each.headings[0].usual[0] for each in needed)
-        return f"{message}: its first row seems to be data; write a header above it, such as {header}"
+        return (
+            f"{message}: its first row seems to be data; write a header above it, such as {header}"
+        )
     return f"{message}; give {need.headings[0].option} its name, or rename it to {usual}"
 
 
@@ -605,9 +786,13 @@ def _image_in_cell(file: Listed, given: str, name: str) -> Image:
         try:
             content = base64.b64decode("".join(encoded.split()), validate=True)
         except binascii.Error as error:
-            raise ValueError(f"the base64 of its image is damaged ({error}); write it again") from error
+            raise ValueError(
+                f"the base64 of its image is damaged ({error}); write it again"
+            ) from error
         if is_data_url or _IMAGE_HEAD.match(content):
-            return Image(name=name, place=file.place, version=file.version, content=content, is_inline=True)
+            return Image(
+                name=name, place=file.place, version=file.version, content=content, is_inline=True
+            )
     return _named_image(file, given)
 
 
@@ -670,7 +855,9 @@ def _csv_rows(file: Listed) -> Iterator[tuple[str, Any]]:
     reader = csv.DictReader(limited, delimiter=delimiter, strict=True)
     row: Any = reader.fieldnames  # reads the header
     if twice := [name for name, count in Counter(row or ()).items() if name and count > 1]:
-        raise ColumnError(f"{file.name} has the column {twice[0]} twice; give each a name of its own")
+        raise ColumnError(
+            f"{file.name} has the column {twice[0]} twice; give each a name of its own"
+        )
     while row is not None:
         place = f"{file.name} line {limited.number + 1}"
         limited.left = _LONGEST_ROW
@@ -687,11 +874,16 @@ def _csv_rows(file: Listed) -> Iterator[tuple[str, Any]]:
 
 def _json_rows(file: Listed) -> Iterator[tuple[str, Any]]:
     """Reads JSON lines, or one list of objects, also as the only value of an object."""
-    is_lines = suffix_of(file.place).startswith((".jsonl", ".ndjson")) or _has_objects_in_lines(file)
+    is_lines = suffix_of(file.place).startswith((".jsonl", ".ndjson")) or _has_objects_in_lines(
+        file
+    )
     if not is_lines:
         with _decompressed(file) as opened:
             for number, row in enumerate(JsonLists(opened, file.name).items(), start=1):
-                yield f"{file.name} row {number}", row if isinstance(row, dict) else "it is no JSON object"
+                yield (
+                    f"{file.name} row {number}",
+                    row if isinstance(row, dict) else "it is no JSON object",
+                )
         return
     for number, line in enumerate(_lines(file, _LONGEST_ROW), start=1):
         if line.strip():
@@ -699,7 +891,10 @@ def _json_rows(file: Listed) -> Iterator[tuple[str, Any]]:
                 row = _too_long(_LONGEST_ROW) if len(line) > _LONGEST_ROW else json.loads(line)
             except (ValueError, RecursionError) as error:
                 row = f"it is not valid JSON ({error})"
-            yield f"{file.name} line {number}", row if isinstance(row, dict | str) else "it is no JSON object"
+            yield (
+                f"{file.name} line {number}",
+                row if isinstance(row, dict | str) else "it is no JSON object",
+            )
 
 
 def _has_objects_in_lines(file: Listed) -> bool:
@@ -716,15 +911,25 @@ def _columnar_rows(file: Listed) -> Iterator[tuple[str, Any]]:
     """Reads a Parquet or Arrow file a group at a time; cells with image bytes become images, classes their names."""
     table = ColumnFile(file.place)
     classes: dict[str, list[str]] = {}
-    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):  # notes of `datasets`, if any
+    with suppress(
+        ValueError, KeyError, TypeError, AttributeError, RecursionError
+    ):  # notes of `datasets`, if any
         features = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]["features"]
-        classes = {name: list(one["names"]) for name, one in features.items() if one.get("_type") == "ClassLabel"}
-    for number, cells in enumerate((cells for batch in table.batches() for cells in batch.to_pylist()), start=1):
+        classes = {
+            name: list(one["names"])
+            for name, one in features.items()
+            if one.get("_type") == "ClassLabel"
+        }
+    for number, cells in enumerate(
+        (cells for batch in table.batches() for cells in batch.to_pylist()), start=1
+    ):
         for column, value in cells.items():
             content = cell_bytes(value)
             if content is not None:
                 name, cell = f"{file.name}/{column} {number}", (column, number - 1)
-                cells[column] = Image(name=name, place=file.place, cell=cell, version=file.version, content=content)
+                cells[column] = Image(
+                    name=name, place=file.place, cell=cell, version=file.version, content=content
+                )
             elif isinstance(value, dict) and "bytes" in value:
                 cells[column] = value.get("path")
             elif column in classes and isinstance(value, int) and 0 <= value < len(classes[column]):
@@ -756,4 +961,6 @@ def _lines(file: Listed, longest: int = _LONGEST) -> Iterator[str]:
                 while len(line) > longest and line[-1] not in "\r\n":
                     line = text.readline(longest + 1)
         except UnicodeError as error:
-            raise ValueError(f"after line {number} it is not {shown} ({error}); save it as UTF-8") from error
+            raise ValueError(
+                f"after line {number} it is not {shown} ({error}); save it as UTF-8"
+            ) from error

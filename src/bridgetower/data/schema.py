@@ -20,11 +20,15 @@ class Schema:
         str  # `str`, or a frozen dataclass with fields of `str`, `int`, `float`, `bool` or a tuple of them
     )
     noun: str  # names an entry in errors
-    texts: tuple[str, ...] = ()  # fields with texts, each a `str` or a tuple of them; none where an entry is its text
+    texts: tuple[
+        str, ...
+    ] = ()  # fields with texts, each a `str` or a tuple of them; none where an entry is its text
     id: str | None = None  # field that identifies an entry
     label: str | None = None  # field that `inspect` counts the values of
     label_noun: str = "label"  # names a label in errors
-    labels: tuple[str, ...] = ()  # its values, in the order of the class numbers; empty if it may have any
+    labels: tuple[
+        str, ...
+    ] = ()  # its values, in the order of the class numbers; empty if it may have any
     stripped: bool = True  # whether a text may not have spaces at its ends
     num_images: int = 1  # of an example
     optional: bool = False  # whether an image or a text may be missing, not both
@@ -82,7 +86,9 @@ class LabelledEntry:
 
     example_id: str  # unique within the set
     text: str = ""  # empty if there is none
-    labels: tuple[str, ...] = ()  # names of its classes; none if no class holds, or if they are not known
+    labels: tuple[
+        str, ...
+    ] = ()  # names of its classes; none if no class holds, or if they are not known
     labelled: bool = True  # whether they are known
 
 
@@ -131,11 +137,17 @@ CLASSIFICATION = Schema(
 )
 
 COMPOSITIONALITY = replace(  # of one image or two
-    CLASSIFICATION, name="compositionality", entry=Composition, texts=("captions",), label="label", optional=False
+    CLASSIFICATION,
+    name="compositionality",
+    entry=Composition,
+    texts=("captions",),
+    label="label",
+    optional=False,
 )
 
 SCHEMAS: Mapping[str, Schema] = {
-    schema.name: schema for schema in (CAPTIONS, VQA, SNLI_VE, NLVR2, CLASSIFICATION, COMPOSITIONALITY)
+    schema.name: schema
+    for schema in (CAPTIONS, VQA, SNLI_VE, NLVR2, CLASSIFICATION, COMPOSITIONALITY)
 }
 """The schemas that there are, by name. The labels are in the order of the official class numbers."""
 
@@ -143,7 +155,9 @@ SCHEMAS: Mapping[str, Schema] = {
 def schema_named(name: str) -> Schema:
     if name not in SCHEMAS:
         known = ", ".join(SCHEMAS)
-        raise ValueError(f"no schema called {name!r}; there are {known}: name your own, in inspect with --schema")
+        raise ValueError(
+            f"no schema called {name!r}; there are {known}: name your own, in inspect with --schema"
+        )
     return SCHEMAS[name]
 
 

@@ -34,7 +34,10 @@ _CHECKED = b"bridgetower.checked"  # key of the metadata of a schema: names the 
 # Of LanceDB's messages: places in its sources, kinds of errors, how Rust writes types.
 _INTERNALS = (
     (r",? ?\S*/\S+\.rs:\d+(?::\d+)?", ""),
-    (r"\b(?:Invalid input, |lance error: |LanceError\(\w+\): |(?:Arrow|Schema|Parser) error: )", ""),
+    (
+        r"\b(?:Invalid input, |lance error: |LanceError\(\w+\): |(?:Arrow|Schema|Parser) error: )",
+        "",
+    ),
     (r"\. Valid fields are .*", ""),
     (r"\b(?:Large)?Utf8\b", "String"),
     (r"\b(List|Timestamp|Struct|Duration)\((?:[^()]|\([^()]*\))*\)", r"\1"),
@@ -47,7 +50,9 @@ class Table:
     def __init__(self, uri: Uri, *, version: int | None = None) -> None:
         self.uri = str(uri)
         folder, name = split_uri(self.uri)
-        if not is_url(self.uri) and not Path(self.uri).is_dir():  # connecting would make the folder around it
+        if (
+            not is_url(self.uri) and not Path(self.uri).is_dir()
+        ):  # connecting would make the folder around it
             raise FileNotFoundError(f"no table {self.uri}")
         with _named(self.uri, "read"):
             try:
@@ -139,7 +144,9 @@ class Table:
         if is_url(self.uri) or not self.checked or self._has_whole_files():
             return
         with _named(self.uri, "read"):
-            versions = sorted((int(entry["version"]) for entry in self.lance.list_versions()), reverse=True)
+            versions = sorted(
+                (int(entry["version"]) for entry in self.lance.list_versions()), reverse=True
+            )
             for version in versions:
                 self.lance.checkout(version)
                 if self._has_whole_files():
@@ -167,13 +174,17 @@ class Table:
         if (checked := self.checked) in columns:
             wrong = np.flatnonzero(crcs_of(found[checked]) != self.crcs()[wanted])
             if len(wrong):
-                raise OSError(f"row {wanted[wrong[0]]} of {self.uri} is damaged; make or copy the table again")
+                raise OSError(
+                    f"row {wanted[wrong[0]]} of {self.uri} is damaged; make or copy the table again"
+                )
         return found.take(places)
 
     def scan(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         for batch, wrong in self._batches(columns):
             if wrong:
-                raise OSError(f"row {wrong[0]} of {self.uri} is damaged; make or copy the table again")
+                raise OSError(
+                    f"row {wrong[0]} of {self.uri} is damaged; make or copy the table again"
+                )
             yield batch
 
     def damaged(self) -> list[int]:
@@ -184,7 +195,11 @@ class Table:
         """Yields columns of all rows, and the numbers of those whose checked column is damaged."""
         checked, start = self.checked if self.checked in columns else "", 0
         with _named(self.uri, "read"):
-            for batch in self.lance.search().select([*columns, CRC] if checked else list(columns)).to_batches():
+            for batch in (
+                self.lance.search()
+                .select([*columns, CRC] if checked else list(columns))
+                .to_batches()
+            ):
                 wrong = crcs_of(batch[checked]) != batch[CRC].to_numpy() if checked else np.empty(0)
                 yield batch.select(list(columns)), (np.flatnonzero(wrong) + start).tolist()
                 start += len(batch)
@@ -227,7 +242,10 @@ def crcs_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
             values = chunk.flatten().to_numpy().reshape(len(chunk), -1)
             crcs += [zlib.crc32(np.ascontiguousarray(row).data) for row in values]
         else:
-            crcs += [zlib.crc32(one.as_buffer()) if one.is_valid else 0 for one in chunk.cast(pa.large_binary())]
+            crcs += [
+                zlib.crc32(one.as_buffer()) if one.is_valid else 0
+                for one in chunk.cast(pa.large_binary())
+            ]
     return np.array(crcs, np.uint32)
 
 
@@ -252,7 +270,9 @@ def _named(uri: str, what: Literal["read", "written"]) -> Iterator[None]:
         yield
     except Exception as error:
         kinds = (RuntimeError, OSError, ValueError) if what == "read" else (RuntimeError, OSError)
-        is_lance = isinstance(error, kinds) or type(error).__name__ == "RustPanic"  # of damaged files
+        is_lance = (
+            isinstance(error, kinds) or type(error).__name__ == "RustPanic"
+        )  # of damaged files
         if not is_lance or isinstance(error, FileNotFoundError):
             raise
         full = "; make room on the disk" if f"os error {errno.ENOSPC}" in str(error) else ""

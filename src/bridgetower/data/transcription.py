@@ -22,7 +22,9 @@ def transcribed(video: Video, url: str, model: str) -> list[tuple[float, float, 
     address = url if url.endswith("/transcriptions") else f"{url.rstrip('/')}/audio/transcriptions"
     found = []
     for start, sound in video.sound(_SECONDS):
-        answer = retried(address, lambda *_, sound=sound: asyncio.run(_posted(address, model, sound)))
+        answer = retried(
+            address, lambda *_, sound=sound: asyncio.run(_posted(address, model, sound))
+        )
         try:
             for one in answer["segments"]:
                 first, last = float(one["start"]), float(one["end"])
@@ -45,9 +47,14 @@ async def _posted(address: str, model: str, sound: bytes) -> Any:
     headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get(KEY)) else {}
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_DEADLINE)) as session,
-        session.post(address, data=form, headers=headers, allow_redirects=False) as response,  # not with the key
+        session.post(
+            address, data=form, headers=headers, allow_redirects=False
+        ) as response,  # not with the key
     ):
         if response.status != 200:
-            message, info = f"{response.reason}: {await response.text(errors='replace')}", response.request_info
+            message, info = (
+                f"{response.reason}: {await response.text(errors='replace')}",
+                response.request_info,
+            )
             raise aiohttp.ClientResponseError(info, (), status=response.status, message=message)
         return await response.json(content_type=None)

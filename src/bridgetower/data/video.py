@@ -34,7 +34,9 @@ _COMPARED_EVERY = 0.5  # seconds between two frames that are compared
 _MICROSECONDS = 1_000_000
 _RATE = 16_000  # samples a second of sound, as models that transcribe take it
 _VIDEOS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
-_BITMAPS = frozenset({"dvb_subtitle", "dvd_subtitle", "hdmv_pgs_subtitle", "xsub"})  # codecs of subtitles without text
+_BITMAPS = frozenset(
+    {"dvb_subtitle", "dvd_subtitle", "hdmv_pgs_subtitle", "xsub"}
+)  # codecs of subtitles without text
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Moment:
     text: str = ""
 
 
-def moments_of(file: Listed, subtitles: Listed | None, cutting: Cutting) -> tuple[list[Moment], list[str]]:
+def moments_of(
+    file: Listed, subtitles: Listed | None, cutting: Cutting
+) -> tuple[list[Moment], list[str]]:
     """Returns the moments of a video, and what is wrong with it or its subtitles."""
     problems = []
     with opened_video(file.place) as video:
@@ -58,18 +62,30 @@ def moments_of(file: Listed, subtitles: Listed | None, cutting: Cutting) -> tupl
         cues, problem = video.cues() if subtitles is None else read_subtitles(subtitles.place)
         problems += [problem] if problem else []
         if cutting.transcribe and not cues and not problem:
-            cues = [Moment(*one) for one in transcribed(video, cutting.transcribe, cutting.transcribe_model)]
+            cues = [
+                Moment(*one)
+                for one in transcribed(video, cutting.transcribe, cutting.transcribe_model)
+            ]
         said = merged(cues)
         segments = [replace(one, end=min(one.end, end)) for one in said if one.start < end]
         if said and not segments:
-            problems.append(f"all its subtitles come after its end, at {end:.1f} s; they are another video's")
+            problems.append(
+                f"all its subtitles come after its end, at {end:.1f} s; they are another video's"
+            )
         if cutting.every is not None:
             return windows(end, max(cutting.every, end / cutting.max_moments), segments), problems
-        starts, ends = [0.0, *(one.end for one in segments)], [*(one.start for one in segments), end]
+        starts, ends = (
+            [0.0, *(one.end for one in segments)],
+            [*(one.start for one in segments), end],
+        )
         found = list(zip(starts, ends, strict=True))
         gaps = [(start, stop) for start, stop in found if stop - start > _SILENCE or not segments]
         cuts = cuts_of(video) if gaps else []
-    inside = [cut for cut in cuts if any(start + _SHORTEST < cut[0] < stop - _SHORTEST for start, stop in gaps)]
+    inside = [
+        cut
+        for cut in cuts
+        if any(start + _SHORTEST < cut[0] < stop - _SHORTEST for start, stop in gaps)
+    ]
     strongest = sorted(inside, key=lambda cut: -cut[1])[: max(0, cutting.max_moments - len(gaps))]
     for start, stop in gaps:
         times = [start, *sorted(time for time, _ in strongest if start < time < stop), stop]
@@ -94,7 +110,9 @@ def merged(cues: Iterable[Moment]) -> list[Moment]:
         new = lines[next((count for count in fit if shown[-count:] == lines[:count]), 0) :]
         if last is not None and follows and not new:
             segments[-1] = replace(last, end=max(last.end, end))
-        elif last is not None and start - last.start <= _TOGETHER * min(last.end - last.start, end - start):
+        elif last is not None and start - last.start <= _TOGETHER * min(
+            last.end - last.start, end - start
+        ):
             segments[-1] = Moment(last.start, max(last.end, end), f"{last.text} {' '.join(new)}")
         else:
             if last is not None:
@@ -111,7 +129,9 @@ def cuts_of(video: Video) -> list[tuple[float, float]]:
     for time, small in video.thumbnails():
         frame = small.astype(np.int16)
         difference = 0.0 if before is None else float(np.abs(frame - before).mean())
-        if before is None or (difference > _CUT and time - (cuts[-1][0] if cuts else 0.0) >= _SHORTEST):
+        if before is None or (
+            difference > _CUT and time - (cuts[-1][0] if cuts else 0.0) >= _SHORTEST
+        ):
             cuts += [(time, difference)] if before is not None else []
             before = frame
     return cuts
@@ -134,7 +154,10 @@ def at_most(most: int, moments: Sequence[Moment]) -> list[Moment]:
     """Returns moments; where there are more than that many, neighbours are joined."""
     size = -(-len(moments) // most)
     parts = [moments[start : start + size] for start in range(0, len(moments), max(1, size))]
-    return [Moment(part[0].start, part[-1].end, " ".join(one.text for one in part if one.text)) for part in parts]
+    return [
+        Moment(part[0].start, part[-1].end, " ".join(one.text for one in part if one.text))
+        for part in parts
+    ]
 
 
 def _opened(place: str, formats: str, content: bytes | None = None) -> Any:
@@ -158,7 +181,11 @@ def _named(place: str) -> Iterator[None]:
         yield
     except av.FFmpegError as error:
         # Of a Matroska file that is cut off, FFmpeg says "Operation not permitted" or "Input/output error".
-        reason = "it is cut off or damaged" if error.errno in (errno.EPERM, errno.EIO) else error.strerror
+        reason = (
+            "it is cut off or damaged"
+            if error.errno in (errno.EPERM, errno.EIO)
+            else error.strerror
+        )
         raise ValueError(f"{place} cannot be read ({reason}); copy it again") from error
 
 
@@ -171,11 +198,15 @@ class Video:
         self.place, self._container = place, container
         self._stream = container.streams.video[0]
         if self._stream.codec_context is None:
-            raise ValueError(f"{place} has frames that FFmpeg cannot decode; convert it, for example to H.264")
+            raise ValueError(
+                f"{place} has frames that FFmpeg cannot decode; convert it, for example to H.264"
+            )
         self._stream.thread_type = "AUTO"
         self._check_size(self._stream.width, self._stream.height)
         self._first = (container.start_time or 0) / _MICROSECONDS
-        before = self._first if "matroska" in container.format.name else 0.0  # there it is the time of the end
+        before = (
+            self._first if "matroska" in container.format.name else 0.0
+        )  # there it is the time of the end
         self.duration = max(0.0, (container.duration or 0) / _MICROSECONDS - before)
         self._shown: Any = None
         self._ahead: Any = None
@@ -189,7 +220,8 @@ class Video:
         for start in (max(0.0, self.duration - 10), 0.0):
             self._go_to(start)
             if ends := [
-                self._time(packet) + float((packet.duration or 0) * packet.time_base) for packet in self._packets(None)
+                self._time(packet) + float((packet.duration or 0) * packet.time_base)
+                for packet in self._packets(None)
             ]:
                 return max(ends)
         return 0.0
@@ -203,11 +235,19 @@ class Video:
         before, last = codec.skip_frame, -_COMPARED_EVERY
         codec.skip_frame = "NONKEY" if gaps and max(gaps) <= 5.0 else "DEFAULT"  # seconds
         self._go_to(0.0)
-        size = {"width": _THUMBNAIL, "height": _THUMBNAIL, "format": "rgb24", "interpolation": "AREA"}
+        size = {
+            "width": _THUMBNAIL,
+            "height": _THUMBNAIL,
+            "format": "rgb24",
+            "interpolation": "AREA",
+        }
         try:
             skipped = None
             for frame in self._decoded():
-                if skipped is not None and self._time(frame) >= self._time(skipped) + _COMPARED_EVERY:
+                if (
+                    skipped is not None
+                    and self._time(frame) >= self._time(skipped) + _COMPARED_EVERY
+                ):
                     last = self._time(skipped)  # it is shown for long
                     yield last, skipped.reformat(**size).to_ndarray()
                 skipped = frame
@@ -225,7 +265,12 @@ class Video:
         cues: list[Moment] = []
         self._go_to(0.0)
         num_bad = 0 if stream is None else _read_cues(self._packets(stream), cues, self._first)
-        return cues, f"{num_bad} of the subtitles in it cannot be read, as they are not UTF-8" if num_bad else None
+        return (
+            cues,
+            f"{num_bad} of the subtitles in it cannot be read, as they are not UTF-8"
+            if num_bad
+            else None,
+        )
 
     def sound(self, seconds: float) -> Iterator[tuple[float, bytes]]:
         """Yields parts of the first sound track as MP3 of one channel, each with the second at which it begins."""
@@ -255,7 +300,9 @@ class Video:
                 if writer is None:
                     start, buffer = time, io.BytesIO()
                     writer = av.open(buffer, "w", format="mp3")
-                    track = writer.add_stream("libmp3lame", rate=_RATE, layout="mono", bit_rate=48_000)
+                    track = writer.add_stream(
+                        "libmp3lame", rate=_RATE, layout="mono", bit_rate=48_000
+                    )
                 for one in resampler.resample(frame):
                     one.pts = None
                     writer.mux(track.encode(one))
@@ -271,7 +318,11 @@ class Video:
                 self._advance()
                 if self._ahead is not None and self._time(self._ahead) <= time:
                     break
-            if before is not None and self._ahead is not None and self._time(self._ahead) <= before <= time:
+            if (
+                before is not None
+                and self._ahead is not None
+                and self._time(self._ahead) <= before <= time
+            ):
                 self._reach *= 2  # keyframes are far from each other
         while self._ahead is not None and (self._shown is None or self._time(self._ahead) <= time):
             self._advance()
@@ -281,8 +332,13 @@ class Video:
         self._check_size(frame.width, frame.height)
         width = frame.width * float(self._stream.sample_aspect_ratio or 1)
         scale = min(1.0, _LONGEST_SIDE / max(width, frame.height))
-        size = {"width": max(1, round(width * scale)), "height": max(1, round(frame.height * scale))}
-        image = Image.fromarray(frame.reformat(**size, format="rgb24", interpolation="BICUBIC").to_ndarray())
+        size = {
+            "width": max(1, round(width * scale)),
+            "height": max(1, round(frame.height * scale)),
+        }
+        image = Image.fromarray(
+            frame.reformat(**size, format="rgb24", interpolation="BICUBIC").to_ndarray()
+        )
         if frame.rotation:
             image = image.rotate(frame.rotation, expand=True)
         stream = io.BytesIO()
@@ -326,7 +382,9 @@ class Video:
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > MAX_PIXELS:
-            raise ValueError(f"{self.place} has frames of {width}x{height} pixels, the limit is {MAX_PIXELS}")
+            raise ValueError(
+                f"{self.place} has frames of {width}x{height} pixels, the limit is {MAX_PIXELS}"
+            )
 
 
 @contextmanager
@@ -370,7 +428,10 @@ def _read_cues(packets: Iterable[Any], cues: list[Moment], first: float = 0.0) -
             start = float(packet.pts * packet.time_base) - first
             end = start + max(0.0, float((packet.duration or 0) * packet.time_base))
             try:
-                cues += [Moment(start, end, shown.dialogue.decode(errors="replace")) for shown in packet.decode()]
+                cues += [
+                    Moment(start, end, shown.dialogue.decode(errors="replace"))
+                    for shown in packet.decode()
+                ]
             except av.FFmpegError:
                 num_bad += 1
     return num_bad

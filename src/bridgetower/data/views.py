@@ -91,20 +91,34 @@ def own_transform(place: str) -> Callable[[Tensor], Any]:
     return found
 
 
-def transformed(pixels: UInt8[Tensor, "b 3 h w"], place: str, generator: torch.Generator) -> UInt8[Tensor, "b 3 h w"]:
+def transformed(
+    pixels: UInt8[Tensor, "b 3 h w"], place: str, generator: torch.Generator
+) -> UInt8[Tensor, "b 3 h w"]:
     """Returns images after a custom function, each with its own draws from PyTorch's generator."""
     transform = own_transform(place)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         changed = [transform(image) for image in pixels]
     for image in changed:
-        if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.shape != pixels.shape[1:]:
-            found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-            raise ValueError(f"{place} returned {found}; expected a tensor of uint8 {list(pixels.shape[1:])}")
+        if (
+            not isinstance(image, Tensor)
+            or image.dtype != torch.uint8
+            or image.shape != pixels.shape[1:]
+        ):
+            found = (
+                f"{image.dtype} {list(image.shape)}"
+                if isinstance(image, Tensor)
+                else type(image).__name__
+            )
+            raise ValueError(
+                f"{place} returned {found}; expected a tensor of uint8 {list(pixels.shape[1:])}"
+            )
     return torch.stack(changed)
 
 
-def _crop(image: Image.Image, size: int, smallest: float, generator: torch.Generator) -> Image.Image:
+def _crop(
+    image: Image.Image, size: int, smallest: float, generator: torch.Generator
+) -> Image.Image:
     """Resizes a random part as torchvision's `RandomResizedCrop`: `smallest` of the area or more, sides 3:4 to 4:3."""
     low, high = math.log(3 / 4), math.log(4 / 3)
     for _ in range(10):
@@ -120,10 +134,14 @@ def _crop(image: Image.Image, size: int, smallest: float, generator: torch.Gener
         width = min(image.width, round(image.height * 4 / 3))
         height = min(image.height, round(image.width * 4 / 3))
         left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
+    return image.crop((left, top, left + width, top + height)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
 
 
-def rand_augment(image: Image.Image, kind: RandAugment, magnitude: int, generator: torch.Generator) -> Image.Image:
+def rand_augment(
+    image: Image.Image, kind: RandAugment, magnitude: int, generator: torch.Generator
+) -> Image.Image:
     """Returns an RGB image after two drawn changes, of a strength of 10 for `geometry` and of 30 for `colour`."""
     if kind == "none":
         return image
@@ -153,13 +171,19 @@ def change(image: Image.Image, name: str, value: float, policy: Policy) -> Image
         case "solarize":
             return ImageOps.solarize(image, math.ceil(value))
         case "solarize_add":
-            return ImageOps.solarize(image.point([min(level + int(value), 255) for level in range(256)] * 3), 128)
+            return ImageOps.solarize(
+                image.point([min(level + int(value), 255) for level in range(256)] * 3), 128
+            )
         case "colour" | "contrast" | "brightness" | "sharpness":
-            return getattr(ImageEnhance, name.replace("colour", "color").title())(image).enhance(value)
+            return getattr(ImageEnhance, name.replace("colour", "color").title())(image).enhance(
+                value
+            )
         case "rotate":
             cos, sin = math.cos(math.radians(value)), math.sin(math.radians(value))
             x, y = image.width / 2, image.height / 2
-            return _moved(image, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y), policy)
+            return _moved(
+                image, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y), policy
+            )
         case "shear_x":
             return _moved(image, (1, value, 0, 0, 1, 0), policy)
         case "shear_y":
@@ -171,7 +195,9 @@ def change(image: Image.Image, name: str, value: float, policy: Policy) -> Image
     raise ValueError(f"there is no change {name!r} of an image")
 
 
-def _moved(image: Image.Image, matrix: tuple[float, float, float, float, float, float], policy: Policy) -> Image.Image:
+def _moved(
+    image: Image.Image, matrix: tuple[float, float, float, float, float, float], policy: Policy
+) -> Image.Image:
     """Takes each pixel from where `matrix` maps it to: of Pillow's corners, or with `bilinear` of OpenCV's centres."""
     fill, size, resample = (policy.fill,) * 3, image.size, Image.Resampling.NEAREST
     if policy.bilinear:
@@ -193,7 +219,9 @@ def augment(
         return pixels
     matrices = _matrices(len(pixels), generator)
     grid = F.affine_grid(matrices, list(pixels.shape), align_corners=False)
-    moved = F.grid_sample(pixels.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    moved = F.grid_sample(
+        pixels.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
     light = _uniform(len(pixels), (0.85, 1.15), generator)[:, None, None, None]
     return (moved * light).round().clamp(0, 255).to(torch.uint8)
 
@@ -222,6 +250,8 @@ def _matrices(count: int, generator: torch.Generator) -> Float[Tensor, "b 2 3"]:
     return torch.cat([torch.stack(rows, dim=1).unflatten(1, (2, 2)), shift[:, :, None]], dim=2)
 
 
-def _uniform(count: int, bounds: tuple[float, float], generator: torch.Generator) -> Float[Tensor, " b"]:
+def _uniform(
+    count: int, bounds: tuple[float, float], generator: torch.Generator
+) -> Float[Tensor, " b"]:
     low, high = bounds
     return low + (high - low) * torch.rand(count, generator=generator)

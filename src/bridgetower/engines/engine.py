@@ -41,7 +41,11 @@ class TorchEngine:
     """
 
     def __init__(
-        self, model: BridgeTower, device: torch.device, dtype: torch.dtype = torch.float32, compiler: str | None = None
+        self,
+        model: BridgeTower,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        compiler: str | None = None,
     ) -> None:
         self.model = model.to(device, dtype)
         self.device, self._dtype, self._compiler = device, dtype, compiler
@@ -58,22 +62,34 @@ class TorchEngine:
                 self._compiled = {}
                 if self._compiler is None:
                     self._unpacked = dict(_PARTS)
-                    pack_weights(self.model, left=[getattr(self.model, part) for part in _PARTS.values()])
+                    pack_weights(
+                        self.model, left=[getattr(self.model, part) for part in _PARTS.values()]
+                    )
                 else:
-                    compiled = partial(torch.compile, dynamic=True, **compiler_options(self._compiler))
+                    compiled = partial(
+                        torch.compile, dynamic=True, **compiler_options(self._compiler)
+                    )
                     self._compiled = {name: compiled(getattr(self.model, name)) for name in _PARTS}
             if self._compiler is None and (part := self._unpacked.pop(method, None)):
                 pack_weights(getattr(self.model, part))
         return self._compiled.get(method) or getattr(self.model, method)
 
     def encode_image(
-        self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, outputs: EncodeOutputs = "layers"
+        self,
+        pixel_values: Float[Tensor, "b 3 h w"],
+        token_type: int = IMAGE,
+        *,
+        outputs: EncodeOutputs = "layers",
     ) -> Encoded:
         pixel_values = to_device(pixel_values, self.device).to(self._dtype)
         return self._started("encode_image")(pixel_values, token_type, outputs=outputs)
 
     def encode_text(
-        self, input_ids: Int[Tensor, "b l"], attention_mask: Mask = None, *, outputs: EncodeOutputs = "layers"
+        self,
+        input_ids: Int[Tensor, "b l"],
+        attention_mask: Mask = None,
+        *,
+        outputs: EncodeOutputs = "layers",
     ) -> Encoded:
         input_ids = to_device(input_ids, self.device)
         mask = None if attention_mask is None else to_device(attention_mask, self.device)
@@ -93,7 +109,9 @@ class TorchEngine:
         if self._compiler is not None and image.layers and text.layers:
             # Rows are copied, and the CLS, of which only the size is read, is always a view.
             image, text = (
-                Encoded(layers := tuple(each.layers), layers[0][:, 0], each.mask, each.first_layer_cache)
+                Encoded(
+                    layers := tuple(each.layers), layers[0][:, 0], each.mask, each.first_layer_cache
+                )
                 for each in (image, text)
             )
         return self._started("fuse")(image, text, outputs)
@@ -115,13 +133,21 @@ class EngineChoice:
     def __post_init__(self) -> None:
         if (self.engine, self.precision) not in FORMS:
             able = [engine for engine, precision in FORMS if precision == self.precision]
-            raise ValueError(f"engine {self.engine} has no {self.precision}; engines that have it: {', '.join(able)}")
+            raise ValueError(
+                f"engine {self.engine} has no {self.precision}; engines that have it: {', '.join(able)}"
+            )
         if self.engine != "torch" and self.compile:
-            raise ValueError(f"engine {self.engine} is not compiled; use engine torch with compile=True")
+            raise ValueError(
+                f"engine {self.engine} is not compiled; use engine torch with compile=True"
+            )
         if self.engine != "torch" and self.device not in (None, "auto", "cpu", torch.device("cpu")):
-            raise ValueError(f"engine {self.engine} runs on the CPU, not on {self.device}; use engine torch there")
+            raise ValueError(
+                f"engine {self.engine} runs on the CPU, not on {self.device}; use engine torch there"
+            )
         if find_device(self.device).type == "cpu" and self.precision == "fp16":
-            raise ValueError("precision fp16 is for GPUs; on the CPU use bf16, which takes as little memory, or fp32")
+            raise ValueError(
+                "precision fp16 is for GPUs; on the CPU use bf16, which takes as little memory, or fp32"
+            )
         if self.engine != "torch":
             require("openvino" if self.engine == "openvino" else "onnx", self.engine)
 
@@ -136,16 +162,23 @@ class EngineChoice:
 
     def start(self, checkpoint: Checkpoint, folder: Path | None = None) -> Engine:
         if self.form is None:
-            model, compiler = checkpoint.model(copy=False).requires_grad_(False), "inductor" if self.compile else None
+            model, compiler = (
+                checkpoint.model(copy=False).requires_grad_(False),
+                "inductor" if self.compile else None,
+            )
             return TorchEngine(model, find_device(self.device), self.dtype, compiler)
         if folder is not None and is_exported(folder, self.engine, self.form):
             model = exported_model(folder, checkpoint.extensions)
         else:
-            folder, model = cached_export(checkpoint, self.cache, self.form, progress=sys.stderr.isatty())
+            folder, model = cached_export(
+                checkpoint, self.cache, self.form, progress=sys.stderr.isatty()
+            )
         return PartsEngine(model, Runner(self.engine, folder, self.precision))
 
 
-def chosen_engine(engine: EngineRequest, precision: Precision, device: str | int | torch.device | None) -> EngineName:
+def chosen_engine(
+    engine: EngineRequest, precision: Precision, device: str | int | torch.device | None
+) -> EngineName:
     """Returns the engine that is asked for; for `auto`, torch on a GPU, on a CPU the fastest that is installed."""
     if engine != "auto":
         return engine
@@ -153,7 +186,9 @@ def chosen_engine(engine: EngineRequest, precision: Precision, device: str | int
     if "torch" in able and find_device(device).type != "cpu":
         return "torch"
     exporting = is_installed("onnxscript")  # other engines export what was not exported
-    return next((name for name in able if name == "torch" or (exporting and is_installed(name))), able[0])
+    return next(
+        (name for name in able if name == "torch" or (exporting and is_installed(name))), able[0]
+    )
 
 
 def find_device(name: str | int | torch.device | None) -> torch.device:
@@ -166,9 +201,15 @@ def find_device(name: str | int | torch.device | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device is {name!r}; expected a name such as cpu or cuda:0") from error
-    if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} GPUs; use another or cpu")
+    if device.type == "cuda" and (
+        not available or (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise ValueError(
+            f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} GPUs; use another or cpu"
+        )
     found = torch.accelerator.current_accelerator(check_available=True)
     if device.type not in ("cpu", "cuda", found and found.type):
-        raise ValueError(f"device is {name!r}, on which PyTorch cannot compute here; use cpu or cuda:0")
+        raise ValueError(
+            f"device is {name!r}, on which PyTorch cannot compute here; use cpu or cuda:0"
+        )
     return device

@@ -56,7 +56,9 @@ def installed_engines(form: Form) -> tuple[Precision, list[EngineName]]:
     """Returns in which precision an export gives the model's numbers, and the installed engines that run it so."""
     require("onnx", "onnxscript")
     precision: Precision = "int8" if form == "onnx-int8" else "fp32"
-    able = [engine for engine in get_args(EngineName) if FORMS.get((engine, precision)) == form] or ["openvino"]
+    able = [
+        engine for engine in get_args(EngineName) if FORMS.get((engine, precision)) == form
+    ] or ["openvino"]
     if not any(map(is_installed, able)):
         require("onnx", *able)
     return precision, [engine for engine in able if is_installed(engine)]
@@ -70,7 +72,9 @@ def write_exported(
     tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
     signed = form == "onnx-int8" and not products_overflow()
     with new_folder(folder) as temporary:
-        write_checkpoint(replace(checkpoint, tensors=tensors), temporary, shard_bytes=math.inf)  # graphs refer to it
+        write_checkpoint(
+            replace(checkpoint, tensors=tensors), temporary, shard_bytes=math.inf
+        )  # graphs refer to it
         model = read_checkpoint(temporary, extensions=checkpoint.extensions).model(copy=False)
         runners = {engine: Runner(engine, temporary, precision) for engine in engines}
         differences: dict[str, dict[str, float]] = {engine: {} for engine in runners}
@@ -99,10 +103,19 @@ def write_exported(
                         f"{TOLERANCES[form]:.0e}: use engine torch"
                     )
                 differences[engine][name] = off
-        manifest = {"version": VERSION, "form": form, "signed": signed, "weights": weights_fingerprint(temporary, form)}
-        files = [file for suffix in ("onnx", "xml", "bin") for file in temporary.glob(f"*.{suffix}")]
+        manifest = {
+            "version": VERSION,
+            "form": form,
+            "signed": signed,
+            "weights": weights_fingerprint(temporary, form),
+        }
+        files = [
+            file for suffix in ("onnx", "xml", "bin") for file in temporary.glob(f"*.{suffix}")
+        ]
         parts = {file.name: sha256_of(file) for file in sorted(files)}
-        write_json(temporary / MANIFEST, {**manifest, "parts": parts, "largest_difference": differences})
+        write_json(
+            temporary / MANIFEST, {**manifest, "parts": parts, "largest_difference": differences}
+        )
     return differences
 
 
@@ -116,21 +129,31 @@ def exported_model(folder: Path, extensions: Extensions) -> BridgeTower:
     """Returns the model of an exported folder, whose parts are whole, and of the weights that are there."""
     manifest = read_json(folder / MANIFEST)
     if manifest.get("version") != VERSION:
-        raise ValueError(f"{folder} was exported as version {manifest.get('version')}; this release reads {VERSION}")
+        raise ValueError(
+            f"{folder} was exported as version {manifest.get('version')}; this release reads {VERSION}"
+        )
     try:
-        signed, parts, form, weights = (manifest[name] for name in ("signed", "parts", "form", "weights"))
+        signed, parts, form, weights = (
+            manifest[name] for name in ("signed", "parts", "form", "weights")
+        )
         digests = {folder / name: digest for name, digest in parts.items()}
     except (KeyError, AttributeError) as error:
-        raise ValueError(f"{folder / MANIFEST} is not what was exported ({error}); export the model again") from error
+        raise ValueError(
+            f"{folder / MANIFEST} is not what was exported ({error}); export the model again"
+        ) from error
     if signed and products_overflow():
-        raise ValueError(f"{folder} has int8 weights for processors with VNNI, unlike this one; export it again here")
+        raise ValueError(
+            f"{folder} has int8 weights for processors with VNNI, unlike this one; export it again here"
+        )
     for path, digest in digests.items():
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; export the model again")
         if sha256_of(path) != digest:
             raise ValueError(f"{path} is not what was exported; export the model again")
     if weights_fingerprint(folder, form) != weights:
-        raise ValueError(f"{folder / _WEIGHTS} is not what its parts were exported of; export the model again")
+        raise ValueError(
+            f"{folder / _WEIGHTS} is not what its parts were exported of; export the model again"
+        )
     return read_checkpoint(folder, extensions=extensions).model(copy=False)
 
 
@@ -138,14 +161,18 @@ def cached_export(
     checkpoint: Checkpoint, cache: Path, form: Form, *, progress: bool = False
 ) -> tuple[Path, BridgeTower]:
     """Returns the folder in `cache` with the parts of a checkpoint and its model; exports it if need be."""
-    unsigned = form == "onnx-int8" and products_overflow()  # processors with and without VNNI may share a cache
+    unsigned = (
+        form == "onnx-int8" and products_overflow()
+    )  # processors with and without VNNI may share a cache
     folder = cache / f"{content_key(checkpoint)}-{form}{'-unsigned' * unsigned}"
     with locked(cache, wait=True):
         if folder.exists():
             try:
                 return folder, exported_model(folder, checkpoint.extensions)
             except (FileNotFoundError, ValueError) as error:
-                logger.warning("%s is damaged (%s); it is removed and exported again", folder, error)
+                logger.warning(
+                    "%s is damaged (%s); it is removed and exported again", folder, error
+                )
                 remove_folder(folder)
         remove_leftovers(cache, folder.name)  # others in the cache may belong to live processes
         logger.info("%s: exporting it for this engine, once, to %s", checkpoint.source, folder)
@@ -159,7 +186,11 @@ def content_key(checkpoint: Checkpoint) -> str:
     builders = {*own.vision_towers.values(), *own.text_towers.values(), *own.bridges.values()}
     code = code_content(
         {*map(type, model.modules()), *filter(inspect.isfunction, builders)},
-        [file for place in (inspect.getfile(BridgeTower), __file__) for file in Path(place).parent.glob("*.py")],
+        [
+            file
+            for place in (inspect.getfile(BridgeTower), __file__)
+            for file in Path(place).parent.glob("*.py")
+        ],
     )
     weights = exact_fingerprint(checkpoint.tensors)
     content = [VERSION, checkpoint.config.to_dict(), part_names(model), code, weights]
@@ -179,16 +210,30 @@ def write_graph(part: Part, path: Path, weights: Path) -> None:
 
     model = _graph(part, optimize=False).model
 
-    def should_fold(node: Any) -> bool | None:  # computed in advance, weights would be stored in the graph
-        return False if any(value is not None and value.is_initializer() for value in node.inputs) else None
+    def should_fold(
+        node: Any,
+    ) -> bool | None:  # computed in advance, weights would be stored in the graph
+        return (
+            False
+            if any(value is not None and value.is_initializer() for value in node.inputs)
+            else None
+        )
 
     optimize_ir(model, should_fold=should_fold)
     ranges = tensor_ranges(weights)
     for name, value in model.graph.initializers.items():
-        if (place := ranges.get(name.removeprefix(_PREFIX))) is not None:  # else a constant that no checkpoint holds
+        if (
+            place := ranges.get(name.removeprefix(_PREFIX))
+        ) is not None:  # else a constant that no checkpoint holds
             offset, length = place
             value.const_value = ir.ExternalTensor(
-                weights.name, offset, length, value.dtype, shape=value.shape, name=name, base_dir=weights.parent
+                weights.name,
+                offset,
+                length,
+                value.dtype,
+                shape=value.shape,
+                name=name,
+                base_dir=weights.parent,
             )
     _split_products(model)
     with replacing(path) as temporary:
@@ -248,7 +293,9 @@ def write_ir(graph: Path) -> None:
     """Writes a graph as OpenVINO's own files, weights included, in its place."""
     import openvino
 
-    openvino.save_model(openvino.Core().read_model(graph), graph.with_suffix(".xml"), compress_to_fp16=False)
+    openvino.save_model(
+        openvino.Core().read_model(graph), graph.with_suffix(".xml"), compress_to_fp16=False
+    )
     graph.unlink()
 
 
@@ -257,7 +304,9 @@ def write_int8_graph(part: Part, path: Path, *, signed: bool) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     program = _graph(part, optimize=True)  # only weights that stand beside their product are found
-    program.model.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"  # or it asks for just that
+    program.model.metadata_props["onnx.quant.pre_process"] = (
+        "onnxruntime.quant"  # or it asks for just that
+    )
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch, replacing(path) as temporary:
         program.save(Path(scratch) / "part.onnx", external_data=True)
         quantize_dynamic(
@@ -291,7 +340,9 @@ def weights_fingerprint(folder: Path, form: Form) -> str:
     """Returns what ties parts to the weights: names, formats, shapes and places if graphs read them, else all bytes."""
     if form != "onnx":
         return sha256_of(folder / _WEIGHTS)
-    return hashlib.sha256(json.dumps(_header(folder / _WEIGHTS), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(_header(folder / _WEIGHTS), sort_keys=True).encode()
+    ).hexdigest()
 
 
 def tensor_ranges(weights: Path) -> dict[str, tuple[int, int]]:

@@ -35,7 +35,11 @@ _PARTS_OF: dict[HeadInputs, tuple[PartName, ...]] = {
 
 
 def part_names(model: BridgeTower) -> tuple[PartName, ...]:
-    read = [part for name in chosen_heads(model.config.heads) for part in _PARTS_OF[model.head_specs[name].inputs]]
+    read = [
+        part
+        for name in chosen_heads(model.config.heads)
+        for part in _PARTS_OF[model.head_specs[name].inputs]
+    ]
     return tuple(dict.fromkeys(("image", "text", "fusion_pooled", *read)))
 
 
@@ -62,7 +66,10 @@ class Part(nn.Module):
         if self._tower == "image":
             self.inputs, self.dynamic = (pixel_values,), {"pixel_values": rows}
         elif self._tower == "text":
-            self.inputs, self.dynamic = (input_ids, mask), {"input_ids": tokens, "attention_mask": tokens}
+            self.inputs, self.dynamic = (
+                (input_ids, mask),
+                {"input_ids": tokens, "attention_mask": tokens},
+            )
         else:
             with torch.no_grad():
                 image, text = model.encode_image(pixel_values), model.encode_text(input_ids, mask)
@@ -106,7 +113,11 @@ class PartsEngine:
         optimize_for_cpu(model)
 
     def encode_image(
-        self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, outputs: EncodeOutputs = "layers"
+        self,
+        pixel_values: Float[Tensor, "b 3 h w"],
+        token_type: int = IMAGE,
+        *,
+        outputs: EncodeOutputs = "layers",
     ) -> Encoded:
         side = self.model.config.vision.image_size
         if pixel_values.shape[-2:] != (side, side):
@@ -124,14 +135,22 @@ class PartsEngine:
         return Encoded(tuple(layers), cls)
 
     def encode_text(
-        self, input_ids: Int[Tensor, "b l"], attention_mask: Mask = None, *, outputs: EncodeOutputs = "layers"
+        self,
+        input_ids: Int[Tensor, "b l"],
+        attention_mask: Mask = None,
+        *,
+        outputs: EncodeOutputs = "layers",
     ) -> Encoded:
         self.model.config.text.check_length(input_ids.shape[1])
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(torch.int64)
+        mask = (
+            torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(torch.int64)
+        )
         if outputs == "cls":
             return Encoded((), self._run("text_cls", input_ids, mask)[0])
         *layers, cls = self._run("text", input_ids, mask)
-        return Encoded(tuple(layers), cls, None if attention_mask is None else attention_mask.bool())
+        return Encoded(
+            tuple(layers), cls, None if attention_mask is None else attention_mask.bool()
+        )
 
     def cache_image(self, encoded: Encoded) -> Encoded:
         return encoded  # parts share nothing between pairs
@@ -140,7 +159,9 @@ class PartsEngine:
 
     def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
         if outputs == "all":
-            raise ValueError('outputs="all" is not exported; expected "pooled" or "text", or load with engine="torch"')
+            raise ValueError(
+                'outputs="all" is not exported; expected "pooled" or "text", or load with engine="torch"'
+            )
         if len(image) != len(text):
             raise ValueError(
                 f"{len(image)} images and {len(text)} texts; expected one text per image: index them first"
@@ -176,7 +197,9 @@ class Runner:
                 path = self._folder / f"{part}.onnx"
                 if self._engine == "openvino":
                     own = path.with_suffix(".xml")
-                    self._loaded[part] = load_openvino(own if own.exists() else path, self._precision)
+                    self._loaded[part] = load_openvino(
+                        own if own.exists() else path, self._precision
+                    )
                 else:
                     self._loaded[part] = _load_onnxruntime(path)
         return self._loaded[part](inputs)
@@ -194,7 +217,10 @@ def _load_onnxruntime(path: Path) -> Run:
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
         arrays = [tensor.contiguous().numpy() for tensor in inputs]
-        return [torch.from_numpy(output) for output in session.run(None, dict(zip(names, arrays, strict=True)))]
+        return [
+            torch.from_numpy(output)
+            for output in session.run(None, dict(zip(names, arrays, strict=True)))
+        ]
 
     return run
 
@@ -227,17 +253,23 @@ def load_openvino(path: Path, precision: Precision) -> Run:
         bits = tensor.to(torch.bfloat16).contiguous().view(torch.float16)  # NumPy has no bfloat16
         return openvino.Tensor(bits.numpy(), list(tensor.shape), openvino.Type.bf16)
 
-    idle: list[Any] = []  # requests, which hold the inputs and outputs of a call: each thread takes its own
+    idle: list[
+        Any
+    ] = []  # requests, which hold the inputs and outputs of a call: each thread takes its own
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
         try:
             request = idle.pop()
         except IndexError:
             request = compiled.create_infer_request()
-        outputs = request.infer(list(map(given, inputs, compiled.inputs)), share_inputs=True, share_outputs=False)
+        outputs = request.infer(
+            list(map(given, inputs, compiled.inputs)), share_inputs=True, share_outputs=False
+        )
         idle.append(request)
         found = [torch.from_numpy(outputs[port]) for port in compiled.outputs]
-        return [each.view(torch.bfloat16) if each.dtype == torch.float16 else each for each in found]
+        return [
+            each.view(torch.bfloat16) if each.dtype == torch.float16 else each for each in found
+        ]
 
     return run
 
@@ -253,7 +285,9 @@ def _leave_keys_as_they_are(model: Any) -> None:
         axes = turned.input_value(1).get_node()
         if axes.get_type_name() == "Constant" and axes.get_vector().tolist() == [0, 2, 3, 1]:
             keys = opset13.transpose(turned.input_value(0), opset13.constant([0, 2, 1, 3]))
-            scores = opset13.matmul(product.input_value(0), keys, transpose_a=False, transpose_b=True)
+            scores = opset13.matmul(
+                product.input_value(0), keys, transpose_a=False, transpose_b=True
+            )
             product.output(0).replace(scores.output(0))
 
 

@@ -27,13 +27,19 @@ class Predictions(NamedTuple):
 
 
 def predict_classes(
-    task: nn.Module, examples: BatchDataset, *, batch_size: int, options: EvaluationOptions = DEFAULTS
+    task: nn.Module,
+    examples: BatchDataset,
+    *,
+    batch_size: int,
+    options: EvaluationOptions = DEFAULTS,
 ) -> Predictions:
     def likeliest(outputs: Tensor) -> tuple[Tensor, Tensor]:
         probabilities, classes = outputs.max(dim=1)
         return classes, probabilities
 
-    classes, probabilities = predict(task, examples, likeliest, batch_size=batch_size, options=options)
+    classes, probabilities = predict(
+        task, examples, likeliest, batch_size=batch_size, options=options
+    )
     return Predictions(classes, probabilities)
 
 
@@ -57,8 +63,12 @@ def predict(
     for start in range(0, len(local_indices), batch_size):
         keys.append(BatchKey(tuple(local_indices[start : start + batch_size]), 0))
     device = next(task.parameters()).device
-    batches: Iterable[Any] = load_items(examples.__getitem__, keys, num_workers=options.num_workers, device=device)
-    batches = counted(batches, "predicting batches", shown=options.progress and rank() == 0, total=len(keys))
+    batches: Iterable[Any] = load_items(
+        examples.__getitem__, keys, num_workers=options.num_workers, device=device
+    )
+    batches = counted(
+        batches, "predicting batches", shown=options.progress and rank() == 0, total=len(keys)
+    )
 
     results = []
     for batch in batches:
@@ -134,7 +144,9 @@ def classification_metrics(
         ranked_labels = labels[:, classes].numpy()
         scores = probabilities[:, classes].numpy()
         metrics["auroc"] = float(roc_auc_score(ranked_labels, scores, average="macro"))
-        metrics["average_precision"] = float(average_precision_score(ranked_labels, scores, average="macro"))
+        metrics["average_precision"] = float(
+            average_precision_score(ranked_labels, scores, average="macro")
+        )
     return metrics
 
 

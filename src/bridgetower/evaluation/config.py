@@ -50,8 +50,12 @@ class RetrievalConfig:
 class EvaluationOptions:
     """How an evaluation runs; nothing here changes its result."""
 
-    work: Path | None = None  # where retrieval keeps what it has until it is finished, to go on from there after a kill
-    until_written: ExitStack | None = None  # removes that when it is closed; None: the end of the evaluation does
+    work: Path | None = (
+        None  # where retrieval keeps what it has until it is finished, to go on from there after a kill
+    )
+    until_written: ExitStack | None = (
+        None  # removes that when it is closed; None: the end of the evaluation does
+    )
     num_workers: int = 0  # processes that decode; 0 decodes in this one
     progress: bool = False
 
@@ -72,7 +76,9 @@ class Judgement:
     miss: float  # the worst misses have the largest values
     probability: float | None  # that the model gives to its answer
     found: int | None = None  # number of the image that was found, where one is looked for
-    groups: Mapping[str, str] = field(default_factory=dict)  # kinds that the example is of, by column
+    groups: Mapping[str, str] = field(
+        default_factory=dict
+    )  # kinds that the example is of, by column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +89,27 @@ class Outcome:
     counts: Mapping[str, int]  # of what was judged
     details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # metrics by group
     predictions: Sequence[Mapping[str, Any]] = ()  # one row per example, with its id
-    submission: tuple[str, str] | None = None  # name and content of the file that a test server takes
+    submission: tuple[str, str] | None = (
+        None  # name and content of the file that a test server takes
+    )
     notes: Sequence[str] = ()  # what cannot be given, and why
     judge: Callable[[], list[Judgement]] | None = None  # gives the examples whose answers are known
     images: PreparedImages | None = None  # that the judgements name
 
     def report(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the content of `metrics.json`: what was measured and how, versions, counts, metrics."""
-        versions = {name: version(name) for name in ("bridgetower", "torch")} | {"python": platform.python_version()}
+        versions = {name: version(name) for name in ("bridgetower", "torch")} | {
+            "python": platform.python_version()
+        }
         notes = {"notes": list(self.notes)} if self.notes else {}
-        return {**about, **self.counts, **self.metrics, **self.details, **notes, "versions": versions}
+        return {
+            **about,
+            **self.counts,
+            **self.metrics,
+            **self.details,
+            **notes,
+            "versions": versions,
+        }
 
     def write(self, folder: Path, about: Mapping[str, Any]) -> None:
         if self.predictions:

@@ -53,7 +53,10 @@ class MaskedPairs:
 
 @torch.inference_mode()
 def evaluate_masked_words(
-    model: BridgeTower, images: CaptionImages, masking: MaskingConfig, options: EvaluationOptions = DEFAULTS
+    model: BridgeTower,
+    images: CaptionImages,
+    masking: MaskingConfig,
+    options: EvaluationOptions = DEFAULTS,
 ) -> dict[str, float]:
     """Returns loss and accuracy on hidden words with the right image and with another image of the set."""
     model.head("mlm")
@@ -63,7 +66,9 @@ def evaluate_masked_words(
     loader: Iterable[tuple[CaptionBatch, list[Batch]]] = load_items(
         pairs.__getitem__, local_batches.tolist(), num_workers=options.num_workers, device=device
     )
-    loader = counted(loader, "masked words", shown=options.progress and rank() == 0, total=len(local_batches))
+    loader = counted(
+        loader, "masked words", shown=options.progress and rank() == 0, total=len(local_batches)
+    )
 
     # Loss and accuracy are means over the hidden words of a batch, which is weighed by their number.
     prefixes = ("mlm_", "mlm_wrong_image_") if len(images) > 1 else ("mlm_",)

@@ -41,7 +41,9 @@ class GroundTruth(NamedTuple):
     """Which images and texts belong together."""
 
     text_image_index: Int[Tensor, " t"]  # row of the image that each text belongs to
-    owners: Int[Tensor, " i"]  # of the image whose texts belong to each image: itself, or one with the same captions
+    owners: Int[
+        Tensor, " i"
+    ]  # of the image whose texts belong to each image: itself, or one with the same captions
 
 
 class BestRanks(NamedTuple):
@@ -71,7 +73,9 @@ def hit_chances(ranks: BestRanks, k: int) -> Float[Tensor, " q"]:
     return 1.0 - miss
 
 
-def folds(truth: GroundTruth, fold_size: int | None) -> Iterator[tuple[slice, Int[Tensor, " f"], GroundTruth]]:
+def folds(
+    truth: GroundTruth, fold_size: int | None
+) -> Iterator[tuple[slice, Int[Tensor, " f"], GroundTruth]]:
     """Yields for each fold, or for all: the rows of its images, those of its texts, and which of these match."""
     index, owners = truth
     size = fold_size or len(owners)
@@ -84,7 +88,9 @@ def folds(truth: GroundTruth, fold_size: int | None) -> Iterator[tuple[slice, In
 def check_not_nan(values: Tensor, name: str) -> None:
     count = int(values.isnan().count_nonzero())
     if count:
-        raise ValueError(f"{count} of {values.numel()} {name} are NaN; expected numbers, check the model's outputs")
+        raise ValueError(
+            f"{count} of {values.numel()} {name} are NaN; expected numbers, check the model's outputs"
+        )
 
 
 class RetrievalRecalls(NamedTuple):
@@ -100,8 +106,12 @@ class RetrievalRecalls(NamedTuple):
 
     def named(self, stage: str) -> dict[str, float]:
         """Returns metrics: `STAGE_image_to_text_r1`, `STAGE_text_to_image_r1`, …, `STAGE_rsum`."""
-        metrics = {f"{stage}_image_to_text_r{k}": recall for k, recall in self.image_to_text.items()}
-        metrics |= {f"{stage}_text_to_image_r{k}": recall for k, recall in self.text_to_image.items()}
+        metrics = {
+            f"{stage}_image_to_text_r{k}": recall for k, recall in self.image_to_text.items()
+        }
+        metrics |= {
+            f"{stage}_text_to_image_r{k}": recall for k, recall in self.text_to_image.items()
+        }
         metrics[f"{stage}_rsum"] = self.rsum
         return metrics
 
@@ -117,7 +127,9 @@ def recalls_of(
     image_to_text: dict[int, float] = {}
     text_to_image: dict[int, float] = {}
     for k in ks:
-        image_to_text[k] = fmean(hit_chances(images, k).mean().item() for images, _ in ranks_of_folds)
+        image_to_text[k] = fmean(
+            hit_chances(images, k).mean().item() for images, _ in ranks_of_folds
+        )
         text_to_image[k] = fmean(hit_chances(texts, k).mean().item() for _, texts in ranks_of_folds)
     return RetrievalRecalls(image_to_text, text_to_image)
 
@@ -142,7 +154,12 @@ class _Blocks:
     """The scores of a fold, a block of its texts at a time: read once for the best right scores, once to count."""
 
     def __init__(
-        self, scores_of: ScoresOf, images: slice, texts: Int[Tensor, " t"], fold: GroundTruth, pairs_at_once: int
+        self,
+        scores_of: ScoresOf,
+        images: slice,
+        texts: Int[Tensor, " t"],
+        fold: GroundTruth,
+        pairs_at_once: int,
     ) -> None:
         self.scores_of = scores_of
         self.images = images
@@ -181,7 +198,9 @@ class _Blocks:
             best_of_text.scatter_reduce_(0, text, right_scores, "amax")
         return best_of_image, best_of_text
 
-    def _read(self) -> Iterator[tuple[slice, Float[Tensor, "i b"], Int[Tensor, " n"], Int[Tensor, " n"]]]:
+    def _read(
+        self,
+    ) -> Iterator[tuple[slice, Float[Tensor, "i b"], Int[Tensor, " n"], Int[Tensor, " n"]]]:
         """Yields the columns of a block, its scores, and the rows of images and texts that belong together."""
         for start in range(0, self.num_texts, self.block_size):
             columns = slice(start, start + self.block_size)
@@ -203,8 +222,12 @@ def chance_recalls(
     for _, _, (index, owners) in folds(truth, fold_size):
         num_texts = torch.bincount(index, minlength=len(owners))[owners]
         num_images = torch.bincount(owners, minlength=len(owners))[index]
-        image_ranks = BestRanks(torch.zeros_like(num_texts), torch.full_like(num_texts, len(index)), num_texts)
-        text_ranks = BestRanks(torch.zeros_like(num_images), torch.full_like(num_images, len(owners)), num_images)
+        image_ranks = BestRanks(
+            torch.zeros_like(num_texts), torch.full_like(num_texts, len(index)), num_texts
+        )
+        text_ranks = BestRanks(
+            torch.zeros_like(num_images), torch.full_like(num_images, len(owners)), num_images
+        )
         ranks_of_folds.append((image_ranks, text_ranks))
     return recalls_of(ranks_of_folds, ks)
 
@@ -220,7 +243,9 @@ class Candidates:
     cosine: Float[Tensor, " n"]  # NaN where it is neither
     truth: GroundTruth
     config: RetrievalConfig
-    itm: Float[Tensor, " n"] = field(default_factory=lambda: torch.empty(0))  # matching score, once they are matched
+    itm: Float[Tensor, " n"] = field(
+        default_factory=lambda: torch.empty(0)
+    )  # matching score, once they are matched
 
     @property
     def sides(self) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
@@ -245,11 +270,17 @@ class Candidates:
         """Returns the ranks of right answers among candidates: of texts for images, and of images for texts."""
         image_side, text_side = self.sides
         image_ranks = self._ranks_of(self.image, image_side, len(self.truth.owners), itc_weight)
-        text_ranks = self._ranks_of(self.text, text_side, len(self.truth.text_image_index), itc_weight)
+        text_ranks = self._ranks_of(
+            self.text, text_side, len(self.truth.text_image_index), itc_weight
+        )
         return image_ranks, text_ranks
 
     def _ranks_of(
-        self, queries: Int[Tensor, " n"], side: Bool[Tensor, " n"], num_queries: int, itc_weight: float
+        self,
+        queries: Int[Tensor, " n"],
+        side: Bool[Tensor, " n"],
+        num_queries: int,
+        itc_weight: float,
     ) -> BestRanks:
         """Ranks the candidates of queries. What is no candidate stands behind all of them and is never a hit."""
         scores = self.scores(itc_weight)[side]
@@ -276,7 +307,9 @@ class Candidates:
     def error(self, reranking: Reranking) -> float:
         """Returns the expected calibration error of the probabilities of a match of the candidates of texts."""
         probabilities = reranking.match(self.itm[self.text_side])
-        return expected_calibration_error(reliability(probabilities, self.belong[self.text_side].float()))
+        return expected_calibration_error(
+            reliability(probabilities, self.belong[self.text_side].float())
+        )
 
     def fitted(self) -> Reranking:
         """Returns the weight of ITC with the best mean recall, a calibration, and the gain over ITC alone.
@@ -301,7 +334,9 @@ class Candidates:
         # The gain on each half, with the weight that is best on the other half.
         difference = torch.empty(len(all_texts), dtype=torch.float64)
         for half in (True, False):
-            other_weight = _best_weight(image_hits, text_hits, is_odd_image != half, is_odd_text != half)
+            other_weight = _best_weight(
+                image_hits, text_hits, is_odd_image != half, is_odd_text != half
+            )
             texts = is_odd_text == half
             difference[texts] = (text_hits[other_weight] - text_hits[ITC_ALONE])[texts]
         gain = _mean_gain(difference, group_of_text, len(different_images))
@@ -313,8 +348,12 @@ class Candidates:
         text_hits: dict[float, Tensor] = {}
         for weight in ITC_WEIGHTS:
             image_ranks, text_ranks = self.best_ranks(weight)
-            image_hits[weight] = torch.stack([hit_chances(image_ranks, k) for k in RECALL_KS]).mean(dim=0)
-            text_hits[weight] = torch.stack([hit_chances(text_ranks, k) for k in RECALL_KS]).mean(dim=0)
+            image_hits[weight] = torch.stack([hit_chances(image_ranks, k) for k in RECALL_KS]).mean(
+                dim=0
+            )
+            text_hits[weight] = torch.stack([hit_chances(text_ranks, k) for k in RECALL_KS]).mean(
+                dim=0
+            )
         return image_hits, text_hits
 
 
@@ -326,20 +365,27 @@ def _best_weight(
 ) -> float:
     """Returns the weight with the best recall of some queries, of equally good ones the middle one."""
     recalls = {
-        weight: float(image_hits[weight][images].mean() + text_hits[weight][texts].mean()) for weight in ITC_WEIGHTS
+        weight: float(image_hits[weight][images].mean() + text_hits[weight][texts].mean())
+        for weight in ITC_WEIGHTS
     }
     highest = max(recalls.values())
     best_weights = [weight for weight, recall in recalls.items() if recall == highest]
     return best_weights[len(best_weights) // 2]
 
 
-def _mean_gain(difference: Float[Tensor, " t"], group_of_text: Int[Tensor, " t"], num_groups: int) -> Gain:
+def _mean_gain(
+    difference: Float[Tensor, " t"], group_of_text: Int[Tensor, " t"], num_groups: int
+) -> Gain:
     """Returns the mean difference with a 95 % interval in which the texts of a group count as one draw."""
     mean = float(difference.mean())
-    sums = torch.zeros(num_groups, dtype=torch.float64).index_add_(0, group_of_text, difference - mean)
+    sums = torch.zeros(num_groups, dtype=torch.float64).index_add_(
+        0, group_of_text, difference - mean
+    )
     variance = sums.square().sum() * num_groups / (num_groups - 1)
     half_width = _Z * float(variance.sqrt() / len(difference))
-    return Gain(difference=mean, low=mean - half_width, high=mean + half_width, texts=len(difference))
+    return Gain(
+        difference=mean, low=mean - half_width, high=mean + half_width, texts=len(difference)
+    )
 
 
 class Bin(NamedTuple):
@@ -355,12 +401,16 @@ def reliability(probabilities: Float[Tensor, " n"], right: Float[Tensor, " n"]) 
     """Returns the bins that have examples."""
     numbers = (probabilities.double() * BINS).long().clamp(max=BINS - 1)
     counts = torch.bincount(numbers, minlength=BINS).tolist()
-    probability_sums = torch.bincount(numbers, weights=probabilities.double(), minlength=BINS).tolist()
+    probability_sums = torch.bincount(
+        numbers, weights=probabilities.double(), minlength=BINS
+    ).tolist()
     right_sums = torch.bincount(numbers, weights=right.double(), minlength=BINS).tolist()
     bins = []
     for number, count in enumerate(counts):
         if count:
-            bins.append(Bin(number, count, probability_sums[number] / count, right_sums[number] / count))
+            bins.append(
+                Bin(number, count, probability_sums[number] / count, right_sums[number] / count)
+            )
     return bins
 
 
@@ -435,7 +485,9 @@ def candidate_pairs(
         for texts in columns.split(max(1, pairs_at_once // len(images))):
             scores = scores_of(rows, texts)
             check_not_nan(scores, "similarities")
-            best_texts = _highest(torch.cat([best_texts, _highest(_packed(scores, texts), k)], dim=1), k)
+            best_texts = _highest(
+                torch.cat([best_texts, _highest(_packed(scores, texts), k)], dim=1), k
+            )
             found_images, cosines = _unpacked(_highest(_packed(scores.T, images), k))
             text_side.add(found_images * num_texts + texts[:, None], cosines)
         found_texts, cosines = _unpacked(best_texts)
@@ -469,7 +521,9 @@ class _Side:
         self.numbers.append(numbers.flatten())
         self.cosines.append(cosines.flatten())
 
-    def write(self, sorted_numbers: Int[Tensor, " n"], cosine: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    def write(
+        self, sorted_numbers: Int[Tensor, " n"], cosine: Float[Tensor, " n"]
+    ) -> Bool[Tensor, " n"]:
         """Writes the cosines of the pairs among all pairs, and returns which ones they are."""
         rows = torch.searchsorted(sorted_numbers, torch.cat(self.numbers))
         cosine[rows] = torch.cat(self.cosines)

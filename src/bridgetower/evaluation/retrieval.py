@@ -36,7 +36,14 @@ from bridgetower.evaluation.metrics import (
     streamed_recalls,
 )
 from bridgetower.files import locked, remove_leftovers
-from bridgetower.inference import encoded_bytes, encoded_texts, log_odds, score_pairs, split_rows, two_stage_order
+from bridgetower.inference import (
+    encoded_bytes,
+    encoded_texts,
+    log_odds,
+    score_pairs,
+    split_rows,
+    two_stage_order,
+)
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.fusion import Encoded
 from bridgetower.objectives.losses import similarity
@@ -55,7 +62,9 @@ _PART_BYTES = 2**26
 def ranked_texts(images: CaptionImages, config: RetrievalConfig) -> tuple[list[str], GroundTruth]:
     """Returns the captions that are ranked, and their images. Equal captions count once, but for folds."""
     if config.fold_size is not None and len(images) % config.fold_size:
-        raise ValueError(f"{len(images)} images do not split into folds of {config.fold_size}; expected a multiple")
+        raise ValueError(
+            f"{len(images)} images do not split into folds of {config.fold_size}; expected a multiple"
+        )
     owners = images.owners() if config.fold_size is None else torch.arange(len(images))
     texts, text_image_index = images.texts(config.max_captions, owners)
     return texts, GroundTruth(text_image_index, owners)
@@ -124,7 +133,10 @@ class PairScorer:
         return torch.cat(vectors)
 
     def score(
-        self, image: Int[Tensor, " n"], text: Int[Tensor, " n"], head: Callable[[Tensor], Tensor] | None = None
+        self,
+        image: Int[Tensor, " n"],
+        text: Int[Tensor, " n"],
+        head: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
         """Returns the log-odds of a match of pairs, with protocol `paper` its logit, and whether they are accepted.
 
@@ -148,9 +160,13 @@ class PairScorer:
                 pairs = part.pairs
                 logits = part.logits
                 if logits is None:
-                    rows = torch.stack([image[pairs] - part.images.start, self._row_of_text[text[pairs]]], dim=1)
+                    rows = torch.stack(
+                        [image[pairs] - part.images.start, self._row_of_text[text[pairs]]], dim=1
+                    )
                     advance = partial(bars.advance, bar)
-                    logits = self._score_part(next(encoded), rows, head or self.model.itm_logits, advance)
+                    logits = self._score_part(
+                        next(encoded), rows, head or self.model.itm_logits, advance
+                    )
                     self._write(part.name, logits)
                 odds = log_odds(logits)
                 match[pairs] = logits[:, 1] if self.config.protocol == "paper" else odds
@@ -169,7 +185,9 @@ class PairScorer:
         digest = hashlib.sha256(torch.stack([image, text]).numpy().data).hexdigest()[:8]
         parts = []
         for number, images in enumerate(split_rows(range(num_images), size)):
-            start, stop = torch.searchsorted(image, torch.tensor([images.start, images.stop])).tolist()
+            start, stop = torch.searchsorted(
+                image, torch.tensor([images.start, images.stop])
+            ).tolist()
             name = f"scores-{digest}-{number:05d}"
             parts.append(_Part(name, images, slice(start, stop), self._read(name)))
         return parts
@@ -195,7 +213,9 @@ class PairScorer:
 
         by_text = pairs[:, 1].argsort(stable=True)
         blocks = []
-        for scores in score_pairs(self.model, head, image, text_of, pairs[by_text], batch_size=self.config.batch_size):
+        for scores in score_pairs(
+            self.model, head, image, text_of, pairs[by_text], batch_size=self.config.batch_size
+        ):
             blocks.append(scores.float())
             advance(len(scores))
         logits = torch.cat(blocks).cpu()[by_text.argsort()]  # waits for a GPU once
@@ -204,13 +224,19 @@ class PairScorer:
             raise ValueError(f"{num_nan} of {len(logits)} pairs have a score that is NaN")
         return logits
 
-    def _encode_images(self, batches: Sequence[range], outputs: EncodeOutputs = "layers") -> Iterator[Encoded]:
+    def _encode_images(
+        self, batches: Sequence[range], outputs: EncodeOutputs = "layers"
+    ) -> Iterator[Encoded]:
         numbers = [self._numbers[self._local_images[list(rows)]].tolist() for rows in batches]
         workers = self.options.num_workers
-        loader: Iterator[Batch] = load_items(self.images.batch, numbers, num_workers=workers, device=self._device)
+        loader: Iterator[Batch] = load_items(
+            self.images.batch, numbers, num_workers=workers, device=self._device
+        )
         for batch in loader:
             batch = self.images.on_device(batch, self._device)
-            yield self.model.encode_image(batch.pixel_values, outputs=outputs, states=batch.image_states)
+            yield self.model.encode_image(
+                batch.pixel_values, outputs=outputs, states=batch.image_states
+            )
 
     def _encode_texts(self, rows: Sequence[int], outputs: EncodeOutputs = "layers") -> Encoded:
         ids = [self.ids[row] for row in rows]
@@ -296,10 +322,14 @@ class RetrievalResult:
     image_vectors: Float[Tensor, "i c"]  # contrastive, of length one
     text_vectors: Float[Tensor, "t c"]  # the same of the texts that are ranked
     truth: GroundTruth
-    recalls: Mapping[str, RetrievalRecalls]  # by stage: itc; of candidates by matching and by both scores; chance
+    recalls: Mapping[
+        str, RetrievalRecalls
+    ]  # by stage: itc; of candidates by matching and by both scores; chance
     candidates: Candidates | None = None  # the pairs that were matched, and their scores
     reranking: Reranking | None = None  # with which they were ranked; None with protocol `paper`
-    ece: float | None = None  # expected calibration error of `Reranking.match` on candidates of texts; None likewise
+    ece: float | None = (
+        None  # expected calibration error of `Reranking.match` on candidates of texts; None likewise
+    )
     itm_accuracy: float | None = None  # of each text with its own image and with a random other one
 
     def metrics(self) -> dict[str, float]:
@@ -382,7 +412,9 @@ def _match_candidates(
     pairs = candidate_pairs(cosines, truth, config, others=(control_images, control_texts))
     match, accepted = scorer.score(pairs.image, pairs.text)
     candidates = replace(pairs, itm=match)
-    is_control = torch.isin(pairs.image * num_texts + pairs.text, control_images * num_texts + control_texts)
+    is_control = torch.isin(
+        pairs.image * num_texts + pairs.text, control_images * num_texts + control_texts
+    )
     accuracy = (accepted == pairs.belong)[is_control].double().mean().item()
 
     alone = candidates.recalls()
@@ -392,12 +424,17 @@ def _match_candidates(
         reranking = candidates.fitted()
     two_stage = candidates.recalls(reranking.itc_weight) if reranking.itc_weight else alone
     ece = candidates.error(reranking)
-    return _Matching(candidates, {"matching": alone, "two_stage": two_stage}, accuracy, reranking, ece)
+    return _Matching(
+        candidates, {"matching": alone, "two_stage": two_stage}, accuracy, reranking, ece
+    )
 
 
 @torch.inference_mode()
 def evaluate_matching(
-    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, options: EvaluationOptions = DEFAULTS
+    model: BridgeTower,
+    images: CaptionImages,
+    config: RetrievalConfig,
+    options: EvaluationOptions = DEFAULTS,
 ) -> float:
     """Accuracy of matching on each caption with its own image and with a random other one (the same at every call)."""
     model.head("itm")
@@ -411,7 +448,10 @@ def evaluate_matching(
 
 @torch.inference_mode()
 def evaluate_all_pairs(
-    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, options: EvaluationOptions = DEFAULTS
+    model: BridgeTower,
+    images: CaptionImages,
+    config: RetrievalConfig,
+    options: EvaluationOptions = DEFAULTS,
 ) -> dict[str, float]:
     """Ranks all pairs, or those of each fold, by one score of the fusion encoder: retrieval without contrast."""
     if model.rank_head is None:
@@ -421,7 +461,9 @@ def evaluate_all_pairs(
         if model.rank_head is None:
             return model.itm_logits(pooled)
         scores = model.head("rank")(pooled)
-        return torch.stack([torch.zeros_like(scores), scores], dim=1)  # as the logit of a match, against 0
+        return torch.stack(
+            [torch.zeros_like(scores), scores], dim=1
+        )  # as the logit of a match, against 0
 
     fold_size = config.fold_size or len(images)
     texts, truth = ranked_texts(images, config)
@@ -471,7 +513,9 @@ class Ranking(NamedTuple):
     itm: float | None  # matching score of the first item; None without a matching head
 
 
-def rankings(result: RetrievalResult, direction: Direction, queries: Iterable[int]) -> Iterator[Ranking]:
+def rankings(
+    result: RetrievalResult, direction: Direction, queries: Iterable[int]
+) -> Iterator[Ranking]:
     """Yields the ranking of all items for each query."""
     images = (result.image_vectors, result.truth.owners)
     texts = (result.text_vectors, result.truth.text_image_index)
@@ -518,14 +562,18 @@ class _SecondStage:
         self.scores = pairs.scores(itc_weight)[rows]
         self.itm = pairs.itm[rows]
 
-    def of_query(self, query: int) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
+    def of_query(
+        self, query: int
+    ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Returns the items of a query, their scores and their matching scores."""
         start = self.ends[query - 1] if query else 0
         rows = slice(start, self.ends[query])
         return self.items[rows], self.scores[rows], self.itm[rows]
 
 
-def retrieval_judgements(result: RetrievalResult, images: CaptionImages, texts: Sequence[str]) -> list[Judgement]:
+def retrieval_judgements(
+    result: RetrievalResult, images: CaptionImages, texts: Sequence[str]
+) -> list[Judgement]:
     """Returns every text with the first image of its ranking. The miss is the rank of the right image minus one."""
     reranking = result.reranking or UNMEASURED
     captions = images.all_captions()
@@ -536,13 +584,17 @@ def retrieval_judgements(result: RetrievalResult, images: CaptionImages, texts: 
     for text, right_image, ranking in zip(texts, right_images, rankings_of_texts, strict=True):
         first_image = int(ranking.order[0])
         is_first = ranking.rank == 1
-        probability = None if ranking.itm is None else float(reranking.match(torch.tensor(ranking.itm)))
+        probability = (
+            None if ranking.itm is None else float(reranking.match(torch.tensor(ranking.itm)))
+        )
         judgements.append(
             Judgement(
                 id=names[right_image],
                 images=(right_image,),
                 text=text,
-                expected="first of all" if is_first else f"image {ranking.rank} of {len(ranking.order)}",
+                expected="first of all"
+                if is_first
+                else f"image {ranking.rank} of {len(ranking.order)}",
                 given=captions[first_image][0],
                 score=float(is_first),
                 miss=float(ranking.rank - 1),

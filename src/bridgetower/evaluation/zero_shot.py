@@ -28,7 +28,12 @@ class ZeroShot(nn.Module):
     """Zero-shot classifier: cosine with the label vectors, or the matching head with the first template."""
 
     def __init__(
-        self, model: BridgeTower, processor: Processor, labels: Sequence[str], templates: Sequence[str], matching: bool
+        self,
+        model: BridgeTower,
+        processor: Processor,
+        labels: Sequence[str],
+        templates: Sequence[str],
+        matching: bool,
     ) -> None:
         super().__init__()
         self.model = model
@@ -40,7 +45,11 @@ class ZeroShot(nn.Module):
         with torch.inference_mode():
             texts = []
             for start in range(0, len(ids), _TEXTS_AT_ONCE):
-                texts.append(encoded_texts(model, processor, ids[start : start + _TEXTS_AT_ONCE], self.outputs))
+                texts.append(
+                    encoded_texts(
+                        model, processor, ids[start : start + _TEXTS_AT_ONCE], self.outputs
+                    )
+                )
             if matching:
                 self.texts = model.cache_text(Encoded.cat(texts))
             else:
@@ -80,17 +89,28 @@ def evaluate_compositions(
         model.head("itm")
 
     # Each image and each text is encoded once.
-    pairs = [(image, caption) for row in rows for image in row["images"] for caption in row["entry"]["captions"]]
-    text_index_of = {text: index for index, text in enumerate(dict.fromkeys(caption for _, caption in pairs))}
+    pairs = [
+        (image, caption)
+        for row in rows
+        for image in row["images"]
+        for caption in row["entry"]["captions"]
+    ]
+    text_index_of = {
+        text: index for index, text in enumerate(dict.fromkeys(caption for _, caption in pairs))
+    }
     image_numbers = torch.tensor([image for image, _ in pairs])
     different_images, image_index = image_numbers.unique(return_inverse=True)
     text_index = torch.tensor([text_index_of[caption] for _, caption in pairs])
 
     scores_of_pairs: dict[str, Tensor] = {}
-    with resumable(PairScorer(model, images, list(text_index_of), config, options, different_images)) as scorer:
+    with resumable(
+        PairScorer(model, images, list(text_index_of), config, options, different_images)
+    ) as scorer:
         if model.itc_head is not None:
             image_vectors, text_vectors = scorer.vectors()
-            scores_of_pairs["itc"] = (image_vectors[image_index] * text_vectors[text_index]).sum(dim=1)
+            scores_of_pairs["itc"] = (image_vectors[image_index] * text_vectors[text_index]).sum(
+                dim=1
+            )
         if model.itm_head is not None:
             by_image = image_index.argsort(stable=True)
             scores, _ = scorer.score(image_index[by_image], text_index[by_image])

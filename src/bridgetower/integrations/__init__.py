@@ -14,7 +14,10 @@ _CONFIGS = {
     "sentence-transformers": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
     "cross-encoder": {"model_type": "CrossEncoder"},
 }
-_CLASSES = {"sentence-transformers": f"{_MODULES}.EmbeddingModule", "cross-encoder": f"{_MODULES}.MatchingModule"}
+_CLASSES = {
+    "sentence-transformers": f"{_MODULES}.EmbeddingModule",
+    "cross-encoder": f"{_MODULES}.MatchingModule",
+}
 
 
 def write_modules(folder: str | Path, kind: ModuleKind = "sentence-transformers") -> None:
@@ -26,4 +29,6 @@ def write_modules(folder: str | Path, kind: ModuleKind = "sentence-transformers"
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} has no config.json; expected the folder of a model")
     write_json(folder / "config_sentence_transformers.json", _CONFIGS[kind])
-    write_json(folder / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": _CLASSES[kind]}])
+    write_json(
+        folder / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": _CLASSES[kind]}]
+    )

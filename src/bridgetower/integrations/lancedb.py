@@ -23,7 +23,9 @@ class BridgeTowerEmbeddings(EmbeddingFunction):
     """
 
     name: str  # what to load, as of `bridgetower.load`
-    source: Literal["image", "text"] = "image"  # what the source column has: `image` (files or bytes) or `text`
+    source: Literal["image", "text"] = (
+        "image"  # what the source column has: `image` (files or bytes) or `text`
+    )
     device: str | None = None  # such as `cpu`; None takes a GPU if there is one
     batch_size: int = 32  # inputs at once
     truncate: bool = False  # cut texts that are too long instead of refusing them
@@ -44,7 +46,9 @@ class BridgeTowerEmbeddings(EmbeddingFunction):
     def _vectors(self, inputs: list[Any], *, is_text: bool) -> list[np.ndarray]:
         predictor, size = _loaded(self.name, self.device), self.batch_size
         if is_text:
-            return list(predictor.embed_texts(inputs, batch_size=size, truncate=self.truncate).numpy())
+            return list(
+                predictor.embed_texts(inputs, batch_size=size, truncate=self.truncate).numpy()
+            )
         return list(predictor.embed_images(inputs, batch_size=size).numpy())
 
 

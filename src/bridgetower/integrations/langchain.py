@@ -43,7 +43,12 @@ class BridgeTowerEmbeddings(Embeddings):
     """L2-normalised vectors of texts, of images, and of images with texts; too long texts are cut with `truncate`."""
 
     def __init__(
-        self, model: Predictor | str | Path, *, batch_size: int = 32, truncate: bool = False, **options: Any
+        self,
+        model: Predictor | str | Path,
+        *,
+        batch_size: int = 32,
+        truncate: bool = False,
+        **options: Any,
     ) -> None:
         """Loads a model, with options of `bridgetower.load`, unless it is loaded."""
         self.predictor = model if isinstance(model, Predictor) else load(model, **options)
@@ -62,7 +67,9 @@ class BridgeTowerEmbeddings(Embeddings):
         """Returns a vector for each image; images are files, bytes, PIL images or arrays."""
         return self._vectors(self.predictor.embed_images, uris)
 
-    def embed_image_text_pairs(self, texts: list[str], images: Sequence[ImageLike]) -> list[list[float]]:
+    def embed_image_text_pairs(
+        self, texts: list[str], images: Sequence[ImageLike]
+    ) -> list[list[float]]:
         """Returns a joint vector for each image with its text; there are as many of one as of the other."""
         return self._vectors(self.predictor.embed_pairs, images, texts, truncate=self.truncate)
 
@@ -83,7 +90,13 @@ class BridgeTowerVectorStore(VectorStore):
         searcher: The index with its model.
     """
 
-    def __init__(self, index: Uri, embedding: BridgeTowerEmbeddings | None = None, *, root: Path | None = None) -> None:
+    def __init__(
+        self,
+        index: Uri,
+        embedding: BridgeTowerEmbeddings | None = None,
+        *,
+        root: Path | None = None,
+    ) -> None:
         """Opens an index, or makes an empty one.
 
         Args:
@@ -155,10 +168,16 @@ class BridgeTowerVectorStore(VectorStore):
             id_ = ids[number] if ids else None
             text = None if texts is None else texts[number]
             uri = None if uris is None else str(uris[number])
-            examples.append(self._example(id_ or str(uuid4()), uri, text, metadatas[number] if metadatas else {}))
+            examples.append(
+                self._example(
+                    id_ or str(uuid4()), uri, text, metadatas[number] if metadatas else {}
+                )
+            )
 
         index = self.searcher.index
-        config = SourceConfig(truncate=self._embedding.truncate, batch_size=self._embedding.batch_size, num_workers=0)
+        config = SourceConfig(
+            truncate=self._embedding.truncate, batch_size=self._embedding.batch_size, num_workers=0
+        )
         of: Of = None if uris is None else "all"
         rows = {}
         for embedded_examples in embedded(self.searcher.predictor, examples, of, config):
@@ -171,13 +190,19 @@ class BridgeTowerVectorStore(VectorStore):
             index.optimize()
         return [example.id for example in examples]
 
-    def _example(self, id_: str, uri: str | None, text: str | None, metadata: dict[str, Any]) -> Example:
+    def _example(
+        self, id_: str, uri: str | None, text: str | None, metadata: dict[str, Any]
+    ) -> Example:
         """Returns a document as an example of a source, whose fields are columns of the index."""
         captions = () if text is None else (text,)
         location: dict[str, Any] = {"metadata": metadata}
         images: tuple[Image, ...] = ()
         if uri is not None:
-            file = {"url": uri} if is_url(uri) else {"file": os.path.relpath(uri, self.searcher.index.root)}
+            file = (
+                {"url": uri}
+                if is_url(uri)
+                else {"file": os.path.relpath(uri, self.searcher.index.root)}
+            )
             location = {**file, "metadata": {"source": uri, **metadata}}
             images = (Image(name=id_, place=uri),)
         try:
@@ -226,7 +251,12 @@ class BridgeTowerVectorStore(VectorStore):
 
         def search(count: int) -> list[Hit]:
             return self.searcher.search(
-                query, top=count, where=where, against=against, rerank=rerank, truncate=self._embedding.truncate
+                query,
+                top=count,
+                where=where,
+                against=against,
+                rerank=rerank,
+                truncate=self._embedding.truncate,
             )
 
         return _filtered(search, k, filter)
@@ -245,15 +275,26 @@ class BridgeTowerVectorStore(VectorStore):
     ) -> list[Document]:
         """Returns the documents whose image, or text without one, is nearest to a vector of `embed_query`."""
         vector: Float[Tensor, " c"] = torch.tensor(embedding)
-        scored = _filtered(lambda count: self.searcher.index.nearest(vector, count, where=where), k, filter)
+        scored = _filtered(
+            lambda count: self.searcher.index.nearest(vector, count, where=where), k, filter
+        )
         return [document for document, _ in scored]
 
-    def max_marginal_relevance_search(self, query: str, *args: Any, **settings: Any) -> list[Document]:
+    def max_marginal_relevance_search(
+        self, query: str, *args: Any, **settings: Any
+    ) -> list[Document]:
         """Returns documents for a text that differ from each other; see `max_marginal_relevance_search_by_vector`."""
-        return self.max_marginal_relevance_search_by_vector(self._embedding.embed_query(query), *args, **settings)
+        return self.max_marginal_relevance_search_by_vector(
+            self._embedding.embed_query(query), *args, **settings
+        )
 
     def max_marginal_relevance_search_by_vector(
-        self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **settings: Any
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        **settings: Any,
     ) -> list[Document]:
         """Returns `k` of the `fetch_k` documents nearest to a vector that differ from each other.
 
@@ -264,7 +305,8 @@ class BridgeTowerVectorStore(VectorStore):
             return []
         ids = [str(document.id) for document in candidates]
         vector_of = {
-            row["path"]: row["image_vector"] for row in self.searcher.index.rows(ids, ["path", "image_vector"])
+            row["path"]: row["image_vector"]
+            for row in self.searcher.index.rows(ids, ["path", "image_vector"])
         }
         vectors = [vector_of[id_] for id_ in ids]
         selected = maximal_marginal_relevance(np.array(embedding), vectors, lambda_mult, k)
@@ -291,9 +333,13 @@ class BridgeTowerVectorStore(VectorStore):
             ValueError: There is no index, or other embeddings than `BridgeTowerEmbeddings`.
         """
         if index is None:
-            raise ValueError("from_texts has no index; give where it is or shall be, such as index='documents.lance'")
+            raise ValueError(
+                "from_texts has no index; give where it is or shall be, such as index='documents.lance'"
+            )
         if not isinstance(embedding, BridgeTowerEmbeddings):
-            raise ValueError(f"embedding is {type(embedding).__name__}; expected BridgeTowerEmbeddings")
+            raise ValueError(
+                f"embedding is {type(embedding).__name__}; expected BridgeTowerEmbeddings"
+            )
         store = cls(index, embedding)
         store.add_texts(texts, metadatas, **options)
         return store
@@ -308,10 +354,14 @@ def _document(image: Indexed, file: Path | str) -> Document:
     return Document(id=image.path, page_content="\n".join(image.captions), metadata=metadata)
 
 
-def _filtered(search: Callable[[int], list[Hit]], k: int, filter_: Filter | None) -> list[tuple[Document, float]]:
+def _filtered(
+    search: Callable[[int], list[Hit]], k: int, filter_: Filter | None
+) -> list[tuple[Document, float]]:
     """Searches for more and more until `k` documents pass the filter."""
     if isinstance(filter_, str):
-        raise ValueError(f"filter is {filter_!r}; expected metadata or a function; give a condition in SQL as where")
+        raise ValueError(
+            f"filter is {filter_!r}; expected metadata or a function; give a condition in SQL as where"
+        )
 
     def passes(document: Document) -> bool:
         if callable(filter_):

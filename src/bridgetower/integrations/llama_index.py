@@ -31,7 +31,9 @@ class BridgeTowerEmbedding(MultiModalEmbedding):
         source = fields.get("model_name") if model is None else model
         if source is None:
             raise ValueError("no model is given; give the loaded model, or what to load")
-        predictor = source if isinstance(source, Predictor) else load(source, **fields.get("options", {}))
+        predictor = (
+            source if isinstance(source, Predictor) else load(source, **fields.get("options", {}))
+        )
         super().__init__(**{"model_name": predictor.source, **fields})
         self._predictor = predictor
 
@@ -44,7 +46,9 @@ class BridgeTowerEmbedding(MultiModalEmbedding):
         return "BridgeTowerEmbedding"
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        vectors = self._predictor.embed_texts(texts, batch_size=self.embed_batch_size, truncate=self.truncate)
+        vectors = self._predictor.embed_texts(
+            texts, batch_size=self.embed_batch_size, truncate=self.truncate
+        )
         return vectors.tolist()
 
     def _get_text_embedding(self, text: str) -> list[float]:
@@ -63,7 +67,9 @@ class BridgeTowerEmbedding(MultiModalEmbedding):
         return await asyncio.to_thread(self._get_text_embeddings, texts)
 
     def _get_image_embeddings(self, img_file_paths: list[str | BytesIO]) -> list[list[float]]:
-        return self._predictor.embed_images(img_file_paths, batch_size=self.embed_batch_size).tolist()
+        return self._predictor.embed_images(
+            img_file_paths, batch_size=self.embed_batch_size
+        ).tolist()
 
     def _get_image_embedding(self, img_file_path: str | BytesIO) -> list[float]:
         return self._get_image_embeddings([img_file_path])[0]
@@ -71,5 +77,7 @@ class BridgeTowerEmbedding(MultiModalEmbedding):
     async def _aget_image_embedding(self, img_file_path: str | BytesIO) -> list[float]:
         return await asyncio.to_thread(self._get_image_embedding, img_file_path)
 
-    async def _aget_image_embeddings(self, img_file_paths: list[str | BytesIO]) -> list[list[float]]:
+    async def _aget_image_embeddings(
+        self, img_file_paths: list[str | BytesIO]
+    ) -> list[list[float]]:
         return await asyncio.to_thread(self._get_image_embeddings, img_file_paths)

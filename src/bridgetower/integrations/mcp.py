@@ -30,7 +30,9 @@ _INSTRUCTIONS = (
 Top = Annotated[int, Field(ge=1, le=20, description="How many to return.")]
 Where = Annotated[
     dict[str, Any] | None,
-    Field(description='Condition on path, size, width, height, captions, start, end, such as {"width": {"gte": 800}}.'),
+    Field(
+        description='Condition on path, size, width, height, captions, start, end, such as {"width": {"gte": 800}}.'
+    ),
 ]
 Block = dict[str, Any] | Image
 """A hit, or the thumbnail of one."""
@@ -73,7 +75,10 @@ def mcp_server(searcher: Searcher, answering: Predictor | None = None) -> MCPSer
             with _tool_errors():
                 image = tools.image_with(id)
                 (choices,) = model.answer([image], [question], truncate=True)
-            return [{"answer": choice.label, "probability": round(choice.probability, 4)} for choice in choices]
+            return [
+                {"answer": choice.label, "probability": round(choice.probability, 4)}
+                for choice in choices
+            ]
 
     return server
 
@@ -119,11 +124,15 @@ class _Tools:
         """Returns the file of an image of the index."""
         copies = self.index.with_digest(digest)
         if not copies:
-            raise ValueError(f"the index has no image with the id {digest!r}; take one from search_images")
+            raise ValueError(
+                f"the index has no image with the id {digest!r}; take one from search_images"
+            )
         return io.BytesIO(self._content(copies[0]))
 
     def _content(self, image: Indexed, frames: Mapping[str, bytes] | None = None) -> bytes:
-        return self.index.content(image, within_root=True, fetch=False, max_bytes=_MAX_BYTES, frames=frames)
+        return self.index.content(
+            image, within_root=True, fetch=False, max_bytes=_MAX_BYTES, frames=frames
+        )
 
     def _thumbnail(self, hit: Hit, frames: Mapping[str, bytes]) -> Image:
         content = io.BytesIO(self._content(hit, frames))
@@ -136,7 +145,12 @@ class _Tools:
 
 def _description(rank: int, hit: Hit) -> dict[str, Any]:
     """Returns what an agent reads of a hit."""
-    description = {"rank": rank, "id": hit.digest, "file": str(hit.file), "captions": list(hit.captions)}
+    description = {
+        "rank": rank,
+        "id": hit.digest,
+        "file": str(hit.file),
+        "captions": list(hit.captions),
+    }
     match = described(hit.probability, hit.score)
     if match:
         description["match"] = match

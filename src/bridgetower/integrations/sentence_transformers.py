@@ -60,7 +60,9 @@ class _Module(InputModule):
             self.network = self.predictor.model.requires_grad_()
             if self._compiler is None:
                 optimize_for_cpu(self.network)
-        self.register_buffer("device_marker", torch.empty(0, device=self.predictor.device), persistent=False)
+        self.register_buffer(
+            "device_marker", torch.empty(0, device=self.predictor.device), persistent=False
+        )
         self._follow_device()
         self.eval()
 
@@ -78,19 +80,25 @@ class _Module(InputModule):
     ) -> Self:
         """Loads a model as sentence-transformers asks for it; `model_kwargs` are options of `bridgetower.load`."""
         if processor_kwargs or config_kwargs:
-            raise ValueError("processor_kwargs or config_kwargs given; expected model_kwargs, as of bridgetower.load")
+            raise ValueError(
+                "processor_kwargs or config_kwargs given; expected model_kwargs, as of bridgetower.load"
+            )
         folder = cls.load_dir_path(model_name_or_path, **location)
         return cls(folder, **{"engine": _ENGINES[backend], **(model_kwargs or {})})
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
         """Writes the model to a folder."""
-        checkpoint = read_checkpoint(self.source) if self.network is None else checkpoint_of(self.network)
+        checkpoint = (
+            read_checkpoint(self.source) if self.network is None else checkpoint_of(self.network)
+        )
         checkpoint = replace(checkpoint, reranking=self.predictor.reranking)
         with TemporaryDirectory(dir=output_path) as temporary:
             folder = Path(temporary, "model")
             write_checkpoint(checkpoint, folder)
             files = list(folder.iterdir())
-            files.sort(key=lambda file: file.name == "config.json")  # last, as it makes a folder a model
+            files.sort(
+                key=lambda file: file.name == "config.json"
+            )  # last, as it makes a folder a model
             for file in files:
                 file.replace(Path(output_path, file.name))
 
@@ -109,7 +117,9 @@ class _Module(InputModule):
             weight = self.network.token_type_embedding.weight
             self.predictor.engine = _Unpacked(self.network, weight.device, weight.dtype)
         elif device.type != "cpu":
-            raise ValueError(f"an exported model runs on the CPU, not on {device}; use backend torch there")
+            raise ValueError(
+                f"an exported model runs on the CPU, not on {device}; use backend torch there"
+            )
 
     def _engine(self) -> Engine:
         """Returns the predictor's engine for weights that train, else one with packed copies of them."""
@@ -117,11 +127,15 @@ class _Module(InputModule):
         if self.network is None or self._is_training or self._has_trained:
             return self.predictor.engine
         weights = list(self.network.parameters())
-        state = [(weight.data_ptr(), weight._version) for weight in weights]  # changes if others are loaded or moved
+        state = [
+            (weight.data_ptr(), weight._version) for weight in weights
+        ]  # changes if others are loaded or moved
         if self._packed_engine is None or self._packed_state != state:
             shared = (*weights, self.network.origin, self.network.extensions)
             network = deepcopy(self.network, {id(value): value for value in shared})
-            self._packed_engine = TorchEngine(network, weights[0].device, weights[0].dtype, self._compiler)
+            self._packed_engine = TorchEngine(
+                network, weights[0].device, weights[0].dtype, self._compiler
+            )
             self._packed_state = state
         return self._packed_engine
 
@@ -151,8 +165,12 @@ class _Module(InputModule):
         """Returns an item of a text, an image, or a dict with either or both."""
         kind = infer_modality(value, supported_modalities=self.modalities)
         inputs = value if isinstance(value, dict) else {kind: value}
-        if kind not in ("text", "image", ("image", "text")) or isinstance(inputs.get("text"), list | tuple):
-            raise ValueError(f"an input is {kind}; expected a text, an image, or a dict with text, image or both")
+        if kind not in ("text", "image", ("image", "text")) or isinstance(
+            inputs.get("text"), list | tuple
+        ):
+            raise ValueError(
+                f"an input is {kind}; expected a text, an image, or a dict with text, image or both"
+            )
         processor = self.predictor.processor
         image = None
         if "image" in inputs:
@@ -166,7 +184,9 @@ class _Module(InputModule):
 class EmbeddingModule(_Module):
     """Embeds texts, images, and images with texts: `SentenceTransformer(modules=[EmbeddingModule(folder)])`."""
 
-    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, task: str | None = None) -> dict[str, Any]:
+    def preprocess(
+        self, inputs: Sequence[Any], prompt: str | None = None, task: str | None = None
+    ) -> dict[str, Any]:
         """Prepares texts, images, or dicts with either or both.
 
         `input_ids` are indices of the items, as trainers select from them.
@@ -188,14 +208,18 @@ class EmbeddingModule(_Module):
         vectors: list[Any] = compute_items(engine, self.predictor.processor, items)
         widths = sorted({len(vector) for vector in vectors})
         if len(widths) > 1:
-            raise ValueError(f"vectors of {widths} numbers; encode images with texts in a call of their own")
+            raise ValueError(
+                f"vectors of {widths} numbers; encode images with texts in a call of their own"
+            )
         return {"sentence_embedding": torch.stack(vectors).to(self.device_marker.device)}
 
 
 class MatchingModule(_Module):
     """Matches images with texts: `CrossEncoder(modules=[MatchingModule(folder)])`. Scores are log-odds."""
 
-    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, task: str | None = None) -> dict[str, Any]:
+    def preprocess(
+        self, inputs: Sequence[Any], prompt: str | None = None, task: str | None = None
+    ) -> dict[str, Any]:
         """Prepares pairs of an image and a text, in any order; texts alone too, as trainers describe their columns."""
         items = []
         for pair in inputs:
@@ -204,7 +228,9 @@ class MatchingModule(_Module):
                 continue
             kinds = [infer_modality(value, supported_modalities=self.modalities) for value in pair]
             if sorted(map(str, kinds)) != ["image", "text"]:
-                raise ValueError(f"a pair is of kinds {kinds[0]} and {kinds[-1]}; expected an image and a text")
+                raise ValueError(
+                    f"a pair is of kinds {kinds[0]} and {kinds[-1]}; expected an image and a text"
+                )
             merged = {}
             for kind, value in zip(kinds, pair, strict=True):
                 merged[kind] = value[kind] if isinstance(value, dict) else value

@@ -20,10 +20,15 @@ TowerLayers = Sequence[Stream]
 class Bridge(nn.Module):
     """LayerNorm of a tower layer x and the stream z, which `kind` mixes as `FusionConfig.bridge` says."""
 
-    def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int, *, kind: str = "add") -> None:
+    def __init__(
+        self, config: FusionConfig, layer: int, num_tower_layers: int, *, kind: str = "add"
+    ) -> None:
         super().__init__()
         width = config.hidden_size
-        self.kind, self.layer = kind, 1 if kind == "norm" else layer  # `norm` has one layer, which it does not read
+        self.kind, self.layer = (
+            kind,
+            1 if kind == "norm" else layer,
+        )  # `norm` has one layer, which it does not read
         self.norm = nn.LayerNorm(width, eps=config.bridge_layer_norm_eps)
         if kind == "scaled_add":
             self.scale = nn.Parameter(torch.ones(1))
@@ -32,7 +37,9 @@ class Bridge(nn.Module):
         elif kind in ("concatenate", "gated"):
             self.linear = nn.Linear(2 * width, width)
 
-    def forward(self, stream: Stream, tower_layers: TowerLayers, other_stream: Keys, other_mask: KeyMask) -> Stream:
+    def forward(
+        self, stream: Stream, tower_layers: TowerLayers, other_stream: Keys, other_mask: KeyMask
+    ) -> Stream:
         tower = tower_layers[self.layer - 1]
         if self.kind == "add":
             mixed = tower + stream
@@ -46,7 +53,9 @@ class Bridge(nn.Module):
         else:
             mixed = self.linear(torch.cat([tower, stream], dim=-1))
         if self.kind == "gated":
-            mixed = stream + torch.sigmoid(mixed) * (tower - stream)  # unlike torch.lerp also of several dtypes
+            mixed = stream + torch.sigmoid(mixed) * (
+                tower - stream
+            )  # unlike torch.lerp also of several dtypes
         return self.norm(mixed)
 
 
@@ -60,7 +69,9 @@ class Manager(nn.Module):
         self.temperature = nn.Parameter(torch.ones(1))
 
     def managed(self, tower_layers: TowerLayers, scores: Float[Tensor, "n #b #l #d"]) -> Stream:
-        layers = torch.stack([norm(layer) for norm, layer in zip(self.norms, tower_layers, strict=True)])
+        layers = torch.stack(
+            [norm(layer) for norm, layer in zip(self.norms, tower_layers, strict=True)]
+        )
         if self.training:
             scores = scores + torch.randn_like(layers) / len(layers)
         return (torch.softmax(scores / self.temperature.squeeze(), dim=0) * layers).sum(dim=0)
@@ -83,7 +94,11 @@ class StaticManager(Manager):
             self.stream_weight = nn.Parameter(torch.ones(width))
 
     def forward(
-        self, stream: Stream | None, tower_layers: TowerLayers, other_stream: Keys | None, other_mask: KeyMask
+        self,
+        stream: Stream | None,
+        tower_layers: TowerLayers,
+        other_stream: Keys | None,
+        other_mask: KeyMask,
     ) -> Stream:
         managed = self.managed(tower_layers, self.weights[:, None, None, :])
         if self.stream_norm is None:
@@ -110,10 +125,14 @@ class AdaptiveManager(Manager):
         self.scores = nn.Linear(2 * width, num_tower_layers)
         self.stream_weight = nn.Parameter(torch.ones(width))
 
-    def forward(self, stream: Stream, tower_layers: TowerLayers, other_stream: Keys, other_mask: KeyMask) -> Stream:
+    def forward(
+        self, stream: Stream, tower_layers: TowerLayers, other_stream: Keys, other_mask: KeyMask
+    ) -> Stream:
         stream, other = self.stream_norm(stream), self.other_norm(other_stream)
         query, key = self.query(stream), self.key(other)
-        context = self.attention(query, key, other.to(key.dtype), other_mask)  # a LayerNorm under autocast is float32
+        context = self.attention(
+            query, key, other.to(key.dtype), other_mask
+        )  # a LayerNorm under autocast is float32
         scores = self.scores(torch.cat([context, stream], dim=-1)).movedim(-1, 0)[..., None]
         return self.managed(tower_layers, scores) + self.stream_weight * stream
 
@@ -122,5 +141,7 @@ BridgeBuilder = Callable[[FusionConfig, int, int], nn.Module]
 BRIDGES: dict[str, BridgeBuilder] = {
     **{kind: partial(Bridge, kind=kind) for kind in get_args(BridgeKind) if kind not in MANAGERS},
     "static_manager": StaticManager,
-    "adaptive_manager": lambda config, layer, n: (StaticManager if layer == 1 else AdaptiveManager)(config, layer, n),
+    "adaptive_manager": lambda config, layer, n: (StaticManager if layer == 1 else AdaptiveManager)(
+        config, layer, n
+    ),
 }

@@ -17,7 +17,16 @@ from bridgetower.model.bridges import BRIDGES
 from bridgetower.model.config import ModelConfig, Part, entry
 from bridgetower.model.extensions import NO_EXTENSIONS, TEXT_ARCHITECTURES, Extensions, vision_tower
 from bridgetower.model.fusion import Encoded, Fused, FusionEncoder, FusionOutputs, Mask
-from bridgetower.model.heads import HEADS, FusedItcHead, HeadSpec, ItcHead, LinearHead, MlmHead, RankHead, chosen_heads
+from bridgetower.model.heads import (
+    HEADS,
+    FusedItcHead,
+    HeadSpec,
+    ItcHead,
+    LinearHead,
+    MlmHead,
+    RankHead,
+    chosen_heads,
+)
 from bridgetower.model.layers import Pooler, TokenMask, compiler_options, mean_token
 from bridgetower.model.towers import Transformer, VisionTransformer
 
@@ -48,7 +57,11 @@ class BridgeTower(nn.Module):
     """Texts are padded to a multiple of so many tokens, so that compiled layers meet few lengths."""
 
     def __init__(
-        self, config: ModelConfig, extensions: Extensions = NO_EXTENSIONS, *, generator: torch.Generator | None = None
+        self,
+        config: ModelConfig,
+        extensions: Extensions = NO_EXTENSIONS,
+        *,
+        generator: torch.Generator | None = None,
     ) -> None:
         """Builds the modules that the config names, with random weights.
 
@@ -60,14 +73,21 @@ class BridgeTower(nn.Module):
         super().__init__()
         self.config, self.extensions, fusion = config, extensions, config.fusion
         self.vision = vision_tower(config.vision, extensions)
-        text = entry("text.architecture", config.text.architecture, TEXT_ARCHITECTURES | extensions.text_towers)
+        text = entry(
+            "text.architecture",
+            config.text.architecture,
+            TEXT_ARCHITECTURES | extensions.text_towers,
+        )
         self.text = text(config.text)
         self.image_projections, self.text_projections = (
             nn.ModuleList(
                 nn.Linear(tower.hidden_size, fusion.hidden_size)
                 for _ in range(len(layers) if fusion.separate_projections else 1)
             )
-            for tower, layers in ((config.vision, config.vision_layers), (config.text, config.text_layers))
+            for tower, layers in (
+                (config.vision, config.vision_layers),
+                (config.text, config.text_layers),
+            )
         )
         self.token_type_embedding = nn.Embedding(fusion.num_token_types, fusion.hidden_size)
         self.text_layer_embedding = self.image_layer_embedding = None
@@ -106,8 +126,12 @@ class BridgeTower(nn.Module):
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
             elif isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
-                width = (self.config.text if module in text_tower else self.config.fusion).hidden_size
-                module.weight.normal_(std=0.02 * max(1.0, (768 / width) ** 0.5), generator=generator)
+                width = (
+                    self.config.text if module in text_tower else self.config.fusion
+                ).hidden_size
+                module.weight.normal_(
+                    std=0.02 * max(1.0, (768 / width) ** 0.5), generator=generator
+                )
                 if not isinstance(module, nn.Embedding) and module.bias is not None:
                     module.bias.zero_()
         if isinstance(self.vision, VisionTransformer):
@@ -148,12 +172,19 @@ class BridgeTower(nn.Module):
             metrics: Measured values by name.
             command: That trained it.
         """
-        facts = {"license": license, "datasets": datasets, "metrics": metrics or {}, "command": command}
+        facts = {
+            "license": license,
+            "datasets": datasets,
+            "metrics": metrics or {},
+            "command": command,
+        }
         return self._writer().push(self, repo_id, private=private, token=token, **facts)
 
     def _writer(self) -> Any:
         if self.writer is None:
-            raise RuntimeError("what writes models is not imported; import bridgetower.checkpoints first")
+            raise RuntimeError(
+                "what writes models is not imported; import bridgetower.checkpoints first"
+            )
         return self.writer
 
     def checkpoint_activations(self, parts: Collection[Part]) -> None:
@@ -184,7 +215,10 @@ class BridgeTower(nn.Module):
 
     def train_top_layers(self, count: int) -> None:
         """Freezes each tower but for the top `count` of its layers that are read; embeddings and norms too."""
-        for tower, read in ((self.vision, self.config.vision_layers), (self.text, self.config.text_layers)):
+        for tower, read in (
+            (self.vision, self.config.vision_layers),
+            (self.text, self.config.text_layers),
+        ):
             if count > read[-1]:
                 raise ValueError(
                     f"{count} layers to train, but {read[-1]} layers of a tower are read; train all instead"
@@ -197,7 +231,11 @@ class BridgeTower(nn.Module):
     def cached_layers(self, read: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the layers whose states are kept of a frozen tower: those that are read below the ones that train."""
         last = read[-1] - self.trained_top
-        return tuple(sorted({last, *(layer for layer in read if layer < last)})) if self.trained_top else read
+        return (
+            tuple(sorted({last, *(layer for layer in read if layer < last)}))
+            if self.trained_top
+            else read
+        )
 
     @property
     def device(self) -> torch.device:
@@ -244,14 +282,22 @@ class BridgeTower(nn.Module):
             outputs, states: As of `encode_image`.
         """
         if input_ids.ndim != 2:
-            raise ValueError(f"input_ids have the shape {list(input_ids.shape)}; expected [texts, tokens]")
+            raise ValueError(
+                f"input_ids have the shape {list(input_ids.shape)}; expected [texts, tokens]"
+            )
         mask = None if attention_mask is None else attention_mask.bool()
         if self.text_multiple > 1:
             length = input_ids.shape[1]
-            missing = max(0, min(-length % self.text_multiple, self.config.text.max_length - length))
-            mask = F.pad(torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask, (0, missing))
+            missing = max(
+                0, min(-length % self.text_multiple, self.config.text.max_length - length)
+            )
+            mask = F.pad(
+                torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask, (0, missing)
+            )
             input_ids = F.pad(input_ids, (0, missing), value=self.config.text.pad_token_id)
-            states = states if states is None or states.ndim == 2 else F.pad(states, (0, 0, 0, missing))
+            states = (
+                states if states is None or states.ndim == 2 else F.pad(states, (0, 0, 0, missing))
+            )
         return self._encoded("text", input_ids, mask, TEXT, outputs, states)
 
     def _encoded(
@@ -270,7 +316,9 @@ class BridgeTower(nn.Module):
         if states is not None and not self.trained_top:
             hidden = list(states.unbind(1))
         elif states is not None:
-            hidden = tower.continued(dict(zip(self.cached_layers(read), states.unbind(1), strict=True)), mask, read)
+            hidden = tower.continued(
+                dict(zip(self.cached_layers(read), states.unbind(1), strict=True)), mask, read
+            )
         elif outputs == "cls" and getattr(self.config.heads, f"{modality}_pooling") == "token":
             return Encoded((), tower.cls(inputs, read[-1], mask))
         else:
@@ -286,24 +334,38 @@ class BridgeTower(nn.Module):
             return self.vision, self.config.vision_layers
         return self.text, self.config.text_layers
 
-    def _features(self, modality: Modality, hidden: Float[Tensor, "b l w"], mask: TokenMask) -> Float[Tensor, "b w"]:
+    def _features(
+        self, modality: Modality, hidden: Float[Tensor, "b l w"], mask: TokenMask
+    ) -> Float[Tensor, "b w"]:
         """Returns what heads on a tower read, from the hidden states of its last bridged layer."""
         if getattr(self.config.heads, f"{modality}_pooling") == "token":
             return self._tower(modality)[0].pooled(hidden)
-        return mean_token(hidden[:, self.config.vision.num_prefix_tokens if modality == "image" else 0 :], mask)
+        return mean_token(
+            hidden[:, self.config.vision.num_prefix_tokens if modality == "image" else 0 :], mask
+        )
 
     def project(
-        self, modality: Modality, hidden: Sequence[Float[Tensor, "b l w"]], mask: TokenMask, token_type: int
+        self,
+        modality: Modality,
+        hidden: Sequence[Float[Tensor, "b l w"]],
+        mask: TokenMask,
+        token_type: int,
     ) -> Encoded:
         """Returns the encoding of the hidden states of the bridged layers of a tower."""
         types = self.token_type_embedding.weight
         if not 0 <= token_type < len(types):
-            raise ValueError(f"token type {token_type}; this model has {len(types)}: set fusion.num_token_types")
+            raise ValueError(
+                f"token type {token_type}; this model has {len(types)}: set fusion.num_token_types"
+            )
         projections: nn.ModuleList = getattr(self, f"{modality}_projections")
         embedding: nn.Embedding | None = getattr(self, f"{modality}_layer_embedding")
         projected = []
         for index, (states, layer) in enumerate(zip(hidden, self._tower(modality)[1], strict=True)):
-            added = types[token_type] if embedding is None else types[token_type] + embedding.weight[layer - 1]
+            added = (
+                types[token_type]
+                if embedding is None
+                else types[token_type] + embedding.weight[layer - 1]
+            )
             states = projections[index % len(projections)](states)
             projected.append(states + added.to(states.dtype))
         return Encoded(tuple(projected), self._features(modality, hidden[-1], mask), mask)
@@ -329,15 +391,21 @@ class BridgeTower(nn.Module):
             outputs: `pooled` for matching and classification, `text` for masked words, `all` for everything.
         """
         if outputs not in get_args(FusionOutputs):
-            raise ValueError(f"outputs is {outputs!r}; expected one of {', '.join(get_args(FusionOutputs))}")
+            raise ValueError(
+                f"outputs is {outputs!r}; expected one of {', '.join(get_args(FusionOutputs))}"
+            )
         if image.cls.shape[0] != text.cls.shape[0]:  # len() would fix the number in an export
             raise ValueError(
                 f"{len(image)} images and {len(text)} texts; expected one text per image: index them first"
             )
         if not (image.layers and text.layers):
-            raise ValueError('these encodings hold the CLS only; encode with outputs="layers" what is to be fused')
+            raise ValueError(
+                'these encodings hold the CLS only; encode with outputs="layers" what is to be fused'
+            )
         caches = image.first_layer_cache, text.first_layer_cache
-        text_stream, image_stream = self.fusion(image.layers, text.layers, text.mask, outputs, *caches)
+        text_stream, image_stream = self.fusion(
+            image.layers, text.layers, text.mask, outputs, *caches
+        )
         if image_stream is None:
             return Fused(text=text_stream)
         pooled = torch.cat([self.text_pooler(text_stream), self.image_pooler(image_stream)], dim=-1)
@@ -353,13 +421,19 @@ class BridgeTower(nn.Module):
         outputs: FusionOutputs = "all",
     ) -> Fused:
         """Encodes both modalities and fuses them."""
-        return self.fuse(self.encode_image(pixel_values), self.encode_text(input_ids, attention_mask), outputs)
+        return self.fuse(
+            self.encode_image(pixel_values), self.encode_text(input_ids, attention_mask), outputs
+        )
 
     def image_embeds(self, image: Encoded) -> Float[Tensor, "b c"]:
         """Returns L2-normalised contrastive embeddings of images."""
         head = self.head("itc")
-        if self.compares_pairs:  # transformers reads the CLS that fusion gets, the official code the tower's
-            bridged = self.image_projections[-1](image.cls) + self.token_type_embedding.weight[IMAGE]
+        if (
+            self.compares_pairs
+        ):  # transformers reads the CLS that fusion gets, the official code the tower's
+            bridged = (
+                self.image_projections[-1](image.cls) + self.token_type_embedding.weight[IMAGE]
+            )
             return _l2_normalize(head.image(bridged))
         return _l2_normalize(head.image(head.dropout(image.cls)))
 
@@ -391,9 +465,15 @@ class BridgeTower(nn.Module):
         head = getattr(self, f"{name}_head", None)
         if head is None:
             spec = entry("head", name, self.head_specs)
-            present = [child.removesuffix("_head") for child, _ in self.named_children() if child.endswith("_head")]
+            present = [
+                child.removesuffix("_head")
+                for child, _ in self.named_children()
+                if child.endswith("_head")
+            ]
             recipe = recipe or spec.recipe
-            training = f"bridgetower train {recipe}" if recipe else "a run whose model.heads.own names it"
+            training = (
+                f"bridgetower train {recipe}" if recipe else "a run whose model.heads.own names it"
+            )
             raise ValueError(
                 f"this model has no {spec.title or name} head (it has {', '.join(present) or 'none'}); load a "
                 f"checkpoint with one, or train one: {training}"
@@ -403,7 +483,9 @@ class BridgeTower(nn.Module):
     def _draws(self) -> bool:
         """Whether fusion depends on random numbers: of dropout, or the noise of managers."""
         fusion = self.config.fusion
-        return self.training and bool(fusion.dropout or fusion.attention_dropout or fusion.first_bridge == 1)
+        return self.training and bool(
+            fusion.dropout or fusion.attention_dropout or fusion.first_bridge == 1
+        )
 
 
 def _l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:

@@ -14,7 +14,14 @@ Settings = Annotated[Mapping[str, Any] | None, NO_OPTION]
 """What another library builds a tower from, ready for JSON; it comes with the weights, so it is no option."""
 
 BridgeKind = Literal[
-    "add", "scaled_add", "interpolate", "concatenate", "gated", "norm", "static_manager", "adaptive_manager"
+    "add",
+    "scaled_add",
+    "interpolate",
+    "concatenate",
+    "gated",
+    "norm",
+    "static_manager",
+    "adaptive_manager",
 ]
 MANAGERS = ("static_manager", "adaptive_manager")
 ItcKind = Literal["tower", "fused"]
@@ -169,7 +176,9 @@ class TextConfig:
 
     def check_length(self, length: int) -> None:
         if length > self.max_length:
-            raise ValueError(f"text of {length} tokens; the position table holds {self.max_length}: shorten it")
+            raise ValueError(
+                f"text of {length} tokens; the position table holds {self.max_length}: shorten it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +229,10 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         check_part("fusion", self, bridge_layer_norm_eps=EPS, num_token_types=(2, 1_000))
-        reads_any_layers = self.bridge in MANAGERS or self.bridge not in (None, *get_args(BridgeKind))
+        reads_any_layers = self.bridge in MANAGERS or self.bridge not in (
+            None,
+            *get_args(BridgeKind),
+        )
         for name in ("vision_layers", "text_layers"):
             layers = getattr(self, name)
             whole = isinstance(layers, tuple) and all(type(layer) is int for layer in layers)
@@ -307,10 +319,18 @@ class HeadsConfig:
         classes = dict.fromkeys(CLASS_COUNTS, (0, CLASSES))
         widths: dict[str, tuple[float, float]] = {"itc_size": (1, WIDTH), "hidden_scale": (0, 1e3)}
         check_numbers(self, "heads.", mlm_layer_norm_eps=EPS, **classes, **widths)
-        for name, choices in (("mlm_activation", Activation), ("image_pooling", Pooling), ("text_pooling", Pooling)):
+        for name, choices in (
+            ("mlm_activation", Activation),
+            ("image_pooling", Pooling),
+            ("text_pooling", Pooling),
+        ):
             check_choice(f"heads.{name}", getattr(self, name), choices)
-        if self.itc == "fused" and ("mean" in (self.image_pooling, self.text_pooling) or self.itc_dropout):
-            raise ValueError("heads.itc is fused with means as pooling, or itc_dropout; expected the kind tower")
+        if self.itc == "fused" and (
+            "mean" in (self.image_pooling, self.text_pooling) or self.itc_dropout
+        ):
+            raise ValueError(
+                "heads.itc is fused with means as pooling, or itc_dropout; expected the kind tower"
+            )
         check_dropouts("heads", self, "itc_dropout", "nlvr2_dropout")
 
     def predicts_number(self, head: str) -> bool:
@@ -340,12 +360,16 @@ class ModelConfig:
                 f"heads.nlvr2 with fusion.num_token_types {self.fusion.num_token_types}; its second image needs 3"
             )
         if self.heads.itc == "fused" and self.fusion.layer_embeddings:
-            raise ValueError("heads.itc is fused with fusion.layer_embeddings; expected the itc kind tower")
+            raise ValueError(
+                "heads.itc is fused with fusion.layer_embeddings; expected the itc kind tower"
+            )
         for name, layers, count in (
             ("vision", self.vision_layers, self.vision.num_layers),
             ("text", self.text_layers, self.text.num_layers),
         ):
-            if any(not 1 <= layer <= count for layer in layers) or list(layers) != sorted(set(layers)):
+            if any(not 1 <= layer <= count for layer in layers) or list(layers) != sorted(
+                set(layers)
+            ):
                 raise ValueError(
                     f"fusion.{name}_layers is {layers}; expected increasing layers between 1 and {count}, "
                     f"the depth of the {name} tower"
@@ -372,17 +396,26 @@ class ModelConfig:
     def override(self, overrides: Mapping[str, Any]) -> ModelConfig:
         """Returns a copy with dotted fields replaced, such as `{"text.num_heads": 4, "vision.image_size": 384}`."""
         groups: dict[str, dict[str, Any]] = {}
-        known = [f"{part.name}.{item.name}" for part in fields(self) for item in fields(getattr(self, part.name))]
+        known = [
+            f"{part.name}.{item.name}"
+            for part in fields(self)
+            for item in fields(getattr(self, part.name))
+        ]
         for path, value in overrides.items():
             group, _, name = path.partition(".")
             if path not in known:
                 raise ValueError(f"unknown config field {path!r}; known: {', '.join(known)}")
             groups.setdefault(group, {})[name] = tuple(value) if isinstance(value, list) else value
-        return replace(self, **{group: replace(getattr(self, group), **values) for group, values in groups.items()})
+        return replace(
+            self,
+            **{group: replace(getattr(self, group), **values) for group, values in groups.items()},
+        )
 
 
 def entry(field: str, name: str, table: Mapping[str, _Entry]) -> _Entry:
     if name not in table:
         known = ", ".join(table)
-        raise ValueError(f"{field} is {name!r}; expected one of {known}, or a custom one, by extensions=NAME")
+        raise ValueError(
+            f"{field} is {name!r}; expected one of {known}, or a custom one, by extensions=NAME"
+        )
     return table[name]

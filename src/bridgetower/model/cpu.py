@@ -30,7 +30,15 @@ from bridgetower.files import cache_folder, write_json
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import Activation
 from bridgetower.model.fusion import Encoded, Fused, FusionOutputs
-from bridgetower.model.layers import GELU, DotProductAttention, FeedForward, Keys, SelfAttention, activated, is_plain
+from bridgetower.model.layers import (
+    GELU,
+    DotProductAttention,
+    FeedForward,
+    Keys,
+    SelfAttention,
+    activated,
+    is_plain,
+)
 
 # Of the largest activation of a fusion layer, in inference, for each thread. More pairs at once were slower: with two
 # threads the base model took 0.116 s each for 32 encoded images with one text, 0.091 s for 8 (`benchmarks/run.py --only
@@ -65,7 +73,9 @@ def _swap(module: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]])
 
 
 @torch.inference_mode(False)  # parameters made in that mode could not be loaded into another model
-def pack_weights(model: nn.Module, dtype: torch.dtype | None = None, *, left: Iterable[nn.Module] = ()) -> None:
+def pack_weights(
+    model: nn.Module, dtype: torch.dtype | None = None, *, left: Iterable[nn.Module] = ()
+) -> None:
     """Swaps the kernels in and packs the weights of their linear layers, for inference; the state dict stays.
 
     Parts that are `left` only get the kernels.
@@ -75,7 +85,9 @@ def pack_weights(model: nn.Module, dtype: torch.dtype | None = None, *, left: It
     for module in model.modules():
         if module in others:
             continue
-        if isinstance(module, OneDnnLinear) and computes(module.weight.device, dtype or module.weight.dtype):
+        if isinstance(module, OneDnnLinear) and computes(
+            module.weight.device, dtype or module.weight.dtype
+        ):
             module.pack(dtype or module.weight.dtype)
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.device.type == "cpu" and not parameter.is_mkldnn:
@@ -100,9 +112,13 @@ class ChunkedBridgeTower(BridgeTower):
         parts = [slice(start, start + at_once) for start in range(0, len(image), at_once)]
         if len(parts) <= 1:
             return super().fuse(image, text, outputs)
-        fused = [super(ChunkedBridgeTower, self).fuse(image[part], text[part], outputs) for part in parts]
+        fused = [
+            super(ChunkedBridgeTower, self).fuse(image[part], text[part], outputs) for part in parts
+        ]
         named = zip(Fused._fields, zip(*fused, strict=True), strict=True)
-        return Fused(**{name: torch.cat(tensors) for name, tensors in named if tensors[0] is not None})
+        return Fused(
+            **{name: torch.cat(tensors) for name, tensors in named if tensors[0] is not None}
+        )
 
 
 class OneDnnLinear(nn.Linear):
@@ -114,7 +130,9 @@ class OneDnnLinear(nn.Linear):
     def pack(self, dtype: torch.dtype) -> None:
         """Stores the weight in `dtype`, in the order in which oneDNN reads it; no rows can be taken of it then."""
         dense = _dense(self.weight.detach()).to(dtype)
-        self.weight = nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(dense, None), requires_grad=False)
+        self.weight = nn.Parameter(
+            torch.ops.mkldnn._reorder_linear_weight(dense, None), requires_grad=False
+        )
 
     @contextmanager
     def _unpacked(self) -> Iterator[None]:
@@ -133,7 +151,9 @@ class OneDnnLinear(nn.Linear):
         with self._unpacked():
             super()._load_from_state_dict(*args)
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "weight"] = _dense(destination[prefix + "weight"])
 
@@ -153,7 +173,9 @@ class RecomputedFeedForward(FeedForward):
             if is_plain(self.down, OneDnnLinear):
                 return linear(up, self.down.weight, self.down.bias, self.activation)
             return self.down(activated(up, self.activation))
-        return self.down((activated_ if is_plain(self.up, OneDnnLinear) else activated)(up, self.activation))
+        return self.down(
+            (activated_ if is_plain(self.up, OneDnnLinear) else activated)(up, self.activation)
+        )
 
 
 class RecomputedLayerNorm(nn.LayerNorm):
@@ -175,7 +197,11 @@ def linear(
     """Returns activation(hidden) · weightᵀ + bias; for gradients `hidden` is kept, or what a LayerNorm made it of."""
     if weight.is_mkldnn:
         hidden, bias = hidden.to(weight.dtype), None if bias is None else bias.to(weight.dtype)
-    elif not hidden.dtype == weight.dtype == torch.float32 or hidden.numel() == 0 or torch.is_autocast_enabled("cpu"):
+    elif (
+        not hidden.dtype == weight.dtype == torch.float32
+        or hidden.numel() == 0
+        or torch.is_autocast_enabled("cpu")
+    ):
         inputs = hidden if activation is None else _Activated.apply(hidden, activation)  # type: ignore[no-untyped-call]
         return F.linear(inputs, weight, bias)
     if not torch.is_grad_enabled():
@@ -204,12 +230,16 @@ def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 
 def _outputs(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return (_product if weight.is_mkldnn or onednn_is_faster("outputs") else F.linear)(hidden, weight, bias)
+    return (_product if weight.is_mkldnn or onednn_is_faster("outputs") else F.linear)(
+        hidden, weight, bias
+    )
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None
+    ) -> Tensor:
         version, ctx.eps, *norm = getattr(hidden, _NORM, (None, None))
         unchanged = version is not None and version == hidden._version
         ctx.save_for_backward(weight, *(norm if unchanged else [hidden]))
@@ -218,7 +248,9 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         weight, hidden, *norm = ctx.saved_tensors
         if norm:
             hidden = F.layer_norm(hidden, hidden.shape[-1:], norm[0], norm[1], ctx.eps)
@@ -228,7 +260,11 @@ class _Linear(torch.autograd.Function):
         of_hidden = of_weight = None
         if to_hidden:
             of_hidden = product(gradient, _dense(weight).T).view(hidden.shape)
-            of_hidden = of_hidden if ctx.activation is None else activation_gradient(of_hidden, hidden, ctx.activation)
+            of_hidden = (
+                of_hidden
+                if ctx.activation is None
+                else activation_gradient(of_hidden, hidden, ctx.activation)
+            )
         if to_weight:
             inputs = _input(hidden, ctx.activation)
             of_weight = product(gradient.T, inputs.reshape(-1, inputs.shape[-1]).contiguous().T)
@@ -282,7 +318,11 @@ class BlockedAttention(DotProductAttention):
     """Attention some heads at a time, whose scores stay in the cache."""
 
     def forward(
-        self, query: Float[Tensor, "b q d"], key: Keys, value: Keys, mask: Bool[Tensor, "b m"] | None
+        self,
+        query: Float[Tensor, "b q d"],
+        key: Keys,
+        value: Keys,
+        mask: Bool[Tensor, "b m"] | None,
     ) -> Float[Tensor, "b q d"]:
         rate = self.dropout if self.training else 0.0
         context = _WrittenOut.apply(*map(self.split_heads, (query, key, value)), mask, rate)  # type: ignore[no-untyped-call]
@@ -302,19 +342,33 @@ class _WrittenOut(torch.autograd.Function):
     """softmax(q·kᵀ / √e)·v, some heads at a time; few weights are kept for the gradients, many computed again."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
+    ) -> Tensor:
         kept = draw_kept((*query.shape[:3], key.shape[2]), dropout) if dropout else None
-        queries, keys, values = copies = [tensor.flatten(0, 1) for tensor in (query, key, value)]  # [B·H, L, E]
+        queries, keys, values = copies = [
+            tensor.flatten(0, 1) for tensor in (query, key, value)
+        ]  # [B·H, L, E]
         length, stored = max(queries.shape[1], keys.shape[1]), None
-        if any(ctx.needs_input_grad) and length <= 2 * queries.shape[2]:  # longer ones need more memory than two inputs
+        if (
+            any(ctx.needs_input_grad) and length <= 2 * queries.shape[2]
+        ):  # longer ones need more memory than two inputs
             stored = queries.new_empty(len(queries), queries.shape[1], keys.shape[1])
-        hidden = None if mask is None else ~mask.repeat_interleave(query.shape[1], dim=0)[:, None]  # [B·H, 1, M]
-        inputs = (query, key, value) if stored is None else (copy.unflatten(0, query.shape[:2]) for copy in copies)
+        hidden = (
+            None if mask is None else ~mask.repeat_interleave(query.shape[1], dim=0)[:, None]
+        )  # [B·H, 1, M]
+        inputs = (
+            (query, key, value)
+            if stored is None
+            else (copy.unflatten(0, query.shape[:2]) for copy in copies)
+        )
         ctx.save_for_backward(*inputs, hidden, kept, stored)
         ctx.scale = 1 / (1 - dropout)
         context = torch.empty_like(queries)
         for rows, weights in _weights(queries, keys, hidden, stored):
-            dropped = weights if kept is None else _factor(kept, rows, weights, ctx.scale).mul_(weights)
+            dropped = (
+                weights if kept is None else _factor(kept, rows, weights, ctx.scale).mul_(weights)
+            )
             torch.bmm(dropped, values[rows], out=context[rows])
         return context.view_as(query)
 
@@ -322,10 +376,16 @@ class _WrittenOut(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         *inputs, hidden, kept, stored = ctx.saved_tensors
-        queries, keys, values, gradient = (tensor.flatten(0, 1) for tensor in (*inputs, gradients[0]))
-        to_queries, to_keys, to_values = (torch.empty_like(tensor) for tensor in (queries, keys, values))
+        queries, keys, values, gradient = (
+            tensor.flatten(0, 1) for tensor in (*inputs, gradients[0])
+        )
+        to_queries, to_keys, to_values = (
+            torch.empty_like(tensor) for tensor in (queries, keys, values)
+        )
         scale = queries.shape[-1] ** -0.5
-        known = None if stored is None else ((rows, stored[rows]) for rows in _blocks(queries, keys))
+        known = (
+            None if stored is None else ((rows, stored[rows]) for rows in _blocks(queries, keys))
+        )
         for rows, weights in known or _weights(queries, keys, hidden):
             to_weights = torch.bmm(gradient[rows], values[rows].mT)
             dropped = weights
@@ -333,7 +393,9 @@ class _WrittenOut(torch.autograd.Function):
                 factor = _factor(kept, rows, weights, ctx.scale)
                 to_weights, dropped = to_weights.mul_(factor), factor.mul_(weights)
             torch.bmm(dropped.mT, gradient[rows], out=to_values[rows])
-            to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype).mul_(scale)
+            to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype).mul_(
+                scale
+            )
             torch.bmm(to_scores, keys[rows], out=to_queries[rows])
             torch.bmm(to_scores.mT, queries[rows], out=to_keys[rows])
         heads = gradients[0].shape[:2]
@@ -353,7 +415,14 @@ def _weights(
     room = queries.new_empty(size, queries.shape[1], keys.shape[1]) if stored is None else stored
     for rows in blocks:
         scores = room[: rows.stop - rows.start] if stored is None else room[rows]
-        torch.baddbmm(scores, queries[rows], keys[rows].mT, beta=0, alpha=queries.shape[-1] ** -0.5, out=scores)
+        torch.baddbmm(
+            scores,
+            queries[rows],
+            keys[rows].mT,
+            beta=0,
+            alpha=queries.shape[-1] ** -0.5,
+            out=scores,
+        )
         if hidden is not None:
             scores.masked_fill_(hidden[rows], -torch.inf)
         yield rows, torch.softmax(scores, dim=-1, out=scores)
@@ -370,10 +439,16 @@ def draw_kept(shape: Sequence[int], rate: float) -> Int8[Tensor, "..."]:
     if not 0 < round(rate * _VALUES) < _VALUES:
         return torch.empty(*shape, dtype=torch.int8).bernoulli_(1 - rate)
     count = prod(shape)
-    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
+    draws = (
+        torch.empty(-(-count // 4), dtype=torch.int64)
+        .random_(-(2**63), None)
+        .view(torch.int16)[:count]
+    )
     lowest_kept = _LOWEST + round(rate * _VALUES)
     # 1 from the lowest kept value on; comparing 16-bit integers is not vectorised, this is.
-    return draws.clamp_(lowest_kept - 1, lowest_kept).sub_(lowest_kept - 1).to(torch.int8).view(*shape)
+    return (
+        draws.clamp_(lowest_kept - 1, lowest_kept).sub_(lowest_kept - 1).to(torch.int8).view(*shape)
+    )
 
 
 class _Dropout(torch.autograd.Function):
@@ -418,7 +493,9 @@ def processor_name() -> str:
 def has_operators() -> bool:
     """Whether PyTorch has the private operators that the kernels for CPUs call; a release may come without."""
     names = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
-    return hasattr(torch, "_softmax_backward_data") and all(hasattr(torch.ops.mkldnn, name) for name in names)
+    return hasattr(torch, "_softmax_backward_data") and all(
+        hasattr(torch.ops.mkldnn, name) for name in names
+    )
 
 
 @cache
@@ -428,7 +505,9 @@ def onednn_is_faster(products: Products) -> bool:
         return False
     if given := os.environ.get(VARIABLE):
         if given not in LIBRARIES:
-            raise ValueError(f"{VARIABLE} is {given!r}; set it to one of {', '.join(LIBRARIES)}, or remove it")
+            raise ValueError(
+                f"{VARIABLE} is {given!r}; set it to one of {', '.join(LIBRARIES)}, or remove it"
+            )
         return given == "onednn"
     where = f"{products}, {processor_name()}, PyTorch {torch.__version__}"
     path = cache_folder() / "products" / f"{hashlib.sha256(where.encode()).hexdigest()[:16]}.json"
@@ -444,9 +523,20 @@ def onednn_is_faster(products: Products) -> bool:
 
 @torch.inference_mode()
 def measure(products: Products) -> dict[str, float]:
-    rows, inputs, outputs = 325, 3072, 768  # of a feed-forward layer of the base model at 288 pixels
-    hidden, weight, bias = torch.ones(rows, inputs), torch.ones(outputs, inputs), torch.ones(outputs)
-    gradient, packed = torch.ones(rows, outputs), torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    rows, inputs, outputs = (
+        325,
+        3072,
+        768,
+    )  # of a feed-forward layer of the base model at 288 pixels
+    hidden, weight, bias = (
+        torch.ones(rows, inputs),
+        torch.ones(outputs, inputs),
+        torch.ones(outputs),
+    )
+    gradient, packed = (
+        torch.ones(rows, outputs),
+        torch.ops.mkldnn._reorder_linear_weight(weight, None),
+    )
     ways: dict[Products, tuple[Callable[[], object], Callable[[], object]]] = {
         "outputs": (
             lambda: torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], ""),

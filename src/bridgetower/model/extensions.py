@@ -12,7 +12,10 @@ from bridgetower.model.heads import HEADS, HeadSpec
 from bridgetower.model.library_towers import TimmTower, TransformersTower
 from bridgetower.model.towers import TextTower, TextTransformer, VisionTower, VisionTransformer
 
-VISION_ARCHITECTURES: dict[str, Callable[[VisionConfig], VisionTower]] = {"vit": VisionTransformer, "timm": TimmTower}
+VISION_ARCHITECTURES: dict[str, Callable[[VisionConfig], VisionTower]] = {
+    "vit": VisionTransformer,
+    "timm": TimmTower,
+}
 TEXT_ARCHITECTURES: dict[str, Callable[[TextConfig], TextTower]] = {
     "bert": TextTransformer,
     "transformers": TransformersTower,

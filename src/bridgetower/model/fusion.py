@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from bridgetower.model.bridges import BRIDGES, Bridge, BridgeBuilder, TowerLayers
 from bridgetower.model.config import FusionConfig, entry
-from bridgetower.model.layers import CrossAttention, FeedForward, SelfAttention, TokenMask, activation_checkpointing
+from bridgetower.model.layers import (
+    CrossAttention,
+    FeedForward,
+    SelfAttention,
+    TokenMask,
+    activation_checkpointing,
+)
 
 FusionOutputs = Literal["pooled", "text", "all"]
 Index = Int[Tensor, " n"] | Bool[Tensor, " b"] | slice
@@ -75,7 +81,9 @@ class Encoded:
         rows = torch.arange(len(self), device=self.cls.device)[index]
         return self.map(lambda tensor: tensor[rows], TakenLayers(self.layers, rows))
 
-    def map(self, function: Callable[[Tensor], Tensor], layers: Sequence[Tensor] | None = None) -> Encoded:
+    def map(
+        self, function: Callable[[Tensor], Tensor], layers: Sequence[Tensor] | None = None
+    ) -> Encoded:
         """Applies a function to all tensors, but those of the layers if they are given."""
         layers = tuple(map(function, self.layers)) if layers is None else layers
         mask, cache = self.mask, self.first_layer_cache
@@ -89,7 +97,9 @@ class Encoded:
     def padded(self, length: int) -> Encoded:
         missing = length - self.layers[0].shape[1]
         if missing < 0:
-            raise ValueError(f"{self.layers[0].shape[1]} tokens do not fit into {length}; pad to at least as many")
+            raise ValueError(
+                f"{self.layers[0].shape[1]} tokens do not fit into {length}; pad to at least as many"
+            )
         mask = self.mask
         if mask is None:
             mask = torch.ones(self.layers[0].shape[:2], dtype=torch.bool, device=self.cls.device)
@@ -97,7 +107,9 @@ class Encoded:
         def pad(tensor: Tensor) -> Tensor:
             if tensor.ndim == 3:
                 return F.pad(tensor, (0, 0, 0, missing))
-            return F.pad(tensor, (0, missing)) if tensor.dtype == torch.bool else tensor  # the mask, or the CLS
+            return (
+                F.pad(tensor, (0, missing)) if tensor.dtype == torch.bool else tensor
+            )  # the mask, or the CLS
 
         return replace(self, mask=mask).map(pad)
 
@@ -115,7 +127,9 @@ class Encoded:
             tuple(map(torch.cat, zip(*(part.layers for part in parts), strict=True))),
             torch.cat([part.cls for part in parts]),
             torch.cat(masks) if masks else None,
-            FirstLayerCache(*map(torch.cat, zip(*caches, strict=True))) if len(caches) == len(parts) else None,
+            FirstLayerCache(*map(torch.cat, zip(*caches, strict=True)))
+            if len(caches) == len(parts)
+            else None,
         )
 
 
@@ -142,7 +156,9 @@ class FusionLayer(nn.Module):
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
         width, heads, eps = config.hidden_size, config.num_heads, config.layer_norm_eps
-        attention_dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
+        attention_dropout = (
+            config.dropout if config.attention_dropout is None else config.attention_dropout
+        )
         self.self_attention = SelfAttention(width, heads, attention_dropout)
         self.self_attention_norm = nn.LayerNorm(width, eps=eps)
         self.cross_attention = CrossAttention(width, heads, attention_dropout)
@@ -167,7 +183,9 @@ class FusionLayer(nn.Module):
             attended, query = self._attend(hidden, mask, num_queries)
         else:
             attended, query = cache.attended[:, :num_queries], cache.query[:, :num_queries]
-        key_value = self.cross_attention.key_value(other) if other_cache is None else other_cache.key_value
+        key_value = (
+            self.cross_attention.key_value(other) if other_cache is None else other_cache.key_value
+        )
         crossed = self.cross_attention(query, key_value, other_mask)
         queries = self.cross_attention_norm(attended + self.dropout(crossed))
         return self.mlp_norm(queries + self.dropout(self.mlp(queries)))
@@ -190,7 +208,9 @@ class FusionLayer(nn.Module):
 class FusionEncoder(nn.Module):
     """K layers of two streams; layer ℓ > 1 reads BridgeLayer(previous output, tower layer ℓ) of its modality."""
 
-    def __init__(self, config: FusionConfig, bridges: Mapping[str, BridgeBuilder] = BRIDGES) -> None:
+    def __init__(
+        self, config: FusionConfig, bridges: Mapping[str, BridgeBuilder] = BRIDGES
+    ) -> None:
         super().__init__()
         self.checkpoint_activations = False
         width, eps = config.hidden_size, config.bridge_layer_norm_eps
@@ -205,7 +225,9 @@ class FusionEncoder(nn.Module):
         num_text, num_image = config.num_tower_layers("text"), config.num_tower_layers("vision")
         self.text_bridges = nn.ModuleList(bridge(config, layer, num_text) for layer in bridged)
         self.image_bridges = nn.ModuleList(bridge(config, layer, num_image) for layer in bridged)
-        self._reads_all = not all(isinstance(each, Bridge) for each in (*self.text_bridges, *self.image_bridges))
+        self._reads_all = not all(
+            isinstance(each, Bridge) for each in (*self.text_bridges, *self.image_bridges)
+        )
 
     def cached(
         self, modality: Literal["image", "text"], layers: TowerLayers, mask: TokenMask = None
@@ -233,12 +255,17 @@ class FusionEncoder(nn.Module):
         text_stream = self._first_input(text, self.text_norm, self.text_bridges)
         image_stream = self._first_input(image, self.image_norm, self.image_bridges)
         last = len(self.text_layers) - 1
-        for index, (text_layer, image_layer) in enumerate(zip(self.text_layers, self.image_layers, strict=True)):
+        for index, (text_layer, image_layer) in enumerate(
+            zip(self.text_layers, self.image_layers, strict=True)
+        ):
             if index > 0:
                 text_cache = image_cache = None
                 if self.text_bridges:
                     number = index + 1 - self.first_bridge
-                    text_bridge, image_bridge = self.text_bridges[number], self.image_bridges[number]
+                    text_bridge, image_bridge = (
+                        self.text_bridges[number],
+                        self.image_bridges[number],
+                    )
                     text_stream, image_stream = (
                         text_bridge(text_stream, text, image_stream, None),
                         image_bridge(image_stream, image, text_stream, text_mask),
@@ -246,16 +273,22 @@ class FusionEncoder(nn.Module):
             cut = 1 if outputs == "pooled" and index == last else None
             caches = {"cache": text_cache, "other_cache": image_cache}
             run_text, run_image = self._checkpointed(text_layer), self._checkpointed(image_layer)
-            text_output = run_text(text_stream, image_stream, mask=text_mask, num_queries=cut, **caches)
+            text_output = run_text(
+                text_stream, image_stream, mask=text_mask, num_queries=cut, **caches
+            )
             if outputs == "text" and index == last:
                 return text_output, None
             # Both streams read the other's *input*: neither sees the other's update of the same layer.
             caches = {"cache": image_cache, "other_cache": text_cache}
-            image_stream = run_image(image_stream, text_stream, other_mask=text_mask, num_queries=cut, **caches)
+            image_stream = run_image(
+                image_stream, text_stream, other_mask=text_mask, num_queries=cut, **caches
+            )
             text_stream = text_output
         return text_stream, image_stream
 
-    def _first_input(self, layers: TowerLayers, norm: nn.Module, bridges: nn.ModuleList) -> Float[Tensor, "b l d"]:
+    def _first_input(
+        self, layers: TowerLayers, norm: nn.Module, bridges: nn.ModuleList
+    ) -> Float[Tensor, "b l d"]:
         return bridges[0](None, layers, None, None) if self.first_bridge == 1 else norm(layers[0])
 
     def _checkpointed(self, layer: Any) -> Any:

@@ -20,7 +20,11 @@ class MlmHead(nn.Module):
     """Linear, activation (GELU), LayerNorm, decoder to the vocabulary (not tied to the word embedding)."""
 
     def __init__(
-        self, hidden_size: int, vocab_size: int, layer_norm_eps: float, activation: Activation = "gelu"
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        layer_norm_eps: float,
+        activation: Activation = "gelu",
     ) -> None:
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
@@ -59,7 +63,9 @@ class ClassifierHead(nn.Module):
     With `hidden_size` 0 the last Linear alone.
     """
 
-    def __init__(self, pooled_size: int, hidden_size: int, num_classes: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, pooled_size: int, hidden_size: int, num_classes: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.dense = nn.Linear(pooled_size, hidden_size) if hidden_size else None
@@ -76,14 +82,21 @@ class ClassifierHead(nn.Module):
 class ItcHead(nn.Module):
     """Contrastive head: features of each tower, officially its last CLS, to a shared space; learnable temperature."""
 
-    MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5  # official `compute_itc`, clamped before each loss
+    MIN_TEMPERATURE, MAX_TEMPERATURE = (
+        0.001,
+        0.5,
+    )  # official `compute_itc`, clamped before each loss
 
-    def __init__(self, image_size: int, text_size: int, itc_size: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, image_size: int, text_size: int, itc_size: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.image = nn.Linear(image_size, itc_size)
         self.text = nn.Linear(text_size, itc_size)
-        self.temperature = nn.Parameter(torch.tensor([0.07]))  # one element, as FSDP2 shares out no scalars
+        self.temperature = nn.Parameter(
+            torch.tensor([0.07])
+        )  # one element, as FSDP2 shares out no scalars
 
     def logit_scale(self) -> Float[Tensor, ""]:
         """1 / temperature, clamped to [0.001, 0.5]; in training the parameter itself is, as in the official code."""
@@ -153,7 +166,11 @@ def _itc_head(config: ModelConfig) -> ItcHead | FusedItcHead:
 
 
 def _classifier(
-    recipe: str, num_classes: Callable[[HeadsConfig], int], official: str | None = None, *, num_images: int = 1
+    recipe: str,
+    num_classes: Callable[[HeadsConfig], int],
+    official: str | None = None,
+    *,
+    num_images: int = 1,
 ) -> HeadSpec:
     """A classifier of one or two images with a text; official `head_hidden_scale` counts in the output of one."""
 
@@ -164,9 +181,13 @@ def _classifier(
         return ClassifierHead(num_images * pooled_size, hidden_size, num_classes(heads), dropout)
 
     places = {"dense": 0, "norm": 1, "decoder": 3}  # of the official `nn.Sequential`
-    published = {} if official is None else {name: f"{official}.{place}" for name, place in places.items()}
+    published = (
+        {} if official is None else {name: f"{official}.{place}" for name, place in places.items()}
+    )
     inputs: HeadInputs = "pooled_pair" if num_images == 2 else "pooled"
-    return HeadSpec(build=build, inputs=inputs, recipe=recipe, published=published, hidden_scale=True)
+    return HeadSpec(
+        build=build, inputs=inputs, recipe=recipe, published=published, hidden_scale=True
+    )
 
 
 HEADS: dict[str, HeadSpec] = {

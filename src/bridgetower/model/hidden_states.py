@@ -22,7 +22,9 @@ FusionAttention = Literal["image self", "text self", "image to text", "text to i
 AttentionKind = Literal["vision", "text"] | FusionAttention
 Layers = Annotated[
     Mapping[Part, Collection[int]],
-    Expected("numbers of layers by part, such as {'vision': [0, 12], 'text': [12], 'fusion': [1, 6]}"),
+    Expected(
+        "numbers of layers by part, such as {'vision': [0, 12], 'text': [12], 'fusion': [1, 6]}"
+    ),
 ]
 
 
@@ -62,18 +64,25 @@ def hidden_states(
         "text": range(not isinstance(model.text, Transformer), config.text.num_layers + 1),
         "fusion": range(1, config.fusion.num_layers + 1),
     }
-    chosen = {part: tuple(numbers if layers is None else layers.get(part, ())) for part, numbers in there.items()}
+    chosen = {
+        part: tuple(numbers if layers is None else layers.get(part, ()))
+        for part, numbers in there.items()
+    }
     unknown: list[str] = []
     for part, numbers in chosen.items():
         unknown += [f"{part} {number}" for number in numbers if number not in there[part]]
     if unknown:
-        known = ", ".join(f"{part} {numbers[0]} to {numbers[-1]}" for part, numbers in there.items())
+        known = ", ".join(
+            f"{part} {numbers[0]} to {numbers[-1]}" for part, numbers in there.items()
+        )
         raise ValueError(f"layers has {', '.join(unknown)}; this model has {known}")
     found = HiddenStates({}, {}, {}, {}, {}, pooled=torch.empty(0, 0))
     caller = get_ident()  # other threads may use the model meanwhile
     with ExitStack() as hooks:
 
-        def keep(kept: dict[int, Tensor], number: int, layer: nn.Module, what: Callable[..., Tensor]) -> None:
+        def keep(
+            kept: dict[int, Tensor], number: int, layer: nn.Module, what: Callable[..., Tensor]
+        ) -> None:
             def hook(*call: Any) -> None:  # module, inputs, output
                 if get_ident() == caller:
                     kept[number] = what(*call)
@@ -84,29 +93,43 @@ def hidden_states(
             if attentions:
                 keep(found.attentions.setdefault(kind, {}), number, layer.attention, _weights)
 
-        towers: dict[Literal["vision", "text"], Tower] = {"vision": model.vision, "text": model.text}
+        towers: dict[Literal["vision", "text"], Tower] = {
+            "vision": model.vision,
+            "text": model.text,
+        }
         for part, tower in towers.items() if attentions else ():
             layered = [number for number in chosen[part] if number > 0]
             if layered and not isinstance(tower, Transformer):
-                raise ValueError(f"the attention of {type(tower).__name__} cannot be kept; leave {part} out of layers")
+                raise ValueError(
+                    f"the attention of {type(tower).__name__} cannot be kept; leave {part} out of layers"
+                )
             for number in layered:
                 keep_weights(part, number, tower.stacked_layers()[number - 1].attention)
         for number in chosen["fusion"]:
-            image_layer, text_layer = model.fusion.image_layers[number - 1], model.fusion.text_layers[number - 1]
+            image_layer, text_layer = (
+                model.fusion.image_layers[number - 1],
+                model.fusion.text_layers[number - 1],
+            )
             keep(found.fused_image, number, image_layer, lambda module, inputs, output: output)
             keep(found.fused_text, number, text_layer, lambda module, inputs, output: output)
             keep_weights("image self", number, image_layer.self_attention)
             keep_weights("text self", number, text_layer.self_attention)
             keep_weights("image to text", number, image_layer.cross_attention)
             keep_weights("text to image", number, text_layer.cross_attention)
-        vision, bridged = _states(model.vision, pixel_values, None, chosen["vision"], config.vision_layers)
+        vision, bridged = _states(
+            model.vision, pixel_values, None, chosen["vision"], config.vision_layers
+        )
         image = model.project("image", bridged, None, IMAGE)
         text, bridged = _states(model.text, input_ids, mask, chosen["text"], config.text_layers)
-        fused = BridgeTower.fuse(model, image, model.project("text", bridged, mask, TEXT), "all")  # all pairs at once
+        fused = BridgeTower.fuse(
+            model, image, model.project("text", bridged, mask, TEXT), "all"
+        )  # all pairs at once
     return found._replace(vision=vision, text=text, pooled=fused.pooled)
 
 
-def _weights(attention: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor) -> Tensor:
+def _weights(
+    attention: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor
+) -> Tensor:
     """The weights of a `DotProductAttention`, which never forms them."""
     query, key, _, mask = inputs
     queries, keys = attention.split_heads(query), attention.split_heads(key)
@@ -117,14 +140,24 @@ def _weights(attention: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None
 
 
 def _states(
-    tower: Tower, inputs: Tensor, mask: Tensor | None, chosen: Collection[int], bridged: tuple[int, ...]
+    tower: Tower,
+    inputs: Tensor,
+    mask: Tensor | None,
+    chosen: Collection[int],
+    bridged: tuple[int, ...],
 ) -> tuple[dict[int, Tensor], list[Tensor]]:
     """Returns the states of chosen layers, and those of the bridged ones as projections read them, of one run."""
     numbers = tuple(sorted({*chosen, *bridged}))
     if isinstance(tower, Transformer):
         run = tower.states(inputs, mask, numbers)
     else:
-        run = tower(inputs, numbers) if isinstance(tower, VisionTower) else tower(inputs, mask, numbers)
+        run = (
+            tower(inputs, numbers)
+            if isinstance(tower, VisionTower)
+            else tower(inputs, mask, numbers)
+        )
     states = dict(zip(numbers, run, strict=True))
     finish = tower.post_norm if isinstance(tower, Transformer) else nn.Identity()
-    return {number: states[number] for number in chosen}, [finish(states[number]) for number in bridged]
+    return {number: states[number] for number in chosen}, [
+        finish(states[number]) for number in bridged
+    ]

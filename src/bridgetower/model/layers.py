@@ -35,7 +35,9 @@ GELU = {"gelu": "none", "gelu_tanh": "tanh"}
 
 def activated(hidden: Float[Tensor, "*n"], activation: Activation) -> Float[Tensor, "*n"]:
     if activation == "quick_gelu":
-        return F.silu(1.702 * hidden).div_(1.702)  # keeps one tensor for the gradient, where the formula keeps two
+        return F.silu(1.702 * hidden).div_(
+            1.702
+        )  # keeps one tensor for the gradient, where the formula keeps two
     return F.relu(hidden) if activation == "relu" else F.gelu(hidden, approximate=GELU[activation])
 
 
@@ -117,7 +119,9 @@ class DotProductAttention(nn.Module):
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
 
-    def forward(self, query: Float[Tensor, "b q d"], key: Keys, value: Keys, mask: KeyMask) -> Float[Tensor, "b q d"]:
+    def forward(
+        self, query: Float[Tensor, "b q d"], key: Keys, value: Keys, mask: KeyMask
+    ) -> Float[Tensor, "b q d"]:
         """Returns softmax(q·kᵀ / √e)·v of every head, side by side; keys where `mask` is False get no weight."""
         query, key, value = map(self.split_heads, (query, key, value))
         attention_mask = None if mask is None else mask[:, None, None, :]
@@ -127,7 +131,9 @@ class DotProductAttention(nn.Module):
                 scores = scores + torch.where(attention_mask, 0.0, -3e38)  # finite in bfloat16
             return (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
         rate = self.dropout if self.training else 0.0
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=rate)
+        context = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, dropout_p=rate
+        )
         return context.transpose(1, 2).flatten(2)
 
     def split_heads(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b h l e"]:
@@ -136,8 +142,15 @@ class DotProductAttention(nn.Module):
 
 def is_plain(layer: nn.Module, kind: type[nn.Linear] = nn.Linear) -> bool:
     """Whether reading the weight is as good as calling the layer: not of adapters, quantised layers and hooked ones."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return type(layer) is kind and not any(hooks) and not is_traceable_wrapper_subclass(layer.weight)
+    hooks = (
+        layer._forward_hooks,
+        layer._forward_pre_hooks,
+        layer._backward_hooks,
+        layer._backward_pre_hooks,
+    )
+    return (
+        type(layer) is kind and not any(hooks) and not is_traceable_wrapper_subclass(layer.weight)
+    )
 
 
 class SelfAttention(nn.Module):
@@ -156,7 +169,11 @@ class SelfAttention(nn.Module):
         self, hidden: Float[Tensor, "b l d"], mask: TokenMask = None, num_queries: int | None = None
     ) -> Float[Tensor, "b q d"]:
         """Attends from the first `num_queries` positions (None: all) to every position where `mask` is True."""
-        if num_queries is None or not is_plain(self.qkv, self.linear_layer) or self.qkv.weight.is_mkldnn:
+        if (
+            num_queries is None
+            or not is_plain(self.qkv, self.linear_layer)
+            or self.qkv.weight.is_mkldnn
+        ):
             query, key, value = self.qkv(hidden).chunk(3, dim=-1)
             query = query[:, :num_queries]
         else:
@@ -181,7 +198,9 @@ class CrossAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, hidden_size: int, intermediate_size: int, activation: Activation = "gelu") -> None:
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, activation: Activation = "gelu"
+    ) -> None:
         super().__init__()
         self.up = nn.Linear(hidden_size, intermediate_size)
         self.down = nn.Linear(intermediate_size, hidden_size)

@@ -21,8 +21,22 @@ from bridgetower.model.towers import TextTower, VisionTower
 
 _MODEL = "model."  # in front of the library's names of parameters
 _UNUSED_SETTINGS = (
-    *("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id"),
-    *("problem_type", "output_hidden_states", "output_attentions", "return_dict", "chunk_size_feed_forward"),
+    *(
+        "_name_or_path",
+        "architectures",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "id2label",
+        "label2id",
+    ),
+    *(
+        "problem_type",
+        "output_hidden_states",
+        "output_attentions",
+        "return_dict",
+        "chunk_size_feed_forward",
+    ),
 )
 _UNLIMITED = 8_192  # tokens, for a text tower without a position table
 
@@ -36,20 +50,29 @@ class TimmTower(VisionTower):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         same = ("patch_size", "hidden_size", "num_layers", "prefix_tokens")
-        self.model = _described("vision", config, "architecture", lambda given: _timm(given, config.image_size), same)
+        self.model = _described(
+            "vision", config, "architecture", lambda given: _timm(given, config.image_size), same
+        )
 
-    def forward(self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]) -> list[Float[Tensor, "b p v"]]:
+    def forward(
+        self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b p v"]]:
         outputs = self.model.forward_intermediates(
             pixel_values,
             indices=[layer - 1 for layer in layers],
-            return_prefix_tokens=bool(self.model.num_prefix_tokens),  # not every architecture has them to return
+            return_prefix_tokens=bool(
+                self.model.num_prefix_tokens
+            ),  # not every architecture has them to return
             norm=True,
             stop_early=True,
             output_fmt="NLC",
             intermediates_only=True,
         )
         # Without prefix tokens timm returns the patches alone, with them (patches, prefix tokens).
-        return [torch.cat(output[::-1], dim=1) if isinstance(output, tuple) else output for output in outputs]
+        return [
+            torch.cat(output[::-1], dim=1) if isinstance(output, tuple) else output
+            for output in outputs
+        ]
 
     def pooled(self, hidden: Float[Tensor, "b p v"]) -> Float[Tensor, "b v"]:
         return self.model.forward_head(hidden, pre_logits=True)
@@ -58,11 +81,17 @@ class TimmTower(VisionTower):
         return list(self.model.blocks)
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        converted = self.converted({name.removeprefix(_MODEL): tensor for name, tensor in tensors.items()})
+        converted = self.converted(
+            {name.removeprefix(_MODEL): tensor for name, tensor in tensors.items()}
+        )
         fitted = {f"{_MODEL}{name}": tensor for name, tensor in converted.items()}
-        wrong = [name for name, tensor in self.state_dict().items() if fitted[name].shape != tensor.shape]
+        wrong = [
+            name for name, tensor in self.state_dict().items() if fitted[name].shape != tensor.shape
+        ]
         if wrong:
-            raise ValueError(f"timm cannot resize {', '.join(wrong)}; use the image size that the tower was trained at")
+            raise ValueError(
+                f"timm cannot resize {', '.join(wrong)}; use the image size that the tower was trained at"
+            )
         return fitted
 
     def converted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -84,34 +113,46 @@ class TransformersTower(TextTower):
         super().__init__()
         self.config = config
         same = ("vocab_size", "hidden_size", "num_layers", "max_positions")
-        self.model = _described("text", config, "model_type", lambda given: _transformers(given, config.dropout), same)
+        self.model = _described(
+            "text", config, "model_type", lambda given: _transformers(given, config.dropout), same
+        )
 
     def forward(
         self, input_ids: Int[Tensor, "b l"], mask: TokenMask, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l t"]]:
         self.config.check_length(input_ids.shape[1])
         attention_mask = None if mask is None else mask.long()
-        output = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        output = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
+        )
         hidden = [output.hidden_states[layer] for layer in layers]
         # On padding, numbers depend on the kernel, and are not numbers where a local window is all padding.
-        return hidden if mask is None else [layer.masked_fill(~mask[..., None], 0) for layer in hidden]
+        return (
+            hidden if mask is None else [layer.masked_fill(~mask[..., None], 0) for layer in hidden]
+        )
 
     def stacked_layers(self) -> list[nn.Module]:
         for module in self.model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == self.config.num_layers:
                 return list(module)
-        raise ValueError(f"{type(self.model).__name__} has no list of {self.config.num_layers} layers to train some of")
+        raise ValueError(
+            f"{type(self.model).__name__} has no list of {self.config.num_layers} layers to train some of"
+        )
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         getattr(self.model, f"activation_checkpointing_{'enable' if enabled else 'disable'}")()
 
 
-def timm_config(architecture: str, arguments: Mapping[str, Any], image_size: int | None = None) -> VisionConfig:
+def timm_config(
+    architecture: str, arguments: Mapping[str, Any], image_size: int | None = None
+) -> VisionConfig:
     with on_meta():
         return _timm({"architecture": architecture, "arguments": dict(arguments)}, image_size)[1]
 
 
-def timm_data_config(architecture: str, pretrained: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def timm_data_config(
+    architecture: str, pretrained: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Returns timm's preprocessing of an architecture: `input_size`, `mean`, `std`, `interpolation`, `crop_mode`."""
     require("towers", "timm")
     from timm.data import resolve_data_config
@@ -147,12 +188,18 @@ def read_transformers(folder: Path) -> tuple[TextConfig, dict[str, Tensor]]:
 
     try:
         # No code in the folder, not even after a question on the terminal, as by default.
-        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "output_loading_info": True}
+        options: dict[str, Any] = {
+            "local_files_only": True,
+            "trust_remote_code": False,
+            "output_loading_info": True,
+        }
         loaded, report = AutoModel.from_pretrained(folder, dtype=torch.float32, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"transformers cannot read {folder} ({_first_line(error)})") from error
     values = loaded.config.to_dict()
-    settings = json.loads(json.dumps({name: values[name] for name in values if name not in _UNUSED_SETTINGS}))
+    settings = json.loads(
+        json.dumps({name: values[name] for name in values if name not in _UNUSED_SETTINGS})
+    )
     config = transformers_config(settings)
     with on_meta():
         expected = TransformersTower(config).state_dict()
@@ -171,9 +218,13 @@ def transformers_tokenizer(folder: Path) -> Tokenizer | None:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"transformers cannot read the tokenizer in {folder} ({_first_line(error)})") from error
+        raise ValueError(
+            f"transformers cannot read the tokenizer in {folder} ({_first_line(error)})"
+        ) from error
     vocabulary = loaded.vocab_files_names.get("vocab_file", "tokenizer.json")
     if not (folder / vocabulary).is_file() or not hasattr(loaded, "backend_tokenizer"):
         raise ValueError(
@@ -186,7 +237,11 @@ def transformers_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def _described(
-    part: str, config: Any, key: str, build: Callable[[Mapping[str, Any]], tuple[Any, Any]], same: Sequence[str]
+    part: str,
+    config: Any,
+    key: str,
+    build: Callable[[Mapping[str, Any]], tuple[Any, Any]],
+    same: Sequence[str],
 ) -> Any:
     """Builds what the settings of a config describe, whose other fields have to agree with them."""
     settings = config.settings or {}
@@ -198,7 +253,9 @@ def _described(
     for name in same:
         given, built = getattr(config, name), getattr(described, name)
         if given != built:
-            raise ValueError(f"{part}.{name} is {given}, but {part}.settings make a tower with {built}; leave it out")
+            raise ValueError(
+                f"{part}.{name} is {given}, but {part}.settings make a tower with {built}; leave it out"
+            )
     return model
 
 
@@ -209,26 +266,48 @@ def _timm(settings: Mapping[str, Any], image_size: int | None) -> tuple[Any, Vis
 
     architecture, arguments = settings["architecture"], settings.get("arguments", {})
     if not is_model(architecture.partition(".")[0]):
-        raise ValueError(f"timm has no architecture {architecture!r}; timm.list_models() names those that there are")
+        raise ValueError(
+            f"timm has no architecture {architecture!r}; timm.list_models() names those that there are"
+        )
     size = {} if image_size is None else {"img_size": image_size}
     try:
-        model = _built(lambda: timm.create_model(architecture, **{**arguments, **size, "num_classes": 0}))
+        model = _built(
+            lambda: timm.create_model(architecture, **{**arguments, **size, "num_classes": 0})
+        )
     except TypeError as error:
-        raise ValueError(f"timm cannot build {architecture} with {arguments or size} ({error})") from error
-    layers, run = getattr(model, "feature_info", None), getattr(model, "forward_intermediates", None)
-    sizes = {(layer["num_chs"], layer["reduction"]) for layer in layers} if isinstance(layers, list) else set()
+        raise ValueError(
+            f"timm cannot build {architecture} with {arguments or size} ({error})"
+        ) from error
+    layers, run = (
+        getattr(model, "feature_info", None),
+        getattr(model, "forward_intermediates", None),
+    )
+    sizes = (
+        {(layer["num_chs"], layer["reduction"]) for layer in layers}
+        if isinstance(layers, list)
+        else set()
+    )
     has = all(hasattr(model, name) for name in ("blocks", "patch_embed", "num_prefix_tokens"))
     # Some return patches alone.
-    if len(sizes) != 1 or not has or run is None or "return_prefix_tokens" not in inspect.signature(run).parameters:
+    if (
+        len(sizes) != 1
+        or not has
+        or run is None
+        or "return_prefix_tokens" not in inspect.signature(run).parameters
+    ):
         raise ValueError(
             f"{architecture} is no vision transformer of timm whose layers are of one width and whose "
             "forward_intermediates returns prefix tokens; expected one such as vit_small_patch14_dinov2"
         )
     ((width, patch),) = sizes
     if image_size is None:
-        height, width_ = getattr(model.patch_embed, "img_size", None) or model.pretrained_cfg["input_size"][1:]
+        height, width_ = (
+            getattr(model.patch_embed, "img_size", None) or model.pretrained_cfg["input_size"][1:]
+        )
         if height != width_:
-            raise ValueError(f"timm's image size is {height} x {width_}; expected a square: give image_size")
+            raise ValueError(
+                f"timm's image size is {height} x {width_}; expected a square: give image_size"
+            )
         image_size = int(height)
     return model, VisionConfig(
         image_size=image_size,
@@ -252,7 +331,11 @@ def _transformers(settings: Mapping[str, Any], dropout: float) -> tuple[Any, Tex
     from transformers import AutoConfig, AutoModel
 
     kind = settings["model_type"]
-    values = {name: value for name, value in settings.items() if name not in ("model_type", "dtype", "torch_dtype")}
+    values = {
+        name: value
+        for name, value in settings.items()
+        if name not in ("model_type", "dtype", "torch_dtype")
+    }
     try:
         config: Any = AutoConfig.for_model(kind, **values)
     except ValueError as error:
@@ -263,7 +346,9 @@ def _transformers(settings: Mapping[str, Any], dropout: float) -> tuple[Any, Tex
         if "dropout" in name and type(value) in (int, float):
             setattr(config, name, dropout)
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{kind} is an encoder with a decoder; expected an encoder such as modernbert")
+        raise ValueError(
+            f"{kind} is an encoder with a decoder; expected an encoder such as modernbert"
+        )
     model = _built(lambda: AutoModel.from_config(config))
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
@@ -294,7 +379,9 @@ def _built(build: Callable[[], Any]) -> Any:
         model = build()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            described = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+            described = nn.Parameter(
+                parameter.detach().to("meta"), requires_grad=parameter.requires_grad
+            )
             module.register_parameter(name, described)
     return model
 

@@ -30,11 +30,15 @@ def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     lacking = sorted(
         field.name
         for field in fields(cast(Any, cls))
-        if field.name not in values and field.default is MISSING and field.default_factory is MISSING
+        if field.name not in values
+        and field.default is MISSING
+        and field.default_factory is MISSING
     )
     if lacking:
         raise ValueError(f"{where} lacks {lacking}")
-    return cls(**{name: _checked(types[name], value, f"{where}.{name}") for name, value in values.items()})
+    return cls(
+        **{name: _checked(types[name], value, f"{where}.{name}") for name, value in values.items()}
+    )
 
 
 def known_fields(cls: type[T], values: Any, where: str) -> T:
@@ -58,7 +62,9 @@ def check_numbers(config: Any, where: str = "", **bounds: tuple[float, float]) -
         if kind not in ("int", "float") or (value is None and kind != field.type):
             continue
         low, high = bounds.get(field.name, (-_LARGEST, _LARGEST))
-        fits = type(value) is int or (kind == "float" and type(value) is float)  # by identity: True is an int
+        fits = type(value) is int or (
+            kind == "float" and type(value) is float
+        )  # by identity: True is an int
         if not fits or not low <= value <= high:
             kind_of = "whole number" if kind == "int" else "number"
             bounded = f"a {kind_of} from {low:,} to {high:,}"
@@ -73,14 +79,33 @@ def _checked(annotation: Any, value: Any, where: str) -> Any:
     for kind in kinds:
         origin, arguments = get_origin(kind), get_args(kind)
         if is_dataclass(kind):
-            return value if isinstance(value, cast(type, kind)) else from_plain(cast(type, kind), value, where)
-        if origin is tuple and isinstance(value, list | tuple) and (... in arguments or len(arguments) == len(value)):
-            items = zip(arguments[:1] * len(value) if ... in arguments else arguments, value, strict=True)
-            return tuple(_checked(item, element, f"{where}[{number}]") for number, (item, element) in enumerate(items))
+            return (
+                value
+                if isinstance(value, cast(type, kind))
+                else from_plain(cast(type, kind), value, where)
+            )
+        if (
+            origin is tuple
+            and isinstance(value, list | tuple)
+            and (... in arguments or len(arguments) == len(value))
+        ):
+            items = zip(
+                arguments[:1] * len(value) if ... in arguments else arguments, value, strict=True
+            )
+            return tuple(
+                _checked(item, element, f"{where}[{number}]")
+                for number, (item, element) in enumerate(items)
+            )
         if origin is Sequence and isinstance(value, list):
-            return [_checked(arguments[0], element, f"{where}[{number}]") for number, element in enumerate(value)]
+            return [
+                _checked(arguments[0], element, f"{where}[{number}]")
+                for number, element in enumerate(value)
+            ]
         if origin in (dict, Mapping) and isinstance(value, dict):
-            return {name: _checked(arguments[1], element, f"{where}.{name}") for name, element in value.items()}
+            return {
+                name: _checked(arguments[1], element, f"{where}.{name}")
+                for name, element in value.items()
+            }
         if kind is float and type(value) is float and not isfinite(value):
             break
         # By identity: True is an int to isinstance.

@@ -3,18 +3,36 @@
 from dataclasses import replace
 from typing import Any
 
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.config import (
+    FusionConfig,
+    HeadsConfig,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+)
 
 # OpenAI's CLIP, at the image size that it was trained at.
 CLIP_B16 = VisionConfig(image_size=224)
 # timm's ViT and Facebook's DeiT are one architecture; only distilled DeiTs have a second token.
-VIT_B16 = VisionConfig(image_size=224, layer_norm_eps=1e-6, activation="gelu", pre_norm=False, patch_bias=True)
+VIT_B16 = VisionConfig(
+    image_size=224, layer_norm_eps=1e-6, activation="gelu", pre_norm=False, patch_bias=True
+)
 ROBERTA_BASE = TextConfig()
 BERT_BASE = TextConfig(
-    vocab_size=30522, max_positions=512, type_vocab_size=2, pad_token_id=0, positions="bert", layer_norm_eps=1e-12
+    vocab_size=30522,
+    max_positions=512,
+    type_vocab_size=2,
+    pad_token_id=0,
+    positions="bert",
+    layer_norm_eps=1e-12,
 )
 
-_LARGE: dict[str, Any] = {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "intermediate_size": 4096}
+_LARGE: dict[str, Any] = {
+    "hidden_size": 1024,
+    "num_layers": 24,
+    "num_heads": 16,
+    "intermediate_size": 4096,
+}
 
 VISION_TOWERS: dict[str, VisionConfig] = {
     "clip-b16": CLIP_B16,
@@ -56,8 +74,13 @@ NANO = ModelConfig(
 def meter(config: ModelConfig, bridge: str | None = None) -> ModelConfig:
     """Returns the METER baseline of `config` (official `METERTransformerSS`): neither bridges nor input LayerNorms."""
     vision, text = config.fusion.vision_layers, config.fusion.text_layers
-    read: dict[str, Any] = {"vision_layers": vision and vision[-1:], "text_layers": text and text[-1:]}
-    return replace(config, fusion=replace(config.fusion, bridge=bridge, input_norm=bridge is not None, **read))
+    read: dict[str, Any] = {
+        "vision_layers": vision and vision[-1:],
+        "text_layers": text and text[-1:],
+    }
+    return replace(
+        config, fusion=replace(config.fusion, bridge=bridge, input_norm=bridge is not None, **read)
+    )
 
 
 def meter_with_norms(config: ModelConfig) -> ModelConfig:

@@ -11,7 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bridgetower.model.config import TextConfig, VisionConfig
-from bridgetower.model.layers import PostNormLayer, PreNormLayer, TokenMask, activation_checkpointing
+from bridgetower.model.layers import (
+    PostNormLayer,
+    PreNormLayer,
+    TokenMask,
+    activation_checkpointing,
+)
 
 
 class Tower(nn.Module, ABC):
@@ -22,15 +27,21 @@ class Tower(nn.Module, ABC):
 
     def stacked_layers(self) -> list[nn.Module]:
         """Returns the layers, first to last; a custom tower needs this for `train_top` only."""
-        raise ValueError(f"{type(self).__name__} does not list its layers, so that some cannot be trained apart")
+        raise ValueError(
+            f"{type(self).__name__} does not list its layers, so that some cannot be trained apart"
+        )
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Chooses whether layers keep only their inputs in training."""
         self.checkpoint_activations = enabled
 
-    def states(self, inputs: Tensor, mask: TokenMask, layers: tuple[int, ...]) -> list[Float[Tensor, "b l w"]]:
+    def states(
+        self, inputs: Tensor, mask: TokenMask, layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b l w"]]:
         """Returns the hidden states after some layers, from which `continued` of towers of this package goes on."""
-        raise ValueError(f"{type(self).__name__} cannot go on from cached states; leave out train_top or freeze_towers")
+        raise ValueError(
+            f"{type(self).__name__} cannot go on from cached states; leave out train_top or freeze_towers"
+        )
 
     def pooled(self, hidden: Float[Tensor, "b l w"]) -> Float[Tensor, "b w"]:
         """Returns the global vector of the last layer that is read, from its hidden states; here their CLS."""
@@ -50,7 +61,9 @@ class VisionTower(Tower):
     """
 
     @abstractmethod
-    def forward(self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]) -> list[Float[Tensor, "b p v"]]:
+    def forward(
+        self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b p v"]]:
         """Returns the hidden states of some layers, counted from 1 and increasing, as the projections read them."""
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -84,7 +97,9 @@ class Transformer(Tower):
     def stacked_layers(self) -> list[nn.Module]:
         return list(self.layers)
 
-    def states(self, inputs: Tensor, mask: TokenMask, layers: tuple[int, ...]) -> list[Float[Tensor, "b l w"]]:
+    def states(
+        self, inputs: Tensor, mask: TokenMask, layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b l w"]]:
         return self._run(self.embed(inputs), 0, mask, layers)
 
     def continued(
@@ -93,12 +108,18 @@ class Transformer(Tower):
         """Returns what a run returns for some layers, from `states` by layer: those up to the last one."""
         start = max(states)
         known = [states[layer] for layer in layers if layer <= start]
-        rest = self._run(states[start], start, mask, tuple(layer for layer in layers if layer > start))
+        rest = self._run(
+            states[start], start, mask, tuple(layer for layer in layers if layer > start)
+        )
         return [self.post_norm(hidden) for hidden in known + rest]
 
-    def _run(self, hidden: Tensor, start: int, mask: Tensor | None, layers: tuple[int, ...]) -> list[Tensor]:
+    def _run(
+        self, hidden: Tensor, start: int, mask: Tensor | None, layers: tuple[int, ...]
+    ) -> list[Tensor]:
         outputs = [hidden] if start in layers else []
-        for number, layer in enumerate(self.layers[start : max(layers, default=start)], start=start + 1):
+        for number, layer in enumerate(
+            self.layers[start : max(layers, default=start)], start=start + 1
+        ):
             hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden, mask)
             if number in layers:
                 outputs.append(hidden)
@@ -118,15 +139,23 @@ class VisionTransformer(Transformer, VisionTower):
         super().__init__()
         self.config = config
         width, patch = config.hidden_size, config.patch_size
-        self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=config.patch_bias)
+        self.patch_embedding = nn.Conv2d(
+            3, width, kernel_size=patch, stride=patch, bias=config.patch_bias
+        )
         self.class_embedding = nn.Parameter(torch.zeros(width))
-        self.distillation_embedding = nn.Parameter(torch.zeros(width)) if config.distillation_token else None
+        self.distillation_embedding = (
+            nn.Parameter(torch.zeros(width)) if config.distillation_token else None
+        )
         self.position_embedding = nn.Parameter(torch.zeros(config.num_tokens, width))
-        self.pre_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
+        self.pre_norm = (
+            nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
+        )
         self.layers = nn.ModuleList(PreNormLayer(config) for _ in range(config.num_layers))
         self.post_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
-    def forward(self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]) -> list[Float[Tensor, "b p v"]]:
+    def forward(
+        self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b p v"]]:
         """Returns the normalised outputs; images of another size get interpolated position embeddings."""
         return [self.post_norm(hidden) for hidden in self.states(pixel_values, None, layers)]
 
@@ -134,7 +163,9 @@ class VisionTransformer(Transformer, VisionTower):
         """Returns the parameters with position embeddings interpolated to the config's image size."""
         side = self.config.image_size // self.config.patch_size
         position = tensors["position_embedding"]
-        resized = resize_position_embedding(position.float(), (side, side), self.config.num_prefix_tokens)
+        resized = resize_position_embedding(
+            position.float(), (side, side), self.config.num_prefix_tokens
+        )
         return {**tensors, "position_embedding": resized.to(position.dtype)}
 
     def embed(self, inputs: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p v"]:
@@ -147,7 +178,9 @@ class VisionTransformer(Transformer, VisionTower):
         patches = self.patch_embedding(inputs).flatten(2).transpose(1, 2)  # [B, P-1, V]
         every = (self.class_embedding, self.distillation_embedding)
         prefix: list[Tensor] = [embedding for embedding in every if embedding is not None]
-        prefix_tokens = torch.stack(prefix).expand(patches.shape[0], -1, -1)  # len() would fix the number in an export
+        prefix_tokens = torch.stack(prefix).expand(
+            patches.shape[0], -1, -1
+        )  # len() would fix the number in an export
         hidden = torch.cat([prefix_tokens, patches], dim=1)
         positions = resize_position_embedding(self.position_embedding, (height, width), len(prefix))
         return self.pre_norm(hidden + positions)
@@ -159,13 +192,20 @@ class VisionTransformer(Transformer, VisionTower):
         width = config.hidden_size**-0.5
         branch = width * (2 * config.num_layers) ** -0.5
         spreads: list[tuple[Tensor | None, float]] = [
-            *((self.class_embedding, width), (self.distillation_embedding, width), (self.position_embedding, width)),
+            *(
+                (self.class_embedding, width),
+                (self.distillation_embedding, width),
+                (self.position_embedding, width),
+            ),
             (self.patch_embedding.weight, (3 * config.patch_size**2) ** -0.5),
         ]
         for layer in self.layers:
             assert isinstance(layer, PreNormLayer)
             spreads += [(layer.attention.qkv.weight, width), (layer.attention.out.weight, branch)]
-            spreads += [(layer.mlp.up.weight, (2 * config.hidden_size) ** -0.5), (layer.mlp.down.weight, branch)]
+            spreads += [
+                (layer.mlp.up.weight, (2 * config.hidden_size) ** -0.5),
+                (layer.mlp.down.weight, branch),
+            ]
         for weight, spread in spreads:
             if weight is not None:
                 weight.normal_(std=spread, generator=generator)

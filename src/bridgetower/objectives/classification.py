@@ -23,7 +23,14 @@ class ClassificationTask(nn.Module):
     The text tower runs once for both images, in the official code twice.
     """
 
-    def __init__(self, model: BridgeTower, head: str, *, loss: Loss, probabilities: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        model: BridgeTower,
+        head: str,
+        *,
+        loss: Loss,
+        probabilities: Callable[[Tensor], Tensor],
+    ) -> None:
         super().__init__()
         self.model = model
         self.head = head
@@ -33,7 +40,9 @@ class ClassificationTask(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         logits = self.logits(batch)
         if batch.labels is None:
-            raise ValueError("this batch has no labels; train and validate on a split that has them")
+            raise ValueError(
+                "this batch has no labels; train and validate on a split that has them"
+            )
         loss, metrics = self.loss(logits.float(), batch.labels)
         return Losses({self.head: loss}, loss, metrics)
 
@@ -49,9 +58,13 @@ class ClassificationTask(nn.Module):
         if batch.num_images == 1:
             features = model.fuse(image, text).pooled
         else:
-            second = model.encode_image(batch.pixel_values_2, SECOND_IMAGE, states=batch.image_states_2)
+            second = model.encode_image(
+                batch.pixel_values_2, SECOND_IMAGE, states=batch.image_states_2
+            )
             text = model.cache_text(text)
-            features = torch.cat([model.fuse(image, text).pooled, model.fuse(second, text).pooled], dim=-1)
+            features = torch.cat(
+                [model.fuse(image, text).pooled, model.fuse(second, text).pooled], dim=-1
+            )
         return model.head(self.head)(features)
 
 
@@ -63,13 +76,17 @@ def task_of_head(model: BridgeTower, head: str) -> ClassificationTask:
     def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if is_number:
             return F.mse_loss(logits[:, 0], labels.float()), {}
-        if head == "vqa":  # official `compute_vqa`, after Kim et al., "Bilinear Attention Networks" (2018)
+        if (
+            head == "vqa"
+        ):  # official `compute_vqa`, after Kim et al., "Bilinear Attention Networks" (2018)
             scores = labels.gather(1, logits.argmax(dim=1, keepdim=True))
             value = F.binary_cross_entropy_with_logits(logits, labels) * labels.shape[1]
             return value, {"vqa_score": scores.mean().detach()}
         if several:
             right = ((logits > 0) == (labels > 0.5)).float().mean()
-            return F.binary_cross_entropy_with_logits(logits, labels.float()), {"label_accuracy": right.detach()}
+            return F.binary_cross_entropy_with_logits(logits, labels.float()), {
+                "label_accuracy": right.detach()
+            }
         value, accuracy = class_loss(logits, labels)
         return value, {"accuracy": accuracy}
 

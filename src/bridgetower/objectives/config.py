@@ -76,7 +76,9 @@ class Phase:
             raise ValueError(f"a phase ends at {self.until}; expected a share of the run in (0, 1]")
         weights = {"mlm": self.mlm, "itm": self.itm, "itc": self.itc}
         if weights.keys() & self.objectives.keys():
-            raise ValueError(f"objectives are {self.objectives}; mlm, itm and itc have weights of their own")
+            raise ValueError(
+                f"objectives are {self.objectives}; mlm, itm and itc have weights of their own"
+            )
         weights |= self.objectives
         if not all(0 <= weight < float("inf") for weight in weights.values()) or not self.weights:
             named = ", ".join(f"{name} {weight}" for name, weight in weights.items())
@@ -110,7 +112,14 @@ class PretrainingConfig(TaskConfig):
 
     aligns: ClassVar[bool] = True
     reads: ClassVar[Reads] = "captions"
-    metrics = ("rsum", "itc_rsum", "matching_rsum", "two_stage_rsum", "itm_accuracy", "mlm_accuracy")
+    metrics = (
+        "rsum",
+        "itc_rsum",
+        "matching_rsum",
+        "two_stage_rsum",
+        "itm_accuracy",
+        "mlm_accuracy",
+    )
     kind: NotAnOption = "pretraining"
     phases: tuple[Phase, ...] = (Phase(),)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
@@ -122,10 +131,14 @@ class PretrainingConfig(TaskConfig):
         check_numbers(self)
         ends = [phase.until for phase in self.phases]
         if not ends or ends != sorted(set(ends)) or ends[-1] != 1:
-            raise ValueError(f"phases end at {ends}; expected increasing shares of which the last is 1")
+            raise ValueError(
+                f"phases end at {ends}; expected increasing shares of which the last is 1"
+            )
         check_choice("mlm_normalization", self.mlm_normalization, MlmNormalization)
         check_choice("negatives_from", self.negatives_from, NegativesFrom)
-        if self.negatives_from != "rank" and all(phase.negatives != "hard" for phase in self.phases):
+        if self.negatives_from != "rank" and all(
+            phase.negatives != "hard" for phase in self.phases
+        ):
             raise ValueError(
                 f"negatives_from is {self.negatives_from!r}, but no phase has hard negatives; leave it out, or set them"
             )

@@ -30,7 +30,10 @@ class Losses:
 
     @classmethod
     def weigh(
-        cls, parts: dict[str, Tensor], weights: Mapping[str, float], metrics: dict[str, Tensor] | None = None
+        cls,
+        parts: dict[str, Tensor],
+        weights: Mapping[str, float],
+        metrics: dict[str, Tensor] | None = None,
     ) -> Losses:
         """Sums `parts` under `weights`, which name every part."""
         weighted = [weights[name] * loss for name, loss in parts.items()]
@@ -49,13 +52,17 @@ def mlm_loss(
     targets = labels.flatten()[positions]
     tokens = hidden[:, : labels.shape[1]].flatten(0, 1)
     if len(targets) == 0:
-        loss = head(tokens[:1]).float().sum() * 0.0  # all processes need gradients of the same parameters
+        loss = (
+            head(tokens[:1]).float().sum() * 0.0
+        )  # all processes need gradients of the same parameters
         return loss, hidden.new_zeros(())
     logits = head(tokens[positions])
     return F.cross_entropy(logits.float(), targets), _accuracy(logits, targets)
 
 
-def class_loss(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def class_loss(
+    logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     return F.cross_entropy(logits.float(), labels), _accuracy(logits, labels)
 
 
@@ -98,7 +105,9 @@ def itc_loss(
     loss: Callable[..., Float[Tensor, ""]] = info_nce,
 ) -> Float[Tensor, ""]:
     """Contrastive loss of this rank's rows against the features of all ranks."""
-    columns = [all_gather(local_embeds, gather_with_grads=gather_with_grads) for local_embeds in embeds]
+    columns = [
+        all_gather(local_embeds, gather_with_grads=gather_with_grads) for local_embeds in embeds
+    ]
     return loss(embeds, image_index, columns, all_gather(image_index), logit_scale=logit_scale)
 
 
@@ -131,13 +140,17 @@ class Contrast:
     logit_scale: Float[Tensor, ""]
     num_parts: int
 
-    def through(self, embeds: Sequence[Float[Tensor, "b c"]], logit_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    def through(
+        self, embeds: Sequence[Float[Tensor, "b c"]], logit_scale: Float[Tensor, ""]
+    ) -> Float[Tensor, ""]:
         """Returns a loss that gives these features the right gradients in a mean over all parts."""
         products = []
         for gradient, features in zip(self.embeds, embeds, strict=True):
             products.append((gradient * features).sum())
         linear = self.num_parts * torch.stack(products).sum() + self.logit_scale * logit_scale
-        return linear - linear.detach() + self.loss  # in this order the value is that of the loss to the bit
+        return (
+            linear - linear.detach() + self.loss
+        )  # in this order the value is that of the loss to the bit
 
 
 def contrast_parts(
@@ -155,7 +168,9 @@ def contrast_parts(
     embeds_by_kind = zip(*(part.embeds for part in parts), strict=True)
     local_columns = [_leaf(torch.cat(embeds)) for embeds in embeds_by_kind]
     with torch.enable_grad():
-        gathered = [all_gather(embeds, gather_with_grads=gather_with_grads) for embeds in local_columns]
+        gathered = [
+            all_gather(embeds, gather_with_grads=gather_with_grads) for embeds in local_columns
+        ]
     columns = [_leaf(embeds) for embeds in gathered]
     column_index = all_gather(torch.cat([part.image_index for part in parts]))
 
@@ -170,11 +185,17 @@ def contrast_parts(
         total = total + share.detach()
 
     # An embedding has gradients as a row and as a column.
-    column_gradients = torch.autograd.grad(gathered, local_columns, [_gradient(embeds) for embeds in columns])
-    gradients_of_parts = zip(*(gradients.split(sizes) for gradients in column_gradients), strict=True)
+    column_gradients = torch.autograd.grad(
+        gathered, local_columns, [_gradient(embeds) for embeds in columns]
+    )
+    gradients_of_parts = zip(
+        *(gradients.split(sizes) for gradients in column_gradients), strict=True
+    )
     contrasts = []
     for rows, gradients in zip(rows_of_parts, gradients_of_parts, strict=True):
-        summed = tuple(_gradient(row) + gradient for row, gradient in zip(rows, gradients, strict=True))
+        summed = tuple(
+            _gradient(row) + gradient for row, gradient in zip(rows, gradients, strict=True)
+        )
         contrasts.append(Contrast(total, summed, _gradient(scale), len(parts)))
     return contrasts
 
@@ -239,7 +260,9 @@ def hard_pairs(
     negative_images = _draw(text_to_image, is_negative, generator)
     negative_texts = _draw(image_to_text, is_negative, generator)
     images, texts, _ = pairs_with_negatives(negative_images, negative_texts, local_columns)
-    is_match = all_image_index[images] == all_image_index[texts]  # also where nothing else could be drawn
+    is_match = (
+        all_image_index[images] == all_image_index[texts]
+    )  # also where nothing else could be drawn
     return Pairs(images, texts, is_match.long())
 
 
@@ -262,7 +285,9 @@ def matching_loss(
     """Cross-entropy and accuracy. Without negatives the loss is 0: it would teach to accept every pair."""
     loss, accuracy = class_loss(logits, labels)
     has_negatives = (labels == 0).any()
-    if labels.device.type == "cpu" and not has_negatives:  # on a GPU the condition would wait for it
+    if (
+        labels.device.type == "cpu" and not has_negatives
+    ):  # on a GPU the condition would wait for it
         _warn_once(
             "all images of a micro-batch are the same, so that matching (ITM) has no negatives and is left out of it; "
             "if this is frequent, raise micro_batch_size or use more data"
@@ -270,9 +295,13 @@ def matching_loss(
     return loss * has_negatives, accuracy
 
 
-def _draw(logits: Float[Tensor, "b n"], allowed: Bool[Tensor, "b n"], generator: torch.Generator) -> Int[Tensor, " b"]:
+def _draw(
+    logits: Float[Tensor, "b n"], allowed: Bool[Tensor, "b n"], generator: torch.Generator
+) -> Int[Tensor, " b"]:
     """Draws an allowed column per row from the softmax, as `torch.multinomial` does; without any, the first column."""
-    finite = logits.detach().float().nan_to_num()  # the loss of NaN features is NaN, and its error names the batch
+    finite = (
+        logits.detach().float().nan_to_num()
+    )  # the loss of NaN features is NaN, and its error names the batch
     weights = finite.masked_fill(~allowed, -torch.inf).softmax(dim=1).nan_to_num()
     draws = torch.empty(weights.shape).exponential_(generator=generator)
     return (weights / to_device(draws, weights.device)).argmax(dim=1)

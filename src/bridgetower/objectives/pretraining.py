@@ -29,7 +29,9 @@ class Step:
     phase: Phase
     batch: CaptionBatch
     image: Encoded
-    texts: dict[Texts, Encoded] = field(default_factory=dict)  # of the kinds that the objectives of the phase read
+    texts: dict[Texts, Encoded] = field(
+        default_factory=dict
+    )  # of the kinds that the objectives of the phase read
     contrast: Contrast | None = None  # ITC of all pairs of the step, where it is computed outside
 
 
@@ -73,9 +75,15 @@ class PretrainingTask(nn.Module):
                 needed_heads += entry("phases", name, self.objectives).heads
             if phase.itm and phase.negatives == "hard":
                 needed_heads.append("itc")
-        missing = [head for head in dict.fromkeys(needed_heads) if getattr(model, f"{head}_head", None) is None]
+        missing = [
+            head
+            for head in dict.fromkeys(needed_heads)
+            if getattr(model, f"{head}_head", None) is None
+        ]
         if missing:
-            raise ValueError(f"the model has no {' and no '.join(missing)} head; set heads.{missing[0]} in its config")
+            raise ValueError(
+                f"the model has no {' and no '.join(missing)} head; set heads.{missing[0]} in its config"
+            )
         if model.compares_pairs and not config.phases[-1].itc:
             raise ValueError(
                 "heads.itc is fused, but itc of the last phase is 0: as the fusion encoder changes, embeddings of "
@@ -153,7 +161,9 @@ class PretrainingTask(nn.Module):
     def _encode_texts(self, batch: CaptionBatch, *, with_masked: bool) -> dict[Texts, Encoded]:
         """Encodes plain texts, and masked ones in the same call of the tower."""
         if not with_masked:
-            plain = self.model.encode_text(batch.input_ids, batch.attention_mask, states=batch.text_states)
+            plain = self.model.encode_text(
+                batch.input_ids, batch.attention_mask, states=batch.text_states
+            )
             return {"plain": plain}
         ids = torch.cat([batch.input_ids, batch.masked_input_ids])
         mask = batch.attention_mask
@@ -183,7 +193,10 @@ class PretrainingTask(nn.Module):
 
     def contrast(self, parts: Sequence[Features]) -> list[Contrast]:
         """Returns ITC over the features of all micro-batches of a step and of all ranks, for each micro-batch."""
-        if type(self).itc is not PretrainingTask.itc and type(self).contrast_loss is PretrainingTask.contrast_loss:
+        if (
+            type(self).itc is not PretrainingTask.itc
+            and type(self).contrast_loss is PretrainingTask.contrast_loss
+        ):
             raise ValueError(
                 f"{type(self).__name__} overrides itc, which sees one micro-batch only: with --contrast-over step "
                 "override contrast_loss, or contrast"
@@ -193,15 +206,21 @@ class PretrainingTask(nn.Module):
             parts, scale, gather_with_grads=self.config.gather_with_grads, loss=self.contrast_loss
         )
 
-    def itm(self, image: Encoded, text: Encoded, pairs: Pairs) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def itm(
+        self, image: Encoded, text: Encoded, pairs: Pairs
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Matching loss and accuracy of `pairs`, one fusion over all of them."""
         fused = self.model.fuse(image[pairs.image_rows], text[pairs.text_rows], outputs="pooled")
         return losses.matching_loss(self.model.itm_logits(fused.pooled), pairs.labels)
 
-    def mlm(self, image: Encoded, masked: Encoded, batch: CaptionBatch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def mlm(
+        self, image: Encoded, masked: Encoded, batch: CaptionBatch
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Masked-word loss and accuracy with the weight of the batch, read from the text stream with the true image."""
         fused = self.model.fuse(image, masked, outputs="text")
-        loss, accuracy = losses.mlm_loss(self.model.mlm_logits, fused.text, batch.mlm_labels, batch.mlm_positions)
+        loss, accuracy = losses.mlm_loss(
+            self.model.mlm_logits, fused.text, batch.mlm_labels, batch.mlm_positions
+        )
         if batch.mlm_weight is None:
             return loss, accuracy
         return loss * batch.mlm_weight, accuracy * batch.mlm_weight
@@ -229,7 +248,9 @@ class PretrainingTask(nn.Module):
             text_embeds = self.model.text_embeds(text)
             image_to_text = similarity(image_embeds[local_columns], text_embeds, scale)
             text_to_image = similarity(text_embeds[local_columns], image_embeds, scale)
-        pairs = losses.hard_pairs(image_to_text, text_to_image, index, all_index, local_columns, generator)
+        pairs = losses.hard_pairs(
+            image_to_text, text_to_image, index, all_index, local_columns, generator
+        )
         return pairs, (image, text)
 
     def _embeds(self, image: Encoded, text: Encoded) -> tuple[Float[Tensor, "b c"], ...]:

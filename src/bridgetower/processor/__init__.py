@@ -1,7 +1,13 @@
 """Preprocessing, all of it: images to `pixel_values`, texts to `input_ids`."""
 
 from bridgetower.processor.config import ProcessorConfig, Profile
-from bridgetower.processor.images import MAX_PIXELS, check_length, media_type, open_image, open_reduced
+from bridgetower.processor.images import (
+    MAX_PIXELS,
+    check_length,
+    media_type,
+    open_image,
+    open_reduced,
+)
 from bridgetower.processor.loading import load_items, loaded
 from bridgetower.processor.processor import ImageLike, Processor, Resized, to_tensor
 from bridgetower.processor.text import TextBatch, load_tokenizer, train_tokenizer

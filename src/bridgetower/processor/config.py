@@ -52,22 +52,34 @@ class ProcessorConfig:
     def __post_init__(self) -> None:
         check_choice("profile", self.profile, Profile)
         check_choice("interpolation", self.interpolation, Interpolation)
-        sides = dict.fromkeys(("image_size", "patch_size", "shortest_edge", "size_divisor"), (1, 8_192))
-        check_numbers(self, "", max_length=(3, 10_000_000), **sides)  # a start, an end and one token
+        sides = dict.fromkeys(
+            ("image_size", "patch_size", "shortest_edge", "size_divisor"), (1, 8_192)
+        )
+        check_numbers(
+            self, "", max_length=(3, 10_000_000), **sides
+        )  # a start, an end and one token
         if self.patch_size is not None:
             check_image_size(self.image_size, self.patch_size)
         ranges = ((self.image_mean, -1e3), (self.image_std, 1e-3))
-        if not all(len(values) == 3 and all(low <= one <= 1e3 for one in values) for values, low in ranges):
+        if not all(
+            len(values) == 3 and all(low <= one <= 1e3 for one in values) for values, low in ranges
+        ):
             raise ValueError(
                 f"image_mean {self.image_mean} and image_std {self.image_std}; expected three values each, from -1,000 "
                 "and from 0.001 to 1,000"
             )
         colour = self.background
-        if colour is not None and (len(colour) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in colour)):
-            raise ValueError(f"background is {colour}; expected three whole numbers from 0 to 255, or None")
+        if colour is not None and (
+            len(colour) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in colour)
+        ):
+            raise ValueError(
+                f"background is {colour}; expected three whole numbers from 0 to 255, or None"
+            )
         for name in ("shortest_edge", "size_divisor"):
             if self.profile != "hf" and getattr(self, name) is not None:
-                raise ValueError(f"{name} is {getattr(self, name)}, which profile {self.profile!r} does not use")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, which profile {self.profile!r} does not use"
+                )
         if self.profile == "hf" and self.resize_edge < self.resize_divisor:
             raise ValueError(
                 f"short side {self.resize_edge} px is below size_divisor {self.resize_divisor}, so every image would "

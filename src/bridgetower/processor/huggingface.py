@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from bridgetower.files import differences, read_json
-from bridgetower.processor.config import CLIP_MEAN, CLIP_STD, Interpolation, ProcessorConfig, Profile
+from bridgetower.processor.config import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Interpolation,
+    ProcessorConfig,
+    Profile,
+)
 from bridgetower.processor.text import Special
 
 BRIDGETOWER_TYPES = ("BridgeTowerImageProcessor", "BridgeTowerImageProcessorFast")
@@ -53,26 +59,40 @@ def read_config(folder: Path, *, patch_size: int, max_length: int | None = None)
     return _config_of(path, values, patch_size, max_length)
 
 
-def _config_of(path: Path, values: Mapping[str, Any], patch_size: int | None, max_length: int) -> ProcessorConfig:
+def _config_of(
+    path: Path, values: Mapping[str, Any], patch_size: int | None, max_length: int
+) -> ProcessorConfig:
     settings = {name: value for name, value in values.items() if value is not None}
     for name, value in settings.items():
         if name in _FIXED and value != _FIXED[name]:
-            raise ValueError(f"{path} sets {name} to {value!r}; this package carries out {_FIXED[name]!r} only")
+            raise ValueError(
+                f"{path} sets {name} to {value!r}; this package carries out {_FIXED[name]!r} only"
+            )
         if name not in _FIXED and name not in _KNOWN:
-            raise ValueError(f"{path} sets {name} to {value!r}, which this package does not know; remove it if unused")
+            raise ValueError(
+                f"{path} sets {name} to {value!r}, which this package does not know; remove it if unused"
+            )
     kind = settings.get("image_processor_type", BRIDGETOWER_TYPES[0])
     if kind not in BRIDGETOWER_TYPES + CLIP_TYPES:
-        raise ValueError(f"{path} is for {kind}; expected one of {', '.join(BRIDGETOWER_TYPES + CLIP_TYPES)}")
+        raise ValueError(
+            f"{path} is for {kind}; expected one of {', '.join(BRIDGETOWER_TYPES + CLIP_TYPES)}"
+        )
     profile = _clip_profile(path, settings) if kind in CLIP_TYPES else "hf"
-    image_size = edge = _side(path, "size", settings.get("size", 224 if kind in CLIP_TYPES else 288))
+    image_size = edge = _side(
+        path, "size", settings.get("size", 224 if kind in CLIP_TYPES else 288)
+    )
     if profile == "hf":
         # do_pad fills a batch up to its largest image; after the crop all are equal, so either value does nothing.
         if settings.get("do_center_crop", True) is not True:
-            raise ValueError(f"{path} sets do_center_crop to false; the model needs one size, so expected true")
+            raise ValueError(
+                f"{path} sets do_center_crop to false; the model needs one size, so expected true"
+            )
         image_size = _side(path, "crop_size", settings.get("crop_size", edge))
     resample = settings.get("resample", 3)
     if type(resample) is not int or resample not in _INTERPOLATIONS:
-        raise ValueError(f"{path} sets resample to {resample!r}; expected 3 (bicubic) or 2 (bilinear)")
+        raise ValueError(
+            f"{path} sets resample to {resample!r}; expected 3 (bicubic) or 2 (bilinear)"
+        )
     return ProcessorConfig(
         profile=profile,
         image_size=image_size,
@@ -89,7 +109,9 @@ def _config_of(path: Path, values: Mapping[str, Any], patch_size: int | None, ma
 
 def _clip_profile(path: Path, settings: Mapping[str, Any]) -> Profile:
     if settings.get("do_pad") or "size_divisor" in settings:
-        raise ValueError(f"{path} sets do_pad or size_divisor, which a CLIPImageProcessor does not carry out here")
+        raise ValueError(
+            f"{path} sets do_pad or size_divisor, which a CLIPImageProcessor does not carry out here"
+        )
     size = settings.get("size", {"shortest_edge": 224})
     edge, squashes = _side(path, "size", size), isinstance(size, dict) and "height" in size
     crops = settings.get("do_center_crop", True)
@@ -102,14 +124,20 @@ def _clip_profile(path: Path, settings: Mapping[str, Any]) -> Profile:
     return "official-finetune" if squashes else "official-pretrain"
 
 
-def read_normalisation(folder: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
+def read_normalisation(
+    folder: Path,
+) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
     """Reads mean and standard deviation of the pixels of any image processor of transformers; None if none is there."""
-    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+    if not any(
+        (folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
+    ):
         return None
     path, values = _read_image_settings(folder)
     if not {"image_mean", "image_std"} <= set(values):
         return None
-    return channels(path, "image_mean", values["image_mean"]), channels(path, "image_std", values["image_std"])
+    return channels(path, "image_mean", values["image_mean"]), channels(
+        path, "image_std", values["image_std"]
+    )
 
 
 def image_settings(config: ProcessorConfig) -> dict[str, Any]:
@@ -135,7 +163,9 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
         "do_resize": True,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
-        "resample": next(number for number, name in _INTERPOLATIONS.items() if name == config.interpolation),
+        "resample": next(
+            number for number, name in _INTERPOLATIONS.items() if name == config.interpolation
+        ),
         "do_normalize": True,
         "image_mean": list(config.image_mean),
         "image_std": list(config.image_std),
@@ -144,10 +174,14 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
         "do_center_crop": True,
         **sizes[config.profile],
     }
-    back = _config_of(Path("preprocessor_config.json"), settings, config.patch_size, config.max_length)
+    back = _config_of(
+        Path("preprocessor_config.json"), settings, config.patch_size, config.max_length
+    )
     changes = list(differences(_meaning(back), _meaning(config)))
     if changes:
-        fields = "; ".join(f"{name} is {ours!r}, there {theirs!r}" for name, theirs, ours in changes)
+        fields = "; ".join(
+            f"{name} is {ours!r}, there {theirs!r}" for name, theirs, ours in changes
+        )
         raise ValueError(
             f"transformers cannot prepare images so: {fields}; change the config with dataclasses.replace, or keep the "
             "model as a folder of this package"
@@ -157,7 +191,10 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
 
 def _meaning(config: ProcessorConfig) -> dict[str, Any]:
     """Returns the fields of a config, with one spelling for values that mean the same."""
-    values = asdict(config) | {"shortest_edge": config.resize_edge, "size_divisor": config.resize_divisor}
+    values = asdict(config) | {
+        "shortest_edge": config.resize_edge,
+        "size_divisor": config.resize_divisor,
+    }
     del values["fast_decode"]  # of which a warning tells
     return values
 
@@ -185,7 +222,9 @@ def _read_image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
         if isinstance(settings, dict):
             return nested, settings
     if not plain.is_file():
-        raise FileNotFoundError(f"{folder} has no image settings; expected {plain.name} or {nested.name}")
+        raise FileNotFoundError(
+            f"{folder} has no image settings; expected {plain.name} or {nested.name}"
+        )
     return plain, read_json(plain)
 
 
@@ -200,7 +239,9 @@ def _side(path: Path, name: str, value: Any) -> int:
 
 
 def channels(path: Path, name: str, value: Any) -> tuple[float, float, float]:
-    numbers = isinstance(value, list | tuple) and all(type(one) in (int, float) and abs(one) < 1e9 for one in value)
+    numbers = isinstance(value, list | tuple) and all(
+        type(one) in (int, float) and abs(one) < 1e9 for one in value
+    )
     if not numbers or len(value) != 3:
         raise ValueError(f"{path} sets {name} to {value!r}; expected three numbers")
     red, green, blue = value

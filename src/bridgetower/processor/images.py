@@ -35,23 +35,43 @@ Fit: TypeAlias = tuple[int, str, bool]
 official `clip_transform` (src/transforms/transform.py), or both sides are, as in `blip_transform`."""
 
 MAX_PIXELS = 64_000_000
-MEMORY_PER_PIXEL = 24  # bytes at most of a sound image: of WebP with transparency the decoder's, a copy and RGB
-SECONDS, SECONDS_PER_MEGAPIXEL = 1.0, 0.25  # of processor time for one image in a process of its own
+MEMORY_PER_PIXEL = (
+    24  # bytes at most of a sound image: of WebP with transparency the decoder's, a copy and RGB
+)
+SECONDS, SECONDS_PER_MEGAPIXEL = (
+    1.0,
+    0.25,
+)  # of processor time for one image in a process of its own
 
 # None that runs programs, as EPS does.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", *(("HEIF",) if HAS_HEIC else ()))
 _NOT_READ = (  # how files begin that are images of other formats, with advice
-    (re.compile(rb"....ftyp(hei[cxms]|hev[cx]|mif1|msf1)", re.DOTALL), "it is HEIC: pip install '.[heic]'"),
+    (
+        re.compile(rb"....ftyp(hei[cxms]|hev[cx]|mif1|msf1)", re.DOTALL),
+        "it is HEIC: pip install '.[heic]'",
+    ),
     (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "it is JPEG XL: save it as PNG or JPEG"),
 )
 
 # What PIL raises on damaged content, found by cutting and altering files of each format.
 _DECODE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, RuntimeError, EOFError, OverflowError, struct.error, TypeError, KeyError),
+    *(
+        OSError,
+        SyntaxError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        OverflowError,
+        struct.error,
+        TypeError,
+        KeyError,
+    ),
     *(IndexError, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 
-_UNSUPPORTED = re.compile(r"unknown pixel mode|unsupported|cannot handle|KeyError", re.IGNORECASE)  # of PIL's reasons
+_UNSUPPORTED = re.compile(
+    r"unknown pixel mode|unsupported|cannot handle|KeyError", re.IGNORECASE
+)  # of PIL's reasons
 _BYTES_PER_PIXEL = 8  # of a file: four channels of 16 bit
 _METADATA = 2**25  # bytes of a file that are no pixels
 _LONGEST_PATH = 4096  # characters
@@ -63,12 +83,18 @@ def media_type(content: bytes) -> str:
     Image.init()
     for name in _FORMATS:
         accept = Image.OPEN[name][1]
-        if accept is not None and accept(content[:16]) is True and (name != "AVIF" or b"avi" in content[8:64]):
+        if (
+            accept is not None
+            and accept(content[:16]) is True
+            and (name != "AVIF" or b"avi" in content[8:64])
+        ):
             return Image.MIME[name]  # HEIC may begin as AVIF does
     raise ValueError(f"the file is no image; expected one of {', '.join(sorted(_FORMATS))}")
 
 
-def open_image(source: Any, *, max_pixels: int = MAX_PIXELS, background: Colour | None = None) -> Image.Image:
+def open_image(
+    source: Any, *, max_pixels: int = MAX_PIXELS, background: Colour | None = None
+) -> Image.Image:
     """Decodes an image to RGB with its EXIF orientation applied.
 
     Grey of 16 bit is scaled to 8 bit by 1/257 (PIL alone would clip it to white), of an animation the first frame is
@@ -99,7 +125,10 @@ def open_reduced(
         content, name = _content(source, max_pixels)
         opened = _opened(content, name, max_pixels)
         size = opened.size
-        is_jpeg = opened.format in ("JPEG", "MPO")  # of HEIC it would take another image, the thumbnail
+        is_jpeg = opened.format in (
+            "JPEG",
+            "MPO",
+        )  # of HEIC it would take another image, the thumbnail
         reduced = side is not None and is_jpeg and opened.draft(None, (side, side))
         image, exchanged = _upright(opened, name, background, own=True)
         if not reduced:
@@ -126,7 +155,9 @@ def _content(source: Any, max_pixels: int) -> tuple[bytes, str]:
         check_length(name, path.stat().st_size, max_pixels)
         return path.read_bytes(), name
     if hasattr(source, "read"):
-        with suppress(AttributeError, UnsupportedOperation):  # of a stream, such as the answer of a web server
+        with suppress(
+            AttributeError, UnsupportedOperation
+        ):  # of a stream, such as the answer of a web server
             source.seek(0)  # it may come again
         source = source.read(max_pixels * _BYTES_PER_PIXEL + _METADATA + 1)
     if not isinstance(source, bytes | bytearray | memoryview):
@@ -165,7 +196,9 @@ def _opened(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
         except ValueError:
             expected = ", ".join(sorted(_FORMATS))
             advice = "".join(f"; {each}" for head, each in _NOT_READ if head.match(content))
-            raise ValueError(f"{name} cannot be read as an image; supported are {expected}{advice}") from error
+            raise ValueError(
+                f"{name} cannot be read as an image; supported are {expected}{advice}"
+            ) from error
         reason: Exception | str = error
         if isinstance(error, UnidentifiedImageError):  # which has no reason
             try:
@@ -174,7 +207,9 @@ def _opened(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
             except _DECODE_ERRORS as own:
                 reason = own
         if _UNSUPPORTED.search(repr(reason)):
-            raise ValueError(f"{name} is of an unsupported kind ({kind}: {reason}); convert it to PNG") from error
+            raise ValueError(
+                f"{name} is of an unsupported kind ({kind}: {reason}); convert it to PNG"
+            ) from error
         shown = f" ({reason})" if str(reason) else ""
         raise ValueError(f"{name} is damaged{shown}; fetch the image again") from error
     width, height = image.size
@@ -200,8 +235,14 @@ def _upright(
         image.load()
     except _DECODE_ERRORS as error:
         kind = image.info.get("compression")  # of a TIFF
-        more = f", or convert it: its compression {kind} may be unsupported" if kind in ("webp", "zstd", "lzma") else ""
-        raise ValueError(f"{name} is cut off or damaged ({error}); fetch the image again{more}") from error
+        more = (
+            f", or convert it: its compression {kind} may be unsupported"
+            if kind in ("webp", "zstd", "lzma")
+            else ""
+        )
+        raise ValueError(
+            f"{name} is cut off or damaged ({error}); fetch the image again{more}"
+        ) from error
     if own and image.mode == "RGB" and all(image.size) and not image.has_transparency_data:
         rgb = image._new(image.im)
         rgb.info = {}
@@ -211,7 +252,9 @@ def _upright(
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DECODE_ERRORS:
         orientation = 1
-    rgb.getexif()[ExifTags.Base.Orientation] = orientation  # alone: Pillow would write all of the EXIF anew
+    rgb.getexif()[ExifTags.Base.Orientation] = (
+        orientation  # alone: Pillow would write all of the EXIF anew
+    )
     ImageOps.exif_transpose(rgb, in_place=True)
     return rgb, orientation in (5, 6, 7, 8)
 
@@ -235,36 +278,52 @@ def _fitted(image: Image.Image, size: int, interpolation: str, crop: bool) -> Im
     between = (image.width, height) if vertical_first else (width, image.height)
     kernel = Image.Resampling[interpolation.upper()]
     resized = image.resize(between, kernel).resize((width, height), kernel)
-    left, top = round((width - size) / 2), round((height - size) / 2)  # half to even, as torchvision's `CenterCrop`
+    left, top = (
+        round((width - size) / 2),
+        round((height - size) / 2),
+    )  # half to even, as torchvision's `CenterCrop`
     return resized.crop((left, top, left + size, top + size))
 
 
 def _to_rgb(image: Image.Image, background: Colour | None) -> Image.Image:
     """Returns a new image, of which no more than a strip takes memory in another mode."""
     if 0 in image.size:
-        raise ValueError(f"an image has {image.width} x {image.height} pixels; expected one at least")
+        raise ValueError(
+            f"an image has {image.width} x {image.height} pixels; expected one at least"
+        )
     if image.mode in ("F", "LAB"):
-        raise ValueError(f"an image of mode {image.mode} has no fixed range or colours; save it as 8-bit RGB or grey")
+        raise ValueError(
+            f"an image of mode {image.mode} has no fixed range or colours; save it as 8-bit RGB or grey"
+        )
     if image.mode == "I":
         low, high = np.array(image.getextrema())
         if low < 0 or high > 65535:
-            raise ValueError(f"a grey image has values from {low} to {high}; expected 16 bit, 0 to 65535")
+            raise ValueError(
+                f"a grey image has values from {low} to {high}; expected 16 bit, 0 to 65535"
+            )
     rgb = Image.new("RGB", image.size)
     rows = max(1, _STRIP // image.width)
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(top + rows, image.height))
         strip = image.crop(box)
         if strip.mode == "I" or strip.mode.startswith("I;16"):
-            values, transparent = np.asarray(strip).astype(np.uint32), strip.info.get("transparency")
+            values, transparent = (
+                np.asarray(strip).astype(np.uint32),
+                strip.info.get("transparency"),
+            )
             strip = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # v / 257, rounded
             if transparent is not None:  # a colour marked so becomes an alpha channel
-                strip.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+                strip.putalpha(
+                    Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+                )
         if strip.mode == "La":  # from which Pillow makes no RGBA
             strip = strip.convert("LA")
         if strip.has_transparency_data:
             strip = strip.convert("RGBA")
             if background is not None:
-                strip = Image.alpha_composite(Image.new("RGBA", strip.size, (*background, 255)), strip)
+                strip = Image.alpha_composite(
+                    Image.new("RGBA", strip.size, (*background, 255)), strip
+                )
         rgb.paste(strip.convert("RGB"), box)
     return rgb
 
@@ -273,9 +332,17 @@ def _from_array(given: Any) -> Image.Image:
     """Returns an image whose channels come last, or first, where both could be in arrays last and in tensors first."""
     of_torch, shape = not isinstance(given, np.ndarray), list(given.shape)
     dtype = str(given.dtype).removeprefix("torch.")
-    places = [place for place in ((0, -1) if of_torch else (-1, 0)) if len(shape) == 3 and shape[place] in (1, 3, 4)]
+    places = [
+        place
+        for place in ((0, -1) if of_torch else (-1, 0))
+        if len(shape) == 3 and shape[place] in (1, 3, 4)
+    ]
     if dtype != "uint8" or not (places or len(shape) == 2) or 0 in shape:
-        orders = "[1, 3 or 4, H, W] or [H, W, 1, 3 or 4]" if of_torch else "[H, W, 1, 3 or 4] or [1, 3 or 4, H, W]"
+        orders = (
+            "[1, 3 or 4, H, W] or [H, W, 1, 3 or 4]"
+            if of_torch
+            else "[H, W, 1, 3 or 4] or [1, 3 or 4, H, W]"
+        )
         raise ValueError(
             f"an image {'tensor' if of_torch else 'array'} is {dtype} of shape {shape}; expected uint8 (0-255) of "
             f"shape [H, W], {orders}"
@@ -283,7 +350,9 @@ def _from_array(given: Any) -> Image.Image:
     array: np.ndarray = given.detach().cpu().numpy() if of_torch else given
     if places:
         array = np.moveaxis(array, places[0], -1)
-    return Image.fromarray(np.ascontiguousarray(array.squeeze(2) if array.shape[2:] == (1,) else array))
+    return Image.fromarray(
+        np.ascontiguousarray(array.squeeze(2) if array.shape[2:] == (1,) else array)
+    )
 
 
 def _decode_for_server(max_pixels: int, memory: int) -> None:
@@ -291,10 +360,14 @@ def _decode_for_server(max_pixels: int, memory: int) -> None:
     import resource  # which Windows has not
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the server ends this process when it is done
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # sent to the whole group; the server ends this process when it is done
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Image.init()
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each takes memory, and other images have the other cores
+    AvifImagePlugin.DEFAULT_MAX_THREADS = (
+        1  # each takes memory, and other images have the other cores
+    )
     if HAS_HEIC:
         heif_options.DECODE_THREADS = 1
     if sys.platform == "linux":
@@ -310,11 +383,20 @@ def _decode_for_server(max_pixels: int, memory: int) -> None:
         try:
             check_length(name := f"the {len(content)} image bytes", len(content), max_pixels)
             width, height = _opened(content, name, max_pixels).size
-            signal.setitimer(signal.ITIMER_PROF, SECONDS + SECONDS_PER_MEGAPIXEL * width * height / 1e6)
-            image, size = open_reduced(
-                content, job["side"], max_pixels=max_pixels, background=job["background"], fit=job["fit"]
+            signal.setitimer(
+                signal.ITIMER_PROF, SECONDS + SECONDS_PER_MEGAPIXEL * width * height / 1e6
             )
-            answer, pixels = {"shape": (image.height, image.width, 3), "size": size}, image.tobytes()
+            image, size = open_reduced(
+                content,
+                job["side"],
+                max_pixels=max_pixels,
+                background=job["background"],
+                fit=job["fit"],
+            )
+            answer, pixels = (
+                {"shape": (image.height, image.width, 3), "size": size},
+                image.tobytes(),
+            )
             del image, content  # before the next one comes
         except ValueError as error:
             answer = {"error": str(error)}

@@ -58,7 +58,11 @@ def load_items(
                 'script does under `if __name__ == "__main__":`, or leave out num_workers'
             ) from None
         codes = [worker.exitcode for worker in started if worker.exitcode]
-        ending = f"was killed by signal {-codes[0]}" if codes and codes[0] < 0 else f"ended with status {codes}"
+        ending = (
+            f"was killed by signal {-codes[0]}"
+            if codes and codes[0] < 0
+            else f"ended with status {codes}"
+        )
         raise ChildProcessError(
             f"a process that decodes images {ending}; perhaps memory ran short. Start the same command again, a "
             "training run with --resume; fewer workers and smaller batches take less memory"
@@ -77,7 +81,9 @@ def loaded(
     device: torch.device = CPU,
 ) -> Iterator[Shaped[Tensor, "b ..."]]:
     """Yields batches of what `load` makes of their items."""
-    return load_items(partial(_stacked, load), batches, num_workers=min(num_workers, len(batches)), device=device)
+    return load_items(
+        partial(_stacked, load), batches, num_workers=min(num_workers, len(batches)), device=device
+    )
 
 
 def _stacked(load: Callable[[Any], Tensor], batch: Sequence[Any]) -> Tensor:

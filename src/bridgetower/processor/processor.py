@@ -61,7 +61,16 @@ class Resized:
 
 _KINDS_OF_IMAGES = "path, URL, bytes, open file, PIL image, uint8 array or tensor"
 ImageLike: TypeAlias = Annotated[
-    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray | Tensor | Resized,
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | IO[bytes]
+    | Image.Image
+    | np.ndarray
+    | Tensor
+    | Resized,
     Expected(f"an image ({_KINDS_OF_IMAGES})"),
 ]
 """A path, an image file as bytes or opened (`BytesIO`), a PIL image, a uint8 array or tensor [H, W], [H, W, 1|3|4] or
@@ -107,7 +116,9 @@ def pair_lists(
     count = max(map(len, lists.values()))
     if any(len(given) not in (1, count) for given in lists.values()):
         *others, last = (f"{len(given)} {name}" for name, given in lists.items())
-        raise ValueError(f"{', '.join(others)} and {last}; expected one text per image, or one of either{advice}")
+        raise ValueError(
+            f"{', '.join(others)} and {last}; expected one text per image, or one of either{advice}"
+        )
     aligned = {name: given * count if len(given) == 1 else given for name, given in lists.items()}
     return aligned["images"], aligned["texts"], aligned.get("second images")
 
@@ -119,7 +130,9 @@ def either_lists(
     if images is None and texts is None:
         raise ValueError("neither images nor texts given; expected one of them at least")
     words = [] if texts is None else text_list(texts)
-    several: Any = [None] * len(words) if images is None else [images] if is_image(images) else images
+    several: Any = (
+        [None] * len(words) if images is None else [images] if is_image(images) else images
+    )
     shown = image_list([blank if image is None else image for image in several])
     return pair_lists(shown, words or [""])[:2]
 
@@ -186,7 +199,9 @@ class Processor:
             return torch.tensor([token is not None and token.startswith("##") for token in tokens])
         others = (None, *special)
         spaces = ("Ġ", "▁")  # of byte-level BPE and sentencepiece
-        return torch.tensor([token not in others and not token.startswith(spaces) for token in tokens])
+        return torch.tensor(
+            [token not in others and not token.startswith(spaces) for token in tokens]
+        )
 
     @checked
     def __call__(
@@ -223,17 +238,27 @@ class Processor:
             most, truncate = self.config.max_length, truncation not in (False, "do_not_truncate")
             limit = most if max_length is None else max_length
             if not 3 <= limit <= most:
-                raise ValueError(f"max_length is {limit}; expected 3 to {most}, the longest that this model takes")
+                raise ValueError(
+                    f"max_length is {limit}; expected 3 to {most}, the longest that this model takes"
+                )
             if self.tokenizer is None:
-                raise ValueError("this processor has no tokenizer; give images alone, or a model's processor")
+                raise ValueError(
+                    "this processor has no tokenizer; give images alone, or a model's processor"
+                )
             try:
                 ids = encode(self.tokenizer, text_list(text), max_length=limit, truncate=truncate)
             except ValueError as error:
                 raise ValueError(str(error).replace("truncate=True", "truncation=True")) from error
             if padding in (False, "do_not_pad") and len({len(row) for row in ids}) > 1:
-                raise ValueError("the texts have different numbers of tokens; pass padding=True to fill them up")
+                raise ValueError(
+                    "the texts have different numbers of tokens; pass padding=True to fill them up"
+                )
             batch = self.pad(ids)
-            mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+            mask = (
+                torch.ones_like(batch.input_ids)
+                if batch.attention_mask is None
+                else batch.attention_mask
+            )
             missing = (0, limit - mask.shape[1] if padding == "max_length" else 0)
             found["input_ids"] = F.pad(batch.input_ids, missing, value=self.pad_token_id)
             found["attention_mask"] = F.pad(mask, missing)
@@ -242,7 +267,9 @@ class Processor:
     def images(self, images: Sequence[ImageLike], *, first: int = 0) -> Float[Tensor, "b 3 h w"]:
         """Opens, resizes and normalises images; in errors they are numbered from `first` on."""
         if is_image(images):
-            raise ValueError(f"one image ({type(images).__name__}) where a list of images is expected; pass [image]")
+            raise ValueError(
+                f"one image ({type(images).__name__}) where a list of images is expected; pass [image]"
+            )
         pixels = [self.resize_numbered(item) for item in enumerate(image_list(images), first)]
         return self.normalise(torch.stack(pixels))
 
@@ -263,27 +290,39 @@ class Processor:
         if isinstance(image, Resized):
             expected = [3, config.image_size, config.image_size]
             if list(image.pixels.shape) != expected:
-                raise ValueError(f"an image was prepared as {list(image.pixels.shape)}; this model takes {expected}")
+                raise ValueError(
+                    f"an image was prepared as {list(image.pixels.shape)}; this model takes {expected}"
+                )
             return image
         side = FAST_MARGIN * config.resize_edge if config.fast_decode else None
         fit = (config.image_size, config.interpolation, config.profile == "official-pretrain")
         by_pil = config.profile != "hf"  # which PyTorch resizes
-        opened, (width, height) = decode(image, side, background=config.background, fit=fit if by_pil else None)
-        pixels = to_tensor(opened)  # whose channels come last in memory, which PyTorch resizes in a third of the time
+        opened, (width, height) = decode(
+            image, side, background=config.background, fit=fit if by_pil else None
+        )
+        pixels = to_tensor(
+            opened
+        )  # whose channels come last in memory, which PyTorch resizes in a third of the time
         pixels = pixels if by_pil else _letterboxed(pixels, config)
         return Resized(pixels=pixels.contiguous(), width=width, height=height)
 
     def blank_image(self) -> Resized:
         """Returns what stands where an image is missing: an image of the mean colour, which becomes about 0."""
         side = self.config.image_size
-        colour = torch.tensor([round(255 * mean) for mean in self.config.image_mean], dtype=torch.uint8)
-        return Resized(pixels=colour[:, None, None].expand(3, side, side).contiguous(), width=side, height=side)
+        colour = torch.tensor(
+            [round(255 * mean) for mean in self.config.image_mean], dtype=torch.uint8
+        )
+        return Resized(
+            pixels=colour[:, None, None].expand(3, side, side).contiguous(), width=side, height=side
+        )
 
     def normalise(self, pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Maps a batch of resized images to (v/255 - mean) / std; `images` is this after `resize`."""
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
             shape = list(pixels.shape)
-            raise ValueError(f"pixels are {pixels.dtype} of shape {shape}; expected uint8 [batch, 3, h, w]")
+            raise ValueError(
+                f"pixels are {pixels.dtype} of shape {shape}; expected uint8 [batch, 3, h, w]"
+            )
         # The factor 255 sits in them, as in transformers, which is equal bit for bit.
         mean = _times_255(self.config.image_mean, pixels.device)
         std = _times_255(self.config.image_std, pixels.device)
@@ -293,9 +332,13 @@ class Processor:
         """Tokenises texts and pads them to the longest of them; `truncate` cuts those above `config.max_length`."""
         return self.pad(self.token_ids(texts, truncate=truncate))
 
-    def token_ids(self, texts: Sequence[str], *, truncate: bool = False, first: int = 0) -> list[list[int]]:
+    def token_ids(
+        self, texts: Sequence[str], *, truncate: bool = False, first: int = 0
+    ) -> list[list[int]]:
         """Tokenises texts, with start and end token, without padding; in errors they are numbered from `first` on."""
-        return encode(self._text[0], texts, max_length=self.config.max_length, truncate=truncate, first=first)
+        return encode(
+            self._text[0], texts, max_length=self.config.max_length, truncate=truncate, first=first
+        )
 
     def pair_ids(self, texts: Sequence[Sequence[str]]) -> list[list[int]]:
         """Tokenises single texts or pairs of them, without padding; of pairs the longer text is cut first, then both.
@@ -303,14 +346,18 @@ class Processor:
         They are joined as `<s> A </s></s> B </s>` or `[CLS] A [SEP] B [SEP]`.
         """
         tokenizer, _, special = self._text
-        flat = encode(tokenizer, [text for parts in texts for text in parts], max_length=sys.maxsize)
+        flat = encode(
+            tokenizer, [text for parts in texts for text in parts], max_length=sys.maxsize
+        )
         with tokenizers_errors("the tokenizer cannot encode a pair of empty texts"):
             between = [special.eos] * max(1, len(tokenizer.encode("", "").ids) - 2)
         encoded, limit = iter(flat), self.config.max_length
         room, joined = limit - 2 - len(between), list[list[int]]()
         for parts in texts:
             if len(parts) > 2:
-                raise ValueError(f"an example has {len(parts)} texts; expected one or two: join them, or choose one")
+                raise ValueError(
+                    f"an example has {len(parts)} texts; expected one or two: join them, or choose one"
+                )
             ids, *others = [next(encoded) for _ in parts]
             if others:
                 a, b = ids[1:-1], others[0][1:-1]
@@ -326,23 +373,31 @@ class Processor:
     def pad(self, ids: Sequence[Sequence[int]]) -> TextBatch:
         """Fills lists of ids up to the longest of them, on the right."""
         if not ids or not all(ids):
-            raise ValueError(f"{len(ids)} lists of token ids, some without a token; expected at least one, none empty")
+            raise ValueError(
+                f"{len(ids)} lists of token ids, some without a token; expected at least one, none empty"
+            )
         lengths = torch.tensor([len(row) for row in ids])
         rows = [torch.tensor(row) for row in ids]
         input_ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id)
         present = torch.arange(input_ids.shape[1]) < lengths[:, None]
         return TextBatch(input_ids, None if bool(present.all()) else present.long())
 
-    def decode(self, ids: Sequence[int] | Int[Tensor, " l"], *, skip_special_tokens: bool = True) -> str:
+    def decode(
+        self, ids: Sequence[int] | Int[Tensor, " l"], *, skip_special_tokens: bool = True
+    ) -> str:
         """Turns the ids of one text back into a string."""
         with tokenizers_errors("the tokenizer cannot decode these ids"):
-            return self._text[0].decode([int(number) for number in ids], skip_special_tokens=skip_special_tokens)
+            return self._text[0].decode(
+                [int(number) for number in ids], skip_special_tokens=skip_special_tokens
+            )
 
     def with_image_size(self, image_size: int) -> Processor:
         """Returns a processor for another image size, with the same tokenizer."""
         edge = self.config.shortest_edge
         if edge == image_size:  # as of a larger model's settings with transformers' default crop
-            return Processor(replace(self.config, image_size=image_size, shortest_edge=None), self.tokenizer)
+            return Processor(
+                replace(self.config, image_size=image_size, shortest_edge=None), self.tokenizer
+            )
         if edge is not None and image_size != self.config.image_size:
             raise ValueError(
                 f"shortest_edge {edge} was set apart from image_size {self.config.image_size}; choose both with "
@@ -355,7 +410,11 @@ class Processor:
         target = Path(folder)
         if self.tokenizer is not None:
             files.write_text(target / _TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
-        values = {"version": _VERSION, "tokenizer": self.tokenizer is not None, "config": asdict(self.config)}
+        values = {
+            "version": _VERSION,
+            "tokenizer": self.tokenizer is not None,
+            "config": asdict(self.config),
+        }
         files.write_json(target / "processor.json", values)
 
     @classmethod
@@ -369,7 +428,9 @@ class Processor:
                 "with version, tokenizer and config"
             )
         config = from_plain(ProcessorConfig, values["config"], "processor config")
-        return cls(config, load_tokenizer(path.with_name(_TOKENIZER_FILE)) if values["tokenizer"] else None)
+        return cls(
+            config, load_tokenizer(path.with_name(_TOKENIZER_FILE)) if values["tokenizer"] else None
+        )
 
     @classmethod
     def from_huggingface(
@@ -400,7 +461,9 @@ class Processor:
                 self.config.profile,
             )
         if self.config.fast_decode:
-            _LOG.warning("transformers decodes JPEG files at their full size, without fast_decode: pixels differ a bit")
+            _LOG.warning(
+                "transformers decodes JPEG files at their full size, without fast_decode: pixels differ a bit"
+            )
         if self.tokenizer is not None:
             files.write_text(target / _TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
             text = huggingface.tokenizer_settings(self._text[1], self.config.max_length)
@@ -411,7 +474,9 @@ class Processor:
     def _text(self) -> tuple[Tokenizer, Special[str], Special[int]]:
         """The tokenizer and its special tokens."""
         if self.tokenizer is None or self._special is None:
-            raise ValueError("this processor has no tokenizer; build it with Processor(config, load_tokenizer(folder))")
+            raise ValueError(
+                "this processor has no tokenizer; build it with Processor(config, load_tokenizer(folder))"
+            )
         return self.tokenizer, *self._special
 
 
@@ -444,6 +509,8 @@ def _letterboxed(image: UInt8[Tensor, "3 h w"], config: ProcessorConfig) -> UInt
             f"an image of {width}x{height} is too elongated for profile 'hf': its short side shrinks below "
             f"{divisor} px and is cut to 0; crop it first or use profile 'official-pretrain'"
         )
-    scaled = F.interpolate(image[None], (rows, columns), mode=config.interpolation, antialias=True)[0]
+    scaled = F.interpolate(image[None], (rows, columns), mode=config.interpolation, antialias=True)[
+        0
+    ]
     left, top = int((size - columns) / 2), int((size - rows) / 2)  # below 0 where it is cropped
     return F.pad(scaled, [left, size - columns - left, top, size - rows - top])

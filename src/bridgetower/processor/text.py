@@ -21,9 +21,12 @@ from bridgetower.files import json_object, read_bytes, read_json
 
 _T = TypeVar("_T")
 
-_NAMES_IN_CONFIG = {"bos_token": "bos", "cls_token": "bos", "eos_token": "eos", "sep_token": "eos"} | {
-    f"{name}_token": name for name in ("pad", "unk", "mask")
-}
+_NAMES_IN_CONFIG = {
+    "bos_token": "bos",
+    "cls_token": "bos",
+    "eos_token": "eos",
+    "sep_token": "eos",
+} | {f"{name}_token": name for name in ("pad", "unk", "mask")}
 _MOST_GROWTH = 1000  # of a text by what replaces its parts
 _CHARACTERS = 16  # of a text that are read first for each token that may be kept
 _WORDS = 16  # before a cut, that may be split in another way than in the whole text
@@ -62,11 +65,19 @@ def _ids_of(tokens: Special[str], tokenizer: Tokenizer) -> Special[int]:
 def special_tokens(tokenizer: Tokenizer) -> tuple[Special[str], Special[int]]:
     """Finds the special tokens, each spelled as BERT's or RoBERTa's, and checks that start and end token are added."""
     if tokenizer.padding is not None or tokenizer.truncation is not None:
-        raise ValueError("the tokenizer pads or cuts by itself; call its no_padding() and no_truncation() first")
-    usual, other = (BERT, ROBERTA) if tokenizer.token_to_id(BERT.bos) is not None else (ROBERTA, BERT)
+        raise ValueError(
+            "the tokenizer pads or cuts by itself; call its no_padding() and no_truncation() first"
+        )
+    usual, other = (
+        (BERT, ROBERTA) if tokenizer.token_to_id(BERT.bos) is not None else (ROBERTA, BERT)
+    )
 
     def spelled(token: str, rare: str) -> str:
-        return rare if tokenizer.token_to_id(token) is None and tokenizer.token_to_id(rare) is not None else token
+        return (
+            rare
+            if tokenizer.token_to_id(token) is None and tokenizer.token_to_id(rare) is not None
+            else token
+        )
 
     found = Special(*map(spelled, usual, other))
     ids = _ids_of(found, tokenizer)
@@ -81,7 +92,12 @@ def special_tokens(tokenizer: Tokenizer) -> tuple[Special[str], Special[int]]:
 
 
 def encode(
-    tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, truncate: bool = False, first: int = 0
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    max_length: int,
+    truncate: bool = False,
+    first: int = 0,
 ) -> list[list[int]]:
     """Turns texts into ids with start and end token; of a text that is to be cut, no more is read than needed."""
     check_texts(texts)
@@ -93,7 +109,9 @@ def encode(
         encoded = [encoding.ids for encoding in beginnings]
         cut = [row for row, text in enumerate(texts) if len(text) > read]
         whole = [row for row in cut if not _suffices(beginnings[row], max_length)]
-        for number, encoding in zip(whole, tokenizer.encode_batch_fast([texts[row] for row in whole]), strict=True):
+        for number, encoding in zip(
+            whole, tokenizer.encode_batch_fast([texts[row] for row in whole]), strict=True
+        ):
             encoded[number] = encoding.ids
     for number, ids in enumerate(encoded):
         if len(ids) <= max_length:
@@ -112,7 +130,10 @@ def _suffices(beginning: Encoding, max_length: int) -> bool:
     if len(beginning.ids) <= max_length:
         return False
     words = beginning.word_ids
-    kept, last = words[max_length - 2], words[-2]  # the last token is the end token, which belongs to no word
+    kept, last = (
+        words[max_length - 2],
+        words[-2],
+    )  # the last token is the end token, which belongs to no word
     return kept is not None and last is not None and kept + _WORDS < last
 
 
@@ -125,17 +146,23 @@ def tokenizers_errors(what: str) -> Iterator[None]:
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         reason = str(error).partition("\n")[0]
-        if "ThreadPoolBuildError" in reason:  # of rayon, which the tokenizer's files have no part in
+        if (
+            "ThreadPoolBuildError" in reason
+        ):  # of rayon, which the tokenizer's files have no part in
             raise OSError(
                 f"the tokenizer cannot start its threads ({reason}); allow this process more memory and threads, or "
                 "set TOKENIZERS_PARALLELISM=false"
             ) from error
-        raise ValueError(f"{what} ({reason}); copy the files of the tokenizer again, or use another one") from error
+        raise ValueError(
+            f"{what} ({reason}); copy the files of the tokenizer again, or use another one"
+        ) from error
 
 
 def check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
-        raise ValueError(f"one text, {_start(texts)}, where a list of texts is expected; pass [text]")
+        raise ValueError(
+            f"one text, {_start(texts)}, where a list of texts is expected; pass [text]"
+        )
     if len(texts) == 0:
         raise ValueError("no texts given; expected at least one")
     for number, text in enumerate(texts):
@@ -165,12 +192,18 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
     if path.name == "vocab.json":
         merges_file = path.with_name("merges.txt")
         if not merges_file.is_file():
-            raise FileNotFoundError(f"{path} needs merges.txt beside it; copy both files of the tokenizer")
+            raise FileNotFoundError(
+                f"{path} needs merges.txt beside it; copy both files of the tokenizer"
+            )
         settings = _settings(folder, ROBERTA)
         mask, prefix = settings.get("mask_token"), settings.get("add_prefix_space") or False
         lstrip = mask.get("lstrip", False) if isinstance(mask, dict) else True
         with _reading(folder):
-            return _roberta(*BPE.read_file(str(path), str(merges_file)), add_prefix_space=prefix, mask_lstrip=lstrip)
+            return _roberta(
+                *BPE.read_file(str(path), str(merges_file)),
+                add_prefix_space=prefix,
+                mask_lstrip=lstrip,
+            )
     if path.name == "vocab.txt":
         settings = _settings(folder, BERT)
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -198,7 +231,9 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
         elif isinstance(part, list):
             waiting += part
         if growth > _MOST_GROWTH:
-            raise ValueError(f"{path} makes texts more than {_MOST_GROWTH} times as long; use another tokenizer")
+            raise ValueError(
+                f"{path} makes texts more than {_MOST_GROWTH} times as long; use another tokenizer"
+            )
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -224,19 +259,27 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int) -> Tokenizer:
     texts = list(captions)
     smallest = 256 + len(ROBERTA)
     if vocab_size < smallest:
-        raise ValueError(f"vocab_size is {vocab_size}; 256 bytes and {len(ROBERTA)} special tokens need {smallest}")
+        raise ValueError(
+            f"vocab_size is {vocab_size}; 256 bytes and {len(ROBERTA)} special tokens need {smallest}"
+        )
     if not texts:
         raise ValueError("no captions to train a tokenizer on; give at least one text")
     learner = ByteLevelBPETokenizer()
     first: list[str | AddedToken] = [ROBERTA.bos, ROBERTA.pad, ROBERTA.eos, ROBERTA.unk]
-    learner.train_from_iterator(iter(texts), vocab_size - 1, show_progress=False, special_tokens=first)
+    learner.train_from_iterator(
+        iter(texts), vocab_size - 1, show_progress=False, special_tokens=first
+    )
     model = json.loads(learner.to_str())["model"]
     vocab = model["vocab"] | {ROBERTA.mask: len(model["vocab"])}
     return _roberta(vocab, [(left, right) for left, right in model["merges"]])
 
 
 def _roberta(
-    vocab: dict[str, int], merges: list[tuple[str, str]], *, add_prefix_space: bool = False, mask_lstrip: bool = True
+    vocab: dict[str, int],
+    merges: list[tuple[str, str]],
+    *,
+    add_prefix_space: bool = False,
+    mask_lstrip: bool = True,
 ) -> Tokenizer:
     """GPT-2's byte-level BPE between `<s>` and `</s>`; `<mask>` swallows the space before it, as in fairseq."""
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
@@ -244,7 +287,10 @@ def _roberta(
     tokenizer.decoder = decoders.ByteLevel()
     ids = _ids_of(ROBERTA, tokenizer)
     tokenizer.post_processor = processors.RobertaProcessing(
-        (ROBERTA.eos, ids.eos), (ROBERTA.bos, ids.bos), trim_offsets=True, add_prefix_space=add_prefix_space
+        (ROBERTA.eos, ids.eos),
+        (ROBERTA.bos, ids.bos),
+        trim_offsets=True,
+        add_prefix_space=add_prefix_space,
     )
     plain = (ROBERTA.bos, ROBERTA.pad, ROBERTA.eos, ROBERTA.unk)
     tokenizer.add_special_tokens([*plain, AddedToken(ROBERTA.mask, lstrip=mask_lstrip)])
@@ -259,9 +305,18 @@ def _settings(folder: Path, expected: Special[str]) -> dict[str, Any]:
             settings |= read_json(folder / name)
     for key, role in _NAMES_IN_CONFIG.items():
         given = settings.get(key)
-        content, usual = given.get("content") if isinstance(given, dict) else given, getattr(expected, role)
+        content, usual = (
+            given.get("content") if isinstance(given, dict) else given,
+            getattr(expected, role),
+        )
         if content not in (None, usual):
-            raise ValueError(f"{folder} sets {key} to {content!r}, expected {usual!r}; give a tokenizer.json instead")
-    if (folder / "added_tokens.json").is_file() and read_json(folder / "added_tokens.json").keys() - set(expected):
-        raise ValueError(f"{folder} has added_tokens.json with tokens of its own; give a tokenizer.json instead")
+            raise ValueError(
+                f"{folder} sets {key} to {content!r}, expected {usual!r}; give a tokenizer.json instead"
+            )
+    if (folder / "added_tokens.json").is_file() and read_json(
+        folder / "added_tokens.json"
+    ).keys() - set(expected):
+        raise ValueError(
+            f"{folder} has added_tokens.json with tokens of its own; give a tokenizer.json instead"
+        )
     return settings

@@ -18,7 +18,11 @@ from bridgetower.reports import numbers
 from bridgetower.reports.pages import Row, Table, page_templates
 from bridgetower.tasks.run_config import CONFIG, read_metrics
 
-MEASURES = {"area": "mean over the curve", "final": "last evaluation", "steps_to_reach": "steps to reach"}
+MEASURES = {
+    "area": "mean over the curve",
+    "final": "last evaluation",
+    "steps_to_reach": "steps to reach",
+}
 
 
 class FinishedRun(NamedTuple):
@@ -55,11 +59,15 @@ class Comparison:
         for arm in self.arms:
             seeds = [run.seed for run in self.arm_runs(arm)]
             if len(set(seeds)) < len(seeds):
-                raise ValueError(f"several runs of {arm} have the same seed: {seeds}; give each arm each seed once")
+                raise ValueError(
+                    f"several runs of {arm} have the same seed: {seeds}; give each arm each seed once"
+                )
         first = self.runs[0]
         for run in self.runs:
             if run.steps != first.steps:
-                raise ValueError(f"{_evaluations(first)}, {_evaluations(run)}; expected evaluations at the same steps")
+                raise ValueError(
+                    f"{_evaluations(first)}, {_evaluations(run)}; expected evaluations at the same steps"
+                )
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Comparison:
@@ -67,7 +75,9 @@ class Comparison:
         runs = []
         for arm, content in values["arms"].items():
             seconds = content["measures"]["seconds_per_step"]["values"]
-            for seed, curve, seconds_per_step in zip(content["seeds"], content["curves"], seconds, strict=True):
+            for seed, curve, seconds_per_step in zip(
+                content["seeds"], content["curves"], seconds, strict=True
+            ):
                 steps = {int(step): value for step, value in curve.items()}
                 runs.append(FinishedRun(arm, seed, steps, seconds_per_step))
         return cls(metric=values["metric"], reach=values["reach"], runs=tuple(runs))
@@ -84,7 +94,9 @@ class Comparison:
         """Returns the measures of an arm over its seeds, and the seconds of a step."""
         runs = self.arm_runs(arm)
         measures = [run.measures(self.reach) for run in runs]
-        spreads = {name: numbers.spread([values[name] for values in measures]) for name in measures[0]}
+        spreads = {
+            name: numbers.spread([values[name] for values in measures]) for name in measures[0]
+        }
         spreads["seconds_per_step"] = numbers.spread([run.seconds_per_step for run in runs])
         return spreads
 
@@ -111,7 +123,12 @@ class Comparison:
                 "measures": self.spreads(arm),
             }
         differences = {f"{self.arms[0]} - {arm}": self.differences(arm) for arm in self.arms[1:]}
-        return {"metric": self.metric, "reach": self.reach, "arms": arms, "differences": differences}
+        return {
+            "metric": self.metric,
+            "reach": self.reach,
+            "arms": arms,
+            "differences": differences,
+        }
 
     def rows(self, digits: int = 3, scale: float = 1.0) -> tuple[list[str], list[list[str]]]:
         """Returns the titles and cells of a table: arms first, then the paired differences from the first arm."""
@@ -127,14 +144,18 @@ class Comparison:
         rows = []
         for arm in self.arms:
             spreads = self.spreads(arm)
-            cells = [numbers.mean_std(spreads[name], **options) for name, options in formats.items()]
+            cells = [
+                numbers.mean_std(spreads[name], **options) for name, options in formats.items()
+            ]
             seconds = numbers.mean_std(spreads["seconds_per_step"], digits=3)
             rows.append([arm, str(len(self.arm_runs(arm))), *cells, seconds])
 
         for arm in self.arms[1:]:
             differences = self.differences(arm)
             if differences:
-                cells = [_with_mark(differences[name], options) for name, options in formats.items()]
+                cells = [
+                    _with_mark(differences[name], options) for name, options in formats.items()
+                ]
                 num_seeds = len(differences["area"]["values"])
             else:
                 cells = [numbers.NO_VALUE] * len(formats)
@@ -145,7 +166,9 @@ class Comparison:
     def markdown(self) -> str:
         """Returns the table in Markdown."""
         titles, rows = self.rows()
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows))
+        return "\n".join(
+            f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows)
+        )
 
     def write(self, folder: Path, title: str) -> None:
         """Writes comparison.json, curves.png and comparison.html into a folder."""
@@ -174,7 +197,9 @@ def _with_mark(difference: numbers.Difference, options: Mapping[str, Any]) -> st
     return numbers.with_interval(difference, **options) + mark
 
 
-def draw_curves(comparison: Comparison, title: str, floors: Mapping[str, float] | None = None) -> bytes:
+def draw_curves(
+    comparison: Comparison, title: str, floors: Mapping[str, float] | None = None
+) -> bytes:
     """Returns a PNG of the learning curves: the mean over seeds, a band from the lowest to the highest."""
     with matplotlib.rc_context(STYLE):
         drawing = Figure(figsize=(7, 4.4), layout="constrained")
@@ -225,11 +250,19 @@ def finished_runs(
     for folder, config, arm in zip(folders, configs, arms, strict=True):
         evaluations = read_metrics(folder, "validation")
         if not evaluations or metric not in evaluations[-1]:
-            known = sorted(set(evaluations[-1]) - {"kind", "step", "time"}) if evaluations else "no evaluations"
+            known = (
+                sorted(set(evaluations[-1]) - {"kind", "step", "time"})
+                if evaluations
+                else "no evaluations"
+            )
             raise ValueError(f"{folder} has no {metric}; its evaluations have {known}")
         curve = {int(line["step"]): float(line[metric]) for line in evaluations if metric in line}
         seed = int(config.get("seed", 0))
-        runs.append(FinishedRun(arm or next(names), seed, curve, _seconds_per_step(folder, config["batch_size"])))
+        runs.append(
+            FinishedRun(
+                arm or next(names), seed, curve, _seconds_per_step(folder, config["batch_size"])
+            )
+        )
     return metric, runs
 
 
@@ -244,8 +277,12 @@ def _seconds_per_step(folder: Path, batch_size: int) -> float:
 def arm_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names each run by the values of its config, but for the seed, in which the runs differ."""
     flat_configs = [dict(flattened(config)) for config in configs]
-    fields = dict.fromkeys(field for config in flat_configs for field in config if field not in ("seed", "recipe"))
-    differing = [field for field in fields if len({repr(config.get(field)) for config in flat_configs}) > 1]
+    fields = dict.fromkeys(
+        field for config in flat_configs for field in config if field not in ("seed", "recipe")
+    )
+    differing = [
+        field for field in fields if len({repr(config.get(field)) for config in flat_configs}) > 1
+    ]
     names = []
     for config in flat_configs:
         values = ", ".join(f"{field}={config.get(field)}" for field in differing)

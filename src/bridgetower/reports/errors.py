@@ -50,11 +50,17 @@ def write_errors(
         slices: Further columns of examples, by their ids.
     """
     if not judgements:
-        raise ValueError("no right answer is known of this split, or its task judges none; a report takes some")
+        raise ValueError(
+            "no right answer is known of this split, or its task judges none; a report takes some"
+        )
     if slices is not None:
         judgements = _with_slices(judgements, slices)
     is_retrieval = judgements[0].found is not None
-    wrong = [judgement for judgement in judgements if judgement.score < 1 and judgement.given != judgement.expected]
+    wrong = [
+        judgement
+        for judgement in judgements
+        if judgement.score < 1 and judgement.given != judgement.expected
+    ]
     worst_first = sorted(wrong, key=lambda judgement: -judgement.miss)
     accuracy = percent(fmean(judgement.score for judgement in judgements))
     lead = f"{accuracy} of {count(len(judgements))} examples are right; {count(len(wrong))} are not, or not quite."
@@ -78,16 +84,30 @@ def read_slices(path: Path) -> dict[str, dict[str, str]]:
         except csv.Error as error:
             raise ValueError(f"{path} cannot be read as CSV ({error})") from error
     if not rows or "id" not in rows[0]:
-        raise ValueError(f"{path} has no rows with a column id; expected a CSV with id and the columns to slice by")
+        raise ValueError(
+            f"{path} has no rows with a column id; expected a CSV with id and the columns to slice by"
+        )
     if any(None in row for row in rows):
-        raise ValueError(f"{path} has a row with more cells than its header; quote texts with commas")
-    return {row["id"]: {column: value for column, value in row.items() if column != "id" and value} for row in rows}
+        raise ValueError(
+            f"{path} has a row with more cells than its header; quote texts with commas"
+        )
+    return {
+        row["id"]: {column: value for column, value in row.items() if column != "id" and value}
+        for row in rows
+    }
 
 
-def _with_slices(judgements: Sequence[Judgement], slices: Mapping[str, Mapping[str, str]]) -> list[Judgement]:
+def _with_slices(
+    judgements: Sequence[Judgement], slices: Mapping[str, Mapping[str, str]]
+) -> list[Judgement]:
     if not any(judgement.id in slices for judgement in judgements):
-        raise ValueError(f"the slices have none of the {len(judgements)} examples, such as id {judgements[0].id}")
-    return [replace(judgement, groups={**judgement.groups, **slices.get(judgement.id, {})}) for judgement in judgements]
+        raise ValueError(
+            f"the slices have none of the {len(judgements)} examples, such as id {judgements[0].id}"
+        )
+    return [
+        replace(judgement, groups={**judgement.groups, **slices.get(judgement.id, {})})
+        for judgement in judgements
+    ]
 
 
 def _card(judgement: Judgement, images: PreparedImages) -> dict[str, Any]:
@@ -107,13 +127,20 @@ def _confusions(wrong: Sequence[Judgement]) -> Table | None:
     if not wrong:
         return None
     pairs = Counter((judgement.expected, judgement.given) for judgement in wrong)
-    rows = [Row(expected, (given, count(number))) for (expected, given), number in pairs.most_common(_MAX_CONFUSIONS)]
+    rows = [
+        Row(expected, (given, count(number)))
+        for (expected, given), number in pairs.most_common(_MAX_CONFUSIONS)
+    ]
     return Table("The most frequent", ("right answer", "the model", "examples"), rows)
 
 
 def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
     """Returns how often answers are right by their probability, or None if they have none."""
-    points = [(judgement.probability, judgement.score) for judgement in judgements if judgement.probability is not None]
+    points = [
+        (judgement.probability, judgement.score)
+        for judgement in judgements
+        if judgement.probability is not None
+    ]
     if not points:
         return None
     probabilities, scores = torch.tensor(points, dtype=torch.float64).T
@@ -128,7 +155,9 @@ def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
 
     with rc_context(STYLE):
         drawing = Figure(figsize=(4.8, 3.4), layout="constrained")
-        axes = drawing.add_subplot(xlabel="probability [%]", ylabel="right answers [%]", xlim=(0, 100), ylim=(0, 103))
+        axes = drawing.add_subplot(
+            xlabel="probability [%]", ylabel="right answers [%]", xlim=(0, 100), ylim=(0, 103)
+        )
         axes.plot([0, 100], [0, 100], color=FAINT, linestyle=":")
         mean_probabilities = [100 * bin_.probability for bin_ in bins]
         accuracies = [100 * bin_.right for bin_ in bins]

@@ -38,7 +38,9 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
     num_seeds = len(differences["values"])
     interval = None
     if differences["std"] is not None:
-        half_width = float(student_t.ppf(0.975, num_seeds - 1)) * differences["std"] / num_seeds**0.5
+        half_width = (
+            float(student_t.ppf(0.975, num_seeds - 1)) * differences["std"] / num_seeds**0.5
+        )
         interval = (differences["mean"] - half_width, differences["mean"] + half_width)
     return Difference(**differences, interval_95=interval)
 

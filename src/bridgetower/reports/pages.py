@@ -24,7 +24,12 @@ def page_templates(*packages: str) -> Environment:
         trim_blocks=True,
         undefined=StrictUndefined,
     )
-    templates.filters |= {"count": count, "number": number, "percent": percent, "data_uri": _data_uri}
+    templates.filters |= {
+        "count": count,
+        "number": number,
+        "percent": percent,
+        "data_uri": _data_uri,
+    }
     return templates
 
 
@@ -60,5 +65,7 @@ def _data_uri(content: bytes) -> str:
     try:
         kind = media_type(content)
     except ValueError as error:
-        raise ValueError(f"an example cannot be read ({error}); expected the content of an image file") from error
+        raise ValueError(
+            f"an example cannot be read ({error}); expected the content of an image file"
+        ) from error
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -31,7 +31,9 @@ def write_samples(
         sampled = generator.sample(range(len(groups)), min(num_samples, len(groups)))
         for group in groups[sorted(sampled)]:
             examples = dataset.examples(rows[dataset.groups[rows] == group].tolist())
-            images = [thumbnail(content, _WHITE) for content in dataset.images(examples[0]["images"])]
+            images = [
+                thumbnail(content, _WHITE) for content in dataset.images(examples[0]["images"])
+            ]
             entries = [example["entry"] for example in examples]
             samples[split].append({**examples[0], "images": images, "entries": entries})
     template = page_templates().get_template("samples.html")

@@ -28,13 +28,25 @@ from bridgetower.files import unfit_name
 from bridgetower.predictor import Predictor
 from bridgetower.search.checksums import CRCS
 from bridgetower.search.config import IndexConfig
-from bridgetower.search.embed import Embedded, Model, check_ray, embed_tasks, loaded, name_of, numbered, write_lock
+from bridgetower.search.embed import (
+    Embedded,
+    Model,
+    check_ray,
+    embed_tasks,
+    loaded,
+    name_of,
+    numbered,
+    write_lock,
+)
 from bridgetower.search.index import Index, IndexInfo, place_of
 from bridgetower.search.unrelated import note_unrelated
 
 _AT_ONCE = 1000  # examples that are compared
 _TASK = 512  # examples that a worker on Ray gets
-_FIRST_TIME, _LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999, in microseconds
+_FIRST_TIME, _LAST_TIME = (
+    -62_135_596_800_000_000,
+    253_402_300_799_999_999,
+)  # the years 1 to 9999, in microseconds
 _OF_PART = "|"  # between the version of a file with several images and the key of the settings that it was read with
 _GONE = tuple(os.strerror(number) for number in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
 
@@ -86,7 +98,9 @@ def build_index(
     split_uri(str(out))  # refuses what is no name for an index
     sources = [str(one) for one in ([source] if isinstance(source, str | Path) else source)]
     root = _root_of_all(sources)
-    parts = [(one, part) for one in sources for part in parts_of(one)]  # of what is no source nothing is loaded
+    parts = [
+        (one, part) for one in sources for part in parts_of(one)
+    ]  # of what is no source nothing is loaded
     predictor = loaded(model)
     predictor.model.head("itc")
     with write_lock(out):
@@ -94,14 +108,32 @@ def build_index(
             index = Index(out)
             index.check_model(predictor.fingerprint, predictor.source)
             there = index.info.root if is_url(index.info.root) else str(index.root)
-            if there != root and (is_url(there) or is_url(root) or index.root.resolve() != Path(root).resolve()):
+            if there != root and (
+                is_url(there) or is_url(root) or index.root.resolve() != Path(root).resolve()
+            ):
                 old, advice = index.root.resolve(), "choose another name for the index"
                 new = [one for one in sources if not Path(one).resolve().is_relative_to(old)]
                 if not is_url(there) and not is_url(root):
-                    given = new if any(old.is_relative_to(Path(one).resolve()) for one in new) else [there, *new]
+                    given = (
+                        new
+                        if any(old.is_relative_to(Path(one).resolve()) for one in new)
+                        else [there, *new]
+                    )
                     name = f"{str(out).removesuffix('.lance')}-all.lance"
-                    words = ["bridgetower", "index", *given, "--out", name, "--model", predictor.source]
-                    advice = f"for both: {shlex.join(words)}" if new else f"name all its sources, or {advice}"
+                    words = [
+                        "bridgetower",
+                        "index",
+                        *given,
+                        "--out",
+                        name,
+                        "--model",
+                        predictor.source,
+                    ]
+                    advice = (
+                        f"for both: {shlex.join(words)}"
+                        if new
+                        else f"name all its sources, or {advice}"
+                    )
                 raise ValueError(f"{out} is of the images in {there}, not of {root}; {advice}")
         else:
             index = new_index(out, predictor, root)
@@ -118,8 +150,12 @@ class _Update:
 
     def __init__(self, index: Index, root: str, config: IndexConfig) -> None:
         self.index, self.root, self.config = index, root, config
-        self.known: dict[str, tuple[int, str]] = {}  # of what is in the index, by path: its state, and its version
-        self.parts = defaultdict[str, list[str]](list)  # paths by the version of a file with several images
+        self.known: dict[
+            str, tuple[int, str]
+        ] = {}  # of what is in the index, by path: its state, and its version
+        self.parts = defaultdict[str, list[str]](
+            list
+        )  # paths by the version of a file with several images
         self.part_sizes: dict[str, int] = {}  # how many images such files have
         self.sizes: set[int] = set()  # of image files
         self.seen: set[str] = set()  # paths
@@ -141,18 +177,28 @@ class _Update:
                     self.sizes.add(size)
 
     def run(
-        self, sources: Sequence[str], parts: Sequence[tuple[str, Part]], model: Model, progress: bool
+        self,
+        sources: Sequence[str],
+        parts: Sequence[tuple[str, Part]],
+        model: Model,
+        progress: bool,
     ) -> IndexReport:
         """Embeds, writes and deletes; each part is of one of the sources."""
         started = time.perf_counter()
         examples = self._wanted(parts)
         tasks: Iterable[Callable[[], Iterable[Example]]] = [lambda: examples]
         if self.config.ray is not None:
-            tasks = (partial(iter, some) for some in iter(lambda: list(islice(examples, _TASK)), []))
-        self.counts["cut"] = embed_tasks(tasks, "all", model, self.config, self._write, progress=progress)
+            tasks = (
+                partial(iter, some) for some in iter(lambda: list(islice(examples, _TASK)), [])
+            )
+        self.counts["cut"] = embed_tasks(
+            tasks, "all", model, self.config, self._write, progress=progress
+        )
         for source in sources:
             if not self.usable[source]:
-                advice = f"check that it is the right source, or remove {self.index.uri} to have none"
+                advice = (
+                    f"check that it is the right source, or remove {self.index.uri} to have none"
+                )
                 raise ValueError(
                     f"{source} names no image; nothing was removed: {next(iter(self.bad.values()), advice)}"
                 )
@@ -167,9 +213,13 @@ class _Update:
             deque(self.index.checked_scan(tuple(CRCS)), maxlen=0)
         if self.config.ann and not self.index.has_ann_index:
             self.index.create_ann_index()
-        numbers = {name: self.counts[name] for name in ("added", "changed", "removed", "reused", "cut")}
+        numbers = {
+            name: self.counts[name] for name in ("added", "changed", "removed", "reused", "cut")
+        }
         seconds = time.perf_counter() - started
-        return IndexReport(images=len(self.index), bad=tuple(self.bad.values()), seconds=seconds, **numbers)
+        return IndexReport(
+            images=len(self.index), bad=tuple(self.bad.values()), seconds=seconds, **numbers
+        )
 
     def _write(self, found: Sequence[Embedded]) -> None:
         for one in found:
@@ -185,7 +235,10 @@ class _Update:
     def _wanted(self, parts: Sequence[tuple[str, Part]]) -> Iterator[Example]:
         """Yields the images that are new or changed, each with the columns of its row as fields."""
         of_texts, others = list[tuple[str, Part]](), list[tuple[str, Part]]()
-        for source, part in parts:  # rows of a table that is no binary name images, and several may be about one
+        for (
+            source,
+            part,
+        ) in parts:  # rows of a table that is no binary name images, and several may be about one
             is_binary = suffix_of(part.files[0].place) in (".parquet", ".arrow")
             is_of_texts = part.kind == "captions" or (part.kind == "table" and not is_binary)
             (of_texts if is_of_texts else others).append((source, part))
@@ -208,15 +261,29 @@ class _Update:
         if is_url(file.place) and not file.version:  # which listings over HTTP do not tell
             with suppress(OSError):  # reading it says what is wrong
                 versions[file.name] = version_of(file.place)
-        if versions[file.name] == "None" or not all(versions.values()):  # of which a server tells nothing
+        if versions[file.name] == "None" or not all(
+            versions.values()
+        ):  # of which a server tells nothing
             return ""
-        about = [part.kind, self._folder(source), self.config.columns, self.config.truncate, *versions.items()]
-        digest = hashlib.blake2b(repr(about).encode(errors="surrogateescape"), digest_size=8).hexdigest()
+        about = [
+            part.kind,
+            self._folder(source),
+            self.config.columns,
+            self.config.truncate,
+            *versions.items(),
+        ]
+        digest = hashlib.blake2b(
+            repr(about).encode(errors="surrogateescape"), digest_size=8
+        ).hexdigest()
         return f"{versions[file.name]}{_OF_PART}{digest}"
 
     def _folder(self, source: str) -> str:
         """Returns where a source is in the folder of several."""
-        path = "" if is_url(source) else os.path.relpath(_root_of(source).resolve(), Path(self.root).resolve())
+        path = (
+            ""
+            if is_url(source)
+            else os.path.relpath(_root_of(source).resolve(), Path(self.root).resolve())
+        )
         return "" if path == "." else path
 
     def _groups(self, source: str, part: Part) -> Iterator[tuple[str, list[Example]]]:
@@ -224,12 +291,18 @@ class _Update:
         folder = self._folder(source)
 
         def named(example: Example) -> Example:
-            if example.problem and part.kind in ("table", "captions") and example.id == part.files[0].name:
+            if (
+                example.problem
+                and part.kind in ("table", "captions")
+                and example.id == part.files[0].name
+            ):
                 self.unreachable.add("")  # what the rest of the table names, which may be anywhere
             image = next(iter(example.images), None)
             name = image.name if image is not None and image.is_file else name_of(example)
             inside = folder and not (is_url(name) or name.startswith("/"))
-            return replace(example, id=posixpath.normpath(posixpath.join(folder, name)) if inside else name)
+            return replace(
+                example, id=posixpath.normpath(posixpath.join(folder, name)) if inside else name
+            )
 
         examples = map(named, read_part(part, self.config.columns))
         for _, group in groupby(examples, lambda example: example.id):
@@ -246,13 +319,17 @@ class _Update:
                 yield source, group
         yield from kept.values()
 
-    def _compared(self, groups: Iterator[tuple[str, list[Example]]], version: str) -> Iterator[Example]:
+    def _compared(
+        self, groups: Iterator[tuple[str, list[Example]]], version: str
+    ) -> Iterator[Example]:
         """Yields what the index lacks; what it has under another name or time is written at once."""
         left = numbered(groups)
         while part := list(islice(left, _AT_ONCE)):
             wanted, same, kept = list[Example](), list[dict[str, Any]](), list[dict[str, Any]]()
             for number, (source, group), is_last in part:
-                if (example := self._with_columns(group, version, number + 1 if is_last else 0)) is None:
+                if (
+                    example := self._with_columns(group, version, number + 1 if is_last else 0)
+                ) is None:
                     continue
                 path, image, columns = example.id, example.images[0], dict(example.fields)
                 if path in self.seen:
@@ -262,7 +339,9 @@ class _Update:
                 self.usable[source] += 1
                 self.seen.add(path)
                 state, before = self.known.get(path, (0, ""))
-                if path in self.known and state == _state(columns["version"], columns["captions"], columns["place"]):
+                if path in self.known and state == _state(
+                    columns["version"], columns["captions"], columns["place"]
+                ):
                     kept += [] if before == columns["version"] else [columns]
                     continue
                 wanted.append(example)
@@ -270,18 +349,26 @@ class _Update:
                 is_at_hand = image.content is not None or not is_url(image.place)
                 if is_at_hand and not image.moment and size in self.sizes:
                     with suppress(OSError, ValueError):  # embedding it says what is wrong
-                        same.append(columns | {"digest": hashlib.sha256(image.read()).hexdigest(), "size": size})
+                        same.append(
+                            columns
+                            | {"digest": hashlib.sha256(image.read()).hexdigest(), "size": size}
+                        )
             self.index.set_versions(kept)
             reused = self.index.reuse(same)
             for path in reused:
                 self.counts.update(["changed" if path in self.known else "added", "reused"])
             yield from (example for example in wanted if example.id not in reused)
 
-    def _with_columns(self, group: Sequence[Example], version: str, part_size: int) -> Example | None:
+    def _with_columns(
+        self, group: Sequence[Example], version: str, part_size: int
+    ) -> Example | None:
         """Returns an example with the captions of all rows about its image; None, with a note, if none can be used."""
         usable: list[Example] = []
         for one in group:
-            first, image = usable[0].images[0] if usable else None, one.images[0] if one.images else None
+            first, image = (
+                usable[0].images[0] if usable else None,
+                one.images[0] if one.images else None,
+            )
             if one.problem:
                 self.bad[one.id] = f"{one.id!r}: {one.problem}"
                 if one.problem not in _GONE:
@@ -292,7 +379,11 @@ class _Update:
             elif image.is_inline:
                 message = f"{one.place} has its image as base64, which `index` cannot point to; save it as a file"
                 self.bad[message] = message
-            elif first and image != first and (image.content is None or image.content != first.content):
+            elif (
+                first
+                and image != first
+                and (image.content is None or image.content != first.content)
+            ):
                 message = f"{one.place}: {one.id!r} already names another image, that of {usable[0].place}"
                 self.bad[message] = f"{message}; give each a name of its own"
             else:
@@ -332,7 +423,12 @@ def row_of(one: Embedded) -> dict[str, Any]:
     own = {name: getattr(one, name) for name in ("digest", "width", "height", "frame")}
     images, texts, pairs = (one.vectors.get(kind, []) for kind in ("images", "texts", "pairs"))
     vectors = {"image_vector": (images or texts)[0], "text_vectors": texts, "pair_vectors": pairs}
-    return {**one.example.fields, **own, **vectors, "size": one.example.fields.get("size") or one.size}
+    return {
+        **one.example.fields,
+        **own,
+        **vectors,
+        "size": one.example.fields.get("size") or one.size,
+    }
 
 
 def _state(version: str, captions: Sequence[str], place: str) -> int:
@@ -360,10 +456,14 @@ def _root_of_all(sources: Sequence[str]) -> str:
     if len(sources) == 1:
         return sources[0] if is_url(sources[0]) else str(_root_of(sources[0]))
     if urls := [source for source in sources if is_url(source)]:
-        raise ValueError(f"{urls[0]} is a URL, of which an index can only have one source; make an index of its own")
+        raise ValueError(
+            f"{urls[0]} is a URL, of which an index can only have one source; make an index of its own"
+        )
     places = [Path(source).resolve() for source in sources]
     for number, place in enumerate(places):
-        if inside := [one for one in places[:number] + places[number + 1 :] if one.is_relative_to(place)]:
+        if inside := [
+            one for one in places[:number] + places[number + 1 :] if one.is_relative_to(place)
+        ]:
             raise ValueError(f"{inside[0]} is given twice, as it is in {place}; leave it out")
     return os.path.commonpath([_root_of(place) for place in places])
 

@@ -21,9 +21,23 @@ CRCS = {"image_vector": CRC, "text_vectors": "text_crc", "pair_vectors": "pair_c
 
 # What a row says of its image. A frame is compared with the digest. `version` and `part_size` only decide whether a
 # file is read again.
-SAID = ("path", "size", "mtime", "digest", "width", "height", "captions", "place", "start", "end", CRC)
+SAID = (
+    "path",
+    "size",
+    "mtime",
+    "digest",
+    "width",
+    "height",
+    "captions",
+    "place",
+    "start",
+    "end",
+    CRC,
+)
 
-_BETWEEN_COLUMNS, _BETWEEN_CAPTIONS = (pa.scalar(sign, pa.large_binary()) for sign in (b"\x1f", b"\x1e"))
+_BETWEEN_COLUMNS, _BETWEEN_CAPTIONS = (
+    pa.scalar(sign, pa.large_binary()) for sign in (b"\x1f", b"\x1e")
+)
 
 
 def with_crcs(rows: pa.Table) -> pa.Table:
@@ -32,7 +46,9 @@ def with_crcs(rows: pa.Table) -> pa.Table:
     row_crcs = _row_crcs(rows)
     rows = rows.append_column(ROW_CRC, pa.array(row_crcs, pa.uint32()))
     for name in ("text_vectors", "pair_vectors"):
-        rows = rows.append_column(CRCS[name], pa.array(_vector_crcs(rows[name], row_crcs), pa.uint32()))
+        rows = rows.append_column(
+            CRCS[name], pa.array(_vector_crcs(rows[name], row_crcs), pa.uint32())
+        )
     return rows
 
 
@@ -55,7 +71,9 @@ def damaged_rows(rows: pa.Table) -> list[int]:
 def _row_crcs(rows: pa.Table) -> UInt32[np.ndarray, " n"]:
     columns = [_as_bytes(rows[name].combine_chunks()) for name in SAID]
     columns.append(_as_bytes(pc.list_value_length(rows["captions"].combine_chunks())))
-    joined = pc.binary_join_element_wise(*columns, _BETWEEN_COLUMNS, null_handling="replace", null_replacement=b"")
+    joined = pc.binary_join_element_wise(
+        *columns, _BETWEEN_COLUMNS, null_handling="replace", null_replacement=b""
+    )
     _, offsets, content = joined.buffers()
     ends = np.frombuffer(offsets, np.int64, len(joined) + 1, 8 * joined.offset).tolist()
     view = memoryview(content or b"")
@@ -75,7 +93,9 @@ def _as_bytes(column: pa.Array) -> pa.Array:
     return column.cast(pa.large_binary())
 
 
-def _vector_crcs(column: pa.ChunkedArray, row_crcs: UInt32[np.ndarray, " n"]) -> UInt32[np.ndarray, " n"]:
+def _vector_crcs(
+    column: pa.ChunkedArray, row_crcs: UInt32[np.ndarray, " n"]
+) -> UInt32[np.ndarray, " n"]:
     """Returns the CRCs of lists of vectors, each begun with that of its row, so that they belong to no other one."""
     lists = column.combine_chunks()
     width = lists.type.value_type.list_size

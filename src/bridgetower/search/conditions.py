@@ -35,7 +35,9 @@ def _joined(given: Any, depth: int, comparisons: list[str]) -> str:
     if depth > _DEPTH:
         raise ValueError(f"it has conditions within each other deeper than {_DEPTH}")
     if not isinstance(given, Mapping) or not given:
-        raise ValueError(f'{_shown(given)} is no condition; expected one such as {{"width": {{"gte": 800}}}}')
+        raise ValueError(
+            f'{_shown(given)} is no condition; expected one such as {{"width": {{"gte": 800}}}}'
+        )
     parts: list[str] = []
     for name, value in given.items():
         if name in ("and", "or"):
@@ -48,7 +50,9 @@ def _joined(given: Any, depth: int, comparisons: list[str]) -> str:
         elif name not in _COLUMNS:
             raise ValueError(f"{_shown(name)} is no column; columns are {', '.join(_COLUMNS)}")
         elif not isinstance(value, Mapping) or not value:
-            raise ValueError(f'{name!r} has {_shown(value)}; expected a comparison such as {{"gte": 800}}')
+            raise ValueError(
+                f'{name!r} has {_shown(value)}; expected a comparison such as {{"gte": 800}}'
+            )
         else:
             found = [_compared(name, sign, one) for sign, one in value.items()]
             comparisons += found
@@ -59,14 +63,18 @@ def _joined(given: Any, depth: int, comparisons: list[str]) -> str:
 def _compared(column: str, sign: str, value: Any) -> str:
     signs = ("contains",) if column == "captions" else (*_SIGNS, "in")
     if sign not in signs or (sign == "like" and column != "path"):
-        expected = "contains" if column == "captions" else f"one of {', '.join(signs)} (like: of path)"
+        expected = (
+            "contains" if column == "captions" else f"one of {', '.join(signs)} (like: of path)"
+        )
         raise ValueError(f"{_shown(sign)} is no operator of {column!r}; expected {expected}")
     if sign == "contains":
         return f"array_has(captions, {_literal(column, value)})"
     if sign != "in":
         return f"`{column}` {_SIGNS[sign]} {_literal(column, value)}"
     if not isinstance(value, list) or not 0 < len(value) <= MAX_COMPARISONS:
-        raise ValueError(f"{column!r} is compared with {_shown(value)}; expected a list of up to {MAX_COMPARISONS}")
+        raise ValueError(
+            f"{column!r} is compared with {_shown(value)}; expected a list of up to {MAX_COMPARISONS}"
+        )
     return f"`{column}` IN ({', '.join(_literal(column, one) for one in value)})"
 
 

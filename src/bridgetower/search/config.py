@@ -69,7 +69,9 @@ class SourceConfig:
         )
         _ = self.cutting  # which is checked
         if self.ray is None and self.ray_workers is not None:
-            raise ValueError(f"ray_workers {self.ray_workers} would be ignored without ray; leave it out, or give ray")
+            raise ValueError(
+                f"ray_workers {self.ray_workers} would be ignored without ray; leave it out, or give ray"
+            )
 
     @property
     def cutting(self) -> Cutting:
@@ -111,12 +113,20 @@ class EmbedConfig(SourceConfig):
     def needed(self) -> tuple[Needed, ...]:
         """Which columns a table must have."""
         images = Needed(headings=(IMAGES,), asked=self.image_column)
-        texts = Needed(headings=(replace(CAPTIONS, option="caption_column"),), asked=self.caption_column)
-        either = Needed(headings=(IMAGES, *texts.headings), asked=self.image_column or self.caption_column)
+        texts = Needed(
+            headings=(replace(CAPTIONS, option="caption_column"),), asked=self.caption_column
+        )
+        either = Needed(
+            headings=(IMAGES, *texts.headings), asked=self.image_column or self.caption_column
+        )
         if self.of is None:
             return (either,)
         has_folders = self.captions_from == "folder"
-        return {"images": (images,), "texts": (texts,), "pairs": (images,) if has_folders else (images, texts)}[self.of]
+        return {
+            "images": (images,),
+            "texts": (texts,),
+            "pairs": (images,) if has_folders else (images, texts),
+        }[self.of]
 
 
 @dataclass(frozen=True, kw_only=True)

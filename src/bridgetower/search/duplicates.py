@@ -21,7 +21,9 @@ _TILE = 2048  # vectors that are compared at once with as many others
 _ROUNDING = 1e-6  # of a cosine: that of a vector with itself may be a little less than 1
 
 
-def near_duplicates(index: Index, threshold: float = 0.95, *, progress: bool = False) -> list[list[Hit]]:
+def near_duplicates(
+    index: Index, threshold: float = 0.95, *, progress: bool = False
+) -> list[list[Hit]]:
     """Returns groups of images, the largest first: chains of images whose cosine is at least the threshold.
 
     The first image of a group has the most pixels, then the most bytes; `cosine` is that with the first.
@@ -50,7 +52,9 @@ def near_duplicates(index: Index, threshold: float = 0.95, *, progress: bool = F
     groups = defaultdict[int, list[tuple[dict[str, Any], np.ndarray]]](list)
     for batch in index.checked_scan([*RETURNED, "image_vector"]):
         own = np.flatnonzero(several[start : start + len(batch)])
-        vectors = batch["image_vector"].combine_chunks().flatten().to_numpy().reshape(len(batch), -1)[own]
+        vectors = (
+            batch["image_vector"].combine_chunks().flatten().to_numpy().reshape(len(batch), -1)[own]
+        )
         rows = batch.select(RETURNED).take(own).to_pylist()
         for row, vector, label in zip(rows, vectors, labels[start + own].tolist(), strict=True):
             groups[label].append((row, vector))
@@ -62,10 +66,15 @@ def near_duplicates(index: Index, threshold: float = 0.95, *, progress: bool = F
 
 
 def _hits(index: Index, group: list[tuple[dict[str, Any], np.ndarray]]) -> list[Hit]:
-    group.sort(key=lambda one: (-one[0]["width"] * one[0]["height"], -one[0]["size"], one[0]["path"]))
+    group.sort(
+        key=lambda one: (-one[0]["width"] * one[0]["height"], -one[0]["size"], one[0]["path"])
+    )
     vectors = np.stack([vector for _, vector in group])
     cosines = vectors @ vectors[0] / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(vectors[0]))
-    return [index.hit(row, "images", cosine) for (row, _), cosine in zip(group, cosines.tolist(), strict=True)]
+    return [
+        index.hit(row, "images", cosine)
+        for (row, _), cosine in zip(group, cosines.tolist(), strict=True)
+    ]
 
 
 def _tiles(index: Index) -> Iterator[tuple[int, Float[np.ndarray, "n c"]]]:

@@ -61,14 +61,37 @@ MIN_FOR_WORKERS = 500  # images from which on processes decode: starting these t
 
 _LOCAL = "local"  # instead of an address: a cluster of this machine, which ends with the run
 _COMMITTED = 2**16  # examples, after which they are committed
-_SHARE = 0.01  # of the time so far: commits get rarer, so that what Lance notes of each stays little
+_SHARE = (
+    0.01  # of the time so far: commits get rarer, so that what Lance notes of each stays little
+)
 _EXPORTED = 4096  # rows at once
-_DTYPES: dict[Quantize | None, str] = {None: "float32", "float16": "float16", "int8": "int8", "binary": "uint8"}
+_DTYPES: dict[Quantize | None, str] = {
+    None: "float32",
+    "float16": "float16",
+    "int8": "int8",
+    "binary": "uint8",
+}
 _DECIDING = (
-    *("image_column", "caption_column", "id_column", "captions_from", "every", "max_moments", "transcribe"),
+    *(
+        "image_column",
+        "caption_column",
+        "id_column",
+        "captions_from",
+        "every",
+        "max_moments",
+        "transcribe",
+    ),
     *("transcribe_model", "truncate", "of"),
 )
-_OF_RUN = ("part", "number", "is_last", "is_image", "place", "problem", "may_pass")  # columns that the result lacks
+_OF_RUN = (
+    "part",
+    "number",
+    "is_last",
+    "is_image",
+    "place",
+    "problem",
+    "may_pass",
+)  # columns that the result lacks
 _OF_BYTES = re.compile(r"^the \d+ image bytes")
 _STAYING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
@@ -84,13 +107,19 @@ class Embedded:
     size: int = 0  # of the image file, in bytes
     width: int = 0  # of the upright image, in pixels; 0 without one
     height: int = 0
-    frame: bytes | None = field(default=None, repr=False)  # the image file if it was made of a frame of a video
+    frame: bytes | None = field(
+        default=None, repr=False
+    )  # the image file if it was made of a frame of a video
     ids: list[Tokens] = field(default_factory=list)  # of the texts
     num_cut: int = 0  # texts that were too long
-    vectors: dict[str, list[np.ndarray]] = field(default_factory=dict)  # of "images", "texts" and "pairs"
+    vectors: dict[str, list[np.ndarray]] = field(
+        default_factory=dict
+    )  # of "images", "texts" and "pairs"
     problem: str = ""
     may_pass: bool = False  # the problem may be gone when the image is read again, as of a network
-    may_be_mended: bool = False  # it is of a local file whose version is not part of that of its source
+    may_be_mended: bool = (
+        False  # it is of a local file whose version is not part of that of its source
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +169,17 @@ def embed_source(
         raise ValueError(f"{out!r} has no suffix of {what}; expected one of {', '.join(suffixes)}")
     require("search")
     check_ray(config, model)
-    parts: list[Part | Sequence[Example]] = [*parts_of(source)] if isinstance(source, str | Path) else [source]
+    parts: list[Part | Sequence[Example]] = (
+        [*parts_of(source)] if isinstance(source, str | Path) else [source]
+    )
     predictor, started = loaded(model), time.perf_counter()
     versions = hashlib.sha256()
     for part in parts:
-        versions.update((part.version if isinstance(part, Part) else repr(part)).encode(errors="surrogateescape"))
+        versions.update(
+            (part.version if isinstance(part, Part) else repr(part)).encode(
+                errors="surrogateescape"
+            )
+        )
     plan = {
         "model": predictor.source,
         "fingerprint": predictor.fingerprint,
@@ -152,21 +187,35 @@ def embed_source(
         "quantize": config.quantize,
         **{name: getattr(config, name) for name in _DECIDING},
     }
-    parent, _, name = out.rpartition("/") if is_url(out) else (str(Path(out).parent), "", Path(out).name)
+    parent, _, name = (
+        out.rpartition("/") if is_url(out) else (str(Path(out).parent), "", Path(out).name)
+    )
     uri = out if suffix == ".lance" else f"{parent}/.{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.lance"
     report, num_cut = Path(f"{name if is_url(out) else out}.errors.jsonl"), 0
     with write_lock(uri):
-        for place in [] if is_url(out) else [Path(out), report, Path(uri), Path(out).with_suffix(".ids.jsonl")]:
+        for place in (
+            []
+            if is_url(out)
+            else [Path(out), report, Path(uri), Path(out).with_suffix(".ids.jsonl")]
+        ):
             remove_leftovers(place.parent, place.name)
         table = _opened(uri, plan, predictor, config)
         if is_finished := "part" not in table.schema.names:
-            found = map(json.loads, report.read_text(encoding="utf-8").splitlines() if report.is_file() else [])
+            found = map(
+                json.loads,
+                report.read_text(encoding="utf-8").splitlines() if report.is_file() else [],
+            )
             places, bad = np.arange(len(table)), list(found)
         else:
-            num_cut = _fill(table, parts, predictor if config.ray is None else model, config, progress)
+            num_cut = _fill(
+                table, parts, predictor if config.ray is None else model, config, progress
+            )
             order = np.lexsort((table.column("number"), table.column("part")))  # of the source
             is_good = (table.column("problem").astype(object) == "")[order]
-            places, bad = order[is_good], table.take(order[~is_good].tolist(), ["id", "place", "problem"]).to_pylist()
+            places, bad = (
+                order[is_good],
+                table.take(order[~is_good].tolist(), ["id", "place", "problem"]).to_pylist(),
+            )
             report.unlink(missing_ok=True)
             if bad:
                 with replacing(report) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -174,9 +223,17 @@ def embed_source(
         problems = [f"{row['id']!r}: {row['problem']}" for row in bad]
         if not len(places):
             table.drop()
-            check_bad(_named(source), problems, config.max_errors, f"{out} would have no {what}", has_good=False)
+            check_bad(
+                _named(source),
+                problems,
+                config.max_errors,
+                f"{out} would have no {what}",
+                has_good=False,
+            )
             reasons = " | ".join(problems[:NAMED]) or "it names nothing"
-            raise ValueError(f"{out} would have no {what}: nothing of {_named(source)} could be used: {reasons}")
+            raise ValueError(
+                f"{out} would have no {what}: nothing of {_named(source)} could be used: {reasons}"
+            )
         kept = f"the {len(places)} {what} of the others are kept, and the same command with a larger N writes them"
         check_bad(_named(source), problems, config.max_errors, kept)
         if not is_finished and suffix == ".lance":
@@ -185,7 +242,9 @@ def embed_source(
                 table.lance.drop_columns(list(_OF_RUN))
             table.compact()
         elif not is_finished:
-            of_vectors: Callable[[pa.Table], pa.Table] = methodcaller("select", ["id", "text", "vector"])
+            of_vectors: Callable[[pa.Table], pa.Table] = methodcaller(
+                "select", ["id", "text", "vector"]
+            )
             shaped = partial(_scores, predictor, parts) if config.of == "scores" else of_vectors
             _export(table, Path(out), places, shaped)
             table.drop()
@@ -219,7 +278,11 @@ def _opened(uri: str, plan: dict[str, Any], predictor: Predictor, config: Config
     kinds = [pa.int32(), pa.int64(), pa.bool_(), pa.bool_(), pa.string(), pa.string(), pa.bool_()]
     dtype = pa.from_numpy_dtype(np.dtype(_DTYPES[config.quantize]))
     vector = pa.list_(dtype, -(-width // 8) if config.quantize == "binary" else width)
-    columns = dict(zip(_OF_RUN, kinds, strict=True)) | {"id": pa.string(), "text": pa.string(), "vector": vector}
+    columns = dict(zip(_OF_RUN, kinds, strict=True)) | {
+        "id": pa.string(),
+        "text": pa.string(),
+        "vector": vector,
+    }
     schema = pa.schema(list(columns.items()), metadata={"bridgetower": json.dumps(plan)})
     try:
         table = Table(uri)
@@ -242,7 +305,13 @@ def _opened(uri: str, plan: dict[str, Any], predictor: Predictor, config: Config
     return Table.create(uri, schema, checked="vector", replace=True)
 
 
-def _fill(table: Table, parts: Sequence[Part | Sequence[Example]], model: Model, config: Config, progress: bool) -> int:
+def _fill(
+    table: Table,
+    parts: Sequence[Part | Sequence[Example]],
+    model: Model,
+    config: Config,
+    progress: bool,
+) -> int:
     """Embeds what is not in the table, and what failed for a reason that may have passed; returns how many were cut."""
     if table.column("may_pass").any():
         with table.writing():
@@ -261,11 +330,20 @@ def _fill(table: Table, parts: Sequence[Part | Sequence[Example]], model: Model,
     counted = all(not isinstance(part, Part) or part.kind == "images" for part in parts)
     add = partial(_add, table, config.quantize)
     return embed_tasks(
-        tasks, config.of, model, config, add, done=done, total=total if counted else None, progress=progress
+        tasks,
+        config.of,
+        model,
+        config,
+        add,
+        done=done,
+        total=total if counted else None,
+        progress=progress,
     )
 
 
-def _missing(part: int, files: Part | Sequence[Example], known: Set[int], columns: Columns) -> Iterator[Example]:
+def _missing(
+    part: int, files: Part | Sequence[Example], known: Set[int], columns: Columns
+) -> Iterator[Example]:
     """Yields the examples of a part that are not in the table, with what the table has of a run as their fields."""
     found = read_part(files, columns) if isinstance(files, Part) else files
     for number, example, is_last in numbered(found):
@@ -285,20 +363,31 @@ def _add(table: Table, quantize: Quantize | None, found: Sequence[Embedded]) -> 
         about = {name: escaped(text) for name, text in about.items()}
         more = {"is_image": bool(one.example.images), "may_pass": one.may_pass or one.may_be_mended}
         own = _vectors_of(one)
-        rows += [{**one.example.fields, **about, **more, "text": text} for text in [text for text, _ in own] or [None]]
+        rows += [
+            {**one.example.fields, **about, **more, "text": text}
+            for text in [text for text, _ in own] or [None]
+        ]
         if own:
             vectors += [*quantized(np.stack([vector for _, vector in own]), quantize)]
         else:
             vectors.append(np.zeros(kind.list_size, _DTYPES[quantize]))
-    if not is_url(table.uri) and not Path(table.uri, "_versions").is_dir():  # Lance would write a damaged one
-        raise FileNotFoundError(f"{table.uri} was removed while it was written; run the same command again")
+    if (
+        not is_url(table.uri) and not Path(table.uri, "_versions").is_dir()
+    ):  # Lance would write a damaged one
+        raise FileNotFoundError(
+            f"{table.uri} was removed while it was written; run the same command again"
+        )
     names = [*_OF_RUN, "id", "text"]
     written = pa.Table.from_pylist(rows, pa.schema([table.schema.field(name) for name in names]))
     flat = pa.array(np.stack(vectors).ravel(), kind.value_type)
-    table.append(written.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, kind.list_size)))
+    table.append(
+        written.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, kind.list_size))
+    )
 
 
-def _export(table: Table, out: Path, places: np.ndarray, shaped: Callable[[pa.Table], pa.Table]) -> None:
+def _export(
+    table: Table, out: Path, places: np.ndarray, shaped: Callable[[pa.Table], pa.Table]
+) -> None:
     """Writes rows of the table to a file, whole or not at all; a Parquet file has them as they are shaped."""
     import pyarrow.parquet as pq
 
@@ -308,10 +397,17 @@ def _export(table: Table, out: Path, places: np.ndarray, shaped: Callable[[pa.Ta
         if suffix != ".parquet":
             file = stack.enter_context(temporary.open("wb"))
         if suffix == ".npy":
-            lines = stack.enter_context(stack.enter_context(replacing(out.with_suffix(".ids.jsonl"))).open("wb"))
+            lines = stack.enter_context(
+                stack.enter_context(replacing(out.with_suffix(".ids.jsonl"))).open("wb")
+            )
             kind = schema.field("vector").type
-            dtype, shape = np.dtype(kind.value_type.to_pandas_dtype()), (len(places), kind.list_size)
-            np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+            dtype, shape = (
+                np.dtype(kind.value_type.to_pandas_dtype()),
+                (len(places), kind.list_size),
+            )
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": dtype.str, "fortran_order": False, "shape": shape}
+            )
         for start in range(0, len(places), _EXPORTED):
             columns = ["id", "text", "vector", "is_image", "part", "number"]
             some = table.take(places[start : start + _EXPORTED].tolist(), columns)
@@ -321,19 +417,32 @@ def _export(table: Table, out: Path, places: np.ndarray, shaped: Callable[[pa.Ta
                 writer.write_table(written)
             elif suffix == ".jsonl":
                 for row in some.to_pylist():
-                    file.write(_json_line(row["id"], row["text"], row["is_image"], row["vector"]).encode())
+                    file.write(
+                        _json_line(row["id"], row["text"], row["is_image"], row["vector"]).encode()
+                    )
             else:
-                file.write(np.ascontiguousarray(some["vector"].combine_chunks().flatten().to_numpy()).data)
-                lines.writelines((json_text(row) + "\n").encode() for row in some.select(["id", "text"]).to_pylist())
+                file.write(
+                    np.ascontiguousarray(some["vector"].combine_chunks().flatten().to_numpy()).data
+                )
+                lines.writelines(
+                    (json_text(row) + "\n").encode()
+                    for row in some.select(["id", "text"]).to_pylist()
+                )
 
 
-def _scores(predictor: Predictor, parts: Sequence[Part | Sequence[Example]], rows: pa.Table) -> pa.Table:
+def _scores(
+    predictor: Predictor, parts: Sequence[Part | Sequence[Example]], rows: pa.Table
+) -> pa.Table:
     """Returns scores, as far as the model has the heads, with the file of the source and its row that each is of."""
     import pyarrow as pa
 
-    scores = torch.from_numpy(np.stack(rows["vector"].to_numpy())).double()  # where large log-odds do not tie
+    scores = torch.from_numpy(
+        np.stack(rows["vector"].to_numpy())
+    ).double()  # where large log-odds do not tie
     found: dict[str, Any] = {"id": rows["id"], "text": rows["text"], "file": [], "row": []}
-    for number, part in zip(rows["number"].to_pylist(), map(parts.__getitem__, rows["part"].to_pylist()), strict=True):
+    for number, part in zip(
+        rows["number"].to_pylist(), map(parts.__getitem__, rows["part"].to_pylist()), strict=True
+    ):
         files = part.files if isinstance(part, Part) else ()
         found["file"].append(files[min(number, len(files) - 1)].name if files else "")
         found["row"].append(number if len(files) <= 1 else 0)
@@ -344,10 +453,14 @@ def _scores(predictor: Predictor, parts: Sequence[Part | Sequence[Example]], row
     return pa.table(found)
 
 
-def print_vectors(source: str | Path | Sequence[Example], model: Model, config: EmbedConfig) -> None:
+def print_vectors(
+    source: str | Path | Sequence[Example], model: Model, config: EmbedConfig
+) -> None:
     """Prints the vectors of a source as JSON lines, batch by batch."""
     if config.ray is not None:
-        raise ValueError("on Ray vectors are written to a file or table, not printed; give its place as out")
+        raise ValueError(
+            "on Ray vectors are written to a file or table, not printed; give its place as out"
+        )
     examples = read(source, config.columns) if isinstance(source, str | Path) else source
     problems = list[str]()
 
@@ -356,7 +469,9 @@ def print_vectors(source: str | Path | Sequence[Example], model: Model, config: 
             problems.extend([f"{name_of(one.example)!r}: {one.problem}"] if one.problem else [])
             for text, vector in _vectors_of(one):
                 values = quantized(vector[None], config.quantize)[0].tolist()
-                sys.stdout.write(_json_line(name_of(one.example), text, bool(one.example.images), values))
+                sys.stdout.write(
+                    _json_line(name_of(one.example), text, bool(one.example.images), values)
+                )
 
     config = replace(config, num_workers=config.num_workers or 0, commit_seconds=0)
     embed_tasks([lambda: examples], config.of, model, config, write)
@@ -366,20 +481,33 @@ def print_vectors(source: str | Path | Sequence[Example], model: Model, config: 
 def given_examples(images: Sequence[Path], texts: Sequence[str], *, pairs: bool) -> list[Example]:
     """Returns images, or folders of them, and texts that are given one by one as examples; paths name images."""
     if pairs and len(images) != len(texts):
-        raise ValueError(f"{len(images)} images and {len(texts)} texts; expected one text per image")
+        raise ValueError(
+            f"{len(images)} images and {len(texts)} texts; expected one text per image"
+        )
     places = list[tuple[str, str]]()
     for given in images:
         if given.is_dir() and not pairs:
-            files = [one for one in list_files(str(given)) if suffix_of(one.place) in IMAGE_SUFFIXES]
+            files = [
+                one for one in list_files(str(given)) if suffix_of(one.place) in IMAGE_SUFFIXES
+            ]
             places += [(one.place, one.version) for one in files]
         else:
             places.append((str(given), version_of(str(given)) if given.is_file() else ""))
     of_images: list[tuple[str, ...]] = [(text,) for text in texts] if pairs else [()] * len(places)
     shown = [
-        Example(id=place, images=(Image(name=place, place=place, version=version),), texts=own, place=place)
+        Example(
+            id=place,
+            images=(Image(name=place, place=place, version=version),),
+            texts=own,
+            place=place,
+        )
         for (place, version), own in zip(places, of_images, strict=True)
     ]
-    return shown if pairs else [*shown, *(Example(id="", texts=(text,), place=repr(text)) for text in texts)]
+    return (
+        shown
+        if pairs
+        else [*shown, *(Example(id="", texts=(text,), place=repr(text)) for text in texts)]
+    )
 
 
 def _vectors_of(one: Embedded) -> list[tuple[str | None, np.ndarray]]:
@@ -393,7 +521,9 @@ def _vectors_of(one: Embedded) -> list[tuple[str | None, np.ndarray]]:
 
 def _json_line(name: str, text: str | None, is_image: bool, values: Sequence[float]) -> str:
     named = {"image" if is_image else "id": name} if name else {}
-    return json_text({**named, **({} if text is None else {"text": text}), "embedding": values}) + "\n"
+    return (
+        json_text({**named, **({} if text is None else {"text": text}), "embedding": values}) + "\n"
+    )
 
 
 def embed_tasks(
@@ -422,7 +552,11 @@ def embed_tasks(
                 num_cut += sum(one.num_cut for one in found)
                 advance(len(found))
                 now = time.monotonic()
-                wait = max(config.commit_seconds, _SHARE * (now - started)) if config.commit_seconds else 0.0
+                wait = (
+                    max(config.commit_seconds, _SHARE * (now - started))
+                    if config.commit_seconds
+                    else 0.0
+                )
                 if len(waiting) >= _COMMITTED or now - last >= wait:
                     ready, waiting, last = waiting, [], now
                     write(ready)
@@ -447,7 +581,9 @@ def embedded(
         num_workers = available_cores() if len(first) >= MIN_FOR_WORKERS else 0
         left = chain(first, left)
     get = partial(decode, predictor.processor, of, config.truncate)
-    for found, pixels in load_items(get, iter(lambda: list(islice(left, size)), []), num_workers=num_workers):
+    for found, pixels in load_items(
+        get, iter(lambda: list(islice(left, size)), []), num_workers=num_workers
+    ):
         shown = iter(pixels)
         images = [next(shown) if one.width else blank for one in found]
         for part in ("images", "texts", "pairs"):
@@ -456,10 +592,14 @@ def embedded(
                 if part in one.vectors:
                     given = [None] if part == "images" else one.ids
                     image = None if part == "texts" else image
-                    items += [(one.vectors[part], Item(kind=kind, image=image, ids=ids)) for ids in given]
+                    items += [
+                        (one.vectors[part], Item(kind=kind, image=image, ids=ids)) for ids in given
+                    ]
             for start in range(0, len(items), size):
                 some = items[start : start + size]
-                for (vectors, _), vector in zip(some, predictor.compute([item for _, item in some]), strict=True):
+                for (vectors, _), vector in zip(
+                    some, predictor.compute([item for _, item in some]), strict=True
+                ):
                     vectors.append(vector.numpy())  # type: ignore[union-attr]  # no words
         yield found
 
@@ -475,7 +615,9 @@ def decode(
             kinds = ("pairs",)
         elif of == "all":
             kinds = ("images", "texts", "pairs") if example.texts else ("images",)
-        without = replace(example, images=tuple(replace(image, content=None) for image in example.images))
+        without = replace(
+            example, images=tuple(replace(image, content=None) for image in example.images)
+        )
         one = Embedded(example=without, problem=example.problem)
         found.append(one)
         if not one.problem and kinds != ("texts",) and (example.images or of != "classes"):
@@ -498,7 +640,11 @@ def decode(
                 continue
             pixels.append(resized.pixels)
             one.digest, one.size = hashlib.sha256(content).hexdigest(), len(content)
-            one.frame, one.width, one.height = content if image.moment else None, resized.width, resized.height
+            one.frame, one.width, one.height = (
+                content if image.moment else None,
+                resized.width,
+                resized.height,
+            )
         if not one.problem and kinds != ("images",):
             one.problem = "" if example.texts else "it has no text"
             try:
@@ -509,7 +655,9 @@ def decode(
                         (ids,) = processor.token_ids([text], truncate=truncate)
                         one.num_cut += 1
                     one.ids.append(tuple(ids))
-                one.digest = one.digest or hashlib.sha256("\n".join(example.texts).encode()).hexdigest()
+                one.digest = (
+                    one.digest or hashlib.sha256("\n".join(example.texts).encode()).hexdigest()
+                )
             except ValueError as error:
                 one.problem, one.num_cut = f"caption {error}", 0
         if not one.problem:
@@ -530,8 +678,12 @@ def _embedded_on_ray(
         room, unit = gpus or int(resources["CPU"]) // cores, "GPU" if gpus else "core"
         count = config.ray_workers or room
         if count > room:
-            raise ValueError(f"ray_workers is {count}, but the cluster has {room} {unit}s, one for each worker")
-        actor: Any = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=cores, num_gpus=int(gpus > 0))(_Worker)
+            raise ValueError(
+                f"ray_workers is {count}, but the cluster has {room} {unit}s, one for each worker"
+            )
+        actor: Any = ray.remote(
+            max_restarts=-1, max_task_retries=-1, num_cpus=cores, num_gpus=int(gpus > 0)
+        )(_Worker)
         workers, pool = list[Any](), ActorPool([])
         for task in tasks:
             if len(workers) < count:
@@ -563,11 +715,17 @@ def _cluster(config: SourceConfig) -> AbstractContextManager[Any]:
         return nullcontext()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     cores = max(available_cores(), config.ray_workers or 1)
-    options: dict[str, Any] = {"include_dashboard": False, "num_cpus": cores} if config.ray == _LOCAL else {}
+    options: dict[str, Any] = (
+        {"include_dashboard": False, "num_cpus": cores} if config.ray == _LOCAL else {}
+    )
     try:
-        return ray.init(address=config.ray, log_to_driver=False, logging_level=logging.WARNING, **options)
+        return ray.init(
+            address=config.ray, log_to_driver=False, logging_level=logging.WARNING, **options
+        )
     except ConnectionError as error:
-        raise OSError(f"no Ray cluster at {config.ray} ({error}); start one, or give {_LOCAL}") from error
+        raise OSError(
+            f"no Ray cluster at {config.ray} ({error}); start one, or give {_LOCAL}"
+        ) from error
 
 
 def numbered(items: Iterable[T]) -> Iterator[tuple[int, T, bool]]:
@@ -609,7 +767,9 @@ def check_ray(config: SourceConfig, model: Model) -> None:
     if config.ray is not None:
         require("ray")
         if isinstance(model, Predictor):
-            raise ValueError("on Ray every worker loads the model; give what to load, not a loaded model")
+            raise ValueError(
+                "on Ray every worker loads the model; give what to load, not a loaded model"
+            )
 
 
 def write_lock(uri: str | os.PathLike[str]) -> AbstractContextManager[None]:

@@ -42,10 +42,16 @@ ABOUT = ("path", "size", "mtime", "width", "height", "captions", "start", "end")
 RETURNED = ("digest", "path", "size", "width", "height", "captions", "place", "start", "end")
 """Columns of an `Indexed`."""
 
-COLUMNS: dict[Vectors, str] = {"images": "image_vector", "captions": "text_vectors", "pairs": "pair_vectors"}
+COLUMNS: dict[Vectors, str] = {
+    "images": "image_vector",
+    "captions": "text_vectors",
+    "pairs": "pair_vectors",
+}
 """Columns of vectors."""
 
-_SPOKEN = "start IS NOT NULL AND array_length(captions) > 0"  # of moments in which something is said
+_SPOKEN = (
+    "start IS NOT NULL AND array_length(captions) > 0"  # of moments in which something is said
+)
 _SILENT = f"({_SPOKEN}) IS NOT TRUE"  # of all others
 _NULLABLE = ("start", "end", "frame")  # of images that are no moments
 _MARK = b"bridgetower"  # key of the schema's metadata
@@ -56,13 +62,19 @@ _BESIDE = "./"  # begins paths that are relative to the folder that the index is
 _SEEN_WITHIN = 1.0  # seconds after which a reader notices what another process wrote
 _KEPT = timedelta(hours=1)  # for readers of an older version
 _MAX_FRAGMENTS = 20
-_LOOKED_UP, _LOOKED_UP_FROM = ("digest", "path"), 10_000  # columns that get an index, and rows from which on
+_LOOKED_UP, _LOOKED_UP_FROM = (
+    ("digest", "path"),
+    10_000,
+)  # columns that get an index, and rows from which on
 _PROBED_SHARE = 0.2  # of the partitions; benchmarks/search.py measures its cost and recall
 _SAMPLED, _ITERATIONS = 64, 10  # vectors of a partition and rounds by which partitions are found
 _REFINED = 4  # times as many are ranked again by their full vectors
 _MAX_PATHS = 1000  # in one condition
 _MAX_COPIES = 8  # of one file that are returned
-_FEWEST, _MOST = 10_000, 2**32  # rows from which on, and bytes up to which, all vectors are compared in memory
+_FEWEST, _MOST = (
+    10_000,
+    2**32,
+)  # rows from which on, and bytes up to which, all vectors are compared in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +82,18 @@ class IndexInfo:
     """What an index is of."""
 
     fingerprint: str  # of the model that made the vectors
-    model: str  # where that model was loaded from; a path within the index's folder is relative to it
+    model: (
+        str  # where that model was loaded from; a path within the index's folder is relative to it
+    )
     root: str  # folder that the images' paths start from, likewise
     image_width: int  # of the vectors of images and texts
     pair_width: int  # of those of pairs
 
     def schema(self) -> pa.Schema:
         """Returns the columns of an index, with this as metadata."""
-        image, pair = (pa.list_(pa.float32(), width) for width in (self.image_width, self.pair_width))
+        image, pair = (
+            pa.list_(pa.float32(), width) for width in (self.image_width, self.pair_width)
+        )
         fields = {
             "path": pa.string(),
             "size": pa.int64(),
@@ -109,10 +125,14 @@ class IndexInfo:
         """Reads it from a table, and checks that this has the columns of an index and no others."""
         content = parse_json((schema.metadata or {}).get(_MARK, b"{}"), f"what {uri} is of")
         if not isinstance(content, dict) or content.pop("version", None) != _VERSION:
-            raise ValueError(f"{uri} is no index of this release; choose another name, or make it again")
+            raise ValueError(
+                f"{uri} is no index of this release; choose another name, or make it again"
+            )
         info = from_plain(cls, content, f"what {uri} is of")
         if not schema.equals(info.schema().append(pa.field(CRC, pa.uint32()))):
-            raise ValueError(f"{uri} has other columns than an index; choose another name, or make it again")
+            raise ValueError(
+                f"{uri} has other columns than an index; choose another name, or make it again"
+            )
         return info
 
 
@@ -137,7 +157,9 @@ class Indexed:
     height: int
     captions: Sequence[str]  # that came with it
     place: str = ""  # where in a shard, a table or a video, or at which URL, as JSON; empty for an image file
-    start: float | None = None  # seconds from the start of the video, of a moment; None for an image
+    start: float | None = (
+        None  # seconds from the start of the video, of a moment; None for an image
+    )
     end: float | None = None
 
     def where(self) -> dict[str, Any]:
@@ -153,7 +175,9 @@ class Indexed:
             and (are(piece, int, int) and piece[0] >= 0 and piece[1] > 0)
             and (are(cell, str, int) and cell[1] >= 0)
         ):
-            raise ValueError(f"the index has {self.place} as the place of {self.path!r}; make the index again")
+            raise ValueError(
+                f"the index has {self.place} as the place of {self.path!r}; make the index again"
+            )
         return where
 
     def file_in(self, root: Path) -> Path | str:
@@ -170,9 +194,15 @@ class Hit(Indexed):
     against: Against  # what the query was compared with
     cosine: float  # of the vectors of both
     rank_score: float  # of the second stage where they were matched, else the cosine
-    weak: bool | None = None  # no nearer than unrelated texts come; None: that is not known, or not asked by text alone
-    probability: float | None = None  # that text and image match, where they were matched and there is a calibration
-    score: float | None = None  # of the matching head, from 0 to 1, where they were matched and there is none
+    weak: bool | None = (
+        None  # no nearer than unrelated texts come; None: that is not known, or not asked by text alone
+    )
+    probability: float | None = (
+        None  # that text and image match, where they were matched and there is a calibration
+    )
+    score: float | None = (
+        None  # of the matching head, from 0 to 1, where they were matched and there is none
+    )
 
 
 class _Version:
@@ -181,7 +211,10 @@ class _Version:
     def __init__(self, table: Any) -> None:
         self.table, self.number = table, table.version
         self.memory: Memory | None = None
-        self.searched, self.loading = False, Lock()  # all of it was, by exact vectors; one thread loads the memory
+        self.searched, self.loading = (
+            False,
+            Lock(),
+        )  # all of it was, by exact vectors; one thread loads the memory
         self.checked = set[Vectors]()  # of which kinds all vectors were compared with their CRCs
 
     @cached_property
@@ -198,7 +231,9 @@ class _Version:
         if _UNRELATED.encode() not in metadata:
             return None
         what = "what the index notes of unrelated texts"
-        return from_plain(Unrelated, json_object(metadata[_UNRELATED.encode()].decode(), what), what)
+        return from_plain(
+            Unrelated, json_object(metadata[_UNRELATED.encode()].decode(), what), what
+        )
 
     @cached_property
     def grouped(self) -> bool:
@@ -354,7 +389,9 @@ class Index:
 
     def frames(self, images: Sequence[Indexed]) -> dict[str, bytes]:
         """Returns the frames of the moments among some images, by path."""
-        rows = self.rows([image.path for image in images if image.start is not None], ["path", "frame"])
+        rows = self.rows(
+            [image.path for image in images if image.start is not None], ["path", "frame"]
+        )
         return {row["path"]: row["frame"] or b"" for row in rows}
 
     def rows(self, paths: Sequence[str], columns: Sequence[str] = RETURNED) -> list[dict[str, Any]]:
@@ -376,8 +413,12 @@ class Index:
     def _checked(self, rows: pa.Table, columns: Sequence[str]) -> pa.Table:
         """Returns columns of rows that were read with `columns_to_check`, if none of them is damaged."""
         if damaged := damaged_rows(rows):
-            path = rows["path"].cast(pa.binary())[damaged[0]].as_py().decode(errors="backslashreplace")
-            raise OSError(f"{self.uri} has a damaged row, that of {path!r}; make the index again, or copy it again")
+            path = (
+                rows["path"].cast(pa.binary())[damaged[0]].as_py().decode(errors="backslashreplace")
+            )
+            raise OSError(
+                f"{self.uri} has a damaged row, that of {path!r}; make the index again, or copy it again"
+            )
         return rows.select(list(columns))
 
     def examples(self, count: int) -> list[Indexed]:
@@ -416,7 +457,9 @@ class Index:
             frame = (self.frames([image]) if frames is None else frames).get(image.path, b"")
         named = image.file_in(self.root)
         if frame is None and isinstance(named, str) and not fetch:
-            raise ValueError("the image is at a URL, which is not fetched because an index names it")
+            raise ValueError(
+                "the image is at a URL, which is not fetched because an index names it"
+            )
         size = image.size if frame is None else len(frame)
         if max_bytes is not None and size > max_bytes:
             raise ValueError(f"the file of the image has {size} bytes, the limit is {max_bytes}")
@@ -440,7 +483,10 @@ class Index:
         rows = self._found(_is_one_of([moment.path]), ["mtime"])
         stream = open_regular(self._real(named, within_root=True))
         status = os.fstat(stream.fileno())
-        if status.st_size != moment.size or [status.st_mtime_ns // 1000] != rows["mtime"].cast(pa.int64()).to_pylist():
+        if (
+            status.st_size != moment.size
+            or [status.st_mtime_ns // 1000] != rows["mtime"].cast(pa.int64()).to_pylist()
+        ):
             stream.close()
             raise ValueError(_CHANGED.format("video"))
         return stream
@@ -476,7 +522,9 @@ class Index:
         every = exact or not grouped
         probes = 0 if exact else math.ceil(_PROBED_SHARE * _num_partitions(there))
         hits = []
-        kinds: dict[Vectors, str | None] = {against: None} if against else {"images": _SILENT, "captions": _SPOKEN}
+        kinds: dict[Vectors, str | None] = (
+            {against: None} if against else {"images": _SILENT, "captions": _SPOKEN}
+        )
         for kind, among in kinds.items():
             self._check_vectors(version, kind)
             of_images, of_all = kind == "images", where is None and among is None
@@ -484,14 +532,20 @@ class Index:
             rows = (memory and memory.nearest(vector, count)) or self._nearest_rows(
                 vector, count, kind, where, among, probes
             )
-            if not every and of_images and len(rows) < count:  # the partitions that were read had no more
+            if (
+                not every and of_images and len(rows) < count
+            ):  # the partitions that were read had no more
                 rows = self._nearest_rows(vector, count, kind, where, among, probes=0)
             if of_all and of_images and every and len(rows) < count and len(rows) < len(self):
-                raise OSError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
+                raise OSError(
+                    f"{self.uri} has vectors with NaN, which no search finds; make the index again"
+                )
             hits += [self.hit(row, kind, 1 - row.pop("_distance")) for row in rows]
         return sorted(hits, key=lambda one: (one.against == "captions", -one.cosine, one.path))
 
-    def containing(self, text: str, vector: Float[Tensor, " c"], count: int, *, where: str | None = None) -> list[Hit]:
+    def containing(
+        self, text: str, vector: Float[Tensor, " c"], count: int, *, where: str | None = None
+    ) -> list[Hit]:
         """Returns what has words of a text in its captions or its transcript, by BM25, best first.
 
         Case, accents and endings of English words make no difference; English stop words count for nothing. There is
@@ -509,7 +563,9 @@ class Index:
         self._check_vectors(self._version, "images")
         memory = self._in_memory()
         own = [*RETURNED, "image_vector"]
-        table, columns = (memory.table.lance, ["_rowid"]) if memory else (self._table, columns_to_check(own))
+        table, columns = (
+            (memory.table.lance, ["_rowid"]) if memory else (self._table, columns_to_check(own))
+        )
         words = MatchQuery(text, "captions")  # type: ignore[call-arg]  # a string would be parsed as a phrase
         query = table.search(words, query_type="fts").limit(count)
         if where is not None:
@@ -521,13 +577,21 @@ class Index:
             found, vectors = memory.with_ids(found["_rowid"].to_numpy())
         else:
             found = self._checked(found, own)
-            vectors = found["image_vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.info.image_width)
+            vectors = (
+                found["image_vector"]
+                .combine_chunks()
+                .flatten()
+                .to_numpy()
+                .reshape(-1, self.info.image_width)
+            )
         cosines = F.cosine_similarity(torch.tensor(vectors), vector[None]).tolist()
         numbers = zip(found.select(RETURNED).to_pylist(), cosines, scores, strict=True)
         hits = [self.hit(row, "words", cosine, score) for row, cosine, score in numbers]
         return sorted(hits, key=lambda one: (-one.rank_score, one.path))
 
-    def hit(self, row: Mapping[str, Any], against: Against, cosine: float, score: float | None = None) -> Hit:
+    def hit(
+        self, row: Mapping[str, Any], against: Against, cosine: float, score: float | None = None
+    ) -> Hit:
         """Returns a row of the columns RETURNED as what was found, ranked by its score or else by its cosine."""
         image = Indexed(**{**row, "captions": tuple(row["captions"])})
         try:
@@ -545,7 +609,9 @@ class Index:
             table, known = self._table, self._known
             if known.table is not table or known.number != table.version:
                 if IndexInfo.of(self.uri, table.schema) != self.info:
-                    raise OSError(f"{self.uri} was replaced by an index of another model or folder; open it again")
+                    raise OSError(
+                        f"{self.uri} was replaced by an index of another model or folder; open it again"
+                    )
                 newer = _Version(table)
                 if known.table is table:
                     newer.checked = known.checked
@@ -566,12 +632,18 @@ class Index:
     def _in_memory(self, *, load: bool = False) -> Memory | None:
         """Returns all rows of the newest version, which the second exact search in it loads."""
         known = self._version
-        if load and known.memory is None and known.loading.acquire(blocking=False):  # others read the table meanwhile
+        if (
+            load and known.memory is None and known.loading.acquire(blocking=False)
+        ):  # others read the table meanwhile
             with _told(self.uri):
                 try:
-                    if known.searched and _FEWEST <= known.rows <= _MOST / (4 * self.info.image_width):
+                    if known.searched and _FEWEST <= known.rows <= _MOST / (
+                        4 * self.info.image_width
+                    ):
                         table = Table(self.uri, version=known.number)
-                        rows = self._checked_batches(table.lance, [*RETURNED, "_rowid", "image_vector"])
+                        rows = self._checked_batches(
+                            table.lance, [*RETURNED, "_rowid", "image_vector"]
+                        )
                         known.memory = Memory(table, rows, "image_vector")
                     known.searched = True
                 finally:
@@ -579,38 +651,62 @@ class Index:
         return known.memory
 
     def _nearest_rows(
-        self, vector: Float[Tensor, " c"], count: int, kind: Vectors, where: str | None, among: str | None, probes: int
+        self,
+        vector: Float[Tensor, " c"],
+        count: int,
+        kind: Vectors,
+        where: str | None,
+        among: str | None,
+        probes: int,
     ) -> list[dict[str, Any]]:
         """Searches so many partitions, 0 for all vectors; where there are no partitions, both are the same."""
         query = self._table.search(vector.numpy(), vector_column_name=COLUMNS[kind])
         query = query.distance_type("cosine").limit(count)
-        query = query.nprobes(probes).refine_factor(_REFINED) if probes else query.bypass_vector_index()
+        query = (
+            query.nprobes(probes).refine_factor(_REFINED) if probes else query.bypass_vector_index()
+        )
         if conditions := [_whole(one) for one in (among, where) if one is not None]:
             query = query.where(" AND ".join(conditions), prefilter=True)
         try:
             with _told(self.uri, where=where):
-                found = query.select(columns_to_check([*RETURNED, COLUMNS[kind], "_distance"])).to_arrow()
+                found = query.select(
+                    columns_to_check([*RETURNED, COLUMNS[kind], "_distance"])
+                ).to_arrow()
         except ValueError:
-            self._nearest_rows(vector, 1, kind, None, None, probes)  # of a damaged index this fails too, with OSError
+            self._nearest_rows(
+                vector, 1, kind, None, None, probes
+            )  # of a damaged index this fails too, with OSError
             raise
         return self._checked(found, [*RETURNED, "_distance"]).to_pylist()
 
     def upsert(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes images in one commit; those that are there are replaced."""
         for row in rows:
-            if not all(np.isfinite(row[name]).all() for name in ("image_vector", "text_vectors", "pair_vectors")):
-                raise ValueError(f"{row['path']!r} has a vector with NaN or infinite values; nothing would find it")
+            if not all(
+                np.isfinite(row[name]).all()
+                for name in ("image_vector", "text_vectors", "pair_vectors")
+            ):
+                raise ValueError(
+                    f"{row['path']!r} has a vector with NaN or infinite values; nothing would find it"
+                )
             if not np.any(row["image_vector"]):
-                raise ValueError(f"{row['path']!r} has a vector of zeros, which nothing finds; check the model")
+                raise ValueError(
+                    f"{row['path']!r} has a vector of zeros, which nothing finds; check the model"
+                )
         if not rows:
             return
-        schema, defaults = self._table.schema, {"size": 0, "mtime": 0, "version": "", "part_size": 0, "place": ""}
+        schema, defaults = (
+            self._table.schema,
+            {"size": 0, "mtime": 0, "version": "", "part_size": 0, "place": ""},
+        )
         several = ("text_vectors", "pair_vectors")
         given = [{**defaults, **row, **{name: list(row[name]) for name in several}} for row in rows]
         columns = [field for field in schema if field.name not in (ROW_CRC, *CRCS.values())]
         table = with_crcs(pa.Table.from_pylist(given, pa.schema(columns))).select(schema.names)
         with _told(self.uri, "written"):
-            self._table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all().execute(table)
+            self._table.merge_insert(
+                "path"
+            ).when_matched_update_all().when_not_matched_insert_all().execute(table)
 
     def reuse(self, images: Sequence[Mapping[str, Any]]) -> set[str]:
         """Writes images with the vectors of others that have the same digest and captions; returns their paths."""
@@ -620,18 +716,33 @@ class Index:
         left_out = {"mtime", ROW_CRC, *CRCS.values()}  # a time may be none that Python has
         names = [name for name in self._table.schema.names if name not in left_out]
         found = self._unchecked(where, names)
-        whole = np.delete(np.arange(len(found)), damaged_rows(found))  # the others are embedded anew
-        rows = {(row["digest"], tuple(row["captions"])): row for row in found.select(names).take(whole).to_pylist()}
-        known = [rows[key] | one for one in images if (key := (one["digest"], tuple(one["captions"]))) in rows]
+        whole = np.delete(
+            np.arange(len(found)), damaged_rows(found)
+        )  # the others are embedded anew
+        rows = {
+            (row["digest"], tuple(row["captions"])): row
+            for row in found.select(names).take(whole).to_pylist()
+        }
+        known = [
+            rows[key] | one
+            for one in images
+            if (key := (one["digest"], tuple(one["captions"]))) in rows
+        ]
         self.upsert(known)
         return {row["path"] for row in known}
 
     def set_versions(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Gives the rows of some paths another `version` and `part_size`."""
         for version, part_size in {(row["version"], row["part_size"]) for row in rows}:
-            paths = [row["path"] for row in rows if (row["version"], row["part_size"]) == (version, part_size)]
+            paths = [
+                row["path"]
+                for row in rows
+                if (row["version"], row["part_size"]) == (version, part_size)
+            ]
             with _told(self.uri, "written"):
-                self._table.update(where=_is_one_of(paths), values={"version": version, "part_size": part_size})
+                self._table.update(
+                    where=_is_one_of(paths), values={"version": version, "part_size": part_size}
+                )
 
     def remove(self, paths: Sequence[str]) -> None:
         """Deletes rows."""
@@ -648,7 +759,9 @@ class Index:
     def create_ann_index(self) -> None:
         """Groups the images' vectors, so that searches compare only those of the groups nearest to the query."""
         settings: Any = {"sample_rate": _SAMPLED, "max_iterations": _ITERATIONS}
-        config = IvfSq(distance_type="cosine", num_partitions=_num_partitions(len(self)), **settings)
+        config = IvfSq(
+            distance_type="cosine", num_partitions=_num_partitions(len(self)), **settings
+        )
         with _told(self.uri, "written"):
             self._table.create_index("image_vector", config=config, replace=True)
 
@@ -661,7 +774,10 @@ class Index:
         """Tidies the table where that makes it smaller or quicker, after so many rows were deleted or replaced."""
         fragments = self._table.stats()["fragment_stats"]["num_fragments"]
         indexes = {index.columns[0]: index.name for index in self._table.list_indices()}
-        outside = max((self._table.index_stats(name).num_unindexed_rows for name in indexes.values()), default=0)
+        outside = max(
+            (self._table.index_stats(name).num_unindexed_rows for name in indexes.values()),
+            default=0,
+        )
         with _told(self.uri, "written"):
             if fragments > _MAX_FRAGMENTS or 10 * max(num_replaced, outside) > len(self):
                 self._table.optimize(cleanup_older_than=_KEPT)
@@ -686,7 +802,9 @@ def read_indexed(file: Path | str, image: Indexed) -> bytes:
     where = image.where()
     piece, cell = (tuple(where[name]) if name in where else None for name in ("piece", "cell"))
     if piece and piece[1] != image.size:  # which limits are for
-        raise ValueError(f"the index has {image.size} bytes, and {piece[1]} as the length of the image; make it again")
+        raise ValueError(
+            f"the index has {image.size} bytes, and {piece[1]} as the length of the image; make it again"
+        )
     check_length(image.path, image.size)
     if not is_url(file):
         with open_regular(file) as opened:
@@ -709,11 +827,15 @@ def _told(uri: str, what: str = "read", where: str | None = None) -> Iterator[No
     try:
         yield
     except Exception as error:
-        is_lance = isinstance(error, RuntimeError | ValueError) or type(error).__name__ == "RustPanic"
+        is_lance = (
+            isinstance(error, RuntimeError | ValueError) or type(error).__name__ == "RustPanic"
+        )
         if isinstance(error, OSError) or not is_lance:
             raise
         if where is not None:
-            raise ValueError(f"where is {where!r}: {message_of(error)}; columns are {', '.join(ABOUT)}") from error
+            raise ValueError(
+                f"where is {where!r}: {message_of(error)}; columns are {', '.join(ABOUT)}"
+            ) from error
         message, advice = message_of(error), ""
         if "(os error 28)" in str(error):
             advice = "; make room on the disk"

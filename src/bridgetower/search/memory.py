@@ -33,7 +33,9 @@ class Memory:
         for batch in batches:
             start, end = end, end + len(batch)
             part = batch[vectors].combine_chunks().flatten().to_numpy().reshape(len(batch), -1)
-            np.divide(part, np.linalg.norm(part, axis=1, keepdims=True), out=self._vectors[start:end])
+            np.divide(
+                part, np.linalg.norm(part, axis=1, keepdims=True), out=self._vectors[start:end]
+            )
             unit = torch.from_numpy(self._vectors[start:end])
             self._scales[start:end] = unit.abs().amax(dim=1) / 127
             scales = self._scales[start:end, None].float()
@@ -42,11 +44,18 @@ class Memory:
             self._error = np.max((unit - rounded * scales).norm(dim=1).numpy(), initial=self._error)
             kept.append(batch.drop_columns([vectors]))
         rows = pa.concat_tables(kept)
-        captions = rows["captions"].cast(pa.large_list(pa.large_string()))  # which may be above 2 GiB
-        self._rows = rows.set_column(rows.schema.get_field_index("captions"), "captions", captions).combine_chunks()
+        captions = rows["captions"].cast(
+            pa.large_list(pa.large_string())
+        )  # which may be above 2 GiB
+        self._rows = rows.set_column(
+            rows.schema.get_field_index("captions"), "captions", captions
+        ).combine_chunks()
         self._columns = [name for name in rows.column_names if name != "_rowid"]
         self._ids, self._digests = self._rows["_rowid"].to_numpy(), self._rows["digest"]
-        self._by_id, self._by_digest = np.argsort(self._ids), pc.sort_indices(self._digests).to_numpy()
+        self._by_id, self._by_digest = (
+            np.argsort(self._ids),
+            pc.sort_indices(self._digests).to_numpy(),
+        )
 
     def nearest(self, vector: Float[Tensor, " c"], count: int) -> list[dict[str, Any]]:
         """Returns the rows with the largest cosines, these first.
@@ -59,14 +68,21 @@ class Memory:
         rounding = (query[0, : len(unit)] - unit).norm().item() + 2**-8
         error = self._error + (1 + self._error) * rounding
         about = torch._weight_int8pack_mm(query, self._int8, self._scales)[0]
-        part = max(1, len(about) // (16 * last))  # the largest of each part is found quicker than the largest of all
+        part = max(
+            1, len(about) // (16 * last)
+        )  # the largest of each part is found quicker than the largest of all
         largest = about[: len(about) // part * part].view(-1, part).amax(dim=1).topk(last).values
         near = (about >= largest[-1] - 2 * error).nonzero()[:, 0].numpy()
         few = 8 * len(near) < len(about)  # else copying them takes longer
-        cosines = self._vectors[near] @ unit.numpy() if few else (self._vectors @ unit.numpy())[near]
+        cosines = (
+            self._vectors[near] @ unit.numpy() if few else (self._vectors @ unit.numpy())[near]
+        )
         best = np.argsort(-cosines, kind="stable")[:last]
         rows = self._rows.select(self._columns).take(near[best]).to_pylist()
-        return [row | {"_distance": 1 - cosine} for row, cosine in zip(rows, cosines[best].tolist(), strict=True)]
+        return [
+            row | {"_distance": 1 - cosine}
+            for row, cosine in zip(rows, cosines[best].tolist(), strict=True)
+        ]
 
     def with_ids(self, ids: Int[np.ndarray, " n"]) -> tuple[pa.Table, Float[np.ndarray, "n c"]]:
         """Returns the rows that have some ids within Lance, and their vectors."""
@@ -79,5 +95,10 @@ class Memory:
         def key(row: int) -> str:
             return str(self._digests[row])
 
-        start, end = bisect_left(self._by_digest, digest, key=key), bisect_right(self._by_digest, digest, key=key)
-        return self._rows.select(self._columns).take(self._by_digest[start : min(end, start + most)])
+        start, end = (
+            bisect_left(self._by_digest, digest, key=key),
+            bisect_right(self._by_digest, digest, key=key),
+        )
+        return self._rows.select(self._columns).take(
+            self._by_digest[start : min(end, start + most)]
+        )

@@ -105,14 +105,25 @@ class Searcher:
         vector = mean_vector(torch.cat(vectors))
         count = max(top, rerank, RERANK if asked == "hybrid" else 0)
         by_words = None
-        if text is not None and asked in ("words", "hybrid"):  # Lance finds them while vectors are compared
-            by_words = ThreadPoolExecutor(1).submit(self.index.containing, text, vector, count, where=where)
-        found = [] if asked == "words" else self.index.nearest(vector, count, against=against, where=where, exact=exact)
+        if text is not None and asked in (
+            "words",
+            "hybrid",
+        ):  # Lance finds them while vectors are compared
+            by_words = ThreadPoolExecutor(1).submit(
+                self.index.containing, text, vector, count, where=where
+            )
+        found = (
+            []
+            if asked == "words"
+            else self.index.nearest(vector, count, against=against, where=where, exact=exact)
+        )
         matched, others = candidates(found, rerank, against)
         log_odds: list[float] = []
         if text is not None and matched:
             frames = self.index.frames(matched)
-            read = partial(self.open, fetch=fetch, within_root=within_root, max_bytes=max_bytes, frames=frames)
+            read = partial(
+                self.open, fetch=fetch, within_root=within_root, max_bytes=max_bytes, frames=frames
+            )
             with ThreadPoolExecutor(available_cores()) as pool:  # decoding lets other threads run
                 opened = self.usable(matched, list(pool.map(read, matched)))
             (ids,) = map(tuple, self.predictor.processor.token_ids([text], truncate=truncate))
@@ -120,7 +131,9 @@ class Searcher:
             for start in range(0, len(items), batch_size):
                 log_odds += self.predictor.compute(items[start : start + batch_size])  # type: ignore[arg-type]  # numbers
             matched = [one for one, _ in opened]
-        hits = two_stages(matched, log_odds, others, self.predictor.reranking, self.unrelated(text, image))
+        hits = two_stages(
+            matched, log_odds, others, self.predictor.reranking, self.unrelated(text, image)
+        )
         if by_words:
             hits = by_words.result() if asked == "words" else fused(hits, by_words.result())
         return hits[:top]
@@ -130,7 +143,13 @@ class Searcher:
         return self.index.unrelated if text is not None and image is None else None
 
     def planned(
-        self, text: str | None, image: ImageLike | None, *, top: int, rerank: int | None, against: Against | None
+        self,
+        text: str | None,
+        image: ImageLike | None,
+        *,
+        top: int,
+        rerank: int | None,
+        against: Against | None,
     ) -> tuple[Vectors | None, int]:
         """Returns which vectors a query is compared with (None: see `Index.nearest`), and how many are matched.
 
@@ -145,7 +164,11 @@ class Searcher:
         model = self.predictor.model
         if rerank:
             model.head("itm")
-        spoken = self.index.num_spoken if text is not None and image is None and against in (None, "captions") else 0
+        spoken = (
+            self.index.num_spoken
+            if text is not None and image is None and against in (None, "captions")
+            else 0
+        )
         said = spoken > 0 and spoken == len(self.index)
         if rerank is None:
             able = text is not None and not said and model.itm_head is not None
@@ -177,7 +200,9 @@ class Searcher:
     ) -> Resized | ValueError | OSError:
         """Returns the image of a candidate as it was indexed, or why it cannot be opened; `prepare` decodes a file."""
         try:
-            content = self.index.content(one, within_root=within_root, fetch=fetch, max_bytes=max_bytes, frames=frames)
+            content = self.index.content(
+                one, within_root=within_root, fetch=fetch, max_bytes=max_bytes, frames=frames
+            )
             return (prepare or self.predictor.processor.prepare)(content)
         except OSError as error:
             return OSError(f"{one.path!r}: {error.strerror or error}")
@@ -188,7 +213,11 @@ class Searcher:
         self, found: Sequence[Hit], opened: Sequence[Resized | ValueError | OSError]
     ) -> list[tuple[Hit, Resized]]:
         """Returns candidates with their images, as `open` returned them; a ValueError says that none can be opened."""
-        good = [(one, image) for one, image in zip(found, opened, strict=True) if isinstance(image, Resized)]
+        good = [
+            (one, image)
+            for one, image in zip(found, opened, strict=True)
+            if isinstance(image, Resized)
+        ]
         errors = [image for image in opened if isinstance(image, Exception)]
         if errors and not good:
             raise ValueError(
@@ -210,16 +239,22 @@ def check_query(
     if text is None and image is None:
         raise ValueError("nothing to search for; give a text, an image or both")
     if text is not None and not text.strip():
-        raise ValueError(f"the text to search for is {text!r}; give words, or leave it out and give an image")
+        raise ValueError(
+            f"the text to search for is {text!r}; give words, or leave it out and give an image"
+        )
     check_at_least_1(top=top)
     if rerank is not None and rerank < 0:
         raise ValueError(f"rerank is {rerank}; expected at least 0")
     if rerank and text is None:
-        raise ValueError(f"rerank is {rerank}, but images are matched with a text; give one, or rerank 0")
+        raise ValueError(
+            f"rerank is {rerank}, but images are matched with a text; give one, or rerank 0"
+        )
     if against is not None:
         check_choice("against", against, Against)
     if against == "words" and rerank:
-        raise ValueError(f"rerank is {rerank}, but hits by words are not matched; use against hybrid")
+        raise ValueError(
+            f"rerank is {rerank}, but hits by words are not matched; use against hybrid"
+        )
     if against in ("words", "hybrid") and text is None:
         raise ValueError(f"against is {against}, but there are no words; give a text")
 
@@ -229,10 +264,14 @@ def mean_vector(vectors: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
     return F.normalize(vectors.mean(dim=0), dim=0)
 
 
-def candidates(found: Sequence[Hit], count: int, against: Vectors | None) -> tuple[list[Hit], list[Hit]]:
+def candidates(
+    found: Sequence[Hit], count: int, against: Vectors | None
+) -> tuple[list[Hit], list[Hit]]:
     """Returns those of the nearest that are matched, with `against` None only those found by image, and the others."""
     kind = against or "images"
-    able = [place < count and one.width > 0 and one.against == kind for place, one in enumerate(found)]
+    able = [
+        place < count and one.width > 0 and one.against == kind for place, one in enumerate(found)
+    ]
     matched = [one for one, is_able in zip(found, able, strict=True) if is_able]
     return matched, [one for one, is_able in zip(found, able, strict=True) if not is_able]
 
@@ -270,13 +309,18 @@ def two_stages(
     scores = torch.add(match, cosine, alpha=reranking.itc_weight)
     named = reranking.named(match[: len(matched)])
     seconds = scores[: len(matched)].tolist()
-    found = [replace(one, rank_score=score, **value) for one, score, value in zip(matched, seconds, named, strict=True)]
+    found = [
+        replace(one, rank_score=score, **value)
+        for one, score, value in zip(matched, seconds, named, strict=True)
+    ]
     found += others
     ranks, placed = Counter[str](), list[tuple[int, str, Hit]]()
     for row in two_stage_order(cosine, scores).tolist():
         ranks[found[row].against] += 1
         placed.append((ranks[found[row].against], found[row].against, found[row]))
-    ranked = [hit for *_, hit in sorted(placed, key=lambda place: place[:2])]  # captions before images
+    ranked = [
+        hit for *_, hit in sorted(placed, key=lambda place: place[:2])
+    ]  # captions before images
     return [replace(hit, weak=_is_weak(hit, unrelated)) for hit in ranked]
 
 

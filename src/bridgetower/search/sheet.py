@@ -49,9 +49,15 @@ def contact_sheet(
         place(lambda: image, _MARGIN, _MARGIN, _QUERY)
         left += _QUERY + _GAP
     if title is None:
-        query = "images like this one" if text is None else f"“{shortened(text, round(6 * (width - left)))}”"
+        query = (
+            "images like this one"
+            if text is None
+            else f"“{shortened(text, round(6 * (width - left)))}”"
+        )
         count = sum(hit is not None for hit in hits)
-        found = f"{count} hit{'s' if count > 1 else ''}, best first" if count else "nothing was found"
+        found = (
+            f"{count} hit{'s' if count > 1 else ''}, best first" if count else "nothing was found"
+        )
         is_weak = count and all(hit.weak for hit in hits if hit is not None)
         title = query, f"{found}; all weak: unrelated texts come as near" if is_weak else found
     write(title[0], left, _MARGIN + 0.25, 16)

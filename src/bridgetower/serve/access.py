@@ -30,7 +30,9 @@ _IPV6_PREFIX = 64  # of the addresses of one customer
 def video_token(key: str, video: str, expiry: int | None = None) -> str:
     """Returns what stands in a video's address in place of the key: players send no headers."""
     expiry = int(time.time()) + _TOKEN_SECONDS if expiry is None else expiry
-    signature = hmac.new(b"video " + key.encode(), f"{video} {expiry}".encode(), hashlib.sha256).hexdigest()
+    signature = hmac.new(
+        b"video " + key.encode(), f"{video} {expiry}".encode(), hashlib.sha256
+    ).hexdigest()
     return f"{expiry}-{signature}"
 
 
@@ -53,8 +55,15 @@ class AuthMiddleware:
     """
 
     def __init__(self, app: ASGIApp, *, config: ServeConfig, page: Collection[str]) -> None:
-        self._app, self._page, self._sites, self._key = app, page, config.cors_origin, config.api_key
-        self._digest = None if config.api_key is None else hashlib.sha256(config.api_key.encode()).digest()
+        self._app, self._page, self._sites, self._key = (
+            app,
+            page,
+            config.cors_origin,
+            config.api_key,
+        )
+        self._digest = (
+            None if config.api_key is None else hashlib.sha256(config.api_key.encode()).digest()
+        )
         self._names = _LOCAL_NAMES | {config.host, *map(str.lower, config.server_name)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +77,9 @@ class AuthMiddleware:
         video = _VIDEO.fullmatch(scope["path"])
         if self._key is None or video is None:
             return False
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]  # of bytes it takes ASCII only
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[
+            0
+        ]  # of bytes it takes ASCII only
         expiry = given.partition("-")[0]
         if not _EXPIRY.fullmatch(expiry):
             return False
@@ -77,14 +88,24 @@ class AuthMiddleware:
 
     def _error(self, headers: Headers, method: str, path: str) -> ApiError | None:
         if path in OPEN and method not in ("GET", "HEAD"):
-            return ApiError(405, f"{method} {path}: expected GET or HEAD", headers={"Allow": "GET, HEAD"})
+            return ApiError(
+                405, f"{method} {path}: expected GET or HEAD", headers={"Allow": "GET, HEAD"}
+            )
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._digest is not None:
             digest = hashlib.sha256(given.strip().encode(errors="surrogateescape")).digest()
-            if hmac.compare_digest(digest, self._digest):  # of one length, in the same time for any key
+            if hmac.compare_digest(
+                digest, self._digest
+            ):  # of one length, in the same time for any key
                 return None
-        fetch = (headers.get("origin"), headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest"))
-        is_link = method == "GET" and path in ("/", "/docs") and fetch == (None, "navigate", "document")
+        fetch = (
+            headers.get("origin"),
+            headers.get("sec-fetch-mode"),
+            headers.get("sec-fetch-dest"),
+        )
+        is_link = (
+            method == "GET" and path in ("/", "/docs") and fetch == (None, "navigate", "document")
+        )
         if not is_link and not self._is_from_here(headers):
             message = (
                 "this server answers no other site's pages; allow a site with --cors-origin, and let a proxy in front "
@@ -117,7 +138,9 @@ class AuthMiddleware:
         if site is not None:
             return site in ("same-origin", "none")
         hosts = [headers.get(name, "").lower() for name in ("host", "x-forwarded-host")]
-        return str(origin).lower() in [f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts if host]
+        return str(origin).lower() in [
+            f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts if host
+        ]
 
 
 class ProxyMiddleware:
@@ -136,5 +159,7 @@ class ProxyMiddleware:
             scope["path"] = scope["path"].removeprefix(self._prefix)
         client = ipaddress.ip_address(scope["client"][0]) if scope.get("client") else None
         if not any(client in network for network in self._trusted):
-            scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"x-forwarded-host"]
+            scope["headers"] = [
+                (name, value) for name, value in scope["headers"] if name != b"x-forwarded-host"
+            ]
         await self._app(scope, receive, send)

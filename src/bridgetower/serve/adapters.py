@@ -23,14 +23,26 @@ from bridgetower.serve.model_routes import (
     rerank,
     scored,
 )
-from bridgetower.serve.schemas import COMPUTING, Body, JsonRoute, Listed, Several, Source, Text, json_of, listed
+from bridgetower.serve.schemas import (
+    COMPUTING,
+    Body,
+    JsonRoute,
+    Listed,
+    Several,
+    Source,
+    Text,
+    json_of,
+    listed,
+)
 from bridgetower.serve.service import Served
 
 _TEXTS: list[Any] = ["a red square", "two dogs"]
 router = APIRouter(route_class=JsonRoute, tags=["protocols of other servers"])
 
 
-class EncodeRequest(Body, json_schema_extra={"examples": [{"text": "a red square", "img_b64_str": IMAGE}]}):
+class EncodeRequest(
+    Body, json_schema_extra={"examples": [{"text": "a red square", "img_b64_str": IMAGE}]}
+):
     text: Text
     img_b64_str: Source | None = None
     truncate: bool = True
@@ -45,7 +57,9 @@ async def encode(body: EncodeRequest, service: Served) -> Response:
     """OPEA's: the vector of a text, or of an image together with a text."""
     image, model = body.img_b64_str, service.main
     work: dict[Unit, int] = {"text" if image is None else "pair": 1}
-    with service.admission(work, "text", body.model, "embeddings" if image is None else None, images=[image]):
+    with service.admission(
+        work, "text", body.model, "embeddings" if image is None else None, images=[image]
+    ):
         (pixels,) = await model.images([image], "img_b64_str")
         (ids,) = await model.texts([body.text], "text", truncate=body.truncate)
         (vector,) = await service.scheduler.submit([Item(image=pixels, ids=ids)])
@@ -62,7 +76,9 @@ class _Inference(Body):
     """What text-embeddings-inference takes beside the inputs; other values than these would need another vector."""
 
     prompt_name: None = None
-    truncation_direction: Annotated[Literal["right"], BeforeValidator(lambda given: str(given).lower())] = "right"
+    truncation_direction: Annotated[
+        Literal["right"], BeforeValidator(lambda given: str(given).lower())
+    ] = "right"
 
 
 class EmbedRequest(_Inference, json_schema_extra={"examples": [{"inputs": _TEXTS}]}):
@@ -106,7 +122,9 @@ async def similarity(body: SimilarityRequest, service: Served) -> Response:
     given = body.inputs
     if body.parameters is not None:
         body.truncate = body.parameters.truncate
-    scores, _, _ = await scored(service, body, [given.source_sentence], given.sentences, "sentences")
+    scores, _, _ = await scored(
+        service, body, [given.source_sentence], given.sentences, "sentences"
+    )
     return await _json(scores)
 
 
@@ -131,9 +149,14 @@ async def rerank_either(body: EitherRerank, service: Served) -> Response:
     if body.texts is None:
         return await rerank(body, service)
     scores, _, _ = await scored(service, body, [body.query], body.texts, "texts")
-    rows: list[dict[str, Any]] = [{"index": number, "score": scores[number]} for number in best_first(scores)]
+    rows: list[dict[str, Any]] = [
+        {"index": number, "score": scores[number]} for number in best_first(scores)
+    ]
     if body.return_text:
-        rows = [{**row, "text": body.texts[row["index"]].text or body.texts[row["index"]].image} for row in rows]
+        rows = [
+            {**row, "text": body.texts[row["index"]].text or body.texts[row["index"]].image}
+            for row in rows
+        ]
     return await _json(rows)
 
 
@@ -150,14 +173,19 @@ def _documents(given: Any) -> Any:
         return [entry[0] for entry in entries]
     if isinstance(given, dict) and "content" in given:
         parts = _Parts.model_validate(given).content
-        return [{"text": one.text} if isinstance(one, TextPart) else {"image": one.image_url.url} for one in parts]
+        return [
+            {"text": one.text} if isinstance(one, TextPart) else {"image": one.image_url.url}
+            for one in parts
+        ]
     return [given] if isinstance(given, str | dict) else given
 
 
 _Entries = Annotated[
     list[TextOrImage],
     Several,
-    BeforeValidator(_documents, json_schema_input_type=Text | _Parts | Annotated[list[Text], Several]),
+    BeforeValidator(
+        _documents, json_schema_input_type=Text | _Parts | Annotated[list[Text], Several]
+    ),
 ]
 
 
@@ -165,7 +193,8 @@ class ScoreRequest(Body):
     """One query or as many as there are documents, each a text or an image."""
 
     model_config = ConfigDict(
-        populate_by_name=True, json_schema_extra={"examples": [{"text_1": _TEXTS[0], "text_2": _TEXTS}]}
+        populate_by_name=True,
+        json_schema_extra={"examples": [{"text_1": _TEXTS[0], "text_2": _TEXTS}]},
     )
     queries: _Entries = Field(validation_alias=AliasChoices("text_1", "queries", "data_1"))
     documents: _Entries = Field(validation_alias=AliasChoices("text_2", "documents", "data_2"))
@@ -190,7 +219,9 @@ class Score(BaseModel):
 async def score(body: ScoreRequest, service: Served) -> Response:
     """vLLM's: how well each document fits its query, as in `/v1/rerank`."""
     scores, _, items = await scored(service, body, body.queries, body.documents, "text_2")
-    rows = [{"object": "score", "index": number, "score": value} for number, value in enumerate(scores)]
+    rows = [
+        {"object": "score", "index": number, "score": value} for number, value in enumerate(scores)
+    ]
     found = listed(rows, service.main.name, service.main.tokens(items))
     return await json_of(lambda: {**found, "created": int(time.time())}, len(rows))
 

@@ -25,11 +25,19 @@ from bridgetower.serve.service import MIB, Served, Service, Use
 
 router = APIRouter(tags=["server"])
 
-PAGE = {"/": "index.html", "/docs": "docs.html"}  # the file at each path of the pages, which use the public routes
+PAGE = {
+    "/": "index.html",
+    "/docs": "docs.html",
+}  # the file at each path of the pages, which use the public routes
 PAGE |= {f"/{name}": name for name in ("page.css", "page.js", "docs.js", "elements.js")}
 _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
-_OF_INDEX = {"/v1/search": "POST", "/v1/index": "GET", "/v1/images/{id}": "GET", "/v1/videos/{id}": "GET"}
+_OF_INDEX = {
+    "/v1/search": "POST",
+    "/v1/index": "GET",
+    "/v1/images/{id}": "GET",
+    "/v1/videos/{id}": "GET",
+}
 _PAGE_HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": (
@@ -54,7 +62,9 @@ def build_app(service: Service) -> FastAPI:
         default_response_class=AsciiResponse,
         redirect_slashes=False,  # to an address in full, which a proxy may have another name for
         servers=[{"url": config.root_path}] if config.root_path else None,
-        exception_handlers=dict.fromkeys((ApiError, HTTPException, RequestValidationError, Exception), handle),
+        exception_handlers=dict.fromkeys(
+            (ApiError, HTTPException, RequestValidationError, Exception), handle
+        ),
     )
     app.state.service = service
     app.include_router(model_routes.router)
@@ -74,8 +84,12 @@ def build_app(service: Service) -> FastAPI:
     for path, name in PAGE.items() if config.page else ():
         content = files("bridgetower.serve").joinpath("static", name).read_bytes()
         file = Response(content, media_type=_KINDS[name.partition(".")[2]], headers=_PAGE_HEADERS)
-        app.add_api_route(path, lambda file=file: file, response_class=Response, include_in_schema=False)
-    app.add_middleware(RequestLimitsMiddleware, max_body=config.max_body * MIB, timeout=config.timeout)
+        app.add_api_route(
+            path, lambda file=file: file, response_class=Response, include_in_schema=False
+        )
+    app.add_middleware(
+        RequestLimitsMiddleware, max_body=config.max_body * MIB, timeout=config.timeout
+    )
     app.add_middleware(AuthMiddleware, config=config, page=PAGE.keys())
     if config.cors_origin:
         app.add_middleware(
@@ -103,7 +117,9 @@ def build_app(service: Service) -> FastAPI:
             content["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         return AsciiResponse(content)
 
-    app.add_api_route("/openapi.json", cache(described), include_in_schema=False, response_model=None)
+    app.add_api_route(
+        "/openapi.json", cache(described), include_in_schema=False, response_model=None
+    )
     return app
 
 
@@ -135,7 +151,11 @@ async def models(service: Served) -> Models:
             image_size=processor.config.image_size,
             max_tokens=processor.config.max_length,
             mask_token=processor.mask_token,
-            uses=[use for use in get_args(Use) if service.model_for(use) is served and served.lacking(use) is None],
+            uses=[
+                use
+                for use in get_args(Use)
+                if service.model_for(use) is served and served.lacking(use) is None
+            ],
         )
         for served in service.models
         for processor in [served.predictor.processor]
@@ -153,9 +173,7 @@ async def completions() -> Models:
 @router.post("/v1/completions", include_in_schema=False)
 async def chat() -> None:
     """Refuse to generate text, in words."""
-    message = (
-        "this server generates no text; send that to a language model, with what /v1/search finds (docs/videos.md)"
-    )
+    message = "this server generates no text; send the hits of /v1/search to a language model (docs/videos.md)"
     raise ApiError(404, message, code="not_a_language_model")
 
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 from bridgetower.model.plain import AT_LEAST_1, check_numbers
 
-MOST_ITEMS = 4096  # of `max_items`, and most entries in any list of a request: more would take long to parse
+MOST_ITEMS = (
+    4096  # of `max_items`, and most entries in any list of a request: more would take long to parse
+)
 MOST_TOP = 100  # answers to a question, words for a mask or hits of a search in one request
 
 _NAME = r"[a-z0-9.-]+"
@@ -24,8 +26,16 @@ _FORMS: tuple[tuple[str, Callable[[str], object], str], ...] = (
     ("allow_host", _is(f"{_NAME}(:[0-9]+)?"), "a name such as images.example.org, or name:port"),
     ("server_name", _is(_NAME), "a name such as photos.example.org, without a port"),
     ("root_path", _is("(/[a-z0-9._~-]+)*"), "a prefix such as /photos, without a slash at its end"),
-    ("forwarded_allow_ips", ipaddress.ip_network, "an address or a network, such as 127.0.0.1 or 10.0.0.0/8"),
-    ("cors_origin", _is(f"(?-i:https?://{_NAME}(:[0-9]+)?)"), "a site such as https://app.example.org, without a path"),
+    (
+        "forwarded_allow_ips",
+        ipaddress.ip_network,
+        "an address or a network, such as 127.0.0.1 or 10.0.0.0/8",
+    ),
+    (
+        "cors_origin",
+        _is(f"(?-i:https?://{_NAME}(:[0-9]+)?)"),
+        "a site such as https://app.example.org, without a path",
+    ),
 )
 
 
@@ -80,13 +90,25 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         counts = ("max_batch", "queue", "max_body", "max_pixels", "replicas")
-        check_numbers(self, "", port=(0, 2**16 - 1), max_items=(1, MOST_ITEMS), **dict.fromkeys(counts, AT_LEAST_1))
+        check_numbers(
+            self,
+            "",
+            port=(0, 2**16 - 1),
+            max_items=(1, MOST_ITEMS),
+            **dict.fromkeys(counts, AT_LEAST_1),
+        )
         if self.timeout <= 0:
             raise ValueError(f"timeout is {self.timeout}; expected more than 0")
-        if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):
-            raise ValueError("the API key is empty or has characters that cannot be sent; expected printable ASCII")
+        if self.api_key is not None and not (
+            self.api_key and self.api_key.isascii() and self.api_key.isprintable()
+        ):
+            raise ValueError(
+                "the API key is empty or has characters that cannot be sent; expected printable ASCII"
+            )
         if self.api_key is not None and self.api_key.strip() != self.api_key:
-            raise ValueError("the API key begins or ends with a space, which HTTP does not send; leave the space out")
+            raise ValueError(
+                "the API key begins or ends with a space, which HTTP does not send; leave the space out"
+            )
         for name, form, expected in _FORMS:
             values = getattr(self, name)
             for value in (values,) if isinstance(values, str) else values:

@@ -8,7 +8,9 @@ from bridgetower.model.config import FusionConfig, ModelConfig, TextConfig, Visi
 
 Unit = Literal["text", "image", "pair", "gradient"]
 
-_PARTS = 64  # of a pair that costs are rounded to: as a power of two, so that sums of costs are exact
+_PARTS = (
+    64  # of a pair that costs are rounded to: as a power of two, so that sums of costs are exact
+)
 
 
 def unit_costs(config: ModelConfig, text_length: int) -> dict[Unit, float]:
@@ -21,8 +23,15 @@ def unit_costs(config: ModelConfig, text_length: int) -> dict[Unit, float]:
     cross_attention = config.fusion.num_layers * 4 * config.fusion.hidden_size**2
     fusion = (_layers(config.fusion) + cross_attention) * (config.vision.num_tokens + text_length)
     pair = image + text + fusion
-    operations: dict[Unit, int] = {"text": text, "image": image, "pair": pair, "gradient": pair + 2 * fusion}
-    return {unit: max(1, round(_PARTS * count / pair)) / _PARTS for unit, count in operations.items()}
+    operations: dict[Unit, int] = {
+        "text": text,
+        "image": image,
+        "pair": pair,
+        "gradient": pair + 2 * fusion,
+    }
+    return {
+        unit: max(1, round(_PARTS * count / pair)) / _PARTS for unit, count in operations.items()
+    }
 
 
 def _layers(part: VisionConfig | TextConfig | FusionConfig) -> int:

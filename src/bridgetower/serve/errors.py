@@ -28,7 +28,9 @@ _CODES = {
     429: "queue_full",
     503: "timeout",
 }
-_MESSAGE_ALONE = b"Prediction Guard"  # begins the User-Agent of a client that takes no object as an error
+_MESSAGE_ALONE = (
+    b"Prediction Guard"  # begins the User-Agent of a client that takes no object as an error
+)
 _SHOWN, _SHOWN_MESSAGE = 100, 500  # characters of what a client sent that it gets back
 
 
@@ -51,7 +53,9 @@ class ApiError(Exception):
 
     def response(self, scope: Mapping[str, Any]) -> Response:
         """Returns it as a response; half a surrogate pair in a message is escaped."""
-        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        kind = _TYPES.get(
+            self.status, "server_error" if self.status >= 500 else "invalid_request_error"
+        )
         content = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         agents = [value for name, value in scope["headers"] if name == b"user-agent"]
         error = self.message if agents and agents[0].startswith(_MESSAGE_ALONE) else content
@@ -61,7 +65,9 @@ class ApiError(Exception):
 def failed(scope: Mapping[str, Any], error: Exception) -> ApiError:
     """Returns the error for a failure of the server; its reason is only logged."""
     place = f"{scope['method']} {quote(scope['path'])}"
-    logger.error("%s failed, request %s", place, scope.get("state", {}).get("request_id"), exc_info=error)
+    logger.error(
+        "%s failed, request %s", place, scope.get("state", {}).get("request_id"), exc_info=error
+    )
     return ApiError(500, "the server failed; its log has the reason", code="internal_error")
 
 
@@ -71,9 +77,13 @@ async def handle(request: Request, error: Exception) -> Response:
         message = f"{request.method} {quote(request.scope['path'])}: {error.detail}"
         error = ApiError(error.status_code, message, headers=error.headers)
     elif isinstance(error, RequestValidationError):
-        problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]  # without "body" or "query"
+        problems = [
+            {**problem, "loc": problem["loc"][1:]} for problem in error.errors()
+        ]  # without "body" or "query"
         error, kind = invalid_request(problems), request.headers.get("content-type", "")
-        if request.method == "POST" and not problems[0]["loc"] and "json" not in kind:  # FastAPI has not read it then
+        if (
+            request.method == "POST" and not problems[0]["loc"] and "json" not in kind
+        ):  # FastAPI has not read it then
             message = "the body is not sent as JSON; send it with the header Content-Type: application/json"
             error = ApiError(400, message)
     elif not isinstance(error, ApiError):
@@ -86,8 +96,12 @@ def invalid_request(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     problem = problems[0]
     place = [str(part) for part in problem["loc"] if part != "body"]
     if problem["type"] == "json_invalid":
-        return ApiError(400, f"the body is not valid JSON: {problem['ctx']['error']}", code="invalid_json")
-    known = [part for part in place if len(part) <= _SHOWN and (part.isidentifier() or part.isdigit())]
+        return ApiError(
+            400, f"the body is not valid JSON: {problem['ctx']['error']}", code="invalid_json"
+        )
+    known = [
+        part for part in place if len(part) <= _SHOWN and (part.isidentifier() or part.isdigit())
+    ]
     param = ".".join(known) or None
     message = str(problem["msg"]).removeprefix("Value error, ")[:_SHOWN_MESSAGE]
     large = problem["type"] == "too_long" and problem["ctx"]["max_length"] == MOST_ITEMS

@@ -37,9 +37,13 @@ MAX_CHARACTERS = 20_000  # of one text; models take far fewer
 _TOGETHER = 2**22  # characters of all texts of one field of a request
 _BASE64 = 2**20  # characters that are decoded at once; meanwhile no other thread of Python runs
 _AT_ONCE = 2000  # characters that are tokenised in less time than handing them to a thread takes
-_SLICE = 40_000  # characters, or texts of one more, that are tokenised in one piece of a thread's work
+_SLICE = (
+    40_000  # characters, or texts of one more, that are tokenised in one piece of a thread's work
+)
 
-_BARE = re.compile(r"(?:/9j/|[A-Za-z0-9+])[A-Za-z0-9+/]{31}")  # of a path, the first letter is no slash
+_BARE = re.compile(
+    r"(?:/9j/|[A-Za-z0-9+])[A-Za-z0-9+/]{31}"
+)  # of a path, the first letter is no slash
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII | re.IGNORECASE)
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _SHOWN = 40
@@ -67,7 +71,9 @@ class Decoders:
             process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
-        job = json.dumps({"length": len(content), "side": side, "background": None, "fit": None, **options})
+        job = json.dumps(
+            {"length": len(content), "side": side, "background": None, "fit": None, **options}
+        )
         try:
             process.stdin.write(job.encode() + b"\n")
             process.stdin.write(content)
@@ -83,8 +89,12 @@ class Decoders:
                 self._idle.append(self._started())
             most = f"{self.memory // 10**6} MB"
             if status == -signal.SIGPROF:
-                most = f"{images.SECONDS:g} s + {images.SECONDS_PER_MEGAPIXEL:g} s per million pixels"
-            raise ValueError(f"the image takes more than {most} to decode; save it in another way") from error
+                most = (
+                    f"{images.SECONDS:g} s + {images.SECONDS_PER_MEGAPIXEL:g} s per million pixels"
+                )
+            raise ValueError(
+                f"the image takes more than {most} to decode; save it in another way"
+            ) from error
         self._idle.append(process)
         if "error" in answer:
             raise ValueError(answer["error"])
@@ -98,7 +108,12 @@ class Decoders:
 
     def _started(self) -> Popen[bytes]:
         try:
-            process = Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            process = Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
         except OSError as error:  # of which the image is not to blame
             raise RuntimeError(f"no process can be started to decode images: {error}") from error
         self.processes.add(process)
@@ -108,9 +123,13 @@ class Decoders:
 class Inputs:
     """Prepares images and texts in threads of its own, so that the event loop stays free."""
 
-    def __init__(self, processor: Processor, decoders: Decoders, *, remote: RemoteImages | None = None) -> None:
+    def __init__(
+        self, processor: Processor, decoders: Decoders, *, remote: RemoteImages | None = None
+    ) -> None:
         self._processor, self.decoders, self._remote = processor, decoders, remote
-        self._threads = Turns(available_cores(), "inputs", time.monotonic)  # work is done in other processes too
+        self._threads = Turns(
+            available_cores(), "inputs", time.monotonic
+        )  # work is done in other processes too
 
     def warm(self) -> None:
         """Starts a decoder, and the tokenizer's threads: without memory for them later it would fail for ever."""
@@ -119,7 +138,9 @@ class Inputs:
 
     def fetches(self, sources: Iterable[str | None]) -> bool:
         """Whether one of some images is fetched from another host."""
-        return self._remote is not None and any(_URL.match(source) for source in sources if source is not None)
+        return self._remote is not None and any(
+            _URL.match(source) for source in sources if source is not None
+        )
 
     def prepared(self, content: bytes) -> Resized:
         return self._processor.prepare(content, decode=self.decoders.open)
@@ -128,7 +149,9 @@ class Inputs:
         """Decodes images and brings them to the model's size; None in the place of one stays."""
         return await self.decoded(lambda content: self.prepared(content).pixels, sources, param)
 
-    async def decoded(self, decode: Callable[[bytes], Any], sources: Sequence[str | None], param: str) -> list[Any]:
+    async def decoded(
+        self, decode: Callable[[bytes], Any], sources: Sequence[str | None], param: str
+    ) -> list[Any]:
         """Decodes images; errors name them by their numbers in the field."""
 
         async def one(turn: RequestJobs[Any], source: str | None, param: str) -> Any:
@@ -140,11 +163,20 @@ class Inputs:
                         return await self._threads.run(turn, lambda: decode(content))
                 return await self._threads.run(turn, lambda: decode(_content(source)))
             except (ValueError, OSError) as error:
-                raise ApiError(400, f"{param}: {error}", param=param, code="invalid_image") from error
+                raise ApiError(
+                    400, f"{param}: {error}", param=param, code="invalid_image"
+                ) from error
 
-        params = [param] if len(sources) == 1 else [f"{param}.{number}" for number in range(len(sources))]
+        params = (
+            [param]
+            if len(sources) == 1
+            else [f"{param}.{number}" for number in range(len(sources))]
+        )
         with self._threads.turn() as turn:
-            jobs = [asyncio.ensure_future(one(turn, *source)) for source in zip(sources, params, strict=True)]
+            jobs = [
+                asyncio.ensure_future(one(turn, *source))
+                for source in zip(sources, params, strict=True)
+            ]
             try:
                 return await asyncio.gather(*jobs)
             finally:
@@ -157,7 +189,9 @@ class Inputs:
             message = f"{param}: a text has {longest} characters, the limit is {MAX_CHARACTERS}"
             raise ApiError(400, message, param=param)
         if together > _TOGETHER:
-            message = f"{param}: {together} characters, the limit is {_TOGETHER}; send several requests"
+            message = (
+                f"{param}: {together} characters, the limit is {_TOGETHER}; send several requests"
+            )
             raise ApiError(413, message, param=param)
 
         def tokenised(start: int, end: int) -> list[list[int]]:
@@ -168,10 +202,16 @@ class Inputs:
                 found = [tokenised(0, len(texts))]
             else:
                 ends = enumerate(accumulate(map(len, texts)))
-                starts = [next(group)[0] for _, group in groupby(ends, lambda end: end[1] // _SLICE)]
-                found = await self.each(*(partial(tokenised, *part) for part in pairwise([*starts, len(texts)])))
+                starts = [
+                    next(group)[0] for _, group in groupby(ends, lambda end: end[1] // _SLICE)
+                ]
+                found = await self.each(
+                    *(partial(tokenised, *part) for part in pairwise([*starts, len(texts)]))
+                )
         except ValueError as error:
-            message = str(error).replace(", or pass truncate=True to cut it", ', or send "truncate": true to cut it')
+            message = str(error).replace(
+                ", or pass truncate=True to cut it", ', or send "truncate": true to cut it'
+            )
             raise ApiError(400, f"{param}: {message}", param=param) from error
         return [tuple(ids) for part in found for ids in part]
 

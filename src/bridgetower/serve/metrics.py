@@ -15,7 +15,14 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Match
@@ -41,10 +48,14 @@ class Metrics:
         about = "From the first byte of a request to the last of its response."
         self.request_seconds = histogram("request_seconds", about, ("route",))
         self.in_flight = gauge("requests_in_flight", "Requests that are read or answered now.")
-        self.admitted = gauge("cost_admitted", "Cost of requests admitted and not yet answered, in pairs.")
+        self.admitted = gauge(
+            "cost_admitted", "Cost of requests admitted and not yet answered, in pairs."
+        )
         self.queued = gauge("cost_queued", "Cost of items that wait for a batch.")
         self.computing = gauge("cost_computing", "Cost of items that are computed now.")
-        self.queue_seconds = histogram("queue_seconds", "Time that items of a request waited for a batch.")
+        self.queue_seconds = histogram(
+            "queue_seconds", "Time that items of a request waited for a batch."
+        )
         self.batch_items = histogram("batch_items", "Items computed together.", buckets=_ITEMS)
         self.batch_seconds = histogram("batch_seconds", "Time for a batch.")
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
@@ -65,7 +76,9 @@ class ObservingMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = Headers(scope=scope).get("x-request-id", "")
-        number = scope.setdefault("state", {})["request_id"] = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        number = scope.setdefault("state", {})["request_id"] = (
+            given if _ID.fullmatch(given) else uuid.uuid4().hex
+        )
         started, status, size, method = time.perf_counter(), _CLIENT_LEFT, 0, scope["method"]
 
         async def noting(message: Message) -> None:

@@ -31,11 +31,15 @@ class RequestLimitsMiddleware:
     queued items are not computed.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body: int, timeout: float, requests: int = _REQUESTS) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_body: int, timeout: float, requests: int = _REQUESTS
+    ) -> None:
         self._app, self._max_body, self.timeout = app, max_body, timeout
         self.most_bytes = _BODIES * max_body
         self._requests, self._bytes = Shares(requests), Shares(self.most_bytes)
-        self._reading: dict[asyncio.Timeout, Hashable] = {}  # clients whose bodies arrive, longest on its way first
+        self._reading: dict[
+            asyncio.Timeout, Hashable
+        ] = {}  # clients whose bodies arrive, longest on its way first
         self._starts = Starts()
         self.answers: set[_Answer] = set()
 
@@ -99,7 +103,9 @@ class RequestLimitsMiddleware:
         except TimeoutError:
             if limit not in self._reading:
                 raise _busy("too many requests at once") from None
-            error = ApiError(408, f"the request was not sent within {self.timeout:g} s; send less, or faster")
+            error = ApiError(
+                408, f"the request was not sent within {self.timeout:g} s; send less, or faster"
+            )
             raise error from None
         finally:
             self._reading.pop(limit, None)
@@ -110,7 +116,14 @@ class RequestLimitsMiddleware:
             raise ApiError(413, message)
 
     async def _answer(
-        self, scope: Scope, body: bytearray, receive: Receive, send: Send, deadline: float, *, head: bool = False
+        self,
+        scope: Scope,
+        body: bytearray,
+        receive: Receive,
+        send: Send,
+        deadline: float,
+        *,
+        head: bool = False,
     ) -> None:
         """Runs the application until the deadline, or until the client disconnects or stalls."""
         left, limit = False, asyncio.timeout_at(deadline)
@@ -150,7 +163,9 @@ class RequestLimitsMiddleware:
 class _Answer:
     """Sends a response in parts, each of which has the whole time, and counts the bytes that were not yet read."""
 
-    def __init__(self, limits: RequestLimitsMiddleware, send: Send, limit: asyncio.Timeout, *, head: bool) -> None:
+    def __init__(
+        self, limits: RequestLimitsMiddleware, send: Send, limit: asyncio.Timeout, *, head: bool
+    ) -> None:
         self._limits, self._send, self._limit, self._head = limits, send, limit, head
         self.started = self.done = False
         self._size = self._sent = 0
@@ -168,7 +183,9 @@ class _Answer:
             return
         others, now = self._limits.answers, asyncio.get_running_loop().time()
         self._size, self._since = len(body), now
-        while others and self._size + sum(other._size for other in others) > self._limits.most_bytes:
+        while (
+            others and self._size + sum(other._size for other in others) > self._limits.most_bytes
+        ):
             slowest = min(others, key=lambda other: other._sent / (now - other._since + 1e-3))
             others.discard(slowest)
             _expire(slowest._limit)
@@ -176,7 +193,9 @@ class _Answer:
         try:
             for start in range(0, len(body), _OWN):
                 more = start + _OWN < len(body) or message.get("more_body", False)
-                await self._send_part({**message, "body": body[start : start + _OWN], "more_body": more})
+                await self._send_part(
+                    {**message, "body": body[start : start + _OWN], "more_body": more}
+                )
                 self._sent = start + _OWN
         finally:
             others.discard(self)
@@ -222,7 +241,11 @@ class StrictHttpMiddleware:
 
 def _bad_head(scope: Scope) -> ApiError | None:
     given: list[tuple[bytes, bytes]] = scope["headers"]
-    size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(b"".join(line)) + 4 for line in given)
+    size = (
+        len(scope["raw_path"])
+        + len(scope["query_string"])
+        + sum(len(b"".join(line)) + 4 for line in given)
+    )
     if size > HEAD_BYTES:
         message = f"the headers have {size} bytes; expected {HEAD_BYTES} at most"
         return ApiError(431, message, code="invalid_http", headers={"Connection": "close"})
@@ -231,7 +254,9 @@ def _bad_head(scope: Scope) -> ApiError | None:
         return _invalid(f"the request has {len(hosts)} Host headers; expected one with a name")
     encodings = [value.strip().lower() for name, value in given if name == b"transfer-encoding"]
     if encodings not in ([], [b"chunked"]):
-        return _invalid("the body is sent with a Transfer-Encoding other than chunked, which is not read")
+        return _invalid(
+            "the body is sent with a Transfer-Encoding other than chunked, which is not read"
+        )
     return None
 
 
@@ -240,7 +265,9 @@ def _has_body(headers: Headers) -> bool:
 
 
 def _invalid(reason: str) -> ApiError:
-    return ApiError(400, f"{reason}; expected HTTP/1.1", code="invalid_http", headers={"Connection": "close"})
+    return ApiError(
+        400, f"{reason}; expected HTTP/1.1", code="invalid_http", headers={"Connection": "close"}
+    )
 
 
 def _busy(reason: str) -> ApiError:

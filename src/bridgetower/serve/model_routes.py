@@ -14,10 +14,27 @@ import torch
 from annotated_types import Len
 from fastapi import APIRouter, Response
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from bridgetower.attention import Method, view_of, words_of
-from bridgetower.inference import TEMPLATES, Choice, FilledWord, Item, Kind, Pixels, label_choices, prompts_of
+from bridgetower.inference import (
+    TEMPLATES,
+    Choice,
+    FilledWord,
+    Item,
+    Kind,
+    Pixels,
+    label_choices,
+    prompts_of,
+)
 from bridgetower.serve.config import MOST_TOP
 from bridgetower.serve.costs import Unit
 from bridgetower.serve.errors import ApiError
@@ -69,7 +86,10 @@ class Message(BaseModel, extra="forbid"):
     """A message with at most one image and one text."""
 
     role: Literal["user"]
-    content: Text | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Several]
+    content: (
+        Text
+        | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Several]
+    )
 
 
 class Content(BaseModel, extra="forbid"):
@@ -97,7 +117,10 @@ def _whole(given: Any) -> None:
         raise ValueError("this model was not trained for shortened vectors; leave it out")
 
 
-_PARTS = [{"type": "image_url", "image_url": {"url": IMAGE}}, {"type": "text", "text": "a red square"}]
+_PARTS = [
+    {"type": "image_url", "image_url": {"url": IMAGE}},
+    {"type": "text", "text": "a red square"},
+]
 _EMBEDDINGS = [
     {"input": ["two dogs in the snow", "a red square"]},
     {"input": IMAGE, "modality": "image"},
@@ -113,17 +136,25 @@ class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
 
     modality: Modality = Field("text", description="What strings in `input` are.")
     input: Annotated[list[Content], Several] | None = Field(
-        None, description="Texts, images, or objects with a text, an image or both, which get one vector together."
+        None,
+        description="Texts, images, or objects with a text, an image or both, which get one vector together.",
     )
     messages: Annotated[list[Message], Field(min_length=1, max_length=1)] | None = None
-    encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32.")
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="base64: of little-endian float32."
+    )
     dimensions: Annotated[None, BeforeValidator(_whole)] = Field(None, description="Not possible.")
     embedding_type: Literal["float", "base64", "binary", "ubinary"] | None = Field(
-        None, description="Jina's `encoding_format`; binary: signs, eight in an int8, ubinary: in an uint8."
+        None,
+        description="Jina's `encoding_format`; binary: signs, eight in an int8, ubinary: in an uint8.",
     )
-    task: str | None = Field(None, max_length=1000, description="Accepted because Jina's clients send it; not used.")
+    task: str | None = Field(
+        None, max_length=1000, description="Accepted because Jina's clients send it; not used."
+    )
     normalized: bool = Field(True, description="Likewise: the vectors have length one in any case.")
-    truncation_direction: Annotated[Literal["right"], BeforeValidator(lambda given: str(given).lower())] = "right"
+    truncation_direction: Annotated[
+        Literal["right"], BeforeValidator(lambda given: str(given).lower())
+    ] = "right"
 
     @field_validator("input", mode="before", json_schema_input_type=_Entries)
     @classmethod
@@ -136,7 +167,10 @@ class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
                 "token ids, which are another tokenizer's; expected texts (in LangChain: "
                 "OpenAIEmbeddings(check_embedding_ctx_length=False))"
             )
-        return [{info.data.get("modality", "text"): one} if isinstance(one, str) else one for one in several]
+        return [
+            {info.data.get("modality", "text"): one} if isinstance(one, str) else one
+            for one in several
+        ]
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -176,26 +210,40 @@ async def embedded(
     sources = [one.image for one in contents]
     units = Counter(_unit(one) for one in contents)
     joint = set(units) == {"pair"}
-    with service.admission(units, param, body.model, None if joint else "embeddings", images=sources):
+    with service.admission(
+        units, param, body.model, None if joint else "embeddings", images=sources
+    ):
         items = await service.main.items(contents, param, truncate=body.truncate)
         return items, await service.scheduler.submit(items)
 
 
-@router.post("/v1/embeddings", response_model=Listed[Embedding], responses=COMPUTING, tags=["embeddings"])
+@router.post(
+    "/v1/embeddings", response_model=Listed[Embedding], responses=COMPUTING, tags=["embeddings"]
+)
 async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
     """Turn texts and images into vectors that can be compared, or an image and a text together into a joint vector."""
-    items, vectors = await embedded(service, body, body.contents(), "messages" if body.messages else "input")
+    items, vectors = await embedded(
+        service, body, body.contents(), "messages" if body.messages else "input"
+    )
 
     def content() -> dict[str, Any]:
         form = body.embedding_type or body.encoding_format
         if form == "float":
             written: list[Any] = [vector.tolist() for vector in vectors]
         elif form == "base64":
-            written = [base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode() for vector in vectors]
+            written = [
+                base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
+                for vector in vectors
+            ]
         else:
             signs = [np.packbits(vector.numpy() > 0) for vector in vectors]
-            written = [(one if form == "ubinary" else (one ^ 128).view(np.int8)).tolist() for one in signs]
-        rows = [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(written)]
+            written = [
+                (one if form == "ubinary" else (one ^ 128).view(np.int8)).tolist() for one in signs
+            ]
+        rows = [
+            {"object": "embedding", "index": n, "embedding": vector}
+            for n, vector in enumerate(written)
+        ]
         return listed(rows, service.main.name, service.main.tokens(items))
 
     return await json_of(content, sum(vector.numel() for vector in vectors))
@@ -231,7 +279,9 @@ class RerankRequest(Body, json_schema_extra={"examples": _RERANK}):
     documents: Annotated[list[TextOrImage], Several]
     top_n: int | None = Field(None, ge=1, description="Results to return; all of them if left out.")
     return_documents: bool = Field(False, description="Repeat the documents in the results.")
-    max_tokens_per_doc: int | None = Field(None, ge=1, strict=True, description="Of Cohere's client; not used.")
+    max_tokens_per_doc: int | None = Field(
+        None, ge=1, strict=True, description="Of Cohere's client; not used."
+    )
 
 
 class Result(BaseModel):
@@ -244,13 +294,19 @@ class RerankResponse(BaseModel):
     """Documents, the most relevant first."""
 
     model: str
-    scored_by: Literal["matching", "cosine"] = Field(description="By `/v1/match`, or between two of one kind.")
+    scored_by: Literal["matching", "cosine"] = Field(
+        description="By `/v1/match`, or between two of one kind."
+    )
     results: list[Result]
     usage: Usage
 
 
 async def scored(
-    service: Service, body: Body, queries: Sequence[Content], documents: Sequence[Content], param: str
+    service: Service,
+    body: Body,
+    queries: Sequence[Content],
+    documents: Sequence[Content],
+    param: str,
 ) -> tuple[list[float], bool, list[Item]]:
     """Computes the relevance of each document to the query, or to its own; and whether by the vectors of both.
 
@@ -258,13 +314,17 @@ async def scored(
     """
     kinds = {one.text is None for one in documents}
     if len(kinds) > 1 or len({one.text is None for one in queries}) > 1:
-        message = f"{param} are texts and images, whose scores cannot be compared; send two requests"
+        message = (
+            f"{param} are texts and images, whose scores cannot be compared; send two requests"
+        )
         raise ApiError(400, message, param=param)
     same, model = {queries[0].text is None} == kinds, service.main
     sources = [one.image for one in (*queries, *documents)]
     use: Literal["embeddings", "match"] = "embeddings" if same else "match"
     compared = (*queries, *documents)
-    work: dict[Unit, int] = {_unit(compared[0]): len(compared)} if same else {"pair": len(documents)}
+    work: dict[Unit, int] = (
+        {_unit(compared[0]): len(compared)} if same else {"pair": len(documents)}
+    )
     with service.admission(work, param, body.model, use, images=sources):
         asked = await model.items(queries, "query", truncate=body.truncate)
         items = await model.items(documents, param, truncate=body.truncate)
@@ -273,14 +333,20 @@ async def scored(
             items = [*asked, *items]
         else:
             items = [
-                Item(kind="match", image=one.image if query.ids else query.image, ids=query.ids or one.ids)
+                Item(
+                    kind="match",
+                    image=one.image if query.ids else query.image,
+                    ids=query.ids or one.ids,
+                )
                 for query, one in zip(repeated, items, strict=True)
             ]
         outcomes = await service.scheduler.submit(items)
     if not same:
         return model.predictor.reranking.match(torch.tensor(outcomes)).tolist(), same, items
     vectors = torch.stack(outcomes)
-    cosines = (vectors[: len(queries)] * vectors[len(queries) :]).sum(dim=-1).clamp(-1, 1)  # rounding may exceed it
+    cosines = (
+        (vectors[: len(queries)] * vectors[len(queries) :]).sum(dim=-1).clamp(-1, 1)
+    )  # rounding may exceed it
     return cosines.tolist(), same, items
 
 
@@ -296,15 +362,24 @@ async def rerank(body: RerankRequest, service: Served) -> Response:
             {
                 "index": number,
                 "relevance_score": scores[number],
-                "document": body.documents[number].model_dump(exclude_none=True) if body.return_documents else None,
+                "document": body.documents[number].model_dump(exclude_none=True)
+                if body.return_documents
+                else None,
             }
             for number in order
         ]
         model, scored_by = service.main, "cosine" if same else "matching"
-        return {"model": model.name, "scored_by": scored_by, "results": results, "usage": usage(model.tokens(items))}
+        return {
+            "model": model.name,
+            "scored_by": scored_by,
+            "results": results,
+            "usage": usage(model.tokens(items)),
+        }
 
     shown = body.documents if body.return_documents else []
-    return await json_of(content, len(order) + sum(len(one.text or one.image or "") for one in shown))
+    return await json_of(
+        content, len(order) + sum(len(one.text or one.image or "") for one in shown)
+    )
 
 
 def best_first(scores: Sequence[float]) -> list[int]:
@@ -319,41 +394,61 @@ class PairRequest(Body):
 async def _answered(use: Use, result: str, body: PairRequest, service: Service) -> Response:
     """Responds with what a head of the model says of each pair."""
     if body.images is None and body.texts is None:  # which may be left out of `classify`
-        raise ApiError(400, "neither images nor texts given; expected one of them at least", param="images")
+        raise ApiError(
+            400, "neither images nor texts given; expected one of them at least", param="images"
+        )
     sources: Sequence[str | None] = body.images or [None] * len(body.texts)
     given, sources_2 = body.texts or [""] * len(sources), getattr(body, "images_2", [])
     texts_param = type(body).model_fields["texts"].alias or "texts"
-    all_pairs = getattr(body, "all_pairs", False) or (len(sources) == 1 and not sources_2)  # one image for all texts
+    all_pairs = getattr(body, "all_pairs", False) or (
+        len(sources) == 1 and not sources_2
+    )  # one image for all texts
     if use == "reason" and len(sources) != len(sources_2):
         message = f"{len(sources)} images and {len(sources_2)} images_2; expected a second one for each first"
         raise ApiError(400, message, param="images_2")
     if not all_pairs and len(sources) != len(given):
-        raise ApiError(400, f"{len(sources)} images and {len(given)} texts; expected as many of one as of the other")
+        raise ApiError(
+            400,
+            f"{len(sources)} images and {len(given)} texts; expected as many of one as of the other",
+        )
     count = len(sources) * len(given) if all_pairs else len(sources) + len(sources_2)
     param, model = "images" if body.images else texts_param, service.model_for(use)
     with service.admission({"pair": count}, param, body.model, use, images=[*sources, *sources_2]):
         processor, top = model.predictor.processor, getattr(body, "top", None) or _ALL
         blank = processor.blank_image().pixels
-        images = [blank if image is None else image for image in await model.images(sources, "images")]
+        images = [
+            blank if image is None else image for image in await model.images(sources, "images")
+        ]
         images_2 = await model.images(sources_2, "images_2")
         texts = await model.texts(given, texts_param, truncate=body.truncate)
         if use == "fill-mask":
-            most, masks = MOST_TOP * service.config.max_items, [ids.count(processor.mask_token_id) for ids in texts]
+            most, masks = (
+                MOST_TOP * service.config.max_items,
+                [ids.count(processor.mask_token_id) for ids in texts],
+            )
             if 0 in masks:
                 message = f"no mask in text {masks.index(0)}; put {processor.mask_token} where a word is missing"
                 raise ApiError(400, f"{texts_param}: {message}", param=texts_param)
             if sum(masks) * top > most:
                 message = f"{sum(masks)} masks with {top} words each, the limit is {most} words; ask for fewer"
                 raise ApiError(413, f"{texts_param}: {message}", param=texts_param)
-        places = [(i, t) for i in range(len(images)) for t in (range(len(texts)) if all_pairs else [i])]
+        places = [
+            (i, t) for i in range(len(images)) for t in (range(len(texts)) if all_pairs else [i])
+        ]
         kind, seconds = cast(Kind, use.replace("-", "_")), images_2 or [None] * len(images)
-        items = [Item(kind=kind, image=images[i], image_2=seconds[i], ids=texts[t], top=top) for i, t in places]
+        items = [
+            Item(kind=kind, image=images[i], image_2=seconds[i], ids=texts[t], top=top)
+            for i, t in places
+        ]
         outcomes = await service.scheduler.submit(items)
 
     def content() -> dict[str, Any]:
         if use == "match":
             named = model.predictor.reranking.named(torch.tensor(outcomes))
-            rows = [{"image": i, "text": t, **shown} for (i, t), shown in zip(places, named, strict=True)]
+            rows = [
+                {"image": i, "text": t, **shown}
+                for (i, t), shown in zip(places, named, strict=True)
+            ]
         else:
             rows = [{"index": number, result: outcome} for number, outcome in enumerate(outcomes)]
         return listed(rows, model.name, model.tokens(items))
@@ -392,7 +487,13 @@ def _route(
     handle.__annotations__["body"] = request
     settings: dict[str, Any] = {"response_model": Listed[numbered], "responses": COMPUTING}  # type: ignore[valid-type]
     router.add_api_route(
-        f"/v1/{use}", handle, methods=["POST"], name=use.replace("-", "_"), description=about, tags=[_PAIRS], **settings
+        f"/v1/{use}",
+        handle,
+        methods=["POST"],
+        name=use.replace("-", "_"),
+        description=about,
+        tags=[_PAIRS],
+        **settings,
     )
 
 
@@ -409,7 +510,12 @@ _route(
         "probability": (float | None, PROBABILITY),
         "score": (float | None, SCORE),
     },
-    {"all_pairs": (bool, Field(False, description="Match every image, the first one first, with every text."))},
+    {
+        "all_pairs": (
+            bool,
+            Field(False, description="Match every image, the first one first, with every text."),
+        )
+    },
 )
 _route(
     "answer",
@@ -443,14 +549,21 @@ _route(
 )
 
 Phrases = Annotated[list[Annotated[str, Len(max_length=1000)]], Several]
-_EXAMPLES = [{"images": IMAGE, "texts": "a red square"}, {"images": IMAGE, "labels": ["a red square", "two dogs"]}]
+_EXAMPLES = [
+    {"images": IMAGE, "texts": "a red square"},
+    {"images": IMAGE, "labels": ["a red square", "two dogs"]},
+]
 
 
 class ClassifyRequest(PairRequest, json_schema_extra={"examples": _EXAMPLES}):
     images: Images | None = None  # type: ignore[assignment]  # here one of the two may be missing
     texts: Texts | None = None  # type: ignore[assignment]
-    labels: Phrases | None = Field(None, description="Classes to compare images with; without, those of the model.")
-    templates: Phrases = Field(list(TEMPLATES), description="Texts with {} where a label goes; its vector is the mean.")
+    labels: Phrases | None = Field(
+        None, description="Classes to compare images with; without, those of the model."
+    )
+    templates: Phrases = Field(
+        list(TEMPLATES), description="Texts with {} where a label goes; its vector is the mean."
+    )
     top: Top | None = Field(None, description="Classes per input; all if left out.")
 
 
@@ -464,11 +577,15 @@ async def classify(body: ClassifyRequest, service: Served) -> Response:
     """Classify images by labels, or images, texts or both with a model fine-tuned on custom classes."""
     if body.labels is None:
         if "templates" in body.model_fields_set:
-            raise ApiError(400, "templates are for labels; give labels too, or neither", param="templates")
+            raise ApiError(
+                400, "templates are for labels; give labels too, or neither", param="templates"
+            )
         return await _answered("classify", "classes", body, service)
     labels, top = body.labels, min(body.top or len(body.labels), len(body.labels))
     if body.images is None or body.texts is not None:
-        raise ApiError(400, "labels are compared with images alone; give images and no texts", param="labels")
+        raise ApiError(
+            400, "labels are compared with images alone; give images and no texts", param="labels"
+        )
     work: dict[Unit, int] = {"image": len(body.images), "text": len(labels) * len(body.templates)}
     with service.admission(work, "labels", body.model, "embeddings", images=body.images):
         if len(body.images) * top > (most := MOST_TOP * service.config.max_items):
@@ -492,10 +609,14 @@ async def classify(body: ClassifyRequest, service: Served) -> Response:
     return await json_of(content, len(images) * top)
 
 
-class ExplainRequest(Body, json_schema_extra={"examples": [{"image": IMAGE, "text": "a red square"}]}):
+class ExplainRequest(
+    Body, json_schema_extra={"examples": [{"image": IMAGE, "text": "a red square"}]}
+):
     image: Source
     text: Text = Field(description="With at least one word.")
-    method: Method = Field("attention", description="`gradcam` weighs it by the gradient of the matching head.")
+    method: Method = Field(
+        "attention", description="`gradcam` weighs it by the gradient of the matching head."
+    )
     view: bool = Field(False, description="Also return the part of the image that the model sees.")
 
 
@@ -508,10 +629,14 @@ class ExplainResponse(BaseModel):
     maps: list[list[list[list[float]]]] = Field(
         description="By layer, word, row and column; of attention each sums to 1."
     )
-    prefix_shares: list[list[float]] = Field(description="By layer and word: what went to the class token instead.")
+    prefix_shares: list[list[float]] = Field(
+        description="By layer and word: what went to the class token instead."
+    )
     probability: float | None = PROBABILITY
     score: float | None = SCORE
-    view: str | None = Field(None, description="Data URI of the part of the image that the maps cover.")
+    view: str | None = Field(
+        None, description="Data URI of the part of the image that the maps cover."
+    )
     usage: Usage
 
 
@@ -524,7 +649,9 @@ async def explain(body: ExplainRequest, service: Served) -> Response:
         view = None
         if body.view:
             whole, _ = model.decoders.open(content, background=processor.config.background)
-            view_of(processor, Image.fromarray(whole)).save(stream := io.BytesIO(), "JPEG", quality=_QUALITY)
+            view_of(processor, Image.fromarray(whole)).save(
+                stream := io.BytesIO(), "JPEG", quality=_QUALITY
+            )
             view = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
         return model.prepared(content).pixels, view
 

@@ -25,7 +25,9 @@ FETCHING = 1000
 """Requests that wait for other hosts; a client may have half of them."""
 
 _BATCH_SECONDS = 0.1  # after which a batch is closed, by the rate so far
-_REQUEST_SHARE = 4  # a request counts as at most this part of the queue: what is more of it, it keeps itself
+_REQUEST_SHARE = (
+    4  # a request counts as at most this part of the queue: what is more of it, it keeps itself
+)
 _FAILED = 3  # batches in a row after which the model is taken for broken
 _SMOOTHING = 0.2  # of the newest batch in a rate
 
@@ -127,7 +129,10 @@ class Scheduler(Generic[_Item, _Result]):
         self._rate = float(max(lanes.values()))  # cost per second
         self._closing = False
         self._failed = 0  # batches in a row of which no item could be computed
-        self._lanes = {name: _Lane[_Item, _Result](name, most, self._metrics.queued) for name, most in lanes.items()}
+        self._lanes = {
+            name: _Lane[_Item, _Result](name, most, self._metrics.queued)
+            for name, most in lanes.items()
+        }
         self._tasks = [asyncio.create_task(self._run(lane)) for lane in self._lanes.values()]
 
     @property
@@ -198,7 +203,9 @@ class Scheduler(Generic[_Item, _Result]):
             else:
                 lane.wake.clear()
 
-    async def _compute_batch(self, lane: _Lane[_Item, _Result], batch: Sequence[_Job[_Item, _Result]]) -> None:
+    async def _compute_batch(
+        self, lane: _Lane[_Item, _Result], batch: Sequence[_Job[_Item, _Result]]
+    ) -> None:
         cost = sum(job.cost for job in batch)
         started = self._clock()
         for submitted in dict.fromkeys(job.submitted for job in batch):
@@ -206,7 +213,9 @@ class Scheduler(Generic[_Item, _Result]):
         self._metrics.computing.inc(cost)
 
         items = [job.item for job in batch]
-        outcomes = await asyncio.get_running_loop().run_in_executor(lane.thread, self._outcomes, items)
+        outcomes = await asyncio.get_running_loop().run_in_executor(
+            lane.thread, self._outcomes, items
+        )
 
         seconds = self._clock() - started
         rate = cost / max(seconds, 1e-6)
@@ -272,7 +281,9 @@ class _ThreadWork(NamedTuple):
 class Turns:
     """Threads that work for clients and their requests in turn, by time, and do not keep the process from ending."""
 
-    def __init__(self, count: int, name: str, clock: Callable[[], float] = time.thread_time) -> None:
+    def __init__(
+        self, count: int, name: str, clock: Callable[[], float] = time.thread_time
+    ) -> None:
         self._count, self._name, self._clock = count, name, clock
         self._num_threads = 0
         self._closed = False
@@ -292,7 +303,9 @@ class Turns:
             for work in dropped:
                 work.future.cancel()
 
-    async def run(self, request: RequestJobs[_ThreadWork], function: Callable[[], _Result]) -> _Result:
+    async def run(
+        self, request: RequestJobs[_ThreadWork], function: Callable[[], _Result]
+    ) -> _Result:
         """Returns the result of a function in a thread; if it is cancelled before it begins, it is not called."""
         future: Future[_Result] = Future()
         with self._changed:
@@ -302,7 +315,9 @@ class Turns:
             self._changed.notify()
             if self._num_threads < self._count:
                 self._num_threads += 1
-                Thread(target=self._serve, name=f"{self._name}-{self._num_threads}", daemon=True).start()
+                Thread(
+                    target=self._serve, name=f"{self._name}-{self._num_threads}", daemon=True
+                ).start()
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:

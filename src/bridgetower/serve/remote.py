@@ -19,13 +19,35 @@ from bridgetower.serve.queues import Turns
 AT_ONCE = 8  # images that are fetched at the same time; more wait
 
 _PORTS = {"http": 80, "https": 443}
-_INTERNET = ipaddress.ip_network("2000::/3")  # all of IPv6 that is not of this machine, local networks or mapped IPv4
+_INTERNET = ipaddress.ip_network(
+    "2000::/3"
+)  # all of IPv6 that is not of this machine, local networks or mapped IPv4
 _SPECIAL = [  # networks for special purposes, as IANA's registries have them; those in Python differ by its release
     ipaddress.ip_network(network)
     for network in (
-        *("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),  # Teredo and other protocols, documentation, 6to4
-        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"),
-        *("192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
+        *(
+            "2001::/23",
+            "2001:db8::/32",
+            "2002::/16",
+            "3fff::/20",
+        ),  # Teredo and other protocols, documentation, 6to4
+        *(
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.0.0.0/24",
+        ),
+        *(
+            "192.0.2.0/24",
+            "192.88.99.0/24",
+            "192.168.0.0/16",
+            "198.18.0.0/15",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+        ),
         "224.0.0.0/3",  # multicast and what is reserved
     )
 ]
@@ -57,7 +79,9 @@ class RemoteImages(httpcore.AnyIOBackend):
         host = parts.hostname or ""
         shown = host if port == _PORTS[parts.scheme] else f"{host}:{port}"
         if shown not in self._hosts or "@" in parts.netloc:
-            raise ValueError(f"images are not fetched from {shown!r}; send a data URI, or have the host allowed")
+            raise ValueError(
+                f"images are not fetched from {shown!r}; send a data URI, or have the host allowed"
+            )
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         place = httpcore.URL(scheme=parts.scheme, host=host, port=port, target=target)
         tls = self._tls if parts.scheme == "https" else None
@@ -69,14 +93,20 @@ class RemoteImages(httpcore.AnyIOBackend):
                 pool.stream("GET", place, headers={"Accept-Encoding": "identity"}) as response,
             ):
                 if response.status != 200:
-                    redirect = "; redirects are not followed" if 300 <= response.status < 400 else ""
+                    redirect = (
+                        "; redirects are not followed" if 300 <= response.status < 400 else ""
+                    )
                     raise ValueError(f"{host} answered with status {response.status}{redirect}")
                 async for part in response.aiter_stream():
                     content += part
                     if len(content) > self._max_bytes:
-                        raise ValueError(f"the file at the URL is larger than {self._max_bytes} bytes")
+                        raise ValueError(
+                            f"the file at the URL is larger than {self._max_bytes} bytes"
+                        )
         except (TimeoutError, httpcore.TimeoutException) as error:
-            raise ValueError(f"the file at the URL did not arrive within {self._timeout:g} s") from error
+            raise ValueError(
+                f"the file at the URL did not arrive within {self._timeout:g} s"
+            ) from error
         except httpcore.ProtocolError as error:
             raise ValueError(f"{host} does not answer in HTTP ({error})") from error
         except httpcore.NetworkError as error:
@@ -94,7 +124,9 @@ class RemoteImages(httpcore.AnyIOBackend):
         """Connects to the first address that can be reached; each has its share of the time that is left."""
         deadline = asyncio.get_running_loop().time() + self._timeout
         try:
-            with self._look_ups.turn() as turn:  # whose thread may outlive the deadline: a look-up cannot be ended
+            with (
+                self._look_ups.turn() as turn
+            ):  # whose thread may outlive the deadline: a look-up cannot be ended
                 entries = await self._look_ups.run(
                     turn, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 )

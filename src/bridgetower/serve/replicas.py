@@ -94,7 +94,9 @@ def wait_passively() -> None:
 
 def share(cores: Sequence[int], number: int, count: int) -> Sequence[int]:
     if count > len(cores):
-        raise ValueError(f"replicas is {count}, and there are {len(cores)} cores; expected {len(cores)} or fewer")
+        raise ValueError(
+            f"replicas is {count}, and there are {len(cores)} cores; expected {len(cores)} or fewer"
+        )
     return cores[number * len(cores) // count : (number + 1) * len(cores) // count]
 
 
@@ -115,8 +117,12 @@ class _Place:
 
     def start(self) -> None:
         """Starts a process, by the server of multiprocessing, which outlives SIGTERM to the whole group."""
-        process = get_context("forkserver").Process(target=self._target, args=(self.replica,), daemon=True)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # which the server inherits
+        process = get_context("forkserver").Process(
+            target=self._target, args=(self.replica,), daemon=True
+        )
+        before = signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGTERM}
+        )  # which the server inherits
         try:
             process.start()
         except EOFError as error:
@@ -149,7 +155,9 @@ class _Place:
         self.due = now + pause
         when = f"in {pause:g} s" if pause else "now"
         number = self.replica.number + 1
-        logger.error("replica %d was killed by signal %d; it is started again %s", number, -status, when)
+        logger.error(
+            "replica %d was killed by signal %d; it is started again %s", number, -status, when
+        )
 
 
 def supervise(count: int, target: Callable[[Replica], None], modules: Sequence[str] = ()) -> None:
@@ -189,7 +197,10 @@ def _start_and_clear(places: Sequence[_Place]) -> None:
         if place.process is None and place.due <= time.monotonic():
             place.start()
     pauses = [place.due - time.monotonic() for place in places if place.process is None]
-    wait([place.process.sentinel for place in places if place.process is not None], min(pauses, default=None))
+    wait(
+        [place.process.sentinel for place in places if place.process is not None],
+        min(pauses, default=None),
+    )
     for place in places:
         if place.process is not None and not place.process.is_alive():
             place.clear()
@@ -197,4 +208,6 @@ def _start_and_clear(places: Sequence[_Place]) -> None:
 
 def _cores() -> Sequence[int]:
     """Those that this process may use, where the system gives them; else those of the machine."""
-    return sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else range(os.cpu_count() or 1)
+    return (
+        sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else range(os.cpu_count() or 1)
+    )

@@ -29,15 +29,23 @@ _Entry = TypeVar("_Entry")
 class Body(BaseModel, extra="forbid"):
     """A request; a field that would be ignored is an error."""
 
-    model: str | None = Field(None, max_length=_NAME, description="As `/v1/models` has it; by default what serves it.")
-    user: str | None = Field(None, max_length=_NAME, description="Accepted because OpenAI's clients send it; not used.")
-    truncate: bool = Field(False, description="Cut texts that are too long instead of refusing them.")
+    model: str | None = Field(
+        None, max_length=_NAME, description="As `/v1/models` has it; by default what serves it."
+    )
+    user: str | None = Field(
+        None, max_length=_NAME, description="Accepted because OpenAI's clients send it; not used."
+    )
+    truncate: bool = Field(
+        False, description="Cut texts that are too long instead of refusing them."
+    )
 
 
 class Usage(BaseModel):
     """Positions that the towers read for a request, without padding."""
 
-    prompt_tokens: int = Field(description="Tokens of texts, and for each image its patches and one more.")
+    prompt_tokens: int = Field(
+        description="Tokens of texts, and for each image its patches and one more."
+    )
     total_tokens: int = Field(description="The same: nothing is generated.")
 
 
@@ -78,8 +86,13 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 COMPUTING = errors(*_REASONS)  # of every route that uses the model
 
-PROBABILITY = Field(None, description="That text and image match; only of what was matched, by a calibrated model.")
-SCORE = Field(None, description="Of the matching head, from 0 to 1; instead of a probability without a calibration.")
+PROBABILITY = Field(
+    None, description="That text and image match; only of what was matched, by a calibrated model."
+)
+SCORE = Field(
+    None,
+    description="Of the matching head, from 0 to 1; instead of a probability without a calibration.",
+)
 
 
 Text = Annotated[str, Len(max_length=MAX_CHARACTERS)]
@@ -94,10 +107,14 @@ def _several(given: object) -> object:
 
 
 Texts = Annotated[
-    list[Text], Several, BeforeValidator(_several, json_schema_input_type=Text | Annotated[list[Text], Several])
+    list[Text],
+    Several,
+    BeforeValidator(_several, json_schema_input_type=Text | Annotated[list[Text], Several]),
 ]
 Images = Annotated[
-    list[Source], Several, BeforeValidator(_several, json_schema_input_type=Source | Annotated[list[Source], Several])
+    list[Source],
+    Several,
+    BeforeValidator(_several, json_schema_input_type=Source | Annotated[list[Source], Several]),
 ]
 
 
@@ -143,7 +160,9 @@ def _line(value: object) -> str:
 STRINGS, OUTSIDE, TEXT = 2**15, 2**18, 2**23
 _BYTES_AT_ONCE = 2**14  # that are parsed in less time than handing them to a thread takes
 _PART = 2**16
-_PARSER = ThreadPoolExecutor(1, thread_name_prefix="bodies")  # one: while it parses, no other thread of Python runs
+_PARSER = ThreadPoolExecutor(
+    1, thread_name_prefix="bodies"
+)  # one: while it parses, no other thread of Python runs
 
 
 class JsonRoute(APIRoute):
@@ -193,7 +212,11 @@ def check_effort(body: bytes) -> None:
         for value, most, what in (
             (strings, STRINGS, "strings"),
             (outside, OUTSIDE, "bytes outside of strings"),
-            (text + (0 if plain else size), TEXT, "bytes in strings with escapes or characters outside ASCII"),
+            (
+                text + (0 if plain else size),
+                TEXT,
+                "bytes in strings with escapes or characters outside ASCII",
+            ),
         ):
             if value > most:
                 raise ApiError(413, f"the body has more than {most} {what}; send several requests")

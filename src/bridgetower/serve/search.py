@@ -64,7 +64,9 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-Id = Annotated[str, InPath(pattern="^[0-9a-f]{64}$", description="As a hit of `/v1/search` has it.")]
+Id = Annotated[
+    str, InPath(pattern="^[0-9a-f]{64}$", description="As a hit of `/v1/search` has it.")
+]
 _EXAMPLE = {"query": "a red flag", "top": 3, "rerank": 8, "where": {"width": {"gte": 8}}}
 
 
@@ -72,7 +74,9 @@ class SearchRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
     """A text, an image or both, and which images to search."""
 
     query: Text | None = Field(None, description="Description of the images to find.")
-    image: Source | None = Field(None, description="An image, as elsewhere; similar images are found.")
+    image: Source | None = Field(
+        None, description="An image, as elsewhere; similar images are found."
+    )
     top: Top = 10
     rerank: int | None = Field(
         None,
@@ -93,7 +97,9 @@ class SearchRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
         "of captions and transcripts, or words and vectors (hybrid); if left out images, and for a text alone in "
         "moments of videos what is said: hits by transcripts and by images then take turns.",
     )
-    exact: bool = Field(False, description="Compare with every vector, even where the index could leave most out.")
+    exact: bool = Field(
+        False, description="Compare with every vector, even where the index could leave most out."
+    )
 
 
 class IndexedImage(BaseModel):
@@ -122,7 +128,9 @@ class FoundImage(IndexedImage):
     probability: float | None = PROBABILITY
     score: float | None = SCORE
     transcript: str | None = Field(None, description="What is said in a moment of a video.")
-    link: str | None = Field(None, description="Where a moment of a video plays: on this server, or at its URL.")
+    link: str | None = Field(
+        None, description="Where a moment of a video plays: on this server, or at its URL."
+    )
 
 
 class SearchResponse(Listed[FoundImage]):
@@ -139,14 +147,25 @@ async def search(body: SearchRequest, service: Served) -> Response:
     given = sum(part is not None for part in (body.query, body.image))
     if body.rerank is None:
         rerank = max(0, min(rerank, config.max_items - given))
-    work: dict[Unit, int] = {"text": body.query is not None, "image": body.image is not None, "pair": rerank}
+    work: dict[Unit, int] = {
+        "text": body.query is not None,
+        "image": body.image is not None,
+        "pair": rerank,
+    }
     with service.admission(work, "rerank", body.model, images=[body.image]):
         (image,) = await model.images([body.image], "image")
-        texts = [] if body.query is None else await model.texts([body.query], "query", truncate=body.truncate)
+        texts = (
+            []
+            if body.query is None
+            else await model.texts([body.query], "query", truncate=body.truncate)
+        )
         if against == "pairs" and image is not None and texts:
             items = [Item(image=image, ids=texts[0])]
         else:
-            items = [*(Item(image=one) for one in [image] if one is not None), *(Item(ids=ids) for ids in texts)]
+            items = [
+                *(Item(image=one) for one in [image] if one is not None),
+                *(Item(ids=ids) for ids in texts),
+            ]
         vector = mean_vector(torch.stack(await service.scheduler.submit(items)))
         where: Any = body.where  # in SQL, since it was validated
         count = max(body.top, rerank, RERANK if body.against == "hybrid" else 0)
@@ -156,13 +175,19 @@ async def search(body: SearchRequest, service: Served) -> Response:
             find = partial(searcher.index.nearest, against=against, where=where, exact=body.exact)
             nearest = await reading(find, vector, count)
         if body.against in ("words", "hybrid"):
-            containing = await reading(partial(searcher.index.containing, body.query or "", where=where), vector, count)
+            containing = await reading(
+                partial(searcher.index.containing, body.query or "", where=where), vector, count
+            )
         chosen, others = candidates(nearest, rerank, against)
         frames = await _read(searcher.index.frames, chosen) if chosen else {}
         limit = config.max_body * MIB
-        read = partial(searcher.open, prepare=model.prepared, max_bytes=limit, fetch=False, frames=frames)
+        read = partial(
+            searcher.open, prepare=model.prepared, max_bytes=limit, fetch=False, frames=frames
+        )
         try:
-            opened = searcher.usable(chosen, await model.each(*(partial(read, one) for one in chosen)))
+            opened = searcher.usable(
+                chosen, await model.each(*(partial(read, one) for one in chosen))
+            )
         except ValueError as error:
             logger.error("search: %s", error)
             message = "none of the images that were found can be opened where the index has them; send rerank 0"
@@ -170,7 +195,9 @@ async def search(body: SearchRequest, service: Served) -> Response:
         matched = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
         log_odds = await service.scheduler.submit(matched)
         unrelated = await _read(searcher.unrelated, body.query, body.image)
-        hits = two_stages([one for one, _ in opened], log_odds, others, searcher.predictor.reranking, unrelated)
+        hits = two_stages(
+            [one for one, _ in opened], log_odds, others, searcher.predictor.reranking, unrelated
+        )
         if body.against in ("words", "hybrid"):
             hits = containing if body.against == "words" else fused(hits, containing)
         hits = hits[: body.top]
@@ -180,9 +207,20 @@ async def search(body: SearchRequest, service: Served) -> Response:
         for rank, hit in enumerate(hits, start=1):
             moment = {}
             if hit.start is not None:
-                token = "" if config.api_key is None else f"?token={video_token(config.api_key, hit.digest)}"
-                place = hit.file if isinstance(hit.file, str) else f"{config.root_path}/v1/videos/{hit.digest}{token}"
-                moment = {"transcript": " ".join(hit.captions), "link": f"{place}#{hit.path.rpartition('#')[2]}"}
+                token = (
+                    ""
+                    if config.api_key is None
+                    else f"?token={video_token(config.api_key, hit.digest)}"
+                )
+                place = (
+                    hit.file
+                    if isinstance(hit.file, str)
+                    else f"{config.root_path}/v1/videos/{hit.digest}{token}"
+                )
+                moment = {
+                    "transcript": " ".join(hit.captions),
+                    "link": f"{place}#{hit.path.rpartition('#')[2]}",
+                }
             rows.append({"rank": rank, **_shown(hit), **moment})
         return listed(rows, model.name, model.tokens([*items, *matched]))
 
@@ -195,10 +233,14 @@ def _searcher(service: Service) -> Searcher:
 
 
 def _shown(one: Indexed) -> dict[str, Any]:
-    return {"id": one.digest} | {name: value for name, value in vars(one).items() if name in FoundImage.model_fields}
+    return {"id": one.digest} | {
+        name: value for name, value in vars(one).items() if name in FoundImage.model_fields
+    }
 
 
-async def _read(work: Callable[..., _Result], *given: Any, asked: bool = False, param: str | None = None) -> _Result:
+async def _read(
+    work: Callable[..., _Result], *given: Any, asked: bool = False, param: str | None = None
+) -> _Result:
     """Reads the index, or answers that it cannot be read; a ValueError is of the request where one asks of it."""
     try:
         return await asyncio.to_thread(work, *given)
@@ -240,12 +282,17 @@ async def image(
     size: Annotated[
         int | None,
         BeforeValidator(_digits),
-        Query(ge=16, le=1600, description="Longer side of a JPEG, in pixels; none: the file itself."),
+        Query(
+            ge=16, le=1600, description="Longer side of a JPEG, in pixels; none: the file itself."
+        ),
     ] = None,
     if_none_match: str | None = Header(None, description="The `ETag` of what the client has."),
 ) -> Response:
     """Return an image of the index: small as JPEG, or as the file that was indexed."""
-    index, headers = _searcher(service).index, {**_HEADERS, "ETag": (tag := f'"{id}-{size or "file"}"')}
+    index, headers = (
+        _searcher(service).index,
+        {**_HEADERS, "ETag": (tag := f'"{id}-{size or "file"}"')},
+    )
     with service.admission({"image": 1}, "id", None):
         copies = await _read(index.with_digest, id)
         if copies and _has_tag(if_none_match, tag):
@@ -254,8 +301,12 @@ async def image(
         def content_of(one: Indexed) -> bytes:
             limit = service.config.max_body * MIB
             content = index.content(one, within_root=True, fetch=False, max_bytes=limit)
-            if one.start is not None and (len(content) > limit or sha256(content).hexdigest() != one.digest):
-                raise ValueError(f"the frame of {one.path} has {len(content)} bytes, or another digest than indexed")
+            if one.start is not None and (
+                len(content) > limit or sha256(content).hexdigest() != one.digest
+            ):
+                raise ValueError(
+                    f"the frame of {one.path} has {len(content)} bytes, or another digest than indexed"
+                )
             return content
 
         def read() -> tuple[bytes, str]:
@@ -263,7 +314,9 @@ async def image(
             try:
                 if size is None:
                     return content, media_type(content)
-                background = service.main.predictor.processor.config.background  # as the model sees it
+                background = (
+                    service.main.predictor.processor.config.background
+                )  # as the model sees it
                 pixels, _ = service.main.decoders.open(content, size, background=background)
             except ValueError as error:
                 message = str(error).partition("; shrink it first")[0]
@@ -294,14 +347,21 @@ def _first(copies: Sequence[Indexed], opened: Callable[[Indexed], _Result], kind
             return opened(one)
         except (OSError, ValueError) as error:
             logger.error("%s %s: %s", kind, one.digest, error)
-            problem = f"the {kind} cannot be read as it was indexed; the server's log has the reason"
+            problem = (
+                f"the {kind} cannot be read as it was indexed; the server's log has the reason"
+            )
     raise ApiError(404, problem, param="id", code="no_video" if kind == "video" else "no_image")
 
 
 @router.get(
     "/v1/videos/{id}",
     response_class=Response,
-    responses={200: {"content": {"video/*": {}}}, 206: {}, 416: {}, **errors(400, 401, 404, 429, 503)},
+    responses={
+        200: {"content": {"video/*": {}}},
+        206: {},
+        416: {},
+        **errors(400, 401, 404, 429, 503),
+    },
 )
 async def video(
     id: Id,  # noqa: A002 - its name in the path
@@ -314,12 +374,19 @@ async def video(
     index = _searcher(service).index
     with service.admission({"image": 1}, "id", None):
         moments = await _read(index.with_digest, id)
-        stream, path = await asyncio.to_thread(_first, moments, lambda one: (index.open_video(one), one.path), "video")
+        stream, path = await asyncio.to_thread(
+            _first, moments, lambda one: (index.open_video(one), one.path), "video"
+        )
     status = os.fstat(stream.fileno())
     size, tag = status.st_size, f'"{status.st_size:x}-{status.st_mtime_ns:x}"'
     kind = mimetypes.guess_type(path.rpartition("#")[0])[0] or ""
     kind = kind if kind.startswith("video/") else "application/octet-stream"
-    headers = {**_HEADERS, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache", "ETag": tag}
+    headers = {
+        **_HEADERS,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+        "ETag": tag,
+    }
 
     async def whole() -> AsyncIterator[bytes]:
         with stream:

@@ -48,19 +48,29 @@ def take_port(config: ServeConfig) -> socket.socket:
             "or serve at 127.0.0.1"
         )
     try:
-        family, _, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        with socket.create_server(address, family=family) as alone:  # fails if anything has it, also with SO_REUSEPORT
+        family, _, _, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.create_server(
+            address, family=family
+        ) as alone:  # fails if anything has it, also with SO_REUSEPORT
             taken = alone.getsockname()
         return shared_port(taken, family)
     except OSError as error:
-        reason = str(error.strerror).partition(" (while attempting")[0]  # Python names the address again
-        raise OSError(f"cannot listen at {config.host}, port {config.port}: {reason}; choose another") from error
+        reason = str(error.strerror).partition(" (while attempting")[
+            0
+        ]  # Python names the address again
+        raise OSError(
+            f"cannot listen at {config.host}, port {config.port}: {reason}; choose another"
+        ) from error
 
 
 def shared_port(address: tuple[str, int], family: int) -> socket.socket:
     """Binds a port that other processes of this user bind too; the system spreads connections over all listeners."""
     bound = socket.socket(family)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # with SO_REUSEADDR as well, others could take it too
+    bound.setsockopt(
+        socket.SOL_SOCKET, socket.SO_REUSEPORT, 1
+    )  # with SO_REUSEADDR as well, others could take it too
     bound.bind(address)
     return bound
 
@@ -78,7 +88,12 @@ class Server(Embedded):
     """Granian in this process, with the socket and the service that it is given."""
 
     def __init__(
-        self, service: Service, listener: socket.socket, *, connections: int, patience: float = _PATIENCE
+        self,
+        service: Service,
+        listener: socket.socket,
+        *,
+        connections: int,
+        patience: float = _PATIENCE,
     ) -> None:
         timeout = service.config.timeout
         head_timeout = round(1000 * min(patience, timeout))
@@ -91,9 +106,13 @@ class Server(Embedded):
             backpressure=connections,
             log_level=LogLevels.error,  # of the rest, what it says of the address is not true of this socket
             log_dictconfig=_NO_LOGGING,
-            http1_settings=HTTP1Settings(header_read_timeout=head_timeout, max_buffer_size=HEAD_BYTES),
+            http1_settings=HTTP1Settings(
+                header_read_timeout=head_timeout, max_buffer_size=HEAD_BYTES
+            ),
         )
-        self.workers_kill_timeout = round(timeout + patience)  # seconds for what was begun when it is stopped
+        self.workers_kill_timeout = round(
+            timeout + patience
+        )  # seconds for what was begun when it is stopped
         self._service, self._listener = service, listener
         self._signal: int | None = None
         self.started = threading.Event()
@@ -129,7 +148,9 @@ class Server(Embedded):
 
     def _init_shared_socket(self) -> None:
         """Listens; called by Granian."""
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # disconnects clients that read nothing of their responses
+        if hasattr(
+            socket, "TCP_USER_TIMEOUT"
+        ):  # disconnects clients that read nothing of their responses
             milliseconds = round(1000 * self._service.config.timeout)
             self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

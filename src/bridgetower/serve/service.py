@@ -14,7 +14,17 @@ from torch import Tensor
 
 from bridgetower.attention import Explanation as Attention
 from bridgetower.attention import Method, attention_of
-from bridgetower.inference import HEAD_OF, Choice, FilledWord, Item, Kind, Pixels, Tokens, assembled, choices
+from bridgetower.inference import (
+    HEAD_OF,
+    Choice,
+    FilledWord,
+    Item,
+    Kind,
+    Pixels,
+    Tokens,
+    assembled,
+    choices,
+)
 from bridgetower.predictor import Predictor
 from bridgetower.processor.images import MEMORY_PER_PIXEL
 from bridgetower.serve.config import ServeConfig
@@ -29,7 +39,9 @@ from bridgetower.serve.replicas import all_listen
 if TYPE_CHECKING:
     from bridgetower.search.searcher import Searcher
 
-Use = Literal["embeddings", "match", "fill-mask", "explain", "answer", "entail", "reason", "classify"]
+Use = Literal[
+    "embeddings", "match", "fill-mask", "explain", "answer", "entail", "reason", "classify"
+]
 
 MIB = 2**20
 _DECODER_MEMORY = 64 * MIB  # beside that for pixels and files
@@ -49,7 +61,9 @@ QueueItem = Item | Explaining
 Outcome = Tensor | float | list[Choice] | list[list[FilledWord]] | Attention
 
 
-def compute(predictor_of: Callable[[QueueItem], Predictor], items: Sequence[QueueItem]) -> list[Outcome]:
+def compute(
+    predictor_of: Callable[[QueueItem], Predictor], items: Sequence[QueueItem]
+) -> list[Outcome]:
     """Returns for each item what the predictor's method for it returns, those of one model computed together."""
 
     def computed(key: tuple[Predictor, type], rows: Sequence[int]) -> list[Outcome]:
@@ -61,7 +75,9 @@ def compute(predictor_of: Callable[[QueueItem], Predictor], items: Sequence[Queu
         outcomes: list[Outcome] = [*predictor.compute(chosen)]
         for number, (item, found) in enumerate(zip(chosen, outcomes, strict=True)):
             if item.kind in HEAD_OF and isinstance(found, Tensor):
-                outcomes[number] = choices(found[None], predictor.class_names(HEAD_OF[item.kind]), item.top)[0]
+                outcomes[number] = choices(
+                    found[None], predictor.class_names(HEAD_OF[item.kind]), item.top
+                )[0]
         return outcomes
 
     return assembled([(predictor_of(item), type(item)) for item in items], computed)
@@ -85,7 +101,9 @@ def lane_of(item: QueueItem) -> str:
 class ServedModel(Inputs):
     """A model with what prepares its inputs."""
 
-    def __init__(self, name: str, predictor: Predictor, decoders: Decoders, remote: RemoteImages | None) -> None:
+    def __init__(
+        self, name: str, predictor: Predictor, decoders: Decoders, remote: RemoteImages | None
+    ) -> None:
         super().__init__(predictor.processor, decoders, remote=remote)
         self.name, self.predictor = name, predictor
 
@@ -104,7 +122,9 @@ class ServedModel(Inputs):
 
     def tokens(self, items: Iterable[Item]) -> int:
         """Returns how many positions the towers read: those of texts, and a patch or a CLS each of images."""
-        images = {id(image) for item in items for image in (item.image, item.image_2) if image is not None}
+        images = {
+            id(image) for item in items for image in (item.image, item.image_2) if image is not None
+        }
         texts = {id(item.ids): len(item.ids) for item in items if item.ids is not None}
         return len(images) * self.predictor.model.config.vision.num_tokens + sum(texts.values())
 
@@ -125,8 +145,14 @@ class Service:
         self.metrics = Metrics()
         self.max_batch = config.max_batch or (16 if predictor.device.type == "cpu" else 64)
         pixels, body = config.max_pixels * 1_000_000, config.max_body * MIB
-        decoders = Decoders(max_pixels=pixels, memory=MEMORY_PER_PIXEL * pixels + 3 * body + _DECODER_MEMORY)
-        remote = RemoteImages(config.allow_host, max_bytes=body, timeout=config.timeout) if config.allow_host else None
+        decoders = Decoders(
+            max_pixels=pixels, memory=MEMORY_PER_PIXEL * pixels + 3 * body + _DECODER_MEMORY
+        )
+        remote = (
+            RemoteImages(config.allow_host, max_bytes=body, timeout=config.timeout)
+            if config.allow_host
+            else None
+        )
         self.models = [ServedModel(config.name or predictor.source, predictor, decoders, remote)]
         if answering is not None:
             self.models.append(ServedModel(answering.source, answering, decoders, remote))
@@ -152,7 +178,9 @@ class Service:
             first.append(Item(kind=kind, image=processor.blank_image().pixels, ids=ids))
         await asyncio.gather(
             self.scheduler.submit(first),
-            asyncio.to_thread(lambda: [model.predictor.fingerprint for model in self.models]),  # slow, and is kept
+            asyncio.to_thread(
+                lambda: [model.predictor.fingerprint for model in self.models]
+            ),  # slow, and is kept
             asyncio.to_thread(self.main.warm),
         )
         self.metrics.model.labels(self.main.name, self.main.predictor.fingerprint).set(1)
@@ -202,7 +230,9 @@ class Service:
 
     def model_for(self, use: Use | Kind) -> ServedModel:
         """Returns the model for a use: the second one for uses of a fine-tuned head, if it has that head."""
-        return self.answering if use in HEAD_OF and self.answering.lacking(use) is None else self.main
+        return (
+            self.answering if use in HEAD_OF and self.answering.lacking(use) is None else self.main
+        )
 
 
 async def _served(request: Request) -> Service:

@@ -103,7 +103,9 @@ def _questions(source: ExampleSource) -> EntryDataset:
     """Opens questions; `test-dev` of VQAv2 is part of `test`, and its server takes the answers to all of it."""
     from bridgetower.data.examples import AnswerEncoder, EntryDataset
 
-    source = replace(source, splits=tuple("test" if split == "test-dev" else split for split in source.splits))
+    source = replace(
+        source, splits=tuple("test" if split == "test-dev" else split for split in source.splits)
+    )
     answers = AnswerEncoder(source.names)
     has_answers = not any(split.startswith("test") for split in source.splits)
     answerable = source.use == "train" or (source.task.protocol == "paper" and has_answers)
@@ -120,11 +122,19 @@ def _evaluate_questions(evaluation: Evaluation) -> Outcome:
     from bridgetower.evaluation.class_metrics import vqa_score, vqa_scores
 
     entries, given = list(evaluation.examples), evaluation.likeliest()
-    answers = {entry["question_id"]: answer for entry, (answer, _) in zip(entries, given, strict=True)}
-    answered = [(answer, entry) for entry, (answer, _) in zip(entries, given, strict=True) if entry["answers"]]
+    answers = {
+        entry["question_id"]: answer for entry, (answer, _) in zip(entries, given, strict=True)
+    }
+    answered = [
+        (answer, entry)
+        for entry, (answer, _) in zip(entries, given, strict=True)
+        if entry["answers"]
+    ]
     metrics, details = vqa_scores(*zip(*answered, strict=True)) if answered else ({}, {})
 
-    def expected(entry: Entry) -> str:  # the most frequent answer in the form in which `vqa_score` compares it
+    def expected(
+        entry: Entry,
+    ) -> str:  # the most frequent answer in the form in which `vqa_score` compares it
         raw = len(entry["answers"]) >= FEW_ANNOTATORS and len(set(entry["answers"])) == 1
         forms = entry["answers"] if raw else map(normalise_answer, entry["answers"])
         return Counter(forms).most_common(1)[0][0]
@@ -139,7 +149,10 @@ def _evaluate_questions(evaluation: Evaluation) -> Outcome:
         groups=("answer_type", "question_type"),
         metrics=metrics,
         details=details,
-        submission=("submission.json", json_text([{"question_id": key, "answer": answers[key]} for key in answers])),
+        submission=(
+            "submission.json",
+            json_text([{"question_id": key, "answer": answers[key]} for key in answers]),
+        ),
     )
 
 
@@ -147,7 +160,9 @@ def _statements(source: ExampleSource, schema: Schema) -> EntryDataset:
     from bridgetower.data.examples import ClassEncoder, EntryDataset
 
     test = source.use == "test"
-    return EntryDataset(source.images(schema), ClassEncoder(schema.labels), labelled=not test, unique=test)
+    return EntryDataset(
+        source.images(schema), ClassEncoder(schema.labels), labelled=not test, unique=test
+    )
 
 
 def _evaluate_statements(evaluation: Evaluation) -> Outcome:
@@ -160,7 +175,9 @@ def _evaluate_statements(evaluation: Evaluation) -> Outcome:
         "identifier of NLVR2, which contains the sentence; prepare the set from NLVR2's JSON files"
         for name in unknown[:1]
     ]
-    submission = io.StringIO()  # as NLVR2's evaluation takes it: identifier and prediction, without header
+    submission = (
+        io.StringIO()
+    )  # as NLVR2's evaluation takes it: identifier and prediction, without header
     csv.writer(submission, lineterminator="\n").writerows(by_id.items())
     return evaluation.outcome(
         [{"label": label, "probability": probability} for label, probability in given],
@@ -174,9 +191,15 @@ def _evaluate_statements(evaluation: Evaluation) -> Outcome:
     )
 
 
-def statement_metrics(entries: Sequence[Entry], labels: Sequence[str], *, is_nlvr2: bool) -> dict[str, float]:
+def statement_metrics(
+    entries: Sequence[Entry], labels: Sequence[str], *, is_nlvr2: bool
+) -> dict[str, float]:
     """Returns `accuracy` of the labelled statements and, with NLVR2's identifiers, `consistency`."""
-    known = [(entry, entry["label"] == label) for entry, label in zip(entries, labels, strict=True) if entry["label"]]
+    known = [
+        (entry, entry["label"] == label)
+        for entry, label in zip(entries, labels, strict=True)
+        if entry["label"]
+    ]
     sentences: dict[str | None, bool] = {}
     for entry, hit in known:
         sentence = nlvr2_sentence(entry["statement_id"]) if is_nlvr2 else None
@@ -184,7 +207,11 @@ def statement_metrics(entries: Sequence[Entry], labels: Sequence[str], *, is_nlv
     if not known:
         return {}
     metrics = {"accuracy": sum(hit for _, hit in known) / len(known)}
-    return metrics if None in sentences else metrics | {"consistency": sum(sentences.values()) / len(sentences)}
+    return (
+        metrics
+        if None in sentences
+        else metrics | {"consistency": sum(sentences.values()) / len(sentences)}
+    )
 
 
 def _labelled(source: ExampleSource) -> EntryDataset:
@@ -194,9 +221,17 @@ def _labelled(source: ExampleSource) -> EntryDataset:
     for folder in source.data.folders:
         classes = read_classes(folder)
         if numbers and not classes.numbers:
-            raise ValueError(f"{folder} has classes; regression takes sets of `bridgetower prepare regression`")
+            raise ValueError(
+                f"{folder} has classes; regression takes sets of `bridgetower prepare regression`"
+            )
         if not numbers and (classes.numbers or classes.multi_label != heads.multi_label):
-            kind = "a number" if classes.numbers else "one label" if heads.multi_label else "several labels"
+            kind = (
+                "a number"
+                if classes.numbers
+                else "one label"
+                if heads.multi_label
+                else "several labels"
+            )
             other = f"set it to {not heads.multi_label} for a new head"
             other = "choose the task regression" if classes.numbers else other
             raise ValueError(
@@ -208,9 +243,13 @@ def _labelled(source: ExampleSource) -> EntryDataset:
             f"the classification head has {heads.classification} classes; regression takes a model whose head "
             "has one output: model.heads.classification 1, without model.heads.multi_label"
         )
-    encoder = NumberEncoder() if numbers else ClassEncoder(source.names, multi_label=heads.multi_label)
+    encoder = (
+        NumberEncoder() if numbers else ClassEncoder(source.names, multi_label=heads.multi_label)
+    )
     test = source.use == "test"
-    examples = EntryDataset(source.images(schemas.CLASSIFICATION), encoder, labelled=not test, unique=test)
+    examples = EntryDataset(
+        source.images(schemas.CLASSIFICATION), encoder, labelled=not test, unique=test
+    )
     for entry in filter(encoder.known, examples):
         examples.label(entry)
     return examples
@@ -222,7 +261,11 @@ def _known(evaluation: Evaluation) -> tuple[list[int], Tensor | None]:
     from torch.nn.functional import one_hot
 
     examples, heads = evaluation.examples, evaluation.heads
-    known = {row: examples.label(entry) for row, entry in enumerate(examples) if examples.encode.known(entry)}
+    known = {
+        row: examples.label(entry)
+        for row, entry in enumerate(examples)
+        if examples.encode.known(entry)
+    }
     labels = torch.stack(list(known.values())) if known else None
     if labels is not None and evaluation.names:
         labels = (labels if heads.multi_label else one_hot(labels, len(evaluation.names))).bool()
@@ -248,13 +291,18 @@ def _evaluate_classes(evaluation: Evaluation) -> Outcome:
 
     outputs, names, several = evaluation.outputs, evaluation.names, evaluation.heads.multi_label
     predicted = outputs > 0.5 if several else one_hot(outputs.argmax(dim=1), len(names)).bool()
-    labels = [[name for name, holds in zip(names, row, strict=True) if holds] for row in predicted.tolist()]
+    labels = [
+        [name for name, holds in zip(names, row, strict=True) if holds]
+        for row in predicted.tolist()
+    ]
     certainty = outputs.maximum(1 - outputs).amin(dim=1) if several else outputs.amax(dim=1)
     rows, known = _known(evaluation)
     by_class = dict[str, float]()  # the share of the rows of each class that are found to be of it
     if known is not None:
         hits, counts = (predicted[rows] & known).sum(dim=0).tolist(), known.sum(dim=0).tolist()
-        by_class = {name: hit / count for name, hit, count in zip(names, hits, counts, strict=True) if count}
+        by_class = {
+            name: hit / count for name, hit, count in zip(names, hits, counts, strict=True) if count
+        }
 
     def joined(labels: Iterable[str]) -> str:
         return ", ".join(sorted(labels)) or "none"
@@ -268,7 +316,9 @@ def _evaluate_classes(evaluation: Evaluation) -> Outcome:
         id_name="id",
         expected=lambda entry: joined(entry["labels"]),
         score=lambda entry, given: float(joined(entry["labels"]) == given),
-        metrics={} if known is None else classification_metrics(outputs[rows], known, multi_label=several),
+        metrics={}
+        if known is None
+        else classification_metrics(outputs[rows], known, multi_label=several),
         details={} if known is None else {"by_class": by_class},
     )
 
@@ -287,7 +337,12 @@ def _evaluate_zero_shot(evaluation: Evaluation) -> Outcome:
 def _evaluate_compositions(evaluation: Evaluation) -> Outcome:
     from bridgetower.evaluation.zero_shot import evaluate_compositions
 
-    given = evaluation.examples.images, list(evaluation.examples.rows()), evaluation.settings, evaluation.options
+    given = (
+        evaluation.examples.images,
+        list(evaluation.examples.rows()),
+        evaluation.settings,
+        evaluation.options,
+    )
     metrics, details, predictions = evaluate_compositions(evaluation.model, *given)
     return evaluation.outcome(predictions, id_name="id", metrics=metrics, details=details)
 
@@ -352,7 +407,9 @@ SNLI_VE_BASE = RunConfig(
     recipe="snli-ve",
     source="paper, appendix, and official script for SNLI-VE; give a pre-trained init",
     task=SnliVeConfig(),
-    model=replace(BASE_AT_384, heads=HeadsConfig(mlm=False, itm=False, snli_ve=True, hidden_scale=2.0)),
+    model=replace(
+        BASE_AT_384, heads=HeadsConfig(mlm=False, itm=False, snli_ve=True, hidden_scale=2.0)
+    ),
     image_size=384,
     optimizer=replace(PAPER_OPTIMIZER, lr=3e-6, warmup=0.06, head_multiplier=10),
     data=COLOUR_VIEWS,
@@ -388,7 +445,9 @@ CLASSIFICATION_RECIPE = replace(
     model=replace(BASE, heads=HeadsConfig(mlm=False, itm=False, classification=2)),
     image_size=None,
     optimizer=replace(PAPER_OPTIMIZER, lr=1e-5, warmup=0.06, head_multiplier=10),
-    data=replace(COLOUR_VIEWS, flip=False),  # texts in images, such as in memes, are not to be mirrored
+    data=replace(
+        COLOUR_VIEWS, flip=False
+    ),  # texts in images, such as in memes, are not to be mirrored
 )
 
 REGRESSION_RECIPE = replace(

@@ -11,7 +11,13 @@ from bridgetower.evaluation.config import Outcome, RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.presets import BASE, LARGE, NANO, meter, meter_with_norms
 from bridgetower.objectives.config import Phase, PretrainingConfig, RankingConfig
-from bridgetower.tasks.run_config import BASE_AT_384, COLOUR_VIEWS, PAPER_OPTIMIZER, OptimizerConfig, RunConfig
+from bridgetower.tasks.run_config import (
+    BASE_AT_384,
+    COLOUR_VIEWS,
+    PAPER_OPTIMIZER,
+    OptimizerConfig,
+    RunConfig,
+)
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 
 if TYPE_CHECKING:
@@ -24,7 +30,11 @@ if TYPE_CHECKING:
 def _build(model: BridgeTower, config: PretrainingConfig | RankingConfig) -> nn.Module:
     from bridgetower.objectives.pretraining import PretrainingTask, RankingTask
 
-    return RankingTask(model, config) if isinstance(config, RankingConfig) else PretrainingTask(model, config)
+    return (
+        RankingTask(model, config)
+        if isinstance(config, RankingConfig)
+        else PretrainingTask(model, config)
+    )
 
 
 def _examples(source: ExampleSource) -> CaptionPairs | RankingPairs:
@@ -46,7 +56,9 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
     return Outcome(
         metrics=_retrieval(evaluation),
         counts={"num_images": len(images), "num_texts": len(texts)},
-        judge=(lambda: retrieval_judgements(evaluation.retrieval, images, texts)) if judges else None,
+        judge=(lambda: retrieval_judgements(evaluation.retrieval, images, texts))
+        if judges
+        else None,
     )
 
 
@@ -61,7 +73,9 @@ def _retrieval(evaluation: Evaluation) -> dict[str, float]:
 def _all_pairs(evaluation: Evaluation) -> dict[str, float]:
     from bridgetower.evaluation.retrieval import evaluate_all_pairs
 
-    return evaluate_all_pairs(evaluation.model, evaluation.examples.images, evaluation.settings, evaluation.options)
+    return evaluate_all_pairs(
+        evaluation.model, evaluation.examples.images, evaluation.settings, evaluation.options
+    )
 
 
 def _validate(evaluation: Evaluation) -> dict[str, float]:
@@ -82,7 +96,11 @@ def _validate(evaluation: Evaluation) -> dict[str, float]:
 def _unavailable(evaluation: Evaluation, metric: str) -> str | None:
     model = evaluation.model
     two_stages = metric in ("matching_rsum", "two_stage_rsum")
-    heads = ["itc", "itm"] if two_stages else [{"itm_accuracy": "itm", "mlm_accuracy": "mlm"}.get(metric, "itc")]
+    heads = (
+        ["itc", "itm"]
+        if two_stages
+        else [{"itm_accuracy": "itm", "mlm_accuracy": "mlm"}.get(metric, "itc")]
+    )
     missing = [head for head in heads if getattr(model, f"{head}_head") is None]
     if missing:
         return f"the model has no {' and no '.join(missing)} head"
@@ -114,7 +132,9 @@ PRETRAIN_BASE_ITC = replace(
     recipe="pretrain-base-itc",
     source="official script: MLM, with a mean over each micro-batch, + ITM + ITC with hard negatives; give vision "
     "and text, or the towers start from random weights",
-    task=PretrainingConfig(phases=(Phase(mlm=1, itm=1, itc=1, negatives="hard"),), mlm_normalization="official"),
+    task=PretrainingConfig(
+        phases=(Phase(mlm=1, itm=1, itc=1, negatives="hard"),), mlm_normalization="official"
+    ),
     model=replace(BASE, heads=HeadsConfig(itc="tower")),
     select_by="rsum",
 )
@@ -122,9 +142,13 @@ PRETRAIN_BASE_ITC = replace(
 PRETRAIN_NANO = RunConfig(
     recipe="pretrain-nano",
     source="this project: chosen on the validation splits of the emoji and flags sets, see docs/demo.md",
-    task=PretrainingConfig(phases=(Phase(until=0.4, mlm=0, itm=0, itc=1), Phase(until=1.0, mlm=1, itm=1, itc=1))),
+    task=PretrainingConfig(
+        phases=(Phase(until=0.4, mlm=0, itm=0, itc=1), Phase(until=1.0, mlm=1, itm=1, itc=1))
+    ),
     model=NANO,
-    optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.05, warmup=0.05, head_multiplier=1, fusion_multiplier=1),
+    optimizer=OptimizerConfig(
+        lr=1e-3, weight_decay=0.05, warmup=0.05, head_multiplier=1, fusion_multiplier=1
+    ),
     data=DataConfig(augmentation="affine", max_length=40, background=(255, 255, 255), cache=True),
     evaluation=RetrievalConfig(candidates=16, max_captions=1),
     batch_size=128,
@@ -137,7 +161,9 @@ PRETRAIN_NANO = RunConfig(
 
 PRETRAIN_NANO_METER = replace(PRETRAIN_NANO, recipe="pretrain-nano-meter", model=meter(NANO))
 
-PRETRAIN_NANO_METER_NORMS = replace(PRETRAIN_NANO, recipe="pretrain-nano-meter-norms", model=meter_with_norms(NANO))
+PRETRAIN_NANO_METER_NORMS = replace(
+    PRETRAIN_NANO, recipe="pretrain-nano-meter-norms", model=meter_with_norms(NANO)
+)
 
 RETRIEVAL_FLICKR30K = RunConfig(
     recipe="retrieval-flickr30k",
@@ -190,7 +216,13 @@ CONTRASTIVE_LARGE = RunConfig(
     task=PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),)),
     model=replace(LARGE, heads=HeadsConfig(mlm=False, itm=False, itc="fused", itc_size=512)),
     optimizer=OptimizerConfig(
-        lr=1e-5, betas=(0.9, 0.999), weight_decay=0.0, head_multiplier=1, fusion_multiplier=1, warmup=0.0, clip_norm=1.0
+        lr=1e-5,
+        betas=(0.9, 0.999),
+        weight_decay=0.0,
+        head_multiplier=1,
+        fusion_multiplier=1,
+        warmup=0.0,
+        clip_norm=1.0,
     ),
     data=DataConfig(max_length=128, num_workers=12),
     batch_size=384,

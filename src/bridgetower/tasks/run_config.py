@@ -71,14 +71,18 @@ class OptimizerConfig:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        naturals = dict.fromkeys(("weight_decay", "head_multiplier", "fusion_multiplier"), AT_LEAST_0)
+        naturals = dict.fromkeys(
+            ("weight_decay", "head_multiplier", "fusion_multiplier"), AT_LEAST_0
+        )
         check_numbers(self, "", warmup=(0, 1), **naturals)
         check_numbers(self, "", end_lr=(0, max(0, self.lr)))
         for name in ("lr", "eps", "power", "clip_norm"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
         if self.warmup == 1 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"warmup {self.warmup}, betas {self.betas}; expected numbers in [0, 1)")
+            raise ValueError(
+                f"warmup {self.warmup}, betas {self.betas}; expected numbers in [0, 1)"
+            )
         if self.schedule == "cosine" and (self.power, self.end_lr) != (1.0, 0.0):
             raise ValueError(
                 f"power {self.power} and end_lr {self.end_lr} are for the polynomial schedule; leave them out"
@@ -172,36 +176,59 @@ class RunConfig:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        counts = ("batch_size", "micro_batch_size", "max_steps", "max_epochs", "checkpoint_every", "log_every")
+        counts = (
+            "batch_size",
+            "micro_batch_size",
+            "max_steps",
+            "max_epochs",
+            "checkpoint_every",
+            "log_every",
+        )
         naturals = dict.fromkeys(("align_first", "max_skipped_steps"), AT_LEAST_0)
-        check_numbers(self, "", **dict.fromkeys((*counts, "frozen_views", "train_top"), AT_LEAST_1), **naturals)
+        check_numbers(
+            self,
+            "",
+            **dict.fromkeys((*counts, "frozen_views", "train_top"), AT_LEAST_1),
+            **naturals,
+        )
         if self.max_steps is None and self.max_epochs is None:
             raise ValueError("max_steps and max_epochs are None; give one of them")
         every = self.evaluate_every
         is_count = type(every) is int and every >= 0
         if not is_count and every not in ("epoch", None):
-            raise ValueError(f"evaluate_every is {every!r}; expected steps, at least 0, or epoch, or None")
+            raise ValueError(
+                f"evaluate_every is {every!r}; expected steps, at least 0, or epoch, or None"
+            )
         for name in ("tokenizer", "vision", "text"):
             if self.init is not None and getattr(self, name) is not None:
                 raise ValueError(
                     f"{name} {getattr(self, name)} with init {self.init}, which has its own; leave one out"
                 )
         set_for_captions = {
-            "evaluation": replace(self.evaluation, batch_size=RetrievalConfig.batch_size) != RetrievalConfig(),
+            "evaluation": replace(self.evaluation, batch_size=RetrievalConfig.batch_size)
+            != RetrievalConfig(),
             "data.captions": self.data.captions != DataConfig.captions,
             "data.word_dropout": self.data.word_dropout != DataConfig.word_dropout,
         }
         ignored = [name for name, is_set in set_for_captions.items() if is_set]
         if ignored and self.task.reads != "captions":
-            raise ValueError(f"{', '.join(ignored)} would be ignored by {self.task.kind}; leave it out")
+            raise ValueError(
+                f"{', '.join(ignored)} would be ignored by {self.task.kind}; leave it out"
+            )
         if self.contrast_over == "step" and "ITC" not in self.task.contrasts:
-            raise ValueError("contrast_over is 'step', but no phase has ITC (itc is 0); leave it out or set itc")
+            raise ValueError(
+                "contrast_over is 'step', but no phase has ITC (itc is 0); leave it out or set itc"
+            )
         if self.frozen_views > 1 and not self.freeze_towers:
-            raise ValueError(f"frozen_views {self.frozen_views} would be ignored without freeze_towers; leave it out")
+            raise ValueError(
+                f"frozen_views {self.frozen_views} would be ignored without freeze_towers; leave it out"
+            )
         if self.align_first and not self.freeze_towers:
             raise ValueError(f"align_first is {self.align_first}; expected 0 without freeze_towers")
         if self.align_first and not self.task.aligns:
-            raise ValueError(f"align_first compares images with captions; leave it out for {self.task.kind}")
+            raise ValueError(
+                f"align_first compares images with captions; leave it out for {self.task.kind}"
+            )
         if self.freeze_towers and self.data.transform is not None:
             raise ValueError(
                 f"data.transform {self.data.transform} with frozen towers, whose features are kept by the data and its "
@@ -226,19 +253,25 @@ class RunConfig:
 
     def compiles(self, device: str) -> bool:
         """Whether layers are compiled on a kind of device."""
-        return self.compile == "yes" or (self.compile == "auto" and device == "cuda" and not self.deterministic)
+        return self.compile == "yes" or (
+            self.compile == "auto" and device == "cuda" and not self.deterministic
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], tasks: Mapping[str, type[TaskConfig]]) -> RunConfig:
+    def from_dict(
+        cls, values: Mapping[str, Any], tasks: Mapping[str, type[TaskConfig]]
+    ) -> RunConfig:
         given = dict(values)
         if "task" in given:
             task = given["task"]
             kind: Any = task.get("kind") if isinstance(task, Mapping) else task
             if kind not in tasks:
-                raise ValueError(f"run config.task.kind is {kind!r}; expected one of {', '.join(tasks)}")
+                raise ValueError(
+                    f"run config.task.kind is {kind!r}; expected one of {', '.join(tasks)}"
+                )
             given["task"] = from_plain(tasks[kind], task, "run config.task")
         return from_plain(cls, given, "run config")
 
@@ -246,7 +279,9 @@ class RunConfig:
 def read_metrics(run: Path, kind: str) -> list[dict[str, float]]:
     """Returns the lines of a run's `metrics.jsonl` of one kind, `train` or `validation`."""
     if not (run / METRICS).exists():
-        raise FileNotFoundError(f"{run} holds no run ({METRICS} is missing); expected the --out of bridgetower train")
+        raise FileNotFoundError(
+            f"{run} holds no run ({METRICS} is missing); expected the --out of bridgetower train"
+        )
     return [entry for _, entry in whole_lines(run / METRICS) if entry["kind"] == kind]
 
 
@@ -282,5 +317,9 @@ QUESTION_VIEWS = replace(COLOUR_VIEWS, flip=False, rand_augment="geometry", rand
 
 # Official `clip_randaug` in training; the short side resized and the centre cropped in both (official `clip`).
 CLIP_VIEWS = DataConfig(
-    profile="official-pretrain", rand_augment="colour", rand_magnitude=9, max_length=50, num_workers=12
+    profile="official-pretrain",
+    rand_augment="colour",
+    rand_magnitude=9,
+    max_length=50,
+    num_workers=12,
 )

@@ -8,7 +8,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from bridgetower.data.config import DataConfig
-from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, Judgement, Outcome, RetrievalConfig
+from bridgetower.evaluation.config import (
+    DEFAULTS,
+    EvaluationOptions,
+    Judgement,
+    Outcome,
+    RetrievalConfig,
+)
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import TaskConfig
 from bridgetower.tasks.run_config import RunConfig
@@ -62,7 +68,9 @@ class Evaluation(ExampleSource):
     def predictions(self) -> Predictions:
         from bridgetower.evaluation.class_metrics import predict_classes
 
-        return predict_classes(self.module(), self.examples, batch_size=self.settings.batch_size, options=self.options)
+        return predict_classes(
+            self.module(), self.examples, batch_size=self.settings.batch_size, options=self.options
+        )
 
     @cached_property
     def outputs(self) -> Float[Tensor, "n k"]:
@@ -70,7 +78,9 @@ class Evaluation(ExampleSource):
         from bridgetower.evaluation.class_metrics import predict
 
         size = self.settings.batch_size
-        return predict(self.module(), self.examples, lambda out: (out,), batch_size=size, options=self.options)[0]
+        return predict(
+            self.module(), self.examples, lambda out: (out,), batch_size=size, options=self.options
+        )[0]
 
     @cached_property
     def retrieval(self) -> RetrievalResult:
@@ -78,17 +88,28 @@ class Evaluation(ExampleSource):
         from bridgetower.evaluation.retrieval import evaluate_retrieval
 
         images, settings = self.examples.images, self.settings
-        return evaluate_retrieval(self.model, images, settings, self.options, reranking=self.reranking)
+        return evaluate_retrieval(
+            self.model, images, settings, self.options, reranking=self.reranking
+        )
 
     def likeliest(self) -> list[tuple[str, float]]:
         classes, probabilities = (values.tolist() for values in self.predictions)
-        return [(self.names[number], value) for number, value in zip(classes, probabilities, strict=True)]
+        return [
+            (self.names[number], value)
+            for number, value in zip(classes, probabilities, strict=True)
+        ]
 
     def with_own(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Returns metrics with those of the extensions, or none where the answers are not known."""
-        own = {name: float(metric(self)) for name, metric in self.model.extensions.metrics.items() if metrics}
+        own = {
+            name: float(metric(self))
+            for name, metric in self.model.extensions.metrics.items()
+            if metrics
+        }
         if taken := own.keys() & metrics.keys():
-            raise ValueError(f"extensions.metrics has {', '.join(taken)}, of the package; give it another name")
+            raise ValueError(
+                f"extensions.metrics has {', '.join(taken)}, of the package; give it another name"
+            )
         return {**metrics, **own}
 
     def outcome(
@@ -126,8 +147,11 @@ class Evaluation(ExampleSource):
                     )
 
         return Outcome(
-            counts={f"num_{schema.entries}": total} | ({known_name: known} if 0 < known < total else {}),
-            predictions=[{id_name: entry[schema.id], **row} for entry, row in zip(entries, rows, strict=True)],
+            counts={f"num_{schema.entries}": total}
+            | ({known_name: known} if 0 < known < total else {}),
+            predictions=[
+                {id_name: entry[schema.id], **row} for entry, row in zip(entries, rows, strict=True)
+            ],
             judge=(lambda: list(judged())) if given else None,
             **others,
         )
@@ -171,7 +195,9 @@ class TaskSpec:
     benchmarks: Mapping[str, TaskConfig] = field(default_factory=dict)
 
     def recipe(self, name: str) -> RunConfig | None:
-        return next((recipe for recipe in (*self.recipes, *self.fine_tuning) if recipe.recipe == name), None)
+        return next(
+            (recipe for recipe in (*self.recipes, *self.fine_tuning) if recipe.recipe == name), None
+        )
 
     def module(self, model: BridgeTower, config: TaskConfig) -> nn.Module:
         if self.build is not None:
@@ -184,7 +210,9 @@ class TaskSpec:
     def training_texts(self, config: RunConfig, processor: Processor) -> Iterator[str]:
         from bridgetower.data.examples import PreparedImages
 
-        images = PreparedImages(config.data, config.data.train_splits, processor, schema=self.schema)
+        images = PreparedImages(
+            config.data, config.data.train_splits, processor, schema=self.schema
+        )
         return (text for row in images.scan() for text in self.schema.texts_of(row["entry"]))
 
     def count_examples(self, data: DataConfig) -> int:
@@ -194,17 +222,26 @@ class TaskSpec:
         first_folder(data)
         sets = [PreparedSet(folder, data.train_splits, self.schema) for folder in data.folders]
         sets += [PreparedSet(folder, ("train",), self.schema) for folder in data.train_only]
-        counts = [len(set(one.groups.tolist())) if data.captions == "one" else len(one.numbers) for one in sets]
+        counts = [
+            len(set(one.groups.tolist())) if data.captions == "one" else len(one.numbers)
+            for one in sets
+        ]
         repeats = data.repeats or (1,) * len(sets)
         return sum(count * times for count, times in zip(counts, repeats, strict=True))
 
     def metrics(self, evaluation: Evaluation) -> dict[str, float]:
-        measured = self.evaluate(evaluation).metrics if self.validate is None else self.validate(evaluation)
+        measured = (
+            self.evaluate(evaluation).metrics
+            if self.validate is None
+            else self.validate(evaluation)
+        )
         return evaluation.with_own(measured)
 
 
 def first_folder(data: DataConfig) -> str:
     """Returns the prepared set that has the names of the classes."""
     if not data.folders:
-        raise ValueError("no data folder given; pass --data.folders DIR, made by `bridgetower prepare`")
+        raise ValueError(
+            "no data folder given; pass --data.folders DIR, made by `bridgetower prepare`"
+        )
     return data.folders[0]

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, Outcome, RetrievalConfig
 from bridgetower.objectives.config import TaskConfig
-from bridgetower.tasks.entries import CLASSIFICATION, COMPOSITIONALITY, NLVR2, REGRESSION, SNLI_VE, VQA, ZERO_SHOT
+from bridgetower.tasks.entries import (
+    CLASSIFICATION,
+    COMPOSITIONALITY,
+    NLVR2,
+    REGRESSION,
+    SNLI_VE,
+    VQA,
+    ZERO_SHOT,
+)
 from bridgetower.tasks.pretraining import PRETRAINING, RANKING
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
@@ -19,26 +27,35 @@ if TYPE_CHECKING:
     from bridgetower.predictor import Predictor
 
 TASKS: Mapping[str, TaskSpec] = {
-    spec.name: spec for spec in (PRETRAINING, RANKING, VQA, SNLI_VE, NLVR2, CLASSIFICATION, REGRESSION)
+    spec.name: spec
+    for spec in (PRETRAINING, RANKING, VQA, SNLI_VE, NLVR2, CLASSIFICATION, REGRESSION)
 }
 """By the `kind` of their configs."""
 
 RECIPES: Mapping[str, RunConfig] = {
-    recipe.recipe: recipe for spec in TASKS.values() for recipe in (*spec.recipes, *spec.fine_tuning)
+    recipe.recipe: recipe
+    for spec in TASKS.values()
+    for recipe in (*spec.recipes, *spec.fine_tuning)
 }
 
 BENCHMARKS: Mapping[str, TaskSpec] = {
-    name: spec for spec in (*TASKS.values(), ZERO_SHOT, COMPOSITIONALITY) for name in spec.benchmarks
+    name: spec
+    for spec in (*TASKS.values(), ZERO_SHOT, COMPOSITIONALITY)
+    for name in spec.benchmarks
 }
 """What `bridgetower evaluate` can measure."""
 
 
 def spec_of(config: TaskConfig, own: TaskSpec | None = None) -> TaskSpec:
     if own is None and config.kind not in TASKS:
-        raise ValueError(f"there is no task {config.kind!r} among {', '.join(TASKS)}; pass its spec as task")
+        raise ValueError(
+            f"there is no task {config.kind!r} among {', '.join(TASKS)}; pass its spec as task"
+        )
     spec = TASKS[config.kind] if own is None else own
     if type(config) is not spec.config:
-        raise ValueError(f"task {spec.name} takes a {spec.config.__name__}; the run has a {type(config).__name__}")
+        raise ValueError(
+            f"task {spec.name} takes a {spec.config.__name__}; the run has a {type(config).__name__}"
+        )
     return spec
 
 
@@ -68,9 +85,13 @@ def benchmark_task(
     if templates and known[benchmark] is not ZERO_SHOT:
         raise ValueError(f"templates are for zero-shot; leave them out for {benchmark}")
     task = known[benchmark].benchmarks[benchmark]
-    others = replace(config, protocol=RetrievalConfig.protocol, batch_size=RetrievalConfig.batch_size)
+    others = replace(
+        config, protocol=RetrievalConfig.protocol, batch_size=RetrievalConfig.batch_size
+    )
     if task.reads != "captions" and others != RetrievalConfig():
-        raise ValueError(f"candidates, folds and captions are for retrieval; leave them out for {benchmark}")
+        raise ValueError(
+            f"candidates, folds and captions are for retrieval; leave them out for {benchmark}"
+        )
     return known[benchmark], task
 
 
@@ -87,11 +108,16 @@ def evaluate(
     templates: Sequence[str] = (),
 ) -> Outcome:
     """Measures a model on a split; every process of a distributed run gets the same outcome."""
-    spec, task = benchmark_task(benchmark, split, config, spec, fit_two_stage=fit_two_stage, templates=templates)
+    spec, task = benchmark_task(
+        benchmark, split, config, spec, fit_two_stage=fit_two_stage, templates=templates
+    )
     for head in ("itc", "itm") if fit_two_stage else ():
         predictor.model.head(head)
     if spec.head is not None:
-        recipes = (*spec.fine_tuning, *spec.recipes)  # the one that trains a model for the benchmark is named first
+        recipes = (
+            *spec.fine_tuning,
+            *spec.recipes,
+        )  # the one that trains a model for the benchmark is named first
         recipes = (*(each for each in recipes if each.task == task), *recipes)
         predictor.model.head(spec.head, recipe=next((each.recipe for each in recipes), None))
     given: dict[str, Any] = {"protocol": config.protocol, "templates": tuple(templates)}
@@ -117,4 +143,6 @@ def evaluate(
         options=options,
     )
     outcome = spec.evaluate(evaluation)
-    return replace(outcome, metrics=evaluation.with_own(outcome.metrics), images=evaluation.examples.images)
+    return replace(
+        outcome, metrics=evaluation.with_own(outcome.metrics), images=evaluation.examples.images
+    )

@@ -13,7 +13,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from bridgetower.distributed import world_size
@@ -24,7 +29,9 @@ from bridgetower.model.heads import ItcHead
 
 # What a layer returns may be a view, as of a product in oneDNN; nothing is written in its place.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")  # as other phases need it
+warnings.filterwarnings(
+    "ignore", message="find_unused_parameters=True was specified"
+)  # as other phases need it
 
 
 def run_device(choice: str) -> torch.device:
@@ -55,18 +62,26 @@ class Replicated:
             # Parameters without a gradient, such as heads that a phase does not use, are looked for in each step. The
             # order in which gloo adds up more than two numbers depends on their place in a bucket, and only buckets of
             # parameters that are looked for never change: so runs on CPUs resume with the same bits.
-            self.run = DistributedDataParallel(task, find_unused_parameters=True, gradient_as_bucket_view=True)
+            self.run = DistributedDataParallel(
+                task, find_unused_parameters=True, gradient_as_bucket_view=True
+            )
 
     def __call__(self, *inputs: Any) -> Any:
         return self.run(*inputs)
 
     def accumulating(self, *, when: bool) -> AbstractContextManager[None]:
         """Returns a context of passes whose gradients wait for the next; those of shares never do, to save memory."""
-        return self.run.no_sync() if when and isinstance(self.run, DistributedDataParallel) else nullcontext()
+        return (
+            self.run.no_sync()
+            if when and isinstance(self.run, DistributedDataParallel)
+            else nullcontext()
+        )
 
     def clip_gradients(self, limit: float | None) -> Tensor:
         """Shortens all gradients together to `limit` if there is one; returns their norm of before."""
-        return nn.utils.clip_grad_norm_(self.task.parameters(), math.inf if limit is None else limit)
+        return nn.utils.clip_grad_norm_(
+            self.task.parameters(), math.inf if limit is None else limit
+        )
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -83,8 +98,14 @@ class Sharded(Replicated):
         self.task = self.run = task
         for parameter in task.parameters():
             dist.broadcast(parameter.data, 0)
-        norms = [module for module in task.modules() if type(module) in (nn.LayerNorm, RecomputedLayerNorm)]
-        for norm in norms:  # for its gradients a layer would need weights of the norm before it, which may be away
+        norms = [
+            module
+            for module in task.modules()
+            if type(module) in (nn.LayerNorm, RecomputedLayerNorm)
+        ]
+        for norm in (
+            norms
+        ):  # for its gradients a layer would need weights of the norm before it, which may be away
             norm.__class__ = _LayerNorm
         # Layers are sent and put together in bfloat16, as autocast would read them. Their inputs stay as they are, and
         # so does what is in no layer, such as embeddings and what losses are computed from.
@@ -132,4 +153,6 @@ class _LayerNorm(nn.LayerNorm):
 
     def forward(self, inputs: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(inputs.dtype)
-        return F.layer_norm(inputs, self.normalized_shape, self.weight.to(inputs.dtype), bias, self.eps)
+        return F.layer_norm(
+            inputs, self.normalized_shape, self.weight.to(inputs.dtype), bias, self.eps
+        )

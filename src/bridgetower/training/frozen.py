@@ -43,7 +43,16 @@ _BATCH = 32  # images or texts at once
 
 # Settings of the data that do not change the pixels of an image; the processor has some of them.
 _NOT_OF_PIXELS = (
-    *("folders", "train_only", "repeats", "train_splits", "validation_split", "captions", "word_dropout", "max_length"),
+    *(
+        "folders",
+        "train_only",
+        "repeats",
+        "train_splits",
+        "validation_split",
+        "captions",
+        "word_dropout",
+        "max_length",
+    ),
     *("one_set_per_batch", "profile", "background", "fast_decode", "num_workers", "cache"),
 )
 
@@ -53,7 +62,9 @@ def frozen_examples(context: TrainContext, cache: FeatureCache, *, progress: boo
     """Freezes the towers; what they make of images and texts then comes from the cache, which it fills and holds."""
     config, model = context.config, context.model
     if config.init is None and {config.vision, config.text} & {None, *VISION_TOWERS, *TEXT_TOWERS}:
-        logger.warning("freeze_towers keeps towers as they are, but some of them start from random weights; give init")
+        logger.warning(
+            "freeze_towers keeps towers as they are, but some of them start from random weights; give init"
+        )
     if not model.trained_top:
         model.vision.requires_grad_(False)
         model.text.requires_grad_(False)
@@ -72,7 +83,10 @@ def frozen_examples(context: TrainContext, cache: FeatureCache, *, progress: boo
     examples = FrozenDataset(context.examples, frozen, config.frozen_views, config.seed)
     with train.held():
         keys = examples.needed_texts()
-    examples.texts = towers.texts(keys, train.processor, dtype, pooled), {key: row for row, key in enumerate(keys)}
+    examples.texts = (
+        towers.texts(keys, train.processor, dtype, pooled),
+        {key: row for row, key in enumerate(keys)},
+    )
     model.train()
     return examples
 
@@ -80,20 +94,40 @@ def frozen_examples(context: TrainContext, cache: FeatureCache, *, progress: boo
 class _Towers:
     """Frozen towers, with what they made before in a cache."""
 
-    def __init__(self, model: BridgeTower, cache: FeatureCache, config: RunConfig, *, shown: bool) -> None:
+    def __init__(
+        self, model: BridgeTower, cache: FeatureCache, config: RunConfig, *, shown: bool
+    ) -> None:
         self.model, self.cache, self.config, self.shown = model, cache, config, shown
 
-    def images(self, images: PreparedImages, num_views: int, dtype: torch.dtype, pooled: bool = False) -> Features:
+    def images(
+        self, images: PreparedImages, num_views: int, dtype: torch.dtype, pooled: bool = False
+    ) -> Features:
         """Returns all views of some images, and of the image of examples without one if there are any."""
         model, seed = self.model, self.config.seed
-        processor = {name: value for name, value in asdict(images.processor.config).items() if name != "max_length"}
-        views = {name: value for name, value in asdict(images.config).items() if name not in _NOT_OF_PIXELS}
+        processor = {
+            name: value
+            for name, value in asdict(images.processor.config).items()
+            if name != "max_length"
+        }
+        views = {
+            name: value
+            for name, value in asdict(images.config).items()
+            if name not in _NOT_OF_PIXELS
+        }
         pixels = {  # all that decides the pixels of all views; where the images lie does not
             "data": [[one.info.digest, one.splits] for one in images.sets],
             "images": len(images),
             "processor": processor,
-            **code_content({type(images), random_view}, Path(inspect.getfile(Processor)).parent.glob("*.py"), {"PIL"}),
-            "views": {"number": num_views, "seed": seed if images.config.varies_images else None, **views},
+            **code_content(
+                {type(images), random_view},
+                Path(inspect.getfile(Processor)).parent.glob("*.py"),
+                {"PIL"},
+            ),
+            "views": {
+                "number": num_views,
+                "seed": seed if images.config.varies_images else None,
+                **views,
+            },
         }
 
         def compute(rows: Sequence[int], tower: Callable[..., Tensor]) -> Iterator[Tensor]:
@@ -106,9 +140,13 @@ class _Towers:
         tokens, what = model.config.vision.num_tokens, f"{len(images)} images"
         inputs = {"pixels": pixels, "pooling": pooled and model.config.heads.image_pooling}
         encode = model.encode_image if pooled else None
-        return self._features("vision", dtype, inputs, rows, tokens, compute, encode, what=what, num_views=num_views)
+        return self._features(
+            "vision", dtype, inputs, rows, tokens, compute, encode, what=what, num_views=num_views
+        )
 
-    def texts(self, keys: Sequence[bytes], processor: Processor, dtype: torch.dtype, pooled: bool) -> Features:
+    def texts(
+        self, keys: Sequence[bytes], processor: Processor, dtype: torch.dtype, pooled: bool
+    ) -> Features:
         """Returns some texts, which are sorted by length."""
         ids = [key_ids(key) for key in keys]
 
@@ -118,9 +156,13 @@ class _Towers:
                 batch = processor.pad([ids[row].tolist() for row in numbers])
                 mask = None if batch.attention_mask is None else batch.attention_mask.bool()
                 states = tower(batch.input_ids, mask)
-                yield from (row[:, : len(ids[number])] for number, row in zip(numbers, states, strict=True))
+                yield from (
+                    row[:, : len(ids[number])] for number, row in zip(numbers, states, strict=True)
+                )
 
-        digest = hashlib.sha256(b"".join(len(key).to_bytes(4, "big") + key for key in keys)).hexdigest()
+        digest = hashlib.sha256(
+            b"".join(len(key).to_bytes(4, "big") + key for key in keys)
+        ).hexdigest()
         tokens, what = sum(map(len, ids)) / len(ids), f"{len(keys)} texts"
         inputs = {"texts": digest, "pooling": pooled and self.model.config.heads.text_pooling}
         encode = self.model.encode_text if pooled else None
@@ -143,7 +185,11 @@ class _Towers:
         sizes: VisionConfig | TextConfig = getattr(model.config, part)
         read = model.config.vision_layers if part == "vision" else model.config.text_layers
         layers = read[-1:] if encode else model.cached_layers(read)
-        weights = {name: value for name, value in tower.state_dict(keep_vars=True).items() if not value.requires_grad}
+        weights = {
+            name: value
+            for name, value in tower.state_dict(keep_vars=True).items()
+            if not value.requires_grad
+        }
         content = {  # all that decides the states
             "tower": asdict(sizes),
             "weights": exact_fingerprint(weights),
@@ -168,7 +214,12 @@ class _Towers:
                     states = tower(given, *mask, layers)
             return torch.stack(states, dim=1).to("cpu", dtype)
 
-        options |= {"num_layers": len(layers), "width": sizes.hidden_size, "dtype": dtype, "pooled": bool(encode)}
+        options |= {
+            "num_layers": len(layers),
+            "width": sizes.hidden_size,
+            "dtype": dtype,
+            "pooled": bool(encode),
+        }
         tokens = 1 if encode else tokens
         return self.cache.features(
             content, num_rows, tokens, lambda rows: compute(rows, run), shown=self.shown, **options
@@ -183,7 +234,9 @@ class View:
 
     def __call__(self, row: int) -> Float[Tensor, "3 h w"]:
         image, view = divmod(row, self.num_views)
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "view of an image", image, view))
+        generator = torch.Generator().manual_seed(
+            derive_seed(self.seed, "view of an image", image, view)
+        )
         return self.images.views([image if image < len(self.images) else NO_IMAGE], generator)[0]
 
 
@@ -198,7 +251,9 @@ class Alignment(nn.Module):
     def forward(self, batch: CaptionBatch) -> Float[Tensor, ""]:
         """Returns the mean of the contrastive losses of all bridged layers."""
         images = self.model.encode_image(batch.pixel_values, states=batch.image_states)
-        texts = self.model.encode_text(batch.input_ids, batch.attention_mask, states=batch.text_states)
+        texts = self.model.encode_text(
+            batch.input_ids, batch.attention_mask, states=batch.text_states
+        )
         losses = []
         index, scale = batch.image_index, self.log_scale.exp()
         for image, text in zip(images.layers, texts.layers, strict=True):
@@ -211,12 +266,21 @@ class Alignment(nn.Module):
 def align_projections(context: TrainContext, *, progress: bool) -> None:
     """Trains the projections alone, by ITC; a run that was killed before its first state does the same again."""
     config, model, examples = context.config, context.model, context.examples
-    task = Alignment(model).to(model.device).eval()  # layers of the towers that run here draw no dropout
+    task = (
+        Alignment(model).to(model.device).eval()
+    )  # layers of the towers that run here draw no dropout
     projections = nn.ModuleList([model.image_projections, model.text_projections])
     parameters, steps = [task.log_scale, *projections.parameters()], config.align_first
-    optimizer, seed = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0), derive_seed(config.seed, "alignment")
-    sampler = StepSampler(len(examples), batch_size=config.batch_size, micro_batches=1, steps=range(steps), seed=seed)
-    batches = load_items(examples.__getitem__, sampler, num_workers=config.data.num_workers, device=model.device)
+    optimizer, seed = (
+        torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0),
+        derive_seed(config.seed, "alignment"),
+    )
+    sampler = StepSampler(
+        len(examples), batch_size=config.batch_size, micro_batches=1, steps=range(steps), seed=seed
+    )
+    batches = load_items(
+        examples.__getitem__, sampler, num_workers=config.data.num_workers, device=model.device
+    )
     losses: list[float] = []
     with step_bars(shown=progress and rank() == 0) as bars:
         bar = bars.add_task("aligning projections", total=steps, metrics="")
@@ -226,11 +290,15 @@ def align_projections(context: TrainContext, *, progress: bool) -> None:
                 loss: Tensor = task(batch.to(model.device))
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
-                raise FloatingPointError(f"loss of aligning is {losses[-1]} at step {step + 1}; leave out align_first")
+                raise FloatingPointError(
+                    f"loss of aligning is {losses[-1]} at step {step + 1}; leave out align_first"
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward(inputs=parameters)
             optimizer.step()
             bars.update(bar, advance=1, metrics=f"itc {losses[-1]:.3f}")
     optimizer.zero_grad(set_to_none=True)
     model.train()
-    logger.info("projections aligned in %d steps: ITC from %.3f to %.3f", steps, losses[0], losses[-1])
+    logger.info(
+        "projections aligned in %d steps: ITC from %.3f to %.3f", steps, losses[0], losses[-1]
+    )

@@ -30,7 +30,9 @@ PROJECT = "bridgetower"
 class Logger(Protocol):
     """A tracker of one run; made by a function of its folder, its config and the step that it starts from."""
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None: ...  # names such as train/loss, validation/rsum
+    def log(
+        self, metrics: Mapping[str, float], step: int
+    ) -> None: ...  # names such as train/loss, validation/rsum
 
     def close(self) -> None: ...
 
@@ -38,7 +40,9 @@ class Logger(Protocol):
 class _TensorBoard:
     def __init__(self, out: Path, config: RunConfig, first_step: int) -> None:
         self.folder = out / TENSORBOARD
-        self.writer = SummaryWriter(str(self.folder), purge_step=first_step + 1 if first_step else None)
+        self.writer = SummaryWriter(
+            str(self.folder), purge_step=first_step + 1 if first_step else None
+        )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         with writing(self.folder):
@@ -86,24 +90,47 @@ class RunLog:
     """Writes metrics of one run; only the first process writes."""
 
     def __init__(
-        self, context: TrainContext, out: Path, state: TrainingState, *, report_to: Sequence[str] = (), progress: bool
+        self,
+        context: TrainContext,
+        out: Path,
+        state: TrainingState,
+        *,
+        report_to: Sequence[str] = (),
+        progress: bool,
     ) -> None:
-        self.config, self.max_steps, self.state, self.path = context.config, context.max_steps, state, out / METRICS
+        self.config, self.max_steps, self.state, self.path = (
+            context.config,
+            context.max_steps,
+            state,
+            out / METRICS,
+        )
         self.enabled = rank() == 0
         makers = LOGGERS | context.model.extensions.loggers
-        self.loggers = [makers[name](out, self.config, state.step) for name in report_to if self.enabled]
+        self.loggers = [
+            makers[name](out, self.config, state.step) for name in report_to if self.enabled
+        ]
         self.description = self.config.recipe or "training"
         self.progress = step_bars(shown=self.enabled and progress)
 
     def __enter__(self) -> RunLog:
         if self.enabled:
             path, last = self.path, {"validation": self.state.evaluated}
-            if path.exists():  # without what a killed run wrote after the state that it continues from
-                entries = [(line, last.get(entry["kind"], self.state.step), entry) for line, entry in whole_lines(path)]
-                write_text(path, "".join(f"{line}\n" for line, end, entry in entries if entry["step"] <= end))
+            if (
+                path.exists()
+            ):  # without what a killed run wrote after the state that it continues from
+                entries = [
+                    (line, last.get(entry["kind"], self.state.step), entry)
+                    for line, entry in whole_lines(path)
+                ]
+                write_text(
+                    path,
+                    "".join(f"{line}\n" for line, end, entry in entries if entry["step"] <= end),
+                )
             self.file = path.open("a", encoding="utf-8")
         self.progress.start()
-        self.bar = self.progress.add_task(self.description, total=self.max_steps, completed=self.state.step, metrics="")
+        self.bar = self.progress.add_task(
+            self.description, total=self.max_steps, completed=self.state.step, metrics=""
+        )
         self._restart()
         return self
 
@@ -136,14 +163,21 @@ class RunLog:
         if not is_logged:
             self.progress.advance(self.bar)
             return
-        means = all_gather(torch.stack([value.float() for value in losses.values()])[None]).mean(dim=0)
+        means = all_gather(torch.stack([value.float() for value in losses.values()])[None]).mean(
+            dim=0
+        )
         if not self.enabled:
             return
         values = dict(zip(losses, means.tolist(), strict=True))  # waits for the device
         seconds = max(time.perf_counter() - self.since - self.paused, 1e-9)
         rate = self.config.batch_size * self.steps / seconds
         metrics = {name: value for name, value in values.items() if math.isfinite(value)}
-        metrics |= {"lr": lr, "seconds": seconds, "data_seconds": self.waited, "pairs_per_second": rate}
+        metrics |= {
+            "lr": lr,
+            "seconds": seconds,
+            "data_seconds": self.waited,
+            "pairs_per_second": rate,
+        }
         if self.state.skipped:
             metrics["skipped_steps"] = self.state.skipped
         if torch.cuda.is_initialized():
@@ -171,8 +205,14 @@ class RunLog:
                 f"{self.path} was removed or moved away while the run wrote to it; start the run again"
             )
         with writing(self.path):
-            self.file.write(json_text({"kind": kind, "step": step, "time": time.time(), **metrics}) + "\n")
+            self.file.write(
+                json_text({"kind": kind, "step": step, "time": time.time(), **metrics}) + "\n"
+            )
             self.file.flush()
-        numbers = {f"{kind}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
+        numbers = {
+            f"{kind}/{name}": value
+            for name, value in metrics.items()
+            if isinstance(value, int | float)
+        }
         for logger in self.loggers if numbers else ():
             logger.log(numbers, step)

@@ -25,7 +25,10 @@ def parameter_groups(model: BridgeTower, config: OptimizerConfig) -> list[dict[s
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        lr, (module, _, of_head) = config.lr, name.partition(".")  # of towers, token types and the temperature
+        lr, (module, _, of_head) = (
+            config.lr,
+            name.partition("."),
+        )  # of towers, token types and the temperature
         if name.startswith(_FUSION):
             lr *= config.fusion_multiplier
         elif module.endswith("_head"):
@@ -33,7 +36,9 @@ def parameter_groups(model: BridgeTower, config: OptimizerConfig) -> list[dict[s
             lr *= 1.0 if of_towers else config.head_multiplier
         decay = config.weight_decay if name in decayed else 0.0
         kind = type(parameter.data)  # fused kernels take no mixture of whole and sharded ones
-        group = groups.setdefault((lr, decay, kind), {"params": [], "names": [], "lr": lr, "weight_decay": decay})
+        group = groups.setdefault(
+            (lr, decay, kind), {"params": [], "names": [], "lr": lr, "weight_decay": decay}
+        )
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
@@ -47,17 +52,31 @@ def _decayed(model: BridgeTower, rule: str) -> set[str]:
     """
     parameters = dict(model.named_parameters())
     if rule == "adamw":
-        matrices = {name for name, weight in parameters.items() if weight.ndim >= 2 and name.endswith("weight")}
+        matrices = {
+            name
+            for name, weight in parameters.items()
+            if weight.ndim >= 2 and name.endswith("weight")
+        }
         return {name for name in matrices if "embedding" not in name or "patch_embedding" in name}
     spared = set()
-    for path in (path for path, module in model.named_modules() if "norm" in type(module).__name__.lower()):
+    for path in (
+        path for path, module in model.named_modules() if "norm" in type(module).__name__.lower()
+    ):
         part, _, module = path.partition(".")
-        published = model.head_specs[part.removesuffix("_head")].published if part.endswith("_head") else {}
-        clip = part == "vision" and model.config.vision.architecture == "vit" and model.config.vision.pre_norm
+        published = (
+            model.head_specs[part.removesuffix("_head")].published if part.endswith("_head") else {}
+        )
+        clip = (
+            part == "vision"
+            and model.config.vision.architecture == "vit"
+            and model.config.vision.pre_norm
+        )
         if not clip and "norm" in published.get(module, "norm").lower():
             spared.add(f"{path}.weight")
     return {
-        name for name, weight in parameters.items() if "bias" not in name and (name not in spared or weight.ndim > 1)
+        name
+        for name, weight in parameters.items()
+        if "bias" not in name and (name not in spared or weight.ndim > 1)
     }
 
 
@@ -84,22 +103,34 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimizerConfig], Optimize
     "adamw": lambda groups, config: torch.optim.AdamW(
         groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True
     ),
-    "hf_adamw": lambda groups, config: HfAdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps),
+    "hf_adamw": lambda groups, config: HfAdamW(
+        groups, lr=config.lr, betas=config.betas, eps=config.eps
+    ),
 }
 
 
-def schedule(config: OptimizerConfig, max_steps: int, extensions: Extensions = NO_EXTENSIONS) -> Callable[[int], float]:
-    return entry("optimizer.schedule", config.schedule, SCHEDULES | extensions.schedules)(config, max_steps)
+def schedule(
+    config: OptimizerConfig, max_steps: int, extensions: Extensions = NO_EXTENSIONS
+) -> Callable[[int], float]:
+    return entry("optimizer.schedule", config.schedule, SCHEDULES | extensions.schedules)(
+        config, max_steps
+    )
 
 
 def build_optimizer(
     groups: list[dict[str, Any]], config: OptimizerConfig, extensions: Extensions = NO_EXTENSIONS
 ) -> Optimizer:
     """Returns the optimiser of the config's rule; a custom one may put the same parameters in groups of its own."""
-    optimizer = entry("optimizer.rule", config.rule, OPTIMIZERS | extensions.optimizers)(groups, config)
+    optimizer = entry("optimizer.rule", config.rule, OPTIMIZERS | extensions.optimizers)(
+        groups, config
+    )
     for group in optimizer.param_groups:
-        if config.rule in extensions.optimizers and len(group.get("names", ())) != len(group["params"]):
-            raise ValueError(f"a group of optimiser {config.rule!r} lacks names of its parameters; keep them together")
+        if config.rule in extensions.optimizers and len(group.get("names", ())) != len(
+            group["params"]
+        ):
+            raise ValueError(
+                f"a group of optimiser {config.rule!r} lacks names of its parameters; keep them together"
+            )
         group["base_lr"] = group["lr"]
     return optimizer
 
@@ -110,7 +141,9 @@ class HfAdamW(Optimizer):
     It is torch's fused kernel, one launch for many weights, at a rate, a decay and an epsilon that make it this rule.
     """
 
-    def __init__(self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
+    def __init__(
+        self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
+    ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
 
     @torch.no_grad()
@@ -123,7 +156,9 @@ class HfAdamW(Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state.update(step=torch.tensor(0))  # on the CPU, where it is read
-                    state.update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+                    state.update(
+                        exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter)
+                    )
                 state["step"] += 1
                 by_step.setdefault(int(state["step"]), []).append(parameter)
             (beta1, beta2), decay = group["betas"], group["weight_decay"]

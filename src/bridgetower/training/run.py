@@ -19,21 +19,49 @@ from typing import Literal
 from bridgetower.checkpoints.tensors import SHARDS
 from bridgetower.data.batch import Batch, StepSampler
 from bridgetower.data.frozen import FeatureCache
-from bridgetower.distributed import barrier, from_first, num_restarts, process_group, rank, require_same, world_size
-from bridgetower.files import cache_folder, differences, intended_name, locked, read_json, remove_leftovers, write_json
+from bridgetower.distributed import (
+    barrier,
+    from_first,
+    num_restarts,
+    process_group,
+    rank,
+    require_same,
+    world_size,
+)
+from bridgetower.files import (
+    cache_folder,
+    differences,
+    intended_name,
+    locked,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from bridgetower.model.config import entry
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.layers import autocast
 from bridgetower.model.plain import check_choice
 from bridgetower.processor import load_items
-from bridgetower.tasks.run_config import CONFIG, FEATURE_CACHE_GIB, METRICS, TIMEOUT_MINUTES, RunConfig
+from bridgetower.tasks.run_config import (
+    CONFIG,
+    FEATURE_CACHE_GIB,
+    METRICS,
+    TIMEOUT_MINUTES,
+    RunConfig,
+)
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import TASKS, spec_of
 from bridgetower.training.data_parallel import Replicated, Sharded, run_device, set_numerics
 from bridgetower.training.frozen import align_projections, frozen_examples
 from bridgetower.training.logs import LOGGERS, TENSORBOARD, RunLog
-from bridgetower.training.optim import OPTIMIZERS, SCHEDULES, build_optimizer, parameter_groups, schedule
+from bridgetower.training.optim import (
+    OPTIMIZERS,
+    SCHEDULES,
+    build_optimizer,
+    parameter_groups,
+    schedule,
+)
 from bridgetower.training.setup import TrainContext, build_task, starting_checkpoint, with_classes
 from bridgetower.training.state import (
     CHECKPOINT_FILES,
@@ -127,22 +155,44 @@ def train(
     entry("optimizer.schedule", config.optimizer.schedule, SCHEDULES | extensions.schedules)
     for name in report_to:
         entry("report_to", name, LOGGERS | extensions.loggers)
-    check_choice("select_by", config.select_by, Literal[(*config.task.metrics, *extensions.metrics)])
+    check_choice(
+        "select_by", config.select_by, Literal[(*config.task.metrics, *extensions.metrics)]
+    )
     spec = spec_of(config.task, task)
-    cache = FeatureCache(feature_cache or cache_folder() / "features", int(feature_cache_limit * 2**30))
+    cache = FeatureCache(
+        feature_cache or cache_folder() / "features", int(feature_cache_limit * 2**30)
+    )
     with process_group(config.device, timeout_minutes), cache:
         if task is None:
-            check_batch_size(config, spec.count_examples(config.data))  # before anything is loaded or written
+            check_batch_size(
+                config, spec.count_examples(config.data)
+            )  # before anything is loaded or written
         config = with_classes(config, spec)
-        require_same({"out": str(out), "resume": resume, "feature_cache": str(cache.folder), **config.to_dict()})
+        require_same(
+            {
+                "out": str(out),
+                "resume": resume,
+                "feature_cache": str(cache.folder),
+                **config.to_dict(),
+            }
+        )
         resume = from_first((resume or num_restarts() > 0) and (out / CONFIG).exists())
-        with claimed(out, config, spec, resume=resume) if rank() == 0 else nullcontext(config) as found:
+        with (
+            claimed(out, config, spec, resume=resume)
+            if rank() == 0
+            else nullcontext(config) as found
+        ):
             before = from_first(found)
             if rank() == 0:
                 logger.info("%s: starting the run in %s", config.recipe or "train", out)
-                logger.info("building the model, and reading %s", " and ".join(config.data.folders) or "the data")
+                logger.info(
+                    "building the model, and reading %s",
+                    " and ".join(config.data.folders) or "the data",
+                )
             checkpoint = starting_checkpoint(config, spec, extensions)
-            if config.image_size is not None:  # instead of a recipe's, which the patches of `init` may not divide
+            if (
+                config.image_size is not None
+            ):  # instead of a recipe's, which the patches of `init` may not divide
                 config = replace(config, image_size=checkpoint.config.vision.image_size)
             changed = _changed(before, config) if resume else {}
             if rank() == 0 and not resume:
@@ -152,7 +202,9 @@ def train(
             model = checkpoint.model(copy=False).train().to(device)
             if config.compiles(device.type):
                 if rank() == 0:
-                    logger.info("layers are compiled in the first steps, for minutes; --compile no leaves it out")
+                    logger.info(
+                        "layers are compiled in the first steps, for minutes; --compile no leaves it out"
+                    )
                 model.compile_layers(strict=config.compile == "yes")
             else:
                 optimize_for_cpu(model)
@@ -160,11 +212,17 @@ def train(
             if config.train_top is not None:
                 model.train_top_layers(config.train_top)
             context = build_task(config, checkpoint, model, spec)
-            check_batch_size(config, len(context.examples))  # of which the task may have left some out
+            check_batch_size(
+                config, len(context.examples)
+            )  # of which the task may have left some out
             del checkpoint  # on a GPU, its tensors are a second copy
             if config.freeze_towers:
-                context = replace(context, examples=frozen_examples(context, cache, progress=progress))
-            if config.align_first and not from_first(newest(out) is not None):  # the state holds what came of it
+                context = replace(
+                    context, examples=frozen_examples(context, cache, progress=progress)
+                )
+            if config.align_first and not from_first(
+                newest(out) is not None
+            ):  # the state holds what came of it
                 align_projections(context, progress=progress)
             metrics = fit(
                 context,
@@ -190,7 +248,11 @@ def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> It
             remove_leftovers(out / name)
         before = read_run(out, spec) if resume else config
         changed = _changed(before, config)
-        others = [name for name in changed if name.startswith(_WHAT_IT_IS) and not name.endswith("dropout")]
+        others = [
+            name
+            for name in changed
+            if name.startswith(_WHAT_IT_IS) and not name.endswith("dropout")
+        ]
         if others:
             values = ", ".join(f"{name} {changed[name]}" for name in others)
             raise ValueError(
@@ -201,13 +263,17 @@ def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> It
 
 
 def _changed(before: RunConfig, now: RunConfig) -> dict[str, str]:
-    return {name: f"{old} -> {new}" for name, old, new in differences(before.to_dict(), now.to_dict())}
+    return {
+        name: f"{old} -> {new}" for name, old, new in differences(before.to_dict(), now.to_dict())
+    }
 
 
 def read_run(out: Path, task: TaskSpec | None = None) -> RunConfig:
     """Returns the config of the run in a folder."""
     if not (out / CONFIG).exists():
-        raise FileNotFoundError(f"{out} holds no run ({CONFIG} is missing); start one without --resume")
+        raise FileNotFoundError(
+            f"{out} holds no run ({CONFIG} is missing); start one without --resume"
+        )
     specs = [*TASKS.values(), *([] if task is None else [task])]
     return RunConfig.from_dict(read_json(out / CONFIG), {spec.name: spec.config for spec in specs})
 
@@ -234,7 +300,9 @@ def _check(out: Path, spec: TaskSpec, *, resume: bool) -> None:
     else:  # a run that failed before its first step may be started anew
         saved = newest(out) is not None or any((out / name).exists() for name in CHECKPOINTS)
         if saved or ((out / METRICS).exists() and (out / METRICS).stat().st_size > 0):
-            raise FileExistsError(f"{out} already holds a run; continue it with --resume or choose another --out")
+            raise FileExistsError(
+                f"{out} already holds a run; continue it with --resume or choose another --out"
+            )
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run was stopped by a signal
@@ -246,7 +314,9 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run was stopped 
 
 
 @contextmanager
-def stop_signals(announce: Callable[[str], None] = lambda name: None) -> Iterator[list[signal.Signals]]:
+def stop_signals(
+    announce: Callable[[str], None] = lambda name: None,
+) -> Iterator[list[signal.Signals]]:
     """Lists the first signal, which asks to stop, and announces its name; one that comes later ends the process."""
     asked, since = list[signal.Signals](), 0.0
 
@@ -263,7 +333,11 @@ def stop_signals(announce: Callable[[str], None] = lambda name: None) -> Iterato
     taken = current_thread() is main_thread()  # elsewhere Python takes none
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if taken else ()
     # A signal that is ignored stays so, as SIGHUP is below nohup.
-    previous = {number: signal.signal(number, note) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    previous = {
+        number: signal.signal(number, note)
+        for number in numbers
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield asked
     finally:
@@ -288,7 +362,9 @@ def fit(
         callback.prepare(context)
     shared_out = config.parallel == "fsdp" and world_size() > 1
     task = Sharded(context.task, config.precision) if shared_out else Replicated(context.task)
-    optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer, extensions)
+    optimizer = build_optimizer(
+        parameter_groups(model, config.optimizer), config.optimizer, extensions
+    )
     conditions = {  # what decides the result beside the config: the data, and how a batch is cut, for the negatives
         "number of processes": world_size(),
         "micro-batches of each": count_micro_batches(config),
@@ -299,14 +375,30 @@ def fit(
     require_same(conditions)
     state = load_state(out, model, optimizer, conditions) if resume else TrainingState()
     if state.step > context.max_steps:
-        raise ValueError(f"{out} has done {state.step} steps, more than the {context.max_steps} asked for; give more")
-    saver = StateSaver(out, conditions, checkpoint=context.checkpoint, asynchronous=async_checkpoints, timeout=timeout)
+        raise ValueError(
+            f"{out} has done {state.step} steps, more than the {context.max_steps} asked for; give more"
+        )
+    saver = StateSaver(
+        out,
+        conditions,
+        checkpoint=context.checkpoint,
+        asynchronous=async_checkpoints,
+        timeout=timeout,
+    )
     if any(name.startswith(_MEASURED) and name != "evaluation.batch_size" for name in changed):
         state.best = None
-        saver.amend(state)  # first: a run that is killed once its config is written finds nothing changed
+        saver.amend(
+            state
+        )  # first: a run that is killed once its config is written finds nothing changed
     if changed and rank() == 0:
-        logger.warning("%s goes on with other values: %s", out, ", ".join(f"{n} {v}" for n, v in changed.items()))
-        (out / "last" / "config.json").unlink(missing_ok=True)  # it is none of its checkpoints until it ends again
+        logger.warning(
+            "%s goes on with other values: %s",
+            out,
+            ", ".join(f"{n} {v}" for n, v in changed.items()),
+        )
+        (out / "last" / "config.json").unlink(
+            missing_ok=True
+        )  # it is none of its checkpoints until it ends again
         write_json(out / CONFIG, config.to_dict())
 
     def unmeasured() -> bool:
@@ -327,7 +419,9 @@ def fit(
         logger.info("%s is finished: all %d steps are done", out, state.step)
         keep_last()
         return state.metrics
-    limited = [name for name in config.task.contrasts if name != "ITC" or config.contrast_over != "step"]
+    limited = [
+        name for name in config.task.contrasts if name != "ITC" or config.contrast_over != "step"
+    ]
     if rank() == 0 and limited and count_micro_batches(config) > 1:
         logger.warning(
             "%s: one micro-batch of %s pairs per process is compared, not the batch of %s; raise micro_batch_size or "
@@ -347,7 +441,13 @@ def fit(
         steps = f"step {state.step + 1:,} to {context.max_steps:,}"
         counts = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
         share = f"{sum(count for count, trains in counts if trains):,} of {sum(count for count, _ in counts):,} weights"
-        logger.info("training %s: %s, %d of %d examples each", share, steps, config.batch_size, len(context.examples))
+        logger.info(
+            "training %s: %s, %d of %d examples each",
+            share,
+            steps,
+            config.batch_size,
+            len(context.examples),
+        )
     held_out = config.data.validation_split
     log = RunLog(context, out, state, report_to=report_to, progress=progress)
     factor, watch = schedule(config.optimizer, context.max_steps, extensions), StepWatch()
@@ -355,7 +455,9 @@ def fit(
     def evaluate() -> None:
         """Measures the model and keeps it if it is the best so far; the state that is saved already learns of both."""
         # Weights that are shared out are put together in the precision of training.
-        precision = "fp32" if model.device.type == "cpu" and config.parallel == "ddp" else config.precision
+        precision = (
+            "fp32" if model.device.type == "cpu" and config.parallel == "ddp" else config.precision
+        )
         with log.pausing("validating"), ExitStack() as stack:
             enter_callbacks(stack)
             with task.evaluating(), autocast(model.device, precision):
@@ -368,10 +470,19 @@ def fit(
                     f"step {state.step} is saved, and --resume with another --select-by goes on from it"
                 )
             score = state.metrics[config.select_by]
-            is_best = not config.data.trains_on_validation and (state.best is None or score > state.best)
+            is_best = not config.data.trains_on_validation and (
+                state.best is None or score > state.best
+            )
             if rank() == 0:
                 ending = ", the best so far" if is_best else ""
-                logger.info("step %d: %s %.4g on %s%s", state.step, config.select_by, score, held_out, ending)
+                logger.info(
+                    "step %d: %s %.4g on %s%s",
+                    state.step,
+                    config.select_by,
+                    score,
+                    held_out,
+                    ending,
+                )
             if is_best:
                 state.best = score
                 save_checkpoint(context, out / "best", state.metrics)
@@ -381,7 +492,9 @@ def fit(
     with (
         saver,
         log,
-        stop_signals(lambda name: logger.warning("%s: stopping after this step; another ends at once", name)) as asked,
+        stop_signals(
+            lambda name: logger.warning("%s: stopping after this step; another ends at once", name)
+        ) as asked,
         closing(_batches(context, state.step)) as loader,
     ):
         batches = log.loaded(loader)
@@ -416,17 +529,27 @@ def fit(
 
 
 def _batches(context: TrainContext, first_step: int) -> Generator[Batch, None, None]:
-    config, micro_batches, device = context.config, count_micro_batches(context.config), context.model.device
+    config, micro_batches, device = (
+        context.config,
+        count_micro_batches(context.config),
+        context.model.device,
+    )
     sets = getattr(context.examples, "set_numbers", None) if config.data.one_set_per_batch else None
     if config.data.one_set_per_batch and sets is None:
-        raise ValueError(f"the examples of {config.task.kind} have no set_numbers; leave out one_set_per_batch")
+        raise ValueError(
+            f"the examples of {config.task.kind} have no set_numbers; leave out one_set_per_batch"
+        )
     kept = keeps_pixels(config, context.model.config.vision.image_size)
     sampler = StepSampler(
         len(context.examples),
         batch_size=config.batch_size,
         micro_batches=micro_batches,
-        passes=lambda step: 2 if not kept and encodes_twice(config, step / context.max_steps, micro_batches) else 1,
-        counted=lambda step: micro_batches > 1 and config.task.counts_labels(step / context.max_steps),
+        passes=lambda step: (
+            2 if not kept and encodes_twice(config, step / context.max_steps, micro_batches) else 1
+        ),
+        counted=lambda step: (
+            micro_batches > 1 and config.task.counts_labels(step / context.max_steps)
+        ),
         steps=range(first_step, context.max_steps),
         seed=config.seed,
         sets=sets,
@@ -436,4 +559,6 @@ def _batches(context: TrainContext, first_step: int) -> Generator[Batch, None, N
     if context.images:
         # A quarter of the bytes, on the way or kept.
         context.images[0].raw = device.type != "cpu" or (kept and config.contrast_over == "step")
-    return load_items(context.examples.__getitem__, sampler, num_workers=config.data.num_workers, device=device)
+    return load_items(
+        context.examples.__getitem__, sampler, num_workers=config.data.num_workers, device=device
+    )

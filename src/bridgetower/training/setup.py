@@ -22,7 +22,13 @@ from bridgetower.data.examples import PreparedImages
 from bridgetower.evaluation.config import EvaluationOptions
 from bridgetower.files import differences
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import CLASS_COUNTS, FEATURE_FIELDS, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.config import (
+    CLASS_COUNTS,
+    FEATURE_FIELDS,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+)
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.heads import HEADS, chosen_heads
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
@@ -55,10 +61,16 @@ class TrainContext:
     task: nn.Module  # its `progress` is set to the share of the run that is done
     examples: BatchDataset
     images: tuple[PreparedImages, ...] = ()  # of the examples, and of those that are evaluated
-    digests: Mapping[str, str] = field(default_factory=dict)  # of the sets that are trained on, by path and splits
-    held_out: Mapping[str, str] = field(default_factory=dict)  # the same of those that are evaluated
+    digests: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of the sets that are trained on, by path and splits
+    held_out: Mapping[str, str] = field(
+        default_factory=dict
+    )  # the same of those that are evaluated
     evaluate: Callable[[], dict[str, float]] = dict
-    checkpoint: Checkpoint | None = None  # what the run starts from, without its tensors; None: nothing is kept
+    checkpoint: Checkpoint | None = (
+        None  # what the run starts from, without its tensors; None: nothing is kept
+    )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -135,8 +147,14 @@ def build_task(
     )
     if config.evaluate_every is None:
         return context
-    source = replace(source, data=data.as_evaluated(), splits=(data.validation_split,), use="validate")
-    held_out, known, own = spec.examples(source), data.trains_on_validation, model.extensions.metrics
+    source = replace(
+        source, data=data.as_evaluated(), splits=(data.validation_split,), use="validate"
+    )
+    held_out, known, own = (
+        spec.examples(source),
+        data.trains_on_validation,
+        model.extensions.metrics,
+    )
     evaluation = Evaluation(
         **vars(source),
         model=model,
@@ -146,9 +164,17 @@ def build_task(
         reranking=UNMEASURED if known else None,
         options=EvaluationOptions(num_workers=data.num_workers),
     )
-    if config.select_by not in own and (reason := spec.unavailable(evaluation, config.select_by)) is not None:
-        possible = [*(name for name in config.task.metrics if spec.unavailable(evaluation, name) is None), *own]
-        raise ValueError(f"select_by is {config.select_by!r}, but {reason}; use one of {', '.join(possible)}")
+    if (
+        config.select_by not in own
+        and (reason := spec.unavailable(evaluation, config.select_by)) is not None
+    ):
+        possible = [
+            *(name for name in config.task.metrics if spec.unavailable(evaluation, name) is None),
+            *own,
+        ]
+        raise ValueError(
+            f"select_by is {config.select_by!r}, but {reason}; use one of {', '.join(possible)}"
+        )
     return replace(
         context,
         images=(train.images, held_out.images),
@@ -163,10 +189,16 @@ def with_classes(config: RunConfig, spec: TaskSpec) -> RunConfig:
         return config
     recipe, heads = spec.recipe(config.recipe), config.model.heads
     usual = (recipe.model if recipe else ModelConfig()).heads
-    found: dict[str, Any] = {spec.head: len(spec.class_names(config.data, config.task)) or 1}  # a number: one output
+    found: dict[str, Any] = {
+        spec.head: len(spec.class_names(config.data, config.task)) or 1
+    }  # a number: one output
     if spec.head == "classification":
         found["multi_label"] = spec.multi_label(config.data)
-    found = {name: value for name, value in found.items() if getattr(usual, name) == getattr(heads, name) != value}
+    found = {
+        name: value
+        for name, value in found.items()
+        if getattr(usual, name) == getattr(heads, name) != value
+    }
     for name, value in found.items():
         logger.info("model.heads.%s is %s, as in %s", name, value, config.data.folders[0])
     return replace(config, model=replace(config.model, heads=replace(heads, **found)))
@@ -185,19 +217,27 @@ def starting_checkpoint(
         checkpoint = _initial(config, spec, usual, config.init, extensions)
     longest, wanted = checkpoint.config.text.max_length, config.data.max_length
     if wanted > longest and wanted != usual_data.max_length:
-        raise ValueError(f"data.max_length is {wanted}; the text tower takes at most {longest} tokens")
+        raise ValueError(
+            f"data.max_length is {wanted}; the text tower takes at most {longest} tokens"
+        )
     if wanted > longest:
         cut = "texts are cut at %d tokens, which the text tower takes, not at the recipe's %d"
         logger.warning(cut, longest, wanted)
     return checkpoint
 
 
-def _initial(config: RunConfig, spec: TaskSpec, usual: ModelConfig, init: str, extensions: Extensions) -> Checkpoint:
+def _initial(
+    config: RunConfig, spec: TaskSpec, usual: ModelConfig, init: str, extensions: Extensions
+) -> Checkpoint:
     """Returns `init` with exactly the heads of the run's config; new ones are drawn."""
-    checkpoint = read_checkpoint(init, dtype=torch.float32, extensions=extensions)  # some are in half precision
+    checkpoint = read_checkpoint(
+        init, dtype=torch.float32, extensions=extensions
+    )  # some are in half precision
     processor, data = checkpoint.processor, config.data
     if processor is None or processor.tokenizer is None:
-        raise ValueError(f"{init} has no tokenizer; convert it with one first: bridgetower convert --tokenizer")
+        raise ValueError(
+            f"{init} has no tokenizer; convert it with one first: bridgetower convert --tokenizer"
+        )
     values = replace(
         processor.config,
         max_length=data.max_length,
@@ -206,7 +246,9 @@ def _initial(config: RunConfig, spec: TaskSpec, usual: ModelConfig, init: str, e
     )
     if data.profile is not None:  # the other two belong to transformers' profile
         values = replace(values, profile=data.profile, shortest_edge=None, size_divisor=None)
-    checkpoint = replace(checkpoint, processor=Processor(values, processor.tokenizer), extensions=extensions)
+    checkpoint = replace(
+        checkpoint, processor=Processor(values, processor.tokenizer), extensions=extensions
+    )
     vision, recipe, size = checkpoint.config.vision, spec.recipe(config.recipe), config.image_size
     if size and size % vision.patch_size and recipe and size == recipe.image_size:
         kept_size = "%s: images have its %d pixels; its patches of %d do not divide the recipe's %d"
@@ -217,14 +259,25 @@ def _initial(config: RunConfig, spec: TaskSpec, usual: ModelConfig, init: str, e
     found, chosen = checkpoint.config.heads, config.model.heads
     if chosen.nlvr2:
         checkpoint = checkpoint.with_token_types(3)
-    if found.itc and chosen.itc and all(getattr(chosen, name) == getattr(usual.heads, name) for name in _OF_ITC):
+    if (
+        found.itc
+        and chosen.itc
+        and all(getattr(chosen, name) == getattr(usual.heads, name) for name in _OF_ITC)
+    ):
         chosen = replace(chosen, **{name: getattr(found, name) for name in _OF_ITC})
         if found.itc != usual.heads.itc:
-            logger.info("%s: its contrastive head is kept, of the kind %s", checkpoint.source, found.itc)
-    there_now, needed = chosen_heads(found), chosen_heads(chosen)  # a contrastive head of another kind is in both
+            logger.info(
+                "%s: its contrastive head is kept, of the kind %s", checkpoint.source, found.itc
+            )
+    there_now, needed = (
+        chosen_heads(found),
+        chosen_heads(chosen),
+    )  # a contrastive head of another kind is in both
     names, known = _labels(config, spec), checkpoint.labels
     renamed = [head for head in names if head in known and set(names[head]) != set(known[head])]
-    kept = [head for head in there_now if needed.get(head) == there_now[head] and head not in renamed]
+    kept = [
+        head for head in there_now if needed.get(head) == there_now[head] and head not in renamed
+    ]
     new, dropped = ([head for head in heads if head not in kept] for heads in (needed, there_now))
     # One that is kept keeps its width, its epsilon and the features that it reads.
     keeps: dict[str, object] = {
@@ -233,39 +286,60 @@ def _initial(config: RunConfig, spec: TaskSpec, usual: ModelConfig, init: str, e
         **dict.fromkeys(("mlm_layer_norm_eps", "mlm_activation"), "mlm" in kept),
         **dict.fromkeys(FEATURE_FIELDS, {"itc", *chosen.own} & set(kept)),
     }
-    heads = replace(chosen, **{name: getattr(found, name) for name, holds in keeps.items() if holds})
+    heads = replace(
+        chosen, **{name: getattr(found, name) for name, holds in keeps.items() if holds}
+    )
     model_config = replace(checkpoint.config, heads=heads)
     wanted = config.model.to_dict()
     if config.image_size is not None:  # takes precedence over the model's, for a new model too
         wanted["vision"]["image_size"] = config.image_size
     changed = {name for name, _, _ in differences(usual.to_dict(), wanted)}
-    ignored = [f"model.{name}" for name, _, _ in differences(model_config.to_dict(), wanted) if name in changed]
+    ignored = [
+        f"model.{name}"
+        for name, _, _ in differences(model_config.to_dict(), wanted)
+        if name in changed
+    ]
     if ignored:
         raise ValueError(
             f"{', '.join(ignored)} would be ignored: init {checkpoint.source} brings its own architecture; leave them "
             "out, or pre-train with them (heads can be chosen with model.heads.*, the image size with image_size)"
         )
     if dropped:
-        logger.info("%s: heads that the run does not use are left behind: %s", checkpoint.source, ", ".join(dropped))
+        logger.info(
+            "%s: heads that the run does not use are left behind: %s",
+            checkpoint.source,
+            ", ".join(dropped),
+        )
     there = checkpoint.tensors
     ranks = "rank" in new and "itm_head.fc.weight" in there
     named = {head: f"{head} (there of other classes)" for head in renamed}
     drawn = [named.get(head, head) for head in new if not (ranks and head == "rank")]
     if ranks:
-        logger.info("%s: the head rank starts as the logit of a match of the head itm", checkpoint.source)
+        logger.info(
+            "%s: the head rank starts as the logit of a match of the head itm", checkpoint.source
+        )
     if drawn:
-        logger.warning("%s lacks heads that the run needs; they start anew: %s", checkpoint.source, ", ".join(drawn))
+        logger.warning(
+            "%s lacks heads that the run needs; they start anew: %s",
+            checkpoint.source,
+            ", ".join(drawn),
+        )
     left = tuple(f"{head}_head." for head in dropped)
     tensors = {name: tensor for name, tensor in there.items() if not name.startswith(left)}
     tensors |= _new_heads(model_config, checkpoint.extensions, new, config.seed)
     if ranks:  # official: it starts as the matching head's logit of a match
-        tensors |= {f"rank_head.fc.{kind}": there[f"itm_head.fc.{kind}"][1:].clone() for kind in ("weight", "bias")}
+        tensors |= {
+            f"rank_head.fc.{kind}": there[f"itm_head.fc.{kind}"][1:].clone()
+            for kind in ("weight", "bias")
+        }
     labels = {head: known[head] for head in kept if head in known}
     labels |= {head: names[head] for head in new if head in names}
     return replace(checkpoint, config=model_config, tensors=tensors, labels=labels)
 
 
-def _new_heads(config: ModelConfig, extensions: Extensions, heads: list[str], seed: int) -> dict[str, Tensor]:
+def _new_heads(
+    config: ModelConfig, extensions: Extensions, heads: list[str], seed: int
+) -> dict[str, Tensor]:
     """Draws the weights of some heads, whose shapes depend on widths only, in a shallow model."""
     shallow: dict[str, Any] = {f"{part}.num_layers": 1 for part in ("vision", "text", "fusion")}
     shallow |= dict.fromkeys(("fusion.vision_layers", "fusion.text_layers"), (1,))
@@ -275,13 +349,20 @@ def _new_heads(config: ModelConfig, extensions: Extensions, heads: list[str], se
     generator = torch.Generator().manual_seed(derive_seed(seed, "weights"))
     model = BridgeTower(config.override(shallow), extensions, generator=generator)
     prefixes = tuple(f"{head}_head." for head in heads)
-    return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefixes)}
+    return {
+        name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefixes)
+    }
 
 
-def _new(config: RunConfig, spec: TaskSpec, defaults: ModelConfig, extensions: Extensions) -> Checkpoint:
+def _new(
+    config: RunConfig, spec: TaskSpec, defaults: ModelConfig, extensions: Extensions
+) -> Checkpoint:
     config = with_named_towers(config, defaults, extensions)
     if spec.recipe(config.recipe) in spec.fine_tuning and not (config.vision or config.text):
-        logger.warning("%s fine-tunes a pre-trained model, but starts from random weights; give init", config.recipe)
+        logger.warning(
+            "%s fine-tunes a pre-trained model, but starts from random weights; give init",
+            config.recipe,
+        )
     vision = text = None
     if config.vision is not None:
         vision = read_vision_tower(config.vision, _overrides(config.model.vision, defaults.vision))
@@ -289,8 +370,13 @@ def _new(config: RunConfig, spec: TaskSpec, defaults: ModelConfig, extensions: E
         text = read_text_tower(config.text, _overrides(config.model.text, defaults.text))
     image_size = config.image_size or config.model.vision.image_size
     if vision and vision.config.architecture == "timm" and config.image_size is None:
-        image_size = vision.config.image_size if image_size == defaults.vision.image_size else image_size
-    data, preprocessing = config.data, {"profile": "official-pretrain", **(vision.preprocessing if vision else {})}
+        image_size = (
+            vision.config.image_size if image_size == defaults.vision.image_size else image_size
+        )
+    data, preprocessing = (
+        config.data,
+        {"profile": "official-pretrain", **(vision.preprocessing if vision else {})},
+    )
     if data.profile is not None:
         preprocessing["profile"] = data.profile
     values = ProcessorConfig(
@@ -302,9 +388,13 @@ def _new(config: RunConfig, spec: TaskSpec, defaults: ModelConfig, extensions: E
     )
     path, tokenizer = config.tokenizer, text.tokenizer if text else None
     if text and path is None and tokenizer is None:
-        raise ValueError(f"the text tower {text.source} has no tokenizer; give tokenizer, a folder or file")
+        raise ValueError(
+            f"the text tower {text.source} has no tokenizer; give tokenizer, a folder or file"
+        )
     if text and path is not None and tokenizer is not None:
-        raise ValueError(f"tokenizer {path} with text {text.source}, which has its own; leave one out")
+        raise ValueError(
+            f"tokenizer {path} with text {text.source}, which has its own; leave one out"
+        )
     if tokenizer is None and path is not None:
         tokenizer = load_tokenizer(path)
     if tokenizer is None:
@@ -315,7 +405,9 @@ def _new(config: RunConfig, spec: TaskSpec, defaults: ModelConfig, extensions: E
     if text is None:
         text_config = replace(given, vocab_size=ids, pad_token_id=pad)
     else:
-        text_config = replace(text.config, dropout=given.dropout, attention_dropout=given.attention_dropout)
+        text_config = replace(
+            text.config, dropout=given.dropout, attention_dropout=given.attention_dropout
+        )
         rows = text_config.vocab_size
         if ids > rows or pad != text_config.pad_token_id:
             raise ValueError(
@@ -338,32 +430,47 @@ def _new(config: RunConfig, spec: TaskSpec, defaults: ModelConfig, extensions: E
     )
 
 
-def with_named_towers(config: RunConfig, defaults: ModelConfig, extensions: Extensions) -> RunConfig:
+def with_named_towers(
+    config: RunConfig, defaults: ModelConfig, extensions: Extensions
+) -> RunConfig:
     """Returns the run with the towers that are given by name in its model; `vision` and `text` keep weights only."""
-    kinds = (("vision", VISION_TOWERS, extensions.vision_towers), ("text", TEXT_TOWERS, extensions.text_towers))
+    kinds = (
+        ("vision", VISION_TOWERS, extensions.vision_towers),
+        ("text", TEXT_TOWERS, extensions.text_towers),
+    )
     for part, presets, own in kinds:
         name, tower = getattr(config, part), getattr(config.model, part)
         if name in own:
             fields: dict[str, Any] = {"architecture": name}
         elif name in presets:
-            fields = {field: value for field, value in vars(presets[name]).items() if field not in _FREE}
+            fields = {
+                field: value for field, value in vars(presets[name]).items() if field not in _FREE
+            }
             logger.warning("%s %s is an architecture, which starts from random weights", part, name)
         else:
             continue
         if Path(name).exists():
-            raise ValueError(f"{part} {name} is a tower's name and a path here; give ./{name} for the weights in there")
+            raise ValueError(
+                f"{part} {name} is a tower's name and a path here; give ./{name} for the weights in there"
+            )
         check_overrides(name, part, fields, _overrides(tower, getattr(defaults, part)))
         if part == "vision" and config.image_size is not None:
             fields["image_size"] = config.image_size
         changes: dict[str, Any] = {part: None}
-        config = replace(config, model=replace(config.model, **{part: replace(tower, **fields)}), **changes)
+        config = replace(
+            config, model=replace(config.model, **{part: replace(tower, **fields)}), **changes
+        )
     return config
 
 
-def _overrides(config: VisionConfig | TextConfig, defaults: VisionConfig | TextConfig) -> Mapping[str, Any]:
+def _overrides(
+    config: VisionConfig | TextConfig, defaults: VisionConfig | TextConfig
+) -> Mapping[str, Any]:
     """The fields that the run sets otherwise than its recipe, which does not bind published towers."""
     return {
-        name: value for name, value in vars(config).items() if name not in _FREE and value != getattr(defaults, name)
+        name: value
+        for name, value in vars(config).items()
+        if name not in _FREE and value != getattr(defaults, name)
     }
 
 
@@ -374,7 +481,10 @@ def _labels(config: RunConfig, spec: TaskSpec) -> dict[str, tuple[str, ...]]:
     names = tuple(spec.class_names(config.data, config.task))
     if spec.head in config.model.heads.own:
         return {spec.head: names}
-    expected, found = getattr(config.model.heads, spec.head), len(names) or 1  # a number needs one output
+    expected, found = (
+        getattr(config.model.heads, spec.head),
+        len(names) or 1,
+    )  # a number needs one output
     if found != expected:
         raise ValueError(
             f"{spec.name} has {found} answers or classes here, but model.heads.{spec.head} is {expected}; leave it "

@@ -42,7 +42,15 @@ DATA, HELD_OUT, OPTIMIZER = "data", "held-out data", "optimiser"
 """Conditions of a run: digests of its data by path, with which it has to go on, and the class of its optimiser."""
 
 CHECKPOINT_FILES = {
-    *("config.json", *WEIGHTS[:2], "carried.safetensors", "processor.json", "tokenizer.json", "labels.json", CARD),
+    *(
+        "config.json",
+        *WEIGHTS[:2],
+        "carried.safetensors",
+        "processor.json",
+        "tokenizer.json",
+        "labels.json",
+        CARD,
+    ),
 }
 """What `save_checkpoint` leaves in a folder, beside `SHARDS`."""
 
@@ -77,7 +85,12 @@ class StateSaver:
         asynchronous: bool = False,
         timeout: timedelta | None = None,
     ) -> None:
-        self.out, self.conditions, self.checkpoint, self.asynchronous = out, conditions, checkpoint, asynchronous
+        self.out, self.conditions, self.checkpoint, self.asynchronous = (
+            out,
+            conditions,
+            checkpoint,
+            asynchronous,
+        )
         # Of its own: the exchanges of a save in the background must not meet those of the run.
         self._group = dist.new_group(backend="gloo", timeout=timeout) if world_size() > 1 else None
         self._pool, self._pending = ThreadPoolExecutor(1), list[Future[None]]()
@@ -92,12 +105,16 @@ class StateSaver:
     def save(self, model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
         """Writes a state so that `load_state` gives the same bits; first waits for the one before."""
         self.wait()
-        tensors: dict[str, Any] = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        tensors: dict[str, Any] = {
+            f"model.{name}": tensor for name, tensor in model.state_dict().items()
+        }
         for name, parameter in _parameters(optimizer).items():
             for kind, value in optimizer.state.get(parameter, {}).items():
                 if not isinstance(value, Tensor):
                     given = type(value).__name__
-                    raise ValueError(f"the optimiser keeps {kind} of {name} as a {given}; keep tensors only")
+                    raise ValueError(
+                        f"the optimiser keeps {kind} of {name} as a {given}; keep tensors only"
+                    )
                 tensors[f"{kind}.{name}"] = value
         own = {}  # the rows of this process, and in the first one what each has whole
         for name, tensor in tensors.items():
@@ -126,7 +143,9 @@ class StateSaver:
         with ExitStack() as opened:
 
             def begin() -> Path:
-                folder = opened.enter_context(new_folder(self.out / FOLDER / f"step-{state['step']:08d}"))
+                folder = opened.enter_context(
+                    new_folder(self.out / FOLDER / f"step-{state['step']:08d}")
+                )
                 if self.checkpoint is not None:
                     write_description(self.checkpoint, folder)
                 return folder
@@ -137,10 +156,18 @@ class StateSaver:
                 return bool(tensors)
 
             def finish() -> None:
-                absent = [process for process in range(writing) if not share_file(folder, process).exists()]
+                absent = [
+                    process
+                    for process in range(writing)
+                    if not share_file(folder, process).exists()
+                ]
                 if absent:
-                    raise FileNotFoundError(f"process {absent[0]} does not write to this {folder}; use a shared disk")
-                write_about(folder, {"state": state, "conditions": self.conditions, "processes": writing})
+                    raise FileNotFoundError(
+                        f"process {absent[0]} does not write to this {folder}; use a shared disk"
+                    )
+                write_about(
+                    folder, {"state": state, "conditions": self.conditions, "processes": writing}
+                )
                 opened.close()
                 for path in sorted((self.out / FOLDER).glob("step-*"))[:-KEPT]:
                     rmtree(path)
@@ -162,7 +189,9 @@ class StateSaver:
         return found
 
 
-def load_state(out: Path, model: nn.Module, optimizer: Optimizer, conditions: Mapping[str, Any]) -> TrainingState:
+def load_state(
+    out: Path, model: nn.Module, optimizer: Optimizer, conditions: Mapping[str, Any]
+) -> TrainingState:
     """Restores weights and optimiser in place; a run without a state yet starts at step 0."""
     about: Any = None
     path = from_first(newest(out) if rank() == 0 else None)
@@ -184,13 +213,19 @@ def load_state(out: Path, model: nn.Module, optimizer: Optimizer, conditions: Ma
                 kind, _, name = key.partition(".")
                 if kind == "model" or (keeps_moments and name in parameters):
                     like: Any = weights.get(name) if kind == "model" else parameters[name]
-                    if hasattr(like, "to_local") and tensor.shape == like.shape:  # of which this process has some rows
+                    if (
+                        hasattr(like, "to_local") and tensor.shape == like.shape
+                    ):  # of which this process has some rows
                         mesh, cut = like.device_mesh, like.placements
-                        tensor = distribute_tensor(tensor.to(like.device), mesh, cut, src_data_rank=None)
+                        tensor = distribute_tensor(
+                            tensor.to(like.device), mesh, cut, src_data_rank=None
+                        )
                     tensors[key] = tensor
     tensors = tensors if shared else tensors_from_first(tensors)
     now = {f"model.{name}": list(weight.shape) for name, weight in weights.items()}
-    before = {key: list(tensor.shape) for key, tensor in tensors.items() if key.startswith("model.")}
+    before = {
+        key: list(tensor.shape) for key, tensor in tensors.items() if key.startswith("model.")
+    }
     others = [key for key in {**now, **before} if now.get(key) != before.get(key)]
     if others:
         raise ValueError(
@@ -201,7 +236,9 @@ def load_state(out: Path, model: nn.Module, optimizer: Optimizer, conditions: Ma
     optimizer.state.clear()
     place = {name: number for number, name in enumerate(parameters)}
     moments = [key.partition(".")[::2] for key in tensors if not key.startswith("model.")]
-    for kind, name in sorted(moments, key=lambda moment: place[moment[1]]):  # ordered as if it had gone on
+    for kind, name in sorted(
+        moments, key=lambda moment: place[moment[1]]
+    ):  # ordered as if it had gone on
         parameter, tensor = parameters[name], tensors[f"{kind}.{name}"]
         device = parameter.device if optimizer.defaults.get("fused") or tensor.ndim else "cpu"
         optimizer.state[parameter][kind] = tensor.to(device)
@@ -234,8 +271,12 @@ def _check_conditions(path: Path, before: Mapping[str, Any], now: Mapping[str, A
         if one.rpartition(" (")[2] != other.rpartition(" (")[2]
     ]
     if splits or list(old.values()) != list(new.values()):
-        pairs = [pair for pair in zip(new.items(), old.values(), strict=False) if pair[0][1] != pair[1]]
-        contents = [f"content of {place} was {before}, now {after}" for (place, after), before in pairs]
+        pairs = [
+            pair for pair in zip(new.items(), old.values(), strict=False) if pair[0][1] != pair[1]
+        ]
+        contents = [
+            f"content of {place} was {before}, now {after}" for (place, after), before in pairs
+        ]
         found = ", ".join(splits + contents)
         raise ValueError(
             f"{path} is of other data: {found or f'{len(old)} files, now {len(new)}'}; put them back as they were, or "
@@ -257,14 +298,18 @@ def save_checkpoint(context: TrainContext, folder: Path, metrics: Mapping[str, f
     """Every process has to call it; the first one writes."""
     tensors = {}
     for name, tensor in context.model.state_dict().items():
-        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # of what a process has a share
+        whole = (
+            tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        )  # of what a process has a share
         if rank() == 0:
             tensors[name] = whole.cpu()
     if rank() != 0 or context.checkpoint is None:
         return
     for callback in context.model.extensions.callbacks:
         tensors = callback.exported(context, tensors)
-    current = replace(context.checkpoint, tensors=tensors, reranking=Reranking.from_metrics(metrics))
+    current = replace(
+        context.checkpoint, tensors=tensors, reranking=Reranking.from_metrics(metrics)
+    )
     whole = (folder / "config.json").exists()
     if whole and current.processor is not None:
         with TemporaryDirectory() as fresh:

@@ -25,10 +25,13 @@ from bridgetower.training.data_parallel import Replicated
 from bridgetower.training.setup import TrainContext
 
 _ADVICE = (
-    "Go on with --resume and a lower learning rate, --optimizer.clip-norm or --max-skipped-steps; or look at the images"
+    "Go on with --resume and a lower learning rate, --optimizer.clip-norm or --max-skipped-steps; "
+    "or look at the images"
 )
 
-KEPT_BYTES = 2**31  # of pixels that a process keeps between the two passes of a step; more are read again
+KEPT_BYTES = (
+    2**31
+)  # of pixels that a process keeps between the two passes of a step; more are read again
 
 logger = logging.getLogger(__name__)
 
@@ -57,23 +60,39 @@ def check_batch_size(config: RunConfig, num_examples: int) -> None:
 
 
 def encodes_twice(config: RunConfig, progress: float, micro_batches: int) -> bool:
-    return config.contrast_over == "step" and micro_batches > 1 and config.task.contrasts_pairs(progress)
+    return (
+        config.contrast_over == "step"
+        and micro_batches > 1
+        and config.task.contrasts_pairs(progress)
+    )
 
 
 def keeps_pixels(config: RunConfig, image_size: int) -> bool:
     """Whether the pixels of a process, as uint8, are kept between its two passes."""
-    return not config.freeze_towers and config.batch_size // world_size() * 3 * image_size**2 <= KEPT_BYTES
+    return (
+        not config.freeze_towers
+        and config.batch_size // world_size() * 3 * image_size**2 <= KEPT_BYTES
+    )
 
 
 def run_step(
-    task: Replicated, context: TrainContext, optimizer: Optimizer, batches: Iterator[Batch], step: int, skipped: int = 0
+    task: Replicated,
+    context: TrainContext,
+    optimizer: Optimizer,
+    batches: Iterator[Batch],
+    step: int,
+    skipped: int = 0,
 ) -> tuple[dict[str, Tensor], list[str], bool]:
     """Runs a step, counted from 0, over its micro-batches; returns means, ids, and whether it was skipped.
 
     On a CPU, losses and gradients that are not finite stop it before the weights change. A GPU is not waited for:
     `StepWatch` looks at what is returned. If steps may be skipped, every device is waited for.
     """
-    config, count, device = context.config, count_micro_batches(context.config), context.model.device
+    config, count, device = (
+        context.config,
+        count_micro_batches(context.config),
+        context.model.device,
+    )
     progress = step / context.max_steps
     context.task.progress = progress  # type: ignore[assignment]
     may_skip = skipped < config.max_skipped_steps
@@ -100,7 +119,9 @@ def run_step(
     means: dict[str, Tensor] = {}
     ids: list[str] = []
     for micro, batch in enumerate(map(moved, islice(batches, count))):
-        if counts_labels:  # so that the mean over the micro-batches is that over the labels of the step
+        if (
+            counts_labels
+        ):  # so that the mean over the micro-batches is that over the labels of the step
             if micro == 0:
                 labels = batch.num_labels if count == 1 else batch.step_labels
                 mean = all_gather(labels[None]).sum().clamp(min=1) / (count * world_size())
@@ -185,7 +206,13 @@ class StepWatch:
         self._stop = False
 
     def note(
-        self, step: int, means: Mapping[str, Tensor], ids: Sequence[str], *, stop: bool, skipped: bool = False
+        self,
+        step: int,
+        means: Mapping[str, Tensor],
+        ids: Sequence[str],
+        *,
+        stop: bool,
+        skipped: bool = False,
     ) -> bool:
         """Takes the numbers of a step; returns whether a process asked to stop, as far as is known."""
         norm = means["gradient_norm"]

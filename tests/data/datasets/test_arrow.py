@@ -16,11 +16,17 @@ from rows import png, read_rows
 Counts = Mapping[str, tuple[int, int]]
 SETS = {
     "coco": (arrow.write_coco_arrow, {"train": (4, 20), "validation": (2, 10), "test": (2, 10)}),
-    "flickr30k": (arrow.write_flickr30k_arrow, {"train": (2, 10), "validation": (2, 10), "test": (2, 10)}),
+    "flickr30k": (
+        arrow.write_flickr30k_arrow,
+        {"train": (2, 10), "validation": (2, 10), "test": (2, 10)},
+    ),
     "cc3m": (arrow.write_cc3m_arrow, {"train": (31, 31)}),
     "sbu": (arrow.write_sbu_arrow, {"train": (9, 9)}),
     "vg": (arrow.write_vg_arrow, {"train": (2, 4)}),
-    "vqav2": (arrow.write_vqav2_arrow, dict.fromkeys(("train", "validation", "test", "test-dev"), (2, 4))),
+    "vqav2": (
+        arrow.write_vqav2_arrow,
+        dict.fromkeys(("train", "validation", "test", "test-dev"), (2, 4)),
+    ),
     "vgqa": (arrow.write_vgqa_arrow, {"train": (1, 2), "validation": (1, 2)}),
     "vgqa-coco": (arrow.write_vgqa_arrow, {"train": (1, 2), "validation": (1, 2)}),
     "snli-ve": (arrow.write_snli_ve_arrow, dict.fromkeys(("train", "validation", "test"), (2, 6))),
@@ -36,7 +42,9 @@ def test_a_folder_with_all_of_them(tmp_path):
     for write, _ in SETS.values():
         write(tmp_path / "arrows")
     prepared = prepare_arrow(tmp_path / "arrows", tmp_path / "out")
-    assert {name: counts(info) for name, info in prepared.items()} == {name: each for name, (_, each) in SETS.items()}
+    assert {name: counts(info) for name, info in prepared.items()} == {
+        name: each for name, (_, each) in SETS.items()
+    }
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(SETS)
     config = ArrowConfig(sets=("nlvr2", "cc3m"), splits=("validation", "balanced-test1"))
     prepared = prepare_arrow(tmp_path / "arrows", tmp_path / "some", config)
@@ -65,7 +73,9 @@ class TestCaptions:
         message = r"2 bad .*: no file .*_train_7\.arrow in .* no file .*_train_30\.arrow"
         with pytest.raises(ValueError, match=message):
             prepare_arrow(tmp_path / "arrows", tmp_path / "out")
-        info = prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(max_errors=2))["cc3m"]
+        info = prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(max_errors=2))[
+            "cc3m"
+        ]
         assert info.splits["train"].images == 29
 
     def test_a_missing_file_of_a_split_is_an_error_whatever_may_be_bad(self, tmp_path):
@@ -76,7 +86,9 @@ class TestCaptions:
         with pytest.raises(FileNotFoundError, match=message):
             prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(max_errors=9))
         config = ArrowConfig(max_errors=9, splits=("validation", "test"))
-        assert list(prepare_arrow(tmp_path / "arrows", tmp_path / "out", config)["coco"].splits) == list(config.splits)
+        assert list(
+            prepare_arrow(tmp_path / "arrows", tmp_path / "out", config)["coco"].splits
+        ) == list(config.splits)
         config = ArrowConfig(max_errors=9, sets=("cc3m",), splits=("validation",))
         with pytest.raises(FileNotFoundError, match=r"no file conceptual_caption_val_0\.arrow in"):
             prepare_arrow(tmp_path / "arrows", tmp_path / "out", config)
@@ -84,11 +96,18 @@ class TestCaptions:
     def test_more_shards_than_the_official_ones(self, tmp_path):
         arrow.write_sbu_arrow(tmp_path / "arrows")
         for number in (9, 10):
-            row = {"image": jpeg(number), "caption": ["more"], "image_id": f"{number}_o.jpg", "split": "SBU"}
+            row = {
+                "image": jpeg(number),
+                "caption": ["more"],
+                "image_id": f"{number}_o.jpg",
+                "split": "SBU",
+            }
             arrow.write_arrow_file(tmp_path / "arrows" / f"sbu_{number}.arrow", [row])
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["sbu"]
         assert info.splits["train"].images == 11
-        assert [row["entries"] for row in read_rows(tmp_path / "out" / "sbu", "train")][-1] == ["more"]
+        assert [row["entries"] for row in read_rows(tmp_path / "out" / "sbu", "train")][-1] == [
+            "more"
+        ]
 
 
 class TestQuestions:
@@ -107,9 +126,16 @@ class TestQuestions:
 
     def test_one_answer_of_one_person_is_no_certain_answer(self, tmp_path):
         arrow.write_vqav2_arrow(tmp_path / "arrows")
-        one = {"questions": ["?"], "answers": [["net"]], "answer_labels": [[0]], "answer_scores": [[0.3]]}
+        one = {
+            "questions": ["?"],
+            "answers": [["net"]],
+            "answer_labels": [[0]],
+            "answer_scores": [[0.3]],
+        }
         file = tmp_path / "arrows" / "vqav2_val_fix.arrow"
-        arrow.write_arrow_file(file, [{"image": jpeg(1), **one, "image_id": 1, "question_id": [1], "split": "val"}])
+        arrow.write_arrow_file(
+            file, [{"image": jpeg(1), **one, "image_id": 1, "question_id": [1], "split": "val"}]
+        )
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
         (question,) = read_rows(tmp_path / "out" / "vqav2", "validation")[0]["entries"]
         assert soft_targets(question["answers"], arrow.VOCABULARY) == {"net": 0.3}
@@ -130,7 +156,10 @@ class TestQuestions:
         assert {name for name in info.sources if name.endswith(".arrow")} == expected
         for path in (tmp_path / "arrows").glob("*_fix.arrow"):
             path.unlink()
-        assert "vqav2_train.arrow" in prepare_arrow(tmp_path / "arrows", tmp_path / "raw")["vqav2"].sources
+        assert (
+            "vqav2_train.arrow"
+            in prepare_arrow(tmp_path / "arrows", tmp_path / "raw")["vqav2"].sources
+        )
 
 
 class TestStatements:
@@ -158,7 +187,10 @@ class TestStatements:
 
 def test_identifiers_of_nlvr2_are_kept_where_the_file_has_them(tmp_path):
     said = {"dev-3-1-1": "Both.", "dev-3-1-4": "None.", "dev-3-2-4": "Odd."}
-    rows = [{**PAIR, "questions": [text], "answers": ["True"], "identifier": name} for name, text in said.items()]
+    rows = [
+        {**PAIR, "questions": [text], "answers": ["True"], "identifier": name}
+        for name, text in said.items()
+    ]
     arrow.write_arrow_file(tmp_path / "arrows" / "nlvr2_dev.arrow", rows)
     prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(splits=("validation",)))
     first, second = (read_rows(tmp_path / "out" / "nlvr2", "validation")[n] for n in (0, 1))
@@ -168,7 +200,13 @@ def test_identifiers_of_nlvr2_are_kept_where_the_file_has_them(tmp_path):
 
 
 PHOTO = {"image": jpeg(1), "caption": ["x"], "image_id": "1.jpg"}
-PAIR = {"image_0": png(1), "image_1": png(2), "identifier": "dev-1-0", "questions": ["Both."], "answers": ["True"]}
+PAIR = {
+    "image_0": png(1),
+    "image_1": png(2),
+    "identifier": "dev-1-0",
+    "questions": ["Both."],
+    "answers": ["True"],
+}
 STATED = {"image": jpeg(1), "sentences": [["p", "A man."]], "labels": [2]}
 ASKED = {"image": jpeg(4), "answers": [], "answer_labels": [], "answer_scores": [], "image_id": 4}
 
@@ -177,18 +215,60 @@ ASKED = {"image": jpeg(4), "answers": [], "answer_labels": [], "answer_scores": 
     ("name", "file", "rows", "message"),
     [
         ("vg", "vg", [PHOTO, PHOTO], r"1 bad .*vg\.arrow, row 1: 1\.jpg comes twice$"),
-        ("vg", "vg", [PHOTO, {**PHOTO, "image": None, "image_id": "2.jpg"}], r"1 bad .*row 1: no image of 2\.jpg$"),
-        ("vg", "vg", [{**PHOTO, "caption": "a cat"}], r"vg\.arrow has str in column caption; expected lists"),
-        ("snli-ve", "snli_dev", [{**STATED, "sentences": [["p", " "]]}], "1 bad .*row 0: statement .* is empty$"),
-        ("snli-ve", "snli_dev", [{**STATED, "labels": [3]}], "1 bad .*snli_dev-0-0: label 3, expected 0 to 2"),
-        ("nlvr2", "nlvr2_dev", [{**PAIR, "questions": [""]}], "1 bad .*row 0: statement .* is empty$"),
-        ("nlvr2", "nlvr2_dev", [{**PAIR, "answers": ["yes"]}], "1 bad .*dev-1-0#0: label 'yes', expected the text"),
+        (
+            "vg",
+            "vg",
+            [PHOTO, {**PHOTO, "image": None, "image_id": "2.jpg"}],
+            r"1 bad .*row 1: no image of 2\.jpg$",
+        ),
+        (
+            "vg",
+            "vg",
+            [{**PHOTO, "caption": "a cat"}],
+            r"vg\.arrow has str in column caption; expected lists",
+        ),
+        (
+            "snli-ve",
+            "snli_dev",
+            [{**STATED, "sentences": [["p", " "]]}],
+            "1 bad .*row 0: statement .* is empty$",
+        ),
+        (
+            "snli-ve",
+            "snli_dev",
+            [{**STATED, "labels": [3]}],
+            "1 bad .*snli_dev-0-0: label 3, expected 0 to 2",
+        ),
+        (
+            "nlvr2",
+            "nlvr2_dev",
+            [{**PAIR, "questions": [""]}],
+            "1 bad .*row 0: statement .* is empty$",
+        ),
+        (
+            "nlvr2",
+            "nlvr2_dev",
+            [{**PAIR, "answers": ["yes"]}],
+            "1 bad .*dev-1-0#0: label 'yes', expected the text",
+        ),
         (
             *("nlvr2", "nlvr2_dev"),
-            [{**PAIR, "questions": ["A.", "B."], "answers": ["True", "True"], "identifier": "dev-3-2-5"}],
+            [
+                {
+                    **PAIR,
+                    "questions": ["A.", "B."],
+                    "answers": ["True", "True"],
+                    "identifier": "dev-3-2-5",
+                }
+            ],
             "1 bad .*: dev-3-2-5: 2 statements, expected the one that the identifier",
         ),
-        ("vqav2", "vqav2_test", [{**ASKED, "questions": [""], "question_id": [40]}], "1 bad .*: question 40 is empty$"),
+        (
+            "vqav2",
+            "vqav2_test",
+            [{**ASKED, "questions": [""], "question_id": [40]}],
+            "1 bad .*: question 40 is empty$",
+        ),
     ],
 )
 def test_bad_rows(tmp_path, name, file, rows, message):
@@ -196,24 +276,34 @@ def test_bad_rows(tmp_path, name, file, rows, message):
     arrow.write_arrow_file(tmp_path / "arrows" / f"{file}.arrow", rows)
     split = {"vg": "train", "vqav2": "test"}.get(name, "validation")
     with pytest.raises(ValueError, match=message):
-        prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(sets=(name,), splits=(split,)))
+        prepare_arrow(
+            tmp_path / "arrows", tmp_path / "out", ArrowConfig(sets=(name,), splits=(split,))
+        )
 
 
 @pytest.mark.parametrize("column", ["image", "caption", "caption.item", "image_id"])
 @pytest.mark.parametrize("end", [-1, -(2**31), 0, 2**31 - 1])
 def test_cells_that_end_elsewhere(column, end, tmp_path):
     """Else they would be read from other memory of the process, or end it."""
-    ends = {name: np.array([0, 1, 2], dtype=np.int32) for name in ("image", "caption", "caption.item", "image_id")}
+    ends = {
+        name: np.array([0, 1, 2], dtype=np.int32)
+        for name in ("image", "caption", "caption.item", "image_id")
+    }
 
     def cells(name, kind):
         return pa.Array.from_buffers(kind, 2, [None, pa.py_buffer(ends[name]), pa.py_buffer(b"ab")])
 
     texts = cells("caption.item", pa.string())
-    lists = pa.Array.from_buffers(pa.list_(pa.string()), 2, [None, pa.py_buffer(ends["caption"])], children=[texts])
+    lists = pa.Array.from_buffers(
+        pa.list_(pa.string()), 2, [None, pa.py_buffer(ends["caption"])], children=[texts]
+    )
     columns = [cells("image", pa.binary()), lists, cells("image_id", pa.string())]
     batch = pa.record_batch(columns, names=["image", "caption", "image_id"])
     ends[column][-1] = end  # the library itself makes no such arrays
-    with pa.OSFile(str(tmp_path / "vg.arrow"), "wb") as sink, pa.RecordBatchFileWriter(sink, batch.schema) as writer:
+    with (
+        pa.OSFile(str(tmp_path / "vg.arrow"), "wb") as sink,
+        pa.RecordBatchFileWriter(sink, batch.schema) as writer,
+    ):
         writer.write_batch(batch)
     number = batch.schema.get_field_index(column.removesuffix(".item"))
     message = rf"vg\.arrow is no Parquet or Arrow file \((In column {number}|Invalid (Block|IPC message)).*\); copy"
@@ -222,12 +312,18 @@ def test_cells_that_end_elsewhere(column, end, tmp_path):
 
 
 def test_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; give the folder with ViLT-style Arrow files"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder .*nowhere; give the folder with ViLT-style Arrow files"
+    ):
         prepare_arrow(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="has no file; expected Arrow files"):
         prepare_arrow(tmp_path, tmp_path / "out")
-    arrow.write_arrow_file(tmp_path / "other" / "data-00000-of-00001.arrow", [{"image": jpeg(1), "caption": ["a"]}])
-    with pytest.raises(FileNotFoundError, match=r"has data-00000-of-00001\.arrow; expected Arrow files as the"):
+    arrow.write_arrow_file(
+        tmp_path / "other" / "data-00000-of-00001.arrow", [{"image": jpeg(1), "caption": ["a"]}]
+    )
+    with pytest.raises(
+        FileNotFoundError, match=r"has data-00000-of-00001\.arrow; expected Arrow files as the"
+    ):
         prepare_arrow(tmp_path / "other", tmp_path / "out")
     with pytest.raises(ValueError, match="no set called coc; sets are coco, flickr30k"):
         prepare_arrow(tmp_path, tmp_path / "out", ArrowConfig(sets=("coc",)))

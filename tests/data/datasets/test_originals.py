@@ -15,7 +15,9 @@ def originals(tmp_path):
 
 
 def test_an_annotation_is_at_the_first_place_that_has_it(originals, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file a\.json or b/a\.json in .*, or leave out what needs it"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no file a\.json or b/a\.json in .*, or leave out what needs it"
+    ):
         originals.annotation("a.json", "b/a.json")
     write(tmp_path / "karpathy" / "a.json", {})
     assert originals.annotation("a.json", "karpathy/a.json") == tmp_path / "karpathy" / "a.json"
@@ -26,8 +28,14 @@ def test_an_annotation_is_at_the_first_place_that_has_it(originals, tmp_path):
 
 class TestItems:
     def test_one_by_one(self, originals, tmp_path):
-        write(tmp_path / "a.json", {"info": {"images": [0]}, "images": [{"id": 2**40, "x": 0.5}, {"id": "ü"}]})
-        assert list(originals.items(tmp_path / "a.json", "images")) == [{"id": 2**40, "x": 0.5}, {"id": "ü"}]
+        write(
+            tmp_path / "a.json",
+            {"info": {"images": [0]}, "images": [{"id": 2**40, "x": 0.5}, {"id": "ü"}]},
+        )
+        assert list(originals.items(tmp_path / "a.json", "images")) == [
+            {"id": 2**40, "x": 0.5},
+            {"id": "ü"},
+        ]
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -71,19 +79,29 @@ def test_a_picture_at_the_place_that_has_it(originals, tmp_path):
 
 def test_a_field_that_is_not_there_is_named(tmp_path):
     write_coco(tmp_path / "coco")
-    write(tmp_path / "coco" / "dataset_coco.json", {"images": [{"file_name": "a.jpg", "split": "train"}]})
-    with pytest.raises(ValueError, match=r"dataset_coco\.json is not as published \(KeyError\('filename'\)\)"):
+    write(
+        tmp_path / "coco" / "dataset_coco.json",
+        {"images": [{"file_name": "a.jpg", "split": "train"}]},
+    )
+    with pytest.raises(
+        ValueError, match=r"dataset_coco\.json is not as published \(KeyError\('filename'\)\)"
+    ):
         prepare_set("coco", tmp_path / "coco", tmp_path / "out")
 
 
 def test_a_set_of_ones_own(tmp_path):
     def fill(originals, writer, config):
         for row in originals.lines(originals.annotation("list.jsonl")):
-            writer.add([originals.image(row["file"])], [row["text"]], name=row["file"], split="train")
+            writer.add(
+                [originals.image(row["file"])], [row["text"]], name=row["file"], split="train"
+            )
 
     for number in range(3):
         write(tmp_path / "mine" / f"{number}.png", png(number))
-    write_lines(tmp_path / "mine" / "list.jsonl", [{"file": f"{n}.png", "text": f"shade {n}"} for n in range(3)])
+    write_lines(
+        tmp_path / "mine" / "list.jsonl",
+        [{"file": f"{n}.png", "text": f"shade {n}"} for n in range(3)],
+    )
     mine = DatasetSpec(name="mine", schema=CAPTIONS, splits=("train",), fill=fill)
     info = prepare_set(mine, tmp_path / "mine", tmp_path / "out")
     assert (info.name, info.splits["train"].images) == ("mine", 3)

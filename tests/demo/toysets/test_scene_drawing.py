@@ -36,7 +36,9 @@ def test_every_shape_has_its_colour_at_its_centre():
             scene = draw_lot(generator, level, level.num_shapes[1])
             picture = draw(scene, SIDE)
             for shape in scene.shapes:
-                colour = BACKGROUNDS[scene.background] if shape.kind == "ring" else COLOURS[shape.colour]
+                colour = (
+                    BACKGROUNDS[scene.background] if shape.kind == "ring" else COLOURS[shape.colour]
+                )
                 assert pixel(picture, shape.x, shape.y) == colour
 
 
@@ -76,8 +78,13 @@ def shape(kind="circle", colour="red", x=0.5, y=0.5):
 
 
 def test_relations():
-    beside = {"left of": [(0.2, 0.5, True), (0.8, 0.5, False), (0.45, 0.1, None)], "right of": [(0.8, 0.5, True)]}
-    for relation, places in (beside | {"above": [(0.5, 0.2, True)], "below": [(0.5, 0.2, False)]}).items():
+    beside = {
+        "left of": [(0.2, 0.5, True), (0.8, 0.5, False), (0.45, 0.1, None)],
+        "right of": [(0.8, 0.5, True)],
+    }
+    for relation, places in (
+        beside | {"above": [(0.5, 0.2, True)], "below": [(0.5, 0.2, False)]}
+    ).items():
         for x, y, expected in places:
             assert holds(relation, shape(x=x, y=y), shape()) is expected
 

@@ -94,7 +94,9 @@ def test_answers_to_hand_made_scenes(kind):
 
 def test_scenes_for_an_answer_have_it():
     noun = Noun(kind="star")
-    asked = Asked(text="?", answers=("0", "3"), nouns=(noun,), answer=lambda scene: str(len(scene.all(noun))))
+    asked = Asked(
+        text="?", answers=("0", "3"), nouns=(noun,), answer=lambda scene: str(len(scene.all(noun)))
+    )
     for answer in asked.answers:
         (scene,) = scenes_for(asked, answer, random.Random(0), LEVELS["medium"])
         assert len(scene.all(noun)) == int(answer)

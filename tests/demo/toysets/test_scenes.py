@@ -44,15 +44,21 @@ def test_every_kind(kind):
         assert {open_image(image.content).size for image in record.images} == {(30, 30)}
     more = collect(replace(config, num_train=20)).splits  # leaves the others as they are
     assert (list(more["train"])[:10], list(more["test"])) == (splits["train"], splits["test"])
-    others = [list(collect(replace(config, **change)).splits["test"]) for change in ({"seed": 1}, {"level": "hard"})]
+    others = [
+        list(collect(replace(config, **change)).splits["test"])
+        for change in ({"seed": 1}, {"level": "hard"})
+    ]
     drawn = [
-        [record.images[0].content for record in records] for records in (*others, splits["test"], splits["validation"])
+        [record.images[0].content for record in records]
+        for records in (*others, splits["test"], splits["validation"])
     ]
     assert len(set(map(tuple, drawn))) == 4
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize(("kind", "level"), [("vqa", "easy"), ("vqa", "hard"), ("snli-ve", "easy"), ("nlvr2", "easy")])
+@pytest.mark.parametrize(
+    ("kind", "level"), [("vqa", "easy"), ("vqa", "hard"), ("snli-ve", "easy"), ("nlvr2", "easy")]
+)
 def test_the_text_alone_tells_nothing(kind, level):
     """What each text's commonest answer in one half gets right in the other is what guessing gets."""
     config = replace(SMALL, kind=kind, level=level, num_train=800)

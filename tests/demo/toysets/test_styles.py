@@ -15,13 +15,18 @@ FLAGS = flags.FlagsConfig(styles=("twemoji", "openmoji", "noto"))
 
 @pytest.fixture(scope="module")
 def emoji_splits():
-    found = emoji.collect(emoji.EmojiConfig(styles=("twemoji", "openmoji"), unseen_style="noto", tones=False))
+    found = emoji.collect(
+        emoji.EmojiConfig(styles=("twemoji", "openmoji"), unseen_style="noto", tones=False)
+    )
     return {split: list(records) for split, records in found.splits.items()}
 
 
 def test_sizes_and_styles_of_emoji(emoji_splits):
     sizes = {split: len(records) for split, records in emoji_splits.items()}
-    styles = {split: {record.extra["style"] for record in records} for split, records in emoji_splits.items()}
+    styles = {
+        split: {record.extra["style"] for record in records}
+        for split, records in emoji_splits.items()
+    }
     assert (sizes.pop("unseen-style"), styles.pop("unseen-style")) == (300, {"noto"})
     assert all(found == {"twemoji", "openmoji"} for found in styles.values())
     assert sizes.pop("train") > 2000
@@ -36,7 +41,10 @@ def test_a_concept_is_in_one_split_in_all_styles_and_a_held_out_one_has_its_base
         codes[record.extra["concept"]].add(record.image_id.removesuffix("-openmoji"))
     assert {len(found) for found in codes.values()} == {1}
     concepts = [
-        {emoji.concept_code(record.image_id.partition("-openmoji")[0]) for record in emoji_splits[split]}
+        {
+            emoji.concept_code(record.image_id.partition("-openmoji")[0])
+            for record in emoji_splits[split]
+        }
         for split in ("train", "validation", "test")
     ]
     assert sum(map(len, concepts)) == len(set.union(*concepts))
@@ -48,7 +56,8 @@ def test_countries_are_split_as_in_one_style_and_what_does_not_fit_is_left_out_i
         for config in (FLAGS, flags.FlagsConfig())
     )
     countries, expected = (
-        {split: {record.extra["iso"] for record in records} for split, records in one.items()} for one in (found, alone)
+        {split: {record.extra["iso"] for record in records} for split, records in one.items()}
+        for one in (found, alone)
     )
     assert countries == expected
     assert len(found["train"]) > 400

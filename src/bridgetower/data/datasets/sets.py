@@ -25,7 +25,13 @@ from bridgetower.data.answers import (
     vocabulary_file,
 )
 from bridgetower.data.config import NOT_CONTENT, PrepareConfig
-from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, Originals, PublishedCount, published
+from bridgetower.data.datasets.spec import (
+    ArrowFiles,
+    DatasetSpec,
+    Originals,
+    PublishedCount,
+    published,
+)
 from bridgetower.data.example import Image
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import Composition, Question, Statement
@@ -38,14 +44,20 @@ _CAPTIONS_PROTOCOL = "every caption of an image once, in its order, without spac
 _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 
 
-def _fill_karpathy(file: str, originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+def _fill_karpathy(
+    file: str, originals: Originals, writer: SetWriter, config: PrepareConfig
+) -> None:
     path = originals.annotation(file, f"karpathy/{file}")
     for image in originals.items(path, "images"):
         split = _SPLITS.get(image["split"])
         if split is None:
-            writer.refuse(f"{image['filename']}: split {image['split']!r}, expected one of {', '.join(_SPLITS)}")
+            writer.refuse(
+                f"{image['filename']}: split {image['split']!r}, expected one of {', '.join(_SPLITS)}"
+            )
         elif originals.wants(split):
-            found = originals.image(f"{image.get('filepath', 'flickr30k-images')}/{image['filename']}")
+            found = originals.image(
+                f"{image.get('filepath', 'flickr30k-images')}/{image['filename']}"
+            )
             captions = [sentence["raw"] for sentence in image["sentences"]]
             texts = writer.filled_captions(image["filename"], captions)
             writer.add([found], texts, name=image["filename"], split=split)
@@ -65,7 +77,8 @@ val2014/COCO_val2014_000000000042.jpg …
     protocol=_CAPTIONS_PROTOCOL,
     licences={"captions": "CC-BY 4.0", "images": "terms of use of Flickr"},
     published=published(
-        _KARPATHY, {"train": (113_287, 566_747), "validation": (5_000, 25_010), "test": (5_000, 25_010)}
+        _KARPATHY,
+        {"train": (113_287, 566_747), "validation": (5_000, 25_010), "test": (5_000, 25_010)},
     ),
     fill=partial(_fill_karpathy, "dataset_coco.json"),
     arrow=ArrowFiles(
@@ -90,8 +103,13 @@ flickr30k-images/1000092795.jpg …
     splits=("train", "validation", "test"),
     split_rule=_KARPATHY,
     protocol=_CAPTIONS_PROTOCOL,
-    licences={"captions and images": "for research and education, under the terms of use of Flickr"},
-    published=published(_KARPATHY, {"train": (29_000, 145_000), "validation": (1_014, 5_070), "test": (1_000, 5_000)}),
+    licences={
+        "captions and images": "for research and education, under the terms of use of Flickr"
+    },
+    published=published(
+        _KARPATHY,
+        {"train": (29_000, 145_000), "validation": (1_014, 5_070), "test": (1_000, 5_000)},
+    ),
     fill=partial(_fill_karpathy, "dataset_flickr30k.json"),
     arrow=ArrowFiles(
         layout="f30k_caption_karpathy_{train,val,test}",
@@ -119,10 +137,17 @@ SBU = DatasetSpec(
     schema=schemas.CAPTIONS,
     split_rule="all is train",
     published=published(_LINKS, {"train": (1_000_000, 1_000_000)}),
-    arrow=ArrowFiles(layout="sbu_0 … 8", stems={"train": tuple(f"sbu_{number}" for number in range(9))}),
+    arrow=ArrowFiles(
+        layout="sbu_0 … 8", stems={"train": tuple(f"sbu_{number}" for number in range(9))}
+    ),
 )
 
-_VQAV2_SUBSETS = {"train": "train2014", "validation": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
+_VQAV2_SUBSETS = {
+    "train": "train2014",
+    "validation": "val2014",
+    "test": "test2015",
+    "test-dev": "test-dev2015",
+}
 _ANNOTATED = ("train", "validation")
 
 
@@ -133,13 +158,17 @@ def _fill_vqav2(originals: Originals, writer: SetWriter, config: PrepareConfig) 
     for split in _ANNOTATED:
         file = f"v2_mscoco_{_VQAV2_SUBSETS[split]}_annotations.json"
         places = (file, f"vqav2/{file}")
-        if not originals.wants(split) and not any((originals.folder / place).is_file() for place in places):
+        if not originals.wants(split) and not any(
+            (originals.folder / place).is_file() for place in places
+        ):
             missing.append(split)
             continue
         for annotation in originals.items(originals.annotation(*places), "annotations"):
             first_choices.append(annotation["multiple_choice_answer"])
             if originals.wants(split):
-                kept = {name: annotation[name] for name in ("image_id", "question_type", "answer_type")}
+                kept = {
+                    name: annotation[name] for name in ("image_id", "question_type", "answer_type")
+                }
                 answers = [answer["answer"] for answer in annotation["answers"]]
                 annotations[_key(split, annotation)] = json.dumps({**kept, "answers": answers})
     for split in filter(originals.wants, _VQAV2_SUBSETS):
@@ -160,14 +189,19 @@ def _fill_vqav2(originals: Originals, writer: SetWriter, config: PrepareConfig) 
                 continue
             said = tuple(annotation.pop("answers"))
             entry = Question(
-                question_id=question["question_id"], question=question["question"], answers=said, **annotation
+                question_id=question["question_id"],
+                question=question["question"],
+                answers=said,
+                **annotation,
             )
             image = originals.image(f"{year}/COCO_{year}_{image_id:012d}.jpg")
             writer.add([image], [entry], name=str(image_id), split=split)
     for key in annotations:
         writer.refuse(f"annotation of {key} has no question")
     if missing:
-        writer.leave_out("answers.json, which takes the annotations of train and validation", f"no {missing[0]}")
+        writer.leave_out(
+            "answers.json, which takes the annotations of train and validation", f"no {missing[0]}"
+        )
     else:
         writer.files = partial(vocabulary_file, answer_vocabulary(first_choices))
 
@@ -178,8 +212,15 @@ def _key(split: str, entry: Mapping[str, Any]) -> str:
 
 def _stems(*splits: str) -> dict[str, list[tuple[str, str]]]:
     """Those with answers in normal form, which the official code reads, come first."""
-    parts = {"validation": "val", "trainable-validation": "trainable_val", "rest-validation": "rest_val"}
-    return {split: [(f"vqav2_{parts.get(split, split)}_fix", f"vqav2_{parts.get(split, split)}")] for split in splits}
+    parts = {
+        "validation": "val",
+        "trainable-validation": "trainable_val",
+        "rest-validation": "rest_val",
+    }
+    return {
+        split: [(f"vqav2_{parts.get(split, split)}_fix", f"vqav2_{parts.get(split, split)}")]
+        for split in splits
+    }
 
 
 _PAGE = "visualqa.org"
@@ -268,7 +309,9 @@ class VgqaConfig(VgConfig):
 def _fill_vg(originals: Originals, writer: SetWriter, config: VgConfig) -> None:
     for image_id, file, image in _described(originals, writer, config, "region_descriptions.json"):
         phrases = [region["phrase"].strip() for region in image["regions"]]
-        for region in (region for region, phrase in zip(image["regions"], phrases, strict=True) if not phrase):
+        for region in (
+            region for region, phrase in zip(image["regions"], phrases, strict=True) if not phrase
+        ):
             writer.leave_out("empty description", str(region["region_id"]))
         writer.add([file], list(filter(None, phrases)), name=image_id, split="train")
 
@@ -279,7 +322,9 @@ def _described(
     """Yields images with what a file says of them, but those that COCO holds out."""
     held_out: set[int] = set()
     if config.leave_out:
-        splits = config.karpathy or originals.annotation("dataset_coco.json", "karpathy/dataset_coco.json")
+        splits = config.karpathy or originals.annotation(
+            "dataset_coco.json", "karpathy/dataset_coco.json"
+        )
         numbers = originals.annotation("image_data.json", "annotations/image_data.json")
         if config.karpathy:
             originals.used.append(config.karpathy)
@@ -292,11 +337,15 @@ def _described(
             raise ValueError(
                 f"{splits} has no image of split {', '.join(sorted(missing))}; check that it is the right file"
             )
-        held_out = {image["image_id"] for image in originals.items(numbers) if image["coco_id"] in in_coco}
+        held_out = {
+            image["image_id"] for image in originals.items(numbers) if image["coco_id"] in in_coco
+        }
     for image in originals.items(originals.annotation(file, f"annotations/{file}")):
         image_id = image.get("id", image.get("image_id"))
         if image_id in held_out:
-            writer.leave_out(f"image in COCO's {' or '.join(config.leave_out)} split", str(image_id))
+            writer.leave_out(
+                f"image in COCO's {' or '.join(config.leave_out)} split", str(image_id)
+            )
         else:
             places = (f"{folder}/{image_id}.jpg" for folder in _VG_FOLDERS)
             yield str(image_id), originals.image(*places), image
@@ -378,7 +427,11 @@ dataset_coco.json (or in karpathy/, or --karpathy FILE)
 )
 VGQA_COCO = DatasetSpec(name="vgqa-coco", schema=schemas.VQA, arrow=_arrow("vgqa_coco"))
 
-_SNLI_VE_FILES = {"train": "snli_ve_train.jsonl", "validation": "snli_ve_dev.jsonl", "test": "snli_ve_test.jsonl"}
+_SNLI_VE_FILES = {
+    "train": "snli_ve_train.jsonl",
+    "validation": "snli_ve_dev.jsonl",
+    "test": "snli_ve_test.jsonl",
+}
 
 
 def _fill_snli_ve(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
@@ -412,9 +465,13 @@ flickr30k-images/1000092795.jpg …
     splits=tuple(_SNLI_VE_FILES),
     split_rule="as published; dev is validation",
     protocol="the text is sentence2 alone, without spaces at its ends; the image stands for sentence1",
-    licences={"statements": "CC-BY-SA 4.0", "images": "for research and education, under the terms of use of Flickr"},
+    licences={
+        "statements": "CC-BY-SA 4.0",
+        "images": "for research and education, under the terms of use of Flickr",
+    },
     published=published(
-        "SNLI-VE's page", {"train": (29_783, 529_527), "validation": (1_000, 17_858), "test": (1_000, 17_901)}
+        "SNLI-VE's page",
+        {"train": (29_783, 529_527), "validation": (1_000, 17_858), "test": (1_000, 17_901)},
     ),
     fill=_fill_snli_ve,
     arrow=ArrowFiles(
@@ -445,15 +502,26 @@ def _fill_nlvr2(originals: Originals, writer: SetWriter, config: PrepareConfig) 
         for row in originals.lines(path):
             identifier, label = row["identifier"], row.get("label", "")
             if label not in schemas.NLVR2.labels and (label or split != _UNLABELLED):
-                writer.refuse(f"{identifier} of {file}: label {label!r}, expected the text True or False")
+                writer.refuse(
+                    f"{identifier} of {file}: label {label!r}, expected the text True or False"
+                )
             elif not writer.is_new(f"{identifier} of {split}"):
                 writer.refuse(f"{identifier} of {file} comes twice")
             else:
-                statement = Statement(statement_id=identifier, text=row["sentence"].strip(), label=label)
+                statement = Statement(
+                    statement_id=identifier, text=row["sentence"].strip(), label=label
+                )
                 pair = identifier.rpartition("-")[0]
                 subset = pair.partition("-")[0]
-                folders = [f"images/train/{row['directory']}"] if subset == "train" else [subset, f"images/{subset}"]
-                images = [originals.image(*(f"{one}/{pair}-img{side}.png" for one in folders)) for side in (0, 1)]
+                folders = (
+                    [f"images/train/{row['directory']}"]
+                    if subset == "train"
+                    else [subset, f"images/{subset}"]
+                )
+                images = [
+                    originals.image(*(f"{one}/{pair}-img{side}.png" for one in folders))
+                    for side in (0, 1)
+                ]
                 writer.add(images, [statement], name=pair, split=split)
 
 
@@ -477,7 +545,12 @@ test1/test1-0-0-img0.png … (or in images/)
     licences={"statements": "CC-BY 4.0", "images": "as on the pages that they are from"},
     published=published(
         "NLVR2's page",
-        {"train": (None, 86_373), "validation": (None, 6_982), "test1": (None, 6_967), "test2": (None, 6_970)},
+        {
+            "train": (None, 86_373),
+            "validation": (None, 6_982),
+            "test1": (None, 6_967),
+            "test2": (None, 6_970),
+        },
     ),
     fill=_fill_nlvr2,
     arrow=ArrowFiles(
@@ -493,7 +566,9 @@ test1/test1-0-0-img0.png … (or in images/)
 
 
 def _composition(name: str, label: str, *captions: str) -> Composition:
-    return Composition(example_id=name, captions=tuple(one.strip() for one in captions), label=label)
+    return Composition(
+        example_id=name, captions=tuple(one.strip() for one in captions), label=label
+    )
 
 
 def _fill_winoground(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
@@ -519,21 +594,40 @@ WINOGROUND = DatasetSpec(
     fill=_fill_winoground,
 )
 
-_CHANGES = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+_CHANGES = (
+    "add_att",
+    "add_obj",
+    "replace_att",
+    "replace_obj",
+    "replace_rel",
+    "swap_att",
+    "swap_obj",
+)
 
 
 def _fill_sugarcrepe(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     for category in _CHANGES:
-        for number, row in read_json(originals.annotation(f"{category}.json", f"data/{category}.json")).items():
-            entry = _composition(f"{category}-{number}", category, row["caption"], row["negative_caption"])
-            writer.add([originals.image(f"val2017/{row['filename']}")], [entry], name=row["filename"], split="test")
+        for number, row in read_json(
+            originals.annotation(f"{category}.json", f"data/{category}.json")
+        ).items():
+            entry = _composition(
+                f"{category}-{number}", category, row["caption"], row["negative_caption"]
+            )
+            writer.add(
+                [originals.image(f"val2017/{row['filename']}")],
+                [entry],
+                name=row["filename"],
+                split="test",
+            )
 
 
 SUGARCREPE = replace(
     WINOGROUND,
     name="sugarcrepe",
     summary="SugarCrepe: a caption of COCO and a fluent wrong one, by seven kinds of change.",
-    layout="\n".join([*(f"{name}.json (or in data/)" for name in _CHANGES), "val2017/000000085329.jpg …"]),
+    layout="\n".join(
+        [*(f"{name}.json (or in data/)" for name in _CHANGES), "val2017/000000085329.jpg …"]
+    ),
     protocol="every example; its category is its file",
     published={},
     licences={"captions": "MIT", "images": "terms of use of Flickr"},
@@ -550,15 +644,21 @@ def _fill_aro(originals: Originals, writer: SetWriter, config: PrepareConfig) ->
         path = originals.annotation(f"visual_genome_{split}.json")
         for number, row in enumerate(originals.items(path)):
             category = row["relation_name"] if split == "relation" else "_".join(row["attributes"])
-            entry = _composition(f"{split}-{number}", category, row["true_caption"], row["false_caption"])
+            entry = _composition(
+                f"{split}-{number}", category, row["true_caption"], row["false_caption"]
+            )
             left, top, width, height = (row[f"bbox_{name}"] for name in "xywh")
             image, stream = originals.image(f"images/{row['image_path']}"), io.BytesIO()
             try:
-                open_image(image.read()).crop((left, top, left + width, top + height)).save(stream, "PNG")
+                open_image(image.read()).crop((left, top, left + width, top + height)).save(
+                    stream, "PNG"
+                )
             except (OSError, ValueError, DecompressionBombError) as error:
                 writer.refuse(f"{path.name}, item {number}: {error}")
                 continue
-            part = replace(image, name=f"{image.name}#{left},{top},{width},{height}", content=stream.getvalue())
+            part = replace(
+                image, name=f"{image.name}#{left},{top},{width},{height}", content=stream.getvalue()
+            )
             writer.add([part], [entry], name=entry.example_id, split=split)
 
 
@@ -576,6 +676,20 @@ ARO = DatasetSpec(
 
 DATASETS: Mapping[str, DatasetSpec] = {
     each.name: each
-    for each in (COCO, FLICKR30K, VG, CC3M, SBU, VQAV2, VGQA, VGQA_COCO, SNLI_VE, NLVR2, WINOGROUND, SUGARCREPE, ARO)
+    for each in (
+        COCO,
+        FLICKR30K,
+        VG,
+        CC3M,
+        SBU,
+        VQAV2,
+        VGQA,
+        VGQA_COCO,
+        SNLI_VE,
+        NLVR2,
+        WINOGROUND,
+        SUGARCREPE,
+        ARO,
+    )
 }
 """Every published set, by name."""

@@ -14,7 +14,16 @@ from bridgetower.data.config import NOT_CONTENT, PrepareConfig
 from bridgetower.data.example import ColumnFile, Image
 from bridgetower.data.fetch import LARGEST_ITEM, JsonLists
 from bridgetower.data.prepared_set import SetWriter
-from bridgetower.data.schema import CAPTIONS, NLVR2, SNLI_VE, VQA, Question, Schema, Statement, nlvr2_sentence
+from bridgetower.data.schema import (
+    CAPTIONS,
+    NLVR2,
+    SNLI_VE,
+    VQA,
+    Question,
+    Schema,
+    Statement,
+    nlvr2_sentence,
+)
 from bridgetower.files import json_object
 from bridgetower.progress import counted, reading
 
@@ -42,7 +51,9 @@ class Originals:
 
     def annotation(self, *places: str) -> Path:
         """The file at the first of several places where there is one; without it the set would be another."""
-        found = next((self.folder / place for place in places if (self.folder / place).is_file()), None)
+        found = next(
+            (self.folder / place for place in places if (self.folder / place).is_file()), None
+        )
         if found is None:
             raise FileNotFoundError(
                 f"no file {' or '.join(places)} in {self.folder}; put it there, or leave out what needs it (splits)"
@@ -80,7 +91,9 @@ class PublishedCount(NamedTuple):
     source: str
 
 
-def published(source: str, counts: Mapping[str, tuple[int | None, int | None]]) -> dict[str, list[PublishedCount]]:
+def published(
+    source: str, counts: Mapping[str, tuple[int | None, int | None]]
+) -> dict[str, list[PublishedCount]]:
     """Images and texts of each split that one source publishes."""
     return {name: [PublishedCount(*count, source)] for name, count in counts.items()}
 
@@ -115,7 +128,9 @@ class DatasetSpec:
     def published_count(self, split: str, images: int, texts: int) -> PublishedCount | None:
         """What is published of a split: the counts that it has if they are among those published, else the first."""
         known = self.published.get(split, ())
-        equal = (each for each in known if each.images in (None, images) and each.texts in (None, texts))
+        equal = (
+            each for each in known if each.images in (None, images) and each.texts in (None, texts)
+        )
         return next(equal, known[0] if known else None)
 
 
@@ -137,34 +152,55 @@ class ArrowFiles:
     """The Arrow files of a set."""
 
     layout: str  # their names, as the help shows them
-    split_rule: str = ""  # how images are given to splits, in words; empty if as in the published files
+    split_rule: str = (
+        ""  # how images are given to splits, in words; empty if as in the published files
+    )
     stems: Stems  # names of the files of each split, without their ending; of a tuple the first that is there
-    more_stems: Stems = field(default_factory=dict)  # the same of splits that are prepared only by name
+    more_stems: Stems = field(
+        default_factory=dict
+    )  # the same of splits that are prepared only by name
     annotators: int = 1  # who answered each question
 
     def paths(self, folder: Path, split: str) -> list[Path]:
         """Files of a split, whether they are there or not, and those that are numbered higher than the usual ones."""
         stems = {**self.stems, **self.more_stems}[split]
-        choices = [[folder / f"{name}.arrow" for name in ([stem] if isinstance(stem, str) else stem)] for stem in stems]
+        choices = [
+            [folder / f"{name}.arrow" for name in ([stem] if isinstance(stem, str) else stem)]
+            for stem in stems
+        ]
         paths = [next((path for path in among if path.is_file()), among[0]) for among in choices]
         if series := _NUMBERED.fullmatch(paths[-1].stem):
-            there = (path.stem.removeprefix(series[1]) for path in folder.glob(f"{series[1]}*.arrow"))
-            more = sorted(int(rest) for rest in there if rest.isdecimal() and int(rest) >= len(stems))
+            there = (
+                path.stem.removeprefix(series[1]) for path in folder.glob(f"{series[1]}*.arrow")
+            )
+            more = sorted(
+                int(rest) for rest in there if rest.isdecimal() and int(rest) >= len(stems)
+            )
             paths += [folder / f"{series[1]}{number}.arrow" for number in more]
         return paths
 
     def any_in(self, folder: Path) -> bool:
-        return any(path.is_file() for split in (*self.stems, *self.more_stems) for path in self.paths(folder, split))
+        return any(
+            path.is_file()
+            for split in (*self.stems, *self.more_stems)
+            for path in self.paths(folder, split)
+        )
 
 
 def _questions(writer: SetWriter, name: str, row: Row, annotators: int) -> list[Question]:
     """Questions with answers that give the scores of the row."""
     questions: list[Question] = []
-    for place, (question, number) in enumerate(zip(row["questions"], row["question_id"], strict=True)):
+    for place, (question, number) in enumerate(
+        zip(row["questions"], row["question_id"], strict=True)
+    ):
         answers = list(row["answers"][place]) if row["answers"] else []
         if answers and annotators > 1:
             scores = row["answer_scores"][place]
-            answers = [one for one, score in zip(answers, scores, strict=True) for _ in range(_VOTES[round(score, 1)])]
+            answers = [
+                one
+                for one, score in zip(answers, scores, strict=True)
+                for _ in range(_VOTES[round(score, 1)])
+            ]
             answers += [_OTHER_ANSWER] * (annotators - len(answers))
         questions.append(Question(question_id=number, question=question, answers=tuple(answers)))
     return questions
@@ -181,10 +217,15 @@ def _statements(writer: SetWriter, name: str, row: Row, annotators: int) -> list
         texts, labels, expected = row["questions"], row["answers"], "the text True or False"
     else:
         texts, names = [text for _, text in row["sentences"]], dict(enumerate(SNLI_VE.labels))
-        labels, expected = [names.get(label, label) for label in row["labels"]], f"0 to {len(names) - 1}"
+        labels, expected = (
+            [names.get(label, label) for label in row["labels"]],
+            f"0 to {len(names) - 1}",
+        )
     known = of_pairs and nlvr2_sentence(name) is not None
     if known and len(texts) > 1:
-        writer.refuse(f"{name}: {len(texts)} statements, expected the one that the identifier names")
+        writer.refuse(
+            f"{name}: {len(texts)} statements, expected the one that the identifier names"
+        )
         return []
     for place, (text, label) in enumerate(zip(texts, labels, strict=True)):
         identifier = name if known else f"{name}{'#' if of_pairs else '-'}{place}"
@@ -237,15 +278,21 @@ ROWS = {
 }
 
 
-def fill_from_arrow(files: ArrowFiles, originals: Originals, writer: SetWriter, config: ArrowConfig) -> None:
+def fill_from_arrow(
+    files: ArrowFiles, originals: Originals, writer: SetWriter, config: ArrowConfig
+) -> None:
     answers: dict[int, str] = {}  # of a VQA set, by the numbers of their classes
     for split in filter(originals.wants, (*files.stems, *files.more_stems)):
         paths = files.paths(originals.folder, split)
         missing = [path for path in paths if not path.is_file()]
-        in_series = [path for path in missing if _NUMBERED.fullmatch(path.stem)]  # as many as could be downloaded
+        in_series = [
+            path for path in missing if _NUMBERED.fullmatch(path.stem)
+        ]  # as many as could be downloaded
         if missing and (len(missing) == len(paths) or in_series != missing):
             name, folder = missing[0].name, missing[0].parent
-            raise FileNotFoundError(f"no file {name} in {folder}; put it there, or leave out {split} (splits)")
+            raise FileNotFoundError(
+                f"no file {name} in {folder}; put it there, or leave out {split} (splits)"
+            )
         for path in missing:
             writer.refuse(f"no file {path.name} in {path.parent}")
         there = [path for path in paths if path not in missing]
@@ -259,23 +306,33 @@ def fill_from_arrow(files: ArrowFiles, originals: Originals, writer: SetWriter, 
         writer.leave_out("answers.json", "some classes have no answer in these files")
 
 
-def _fill_from(path: Path, files: ArrowFiles, writer: SetWriter, answers: dict[int, str], split: str) -> None:
+def _fill_from(
+    path: Path, files: ArrowFiles, writer: SetWriter, answers: dict[int, str], split: str
+) -> None:
     table, rows = ColumnFile(str(path)), ROWS[writer.schema.name]
     names = [*rows.images, *rows.columns, *([rows.name] if rows.name else [])]
     if missing := [name for name in names if name not in table.schema.names]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.schema.names)}")
-    for number, row in enumerate(row for batch in table.batches(names) for row in batch.to_pylist()):
+        raise ValueError(
+            f"{path} has no column {', '.join(missing)}; it has {', '.join(table.schema.names)}"
+        )
+    for number, row in enumerate(
+        row for batch in table.batches(names) for row in batch.to_pylist()
+    ):
         name = str(row[rows.name]) if rows.name else f"{path.stem}-{number}"
         place = f"{path.name}, row {number}"
         contents = [row[column] for column in rows.images]
         if flat := [one for one in rows.columns if not isinstance(row[one], list)]:
-            raise ValueError(f"{path} has {type(row[flat[0]]).__name__} in column {flat[0]}; expected lists")
+            raise ValueError(
+                f"{path} has {type(row[flat[0]]).__name__} in column {flat[0]}; expected lists"
+            )
         if not all(isinstance(content, bytes) and content for content in contents):
             writer.refuse(f"{place}: no image of {name}")
         elif not writer.is_new(f"{split} {name}"):
             writer.refuse(f"{place}: {name} comes twice")
         else:
-            for labels, words in zip(row.get("answer_labels", ()), row.get("answers", ()), strict=False):
+            for labels, words in zip(
+                row.get("answer_labels", ()), row.get("answers", ()), strict=False
+            ):
                 answers.update(zip(labels, words, strict=True))
             if len(contents) == 1:
                 image = name
