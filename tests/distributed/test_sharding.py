@@ -371,10 +371,13 @@ def test_each_process_writes_its_share(whole_run, alone):
     assert [len(share["model.itc_head.temperature"]) for share in (first, second)] == [1, 0]
 
 
-def test_continued_it_ends_with_the_same_bits(interval, whole_run, tmp_path):
+@pytest.mark.parametrize("evaluate_every", [2, 1], ids=["by a step", "by an evaluation"])
+def test_continued_it_ends_with_the_same_bits(evaluate_every, interval, whole_run, tmp_path):
     out = back_to_the_state_before(whole_run, tmp_path / "run")
-    run_on_ranks(2, resume, interval, out)
+    run_on_ranks(2, resume, replace(interval, evaluate_every=evaluate_every), out)
     assert same_weights(whole_run / "last", out / "last")
+    evaluated = [entry["step"] for entry in read_metrics(out, "validation")]
+    assert evaluated == list(range(evaluate_every, 3, evaluate_every))
 
 
 def test_one_process_and_two_continue_what_the_other_has_written(interval, whole_run, tmp_path):

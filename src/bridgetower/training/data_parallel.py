@@ -114,7 +114,7 @@ class Sharded(Replicated):
         for model in [module for module in task.modules() if isinstance(module, BridgeTower)]:
             for layer in model.layers():
                 fully_shard(layer, mp_policy=policy)
-        fully_shard(task)
+        root = fully_shard(task)
         for module in task.modules():
             for method in ("attend", "key_value") if isinstance(module, FusionLayer) else ():
                 register_fsdp_forward_method(module, method)
@@ -122,6 +122,9 @@ class Sharded(Replicated):
             register_fsdp_forward_method(task, "features")
         task.empty_pass = lambda: None  # type: ignore[assignment]
         register_fsdp_forward_method(task, "empty_pass")
+        # FSDP expects the whole task to run before any layer of it; a resumed run may begin with an evaluation.
+        task.empty_pass()  # type: ignore[operator]
+        root.reshard()
 
     def clip_gradients(self, limit: float | None) -> Tensor:
         # A pass clamps the temperature that was put together; the optimiser changes the shares.
