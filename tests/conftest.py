@@ -44,9 +44,8 @@ gc.disable()  # until the tests are collected: a fifth of the time of all import
 jaxtyping.install_import_hook(CHECKED, "typechecks.checked")
 
 LONG, LONGEST = ("distributed", "end_to_end", "pages", "training"), "test_readme.py"
-os.environ["BRIDGETOWER_PRODUCTS"] = (
-    "onednn"  # the kernels under test, also where PyTorch's own are faster
-)
+# the kernels under test, also where PyTorch's own are faster
+os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"
 os.fsync = lambda descriptor: (
     None
 )  # no test cuts the power, and a training would wait a tenth of its time; see `synced`
@@ -55,9 +54,8 @@ os.environ.pop("HF_HUB_OFFLINE", None)  # clients of the hub talk to servers of 
 # Processes that need them start at once, whatever the code under test would import beforehand.
 multiprocessing.set_forkserver_preload(list(MODULES))
 multiprocessing.forkserver.set_forkserver_preload = lambda names: None
-os.environ["PYTHONWARNINGS"] = (
-    "ignore:lancedb fork support:RuntimeWarning"  # nothing is under way where they are forked
-)
+# nothing is under way where they are forked
+os.environ["PYTHONWARNINGS"] = "ignore:lancedb fork support:RuntimeWarning"
 
 
 @pytest.hookimpl(trylast=True)  # pytest then knows its own folder

@@ -79,13 +79,11 @@ class Item:
 
     # An embedding is of the image, the text or both; every other kind takes both, and `reason` two images.
     kind: Kind = "embedding"
-    image: Pixels | None = (
-        None  # as `Processor.resize` returns it; one object in several items is encoded once
-    )
+    # as `Processor.resize` returns it; one object in several items is encoded once
+    image: Pixels | None = None
     image_2: Pixels | None = None  # the second one of `reason`
-    ids: Tokens | None = (
-        None  # of the text, for `fill_mask` and `mask_probabilities` with a mask; equal ones once
-    )
+    # of the text, for `fill_mask` and `mask_probabilities` with a mask; equal ones once
+    ids: Tokens | None = None
     top: int = 1  # words per mask of `fill_mask`; the best of a judgement are chosen by `choices`
 
 

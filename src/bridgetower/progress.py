@@ -76,9 +76,8 @@ class _Bars(rich_bars.Progress):
     ) -> None:
         console = Console(stderr=True)
         hidden = not (shown and console.is_terminal)
-        console.quiet = (
-            hidden  # bars that are disabled still end with an empty line before rich 14.3
-        )
+        # bars that are disabled still end with an empty line before rich 14.3
+        console.quiet = hidden
         period = 600 if hidden else 30  # of which the rate is taken
         settings: Any = {"speed_estimate_period": period, "get_time": time.monotonic}
         texts = rich_bars.TextColumn("{task.description}"), rich_bars.BarColumn()

@@ -165,9 +165,8 @@ def test_any_image_with_the_captions_is_right():
         torch.tensor([0, 0, 1, 2]),
     )  # 3, 4, 5 share those of 0, 1, 1
     scores = torch.zeros(6, 4)
-    scores[3, 0] = scores[5, 2] = scores[2, 3] = (
-        1.0  # texts: 0 finds image 3, 1 is tied, 2 finds 5, 3 finds 2
-    )
+    # texts: 0 finds image 3, 1 is tied, 2 finds 5, 3 finds 2
+    scores[3, 0] = scores[5, 2] = scores[2, 3] = 1.0
     recalls = recalls_of_table(scores, index, owners=owners, ks=[1])
     assert recalls.text_to_image[1] == pytest.approx((1 + 2 / 6 + 1 + 1) / 4)
     tied = {0: 2 / 4, 1: 1 / 4, 4: 1 / 4}

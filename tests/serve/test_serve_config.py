@@ -66,12 +66,10 @@ def test_options_from_the_environment():
     }
     given |= {"INDEX": "photos.lance", "PORT": "1", "DEVICE": "cpu", "FAST_DECODE": "false"}
     environment = {f"BRIDGETOWER_SERVE_{name}": value for name, value in given.items()}
-    environment["BRIDGETOWER_SERVE_NAME"] = (
-        ""  # as where a file for Docker passes on what is not set
-    )
-    environment["BRIDGETOWER_PORT"] = (
-        "tcp://10.0.0.1:80"  # as Kubernetes sets for a service of this name
-    )
+    # as where a file for Docker passes on what is not set
+    environment["BRIDGETOWER_SERVE_NAME"] = ""
+    # as Kubernetes sets for a service of this name
+    environment["BRIDGETOWER_PORT"] = "tcp://10.0.0.1:80"
     found = with_environment(["--port", "2", "--max_batch=8", "--fast-decode"], environment)
     assert found[:4] == ["--port", "2", "--max_batch=8", "--fast-decode"]
     expected = [

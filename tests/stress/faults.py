@@ -279,9 +279,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    os.environ["OMP_NUM_THREADS"] = (
-        "1"  # of what is started anew, too: more threads add up in another order
-    )
+    # of what is started anew, too: more threads add up in another order
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="lancedb fork support", category=RuntimeWarning)
     source, kills, faults = random.Random(options.seed), list[Kills](), list[Fault]()

@@ -46,9 +46,8 @@ class Checkpoint:
     dropped: tuple[
         str, ...
     ] = ()  # foreign names that were left behind: buffers, left-overs of CLIP's text side
-    processor: Processor | None = (
-        None  # a larger `max_length` than the text tower takes is lowered to that
-    )
+    # a larger `max_length` than the text tower takes is lowered to that
+    processor: Processor | None = None
     extensions: Extensions = NO_EXTENSIONS
     labels: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict

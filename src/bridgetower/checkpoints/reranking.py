@@ -75,12 +75,10 @@ class Gain:
 class Reranking:
     """What validation found for the second stage of a search; the config of a checkpoint has it as `reranking`."""
 
-    itc_weight: float = (
-        0.0  # of the cosine, added to the log-odds of a match; 0 ranks candidates by matching alone
-    )
-    calibration: Calibration | None = (
-        None  # None: it was not measured, and outputs of the matching head are scores
-    )
+    # of the cosine, added to the log-odds of a match; 0 ranks candidates by matching alone
+    itc_weight: float = 0.0
+    # None: it was not measured, and outputs of the matching head are scores
+    calibration: Calibration | None = None
     gain: Gain | None = None  # of two stages over ITC alone; None: it was not measured
 
     def __post_init__(self) -> None:

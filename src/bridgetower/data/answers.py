@@ -14,16 +14,14 @@ from bridgetower.files import parse_json
 MIN_COUNT = 9  # questions that an answer of the vocabulary is the first choice of (official ViLT and METER code)
 ANSWERS_FILE = "answers.json"  # the vocabulary of a prepared set
 ANNOTATORS = 10  # people who answered each question of VQA
-FEW_ANNOTATORS = (
-    4  # fewer do not reach score 1 by the rule for ten: the share that gave an answer is its score
-)
+# fewer do not reach score 1 by the rule for ten: the share that gave an answer is its score
+FEW_ANNOTATORS = 4
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-_NUM_PERIODS = (
-    32  # Official: re.UNICODE, which is 32, is passed where the number of replacements belongs.
-)
+# Official: re.UNICODE, which is 32, is passed where the number of replacements belongs.
+_NUM_PERIODS = 32
 _ARTICLES = frozenset({"a", "an", "the"})
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(_WORDS)}

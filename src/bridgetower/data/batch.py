@@ -58,9 +58,8 @@ class Batch:
 
     ids: tuple[str, ...] = ()  # names of the examples, for predictions and error messages
     seed: int = 0  # of everything that is drawn while the batch is processed
-    pixel_values: Float[Tensor, "b 3 h w"] | None = (
-        None  # the image of each example, or the first of both
-    )
+    # the image of each example, or the first of both
+    pixel_values: Float[Tensor, "b 3 h w"] | None = None
     pixel_values_2: Float[Tensor, "b 3 h w"] | None = None
     input_ids: Int[Tensor, "b l"] | None = None
     attention_mask: Int[Tensor, "b l"] | None = None  # 0 on padding; None if nothing is padded
@@ -109,15 +108,12 @@ class CaptionBatch(Batch):
     image_index: Int[
         Tensor, " b"
     ]  # equal across all ranks for the same image, or images with the same captions
-    step_labels: Int[Tensor, ""] | None = (
-        None  # in all micro-batches of this process in the step, if counted
-    )
-    mlm_weight: Float[Tensor, ""] | None = (
-        None  # what MLM of this batch is multiplied with; None is 1
-    )
-    mlm_positions: Int[Tensor, " n"] | None = (
-        None  # of labels in the whole batch; a GPU would have to be waited for
-    )
+    # in all micro-batches of this process in the step, if counted
+    step_labels: Int[Tensor, ""] | None = None
+    # what MLM of this batch is multiplied with; None is 1
+    mlm_weight: Float[Tensor, ""] | None = None
+    # of labels in the whole batch; a GPU would have to be waited for
+    mlm_positions: Int[Tensor, " n"] | None = None
     masked_states: Float[Tensor, "b n l t"] | None = None  # of the texts with words hidden
 
     def __len__(self) -> int:

@@ -177,9 +177,8 @@ class FrozenDataset(Dataset[Batch]):
 
     def __init__(self, examples: BatchDataset, images: Features, num_views: int, seed: int) -> None:
         self.examples, self.images, self.num_views, self.seed = examples, images, num_views, seed
-        self.texts: tuple[Features, dict[bytes, int]] | None = (
-            None  # and the row of each by its key
-        )
+        # and the row of each by its key
+        self.texts: tuple[Features, dict[bytes, int]] | None = None
         self._parts: dict[tuple[int, int], Batch] = {}
 
     def __len__(self) -> int:

@@ -200,14 +200,12 @@ class Needed:
 class Columns:
     """Which columns of tables are read, and how videos are cut; None looks for the usual names."""
 
-    image: str | None = (
-        None  # paths, URLs or image bytes; two names for pairs of images, with a comma between them
-    )
+    # paths, URLs or image bytes; two names for pairs of images, with a comma between them
+    image: str | None = None
     text: str | None = None  # A caption or a list of captions
     id: str | None = None  # what names a row
-    captions_from: CaptionsFrom = (
-        "text"  # "folder" takes the name of the folder that an image is in as its caption
-    )
+    # "folder" takes the name of the folder that an image is in as its caption
+    captions_from: CaptionsFrom = "text"
     cutting: Cutting = field(default_factory=Cutting)  # how videos become moments
     needed: tuple[Needed, ...] = ()
     text_option: str = CAPTIONS.option  # how errors call `text`

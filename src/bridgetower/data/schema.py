@@ -16,9 +16,8 @@ class Schema:
 
     name: str  # stands in `dataset.json`
     entries: str  # names them in headings
-    entry: type[Any] = (
-        str  # `str`, or a frozen dataclass with fields of `str`, `int`, `float`, `bool` or a tuple of them
-    )
+    # `str`, or a frozen dataclass with fields of `str`, `int`, `float`, `bool` or a tuple of them
+    entry: type[Any] = str
     noun: str  # names an entry in errors
     texts: tuple[
         str, ...

@@ -304,9 +304,8 @@ def write_int8_graph(part: Part, path: Path, *, signed: bool) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     program = _graph(part, optimize=True)  # only weights that stand beside their product are found
-    program.model.metadata_props["onnx.quant.pre_process"] = (
-        "onnxruntime.quant"  # or it asks for just that
-    )
+    # or it asks for just that
+    program.model.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch, replacing(path) as temporary:
         program.save(Path(scratch) / "part.onnx", external_data=True)
         quantize_dynamic(

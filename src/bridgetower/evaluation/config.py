@@ -50,12 +50,10 @@ class RetrievalConfig:
 class EvaluationOptions:
     """How an evaluation runs; nothing here changes its result."""
 
-    work: Path | None = (
-        None  # where retrieval keeps what it has until it is finished, to go on from there after a kill
-    )
-    until_written: ExitStack | None = (
-        None  # removes that when it is closed; None: the end of the evaluation does
-    )
+    # where retrieval keeps what it has until it is finished, to go on from there after a kill
+    work: Path | None = None
+    # removes that when it is closed; None: the end of the evaluation does
+    until_written: ExitStack | None = None
     num_workers: int = 0  # processes that decode; 0 decodes in this one
     progress: bool = False
 
@@ -89,9 +87,8 @@ class Outcome:
     counts: Mapping[str, int]  # of what was judged
     details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # metrics by group
     predictions: Sequence[Mapping[str, Any]] = ()  # one row per example, with its id
-    submission: tuple[str, str] | None = (
-        None  # name and content of the file that a test server takes
-    )
+    # name and content of the file that a test server takes
+    submission: tuple[str, str] | None = None
     notes: Sequence[str] = ()  # what cannot be given, and why
     judge: Callable[[], list[Judgement]] | None = None  # gives the examples whose answers are known
     images: PreparedImages | None = None  # that the judgements name

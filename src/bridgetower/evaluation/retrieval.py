@@ -327,9 +327,8 @@ class RetrievalResult:
     ]  # by stage: itc; of candidates by matching and by both scores; chance
     candidates: Candidates | None = None  # the pairs that were matched, and their scores
     reranking: Reranking | None = None  # with which they were ranked; None with protocol `paper`
-    ece: float | None = (
-        None  # expected calibration error of `Reranking.match` on candidates of texts; None likewise
-    )
+    # expected calibration error of `Reranking.match` on candidates of texts; None likewise
+    ece: float | None = None
     itm_accuracy: float | None = None  # of each text with its own image and with a random other one
 
     def metrics(self) -> dict[str, float]:

@@ -23,9 +23,8 @@ class BridgeTowerEmbeddings(EmbeddingFunction):
     """
 
     name: str  # what to load, as of `bridgetower.load`
-    source: Literal["image", "text"] = (
-        "image"  # what the source column has: `image` (files or bytes) or `text`
-    )
+    # what the source column has: `image` (files or bytes) or `text`
+    source: Literal["image", "text"] = "image"
     device: str | None = None  # such as `cpu`; None takes a GPU if there is one
     batch_size: int = 32  # inputs at once
     truncate: bool = False  # cut texts that are too long instead of refusing them

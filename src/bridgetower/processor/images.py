@@ -35,9 +35,8 @@ Fit: TypeAlias = tuple[int, str, bool]
 official `clip_transform` (src/transforms/transform.py), or both sides are, as in `blip_transform`."""
 
 MAX_PIXELS = 64_000_000
-MEMORY_PER_PIXEL = (
-    24  # bytes at most of a sound image: of WebP with transparency the decoder's, a copy and RGB
-)
+# bytes at most of a sound image: of WebP with transparency the decoder's, a copy and RGB
+MEMORY_PER_PIXEL = 24
 SECONDS, SECONDS_PER_MEGAPIXEL = (
     1.0,
     0.25,
@@ -252,9 +251,8 @@ def _upright(
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DECODE_ERRORS:
         orientation = 1
-    rgb.getexif()[ExifTags.Base.Orientation] = (
-        orientation  # alone: Pillow would write all of the EXIF anew
-    )
+    # alone: Pillow would write all of the EXIF anew
+    rgb.getexif()[ExifTags.Base.Orientation] = orientation
     ImageOps.exif_transpose(rgb, in_place=True)
     return rgb, orientation in (5, 6, 7, 8)
 
@@ -365,9 +363,8 @@ def _decode_for_server(max_pixels: int, memory: int) -> None:
         )  # sent to the whole group; the server ends this process when it is done
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Image.init()
-    AvifImagePlugin.DEFAULT_MAX_THREADS = (
-        1  # each takes memory, and other images have the other cores
-    )
+    # each takes memory, and other images have the other cores
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     if HAS_HEIC:
         heif_options.DECODE_THREADS = 1
     if sys.platform == "linux":

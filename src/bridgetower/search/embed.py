@@ -61,9 +61,8 @@ MIN_FOR_WORKERS = 500  # images from which on processes decode: starting these t
 
 _LOCAL = "local"  # instead of an address: a cluster of this machine, which ends with the run
 _COMMITTED = 2**16  # examples, after which they are committed
-_SHARE = (
-    0.01  # of the time so far: commits get rarer, so that what Lance notes of each stays little
-)
+# of the time so far: commits get rarer, so that what Lance notes of each stays little
+_SHARE = 0.01
 _EXPORTED = 4096  # rows at once
 _DTYPES: dict[Quantize | None, str] = {
     None: "float32",
@@ -117,9 +116,8 @@ class Embedded:
     )  # of "images", "texts" and "pairs"
     problem: str = ""
     may_pass: bool = False  # the problem may be gone when the image is read again, as of a network
-    may_be_mended: bool = (
-        False  # it is of a local file whose version is not part of that of its source
-    )
+    # it is of a local file whose version is not part of that of its source
+    may_be_mended: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

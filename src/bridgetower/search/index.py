@@ -49,9 +49,8 @@ COLUMNS: dict[Vectors, str] = {
 }
 """Columns of vectors."""
 
-_SPOKEN = (
-    "start IS NOT NULL AND array_length(captions) > 0"  # of moments in which something is said
-)
+# of moments in which something is said
+_SPOKEN = "start IS NOT NULL AND array_length(captions) > 0"
 _SILENT = f"({_SPOKEN}) IS NOT TRUE"  # of all others
 _NULLABLE = ("start", "end", "frame")  # of images that are no moments
 _MARK = b"bridgetower"  # key of the schema's metadata
@@ -157,9 +156,8 @@ class Indexed:
     height: int
     captions: Sequence[str]  # that came with it
     place: str = ""  # where in a shard, a table or a video, or at which URL, as JSON; empty for an image file
-    start: float | None = (
-        None  # seconds from the start of the video, of a moment; None for an image
-    )
+    # seconds from the start of the video, of a moment; None for an image
+    start: float | None = None
     end: float | None = None
 
     def where(self) -> dict[str, Any]:
@@ -194,15 +192,12 @@ class Hit(Indexed):
     against: Against  # what the query was compared with
     cosine: float  # of the vectors of both
     rank_score: float  # of the second stage where they were matched, else the cosine
-    weak: bool | None = (
-        None  # no nearer than unrelated texts come; None: that is not known, or not asked by text alone
-    )
-    probability: float | None = (
-        None  # that text and image match, where they were matched and there is a calibration
-    )
-    score: float | None = (
-        None  # of the matching head, from 0 to 1, where they were matched and there is none
-    )
+    # no nearer than unrelated texts come; None: that is not known, or not asked by text alone
+    weak: bool | None = None
+    # that text and image match, where they were matched and there is a calibration
+    probability: float | None = None
+    # of the matching head, from 0 to 1, where they were matched and there is none
+    score: float | None = None
 
 
 class _Version:

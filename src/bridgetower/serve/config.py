@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 
 from bridgetower.model.plain import AT_LEAST_1, check_numbers
 
-MOST_ITEMS = (
-    4096  # of `max_items`, and most entries in any list of a request: more would take long to parse
-)
+# of `max_items`, and most entries in any list of a request: more would take long to parse
+MOST_ITEMS = 4096
 MOST_TOP = 100  # answers to a question, words for a mask or hits of a search in one request
 
 _NAME = r"[a-z0-9.-]+"

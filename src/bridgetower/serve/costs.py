@@ -8,9 +8,8 @@ from bridgetower.model.config import FusionConfig, ModelConfig, TextConfig, Visi
 
 Unit = Literal["text", "image", "pair", "gradient"]
 
-_PARTS = (
-    64  # of a pair that costs are rounded to: as a power of two, so that sums of costs are exact
-)
+# of a pair that costs are rounded to: as a power of two, so that sums of costs are exact
+_PARTS = 64
 
 
 def unit_costs(config: ModelConfig, text_length: int) -> dict[Unit, float]:

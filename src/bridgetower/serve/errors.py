@@ -28,9 +28,8 @@ _CODES = {
     429: "queue_full",
     503: "timeout",
 }
-_MESSAGE_ALONE = (
-    b"Prediction Guard"  # begins the User-Agent of a client that takes no object as an error
-)
+# begins the User-Agent of a client that takes no object as an error
+_MESSAGE_ALONE = b"Prediction Guard"
 _SHOWN, _SHOWN_MESSAGE = 100, 500  # characters of what a client sent that it gets back
 
 

@@ -37,9 +37,8 @@ MAX_CHARACTERS = 20_000  # of one text; models take far fewer
 _TOGETHER = 2**22  # characters of all texts of one field of a request
 _BASE64 = 2**20  # characters that are decoded at once; meanwhile no other thread of Python runs
 _AT_ONCE = 2000  # characters that are tokenised in less time than handing them to a thread takes
-_SLICE = (
-    40_000  # characters, or texts of one more, that are tokenised in one piece of a thread's work
-)
+# characters, or texts of one more, that are tokenised in one piece of a thread's work
+_SLICE = 40_000
 
 _BARE = re.compile(
     r"(?:/9j/|[A-Za-z0-9+])[A-Za-z0-9+/]{31}"

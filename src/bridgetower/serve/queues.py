@@ -25,9 +25,8 @@ FETCHING = 1000
 """Requests that wait for other hosts; a client may have half of them."""
 
 _BATCH_SECONDS = 0.1  # after which a batch is closed, by the rate so far
-_REQUEST_SHARE = (
-    4  # a request counts as at most this part of the queue: what is more of it, it keeps itself
-)
+# a request counts as at most this part of the queue: what is more of it, it keeps itself
+_REQUEST_SHARE = 4
 _FAILED = 3  # batches in a row after which the model is taken for broken
 _SMOOTHING = 0.2  # of the newest batch in a rate
 

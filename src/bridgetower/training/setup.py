@@ -68,9 +68,8 @@ class TrainContext:
         default_factory=dict
     )  # the same of those that are evaluated
     evaluate: Callable[[], dict[str, float]] = dict
-    checkpoint: Checkpoint | None = (
-        None  # what the run starts from, without its tensors; None: nothing is kept
-    )
+    # what the run starts from, without its tensors; None: nothing is kept
+    checkpoint: Checkpoint | None = None
 
     @property
     def steps_per_epoch(self) -> int:

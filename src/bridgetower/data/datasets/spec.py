@@ -152,9 +152,8 @@ class ArrowFiles:
     """The Arrow files of a set."""
 
     layout: str  # their names, as the help shows them
-    split_rule: str = (
-        ""  # how images are given to splits, in words; empty if as in the published files
-    )
+    # how images are given to splits, in words; empty if as in the published files
+    split_rule: str = ""
     stems: Stems  # names of the files of each split, without their ending; of a tuple the first that is there
     more_stems: Stems = field(
         default_factory=dict
