@@ -29,7 +29,7 @@ from torchvision.io import decode_image  # type: ignore[import-untyped]
 
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.data.own import PairsConfig
+from bridgetower.data.custom import PairsConfig
 from bridgetower.predictor import load
 from bridgetower.processor import Processor, ProcessorConfig, loaded
 from bridgetower.search.build import build_index

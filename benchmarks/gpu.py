@@ -32,7 +32,7 @@ from bridgetower.checkpoints import Checkpoint
 from bridgetower.checkpoints.huggingface import export
 from bridgetower.data.batch import IGNORED, CaptionBatch, StepSampler
 from bridgetower.data.captions import CaptionImages, CaptionPairs
-from bridgetower.data.own import PairsConfig, prepare_own
+from bridgetower.data.custom import PairsConfig, prepare_custom
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig, ModelConfig
 from bridgetower.model.layers import autocast, on_meta
@@ -289,7 +289,7 @@ def fine_tuning(
                 f"{number}.jpg,{' '.join(letters.choice(list('abcdefghijklmnop'), WORDS - 2))}"
             )
         (folder / "captions.csv").write_text("\n".join(lines))
-        prepare_own("pairs", folder / "captions.csv", folder / "set", PairsConfig())
+        prepare_custom("pairs", folder / "captions.csv", folder / "set", PairsConfig())
         data = replace(recipe.data, folders=(str(folder / "set"),))
         tokenizer = train_tokenizer([line.partition(",")[2] for line in lines], vocab_size=300)
         values = ProcessorConfig(

@@ -22,8 +22,8 @@ from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoin
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig
+from bridgetower.data.custom import PairsConfig, prepare_custom
 from bridgetower.data.examples import PreparedImages
-from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.model.bridgetower import BridgeTower
@@ -90,7 +90,7 @@ def make_set(folder: Path, count: int, size: tuple[int, int], config: PairsConfi
         coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
         lines.append(f"{number}.jpg,{' '.join(generator.choice(WORDS, 12))}")
     (folder / "captions.csv").write_text("\n".join(lines))
-    prepare_own("pairs", folder / "captions.csv", folder / "set", config)
+    prepare_custom("pairs", folder / "captions.csv", folder / "set", config)
     return folder / "set"
 
 

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from bridgetower import BridgeTower, Extensions, HeadSpec, RunConfig
 from bridgetower.data.batch import Batch
 from bridgetower.data.config import DataConfig, PrepareConfig
+from bridgetower.data.custom import CLASSES_FILE, Classes
 from bridgetower.data.datasets import prepare_set
 from bridgetower.data.datasets.spec import DatasetSpec, Originals
 from bridgetower.data.example import Image
 from bridgetower.data.examples import ClassEncoder, EntryDataset
-from bridgetower.data.own import CLASSES_FILE, Classes
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import CLASSIFICATION as LABELLED
 from bridgetower.data.schema import LabelledEntry, Schema
@@ -147,7 +147,7 @@ def fill_cifar(
                 content[files.label_bytes :].reshape(3, SIDE, SIDE).transpose(1, 2, 0),
             )
             PillowImage.fromarray(np.ascontiguousarray(pixels)).save(stream, "PNG")
-            image = Image(name=f"{name}.png", place=str(path), content=stream.getvalue())
+            image = Image(name=f"{name}.png", location=str(path), content=stream.getvalue())
             writer.add(
                 [image],
                 [LabelledEntry(example_id=name, labels=(names[label],))],
@@ -163,7 +163,7 @@ def cifar(name: str) -> TaskSpec:
         recipe=name,
         source=SOURCE.format(""),
         task=ClassificationConfig(kind=name),
-        model=replace(BASE, heads=HeadsConfig(mlm=False, itm=False, own=(name,))).override(
+        model=replace(BASE, heads=HeadsConfig(mlm=False, itm=False, custom=(name,))).override(
             {"vision.image_size": 224}
         ),
         image_size=224,
@@ -328,7 +328,7 @@ def fill_glue(
                     [row],
                     name=f"{split}-{index}",
                     split=split,
-                    place=f"{path.name}, line {index + first + 1}",
+                    origin=f"{path.name}, line {index + first + 1}",
                 )
                 continue
             what = f"label {label!r}" if len(values) == len(columns) else f"{len(cells)} columns"
@@ -418,7 +418,7 @@ def glue(name: str) -> TaskSpec:
         recipe=name,
         source=SOURCE.format(" and the batch size"),
         task=config,
-        model=replace(BASE, heads=HeadsConfig(mlm=False, itm=False, own=(name,))),
+        model=replace(BASE, heads=HeadsConfig(mlm=False, itm=False, custom=(name,))),
         optimizer=replace(OPTIMIZER, lr=2e-5),
         data=DataConfig(max_length=128),
         batch_size=32,

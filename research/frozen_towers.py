@@ -22,8 +22,8 @@ import torch
 
 from bridgetower.data.batch import Batch, BatchDataset, BatchKey
 from bridgetower.data.config import DataConfig
+from bridgetower.data.custom import PairsConfig
 from bridgetower.data.frozen import FeatureCache
-from bridgetower.data.own import PairsConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.presets import BASE, NANO

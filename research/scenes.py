@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from bridgetower.data.own import prepare_own
+from bridgetower.data.custom import prepare_custom
 from bridgetower.files import write_bytes, write_json
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.presets import meter, meter_with_norms
@@ -136,7 +136,7 @@ def prepare_easy_vqa(out: Path) -> None:
     table = out / "questions.jsonl"
     if not table.exists():  # a set of a table that was written again is another one
         write_bytes(table, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    prepare_own("vqa", table, out / "data")
+    prepare_custom("vqa", table, out / "data")
 
 
 def run_folder(out: Path, arm: str, seed: int) -> Path:

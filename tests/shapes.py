@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from bridgetower.checkpoints import Checkpoint, write_checkpoint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.data.own import PairsConfig, prepare_own
+from bridgetower.data.custom import PairsConfig, prepare_custom
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import (
@@ -84,7 +84,7 @@ def prepare_shapes(pictures, out, **options):
     share = NUM_HELD_OUT / NUM_PICTURES
     options = {"seed": SEED} | options
     config = PairsConfig(test_fraction=share, validation_fraction=share, **options)
-    prepare_own("pairs", write_pictures(pictures), out, config)
+    prepare_custom("pairs", write_pictures(pictures), out, config)
     return out
 
 

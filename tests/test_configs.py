@@ -6,9 +6,9 @@ from dataclasses import fields, is_dataclass
 import pytest
 
 from bridgetower.data.config import Cutting, DataConfig, MaskingConfig, PrepareConfig
+from bridgetower.data.custom import CUSTOM_SETS, PairsConfig
 from bridgetower.data.datasets import DATASETS
 from bridgetower.data.datasets.spec import ArrowConfig
-from bridgetower.data.own import OWN_SETS, PairsConfig
 from bridgetower.engines.engine import EngineChoice
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import (
@@ -146,7 +146,7 @@ def test_unfit_values(config, values, message):
 CONFIGS = [
     *(VisionConfig, TextConfig, FusionConfig, HeadsConfig, ModelConfig),
     *(DataConfig, MaskingConfig, PrepareConfig, ArrowConfig),
-    *(spec.config for spec in (*OWN_SETS.values(), DATASETS["vg"], DATASETS["vgqa"])),
+    *(spec.config for spec in (*CUSTOM_SETS.values(), DATASETS["vg"], DATASETS["vgqa"])),
     *(RetrievalConfig, IndexConfig, ServeConfig),
 ]
 

@@ -49,7 +49,7 @@ def nano_row(setting: Setting) -> Iterator[Row]:
 
 def _losses(task: PretrainingTask, batch: CaptionBatch) -> dict[str, Tensor]:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        return task(batch).parts
+        return task(batch).terms
 
 
 def _optimizer(model: BridgeTower, *, ours: bool) -> Optimizer:

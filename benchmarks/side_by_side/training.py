@@ -35,7 +35,7 @@ class Ours:
 
     def losses(self) -> dict[str, Tensor]:
         """Of the phase."""
-        return self.module(self.batch).parts
+        return self.module(self.batch).terms
 
 
 class Official:

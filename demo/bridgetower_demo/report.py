@@ -7,7 +7,7 @@ from typing import Any
 
 from bridgetower.files import flattened
 from bridgetower.reports.numbers import MINUS, count, mean_std, number, spread, with_interval
-from bridgetower.reports.pages import Row, Table, page_templates
+from bridgetower.reports.pages import ReportTable, Row, page_templates
 from bridgetower_demo.examples import AnswerExample, SearchExample
 from bridgetower_demo.findings import (
     ARM_NAMES,
@@ -84,7 +84,7 @@ def _tables(results: DemoResults, arms: Sequence[Arm]) -> dict[str, Any]:
     }
 
 
-def _recall_table(results: DemoResults, test: str, arms: Sequence[Arm]) -> Table:
+def _recall_table(results: DemoResults, test: str, arms: Sequence[Arm]) -> ReportTable:
     """Recalls of all stages and of a random ranking on one test, and their sum."""
     summary = results.summary()[test]
     by_arm = {arm: {metric: spreads[arm] for metric, spreads in summary.items()} for arm in arms}
@@ -105,7 +105,7 @@ def _recall_table(results: DemoResults, test: str, arms: Sequence[Arm]) -> Table
             for stage in stages
         ]
     chance = [cell.partition(" ± ")[0] for cell in _recall_cells(by_arm[arms[0]], "chance")]
-    return Table(
+    return ReportTable(
         caption=f"Recall on {_in_words(test)}, in percent",
         columns=["model and ranking", *(f"at {k}" for _ in _DIRECTIONS for k in _KS), "of 600"],
         rows=[*rows, Row("random ranking", chance, "quiet")],
@@ -121,11 +121,11 @@ def _recall_cells(
     return [shown(metrics[name], scale=100) for name in (*names, f"{stage}_rsum")]
 
 
-def _matching_table(results: DemoResults, arms: Sequence[Arm]) -> Table:
+def _matching_table(results: DemoResults, arms: Sequence[Arm]) -> ReportTable:
     """Share of pairs of which the matching head is right, beside guessing."""
     summary = results.summary()
     if not all("itm_accuracy" in metrics for metrics in summary.values()):
-        return Table(missing="Matching was not measured: these models have no matching head.")
+        return ReportTable(missing="Matching was not measured: these models have no matching head.")
     rows = [
         Row(
             ARM_NAMES[arm],
@@ -133,14 +133,14 @@ def _matching_table(results: DemoResults, arms: Sequence[Arm]) -> Table:
         )
         for arm in arms
     ]
-    return Table(
+    return ReportTable(
         caption="Matching accuracy in percent",
         columns=["model", *map(_in_words, summary)],
         rows=[*rows, Row("guessing", ["50.0"] * len(summary), "quiet")],
     )
 
 
-def _answers_table(results: DemoResults, arms: Sequence[Arm]) -> Table:
+def _answers_table(results: DemoResults, arms: Sequence[Arm]) -> ReportTable:
     """Share of questions of each topic that are answered right, with the image and without."""
     counts = results.answers[0].topics
 
@@ -165,14 +165,14 @@ def _answers_table(results: DemoResults, arms: Sequence[Arm]) -> Table:
         ]
         rows.insert(len(arms), Row(_DIFFERENCE, differences, "difference"))
     floors = (("text_only", "the question alone"), ("majority", "the commonest answer"))
-    return Table(
+    return ReportTable(
         caption="Questions answered right, in percent",
         columns=["who answers", *(f"{topic} ({count(counts[topic].number)})" for topic in counts)],
         rows=[*rows, *(Row(title, cells(arms[0], name), "quiet") for name, title in floors)],
     )
 
 
-def _size_table(results: DemoResults, arms: Sequence[Arm]) -> Table:
+def _size_table(results: DemoResults, arms: Sequence[Arm]) -> ReportTable:
     costs = [cost for cost in results.costs if cost.arm in arms]
 
     def cells(sizes: Sequence[tuple[int, float]]) -> list[str]:
@@ -190,7 +190,7 @@ def _size_table(results: DemoResults, arms: Sequence[Arm]) -> Table:
     totals = cells(
         [(cost.parameters, sum(cost.gflops_per_pair_by_part.values())) for cost in costs]
     )
-    return Table(
+    return ReportTable(
         caption="Parameters; time and operations of matching one image with one text",
         columns=["part", *(["parameters", "10⁹ operations"] * len(costs))],
         rows=[*rows, Row("whole model", totals, "difference")],

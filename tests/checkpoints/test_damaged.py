@@ -21,7 +21,7 @@ from bridgetower.checkpoints.microsoft import Settings
 from bridgetower.checkpoints.microsoft import read_checkpoint as read_official
 from bridgetower.checkpoints.tensors import read_safetensors, read_sharded, write_safetensors
 from bridgetower.data.config import DataConfig, MaskingConfig, PrepareConfig
-from bridgetower.data.own import PairsConfig
+from bridgetower.data.custom import PairsConfig
 from bridgetower.data.store import Table
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import (

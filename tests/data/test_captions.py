@@ -14,7 +14,7 @@ from bridgetower.data import prepared_set
 from bridgetower.data.batch import BatchKey, CaptionBatch, StepSampler
 from bridgetower.data.captions import CaptionImages, CaptionPairs, RankingPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
-from bridgetower.data.own import prepare_own
+from bridgetower.data.custom import prepare_custom
 from bridgetower.data.store import Table
 from bridgetower.processor import load_items
 from rows import record, write_set
@@ -284,7 +284,7 @@ def test_a_worker_makes_the_same_batches_of_a_copy_in_a_store(load, store, tiny_
 def test_captions_that_are_too_long_are_cut(tmp_path, load, tiny_processor):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     (tmp_path / "a.csv").write_text("image,caption\na.png," + "a very long caption " * 20)
-    prepare_own("pairs", tmp_path / "a.csv", tmp_path / "set")
+    prepare_custom("pairs", tmp_path / "a.csv", tmp_path / "set")
     batch = load(tmp_path / "set")[BatchKey((0,), 0)]
     assert batch.input_ids.shape == (1, tiny_processor.config.max_length)
     assert batch.input_ids[0, -1] == tiny_processor.token_ids([""])[0][-1]

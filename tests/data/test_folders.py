@@ -199,7 +199,9 @@ def test_an_attempt_of_other_settings_leaves_no_image_of_its_own(tmp_path):
     """Its images have the same names."""
     for shade in (1, 2):
         with SetWriter(tmp_path, CAPTIONS, WritingConfig()) as writer:
-            writer.add([Image(name="a.png", place="", content=png(shade))], ["grey"], split="train")
+            writer.add(
+                [Image(name="a.png", location="", content=png(shade))], ["grey"], split="train"
+            )
             writer.finish("here", DatasetInfo(name="a", split_rule="by hand"))
     assert [row["images"] for row in read_rows(tmp_path, "train")] == [[png(2)]]
 

@@ -152,7 +152,7 @@ def test_class_folders_with_splits(tmp_path):
 def test_bad_rows_are_named_by_line_and_the_next_ones_are_read(name, content, expected, tmp_path):
     (tmp_path / name).write_text(content)
     found = [
-        (it.place, None, ()) if it.problem else (it.place, it.split, it.texts)
+        (it.origin, None, ()) if it.problem else (it.origin, it.split, it.texts)
         for it in read(tmp_path / name)
     ]
     assert found == [(f"{name} line {line}", split, texts) for line, split, texts in expected]
@@ -261,7 +261,7 @@ def test_a_server_without_ranges_is_read_as_a_whole(announced):
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Whole) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        with fetch.open_place(f"http://127.0.0.1:{server.server_port}/a.bin") as opened:
+        with fetch.open_location(f"http://127.0.0.1:{server.server_port}/a.bin") as opened:
             opened.seek(5)
             assert opened.read(4) == content[5:9]
             opened.seek(0)
@@ -277,11 +277,11 @@ def test_files_of_a_url_are_listed_by_a_pattern_too(tmp_path):
         (f"{tmp_path.as_uri()}/*.png", ["a.png", "b.png"]),
     ):
         assert [one.name for one in fetch.list_files(source)] == names
-        assert [one.place for one in fetch.list_files(source)] == [
+        assert [one.location for one in fetch.list_files(source)] == [
             f"{tmp_path.as_uri()}/{name}" for name in names
         ]
     (alone,) = fetch.list_files("http://127.0.0.1:9/folder/a.csv?key=b")  # which is not asked for
-    assert (alone.place, alone.name) == ("http://127.0.0.1:9/folder/a.csv?key=b", "a.csv")
+    assert (alone.location, alone.name) == ("http://127.0.0.1:9/folder/a.csv?key=b", "a.csv")
     with pytest.raises(FileNotFoundError, match=r"nothing matches file://.*\*\.tar"):
         list(fetch.list_files(f"{tmp_path.as_uri()}/*.tar"))
 
@@ -433,7 +433,7 @@ def test_a_key_that_comes_again_has_a_problem(tmp_path):
 def test_a_file_that_cannot_be_read_on_is_one_bad_row(name, content, error, tmp_path):
     (tmp_path / name).write_bytes(content)
     last = list(read(tmp_path / name))[-1]
-    assert last.place == name
+    assert last.origin == name
     assert error in last.problem
 
 
@@ -476,7 +476,7 @@ def examples(source, most=BOMB):
 
 
 def told(source):
-    return [(one.place, one.problem or " ".join(one.texts)) for one in examples(source)]
+    return [(one.origin, one.problem or " ".join(one.texts)) for one in examples(source)]
 
 
 COMPRESSED = {
@@ -521,8 +521,8 @@ def test_a_row_over_lines_without_end(tmp_path, monkeypatch):
     row = b'"%s\n",' % (b"x" * 60) * 2**15
     (tmp_path / "t.csv").write_bytes(b"image,caption\na.png,one\n" + row)
     first, second, *_ = examples(tmp_path / "t.csv", most=6 * 2**20)
-    assert (first.place, first.problem) == ("t.csv line 2", "")
-    assert second.place == "t.csv line 3"
+    assert (first.origin, first.problem) == ("t.csv line 2", "")
+    assert second.origin == "t.csv line 3"
     assert TOO_LONG in second.problem
 
 
@@ -532,8 +532,8 @@ def test_a_list_in_one_json_object(tmp_path, monkeypatch):
         gzip.compress(b'[{"caption": "one"}, {"caption": "' + b"x" * 2 * BOMB, 1)
     )
     first, second = examples(tmp_path / "t.json.gz", most=2 * BOMB)
-    assert (first.place, first.texts) == ("t.json.gz row 1", ("one",))
-    assert second.place == "t.json.gz"
+    assert (first.origin, first.texts) == ("t.json.gz row 1", ("one",))
+    assert second.origin == "t.json.gz"
     assert "a value has more than 4194304 characters" in second.problem
 
 

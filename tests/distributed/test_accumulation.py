@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import asked
 import shapes
 from bridgetower.data.config import MaskingConfig
-from bridgetower.data.own import PairsConfig, prepare_own
+from bridgetower.data.custom import PairsConfig, prepare_custom
 from bridgetower.distributed import world_size
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
@@ -74,7 +74,7 @@ def uneven(tmp_path_factory):
         *(f"{number:02}.png,{caption}" for number, caption in enumerate(captions)),
     ]
     (folder / "uneven.csv").write_text("\n".join(lines))
-    prepare_own(
+    prepare_custom(
         "pairs",
         folder / "uneven.csv",
         folder / "set",

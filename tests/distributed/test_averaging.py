@@ -77,7 +77,7 @@ class Changing(PretrainingTask):
         self.num_steps += 1
         losses = super().forward(*inputs)
         return (
-            Losses.weigh({"itm": losses.parts["itm"]}, {"itm": 1})
+            Losses.weigh({"itm": losses.terms["itm"]}, {"itm": 1})
             if rank() and self.num_steps == 3
             else losses
         )

@@ -91,7 +91,7 @@ def step(texts, name):
     parallel = DistributedDataParallel(task, find_unused_parameters=True)
     losses = parallel(own_part(whole_batch(LENGTHS[texts]), rank()))
     losses.total.backward()
-    parts = {name: value.detach() for name, value in losses.parts.items()}
+    parts = {name: value.detach() for name, value in losses.terms.items()}
     return {
         "total": losses.total.detach(),
         "parts": parts,

@@ -16,7 +16,7 @@ from onnx import TensorProto
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import own_modules
+import custom_modules
 import tiny
 from bridgetower import Extensions
 from bridgetower.checkpoints import Checkpoint, Reranking, read_checkpoint, update_weights
@@ -34,7 +34,7 @@ from bridgetower.engines.export import (
     write_graph,
     write_int8_graph,
 )
-from bridgetower.engines.parts import Part, Runner
+from bridgetower.engines.parts import ExportedPart, Runner
 from bridgetower.extras import load_object
 from bridgetower.model import cpu
 from bridgetower.model.bridgetower import BridgeTower
@@ -93,7 +93,7 @@ class TestWriting:
         assert not any(name.endswith(".onnx") for name in files)
         assert is_exported(tmp_path / "model", "openvino", "onnx")
         assert not is_exported(tmp_path / "model", "onnxruntime", "onnx")
-        part = Part(exported_model(tmp_path / "model", NO_EXTENSIONS), "image_cls")
+        part = ExportedPart(exported_model(tmp_path / "model", NO_EXTENSIONS), "image_cls")
         alone = Path(shutil.move(tmp_path / "model" / "image_cls.xml", tmp_path))
         shutil.move(tmp_path / "model" / "image_cls.bin", tmp_path)
         found = openvino.Core().compile_model(alone, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(
@@ -327,7 +327,7 @@ class TestCache:
 
     def test_key_depends_on_the_code_that_own_parts_inherit(self, tmp_path):
         file = tmp_path / "own_base.py"
-        file.write_text(Path(own_modules.__file__).read_text())
+        file.write_text(Path(custom_modules.__file__).read_text())
         patches = load_object("extensions", f"{file}:Patches", type)
 
         class Tower(patches):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from sklearn.metrics import top_k_accuracy_score
 
+from bridgetower.data.custom import LabelledConfig, prepare_custom
 from bridgetower.data.datasets import prepare_set
-from bridgetower.data.own import LabelledConfig, prepare_own
 from bridgetower.evaluation.class_metrics import classification_metrics
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.zero_shot import composition_metrics
@@ -77,7 +77,7 @@ def coloured(tmp_path_factory):
     ]
     rows.append({"image": "44.png", "text": "no label", "split": "test"})
     (folder / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepare_own(
+    prepare_custom(
         "classification", folder / "table.jsonl", folder / "set", LabelledConfig(), progress=False
     )
     images, labels = [folder / row["image"] for row in rows], [row.get("label") for row in rows]

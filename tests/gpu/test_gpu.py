@@ -43,7 +43,7 @@ def passed(device: str, precision: str) -> tuple[dict[str, Tensor], Tensor]:
     gradients = torch.cat(
         [weight.grad.flatten() for weight in task.parameters() if weight.grad is not None]
     )
-    return {name: loss.detach().cpu() for name, loss in losses.parts.items()}, gradients.cpu()
+    return {name: loss.detach().cpu() for name, loss in losses.terms.items()}, gradients.cpu()
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)

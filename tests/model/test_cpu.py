@@ -78,7 +78,7 @@ class TestWholeModel:
         found = {
             name: value.grad for name, value in model.named_parameters() if value.grad is not None
         }
-        return found | {name: value.detach() for name, value in losses.parts.items()}
+        return found | {name: value.detach() for name, value in losses.terms.items()}
 
     @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
     def test_losses_and_gradients(self, config):

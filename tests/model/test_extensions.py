@@ -9,7 +9,7 @@ import tiny
 from bridgetower import BridgeTower, Extensions
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
 from bridgetower.model.cpu import OneDnnLinear, optimize_for_cpu
-from own_modules import OWN
+from custom_modules import OWN
 
 CONFIG = replace(
     tiny.changed(
@@ -20,7 +20,7 @@ CONFIG = replace(
         fusion__vision_layers=(1, 2, 4),
         fusion__text_layers=(1, 2, 3),
     ),
-    heads=replace(tiny.CONFIG.heads, own=("mood",)),
+    heads=replace(tiny.CONFIG.heads, custom=("mood",)),
 )
 
 
@@ -88,8 +88,8 @@ def test_unknown_names():
             "architecture is 'letters'; expected one of bert, transformers, words,",
         ),
         (
-            {"heads.own": ("mood", "colour")},
-            "heads.own is 'colour'; expected one of mlm, .*, mood, or",
+            {"heads.custom": ("mood", "colour")},
+            "heads.custom is 'colour'; expected one of mlm, .*, mood, or",
         ),
     ):
         with pytest.raises(ValueError, match=message):

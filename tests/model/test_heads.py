@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import tiny
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
-from bridgetower.engines.parts import Part
+from bridgetower.engines.parts import ExportedPart
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.heads import (
     HEADS,
@@ -183,7 +183,7 @@ class TestWithoutHeads:
 class TestTable:
     def test_every_head_of_the_config_is_in_it(self):
         sizes = {
-            "own",
+            "custom",
             "itc_size",
             "mlm_layer_norm_eps",
             "mlm_activation",
@@ -255,7 +255,7 @@ def test_means_saved_and_loaded(tmp_path):
 
 
 def test_means_exported():
-    part = Part(tiny.build(MEANS), "text")
+    part = ExportedPart(tiny.build(MEANS), "text")
     program = part.exported().module()
     for inputs in part.examples():
         for ours, theirs in zip(program(*inputs), part(*inputs), strict=True):

@@ -8,7 +8,7 @@ import torch
 import tiny
 from bridgetower import BridgeTower, hidden_states, load
 from bridgetower.model.cpu import optimize_for_cpu, pack_weights
-from own_modules import OWN
+from custom_modules import OWN
 
 ATOL = 1e-5
 CONFIG = tiny.changed(fusion__num_layers=3, fusion__num_heads=4)

@@ -73,7 +73,7 @@ def own(place):
 
 
 class TestTask:
-    CONFIG = replace(tiny.CONFIG, heads=replace(tiny.CONFIG.heads, own=("count",)))
+    CONFIG = replace(tiny.CONFIG, heads=replace(tiny.CONFIG.heads, custom=("count",)))
 
     def task(self, own, *phases):
         model = tiny.off_defaults(BridgeTower(self.CONFIG, own)).eval()
@@ -90,22 +90,22 @@ class TestTask:
         )
         signs = 2 * (batch.image_index[:, None] == batch.image_index[None]).float() - 1
         torch.testing.assert_close(
-            losses.parts["sigmoid"], -F.logsigmoid(signs * (10 * cosines - 5)).mean()
+            losses.terms["sigmoid"], -F.logsigmoid(signs * (10 * cosines - 5)).mean()
         )
         pooled = model(batch.pixel_values, batch.masked_input_ids, batch.attention_mask).pooled
         hidden = (batch.mlm_labels >= 0).sum(dim=1)
         expected = (model.count_head(pooled)[:, 0] - hidden).square().mean()
-        torch.testing.assert_close(losses.parts["count"], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(losses.terms["count"], expected, atol=1e-5, rtol=1e-4)
         plain = PretrainingTask(model, PretrainingConfig(phases=(replace(phase, objectives={}),)))(
             batch
-        ).parts
-        assert losses.parts.keys() == {"itc", "mlm", "sigmoid", "count"}
-        torch.testing.assert_close({name: losses.parts[name] for name in plain}, plain)
+        ).terms
+        assert losses.terms.keys() == {"itc", "mlm", "sigmoid", "count"}
+        torch.testing.assert_close({name: losses.terms[name] for name in plain}, plain)
         weighed = (
             plain["mlm"]
             + 2 * plain["itc"]
-            + 0.5 * losses.parts["sigmoid"]
-            + 3 * losses.parts["count"]
+            + 0.5 * losses.terms["sigmoid"]
+            + 3 * losses.terms["count"]
         )
         torch.testing.assert_close(losses.total, weighed)
         assert losses.metrics.keys() == {"mlm_accuracy", "sigmoid_accuracy"}
@@ -152,7 +152,7 @@ def test_by_the_command_line(run, place, tiny_dataset, tmp_path):
         "0.5",
         "count",
         "2",
-        "--model.heads.own",
+        "--model.heads.custom",
         "count",
     ]
     options = ["--extensions", place, "--select-by", "mean_rank", *weights]

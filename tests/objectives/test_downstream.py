@@ -76,7 +76,7 @@ class TestRanking:
             -scores.log_softmax(dim=1)[:, 0].mean().item(), rel=1e-5
         )
         assert losses.metrics["rank_accuracy"] == (scores.argmax(dim=1) == 0).float().mean()
-        assert losses.parts.keys() == {"rank"}
+        assert losses.terms.keys() == {"rank"}
 
     def test_image_is_encoded_once_and_matching_stands_beside_it(self, batch):
         network, sizes = model(rank=True), []
@@ -86,14 +86,14 @@ class TestRanking:
         losses = RankingTask(network, RankingConfig(itm=0.5))(batch)
         assert sizes == [3]
         assert losses.total.item() == pytest.approx(
-            (losses.parts["rank"] + 0.5 * losses.parts["itm"]).item()
+            (losses.terms["rank"] + 0.5 * losses.terms["itm"]).item()
         )
 
     def test_of_one_image_only_matching_is_left_out(self, batch):
         batch = replace(batch, image_index=torch.ones(3, dtype=torch.long))
         losses = RankingTask(model(rank=True), RankingConfig(itm=0.5))(batch)
-        assert losses.parts["itm"] == 0
-        assert losses.total == losses.parts["rank"]
+        assert losses.terms["itm"] == 0
+        assert losses.total == losses.terms["rank"]
 
     def test_matching_is_of_true_texts_with_images_that_the_seed_draws(self, batch):
         network = model(rank=True)
@@ -105,7 +105,7 @@ class TestRanking:
             pooled = network(
                 batch.pixel_values[images], batch.input_ids[rows], batch.attention_mask[rows]
             ).pooled
-            found = RankingTask(network, RankingConfig())(replace(batch, seed=seed)).parts["itm"]
+            found = RankingTask(network, RankingConfig())(replace(batch, seed=seed)).terms["itm"]
             torch.testing.assert_close(found, F.cross_entropy(network.itm_logits(pooled), labels))
 
     def test_matching_head_stays_as_it_is(self, batch):

@@ -65,7 +65,7 @@ class TestWork:
         calls = Calls(task.model)
         losses = task(make_batch())
         assert (calls.images, calls.texts, calls.pairs) == ([5], texts, pairs)
-        assert set(losses.parts) == {name for name in ("mlm", "itm", "itc") if getattr(phase, name)}
+        assert set(losses.terms) == {name for name in ("mlm", "itm", "itc") if getattr(phase, name)}
 
     @pytest.mark.parametrize(
         ("phase", "pairs"), [(Phase(mlm=0, itm=0, itc=1), [5]), (ALL, [5, 5, 5])]
@@ -73,7 +73,7 @@ class TestWork:
     def test_a_fused_head_compares_each_image_fused_with_its_text_too(self, phase, pairs):
         task = PretrainingTask(tiny.build(FUSED), PretrainingConfig(phases=(phase,)))
         calls = Calls(task.model)
-        task(make_batch()).parts["itc"].backward()
+        task(make_batch()).terms["itc"].backward()
         assert (calls.images, calls.pairs) == ([5], pairs)
         assert task.model.itc_head.pooled.weight.grad.abs().max() > 1e-3
 
@@ -105,7 +105,7 @@ class TestValues:
         for weight in (1, 100):
             task = make_task(replace(ALL, itm=weight, negatives=negatives))
             losses = task(batch)
-            assert losses.parts["itm"] == 0
+            assert losses.terms["itm"] == 0
             losses.total.backward()
             assert not task.model.itm_head.fc.weight.grad.any()
             gradients.append({name: value.grad for name, value in task.named_parameters()})
@@ -123,7 +123,7 @@ class TestValues:
         plain, weighed = task(batch), task(replace(batch, mlm_weight=torch.tensor(0.25)))
         assert float(plain.metrics["mlm_accuracy"]) == pytest.approx(share)
         assert float(weighed.metrics["mlm_accuracy"]) == pytest.approx(share / 4)
-        assert weighed.parts["mlm"].item() == pytest.approx(plain.parts["mlm"].item() / 4)
+        assert weighed.terms["mlm"].item() == pytest.approx(plain.terms["mlm"].item() / 4)
 
 
 @pytest.mark.parametrize("name", ["mlm", "itm", "itc"])
@@ -142,7 +142,7 @@ class TestPhases:
         for progress in (0.0, 0.29, 0.3, 0.61, 1.0):
             task.progress = progress
             losses = task(make_batch())
-            seen[progress] = sorted(losses.parts)
+            seen[progress] = sorted(losses.terms)
         everything = ["itc", "itm", "mlm"]
         assert seen == {
             0.0: ["itc"],
@@ -184,7 +184,7 @@ class TestPhases:
         losses = PretrainingTask(model, PretrainingConfig(phases=(Phase(mlm=0, itm=1),)))(
             make_batch()
         )
-        assert list(losses.parts) == ["itm"]
+        assert list(losses.terms) == ["itm"]
 
 
 def test_in_one_process_hard_negatives_of_the_world_are_those_of_the_rank():

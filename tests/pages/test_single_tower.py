@@ -65,7 +65,7 @@ def runs(sets, tiny_checkpoint, tmp_path_factory):
             task=spec.benchmarks[name],
             select_by=spec.benchmarks[name].metrics[0],
             evaluation=RetrievalConfig(),
-            model=replace(shapes.MODEL, heads=HeadsConfig(mlm=False, itm=False, own=(name,))),
+            model=replace(shapes.MODEL, heads=HeadsConfig(mlm=False, itm=False, custom=(name,))),
             init=str(tiny_checkpoint),
             max_steps=2,
             micro_batch_size=4,

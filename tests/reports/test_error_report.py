@@ -35,7 +35,7 @@ def tables(page):
 
 
 def judgement(number, **changes):
-    given = {"expected": "red", "given": "red", "score": 1.0, "miss": 0.0, "probability": 0.9}
+    given = {"target": "red", "prediction": "red", "score": 1.0, "error": 0.0, "probability": 0.9}
     return Judgement(id=str(number), images=(0,), text=f"text {number}", **{**given, **changes})
 
 
@@ -62,7 +62,7 @@ def page_of(tmp_path):
 
 def test_judgements_are_the_predictions(outcome):
     judgements = outcome.judge()
-    assert [one.given for one in judgements] == [row["answer"] for row in outcome.predictions]
+    assert [one.prediction for one in judgements] == [row["answer"] for row in outcome.predictions]
     mean = sum(one.score for one in judgements) / len(judgements)
     assert mean == pytest.approx(outcome.metrics["vqa_score"], abs=5e-5)
     assert {name for one in judgements for name in one.groups} == {"answer_type", "question_type"}
@@ -93,8 +93,8 @@ def test_a_set_with_one_answer_each(outcome, model, page_of, tmp_path):
 
 def test_the_answer_of_most_is_no_miss(outcome, page_of):
     judgements = [
-        judgement(1, score=0.6, miss=0.4),
-        judgement(2, given="blue", score=0.6, miss=0.3),
+        judgement(1, score=0.6, error=0.4),
+        judgement(2, prediction="blue", score=0.6, error=0.3),
     ]
     assert re.findall(r'<p class="query">(.*?)</p>', page_of(judgements, outcome.images)) == [
         "text 2"
@@ -118,13 +118,18 @@ def test_images_are_on_the_background_of_the_model(tiny_processor):
 def test_what_the_page_says(outcome, page_of):
     wrong = [
         judgement(
-            1, given="blue", score=0.0, miss=0.8, probability=0.8, groups={"shop": "north <b>"}
+            1,
+            prediction="blue",
+            score=0.0,
+            error=0.8,
+            probability=0.8,
+            groups={"shop": "north <b>"},
         ),
         judgement(
-            2, given="blue", score=0.0, miss=0.95, probability=0.95, groups={"shop": "south"}
+            2, prediction="blue", score=0.0, error=0.95, probability=0.95, groups={"shop": "south"}
         ),
         judgement(
-            3, given="green", score=0.4, miss=0.1, probability=0.25, groups={"shop": "south"}
+            3, prediction="green", score=0.4, error=0.1, probability=0.25, groups={"shop": "south"}
         ),
     ]
     right = [judgement(number, groups={"shop": "north <b>"}) for number in range(4, 10)]
@@ -182,8 +187,8 @@ def test_retrieval(predictor, tiny_dataset):
     assert len(judgements) == outcome.counts["num_texts"]
     recall = sum(one.score for one in judgements) / len(judgements)
     assert recall == pytest.approx(outcome.metrics["two_stage_text_to_image_r1"])
-    assert [one.miss == 0 for one in judgements] == [
-        (one.found,) == one.images for one in judgements
+    assert [one.error == 0 for one in judgements] == [
+        (one.predicted_image,) == one.images for one in judgements
     ]
 
 

@@ -579,7 +579,7 @@ class TestFiles:
         assert all(any(message in bad for bad in report.bad) for message in expected)
         assert len(report.bad) == 3
         status, row = (album.folder / "sub" / "04.png").stat(), found["sub/04.png"]
-        assert (row["size"], row["captions"], row["place"]) == (
+        assert (row["size"], row["captions"], row["location"]) == (
             status.st_size,
             ["a red bar", "on black"],
             "",
@@ -634,7 +634,7 @@ class TestFiles:
         (photos / "02.png").write_text("not an image")
         Image.new("1", (20_000, 20_000)).save(photos / "03.png")  # 50 kB that would be 1.2 GB
         gone = Example(
-            id="gone", images=(SourceImage(name="gone.png", place=str(photos / "gone.png")),)
+            id="gone", images=(SourceImage(name="gone.png", location=str(photos / "gone.png")),)
         )
         found, pixels = decode(predictor.processor, "images", False, [*read(photos), gone])
         reasons = ("cut off", "empty", "cannot be read as an image", "limit")

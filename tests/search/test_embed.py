@@ -237,9 +237,9 @@ class TestBroken:
             whole, read_before, fetched = SourceImage.read, False, list[str]()
 
             def failing(image):
-                fetched.append(Path(image.place).name)
-                if image.place.endswith("2.png") and not read_before:
-                    raise OSError(f"{image.place} cannot be read (503)")
+                fetched.append(Path(image.location).name)
+                if image.location.endswith("2.png") and not read_before:
+                    raise OSError(f"{image.location} cannot be read (503)")
                 return whole(image)
 
             monkeypatch.setattr(SourceImage, "read", failing)

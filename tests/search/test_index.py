@@ -50,7 +50,13 @@ def make(tmp_path):
 def row(path, *, captions=(), value=1.0, **others):
     return {
         "path": path,
-        **{"size": 10, "mtime": 1_700_000_000_123_456, "version": "", "part_size": 0, "place": ""},
+        **{
+            "size": 10,
+            "mtime": 1_700_000_000_123_456,
+            "version": "",
+            "part_size": 0,
+            "location": "",
+        },
         **{"captions": list(captions), "digest": f"digest of {path}", "width": 30, "height": 20},
         "image_vector": np.full(3, value, np.float32),
         "text_vectors": np.arange(3 * len(captions), dtype=np.float32).reshape(-1, 3),
@@ -60,10 +66,10 @@ def row(path, *, captions=(), value=1.0, **others):
 
 
 def content(index):
-    place, name = Path(index.uri).parent, Path(index.uri).stem
+    location, name = Path(index.uri).parent, Path(index.uri).stem
     return {
         entry["path"]: entry
-        for entry in lancedb.connect(place).open_table(name).to_arrow().to_pylist()
+        for entry in lancedb.connect(location).open_table(name).to_arrow().to_pylist()
     }
 
 
@@ -118,8 +124,8 @@ def test_no_model_is_downloaded_for_an_index(make, tmp_path, monkeypatch):
 def test_a_table_with_other_columns_is_no_index(make):
     index = make()
     index.upsert([row("a.png", captions=["one"])])
-    place, stem = Path(index.uri).parent, Path(index.uri).stem
-    whole = lancedb.connect(place).open_table(stem).to_arrow()
+    location, stem = Path(index.uri).parent, Path(index.uri).stem
+    whole = lancedb.connect(location).open_table(stem).to_arrow()
     vectors = pa.array([[1.0]], pa.list_(pa.float64()))
     for changed in (
         whole.drop(["path"]).append_column("path", pa.array([None], pa.string())),
@@ -127,7 +133,7 @@ def test_a_table_with_other_columns_is_no_index(make):
         whole.drop(["digest"]),
         whole.append_column("further", pa.array([0])),
     ):
-        lancedb.connect(place).create_table(stem, changed, mode="overwrite")
+        lancedb.connect(location).create_table(stem, changed, mode="overwrite")
         with pytest.raises(
             ValueError, match=r"photos\.lance has other columns than an index; choose another name"
         ):
@@ -311,7 +317,7 @@ class TestDamage:
         rows = []
         for number in range(24):
             moment = {"start": number + 0.25, "end": number + 0.75} if number % 6 == 0 else {}
-            place = json.dumps({"file": f"shard-{number}.tar", "piece": [number, 10]})
+            location = json.dumps({"file": f"shard-{number}.tar", "piece": [number, 10]})
             vectors = {
                 name: rng.standard_normal(shape).astype(np.float32)
                 for name, shape in (
@@ -330,7 +336,7 @@ class TestDamage:
                 row(
                     f"photos/{number:03}.png",
                     captions=captions,
-                    place=place,
+                    location=location,
                     **about,
                     **moment,
                     **vectors,
@@ -394,9 +400,9 @@ class TestDamage:
             at = whole.find(stored)
             if at < 0:  # small numbers are packed
                 continue
-            for place in (at, at + len(stored) // 2):
+            for location in (at, at + len(stored) // 2):
                 damaged = bytearray(whole)
-                damaged[place] ^= 1
+                damaged[location] ^= 1
                 file.write_bytes(damaged)
                 problem = self.problem(index, expected)
                 assert re.search(
@@ -423,7 +429,7 @@ class TestDamage:
             **{
                 "height": "1",
                 "captions": "['red flag']",
-                "place": "''",
+                "location": "''",
                 "start": "1.5",
                 "end": "9.5",
             },
@@ -899,8 +905,8 @@ def test_damaged_files_are_named_without_the_sources_of_a_library(make):
 
 def test_a_row_with_a_damaged_place_is_no_fault_of_the_condition(make):
     index = make()
-    for place in ("{", "[]", '{"file": 5}'):
-        index.upsert([row("a.png", place=place)])
+    for location in ("{", "[]", '{"file": 5}'):
+        index.upsert([row("a.png", location=location)])
         for where in (None, "width > 0"):
             with pytest.raises(OSError, match=r"photos\.lance cannot be read: .*"):
                 index.nearest(torch.ones(3), 1, where=where)
@@ -949,32 +955,37 @@ def test_what_lies_beside_moves_along(tmp_path):
 
 
 class TestPlacesOfOthers:
-    """An index may be from someone else: no place in it makes a process wait, read devices or more than it says."""
+    """An index may be from someone else: no location in it makes a process wait, read devices or more than it says."""
 
     @pytest.fixture
     def read(self, tmp_path):
         (tmp_path / "shard.tar").write_bytes(CONTENT)
         os.mkfifo(tmp_path / "pipe")
 
-        def call(place, size):
+        def call(location, size):
             digest = hashlib.sha256(CONTENT[2:5]).hexdigest()
-            told = {"digest": digest, "path": "a.png", "size": size, "place": json.dumps(place)}
+            told = {
+                "digest": digest,
+                "path": "a.png",
+                "size": size,
+                "location": json.dumps(location),
+            }
             image = Indexed(width=1, height=1, captions=(), **told)
             return read_indexed(image.file_in(tmp_path), image)
 
         return call
 
     @pytest.mark.parametrize(
-        ("place", "message"),
+        ("location", "message"),
         [
-            ({"file": 5}, "as the place of 'a.png'; make the index again"),
-            ({"url": ["a"]}, "as the place of"),
+            ({"file": 5}, "as the location of 'a.png'; make the index again"),
+            ({"url": ["a"]}, "as the location of"),
             *(
-                ({"file": "shard.tar", "piece": at}, "as the place of")
+                ({"file": "shard.tar", "piece": at}, "as the location of")
                 for at in ([0, -1], [-3, 3], [0, True], 3)
             ),
             *(
-                ({"file": "shard.tar", "cell": at}, "as the place of")
+                ({"file": "shard.tar", "cell": at}, "as the location of")
                 for at in (["image", -1], [0, 0])
             ),
             ({"file": "shard.tar", "piece": [0, 2**40]}, f"3 bytes, and {2**40} as the length"),
@@ -987,9 +998,9 @@ class TestPlacesOfOthers:
             ({"file": "pipe", "cell": ["image", 0]}, "is no regular file"),
         ],
     )
-    def test_refused(self, read, place, message):
+    def test_refused(self, read, location, message):
         with pytest.raises(ValueError, match=message):
-            read(place, 3)
+            read(location, 3)
         assert read({"file": "shard.tar", "piece": [2, 3]}, 3) == CONTENT[2:5]
         with pytest.raises(ValueError, match="expected at most"):  # more than an image
             read({"file": "shard.tar", "piece": [0, 2**40]}, 2**40)

@@ -10,7 +10,7 @@ import asked
 import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.cli import main
-from bridgetower.data.own import Classes, LabelledConfig, prepare_own, read_classes
+from bridgetower.data.custom import Classes, LabelledConfig, prepare_custom, read_classes
 from bridgetower.data.prepared_set import PreparedSet
 from bridgetower.evaluation.class_metrics import classification_metrics
 from bridgetower.evaluation.config import RetrievalConfig
@@ -33,7 +33,7 @@ def several(request):
 @pytest.fixture(scope="module")
 def folder(several, tmp_path_factory):
     root = tmp_path_factory.mktemp("things")
-    prepare_own(
+    prepare_custom(
         "classification",
         asked.write_table(root / "source", several=several),
         root / "set",
@@ -91,13 +91,15 @@ class TestPrepare:
     def test_bad_tables(self, tmp_path, content, message):
         (tmp_path / "things.csv").write_text(content)
         with pytest.raises(ValueError, match=message):
-            prepare_own("classification", tmp_path / "things.csv", tmp_path / "set", progress=False)
+            prepare_custom(
+                "classification", tmp_path / "things.csv", tmp_path / "set", progress=False
+            )
 
     def test_labels_in_other_forms(self, tmp_path):
         def classes(content, name, **options):
             (tmp_path / name).write_text(content)
             config = LabelledConfig(**options)
-            prepare_own(
+            prepare_custom(
                 "classification", tmp_path / name, tmp_path / f"set-{name}", config, progress=False
             )
             return read_classes(tmp_path / f"set-{name}")
@@ -145,7 +147,7 @@ class TestTraining:
             for name in reversed(names)
         ]
         (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        prepare_own("classification", tmp_path / "t.jsonl", tmp_path / "set", progress=False)
+        prepare_custom("classification", tmp_path / "t.jsonl", tmp_path / "set", progress=False)
         data = replace(config.data, folders=(str(tmp_path / "set"),))
         further = replace(config, data=data, init=str(run[0] / "last"))
         start = starting_checkpoint(with_classes(further, TASKS["classification"]))
@@ -194,7 +196,7 @@ class TestTraining:
         (tmp_path / "t.jsonl").write_text(
             "\n".join(map(json.dumps, [*rows, {**rows[0], "split": "dev"}]))
         )
-        prepare_own("classification", tmp_path / "t.jsonl", tmp_path / "set", progress=False)
+        prepare_custom("classification", tmp_path / "t.jsonl", tmp_path / "set", progress=False)
         data = replace(config.data, folders=(str(tmp_path / "set"),))
         with pytest.raises(
             ValueError, match=f"select_by is '{metric}', but every class is .*; use one of accuracy"
@@ -213,7 +215,7 @@ class TestTraining:
         ]
         (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
         config = LabelledConfig(test_fraction=0, validation_fraction=0)
-        prepare_own(
+        prepare_custom(
             "classification", tmp_path / "t.jsonl", tmp_path / "set", config, progress=False
         )
         with pytest.raises(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import shapes
-from bridgetower.data.own import prepare_own
+from bridgetower.data.custom import prepare_custom
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import load
@@ -25,7 +25,9 @@ def table(path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("ratings")
-    prepare_own("regression", table(root / "source" / "ratings.csv"), root / "set", progress=False)
+    prepare_custom(
+        "regression", table(root / "source" / "ratings.csv"), root / "set", progress=False
+    )
     return root / "set"
 
 

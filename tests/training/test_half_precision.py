@@ -15,7 +15,7 @@ import asked
 import bridgetower.training.run as run_module
 import shapes
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.own import prepare_own
+from bridgetower.data.custom import prepare_custom
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.losses import info_nce
 from bridgetower.tasks.run_config import read_metrics
@@ -48,12 +48,12 @@ FEATURES = ("image_pooling", "text_pooling", "itc_dropout")
 def folders(tmp_path_factory, tiny_dataset):
     folder = tmp_path_factory.mktemp("sets")
     table = asked.write_table(folder / "things", several=False)
-    prepare_own("classification", table, folder / "classification", progress=False)
+    prepare_custom("classification", table, folder / "classification", progress=False)
     ratings = folder / "ratings.csv"
     ratings.write_text(
         "text,label\n" + "".join(f"a thing of {number % 7},{number / 10}\n" for number in range(40))
     )
-    prepare_own("regression", ratings, folder / "regression", progress=False)
+    prepare_custom("regression", ratings, folder / "regression", progress=False)
     return {
         **{name: folder / name for name in ("classification", "regression")},
         **{kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS},

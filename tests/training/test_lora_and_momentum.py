@@ -164,8 +164,8 @@ def test_momentum_gives_part_of_the_plain_loss_to_soft_targets_of_a_copy_that_fo
     plain = PretrainingTask(model, PretrainingConfig(phases=(Phase(mlm=1, itm=0, itc=1),)))(batch)
     losses = task(batch)
     for name in soft:
-        expected = (1 - share) * plain.parts[name] + share * soft[name]
-        torch.testing.assert_close(losses.parts[f"momentum_{name}"], expected)
+        expected = (1 - share) * plain.terms[name] + share * soft[name]
+        torch.testing.assert_close(losses.terms[f"momentum_{name}"], expected)
     assert losses.metrics["mlm_accuracy"] == plain.metrics["mlm_accuracy"]
 
     copied, weight = (each.fusion.text_layers[0].mlp.up.weight for each in (model.teacher, model))

@@ -303,7 +303,7 @@ def in_parts(phase, kind="tower", batches=BATCHES, again=seed):
         again(number)
         losses = task(batch, contrast)
         (losses.total / len(batches)).backward()
-        parts.append({name: loss.detach() for name, loss in losses.parts.items()})
+        parts.append({name: loss.detach() for name, loss in losses.terms.items()})
     return parts, gradients_of(task)
 
 
@@ -321,7 +321,7 @@ def as_a_whole(phase, kind="tower"):
             seed(number)
             parts = task(
                 batch, SimpleNamespace(through=lambda embeds, scale: embeds[0].sum())
-            ).parts  # dropout as above
+            ).terms  # dropout as above
             ((phase.mlm * parts["mlm"] + phase.itm * parts["itm"]) / len(BATCHES)).backward()
     return loss.detach(), gradients_of(task)
 

@@ -66,7 +66,7 @@ def step(run, batch):
     gradients = {
         name: value.grad for name, value in model.named_parameters() if value.grad is not None
     }
-    return {name: loss.detach() for name, loss in losses.parts.items()}, gradients
+    return {name: loss.detach() for name, loss in losses.terms.items()}, gradients
 
 
 def versions(cache):

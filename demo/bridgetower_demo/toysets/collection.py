@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from bridgetower.data.config import WritingConfig
+from bridgetower.data.custom import finished_set
 from bridgetower.data.example import Image
-from bridgetower.data.own import finished_set
 from bridgetower.data.prepared_set import SPLITS, DatasetInfo, SetWriter
 from bridgetower.data.schema import CAPTIONS, Schema
 from bridgetower.progress import counted
@@ -68,7 +68,7 @@ def write_collection(out: Path, collection: Collection, *, progress: bool = True
         for split, records in collection.splits.items():
             for record in counted(records, f"writing {split}", shown=progress):
                 images = [
-                    Image(name=f"{split}/{one.name}", place=one.name, content=one.content)
+                    Image(name=f"{split}/{one.name}", location=one.name, content=one.content)
                     for one in record.images
                 ]
                 writer.add(images, record.entries, name=record.image_id, split=split)

@@ -58,7 +58,7 @@ class Checkpoint:
         heads = vars(self.config.heads)
         for head, names in self.labels.items():
             count = heads[head] if head in CLASS_COUNTS else 0
-            if head in self.config.heads.own:  # only the head has their number
+            if head in self.config.heads.custom:  # only the head has their number
                 count = len(names)
             if len(set(names)) != len(names) or len(names) != count:
                 raise ValueError(

@@ -18,9 +18,9 @@ from tyro.extras import SubcommandApp
 from bridgetower.cli.options import Json
 from bridgetower.cli.output import emit, emit_following, emit_result, emit_rows, is_json
 from bridgetower.cli.parsing import deferred
+from bridgetower.data.custom import CUSTOM_SETS, SOURCE_HELP, prepare_custom
 from bridgetower.data.datasets import DATASETS, prepare_arrow, prepare_set
 from bridgetower.data.datasets.spec import ArrowConfig
-from bridgetower.data.own import OWN_SETS, SOURCE_HELP, prepare_own
 from bridgetower.data.schema import Schema
 from bridgetower.extras import load_object, require
 from bridgetower.files import one_line, require_parent
@@ -60,9 +60,11 @@ _ARROW = "\n".join(
 
 _SOURCE = Annotated[Path, arg(help="Folder with the original files.")]
 
-for _kind in OWN_SETS.values():
-    _own_source = Positional[Annotated[str, arg(help=SOURCE_HELP)]]
-    _add(_kind.name, _kind.summary, partial(prepare_own, _kind.name), _own_source, _kind.config)
+for _kind in CUSTOM_SETS.values():
+    _custom_source = Positional[Annotated[str, arg(help=SOURCE_HELP)]]
+    _add(
+        _kind.name, _kind.summary, partial(prepare_custom, _kind.name), _custom_source, _kind.config
+    )
 for _spec in DATASETS.values():
     if _spec.fill:
         _add(_spec.name, _spec.help, partial(prepare_set, _spec.name), _SOURCE, _spec.config)

@@ -231,9 +231,11 @@ def duplicates(
 
 
 def _values(hit: Hit) -> dict[str, object]:
-    """Returns the values of a hit; its path already has the place of an image in its file."""
+    """Returns the values of a hit; its path already has the location of an image in its file."""
     shown = {
-        name: value for name, value in asdict(hit).items() if name != "place" and value is not None
+        name: value
+        for name, value in asdict(hit).items()
+        if name != "location" and value is not None
     }
     shown["file"] = str(hit.file)
     if hit.start is None:

@@ -381,8 +381,8 @@ def classify(
     import numpy as np
     import torch
 
+    from bridgetower.data.custom import joined_text
     from bridgetower.data.example import check_bad
-    from bridgetower.data.own import joined_text
     from bridgetower.data.reader import read
     from bridgetower.inference import (
         TEMPLATES,

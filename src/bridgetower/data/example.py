@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
-from bridgetower.data.fetch import PATIENT, Patience, open_place, read_bytes, version_of
+from bridgetower.data.fetch import PATIENT, Patience, open_location, read_bytes, version_of
 
 NAMED = 10  # problems spelt out in an error or a report
 
@@ -23,7 +23,7 @@ class Image:
     """An image of a source: a file of its own, a member of a tar archive, a cell of a table or a frame of a video."""
 
     name: str  # identifies it within its source; a file's path from the folder of the source on
-    place: str  # path or URL of the file that it is in
+    location: str  # path or URL of the file that it is in
     piece: tuple[int, int] | None = None  # where in that file it starts, and its length in bytes
     cell: tuple[str, int] | None = None  # its column and row in a Parquet or Arrow file
     # start and end in seconds of the part of a video whose middle frame it is
@@ -43,16 +43,16 @@ class Image:
         if self.moment:
             from bridgetower.data.video import frame_of
 
-            return frame_of(self.place, sum(self.moment) / 2, self.name)
+            return frame_of(self.location, sum(self.moment) / 2, self.name)
         if self.cell:
             column, row = self.cell
             content = cell_bytes(
-                open_columns(self.place, version_of(self.place)).value(column, row)
+                open_columns(self.location, version_of(self.location)).value(column, row)
             )
             if content is None:
-                raise ValueError(f"{self.place}, row {row + 1} has no image in column {column}")
+                raise ValueError(f"{self.location}, row {row + 1} has no image in column {column}")
             return content
-        return read_bytes(self.place, self.piece, patience=patience)
+        return read_bytes(self.location, self.piece, patience=patience)
 
     def located(self) -> str:
         """Returns where it is within its file as JSON; empty of a file of its own."""
@@ -60,7 +60,7 @@ class Image:
         return (
             ""
             if self.is_file
-            else json.dumps({name: place for name, place in within.items() if place})
+            else json.dumps({name: location for name, location in within.items() if location})
         )
 
 
@@ -73,22 +73,22 @@ class Example:
     texts: tuple[str, ...] = ()  # captions, stripped, none empty
     fields: Mapping[str, Any] = field(default_factory=dict)  # all other cells of its row, by column
     split: str = ""  # that the source gives it; empty if it gives none
-    place: str = ""  # file and line, for errors
+    origin: str = ""  # file and line, for errors
     problem: str = ""  # why it cannot be used; empty if it can
 
 
 class ColumnFile:
     """A Parquet or Arrow file; the group of rows that a cell was read of last is kept."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, location: str) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         self._kept: tuple[int, str, Any] = (-1, "", None)
         self._parquet: Any = None
         try:
-            if place.partition("?")[0].lower().endswith(".parquet"):
-                self._parquet = pq.ParquetFile(open_place(place), pre_buffer=False)
+            if location.partition("?")[0].lower().endswith(".parquet"):
+                self._parquet = pq.ParquetFile(open_location(location), pre_buffer=False)
                 groups = [
                     self._parquet.metadata.row_group(number)
                     for number in range(self._parquet.num_row_groups)
@@ -97,17 +97,18 @@ class ColumnFile:
                     largest := max((group.total_byte_size for group in groups), default=0)
                 ) > _LARGEST_GROUP:
                     raise ValueError(
-                        f"{place} has a row group of {largest} bytes; write it with groups of at most {_LARGEST_GROUP}"
+                        f"{location} has a row group of {largest} bytes; "
+                        f"write it with groups of at most {_LARGEST_GROUP}"
                     )
                 self.schema, sizes = (
                     self._parquet.schema_arrow,
                     [group.num_rows for group in groups],
                 )
             else:
-                file = open_place(place)
+                file = open_location(location)
                 is_stream = file.read(6) != b"ARROW1"  # as `datasets` writes it
                 file.close()
-                source = open_place(place) if "://" in place else pa.memory_map(place)
+                source = open_location(location) if "://" in location else pa.memory_map(location)
                 opened = (pa.ipc.open_stream if is_stream else pa.ipc.open_file)(source)
                 batches = (
                     opened if is_stream else map(opened.get_batch, range(opened.num_record_batches))
@@ -123,7 +124,7 @@ class ColumnFile:
                 raise
             reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"{place} is no Parquet or Arrow file ({reason}); copy it again"
+                f"{location} is no Parquet or Arrow file ({reason}); copy it again"
             ) from error
         self._ends = [0, *accumulate(sizes)]
 
@@ -154,8 +155,8 @@ class ColumnFile:
 
 
 @lru_cache(maxsize=4)
-def open_columns(place: str, version: str) -> ColumnFile:
-    return ColumnFile(place)
+def open_columns(location: str, version: str) -> ColumnFile:
+    return ColumnFile(location)
 
 
 def cell_bytes(value: object) -> bytes | None:

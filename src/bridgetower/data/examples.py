@@ -20,7 +20,7 @@ from bridgetower.data.batch import Batch, BatchKey
 from bridgetower.data.config import DataConfig
 from bridgetower.data.prepared_set import SPLIT_OPTIONS, PreparedSet
 from bridgetower.data.schema import CAPTIONS, Schema
-from bridgetower.data.views import augment, own_transform, random_view, transformed
+from bridgetower.data.views import augment, custom_transform, random_view, transformed
 from bridgetower.processor import Processor
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
@@ -57,7 +57,7 @@ class PreparedImages:
             np.concatenate(groups)
         ).long()  # the first image of each example
         if config.transform is not None:
-            own_transform(
+            custom_transform(
                 config.transform
             )  # a wrong name is an error here, not in the first batch of a worker
         # What batches have in the place of pixels: hidden states of images, or numbers inside a `FrozenDataset`.

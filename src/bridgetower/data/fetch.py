@@ -69,22 +69,22 @@ _PASSING = (408, 425, 429)  # answers from 400 to 499 that may be others when th
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedFile:
     """A file of a source, or a folder that cannot be listed."""
 
-    place: str  # path or URL
+    location: str  # path or URL
     name: str  # from the folder of the source on, with `/` between its parts
     version: str = ""  # what changes when the file does, as far as a listing tells
     problem: str = ""  # why it cannot be read
 
 
-def is_url(place: object) -> bool:
-    return _SCHEME.match(str(place)) is not None
+def is_url(location: object) -> bool:
+    return _SCHEME.match(str(location)) is not None
 
 
-def suffix_of(place: str) -> str:
+def suffix_of(location: str) -> str:
     """Returns the ending of a path or URL in lower case; of a compressed file both, such as .csv.gz."""
-    name = place.partition("?")[0] if is_url(place) else place
+    name = location.partition("?")[0] if is_url(location) else location
     endings = [ending.lower() for ending in Path(name).suffixes[-2:]]
     return (
         "".join(endings)
@@ -94,7 +94,7 @@ def suffix_of(place: str) -> str:
 
 
 def read_bytes(
-    place: str,
+    location: str,
     piece: tuple[int, int] | None = None,
     *,
     most: int = LARGEST,
@@ -102,59 +102,63 @@ def read_bytes(
 ) -> bytes:
     """Returns a file, or the piece of it that starts at a byte and has a length."""
     if piece and piece[1] > most:
-        raise ValueError(f"{place} has a part of {piece[1]} bytes; expected at most {most}")
-    if is_url(place):
-        return _piece(place, *piece, patience=patience) if piece else _whole(place, most, patience)
-    with open_regular(place) as file:
+        raise ValueError(f"{location} has a part of {piece[1]} bytes; expected at most {most}")
+    if is_url(location):
+        return (
+            _piece(location, *piece, patience=patience)
+            if piece
+            else _whole(location, most, patience)
+        )
+    with open_regular(location) as file:
         size = os.fstat(file.fileno()).st_size
         if piece is None and size > most:
-            raise ValueError(f"{place} has {size} bytes; expected at most {most}")
+            raise ValueError(f"{location} has {size} bytes; expected at most {most}")
         start, length = piece or (0, size)
         content = os.pread(file.fileno(), length, start)
     if len(content) < length:
-        raise ValueError(f"{place} ends in the middle of what is read of it; copy it again")
+        raise ValueError(f"{location} ends in the middle of what is read of it; copy it again")
     return content
 
 
 def read_part_of_set(folder: object, name: str, advice: str) -> tuple[str, bytes]:
-    """Returns the place and the content of a file of a prepared set; advice says what to give if there is none."""
-    place = f"{str(folder).rstrip('/')}/{name}"
+    """Returns the location and the content of a file of a prepared set; advice says what to give if there is none."""
+    location = f"{str(folder).rstrip('/')}/{name}"
     try:
-        return place, read_bytes(place, most=2**28)
+        return location, read_bytes(location, most=2**28)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no {name} in {folder}; give {advice}") from error
 
 
-def open_place(place: str) -> BinaryIO:
+def open_location(location: str) -> BinaryIO:
     """Opens a file to be read in any order; of one at a URL pieces are asked for, each again after an error."""
-    if not is_url(place):
-        return open_regular(place)
-    size, partial = (_info(place).get(name) for name in ("size", "partial"))
+    if not is_url(location):
+        return open_regular(location)
+    size, partial = (_info(location).get(name) for name in ("size", "partial"))
     return (
-        io.BytesIO(_whole(place, LARGEST))
+        io.BytesIO(_whole(location, LARGEST))
         if size is None or partial is False
-        else _Ranges(place, size)
+        else _Ranges(location, size)
     )
 
 
-def open_regular(place: str | Path) -> BinaryIO:
+def open_regular(location: str | Path) -> BinaryIO:
     """Opens a regular file, without waiting for the writer of a pipe."""
-    file = os.fdopen(os.open(place, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    file = os.fdopen(os.open(location, os.O_RDONLY | os.O_NONBLOCK), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise ValueError(f"{place} is no regular file")
+        raise ValueError(f"{location} is no regular file")
     return file
 
 
-def version_of(place: str) -> str:
+def version_of(location: str) -> str:
     """Returns what changes when a file is written again: size and time, or what its server tells."""
-    if not is_url(place):
-        status = Path(place).stat()
+    if not is_url(location):
+        status = Path(location).stat()
         return f"{status.st_size} {status.st_mtime_ns}"
-    return _version(_info(place))
+    return _version(_info(location))
 
 
-def list_files(source: str) -> Iterator[Listed]:
+def list_files(source: str) -> Iterator[ListedFile]:
     """Yields all files of a folder and those below it in order of their names, hidden ones left out."""
     if numbers := _NUMBERS.search(source):
         first, last = numbers.groups()
@@ -167,7 +171,7 @@ def list_files(source: str) -> Iterator[Listed]:
         if Path(source).is_dir():
             yield from _listed_below(source, "", [])
         else:
-            yield Listed(source, Path(source).name, version_of(source))
+            yield ListedFile(source, Path(source).name, version_of(source))
         return
     fixed = source
     if "*" in source:
@@ -178,7 +182,7 @@ def list_files(source: str) -> Iterator[Listed]:
     elif Path(source.partition("?")[0]).suffix and source.lower().startswith(
         "http"
     ):  # no listing over HTTP
-        yield Listed(source, source.partition("?")[0].rpartition("/")[2])
+        yield ListedFile(source, source.partition("?")[0].rpartition("/")[2])
         return
     else:
         found = retried(source, lambda system, path: system.find(path, detail=True))
@@ -191,12 +195,12 @@ def list_files(source: str) -> Iterator[Listed]:
         )
         is_hidden = any(part.startswith(".") and part != ".." for part in name.split("/"))
         if found[path].get("type") != "directory" and not is_hidden:
-            yield Listed(
+            yield ListedFile(
                 path if is_url(path) else system.unstrip_protocol(path), name, _version(found[path])
             )
 
 
-def _listed_below(folder: str, prefix: str, parents: list[tuple[int, int]]) -> Iterator[Listed]:
+def _listed_below(folder: str, prefix: str, parents: list[tuple[int, int]]) -> Iterator[ListedFile]:
     try:
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in parents:  # a link to a folder around it
@@ -208,7 +212,7 @@ def _listed_below(folder: str, prefix: str, parents: list[tuple[int, int]]) -> I
                 key=lambda one: one.name,
             )
     except OSError as error:
-        yield Listed(folder, prefix.rstrip("/") or ".", problem=f"{error.strerror or error}")
+        yield ListedFile(folder, prefix.rstrip("/") or ".", problem=f"{error.strerror or error}")
         return
     for entry in entries:
         name = prefix + entry.name
@@ -218,9 +222,9 @@ def _listed_below(folder: str, prefix: str, parents: list[tuple[int, int]]) -> I
                 continue
             kind = entry.stat()
             problem = unfit_name(name) if stat.S_ISREG(kind.st_mode) else "it is no regular file"
-            yield Listed(entry.path, name, f"{kind.st_size} {kind.st_mtime_ns}", problem or "")
+            yield ListedFile(entry.path, name, f"{kind.st_size} {kind.st_mtime_ns}", problem or "")
         except OSError as error:
-            yield Listed(entry.path, name, problem=f"{error.strerror or error}")
+            yield ListedFile(entry.path, name, problem=f"{error.strerror or error}")
 
 
 class JsonLists:

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Features:
+class FrozenFeatures:
     """Hidden states of a frozen tower, a row for each view of an image or for each text."""
 
     table: Table  # has the rows in the order in which they were written
@@ -96,7 +96,7 @@ class FeatureCache:
         pooled: bool = False,
         what: str = "rows",
         shown: bool = False,
-    ) -> Features:
+    ) -> FrozenFeatures:
         """Computes what is missing, each process its share, in commits that outlast a kill; of two runs one waits."""
         import pyarrow as pa
 
@@ -139,7 +139,7 @@ class FeatureCache:
                 barrier()
         table = Table(place)
         places = table.column("row").argsort()
-        return Features(table, places, num_layers, width, dtype, num_views, pooled)
+        return FrozenFeatures(table, places, num_layers, width, dtype, num_views, pooled)
 
     def _make_room(self, needed: int) -> None:
         """Removes folders that no run holds, the longest unused first, until limit and disk allow for more."""
@@ -175,10 +175,12 @@ def _size_of(folder: Path) -> int:
 class FrozenDataset(Dataset[Batch]):
     """Examples in a fixed number of views, each drawn once, with what frozen towers made of their images and texts."""
 
-    def __init__(self, examples: BatchDataset, images: Features, num_views: int, seed: int) -> None:
+    def __init__(
+        self, examples: BatchDataset, images: FrozenFeatures, num_views: int, seed: int
+    ) -> None:
         self.examples, self.images, self.num_views, self.seed = examples, images, num_views, seed
         # and the row of each by its key
-        self.texts: tuple[Features, dict[bytes, int]] | None = None
+        self.texts: tuple[FrozenFeatures, dict[bytes, int]] | None = None
         self._parts: dict[tuple[int, int], Batch] = {}
 
     def __len__(self) -> int:

@@ -111,7 +111,7 @@ class SetWriter:
         self._digests: list[bytes] = []
         self._rows: list[tuple[str, str, bytes, bytes]] = []  # images that are not committed
         self._examples: list[tuple[str, int, bytes]] = []  # likewise
-        # Name, split, place, images with their keys, and entries of examples whose images are read.
+        # Name, split, origin, images with their keys, and entries of examples whose images are read.
         self._waiting: deque[tuple[str, str, str, list[tuple[int, Image]], list[Any]]] = deque()
         self._groups: dict[str, set[int]] = {}  # images, or texts without one, of each split
         self._counts: Counter[str] = Counter()
@@ -154,10 +154,10 @@ class SetWriter:
         *,
         name: str = "",
         split: str = "",
-        place: str = "",
+        origin: str = "",
     ) -> None:
         """Adds what is said about an image, several, or none; what cannot be used is counted as bad."""
-        name = name or (images[0].name if images else place)
+        name = name or (images[0].name if images else origin)
         if unfit := [
             one
             for one in (name, *(image.name for image in images))
@@ -168,12 +168,12 @@ class SetWriter:
                 if unfit[0]
                 else "it has no name"
             )
-            self.refuse(f"{place or name}: {why}")
+            self.refuse(f"{origin or name}: {why}")
             return
         good = []
         for entry in entries:
             if problem := self.schema.problem_of(entry):
-                self.refuse(f"{place or name}: {problem}")
+                self.refuse(f"{origin or name}: {problem}")
             else:
                 good.append(entry)
         asked = []
@@ -183,14 +183,14 @@ class SetWriter:
             )  # an attempt that is continued must not take an earlier image of the same name
             if not version and image.content is not None:
                 version = hashlib.blake2b(image.content, digest_size=8).hexdigest()
-            elif not version and not is_url(image.place):
+            elif not version and not is_url(image.location):
                 with suppress(OSError):
-                    version = version_of(image.place)
+                    version = version_of(image.location)
             key = _key(image.name, version)
             asked.append((key, replace(image, version=version)))
             if key not in self._places:
                 self._places[key] = self._pool.submit(_checked, image)
-        self._waiting.append((name, split, place or name, asked, good))
+        self._waiting.append((name, split, origin or name, asked, good))
         if len(self._waiting) > _AHEAD * self.config.num_workers:
             self._settle()
 
@@ -298,7 +298,7 @@ class SetWriter:
 
     def _settle(self) -> None:
         """Takes the example that waits longest, once its images are read."""
-        name, split, place, images, entries = self._waiting.popleft()
+        name, split, origin, images, entries = self._waiting.popleft()
         numbers, problem = [], ""
         for key, image in images:
             found = self._places[key]
@@ -306,7 +306,7 @@ class SetWriter:
                 content = found.result()
                 if isinstance(content, str):
                     found = content
-                    self.refuse(f"{place}: {found}")
+                    self.refuse(f"{origin}: {found}")
                 else:
                     digest = hashlib.blake2b(content, digest_size=16).digest()
                     found = self._contents.get(digest, -1)
@@ -322,7 +322,7 @@ class SetWriter:
         self._advance(1)
         if problem or not entries:
             return
-        self._given.setdefault(bool(split), place)
+        self._given.setdefault(bool(split), origin)
         group = numbers[0] if numbers else -1 - sum(self._counts.values())
         split = split or split_of(
             self._digests[group] if numbers else name.encode(), self._shares, self._seed
@@ -383,19 +383,19 @@ def _warn_of_few(source: object, info: DatasetInfo) -> None:
 
 
 def _own_table(
-    place: Path, columns: Mapping[str, str], *, checked: str, replace: bool = False
+    uri: Path, columns: Mapping[str, str], *, checked: str, replace: bool = False
 ) -> Table:
     """Opens the table that an earlier attempt left, or makes it; a user's table of that name is kept."""
     import pyarrow as pa
 
-    table = Table(place) if place.exists() else None
+    table = Table(uri) if uri.exists() else None
     if table is not None and table.schema.names != [*columns, CRC]:
-        raise ValueError(f"{place} was not written by `bridgetower prepare`; choose another folder")
+        raise ValueError(f"{uri} was not written by `bridgetower prepare`; choose another folder")
     if table is not None and not replace:
         table.recover()
         return table
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
-    return Table.create(place, schema, checked=checked, replace=replace)
+    return Table.create(uri, schema, checked=checked, replace=replace)
 
 
 class PreparedSet:
@@ -426,7 +426,7 @@ class PreparedSet:
         places = [self.splits.index(name) if name in self.splits else -1 for name in names]
         split = np.array([*places, -1], np.int8)[split]
         self.numbers = np.flatnonzero(split >= 0)  # of the examples of the chosen splits
-        self.split_of = split[self.numbers]  # the place of each one's split among `splits`
+        self.split_of = split[self.numbers]  # index of each example's split in `splits`
         self.groups = groups[
             self.numbers
         ]  # the first image of each one; negative where it has only text
@@ -494,14 +494,14 @@ def read_info(folder: str | Path) -> DatasetInfo:
 
 def split_of(mark: bytes, shares: Mapping[str, float], seed: int) -> str:
     """A hash decides, so that no other image changes the split of one."""
-    place = (
+    fraction = (
         int.from_bytes(hashlib.blake2b(b"%d %s" % (seed, mark), digest_size=8).digest(), "big")
         / 2**64
     )
     for name, share in shares.items():
-        if place < share:
+        if fraction < share:
             return name
-        place -= share
+        fraction -= share
     return "train"
 
 

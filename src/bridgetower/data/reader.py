@@ -27,10 +27,10 @@ from bridgetower.data.config import Cutting
 from bridgetower.data.example import ColumnFile, Example, Image, cell_bytes
 from bridgetower.data.fetch import (
     JsonLists,
-    Listed,
+    ListedFile,
     is_url,
     list_files,
-    open_place,
+    open_location,
     read_bytes,
     suffix_of,
     version_of,
@@ -212,12 +212,12 @@ class Columns:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class SourcePart:
     """Files of a source that are read together: a table, a tar shard, a video, or some images of a folder."""
 
     kind: Literal["table", "tar", "texts", "captions", "images", "video", "problem"]
-    files: tuple[Listed, ...]
-    beside: Mapping[str, Listed] = field(
+    files: tuple[ListedFile, ...]
+    beside: Mapping[str, ListedFile] = field(
         default_factory=dict
     )  # texts and subtitles, by the name of the image or video
     split: str = ""  # that the names of the files give
@@ -228,7 +228,7 @@ class Part:
         return " ".join(
             [
                 self.kind,
-                *(f"{one.place} {one.version}" for one in (*self.files, *self.beside.values())),
+                *(f"{one.location} {one.version}" for one in (*self.files, *self.beside.values())),
             ]
         )
 
@@ -251,7 +251,7 @@ def read(source: str | os.PathLike[str], columns: Columns | None = None) -> Iter
     return chain.from_iterable(read_part(part, columns) for part in parts_of(source))
 
 
-def parts_of(source: str | os.PathLike[str]) -> list[Part]:
+def parts_of(source: str | os.PathLike[str]) -> list[SourcePart]:
     """Returns the parts of a source, each of which can be read on its own; see `read`."""
     source = os.fspath(source)
     try:
@@ -262,9 +262,9 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
         ) from error
     bad = [one for one in listed if one.problem]
     files = [one for one in listed if not one.problem]
-    if len(listed) == 1 and listed[0].place == source and bad:
+    if len(listed) == 1 and listed[0].location == source and bad:
         raise ValueError(f"{source}: {bad[0].problem}")
-    kinds = defaultdict[str, list[Listed]](list)
+    kinds = defaultdict[str, list[ListedFile]](list)
     for one in files:
         kinds[_kind(one)].append(one)
     images, tables, tars, videos, subtitles = (
@@ -280,7 +280,7 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
     saved = any(
         PurePosixPath(one.name).name in ("state.json", "dataset_dict.json") for one in files
     )
-    arrow = [one for one in tables if saved and suffix_of(one.place) == ".arrow"]
+    arrow = [one for one in tables if saved and suffix_of(one.location) == ".arrow"]
     choices = (
         *(
             ("table", described),
@@ -294,7 +294,7 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
     if kind == "images":
         found = [*_image_parts(images, {one.name: one for one in kinds["texts"]})]
     else:
-        chosen = [one for one in chosen if len(files) == 1 or suffix_of(one.place) != ".json"]
+        chosen = [one for one in chosen if len(files) == 1 or suffix_of(one.location) != ".json"]
         found = [_part(kind, one) for one in chosen]
     if videos and not found:
         require("video")
@@ -310,7 +310,7 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
             _part("video", one, _subtitles_of(one, videos, subtitles)) for one in kinds["video"]
         ]
     if kinds["other"] and not saved:
-        unused = Counter(suffix_of(one.place) or one.name for one in kinds["other"])
+        unused = Counter(suffix_of(one.location) or one.name for one in kinds["other"])
         counts = ", ".join(f"{count} {suffix}" for suffix, count in unused.most_common(8))
         logger.warning("%s: files that are not read were skipped: %s", source, counts)
     if not found and not bad:
@@ -319,14 +319,14 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
         )
     if found and not all(part.split for part in found):
         found = [replace(part, split="") for part in found]
-    return [*found, *(Part(kind="problem", files=(one,)) for one in bad)]
+    return [*found, *(SourcePart(kind="problem", files=(one,)) for one in bad)]
 
 
-def read_part(part: Part, columns: Columns) -> Iterator[Example]:
+def read_part(part: SourcePart, columns: Columns) -> Iterator[Example]:
     """Yields the examples of a part of a source; of a file that cannot be read on, the last one has the problem."""
     file = part.files[0]
     if part.kind == "problem":
-        yield Example(id=file.name, place=file.name, problem=file.problem)
+        yield Example(id=file.name, origin=file.name, problem=file.problem)
         return
     read = {
         "table": _table,
@@ -342,29 +342,35 @@ def read_part(part: Part, columns: Columns) -> Iterator[Example]:
     except ColumnError:
         raise
     except (ValueError, OSError, EOFError, csv.Error, lzma.LZMAError) as error:
-        if isinstance(error, OSError) and (error.errno or is_url(file.place)):
+        if isinstance(error, OSError) and (error.errno or is_url(file.location)):
             raise  # of the disk or the network: the file may be sound
-        yield Example(id=file.name, place=file.name, problem=f"{error}; the rest of it is not read")
+        yield Example(
+            id=file.name, origin=file.name, problem=f"{error}; the rest of it is not read"
+        )
 
 
-def _kind(file: Listed) -> str:
-    suffix = suffix_of(file.place)
-    if suffix == ".ts" and not is_url(file.place):  # which is also the ending of TypeScript
+def _kind(file: ListedFile) -> str:
+    suffix = suffix_of(file.location)
+    if suffix == ".ts" and not is_url(file.location):  # which is also the ending of TypeScript
         with suppress(OSError, ValueError):
-            return "video" if read_bytes(file.place, (0, 1)) == b"G" else "other"
+            return "video" if read_bytes(file.location, (0, 1)) == b"G" else "other"
         return "other"
     return _KINDS.get(suffix, "other")
 
 
-def _part(kind: Any, file: Listed, beside: Listed | None = None) -> Part:
+def _part(kind: Any, file: ListedFile, beside: ListedFile | None = None) -> SourcePart:
     split = _IN_NAME.search(file.name.lower())
     near = {file.name: beside} if beside else {}
-    return Part(kind=kind, files=(file,), beside=near, split=SPLITS[split[1]] if split else "")
+    return SourcePart(
+        kind=kind, files=(file,), beside=near, split=SPLITS[split[1]] if split else ""
+    )
 
 
-def _image_parts(images: Sequence[Listed], texts: Mapping[str, Listed]) -> Iterator[Part]:
+def _image_parts(
+    images: Sequence[ListedFile], texts: Mapping[str, ListedFile]
+) -> Iterator[SourcePart]:
     """Groups images by the split that their first folder is named after, if it is."""
-    by_split: dict[str, list[Listed]] = {}
+    by_split: dict[str, list[ListedFile]] = {}
     for image in images:
         first = image.name.partition("/")[0].lower()
         by_split.setdefault(SPLITS.get(first, "") if "/" in image.name else "", []).append(image)
@@ -373,32 +379,35 @@ def _image_parts(images: Sequence[Listed], texts: Mapping[str, Listed]) -> Itera
             chosen = tuple(group[start : start + _PART])
             stems = ((one.name, f"{one.name.rpartition('.')[0]}.txt") for one in chosen)
             beside = {name: texts[text] for name, text in stems if text in texts}
-            yield Part(kind="images", files=chosen, beside=beside, split=split)
+            yield SourcePart(kind="images", files=chosen, beside=beside, split=split)
 
 
-def _beside(video: Listed) -> tuple[list[Listed], list[Listed]]:
+def _beside(video: ListedFile) -> tuple[list[ListedFile], list[ListedFile]]:
     """Returns the videos and the subtitles in the folder of a video that is given alone; HTTP lists no folder."""
-    if not is_url(video.place):
-        near = [Listed(str(path), path.name) for path in sorted(Path(video.place).parent.iterdir())]
-    elif video.place.lower().startswith("http"):
-        stem = video.place.partition("?")[0].rpartition(".")[0]
+    if not is_url(video.location):
         near = [
-            Listed(f"{stem}{suffix}", PurePosixPath(stem).name + suffix)
+            ListedFile(str(path), path.name)
+            for path in sorted(Path(video.location).parent.iterdir())
+        ]
+    elif video.location.lower().startswith("http"):
+        stem = video.location.partition("?")[0].rpartition(".")[0]
+        near = [
+            ListedFile(f"{stem}{suffix}", PurePosixPath(stem).name + suffix)
             for suffix in SUBTITLE_SUFFIXES
         ]
     else:
-        near = [one for one in list_files(video.place.rpartition("/")[0]) if "/" not in one.name]
-    subtitles = list[Listed]()
+        near = [one for one in list_files(video.location.rpartition("/")[0]) if "/" not in one.name]
+    subtitles = list[ListedFile]()
     for one in near:
-        if suffix_of(one.place) in SUBTITLE_SUFFIXES:
+        if suffix_of(one.location) in SUBTITLE_SUFFIXES:
             with suppress(FileNotFoundError):
-                subtitles.append(replace(one, version=version_of(one.place)))
-    return [one for one in near if suffix_of(one.place) in VIDEO_SUFFIXES], subtitles
+                subtitles.append(replace(one, version=version_of(one.location)))
+    return [one for one in near if suffix_of(one.location) in VIDEO_SUFFIXES], subtitles
 
 
 def _subtitles_of(
-    video: Listed, videos: Sequence[Listed], subtitles: Sequence[Listed]
-) -> Listed | None:
+    video: ListedFile, videos: Sequence[ListedFile], subtitles: Sequence[ListedFile]
+) -> ListedFile | None:
     """Returns `NAME.vtt`, `NAME.srt` or `NAME.LANGUAGE.vtt` of a video, in this order, unless it is another video's."""
     stem = video.name.rpartition(".")[0]
     others = {one.name.rpartition(".")[0] for one in videos} - {stem}
@@ -419,9 +428,9 @@ def _subtitles_of(
     return found[0] if found else None
 
 
-def _images(part: Part, columns: Columns) -> Iterator[Example]:
+def _images(part: SourcePart, columns: Columns) -> Iterator[Example]:
     for file in part.files:
-        image = Image(name=file.name, place=file.place, version=file.version)
+        image = Image(name=file.name, location=file.location, version=file.version)
         folder, beside = PurePosixPath(file.name).parent, part.beside.get(file.name)
         is_class = folder.name and not (part.split and len(folder.parts) == 1)
         fields, texts, problem = {"label": folder.name} if is_class else {}, tuple[str, ...](), ""
@@ -429,14 +438,14 @@ def _images(part: Part, columns: Columns) -> Iterator[Example]:
             texts = _stripped([re.sub(r"[_-]+", " ", folder.name)])
         elif beside is not None:
             try:
-                root = Path(file.place.removesuffix(file.name)).resolve()
-                is_link = not is_url(file.place) and Path(beside.place).is_symlink()
-                if is_link and not Path(beside.place).resolve().is_relative_to(
+                root = Path(file.location.removesuffix(file.name)).resolve()
+                is_link = not is_url(file.location) and Path(beside.location).is_symlink()
+                if is_link and not Path(beside.location).resolve().is_relative_to(
                     root
                 ):  # which an index would then show
                     raise ValueError("it is a link to a file outside of the folder; copy it there")
                 texts = _stripped(
-                    read_bytes(beside.place, most=_LONGEST).decode("utf-8-sig").splitlines()
+                    read_bytes(beside.location, most=_LONGEST).decode("utf-8-sig").splitlines()
                 )
             except (OSError, ValueError) as error:
                 problem = f"{beside.name}: {error}"
@@ -445,12 +454,12 @@ def _images(part: Part, columns: Columns) -> Iterator[Example]:
             images=(image,),
             texts=texts,
             fields=fields,
-            place=file.name,
+            origin=file.name,
             problem=problem,
         )
 
 
-def _video(part: Part, columns: Columns) -> Iterator[Example]:
+def _video(part: SourcePart, columns: Columns) -> Iterator[Example]:
     from bridgetower.data.video import moments_of  # needs torch and PyAV
 
     (file,) = part.files
@@ -461,11 +470,11 @@ def _video(part: Part, columns: Columns) -> Iterator[Example]:
     for one in moments:
         name = f"{file.name}#t={one.start:.3f},{one.end:.3f}"
         image = Image(
-            name=name, place=file.place, moment=(one.start, one.end), version=file.version
+            name=name, location=file.location, moment=(one.start, one.end), version=file.version
         )
-        yield Example(id=name, images=(image,), texts=_stripped([one.text]), place=name)
+        yield Example(id=name, images=(image,), texts=_stripped([one.text]), origin=name)
     if problems:
-        yield Example(id=file.name, place=file.name, problem="; ".join(problems))
+        yield Example(id=file.name, origin=file.name, problem="; ".join(problems))
 
 
 class _Headers:
@@ -504,10 +513,10 @@ def _members(opened: BinaryIO) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
             raise tarfile.ReadError("no end of the archive")
 
 
-def _tar(part: Part, columns: Columns) -> Iterator[Example]:
+def _tar(part: SourcePart, columns: Columns) -> Iterator[Example]:
     """Reads a shard of WebDataset or img2dataset: members of one key are an image, its `.txt` and its `.json`."""
     (file,), seen = part.files, set[int]()
-    with open_place(file.place) as opened:
+    with open_location(file.location) as opened:
         try:
             for key, members in groupby(_members(opened), lambda one: one[0]):
                 example = _sample(file, key, members, opened)
@@ -520,11 +529,14 @@ def _tar(part: Part, columns: Columns) -> Iterator[Example]:
                 )
         except (tarfile.TarError, ValueError, EOFError, RecursionError, OverflowError) as error:
             problem = f"it is no tar archive, or cut off ({error}); copy it again"
-            yield Example(id=file.name, place=file.name, problem=problem)
+            yield Example(id=file.name, origin=file.name, problem=problem)
 
 
 def _sample(
-    file: Listed, key: str, members: Iterable[tuple[str, str, tarfile.TarInfo]], opened: BinaryIO
+    file: ListedFile,
+    key: str,
+    members: Iterable[tuple[str, str, tarfile.TarInfo]],
+    opened: BinaryIO,
 ) -> Example:
     images, details = list[Image](), dict[str, Any]()
     text, problem = None, ""
@@ -536,7 +548,7 @@ def _sample(
         if member.issparse() or member.size > most:
             problem = f"{member.name} has gaps or {member.size} bytes; expected at most {most}"
             continue
-        if not is_image or is_url(file.place):
+        if not is_image or is_url(file.location):
             opened.seek(member.offset_data)
             content = opened.read(member.size)
         try:
@@ -545,7 +557,7 @@ def _sample(
                 images.append(
                     Image(
                         name=name,
-                        place=file.place,
+                        location=file.location,
                         piece=piece,
                         version=file.version,
                         content=content,
@@ -564,23 +576,23 @@ def _sample(
         images=tuple(images),
         texts=_stripped([caption if isinstance(caption, str) else ""]),
         fields=details,
-        place=f"{key} in {file.name}",
+        origin=f"{key} in {file.name}",
         problem=problem or ("" if images else "there is no image of this key"),
     )
 
 
-def _texts(part: Part, columns: Columns) -> Iterator[Example]:
+def _texts(part: SourcePart, columns: Columns) -> Iterator[Example]:
     (file,) = part.files
     for number, line in enumerate(_lines(file), start=1):
         if line.strip():
             texts, problem = (
                 ((line.strip(),), "") if len(line) <= _LONGEST else ((), _too_long(_LONGEST))
             )
-            place = f"{file.name} line {number}"
-            yield Example(id=f"{file.name}/{number}", texts=texts, place=place, problem=problem)
+            origin = f"{file.name} line {number}"
+            yield Example(id=f"{file.name}/{number}", texts=texts, origin=origin, problem=problem)
 
 
-def _captions(part: Part, columns: Columns) -> Iterator[Example]:
+def _captions(part: SourcePart, columns: Columns) -> Iterator[Example]:
     """Reads lines "image TAB caption" or "image,caption", with or without a header."""
     (file,), separator = part.files, ""
     for number, line in enumerate(map(str.strip, _lines(file)), start=1):
@@ -592,13 +604,13 @@ def _captions(part: Part, columns: Columns) -> Iterator[Example]:
             len(caption) > 1 and caption[0] == caption[-1] == '"'
         ):  # as CSV writers quote one with commas
             caption = caption[1:-1].replace('""', '"')
-        place = f"{file.name} line {number}"
+        origin = f"{file.name} line {number}"
         if len(line) > _LONGEST:
-            yield Example(id=f"{file.name}/{number}", place=place, problem=_too_long(_LONGEST))
+            yield Example(id=f"{file.name}/{number}", origin=origin, problem=_too_long(_LONGEST))
         else:
             # Flickr30k numbers the captions of an image: "1000092795.jpg#0".
             image = _named_image(file, re.sub(r"#\d+$", "", name.strip()))
-            yield Example(id=image.name, images=(image,), texts=_stripped([caption]), place=place)
+            yield Example(id=image.name, images=(image,), texts=_stripped([caption]), origin=origin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -611,10 +623,10 @@ class _Roles:
     split: str
 
 
-def _table(part: Part, columns: Columns) -> Iterator[Example]:
+def _table(part: SourcePart, columns: Columns) -> Iterator[Example]:
     """Yields the rows of a table; of a wrong row the example has the problem, and the next ones follow."""
     (file,) = part.files
-    suffix = suffix_of(file.place)
+    suffix = suffix_of(file.location)
     is_json = ".json" in suffix or ".ndjson" in suffix
     if suffix in (".parquet", ".arrow"):
         rows = _columnar_rows(file)
@@ -623,9 +635,9 @@ def _table(part: Part, columns: Columns) -> Iterator[Example]:
     keys: tuple[str, ...] = ()
     asked = {name for name in (*(columns.image or "").split(","), columns.text, columns.id) if name}
     needed = list(columns.needed)
-    for number, (place, cells) in enumerate(rows, start=1):
+    for number, (origin, cells) in enumerate(rows, start=1):
         if isinstance(cells, str):  # a problem
-            yield Example(id=f"{file.name}/{number}", place=place, problem=cells)
+            yield Example(id=f"{file.name}/{number}", origin=origin, problem=cells)
             continue
         if tuple(cells) != keys:
             keys = tuple(cells)
@@ -634,7 +646,7 @@ def _table(part: Part, columns: Columns) -> Iterator[Example]:
             needed = [need for need in needed if not _has(need, keys, roles)]
             if needed and not is_json:  # whose rows all have the same columns
                 break
-        yield _row(file, number, place, cells, roles, columns)
+        yield _row(file, number, origin, cells, roles, columns)
     if keys and asked:
         raise ColumnError(
             f"no row of {file.name} has a column {', '.join(sorted(asked))}; it has {_listed(keys)}"
@@ -644,7 +656,12 @@ def _table(part: Part, columns: Columns) -> Iterator[Example]:
 
 
 def _row(
-    file: Listed, number: int, place: str, cells: Mapping[str, Any], roles: _Roles, columns: Columns
+    file: ListedFile,
+    number: int,
+    origin: str,
+    cells: Mapping[str, Any],
+    roles: _Roles,
+    columns: Columns,
 ) -> Example:
     row_id = f"{file.name}/{number}"
     images = list[Image]()
@@ -656,7 +673,7 @@ def _row(
                 elif text := _text(cell):
                     images.append(_image_in_cell(file, text, f"{file.name}/{column} {number}"))
     except ValueError as error:
-        return Example(id=row_id, place=place, problem=str(error))
+        return Example(id=row_id, origin=origin, problem=str(error))
     texts = _stripped(map(_text, _as_list(cells.get(roles.text))))
     if columns.captions_from == "folder" and images:
         texts = _stripped([re.sub(r"[_-]+", " ", PurePosixPath(images[0].name).parent.name)])
@@ -666,7 +683,7 @@ def _row(
         if column not in roles.images and isinstance(cell, str)
     ]
     if any(len(text) > _LONGEST for text in (*texts, *others)):
-        return Example(id=row_id, place=place, problem=_too_long(_LONGEST))
+        return Example(id=row_id, origin=origin, problem=_too_long(_LONGEST))
     split = _text(cells.get(roles.split)).strip().lower()
     has_file = len(images) == 1 and images[0].is_file
     return Example(
@@ -679,14 +696,14 @@ def _row(
             if key not in (*roles.images, roles.text, roles.split)
         },
         split=SPLITS.get(split, split),
-        place=place,
+        origin=origin,
         problem=f"split is {split!r}; expected one of {', '.join(SPLITS)}"
         if split not in ("", *SPLITS)
         else "",
     )
 
 
-def _roles_of(file: Listed, cells: Mapping[str, Any], columns: Columns) -> _Roles:
+def _roles_of(file: ListedFile, cells: Mapping[str, Any], columns: Columns) -> _Roles:
     captions = replace(CAPTIONS, option=columns.text_option)
     ids = Headings(noun="ids", option="id_column", usual=ID_COLUMNS)
     splits = Headings(noun="splits", option="", usual=("split",))
@@ -707,7 +724,7 @@ def _roles_of(file: Listed, cells: Mapping[str, Any], columns: Columns) -> _Role
 
 
 def _column_of(
-    file: Listed, names: Iterable[str], headings: Headings, asked: str | None = None
+    file: ListedFile, names: Iterable[str], headings: Headings, asked: str | None = None
 ) -> str:
     """Returns the column that is asked for, or one with a usual or a likely name; empty if there is none."""
     if asked:
@@ -723,7 +740,7 @@ def _column_of(
     likely = columns_named(names, headings.likely)
     if len(likely) != 1:
         return ""
-    note_likely(posixpath.dirname(file.place), likely[0], headings)
+    note_likely(posixpath.dirname(file.location), likely[0], headings)
     return likely[0]
 
 
@@ -750,7 +767,7 @@ def _has(need: Needed, names: Sequence[str], roles: _Roles) -> bool:
     return False
 
 
-def _missing(file: Listed, need: Needed, names: Sequence[str], needed: Sequence[Needed]) -> str:
+def _missing(file: ListedFile, need: Needed, names: Sequence[str], needed: Sequence[Needed]) -> str:
     """Says which column is missing, which ones there are, and what to do."""
     if need.asked:
         return f"{file.name} has no column {need.asked}; it has {_listed(names)}"
@@ -776,7 +793,7 @@ def _listed(names: Iterable[str]) -> str:
     return shortened(", ".join(shown))
 
 
-def _image_in_cell(file: Listed, given: str, name: str) -> Image:
+def _image_in_cell(file: ListedFile, given: str, name: str) -> Image:
     """Returns the image that a cell has as base64, or names."""
     is_data_url = _DATA_URL.match(given)
     encoded = given[is_data_url.end() :] if is_data_url else given
@@ -789,19 +806,23 @@ def _image_in_cell(file: Listed, given: str, name: str) -> Image:
             ) from error
         if is_data_url or _IMAGE_HEAD.match(content):
             return Image(
-                name=name, place=file.place, version=file.version, content=content, is_inline=True
+                name=name,
+                location=file.location,
+                version=file.version,
+                content=content,
+                is_inline=True,
             )
     return _named_image(file, given)
 
 
-def _named_image(file: Listed, given: str) -> Image:
+def _named_image(file: ListedFile, given: str) -> Image:
     """Returns the image that a cell names: by a URL, or from the folder of its table on."""
     if is_url(given):
-        return Image(name=given, place=given)
-    folder = file.place.partition("?")[0].rpartition("/")[0]
+        return Image(name=given, location=given)
+    folder = file.location.partition("?")[0].rpartition("/")[0]
     path = given if given.startswith("/") and not is_url(folder) else posixpath.join(folder, given)
     name = posixpath.normpath(posixpath.join(posixpath.dirname(file.name), given))
-    return Image(name=name, place=path if is_url(path) else os.path.normpath(path or given))
+    return Image(name=name, location=path if is_url(path) else os.path.normpath(path or given))
 
 
 def _as_list(cell: object) -> list[Any]:
@@ -838,12 +859,12 @@ class _Rows:
         return line
 
 
-def _csv_rows(file: Listed) -> Iterator[tuple[str, Any]]:
+def _csv_rows(file: ListedFile) -> Iterator[tuple[str, Any]]:
     lines = _lines(file, _LONGEST_ROW)
     first = next(lines, "")
     if stated := _STATED_DELIMITER.fullmatch(first):
         delimiter, first = stated[1], next(lines, "")
-    elif suffix_of(file.place).startswith(".tsv"):
+    elif suffix_of(file.location).startswith(".tsv"):
         delimiter = "\t"
     else:
         delimiter = max(",;\t|", key=first.count)
@@ -857,22 +878,22 @@ def _csv_rows(file: Listed) -> Iterator[tuple[str, Any]]:
             f"{file.name} has the column {twice[0]} twice; give each a name of its own"
         )
     while row is not None:
-        place = f"{file.name} line {limited.number + 1}"
+        origin = f"{file.name} line {limited.number + 1}"
         limited.left = _LONGEST_ROW
         try:
             row = next(reader, None)
         except csv.Error as error:
-            yield place, f"{error}; write it as standard CSV"
+            yield origin, f"{error}; write it as standard CSV"
             continue
         if row is not None and None in row:
             row = "it has more cells than the header; quote texts that have the delimiter"
         if row is not None:
-            yield place, row
+            yield origin, row
 
 
-def _json_rows(file: Listed) -> Iterator[tuple[str, Any]]:
+def _json_rows(file: ListedFile) -> Iterator[tuple[str, Any]]:
     """Reads JSON lines, or one list of objects, also as the only value of an object."""
-    is_lines = suffix_of(file.place).startswith((".jsonl", ".ndjson")) or _has_objects_in_lines(
+    is_lines = suffix_of(file.location).startswith((".jsonl", ".ndjson")) or _has_objects_in_lines(
         file
     )
     if not is_lines:
@@ -895,7 +916,7 @@ def _json_rows(file: Listed) -> Iterator[tuple[str, Any]]:
             )
 
 
-def _has_objects_in_lines(file: Listed) -> bool:
+def _has_objects_in_lines(file: ListedFile) -> bool:
     """Whether a file has an object in its first line and another one after it."""
     with io.BufferedReader(_decompressed(file)) as opened:
         head = opened.peek(_HEAD)[:_HEAD]
@@ -905,9 +926,9 @@ def _has_objects_in_lines(file: Listed) -> bool:
     return next(lines, "").endswith("}") and next(lines, "").startswith("{")
 
 
-def _columnar_rows(file: Listed) -> Iterator[tuple[str, Any]]:
+def _columnar_rows(file: ListedFile) -> Iterator[tuple[str, Any]]:
     """Reads a Parquet or Arrow file a group at a time; cells with image bytes become images, classes their names."""
-    table = ColumnFile(file.place)
+    table = ColumnFile(file.location)
     classes: dict[str, list[str]] = {}
     with suppress(
         ValueError, KeyError, TypeError, AttributeError, RecursionError
@@ -926,7 +947,11 @@ def _columnar_rows(file: Listed) -> Iterator[tuple[str, Any]]:
             if content is not None:
                 name, cell = f"{file.name}/{column} {number}", (column, number - 1)
                 cells[column] = Image(
-                    name=name, place=file.place, cell=cell, version=file.version, content=content
+                    name=name,
+                    location=file.location,
+                    cell=cell,
+                    version=file.version,
+                    content=content,
                 )
             elif isinstance(value, dict) and "bytes" in value:
                 cells[column] = value.get("path")
@@ -935,17 +960,17 @@ def _columnar_rows(file: Listed) -> Iterator[tuple[str, Any]]:
         yield f"{file.name} row {number}", cells
 
 
-def _decompressed(file: Listed) -> Any:
+def _decompressed(file: ListedFile) -> Any:
     import pyarrow as pa
 
-    opened, suffix = open_place(file.place), suffix_of(file.place).rpartition(".")[2]
+    opened, suffix = open_location(file.location), suffix_of(file.location).rpartition(".")[2]
     if suffix == "xz":
         return lzma.open(opened)
     kinds = {"gz": "gzip", "bz2": "bz2", "zst": "zstd"}
     return pa.CompressedInputStream(opened, kinds[suffix]) if suffix in kinds else opened
 
 
-def _lines(file: Listed, longest: int = _LONGEST) -> Iterator[str]:
+def _lines(file: ListedFile, longest: int = _LONGEST) -> Iterator[str]:
     """Yields the lines of a text file with their ends; of one that is too long, one character too many."""
     opened = io.BufferedReader(_decompressed(file))
     has_mark_of_16_bit = opened.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

@@ -19,7 +19,14 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from bridgetower.data.config import Cutting
-from bridgetower.data.fetch import Listed, is_url, open_place, open_regular, read_bytes, version_of
+from bridgetower.data.fetch import (
+    ListedFile,
+    is_url,
+    open_location,
+    open_regular,
+    read_bytes,
+    version_of,
+)
 from bridgetower.data.transcription import transcribed
 from bridgetower.processor import MAX_PIXELS
 
@@ -49,17 +56,17 @@ class Moment:
 
 
 def moments_of(
-    file: Listed, subtitles: Listed | None, cutting: Cutting
+    file: ListedFile, subtitles: ListedFile | None, cutting: Cutting
 ) -> tuple[list[Moment], list[str]]:
     """Returns the moments of a video, and what is wrong with it or its subtitles."""
     problems = []
-    with opened_video(file.place) as video:
+    with opened_video(file.location) as video:
         end = video.end()
         if end <= 0:
-            raise ValueError(f"{file.place} has no frames that can be read; copy it again")
+            raise ValueError(f"{file.location} has no frames that can be read; copy it again")
         if end < video.duration - 2:
             problems.append(f"it ends after {end:.1f} of {video.duration:.1f} s; copy it again")
-        cues, problem = video.cues() if subtitles is None else read_subtitles(subtitles.place)
+        cues, problem = video.cues() if subtitles is None else read_subtitles(subtitles.location)
         problems += [problem] if problem else []
         if cutting.transcribe and not cues and not problem:
             cues = [
@@ -160,22 +167,22 @@ def at_most(most: int, moments: Sequence[Moment]) -> list[Moment]:
     ]
 
 
-def _opened(place: str, formats: str, content: bytes | None = None) -> Any:
+def _opened(location: str, formats: str, content: bytes | None = None) -> Any:
     """Opens a file, or its content, as one of some formats, none of which names other files."""
     if content is not None:
         opened: Any = io.BytesIO(content)
-    elif is_url(place):
-        opened = open_place(place)
+    elif is_url(location):
+        opened = open_location(location)
     else:
-        open_regular(place).close()
-        opened = place
-    with _named(place):
+        open_regular(location).close()
+        opened = location
+    with _named(location):
         options = {"format_whitelist": formats, "protocol_whitelist": "file"}
         return av.open(opened, options=options, metadata_errors="replace")
 
 
 @contextmanager
-def _named(place: str) -> Iterator[None]:
+def _named(location: str) -> Iterator[None]:
     """Names the file in errors of FFmpeg."""
     try:
         yield
@@ -186,20 +193,20 @@ def _named(place: str) -> Iterator[None]:
             if error.errno in (errno.EPERM, errno.EIO)
             else error.strerror
         )
-        raise ValueError(f"{place} cannot be read ({reason}); copy it again") from error
+        raise ValueError(f"{location} cannot be read ({reason}); copy it again") from error
 
 
 class Video:
     """A video that is open; its duration is what the file says, 0 where it does not."""
 
-    def __init__(self, place: str, container: Any) -> None:
+    def __init__(self, location: str, container: Any) -> None:
         if not container.streams.video:
-            raise ValueError(f"{place} has no frames; expected a video")
-        self.place, self._container = place, container
+            raise ValueError(f"{location} has no frames; expected a video")
+        self.location, self._container = location, container
         self._stream = container.streams.video[0]
         if self._stream.codec_context is None:
             raise ValueError(
-                f"{place} has frames that FFmpeg cannot decode; convert it, for example to H.264"
+                f"{location} has frames that FFmpeg cannot decode; convert it, for example to H.264"
             )
         self._stream.thread_type = "AUTO"
         self._check_size(self._stream.width, self._stream.height)
@@ -327,7 +334,7 @@ class Video:
         while self._ahead is not None and (self._shown is None or self._time(self._ahead) <= time):
             self._advance()
         if self._shown is None or (self._failed is not None and self._key <= self._failed <= time):
-            raise ValueError(f"{self.place} cannot be decoded at {time:.3f} s; copy it again")
+            raise ValueError(f"{self.location} cannot be decoded at {time:.3f} s; copy it again")
         frame = self._shown
         self._check_size(frame.width, frame.height)
         width = frame.width * float(self._stream.sample_aspect_ratio or 1)
@@ -353,9 +360,9 @@ class Video:
     def _go_to(self, time: float) -> None:
         """Goes to a keyframe before a time; in some formats it may be one after it."""
         self._shown = self._ahead = self._failed = None
-        place = round((self._first + time) * _MICROSECONDS) if time > 0 else -_MICROSECONDS
+        timestamp = round((self._first + time) * _MICROSECONDS) if time > 0 else -_MICROSECONDS
         try:
-            self._container.seek(place)
+            self._container.seek(timestamp)
         except av.FFmpegError:  # the format knows no places
             self._container.seek(0, any_frame=True)
         self._frames = self._decoded()
@@ -383,41 +390,41 @@ class Video:
     def _check_size(self, width: int, height: int) -> None:
         if width * height > MAX_PIXELS:
             raise ValueError(
-                f"{self.place} has frames of {width}x{height} pixels, the limit is {MAX_PIXELS}"
+                f"{self.location} has frames of {width}x{height} pixels, the limit is {MAX_PIXELS}"
             )
 
 
 @contextmanager
-def opened_video(place: str) -> Iterator[Video]:
-    with _named(place), _opened(place, _VIDEOS) as container:
-        yield Video(place, container)
+def opened_video(location: str) -> Iterator[Video]:
+    with _named(location), _opened(location, _VIDEOS) as container:
+        yield Video(location, container)
 
 
-def frame_of(place: str, time: float, name: str = "") -> bytes:
+def frame_of(location: str, time: float, name: str = "") -> bytes:
     """Returns a frame as JPEG; by its comment, `name`, equal frames of different moments are different files."""
-    with _named(place):
-        return _kept(place, "" if is_url(place) else version_of(place)).jpeg(time, name)
+    with _named(location):
+        return _kept(location, "" if is_url(location) else version_of(location)).jpeg(time, name)
 
 
 @lru_cache(maxsize=2)
-def _kept(place: str, version: str) -> Video:
-    return Video(place, _opened(place, _VIDEOS))
+def _kept(location: str, version: str) -> Video:
+    return Video(location, _opened(location, _VIDEOS))
 
 
-def read_subtitles(place: str) -> tuple[list[Moment], str | None]:
+def read_subtitles(location: str) -> tuple[list[Moment], str | None]:
     """Reads a file of subtitles, WebVTT or SubRip: what can be read, and what is wrong with the rest."""
     cues: list[Moment] = []
     try:
-        content = read_bytes(place, most=2**26)
+        content = read_bytes(location, most=2**26)
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             content = content.decode("utf-16", errors="replace").encode()
-        with _opened(place, "webvtt,srt", content) as container:
+        with _opened(location, "webvtt,srt", content) as container:
             num_bad = _read_cues(container.demux(container.streams[0]), cues)
     except (ValueError, OSError) as error:
         return cues, str(error)
     if num_bad:
-        return cues, f"{place} has {num_bad} subtitles that are not UTF-8; save it as UTF-8"
-    return cues, None if cues else f"{place} has no subtitles; expected WebVTT or SubRip"
+        return cues, f"{location} has {num_bad} subtitles that are not UTF-8; save it as UTF-8"
+    return cues, None if cues else f"{location} has no subtitles; expected WebVTT or SubRip"
 
 
 def _read_cues(packets: Iterable[Any], cues: list[Moment], first: float = 0.0) -> int:

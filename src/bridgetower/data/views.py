@@ -86,7 +86,7 @@ def random_view(
 
 
 @cache
-def own_transform(place: str) -> Callable[[Tensor], Any]:
+def custom_transform(place: str) -> Callable[[Tensor], Any]:
     found: Callable[[Tensor], Any] = load_object("data.transform", place, Callable)
     return found
 
@@ -95,7 +95,7 @@ def transformed(
     pixels: UInt8[Tensor, "b 3 h w"], place: str, generator: torch.Generator
 ) -> UInt8[Tensor, "b 3 h w"]:
     """Returns images after a custom function, each with its own draws from PyTorch's generator."""
-    transform = own_transform(place)
+    transform = custom_transform(place)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         changed = [transform(image) for image in pixels]

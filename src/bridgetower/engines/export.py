@@ -24,7 +24,7 @@ import torch
 from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from bridgetower.checkpoints.checkpoint import code_content, exact_fingerprint
 from bridgetower.engines.config import FORMS, TOLERANCES, EngineName, Form, Precision
-from bridgetower.engines.parts import Part, Runner, part_names
+from bridgetower.engines.parts import ExportedPart, Runner, part_names
 from bridgetower.extras import is_installed, require
 from bridgetower.files import (
     locked,
@@ -80,7 +80,7 @@ def write_exported(
         differences: dict[str, dict[str, float]] = {engine: {} for engine in runners}
         names = part_names(model)
         for name in counted(names, "exporting parts", shown=progress):
-            part = Part(model, name)
+            part = ExportedPart(model, name)
             path = temporary / f"{name}.onnx"
             if form == "onnx-int8":
                 write_int8_graph(part, path, signed=signed)
@@ -204,7 +204,7 @@ def products_overflow() -> bool:
     return {"avx512_vnni", "avx_vnni"}.isdisjoint(cpu_info().get("flags", "").split())
 
 
-def write_graph(part: Part, path: Path, weights: Path) -> None:
+def write_graph(part: ExportedPart, path: Path, weights: Path) -> None:
     import onnx_ir as ir
     from onnxscript.optimizer import optimize_ir
 
@@ -299,7 +299,7 @@ def write_ir(graph: Path) -> None:
     graph.unlink()
 
 
-def write_int8_graph(part: Part, path: Path, *, signed: bool) -> None:
+def write_int8_graph(part: ExportedPart, path: Path, *, signed: bool) -> None:
     """Writes a part with linear layers in int8, weights included."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -317,7 +317,7 @@ def write_int8_graph(part: Part, path: Path, *, signed: bool) -> None:
         )
 
 
-def _graph(part: Part, *, optimize: bool) -> Any:
+def _graph(part: ExportedPart, *, optimize: bool) -> Any:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     with warnings.catch_warnings():

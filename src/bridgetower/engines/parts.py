@@ -43,7 +43,7 @@ def part_names(model: BridgeTower) -> tuple[PartName, ...]:
     return tuple(dict.fromkeys(("image", "text", "fusion_pooled", *read)))
 
 
-class Part(nn.Module):
+class ExportedPart(nn.Module):
     """A part of a model with random inputs, two images or texts, the second text padded, ready to be exported."""
 
     def __init__(self, model: BridgeTower, name: PartName) -> None:
@@ -191,7 +191,7 @@ class Runner:
         return Runner, (self._engine, self._folder, self._precision)
 
     def run(self, part: PartName, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Returns the outputs of a part, which is loaded when it is first run; both are in the order of `Part`."""
+        """Runs a part on inputs in the order of `ExportedPart`, which is also that of the outputs."""
         with self._loading:
             if part not in self._loaded:
                 path = self._folder / f"{part}.onnx"

@@ -68,12 +68,14 @@ class Judgement:
     id: str
     images: tuple[int, ...]  # their numbers among those of the set
     text: str  # that the model read; empty if none
-    expected: str  # the right answer, in words
-    given: str  # the model's
+    target: str  # the right answer, in words
+    prediction: str  # the model's
     score: float  # from 0, wrong, to 1, right
-    miss: float  # the worst misses have the largest values
+    error: float  # the worst misses have the largest values
     probability: float | None  # that the model gives to its answer
-    found: int | None = None  # number of the image that was found, where one is looked for
+    predicted_image: int | None = (
+        None  # number of the image that was found, where one is looked for
+    )
     groups: Mapping[str, str] = field(
         default_factory=dict
     )  # kinds that the example is of, by column

@@ -591,14 +591,14 @@ def retrieval_judgements(
                 id=names[right_image],
                 images=(right_image,),
                 text=text,
-                expected="first of all"
+                target="first of all"
                 if is_first
                 else f"image {ranking.rank} of {len(ranking.order)}",
-                given=captions[first_image][0],
+                prediction=captions[first_image][0],
                 score=float(is_first),
-                miss=float(ranking.rank - 1),
+                error=float(ranking.rank - 1),
                 probability=probability,
-                found=first_image,
+                predicted_image=first_image,
             )
         )
     return judgements

@@ -183,7 +183,9 @@ class BridgeTowerVectorStore(VectorStore):
         for embedded_examples in embedded(self.searcher.predictor, examples, of, config):
             for result in embedded_examples:
                 if result.problem:
-                    raise ValueError(f"{result.example.place}: {result.problem}; nothing was added")
+                    raise ValueError(
+                        f"{result.example.origin}: {result.problem}; nothing was added"
+                    )
                 rows[result.example.id] = row_of(result)
         with write_lock(index.uri):
             index.upsert(list(rows.values()))
@@ -204,13 +206,13 @@ class BridgeTowerVectorStore(VectorStore):
                 else {"file": os.path.relpath(uri, self.searcher.index.root)}
             )
             location = {**file, "metadata": {"source": uri, **metadata}}
-            images = (Image(name=id_, place=uri),)
+            images = (Image(name=id_, location=uri),)
         try:
-            fields = {"path": id_, "captions": list(captions), "place": json.dumps(location)}
+            fields = {"path": id_, "captions": list(captions), "location": json.dumps(location)}
         except TypeError as error:
             message = f"metadata {metadata!r} cannot be kept ({error}); expected values of JSON"
             raise ValueError(message) from error
-        return Example(id=id_, images=images, texts=captions, fields=fields, place=uri or "a text")
+        return Example(id=id_, images=images, texts=captions, fields=fields, origin=uri or "a text")
 
     def delete(self, ids: list[str] | None = None) -> bool:
         """Deletes documents, or all of them without ids. Unknown ids are ignored."""

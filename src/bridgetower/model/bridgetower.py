@@ -98,8 +98,8 @@ class BridgeTower(nn.Module):
         self.text_pooler = Pooler(fusion.hidden_size)
         self.image_pooler = Pooler(fusion.hidden_size)
         chosen = chosen_heads(config.heads)
-        for name in (*HEADS, *config.heads.own):
-            spec = entry("heads.own", name, self.head_specs)
+        for name in (*HEADS, *config.heads.custom):
+            spec = entry("heads.custom", name, self.head_specs)
             self.add_module(f"{name}_head", spec.build(config) if name in chosen else None)
         if self.device.type != "meta":
             self.reset_parameters(generator)
@@ -472,7 +472,9 @@ class BridgeTower(nn.Module):
             ]
             recipe = recipe or spec.recipe
             training = (
-                f"bridgetower train {recipe}" if recipe else "a run whose model.heads.own names it"
+                f"bridgetower train {recipe}"
+                if recipe
+                else "a run whose model.heads.custom names it"
             )
             raise ValueError(
                 f"this model has no {spec.title or name} head (it has {', '.join(present) or 'none'}); load a "

@@ -312,7 +312,7 @@ class HeadsConfig:
     multi_label: bool = False
     hidden_scale: float = 2.0
     nlvr2_dropout: float = 0.1
-    own: tuple[str, ...] = ()
+    custom: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("heads.itc", self.itc, ItcKind, or_none=True)

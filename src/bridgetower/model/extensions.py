@@ -30,7 +30,7 @@ class Extensions:
         vision_towers: Each makes a `VisionTower`, for `vision.architecture`.
         text_towers: Each makes a `TextTower`, for `text.architecture`.
         bridges: Each makes the bridge of one stream into a fusion layer, called as `Bridge` is, for `fusion.bridge`.
-        heads: For `heads.own`.
+        heads: For `heads.custom`.
         objectives: Each an `Objective` of `bridgetower.objectives.pretraining`, for `objectives` of a phase.
         metrics: Each gives, of a `tasks.spec.Evaluation`, a number for validations and benchmarks, and for `select_by`,
             where higher is better.

@@ -155,7 +155,7 @@ class HeadSpec:
 
 def chosen_heads(config: HeadsConfig) -> dict[str, object]:
     chosen = {name: getattr(config, name) for name in HEADS if getattr(config, name)}
-    return chosen | dict.fromkeys(config.own, True)
+    return chosen | dict.fromkeys(config.custom, True)
 
 
 def _itc_head(config: ModelConfig) -> ItcHead | FusedItcHead:

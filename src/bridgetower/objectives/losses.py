@@ -24,7 +24,7 @@ _warn_once = cache(logging.getLogger(__name__).warning)
 class Losses:
     """Losses of a batch."""
 
-    parts: dict[str, Float[Tensor, ""]]  # of each objective, before its weight
+    terms: dict[str, Float[Tensor, ""]]  # of each objective, before its weight
     total: Float[Tensor, ""]  # weighted sum
     metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)  # such as accuracies
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from bridgetower.drawing import FAINT, LINE_STYLES, STYLE, png
 from bridgetower.files import flattened, read_json, write_bytes, write_json, write_text
 from bridgetower.reports import numbers
-from bridgetower.reports.pages import Row, Table, page_templates
+from bridgetower.reports.pages import ReportTable, Row, page_templates
 from bridgetower.tasks.run_config import CONFIG, read_metrics
 
 MEASURES = {
@@ -181,7 +181,7 @@ class Comparison:
         for row_index, (header, *cells) in enumerate(rows):
             style = "difference" if row_index >= len(self.arms) else ""
             table_rows.append(Row(header, cells, style))
-        table = Table(columns=columns, rows=table_rows)
+        table = ReportTable(columns=columns, rows=table_rows)
         template = page_templates().get_template("comparison.html")
         page = template.render(comparison=self, title=title, drawing=drawing, measured=table)
         write_text(folder / "comparison.html", page)

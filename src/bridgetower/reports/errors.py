@@ -21,7 +21,7 @@ from bridgetower.evaluation.config import Judgement
 from bridgetower.evaluation.metrics import BINS, expected_calibration_error, reliability
 from bridgetower.files import write_text
 from bridgetower.reports.numbers import count, percent
-from bridgetower.reports.pages import Row, Table, page_templates, thumbnail
+from bridgetower.reports.pages import ReportTable, Row, page_templates, thumbnail
 
 MISSES = 48  # shown by default
 
@@ -55,13 +55,13 @@ def write_errors(
         )
     if slices is not None:
         judgements = _with_slices(judgements, slices)
-    is_retrieval = judgements[0].found is not None
+    is_retrieval = judgements[0].predicted_image is not None
     wrong = [
         judgement
         for judgement in judgements
-        if judgement.score < 1 and judgement.given != judgement.expected
+        if judgement.score < 1 and judgement.prediction != judgement.target
     ]
-    worst_first = sorted(wrong, key=lambda judgement: -judgement.miss)
+    worst_first = sorted(wrong, key=lambda judgement: -judgement.error)
     accuracy = percent(fmean(judgement.score for judgement in judgements))
     lead = f"{accuracy} of {count(len(judgements))} examples are right; {count(len(wrong))} are not, or not quite."
     template = page_templates().get_template("errors.html")
@@ -114,24 +114,24 @@ def _card(judgement: Judgement, images: PreparedImages) -> dict[str, Any]:
     """Returns the fields of a judgement with thumbnails of its images and their titles."""
     indices = list(judgement.images)
     titles = [""] * len(indices)
-    if judgement.found is not None:
-        indices.append(judgement.found)
+    if judgement.predicted_image is not None:
+        indices.append(judgement.predicted_image)
         titles = ["right image"] * len(titles) + ["found first"]
     background = images.processor.config.background
     thumbnails = [thumbnail(content, background) for content in images.contents(indices)]
     return {**vars(judgement), "images": list(zip(thumbnails, titles, strict=True))}
 
 
-def _confusions(wrong: Sequence[Judgement]) -> Table | None:
+def _confusions(wrong: Sequence[Judgement]) -> ReportTable | None:
     """Returns the pairs of right and wrong answer that occur most often."""
     if not wrong:
         return None
-    pairs = Counter((judgement.expected, judgement.given) for judgement in wrong)
+    pairs = Counter((judgement.target, judgement.prediction) for judgement in wrong)
     rows = [
         Row(expected, (given, count(number)))
         for (expected, given), number in pairs.most_common(_MAX_CONFUSIONS)
     ]
-    return Table("The most frequent", ("right answer", "the model", "examples"), rows)
+    return ReportTable("The most frequent", ("right answer", "the model", "examples"), rows)
 
 
 def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
@@ -165,16 +165,16 @@ def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
     return {
         "error": expected_calibration_error(bins),
         "drawing": png(drawing),
-        "table": Table("", ("probability", "examples", "mean probability", "right"), rows),
+        "table": ReportTable("", ("probability", "examples", "mean probability", "right"), rows),
     }
 
 
-def _slices(judgements: Sequence[Judgement], *, with_answers: bool) -> list[Table]:
+def _slices(judgements: Sequence[Judgement], *, with_answers: bool) -> list[ReportTable]:
     """Returns a table of accuracies for each column with several values."""
     scores_of: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for judgement in judgements:
         if with_answers:
-            scores_of["right answer"][judgement.expected].append(judgement.score)
+            scores_of["right answer"][judgement.target].append(judgement.score)
         for column, value in judgement.groups.items():
             scores_of[column][value].append(judgement.score)
 
@@ -185,7 +185,7 @@ def _slices(judgements: Sequence[Judgement], *, with_answers: bool) -> list[Tabl
         worst_first = sorted(scores_by_value.items(), key=lambda item: (fmean(item[1]), item[0]))
         rows = [Row(value, _accuracy_cells(scores)) for value, scores in worst_first]
         name = column.replace("_", " ")
-        tables.append(Table(f"By {name}", (name, "examples", "right", "95 % interval"), rows))
+        tables.append(ReportTable(f"By {name}", (name, "examples", "right", "95 % interval"), rows))
     return tables
 
 

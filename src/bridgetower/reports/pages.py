@@ -41,7 +41,7 @@ class Row(NamedTuple):
     style: str = ""
 
 
-class Table(NamedTuple):
+class ReportTable(NamedTuple):
     """A table of plain text."""
 
     caption: str = ""

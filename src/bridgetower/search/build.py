@@ -22,7 +22,7 @@ from PIL import Image as PilImage
 
 from bridgetower.data.example import Example, check_bad
 from bridgetower.data.fetch import is_url, suffix_of, version_of
-from bridgetower.data.reader import Part, parts_of, read_part
+from bridgetower.data.reader import SourcePart, parts_of, read_part
 from bridgetower.data.store import Table, Uri, split_uri
 from bridgetower.files import unfit_name
 from bridgetower.predictor import Predictor
@@ -38,7 +38,7 @@ from bridgetower.search.embed import (
     numbered,
     write_lock,
 )
-from bridgetower.search.index import Index, IndexInfo, place_of
+from bridgetower.search.index import Index, IndexInfo, location_of
 from bridgetower.search.unrelated import note_unrelated
 
 _AT_ONCE = 1000  # examples that are compared
@@ -163,12 +163,12 @@ class _Update:
         self.unreachable: set[str] = set()  # what may be there, but cannot be looked at
         self.counts: Counter[str] = Counter()
         self.usable: Counter[str] = Counter()  # images that each source names
-        names = ["path", "version", "captions", "place", "size", "start", "part_size"]
+        names = ["path", "version", "captions", "location", "size", "start", "part_size"]
         for batch in index.scan(names):
-            for path, version, captions, place, size, start, part_size in zip(
+            for path, version, captions, location, size, start, part_size in zip(
                 *(batch[name].to_pylist() for name in names), strict=True
             ):
-                self.known[path] = _state(version, captions, place), sys.intern(version)
+                self.known[path] = _state(version, captions, location), sys.intern(version)
                 if _OF_PART in version:
                     self.parts[version].append(path)
                     if part_size:
@@ -179,7 +179,7 @@ class _Update:
     def run(
         self,
         sources: Sequence[str],
-        parts: Sequence[tuple[str, Part]],
+        parts: Sequence[tuple[str, SourcePart]],
         model: Model,
         progress: bool,
     ) -> IndexReport:
@@ -232,14 +232,14 @@ class _Update:
                 self.seen.discard(path)
         self.index.upsert([row_of(one) for one in found if not one.problem])
 
-    def _wanted(self, parts: Sequence[tuple[str, Part]]) -> Iterator[Example]:
+    def _wanted(self, parts: Sequence[tuple[str, SourcePart]]) -> Iterator[Example]:
         """Yields the images that are new or changed, each with the columns of its row as fields."""
-        of_texts, others = list[tuple[str, Part]](), list[tuple[str, Part]]()
+        of_texts, others = list[tuple[str, SourcePart]](), list[tuple[str, SourcePart]]()
         for (
             source,
             part,
         ) in parts:  # rows of a table that is no binary name images, and several may be about one
-            is_binary = suffix_of(part.files[0].place) in (".parquet", ".arrow")
+            is_binary = suffix_of(part.files[0].location) in (".parquet", ".arrow")
             is_of_texts = part.kind == "captions" or (part.kind == "table" and not is_binary)
             (of_texts if is_of_texts else others).append((source, part))
         yield from self._compared(self._text_rows(of_texts), "")
@@ -252,15 +252,15 @@ class _Update:
             else:
                 yield from self._compared(self._groups(source, part), version)
 
-    def _version_of(self, source: str, part: Part) -> str:
+    def _version_of(self, source: str, part: SourcePart) -> str:
         """Returns the version that the rows of a file with several images have; empty if that cannot be told."""
         if part.kind not in ("table", "tar", "video"):
             return ""
         versions = {one.name: one.version for one in (*part.files, *part.beside.values())}
         file = part.files[0]
-        if is_url(file.place) and not file.version:  # which listings over HTTP do not tell
+        if is_url(file.location) and not file.version:  # which listings over HTTP do not tell
             with suppress(OSError):  # reading it says what is wrong
-                versions[file.name] = version_of(file.place)
+                versions[file.name] = version_of(file.location)
         if versions[file.name] == "None" or not all(
             versions.values()
         ):  # of which a server tells nothing
@@ -286,7 +286,7 @@ class _Update:
         )
         return "" if path == "." else path
 
-    def _groups(self, source: str, part: Part) -> Iterator[tuple[str, list[Example]]]:
+    def _groups(self, source: str, part: SourcePart) -> Iterator[tuple[str, list[Example]]]:
         """Yields a source with its examples, those together that follow each other with one path, which is their id."""
         folder = self._folder(source)
 
@@ -308,7 +308,9 @@ class _Update:
         for _, group in groupby(examples, lambda example: example.id):
             yield source, list(group)
 
-    def _text_rows(self, parts: Sequence[tuple[str, Part]]) -> Iterator[tuple[str, list[Example]]]:
+    def _text_rows(
+        self, parts: Sequence[tuple[str, SourcePart]]
+    ) -> Iterator[tuple[str, list[Example]]]:
         """Yields the rows of tables that name images, all rows about one together; they are read twice for that."""
         counts = Counter(group[0].id for one in parts for _, group in self._groups(*one))
         kept: dict[str, tuple[str, list[Example]]] = {}
@@ -333,20 +335,20 @@ class _Update:
                     continue
                 path, image, columns = example.id, example.images[0], dict(example.fields)
                 if path in self.seen:
-                    message = f"{example.place}: {path!r} already names another image; give each its own name"
+                    message = f"{example.origin}: {path!r} already names another image; give each its own name"
                     self.bad[message] = message
                     continue
                 self.usable[source] += 1
                 self.seen.add(path)
                 state, before = self.known.get(path, (0, ""))
                 if path in self.known and state == _state(
-                    columns["version"], columns["captions"], columns["place"]
+                    columns["version"], columns["captions"], columns["location"]
                 ):
                     kept += [] if before == columns["version"] else [columns]
                     continue
                 wanted.append(example)
                 size = len(image.content) if image.content is not None else columns["size"]
-                is_at_hand = image.content is not None or not is_url(image.place)
+                is_at_hand = image.content is not None or not is_url(image.location)
                 if is_at_hand and not image.moment and size in self.sizes:
                     with suppress(OSError, ValueError):  # embedding it says what is wrong
                         same.append(
@@ -374,17 +376,17 @@ class _Update:
                 if one.problem not in _GONE:
                     self.unreachable.add("" if one.id == "." else one.id)
             elif image is None:
-                message = f"{one.place} has no image; `index` takes images, `embed` texts too"
+                message = f"{one.origin} has no image; `index` takes images, `embed` texts too"
                 self.bad[message] = message
             elif image.is_inline:
-                message = f"{one.place} has its image as base64, which `index` cannot point to; save it as a file"
+                message = f"{one.origin} has its image as base64, which `index` cannot point to; save it as a file"
                 self.bad[message] = message
             elif (
                 first
                 and image != first
                 and (image.content is None or image.content != first.content)
             ):
-                message = f"{one.place}: {one.id!r} already names another image, that of {usable[0].place}"
+                message = f"{one.origin}: {one.id!r} already names another image, that of {usable[0].origin}"
                 self.bad[message] = f"{message}; give each a name of its own"
             else:
                 usable.append(one)
@@ -392,16 +394,16 @@ class _Update:
             return None
         example, image, path = usable[0], usable[0].images[0], usable[0].id
         if problem := unfit_name(path):
-            self.bad[path] = f"{example.place}: {problem}"
+            self.bad[path] = f"{example.origin}: {problem}"
             return None
         try:
-            own = image.version or ("" if is_url(image.place) else version_of(image.place))
+            own = image.version or ("" if is_url(image.location) else version_of(image.location))
         except OSError as error:
-            self.bad[path] = f"{example.place}: no file {path!r} ({error.strerror})"
+            self.bad[path] = f"{example.origin}: no file {path!r} ({error.strerror})"
             if error.strerror not in _GONE:
                 self.unreachable.add(path)
             return None
-        size, mtime = (0, 0) if is_url(image.place) else (int(one) for one in own.split())
+        size, mtime = (0, 0) if is_url(image.location) else (int(one) for one in own.split())
         is_of_part, (start, end) = version and not image.is_file, image.moment or (None, None)
         captions = tuple(text for one in usable for text in one.texts)
         columns = {
@@ -410,7 +412,7 @@ class _Update:
             "mtime": min(max(mtime // 1000, _FIRST_TIME), _LAST_TIME),
             "version": version if is_of_part else own,
             "part_size": part_size if is_of_part else 0,
-            "place": place_of(image, path, self.root),
+            "location": location_of(image, path, self.root),
             "captions": list(captions),
             "start": start,
             "end": end,
@@ -431,9 +433,9 @@ def row_of(one: Embedded) -> dict[str, Any]:
     }
 
 
-def _state(version: str, captions: Sequence[str], place: str) -> int:
+def _state(version: str, captions: Sequence[str], location: str) -> int:
     """What differs once an image is to be embedded again."""
-    return hash((version.partition(_OF_PART)[0], *captions, place))
+    return hash((version.partition(_OF_PART)[0], *captions, location))
 
 
 def new_index(out: Uri, predictor: Predictor, root: Uri) -> Index:

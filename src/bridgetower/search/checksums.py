@@ -29,7 +29,7 @@ SAID = (
     "width",
     "height",
     "captions",
-    "place",
+    "location",
     "start",
     "end",
     CRC,

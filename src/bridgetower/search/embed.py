@@ -29,7 +29,7 @@ from torch import Tensor
 
 from bridgetower.data.example import NAMED, Example, Image, check_bad
 from bridgetower.data.fetch import is_url, list_files, suffix_of, version_of
-from bridgetower.data.reader import IMAGE_SUFFIXES, Columns, Part, parts_of, read, read_part
+from bridgetower.data.reader import IMAGE_SUFFIXES, Columns, SourcePart, parts_of, read, read_part
 from bridgetower.distributed import available_cores
 from bridgetower.extras import require
 from bridgetower.files import escaped, json_text, locked, remove_leftovers, replacing, unfit_name
@@ -87,7 +87,7 @@ _OF_RUN = (
     "number",
     "is_last",
     "is_image",
-    "place",
+    "origin",
     "problem",
     "may_pass",
 )  # columns that the result lacks
@@ -167,14 +167,14 @@ def embed_source(
         raise ValueError(f"{out!r} has no suffix of {what}; expected one of {', '.join(suffixes)}")
     require("search")
     check_ray(config, model)
-    parts: list[Part | Sequence[Example]] = (
+    parts: list[SourcePart | Sequence[Example]] = (
         [*parts_of(source)] if isinstance(source, str | Path) else [source]
     )
     predictor, started = loaded(model), time.perf_counter()
     versions = hashlib.sha256()
     for part in parts:
         versions.update(
-            (part.version if isinstance(part, Part) else repr(part)).encode(
+            (part.version if isinstance(part, SourcePart) else repr(part)).encode(
                 errors="surrogateescape"
             )
         )
@@ -212,7 +212,7 @@ def embed_source(
             is_good = (table.column("problem").astype(object) == "")[order]
             places, bad = (
                 order[is_good],
-                table.take(order[~is_good].tolist(), ["id", "place", "problem"]).to_pylist(),
+                table.take(order[~is_good].tolist(), ["id", "origin", "problem"]).to_pylist(),
             )
             report.unlink(missing_ok=True)
             if bad:
@@ -305,7 +305,7 @@ def _opened(uri: str, plan: dict[str, Any], predictor: Predictor, config: Config
 
 def _fill(
     table: Table,
-    parts: Sequence[Part | Sequence[Example]],
+    parts: Sequence[SourcePart | Sequence[Example]],
     model: Model,
     config: Config,
     progress: bool,
@@ -324,8 +324,8 @@ def _fill(
         done += len(known)
         if not (is_last[rows].any() and len(known) == known[-1] + 1):
             tasks.append(partial(_missing, place, files, frozenset(known.tolist()), config.columns))
-    total = sum(len(part.files) if isinstance(part, Part) else len(part) for part in parts)
-    counted = all(not isinstance(part, Part) or part.kind == "images" for part in parts)
+    total = sum(len(part.files) if isinstance(part, SourcePart) else len(part) for part in parts)
+    counted = all(not isinstance(part, SourcePart) or part.kind == "images" for part in parts)
     add = partial(_add, table, config.quantize)
     return embed_tasks(
         tasks,
@@ -340,10 +340,10 @@ def _fill(
 
 
 def _missing(
-    part: int, files: Part | Sequence[Example], known: Set[int], columns: Columns
+    part: int, files: SourcePart | Sequence[Example], known: Set[int], columns: Columns
 ) -> Iterator[Example]:
     """Yields the examples of a part that are not in the table, with what the table has of a run as their fields."""
-    found = read_part(files, columns) if isinstance(files, Part) else files
+    found = read_part(files, columns) if isinstance(files, SourcePart) else files
     for number, example, is_last in numbered(found):
         if number not in known:
             yield replace(example, fields={"part": part, "number": number, "is_last": is_last})
@@ -357,7 +357,7 @@ def _add(table: Table, quantize: Quantize | None, found: Sequence[Embedded]) -> 
     kind = table.schema.field("vector").type
     rows, vectors = list[Mapping[str, Any]](), list[np.ndarray]()
     for one in found:
-        about = {"id": name_of(one.example), "place": one.example.place, "problem": one.problem}
+        about = {"id": name_of(one.example), "origin": one.example.origin, "problem": one.problem}
         about = {name: escaped(text) for name, text in about.items()}
         more = {"is_image": bool(one.example.images), "may_pass": one.may_pass or one.may_be_mended}
         own = _vectors_of(one)
@@ -429,7 +429,7 @@ def _export(
 
 
 def _scores(
-    predictor: Predictor, parts: Sequence[Part | Sequence[Example]], rows: pa.Table
+    predictor: Predictor, parts: Sequence[SourcePart | Sequence[Example]], rows: pa.Table
 ) -> pa.Table:
     """Returns scores, as far as the model has the heads, with the file of the source and its row that each is of."""
     import pyarrow as pa
@@ -441,7 +441,7 @@ def _scores(
     for number, part in zip(
         rows["number"].to_pylist(), map(parts.__getitem__, rows["part"].to_pylist()), strict=True
     ):
-        files = part.files if isinstance(part, Part) else ()
+        files = part.files if isinstance(part, SourcePart) else ()
         found["file"].append(files[min(number, len(files) - 1)].name if files else "")
         found["row"].append(number if len(files) <= 1 else 0)
     if predictor.model.itm_head is not None:
@@ -486,25 +486,25 @@ def given_examples(images: Sequence[Path], texts: Sequence[str], *, pairs: bool)
     for given in images:
         if given.is_dir() and not pairs:
             files = [
-                one for one in list_files(str(given)) if suffix_of(one.place) in IMAGE_SUFFIXES
+                one for one in list_files(str(given)) if suffix_of(one.location) in IMAGE_SUFFIXES
             ]
-            places += [(one.place, one.version) for one in files]
+            places += [(one.location, one.version) for one in files]
         else:
             places.append((str(given), version_of(str(given)) if given.is_file() else ""))
     of_images: list[tuple[str, ...]] = [(text,) for text in texts] if pairs else [()] * len(places)
     shown = [
         Example(
             id=place,
-            images=(Image(name=place, place=place, version=version),),
+            images=(Image(name=place, location=place, version=version),),
             texts=own,
-            place=place,
+            origin=place,
         )
         for (place, version), own in zip(places, of_images, strict=True)
     ]
     return (
         shown
         if pairs
-        else [*shown, *(Example(id="", texts=(text,), place=repr(text)) for text in texts)]
+        else [*shown, *(Example(id="", texts=(text,), origin=repr(text)) for text in texts)]
     )
 
 
@@ -630,11 +630,13 @@ def decode(
             except (ValueError, OSError) as error:
                 one.problem = _OF_BYTES.sub("it", str(error))
                 if isinstance(error, FileNotFoundError) and error.filename:
-                    one.problem = f"no image file at {image.place}"
-                elif one.problem.startswith(image.place) and image.is_file:
-                    one.problem = f"it{one.problem.removeprefix(image.place)}"
+                    one.problem = f"no image file at {image.location}"
+                elif one.problem.startswith(image.location) and image.is_file:
+                    one.problem = f"it{one.problem.removeprefix(image.location)}"
                 one.may_pass = isinstance(error, OSError) and not isinstance(error, _STAYING)
-                one.may_be_mended = image.is_file and not image.version and not is_url(image.place)
+                one.may_be_mended = (
+                    image.is_file and not image.version and not is_url(image.location)
+                )
                 continue
             pixels.append(resized.pixels)
             one.digest, one.size = hashlib.sha256(content).hexdigest(), len(content)

@@ -39,7 +39,7 @@ from bridgetower.search.memory import Memory
 ABOUT = ("path", "size", "mtime", "width", "height", "captions", "start", "end")
 """Columns of a result, and of conditions."""
 
-RETURNED = ("digest", "path", "size", "width", "height", "captions", "place", "start", "end")
+RETURNED = ("digest", "path", "size", "width", "height", "captions", "location", "start", "end")
 """Columns of an `Indexed`."""
 
 COLUMNS: dict[Vectors, str] = {
@@ -55,7 +55,7 @@ _SILENT = f"({_SPOKEN}) IS NOT TRUE"  # of all others
 _NULLABLE = ("start", "end", "frame")  # of images that are no moments
 _MARK = b"bridgetower"  # key of the schema's metadata
 _UNRELATED = "bridgetower.unrelated"  # key of the metadata of the column of images' vectors
-_VERSION = 6
+_VERSION = 7
 _CHANGED = "the {} has changed since it was indexed; bring the index up to date"
 _BESIDE = "./"  # begins paths that are relative to the folder that the index is in
 _SEEN_WITHIN = 1.0  # seconds after which a reader notices what another process wrote
@@ -103,7 +103,7 @@ class IndexInfo:
             "width": pa.int32(),
             "height": pa.int32(),
             "captions": pa.list_(pa.field("item", pa.string(), nullable=False)),
-            "place": pa.string(),
+            "location": pa.string(),
             "start": pa.float64(),
             "end": pa.float64(),
             "frame": pa.large_binary(),
@@ -155,14 +155,14 @@ class Indexed:
     width: int  # of the upright image, in pixels
     height: int
     captions: Sequence[str]  # that came with it
-    place: str = ""  # where in a shard, a table or a video, or at which URL, as JSON; empty for an image file
+    location: str = ""  # where in a shard, a table or a video, or at which URL, as JSON; empty for an image file
     # seconds from the start of the video, of a moment; None for an image
     start: float | None = None
     end: float | None = None
 
     def where(self) -> dict[str, Any]:
         """Returns its place; the index may be from someone else, so the types are checked."""
-        where = json_object(self.place or "{}", "the place of an image")
+        where = json_object(self.location or "{}", "the location of an image")
         piece, cell = where.get("piece", [0, 1]), where.get("cell", ["", 0])
 
         def are(values: Any, *kinds: type) -> bool:
@@ -174,7 +174,7 @@ class Indexed:
             and (are(cell, str, int) and cell[1] >= 0)
         ):
             raise ValueError(
-                f"the index has {self.place} as the place of {self.path!r}; make the index again"
+                f"the index has {self.location} as the location of {self.path!r}; make the index again"
             )
         return where
 
@@ -692,7 +692,7 @@ class Index:
             return
         schema, defaults = (
             self._table.schema,
-            {"size": 0, "mtime": 0, "version": "", "part_size": 0, "place": ""},
+            {"size": 0, "mtime": 0, "version": "", "part_size": 0, "location": ""},
         )
         several = ("text_vectors", "pair_vectors")
         given = [{**defaults, **row, **{name: list(row[name]) for name in several}} for row in rows]
@@ -781,14 +781,14 @@ class Index:
                     self._table.create_index(column, config=BTree())
 
 
-def place_of(image: Image, path: str, root: Uri) -> str:
+def location_of(image: Image, path: str, root: Uri) -> str:
     """Returns where an image is in a shard, table or video, or at which URL, as JSON; empty for a file at its path."""
-    if is_url(image.place):
-        file = {"url": image.place}
-    elif image.is_file and os.path.normpath(Path(root) / path) == os.path.normpath(image.place):
+    if is_url(image.location):
+        file = {"url": image.location}
+    elif image.is_file and os.path.normpath(Path(root) / path) == os.path.normpath(image.location):
         return ""
     else:
-        file = {"file": os.path.relpath(image.place, root)}
+        file = {"file": os.path.relpath(image.location, root)}
     return json.dumps(file | json.loads(image.located() or "{}"))
 
 
@@ -805,7 +805,7 @@ def read_indexed(file: Path | str, image: Indexed) -> bytes:
         with open_regular(file) as opened:
             if not (piece or cell) and os.fstat(opened.fileno()).st_size != image.size:
                 raise ValueError(_CHANGED.format("image"))
-    content = Image(name=image.path, place=str(file), piece=piece, cell=cell).read(BRIEF)
+    content = Image(name=image.path, location=str(file), piece=piece, cell=cell).read(BRIEF)
     if hashlib.sha256(content).hexdigest() != image.digest:
         raise ValueError(_CHANGED.format("image"))
     return content

@@ -27,7 +27,7 @@ from bridgetower.serve.schemas import (
     COMPUTING,
     Body,
     JsonRoute,
-    Listed,
+    ListResponse,
     Several,
     Source,
     Text,
@@ -215,7 +215,7 @@ class Score(BaseModel):
 
 
 @router.post("/score", include_in_schema=False)
-@router.post("/v1/score", response_model=Listed[Score], responses=COMPUTING)
+@router.post("/v1/score", response_model=ListResponse[Score], responses=COMPUTING)
 async def score(body: ScoreRequest, service: Served) -> Response:
     """vLLM's: how well each document fits its query, as in `/v1/rerank`."""
     scores, _, items = await scored(service, body, body.queries, body.documents, "text_2")

@@ -46,7 +46,7 @@ from bridgetower.serve.schemas import (
     Body,
     Images,
     JsonRoute,
-    Listed,
+    ListResponse,
     Modality,
     Several,
     Source,
@@ -218,7 +218,10 @@ async def embedded(
 
 
 @router.post(
-    "/v1/embeddings", response_model=Listed[Embedding], responses=COMPUTING, tags=["embeddings"]
+    "/v1/embeddings",
+    response_model=ListResponse[Embedding],
+    responses=COMPUTING,
+    tags=["embeddings"],
 )
 async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
     """Turn texts and images into vectors that can be compared, or an image and a text together into a joint vector."""
@@ -485,7 +488,7 @@ def _route(
         return await _answered(use, next(iter(entry)), body, service)
 
     handle.__annotations__["body"] = request
-    settings: dict[str, Any] = {"response_model": Listed[numbered], "responses": COMPUTING}  # type: ignore[valid-type]
+    settings: dict[str, Any] = {"response_model": ListResponse[numbered], "responses": COMPUTING}  # type: ignore[valid-type]
     router.add_api_route(
         f"/v1/{use}",
         handle,
@@ -572,7 +575,9 @@ class Classified(BaseModel):
     classes: list[Choice] = Field(description="Likeliest first.")
 
 
-@router.post("/v1/classify", response_model=Listed[Classified], responses=COMPUTING, tags=[_PAIRS])
+@router.post(
+    "/v1/classify", response_model=ListResponse[Classified], responses=COMPUTING, tags=[_PAIRS]
+)
 async def classify(body: ClassifyRequest, service: Served) -> Response:
     """Classify images by labels, or images, texts or both with a model fine-tuned on custom classes."""
     if body.labels is None:

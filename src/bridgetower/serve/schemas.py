@@ -49,7 +49,7 @@ class Usage(BaseModel):
     total_tokens: int = Field(description="The same: nothing is generated.")
 
 
-class Listed(BaseModel, Generic[_Entry]):
+class ListResponse(BaseModel, Generic[_Entry]):
     """A response with an entry per input."""
 
     object: Literal["list"] = "list"

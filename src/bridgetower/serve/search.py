@@ -36,7 +36,7 @@ from bridgetower.serve.schemas import (
     SCORE,
     Body,
     JsonRoute,
-    Listed,
+    ListResponse,
     Source,
     Text,
     Top,
@@ -133,7 +133,7 @@ class FoundImage(IndexedImage):
     )
 
 
-class SearchResponse(Listed[FoundImage]):
+class SearchResponse(ListResponse[FoundImage]):
     """Images: what was matched first, then the nearest, both by `rank_score`."""
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bridgetower.data import schema as schemas
 from bridgetower.data.answers import FEW_ANNOTATORS, normalise_answer, read_vocabulary
-from bridgetower.data.own import read_classes
+from bridgetower.data.custom import read_classes
 from bridgetower.data.schema import Schema, nlvr2_sentence
 from bridgetower.evaluation.config import Outcome, Protocol, RetrievalConfig
 from bridgetower.files import json_text

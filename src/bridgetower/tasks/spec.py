@@ -99,7 +99,7 @@ class Evaluation(ExampleSource):
             for number, value in zip(classes, probabilities, strict=True)
         ]
 
-    def with_own(self, metrics: Mapping[str, float]) -> dict[str, float]:
+    def with_custom_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Returns metrics with those of the extensions, or none where the answers are not known."""
         own = {
             name: float(metric(self))
@@ -138,10 +138,10 @@ class Evaluation(ExampleSource):
                         id=str(entry[schema.id]),
                         images=tuple(row["images"]),
                         text=" ".join(schema.texts_of(entry)),
-                        expected=expected(entry),
-                        given=answer,
+                        target=expected(entry),
+                        prediction=answer,
                         score=points,
-                        miss=(1 - points) * probability,
+                        error=(1 - points) * probability,
                         probability=probability,
                         groups={name: entry[name] for name in groups if entry[name]},
                     )
@@ -235,7 +235,7 @@ class TaskSpec:
             if self.validate is None
             else self.validate(evaluation)
         )
-        return evaluation.with_own(measured)
+        return evaluation.with_custom_metrics(measured)
 
 
 def first_folder(data: DataConfig) -> str:

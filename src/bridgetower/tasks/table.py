@@ -144,5 +144,7 @@ def evaluate(
     )
     outcome = spec.evaluate(evaluation)
     return replace(
-        outcome, metrics=evaluation.with_own(outcome.metrics), images=evaluation.examples.images
+        outcome,
+        metrics=evaluation.with_custom_metrics(outcome.metrics),
+        images=evaluation.examples.images,
     )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bridgetower.checkpoints.checkpoint import code_content, exact_fingerprint
 from bridgetower.data.batch import CaptionBatch, StepSampler, derive_seed
 from bridgetower.data.examples import NO_IMAGE, PreparedImages
-from bridgetower.data.frozen import FeatureCache, Features, FrozenDataset, key_ids
+from bridgetower.data.frozen import FeatureCache, FrozenDataset, FrozenFeatures, key_ids
 from bridgetower.data.views import random_view
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
@@ -101,7 +101,7 @@ class _Towers:
 
     def images(
         self, images: PreparedImages, num_views: int, dtype: torch.dtype, pooled: bool = False
-    ) -> Features:
+    ) -> FrozenFeatures:
         """Returns all views of some images, and of the image of examples without one if there are any."""
         model, seed = self.model, self.config.seed
         processor = {
@@ -146,7 +146,7 @@ class _Towers:
 
     def texts(
         self, keys: Sequence[bytes], processor: Processor, dtype: torch.dtype, pooled: bool
-    ) -> Features:
+    ) -> FrozenFeatures:
         """Returns some texts, which are sorted by length."""
         ids = [key_ids(key) for key in keys]
 
@@ -178,7 +178,7 @@ class _Towers:
         compute: Callable[[Sequence[int], Callable[..., Tensor]], Iterator[Tensor]],
         encode: Callable[..., Encoded] | None,
         **options: Any,
-    ) -> Features:
+    ) -> FrozenFeatures:
         """Returns what a tower makes of inputs, or their vectors by `encode`; `compute` gives it those of some rows."""
         model = self.model
         tower: Tower = getattr(model, part)

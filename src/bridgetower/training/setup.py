@@ -283,7 +283,7 @@ def _initial(
         "hidden_scale": any(HEADS[head].hidden_scale for head in kept if head in HEADS),
         "itc_size": "itc" in kept,
         **dict.fromkeys(("mlm_layer_norm_eps", "mlm_activation"), "mlm" in kept),
-        **dict.fromkeys(FEATURE_FIELDS, {"itc", *chosen.own} & set(kept)),
+        **dict.fromkeys(FEATURE_FIELDS, {"itc", *chosen.custom} & set(kept)),
     }
     heads = replace(
         chosen, **{name: getattr(found, name) for name, holds in keeps.items() if holds}
@@ -478,7 +478,7 @@ def _labels(config: RunConfig, spec: TaskSpec) -> dict[str, tuple[str, ...]]:
     if spec.head is None or spec.class_names is None:
         return {}
     names = tuple(spec.class_names(config.data, config.task))
-    if spec.head in config.model.heads.own:
+    if spec.head in config.model.heads.custom:
         return {spec.head: names}
     expected, found = (
         getattr(config.model.heads, spec.head),

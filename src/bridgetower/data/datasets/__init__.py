@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from bridgetower.data.config import PrepareConfig
+from bridgetower.data.custom import finished_set
 from bridgetower.data.datasets.sets import DATASETS as DATASETS
 from bridgetower.data.datasets.spec import (
     ROWS,
@@ -13,7 +14,6 @@ from bridgetower.data.datasets.spec import (
     Originals,
     fill_from_arrow,
 )
-from bridgetower.data.own import finished_set
 from bridgetower.data.prepared_set import DatasetInfo, SetWriter
 from bridgetower.files import sha256_of
 

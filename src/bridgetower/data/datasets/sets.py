@@ -451,7 +451,7 @@ def _fill_snli_ve(originals: Originals, writer: SetWriter, config: PrepareConfig
                 text = pair["sentence2"].strip()
                 statement = Statement(statement_id=identifier, text=text, label=pair["gold_label"])
                 image = originals.image(f"flickr30k-images/{name}")
-                writer.add([image], [statement], name=name, split=split, place=place)
+                writer.add([image], [statement], name=name, split=split, origin=place)
 
 
 SNLI_VE = DatasetSpec(

@@ -64,7 +64,7 @@ class Originals:
     def image(self, *places: str) -> Image:
         """The image file at the first of several places where there is one; the first of all if there is none."""
         place = next((one for one in places if (self.folder / one).is_file()), places[0])
-        return Image(name=place, place=str(self.folder / place))
+        return Image(name=place, location=str(self.folder / place))
 
     def items(self, path: Path, key: str | None = None) -> Iterator[Any]:
         """Reads the items of a list in a JSON file one by one: the whole, or what stands under a key."""
@@ -340,8 +340,8 @@ def _fill_from(
                 image = name.rpartition("-")[0] if nlvr2_sentence(name) else name
                 inner = [f"{image}-img{side}.png" for side in (0, 1)]
             images = [
-                Image(name=f"{path.name}/{file}", place=str(path), content=content)
+                Image(name=f"{path.name}/{file}", location=str(path), content=content)
                 for content, file in zip(contents, inner, strict=True)
             ]
             entries = rows.entries(writer, name, row, files.annotators)
-            writer.add(images, entries, name=image, split=split, place=place)
+            writer.add(images, entries, name=image, split=split, origin=place)

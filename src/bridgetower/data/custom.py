@@ -74,7 +74,7 @@ _MEANT = {  # labels in other words, by schema
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnSetConfig(WritingConfig):
+class CustomSetConfig(WritingConfig):
     """How a source is read and split.
 
     Attributes:
@@ -102,7 +102,7 @@ class OwnSetConfig(WritingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsConfig(OwnSetConfig):
+class PairsConfig(CustomSetConfig):
     """How images with captions are read and split.
 
     Attributes:
@@ -113,7 +113,7 @@ class PairsConfig(OwnSetConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledConfig(OwnSetConfig):
+class LabelledConfig(CustomSetConfig):
     """How images, texts and labels are read and split.
 
     Attributes:
@@ -127,7 +127,7 @@ class LabelledConfig(OwnSetConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VqaConfig(OwnSetConfig):
+class VqaSetConfig(CustomSetConfig):
     """How questions about images are read and split.
 
     Attributes:
@@ -177,13 +177,13 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnSpec:
+class CustomSetSpec:
     """A kind of custom set."""
 
     name: str  # of its command
     schema: schemas.Schema  # of its examples
     summary: str  # help of its command: a line, and perhaps paragraphs
-    config: type[OwnSetConfig] = OwnSetConfig  # type of the settings
+    config: type[CustomSetConfig] = CustomSetConfig  # type of the settings
     # makes entries of a row, or raises ValueError with what is wrong
     entries: Callable[[Example, Any, Seen], Sequence[Any]]
     num_images: int | None = 1  # images of a row; None: one or none
@@ -198,15 +198,20 @@ SOURCE_HELP = (
 )
 
 
-def prepare_own(
-    kind: str | OwnSpec, source: str | Path, out: Path, config: Any = None, *, progress: bool = True
+def prepare_custom(
+    kind: str | CustomSetSpec,
+    source: str | Path,
+    out: Path,
+    config: Any = None,
+    *,
+    progress: bool = True,
 ) -> DatasetInfo:
     """Writes a custom set to the folder `out`; a complete one of the same source is left as it is.
 
     An attempt that was killed is continued: images that were written are not read again.
 
     Args:
-        kind: Name of one of `OWN_SETS`, or a custom kind.
+        kind: Name of one of `CUSTOM_SETS`, or a custom kind.
         source: As `bridgetower.data.reader.read` takes it.
         out: Folder of the set.
         config: How the source is read and split.
@@ -216,9 +221,9 @@ def prepare_own(
         FileNotFoundError: The source is missing.
         ValueError: The kind is unknown, the source cannot be read or too much of it is bad, or `out` holds another set.
     """
-    if isinstance(kind, str) and kind not in OWN_SETS:
-        raise ValueError(f"no kind of set called {kind!r}; there are {', '.join(OWN_SETS)}")
-    spec = OWN_SETS[kind] if isinstance(kind, str) else kind
+    if isinstance(kind, str) and kind not in CUSTOM_SETS:
+        raise ValueError(f"no kind of set called {kind!r}; there are {', '.join(CUSTOM_SETS)}")
+    spec = CUSTOM_SETS[kind] if isinstance(kind, str) else kind
     config = config or spec.config()
     if type(config) is not spec.config:
         raise ValueError(
@@ -248,7 +253,7 @@ def prepare_own(
     ) as writer:
         for example in read(source, columns):
             seen.rows += 1
-            images, place = example.images, example.place
+            images, origin = example.images, example.origin
             try:
                 if example.problem:
                     raise ValueError(example.problem)
@@ -260,10 +265,14 @@ def prepare_own(
                     )
                 entries = spec.entries(example, config, seen)
             except ValueError as error:
-                writer.refuse(f"{place}: {error}")
+                writer.refuse(f"{origin}: {error}")
                 continue
             writer.add(
-                images, entries, name="" if images else example.id, split=example.split, place=place
+                images,
+                entries,
+                name="" if images else example.id,
+                split=example.split,
+                origin=origin,
             )
         info = DatasetInfo(
             name=Path(str(source).rstrip("/")).stem,
@@ -274,7 +283,7 @@ def prepare_own(
         return writer.finish(source, info)
 
 
-def _needed(spec: OwnSpec, config: Any) -> tuple[Needed, ...]:
+def _needed(spec: CustomSetSpec, config: Any) -> tuple[Needed, ...]:
     """Returns the columns that tables of a kind of set must have."""
     images = Needed(headings=(IMAGES,), asked=config.image_column)
     if spec.num_images is None:
@@ -331,7 +340,7 @@ def _labelled(
         raise ValueError("it has neither image nor text")
     name = _id(example, seen)
     if labels is not None:
-        seen.several.setdefault(separator is not None or isinstance(cell, list), example.place)
+        seen.several.setdefault(separator is not None or isinstance(cell, list), example.origin)
         seen.labels.update(labels)
     return [
         schemas.LabelledEntry(
@@ -366,7 +375,7 @@ def _numbered(
     raise ValueError(f"its label {', '.join(entry.labels)!r} is no number")
 
 
-def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[schemas.Question]:
+def _questions(example: Example, config: VqaSetConfig, seen: Seen) -> Sequence[schemas.Question]:
     text = _text_of(example, config, QUESTIONS)
     if not text:
         raise ValueError("it has no question")
@@ -389,7 +398,7 @@ def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[sche
     return [schemas.Question(question_id=int(number), question=text, answers=answers, **types)]
 
 
-def _answers(seen: Seen, config: VqaConfig, training: Iterator[Any]) -> Mapping[str, Any]:
+def _answers(seen: Seen, config: VqaSetConfig, training: Iterator[Any]) -> Mapping[str, Any]:
     questions = [dict.fromkeys(map(normalise_answer, entry["answers"])) for entry in training]
     counts = Counter(answer for answers in questions for answer in answers)
     vocabulary = [
@@ -403,7 +412,7 @@ def _answers(seen: Seen, config: VqaConfig, training: Iterator[Any]) -> Mapping[
 
 
 def _statements(
-    example: Example, config: OwnSetConfig, seen: Seen, schema: schemas.Schema
+    example: Example, config: CustomSetConfig, seen: Seen, schema: schemas.Schema
 ) -> Sequence[schemas.Statement]:
     label = _text(_cell(example, None, LABELS)).lower()
     label = _MEANT[schema.name].get(label, label)
@@ -428,7 +437,7 @@ def _id(example: Example, seen: Seen) -> str:
     return name
 
 
-def _text_of(example: Example, config: OwnSetConfig, headings: Headings) -> str:
+def _text_of(example: Example, config: CustomSetConfig, headings: Headings) -> str:
     found = "" if config.text_column else _text(_cell(example, None, headings))
     return found or " ".join(example.texts)
 
@@ -452,10 +461,10 @@ def _text(cell: object) -> str:
     return "" if cell is None or cell != cell else str(cell).strip()
 
 
-def _spec(name: str, what: str, more: str, example: str, **others: Any) -> OwnSpec:
+def _spec(name: str, what: str, more: str, example: str, **others: Any) -> CustomSetSpec:
     splits = "Splits come from a column `split`, from folders or file names; else images are split by a hash."
     example = f"Example: bridgetower prepare {name} {example}.csv --out data/{example}"
-    return OwnSpec(
+    return CustomSetSpec(
         name=name, summary=f"{what}\n\n{f'{more} {splits}'.strip()}\n\n{example}", **others
     )
 
@@ -502,7 +511,7 @@ _SPECS = (
         "The answers that a model can choose, those of the training split, are in answers.json.",
         "charts",
         schema=schemas.VQA,
-        config=VqaConfig,
+        config=VqaSetConfig,
         entries=_questions,
         files=_answers,
         texts=QUESTIONS,
@@ -530,5 +539,5 @@ _SPECS = (
     ),
 )
 
-OWN_SETS: Mapping[str, OwnSpec] = {one.name: one for one in _SPECS}
+CUSTOM_SETS: Mapping[str, CustomSetSpec] = {one.name: one for one in _SPECS}
 """Every kind of custom set, by name."""

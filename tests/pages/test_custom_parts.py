@@ -8,7 +8,7 @@ import pytest
 
 from bridgetower.cli import main
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "own_parts.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_parts.py"
 OWN = ["--task-spec", f"{EXAMPLE}:CLAIMS", "--extensions", f"{EXAMPLE}:EXTENSIONS"]
 
 

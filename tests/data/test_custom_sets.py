@@ -10,13 +10,13 @@ import pytest
 from PIL import Image as Picture
 
 from bridgetower.data.answers import read_vocabulary
-from bridgetower.data.own import (
+from bridgetower.data.custom import (
+    CustomSetConfig,
+    CustomSetSpec,
     LabelledConfig,
-    OwnSetConfig,
-    OwnSpec,
     PairsConfig,
-    VqaConfig,
-    prepare_own,
+    VqaSetConfig,
+    prepare_custom,
     read_classes,
 )
 from bridgetower.data.prepared_set import PreparedSet, read_info, split_of
@@ -44,7 +44,7 @@ def entries(folder, *splits):
 def prepared(folder, kind, rows, config=None):
     """Prepares rows, each of the image of its number if it does not say; returns the entries."""
     source = table(folder, [{"image": f"{number}.png", **row} for number, row in enumerate(rows)])
-    prepare_own(kind, source, folder / "out", config)
+    prepare_custom(kind, source, folder / "out", config)
     return entries(folder / "out")
 
 
@@ -118,7 +118,7 @@ class TestKinds:
             tmp_path,
             "vqa",
             rows,
-            VqaConfig(answer_separator=";", test_fraction=0, validation_fraction=0),
+            VqaSetConfig(answer_separator=";", test_fraction=0, validation_fraction=0),
         )
         answers = {one["question"]: one["answers"] for one in found}
         assert answers == {
@@ -139,7 +139,7 @@ class TestKinds:
         cells = (["rare", "Rare.", "common"], ["common", "blue"], ["blue"], ["once"])
         rows = [{"question": f"{number}?", "answers": cell} for number, cell in enumerate(cells)]
         prepared(
-            tmp_path, "vqa", rows, VqaConfig(min_count=2, test_fraction=0, validation_fraction=0)
+            tmp_path, "vqa", rows, VqaSetConfig(min_count=2, test_fraction=0, validation_fraction=0)
         )
         assert set(read_vocabulary(tmp_path / "out")) == {"common", "blue"}
 
@@ -158,7 +158,7 @@ class TestKinds:
                     tmp_path / "in" / split / f"c{number % 2}" / f"{number}.png",
                     number + 100 * (split == "test"),
                 )
-        info = prepare_own("classification", tmp_path / "in", tmp_path / "out")
+        info = prepare_custom("classification", tmp_path / "in", tmp_path / "out")
         assert {name: split.examples for name, split in info.splits.items()} == {
             "train": 6,
             "test": 6,
@@ -181,7 +181,8 @@ class TestKinds:
             {"image": "0.png", "question": "then?", "answer": ["yes", "rare", "Rare."], **types}
         ]
         found = {
-            one["question"]: one for one in prepared(tmp_path, "vqa", rows, VqaConfig(min_count=2))
+            one["question"]: one
+            for one in prepared(tmp_path, "vqa", rows, VqaSetConfig(min_count=2))
         }
         assert sorted(read_vocabulary(tmp_path / "out")) == [*(f"no {n}" for n in range(4)), "yes"]
         assert (found["what is 9?"]["answers"], found["then?"]["answers"]) == (
@@ -247,7 +248,7 @@ class TestKinds:
     def test_the_text_is_in_the_column_that_is_asked_for(self, kind, field, tmp_path):
         given = {"question": "no", "hypothesis": "no", "label": "neutral"}
         rows = [{"words": f"w{n}", **given, "answer": "xy"[n % 2]} for n in range(40)]
-        config = (VqaConfig if kind == "vqa" else OwnSetConfig)(text_column="words")
+        config = (VqaSetConfig if kind == "vqa" else CustomSetConfig)(text_column="words")
         found = prepared(tmp_path, kind, rows, config)
         assert sorted(one[field] for one in found) == sorted(f"w{n}" for n in range(40))
 
@@ -273,7 +274,7 @@ class TestKinds:
 class TestSplits:
     def _splits(self, folder, out, count):
         rows = [{"image": f"{n}.png", "caption": f"number {n}"} for n in range(count)]
-        prepare_own("pairs", table(folder, rows, count), out)
+        prepare_custom("pairs", table(folder, rows, count), out)
         return {entry: split for split in read_info(out).splits for entry in entries(out, split)}
 
     def test_an_image_keeps_its_split_when_others_are_added(self, tmp_path):
@@ -289,7 +290,7 @@ class TestSplits:
         for number in range(30):
             photo(tmp_path / "in" / f"{number}.png", number % 3)
             (tmp_path / "in" / f"{number}.txt").write_text(f"caption {number}")
-        info = prepare_own("pairs", tmp_path / "in", tmp_path / "out")
+        info = prepare_custom("pairs", tmp_path / "in", tmp_path / "out")
         assert sum(split.images for split in info.splits.values()) == 3
         assert sum(split.examples for split in info.splits.values()) == 30
 
@@ -309,7 +310,7 @@ class TestSplits:
     )
     def test_a_split_of_share_0_has_no_image(self, fractions, expected, tmp_path):
         rows = [{"image": f"{n}.png", "caption": f"number {n}"} for n in range(12)]
-        info = prepare_own(
+        info = prepare_custom(
             "pairs", table(tmp_path, rows, 12), tmp_path / "out", PairsConfig(**fractions)
         )
         assert set(info.splits) == expected
@@ -326,8 +327,8 @@ class TestSplits:
     )
     def test_shares_that_leave_nothing_for_training(self, test, validation):
         with pytest.raises(ValueError, match=r"give >= 0, together below 1"):
-            OwnSetConfig(test_fraction=test, validation_fraction=validation)
-        assert OwnSetConfig(test_fraction=0.5, validation_fraction=0.49)
+            CustomSetConfig(test_fraction=test, validation_fraction=validation)
+        assert CustomSetConfig(test_fraction=0.5, validation_fraction=0.49)
 
     def test_small_splits_are_warned_of(self, tmp_path, caplog):
         sizes = {"train": 5, "validation": 30, "test": 29, "more": 1}
@@ -338,9 +339,9 @@ class TestSplits:
             for _ in range(size)
         ]
         rows = [{**row, "image": f"{number}.png"} for number, row in enumerate(rows)]
-        prepare_own("pairs", table(tmp_path, rows, 65), tmp_path / "enough")
+        prepare_custom("pairs", table(tmp_path, rows, 65), tmp_path / "enough")
         assert caplog.text == ""
-        prepare_own("pairs", table(tmp_path, rows[:-1], 65), tmp_path / "few")
+        prepare_custom("pairs", table(tmp_path, rows[:-1], 65), tmp_path / "few")
         (record,) = caplog.records
         assert record.message.startswith(
             f"{tmp_path / 'rows.jsonl'}: test has 29 images: metrics of so few hardly"
@@ -349,7 +350,7 @@ class TestSplits:
         texts = [
             {"text": f"t{number}", "label": f"{number % 2}", "split": "test"} for number in range(2)
         ]
-        prepare_own("classification", table(tmp_path, texts, 0), tmp_path / "texts")
+        prepare_custom("classification", table(tmp_path, texts, 0), tmp_path / "texts")
         assert "test has 2 examples: " in caplog.text
 
     @pytest.mark.parametrize(
@@ -365,7 +366,7 @@ class TestSplits:
     def test_splits_that_contradict_each_other(self, others, error, tmp_path):
         rows = [{"image": "1.png", "caption": "a", "split": "train"}, {"caption": "b", **others}]
         with pytest.raises(ValueError, match=error):
-            prepare_own("pairs", table(tmp_path, rows, 3), tmp_path / "out")
+            prepare_custom("pairs", table(tmp_path, rows, 3), tmp_path / "out")
 
     def test_a_copy_of_an_image_in_another_split_is_told(self, tmp_path, caplog):
         rows = [
@@ -374,7 +375,7 @@ class TestSplits:
         ]
         source = table(tmp_path, rows)
         (tmp_path / "3.png").write_bytes((tmp_path / "1.png").read_bytes())
-        info = prepare_own("pairs", source, tmp_path / "out")
+        info = prepare_custom("pairs", source, tmp_path / "out")
         assert "1 images of train, such as 1.png, are in test too" in caplog.text
         assert [(split.images, split.examples) for split in info.splits.values()] == [
             (2, 2),
@@ -393,14 +394,14 @@ class TestBadRows:
         source = table(tmp_path, rows)
         (tmp_path / "5.png").write_bytes(b"no image")
         with pytest.raises(ValueError, match=r"4 bad items.*line 32.*line 33.*line 6.*line 31"):
-            prepare_own("pairs", source, tmp_path / "out", PairsConfig(max_errors=3))
-        info = prepare_own("pairs", source, tmp_path / "out", PairsConfig(max_errors=4))
+            prepare_custom("pairs", source, tmp_path / "out", PairsConfig(max_errors=3))
+        info = prepare_custom("pairs", source, tmp_path / "out", PairsConfig(max_errors=4))
         assert info.left_out["cannot be used"] == 4
         with pytest.raises(
             ValueError, match=r"out: 4 bad items, allowed are 3 .*line 32"
         ):  # of the finished set
-            prepare_own("pairs", source, tmp_path / "out", PairsConfig(max_errors=3))
-        assert prepare_own("pairs", source, tmp_path / "out", PairsConfig(max_errors=9)) == info
+            prepare_custom("pairs", source, tmp_path / "out", PairsConfig(max_errors=3))
+        assert prepare_custom("pairs", source, tmp_path / "out", PairsConfig(max_errors=9)) == info
         assert sorted(entries(tmp_path / "out")) == sorted(f"c{n}" for n in range(30) if n != 5)
 
     @pytest.mark.parametrize(
@@ -438,7 +439,7 @@ class TestBadRows:
     )
     def test_errors_say_what_is_wrong(self, kind, row, config, error, tmp_path):
         with pytest.raises(ValueError, match=error):
-            prepare_own(kind, table(tmp_path, [row]), tmp_path / "out", config)
+            prepare_custom(kind, table(tmp_path, [row]), tmp_path / "out", config)
 
     def test_names_that_are_not_utf8(self, tmp_path):
         folder = tmp_path / "caf\udce9"
@@ -449,15 +450,15 @@ class TestBadRows:
             ValueError,
             match=r"2 bad items.*the name 'caf\\udce9\.\w+' is not UTF-8; rename the file",
         ):
-            prepare_own("pairs", folder, tmp_path / "out")
-        info = prepare_own("pairs", folder, tmp_path / "out", PairsConfig(max_errors=2))
+            prepare_custom("pairs", folder, tmp_path / "out")
+        info = prepare_custom("pairs", folder, tmp_path / "out", PairsConfig(max_errors=2))
         assert sum(counts.examples for counts in info.splits.values()) == 2
         assert info == read_info(tmp_path / "out")
-        assert info == prepare_own("pairs", folder, tmp_path / "out", PairsConfig(max_errors=2))
+        assert info == prepare_custom("pairs", folder, tmp_path / "out", PairsConfig(max_errors=2))
         with pytest.raises(
             ValueError, match=r"caf\\udce9/out.* is not UTF-8; choose another folder"
         ):
-            prepare_own("pairs", folder, folder / "out", PairsConfig(max_errors=2))
+            prepare_custom("pairs", folder, folder / "out", PairsConfig(max_errors=2))
 
 
 class TestAttempts:
@@ -465,36 +466,41 @@ class TestAttempts:
         source = table(
             tmp_path, [{"image": f"{n}.png", "caption": f"c{n}"} for n in range(120)], 120
         )
-        whole = prepare_own("pairs", source, tmp_path / "whole")
+        whole = prepare_custom("pairs", source, tmp_path / "whole")
         code = (
             "import os, sys\nfrom pathlib import Path\nfrom bridgetower.data import prepared_set\n"
-            "prepared_set._COMMIT_BYTES = 8_000\nfrom bridgetower.data.own import PairsConfig, prepare_own\n"
+            "prepared_set._COMMIT_BYTES = 8_000\nfrom bridgetower.data.custom import PairsConfig, prepare_custom\n"
             "commit, calls = prepared_set.SetWriter._commit, []\n"
             "def counted(self):\n    commit(self)\n    calls.append(0)\n    if len(calls) == 2: os._exit(9)\n"
             "prepared_set.SetWriter._commit = counted\n"
-            "prepare_own('pairs', sys.argv[1], Path(sys.argv[2]), PairsConfig(num_workers=1))"
+            "prepare_custom('pairs', sys.argv[1], Path(sys.argv[2]), PairsConfig(num_workers=1))"
         )
         killed = subprocess.run([forked / "python", "-c", code, source, tmp_path / "out"])
         assert killed.returncode == 9
         assert not (tmp_path / "out" / "dataset.json").exists()
-        info = prepare_own("pairs", source, tmp_path / "out")
+        info = prepare_custom("pairs", source, tmp_path / "out")
         assert (info.digest, info.splits) == (whole.digest, whole.splits)
 
     def test_a_complete_set_is_left_as_it_is_and_another_one_refused(self, tmp_path):
         source = table(tmp_path, [{"image": f"{n}.png", "caption": f"c{n}"} for n in range(20)], 20)
-        first, before = prepare_own("pairs", source, tmp_path / "out"), snapshot(tmp_path / "out")
+        first, before = (
+            prepare_custom("pairs", source, tmp_path / "out"),
+            snapshot(tmp_path / "out"),
+        )
         assert (
-            prepare_own("pairs", source, tmp_path / "out", PairsConfig(num_workers=1, max_errors=3))
+            prepare_custom(
+                "pairs", source, tmp_path / "out", PairsConfig(num_workers=1, max_errors=3)
+            )
             == first
         )
         assert snapshot(tmp_path / "out") == before
         with pytest.raises(ValueError, match="is a file; give a folder"):
-            prepare_own("pairs", source, source)
+            prepare_custom("pairs", source, source)
         with pytest.raises(ValueError, match="differs in seed"):
-            prepare_own("pairs", source, tmp_path / "out", PairsConfig(seed=1))
+            prepare_custom("pairs", source, tmp_path / "out", PairsConfig(seed=1))
         source.write_text(source.read_text().replace('"c3"', '"d3"'))  # of the same size
         with pytest.raises(ValueError, match="differs in source"):
-            prepare_own("pairs", source, tmp_path / "out")
+            prepare_custom("pairs", source, tmp_path / "out")
 
 
 def named(example, config, seen):
@@ -511,11 +517,11 @@ def test_a_kind_of_ones_own(tmp_path):
             "lines.json": [seen.rows, config.seed, len(list(training))]
         },
     }
-    names = OwnSpec(name="names", schema=CAPTIONS, summary="Images.", **own)
+    names = CustomSetSpec(name="names", schema=CAPTIONS, summary="Images.", **own)
     source = table(tmp_path, [{"image": f"{n // 2}.png", "n": n} for n in range(40)], 20)
     with pytest.raises(ValueError, match=r"2 bad items.* rows\.jsonl line 7: it is the third"):
-        prepare_own(names, source, tmp_path / "out", OwnSetConfig(seed=3))
-    info = prepare_own(names, source, tmp_path / "out", OwnSetConfig(seed=3, max_errors=2))
+        prepare_custom(names, source, tmp_path / "out", CustomSetConfig(seed=3))
+    info = prepare_custom(names, source, tmp_path / "out", CustomSetConfig(seed=3, max_errors=2))
     assert sorted(entries(tmp_path / "out")) == sorted(f"number {n}" for n in range(20) if n != 3)
     assert json.loads((tmp_path / "out" / "lines.json").read_text()) == [
         40,
@@ -525,6 +531,6 @@ def test_a_kind_of_ones_own(tmp_path):
     with pytest.raises(
         ValueError, match="no kind of set called 'pair'; there are pairs, classification"
     ):
-        prepare_own("pair", source, tmp_path / "out")
-    with pytest.raises(ValueError, match="names takes a OwnSetConfig, given is a PairsConfig"):
-        prepare_own(names, source, tmp_path / "out", PairsConfig())
+        prepare_custom("pair", source, tmp_path / "out")
+    with pytest.raises(ValueError, match="names takes a CustomSetConfig, given is a PairsConfig"):
+        prepare_custom(names, source, tmp_path / "out", PairsConfig())

@@ -4,10 +4,10 @@ import sys
 from dataclasses import replace
 from types import ModuleType
 
-import own_training
+import custom_training
 import pytest
 import torch
-from own_training import DECAY, OWN, RATE_DECAY, SIGMOID, TRAP, SigmoidConfig
+from custom_training import DECAY, OWN, RATE_DECAY, SIGMOID, TRAP, SigmoidConfig
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import bridgetower
@@ -21,8 +21,8 @@ from bridgetower.training.logs import LOGGERS
 from bridgetower.training.optim import OPTIMIZERS, SCHEDULES
 from bridgetower.training.run import train
 from bridgetower.training.setup import starting_checkpoint
+from custom_modules import OWN as MODULES
 from folders import same_weights
-from own_modules import OWN as MODULES
 
 SGD = OptimizerConfig(rule="layered_sgd", schedule="constant", lr=1e-2)
 
@@ -62,7 +62,7 @@ class TestOptimizer:
         assert torch.equal(saved[f"model.{upper}"], weights[-1][upper])
         assert torch.equal(saved[f"mean.{upper}"], mean)
         with monkeypatch.context() as patch:
-            patch.setattr(own_training.Averaged, "after_step", stop_at(3))
+            patch.setattr(custom_training.Averaged, "after_step", stop_at(3))
             with pytest.raises(KeyboardInterrupt):
                 train(own, tmp_path / "parts", extensions=OWN, progress=False)
         train(own, tmp_path / "parts", extensions=OWN, resume=True, progress=False)
@@ -111,7 +111,7 @@ def test_the_help_says_where_others_come_from(option, known, capsys):
 
 
 def stop_at(step):
-    original = own_training.Averaged.after_step
+    original = custom_training.Averaged.after_step
 
     def after_step(self, context, optimizer, now):
         original(self, context, optimizer, now)
@@ -123,7 +123,7 @@ def stop_at(step):
 
 class TestLoggers:
     def test_by_the_command_line(self, tiny_dataset, tmp_path):
-        place = f"{own_training.__file__}:OWN"
+        place = f"{custom_training.__file__}:OWN"
         named = (
             "--extensions",
             place,
@@ -191,9 +191,9 @@ class TestLoggers:
 def is_own(name, module):
     path = getattr(module, "__file__", None)
     return (
-        path == own_training.__file__
+        path == custom_training.__file__
         and bool(getattr(module, "LOGGED", None))
-        and module is not own_training
+        and module is not custom_training
     )
 
 
@@ -245,7 +245,7 @@ def test_from_scratch_to_use(tiny_dataset, tmp_path):
     }
     layers = {f"{part}.num_layers": 3 for part in ("vision", "text")}
     layers |= {f"fusion.{part}_layers": (1, 2, 3) for part in ("vision", "text")}
-    model = shapes.MODEL.override(kinds | layers | {"heads.own": ("mood",)})
+    model = shapes.MODEL.override(kinds | layers | {"heads.custom": ("mood",)})
     config = shapes.run_config(tiny_dataset, model=model, max_steps=2)
     out = tmp_path / "run"
     with pytest.raises(

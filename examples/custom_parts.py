@@ -1,8 +1,8 @@
-"""A data set, a task, a head, a bridge and an image tower of one's own: python examples/own_parts.py FOLDER.
+"""A data set, a task, a head, a bridge and an image tower of one's own: python examples/custom_parts.py FOLDER.
 
 Draws plain squares, prepares them as a set of a schema of its own, trains a small model on them for a few steps, and
 measures it. Nothing of the package is changed: everything is passed in. Commands take the same parts:
-bridgetower train claims-nano --task-spec own_parts.py:CLAIMS --extensions own_parts.py:EXTENSIONS …
+bridgetower train claims-nano --task-spec custom_parts.py:CLAIMS --extensions custom_parts.py:EXTENSIONS …
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def fill(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None
     """Reads the annotations."""
     for row in originals.lines(originals.annotation("claims.jsonl")):
         claim = Claim(claim_id=row["id"], text=row["text"], label=row["label"])
-        writer.add([originals.image(row["image"])], [claim], split=row["split"], place=row["id"])
+        writer.add([originals.image(row["image"])], [claim], split=row["split"], origin=row["id"])
 
 
 SQUARES = DatasetSpec(
@@ -178,7 +178,7 @@ RECIPE = RunConfig(
         NANO,
         vision=replace(NANO.vision, architecture="patches", image_size=60, patch_size=20),
         fusion=replace(NANO.fusion, bridge="mean"),
-        heads=HeadsConfig(mlm=False, itm=False, own=("claim",)),
+        heads=HeadsConfig(mlm=False, itm=False, custom=("claim",)),
     ),
     optimizer=OptimizerConfig(lr=1e-3, head_multiplier=1, fusion_multiplier=1),
     data=DataConfig(max_length=16),
