@@ -292,7 +292,7 @@ class HeadsConfig:
         multi_label: Whether several of them may hold at once, each with a probability of its own.
         hidden_scale: Width inside the classifiers above, as a multiple of the pooled width; 0: one Linear alone.
         nlvr2_dropout: Probability, in training only, before the NLVR2 head.
-        own: Names of custom heads.
+        custom: Names of custom heads.
     """
 
     mlm: bool = True

@@ -133,7 +133,7 @@ def run_step(
                 with autocast(device, config.precision):
                     losses = task(batch, contrasts[micro]) if contrasts else task(batch)
                 if checks and not torch.isfinite(losses.total):
-                    values = {name: value.item() for name, value in losses.parts.items()}
+                    values = {name: value.item() for name, value in losses.terms.items()}
                     raise FloatingPointError(
                         f"loss is not finite at step {step + 1}: {values}; examples of the batch: "
                         f"{', '.join(batch.ids)}. {_ADVICE}"
@@ -144,7 +144,7 @@ def run_step(
                 f"a micro-batch of {len(batch)} does not fit into memory; try a smaller --micro-batch-size, "
                 "--checkpoint-activations vision text fusion, --parallel fsdp or a smaller model"
             ) from error
-        for name, value in {**losses.parts, **losses.metrics, "loss": losses.total}.items():
+        for name, value in {**losses.terms, **losses.metrics, "loss": losses.total}.items():
             means[name] = means.get(name, 0.0) + value.detach() / count
     norm = means["gradient_norm"] = task.clip_gradients(config.optimizer.clip_norm)
     # The norm is of the averaged gradients, so that all processes skip the same steps.
