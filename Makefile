@@ -37,6 +37,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/reading.py
 
 # The documentation as a site: build/site/VERSION/index.html, beside the sites of other versions that are there.
 docs: $(VENV)/installed
