@@ -27,10 +27,10 @@ from torch import Tensor
 from torchvision import transforms  # type: ignore[import-untyped]
 from torchvision.io import decode_image  # type: ignore[import-untyped]
 
-from bridgetower.data.captions import CaptionImages
+from bridgetower.data.batches.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.data.custom import PairsConfig
-from bridgetower.predictor import load
+from bridgetower.data.sets.custom import PairsConfig
+from bridgetower.inference.predictor import load
 from bridgetower.processor import Processor, ProcessorConfig, loaded
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig

@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 from memory import save_model
 from PIL import Image
 
-from bridgetower.data.store import Table
+from bridgetower.data.sets.store import Table
+from bridgetower.inference.config import EmbedConfig, ScoreConfig
+from bridgetower.inference.embed import embed_source
 from bridgetower.model.config import (
     FusionConfig,
     HeadsConfig,
@@ -28,8 +30,6 @@ from bridgetower.model.config import (
     TextConfig,
     VisionConfig,
 )
-from bridgetower.search.config import EmbedConfig, ScoreConfig
-from bridgetower.search.embed import embed_source
 from search import Row, alone, photo, show
 
 PARTS = ["memory", "scores", "files", "workers"]

@@ -30,9 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.checkpoints.huggingface import export
-from bridgetower.data.batch import IGNORED, CaptionBatch, StepSampler
-from bridgetower.data.captions import CaptionImages, CaptionPairs
-from bridgetower.data.custom import PairsConfig, prepare_custom
+from bridgetower.data.batches.batch import IGNORED, CaptionBatch, StepSampler
+from bridgetower.data.batches.captions import CaptionImages, CaptionPairs
+from bridgetower.data.sets.custom import PairsConfig, prepare_custom
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig, ModelConfig
 from bridgetower.model.layers import autocast, on_meta

@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from bridgetower.data.batch import CaptionBatch
-from bridgetower.data.captions import CaptionImages, CaptionPairs
+from bridgetower.data.batches.batch import CaptionBatch
+from bridgetower.data.batches.captions import CaptionImages, CaptionPairs
+from bridgetower.data.batches.examples import PreparedImages
 from bridgetower.data.config import DataConfig
-from bridgetower.data.custom import PairsConfig, prepare_custom
-from bridgetower.data.examples import PreparedImages
+from bridgetower.data.sets.custom import PairsConfig, prepare_custom
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.model.bridgetower import BridgeTower

@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from bridgetower.predictor import Predictor, load
+from bridgetower.inference.predictor import Predictor, load
 
 _one = threading.Lock()
 

@@ -20,10 +20,10 @@ import numpy as np
 from memory import save_model
 
 from bridgetower.data.config import Cutting
-from bridgetower.data.reader import parts_of
-from bridgetower.data.video import moments_of
+from bridgetower.data.sources.reader import parts_of
+from bridgetower.data.sources.video import moments_of
+from bridgetower.inference.predictor import load
 from bridgetower.model.presets import BASE, NANO
-from bridgetower.predictor import load
 from bridgetower.search.build import build_index
 from search import in_process, resident
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 import bridgetower
 from bridgetower import BridgeTower, Extensions, HeadSpec, RunConfig, VisionTower, train
+from bridgetower.data.batches.examples import ClassEncoder, EntryDataset
 from bridgetower.data.config import DataConfig, PrepareConfig
-from bridgetower.data.datasets import prepare_set
-from bridgetower.data.datasets.spec import DatasetSpec, Originals
-from bridgetower.data.examples import ClassEncoder, EntryDataset
-from bridgetower.data.prepared_set import SetWriter
-from bridgetower.data.schema import Schema
+from bridgetower.data.sets.datasets import prepare_set
+from bridgetower.data.sets.datasets.spec import DatasetSpec, Originals
+from bridgetower.data.sets.prepared_set import SetWriter
+from bridgetower.data.sets.schema import Schema
 from bridgetower.evaluation.config import Outcome, RetrievalConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, VisionConfig
 from bridgetower.model.presets import NANO

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bridgetower import Extensions
-from bridgetower.data.batch import IGNORED, CaptionBatch
+from bridgetower.data.batches.batch import IGNORED, CaptionBatch
 from bridgetower.model.fusion import Encoded
 from bridgetower.objectives.losses import itc_loss, similarity
 from bridgetower.objectives.pretraining import Objective, PretrainingTask, Step

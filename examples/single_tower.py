@@ -22,16 +22,16 @@ from PIL import Image as PillowImage
 from torch import Tensor, nn
 
 from bridgetower import BridgeTower, Extensions, HeadSpec, RunConfig
-from bridgetower.data.batch import Batch
+from bridgetower.data.batches.batch import Batch
+from bridgetower.data.batches.examples import ClassEncoder, EntryDataset
 from bridgetower.data.config import DataConfig, PrepareConfig
-from bridgetower.data.custom import CLASSES_FILE, Classes
-from bridgetower.data.datasets import prepare_set
-from bridgetower.data.datasets.spec import DatasetSpec, Originals
-from bridgetower.data.example import Image
-from bridgetower.data.examples import ClassEncoder, EntryDataset
-from bridgetower.data.prepared_set import SetWriter
-from bridgetower.data.schema import CLASSIFICATION as LABELLED
-from bridgetower.data.schema import LabelledEntry, Schema
+from bridgetower.data.sets.custom import CLASSES_FILE, Classes
+from bridgetower.data.sets.datasets import prepare_set
+from bridgetower.data.sets.datasets.spec import DatasetSpec, Originals
+from bridgetower.data.sets.prepared_set import SetWriter
+from bridgetower.data.sets.schema import CLASSIFICATION as LABELLED
+from bridgetower.data.sets.schema import LabelledEntry, Schema
+from bridgetower.data.sources.example import Image
 from bridgetower.evaluation.class_metrics import number_metrics
 from bridgetower.evaluation.config import Outcome
 from bridgetower.model.config import HeadsConfig, ModelConfig

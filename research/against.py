@@ -26,9 +26,9 @@ import av
 import numpy as np
 from PIL import Image
 
-from bridgetower.data.captions import CaptionImages
+from bridgetower.data.batches.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.predictor import Predictor, load
+from bridgetower.inference.predictor import Predictor, load
 from bridgetower.search.build import build_index
 from bridgetower.search.config import Against
 from bridgetower.search.searcher import Searcher

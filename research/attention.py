@@ -26,13 +26,13 @@ from torch import Tensor
 
 from bridgetower.cli.options import demo_or, named
 from bridgetower.cli.output import emit_rows
-from bridgetower.data.captions import CaptionImages
+from bridgetower.data.batches.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.drawing import LINE_STYLES, STYLE, png
 from bridgetower.files import write_bytes, write_json
+from bridgetower.inference.predictor import load
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.hidden_states import FusionAttention, hidden_states
-from bridgetower.predictor import load
 from bridgetower.progress import counted
 
 _TINY = 1e-30

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import bridgetower
-from bridgetower.attention import Explanation, attention_of
-from bridgetower.data.reader import read
+from bridgetower.data.sources.reader import read
+from bridgetower.inference.attention import Explanation, attention_of
 
 SHARES = (0.1, 0.25, 0.5)
 

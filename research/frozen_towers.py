@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from bridgetower.data.batch import Batch, BatchDataset, BatchKey
+from bridgetower.data.batches.batch import Batch, BatchDataset, BatchKey
+from bridgetower.data.batches.frozen import FeatureCache
 from bridgetower.data.config import DataConfig
-from bridgetower.data.custom import PairsConfig
-from bridgetower.data.frozen import FeatureCache
+from bridgetower.data.sets.custom import PairsConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.presets import BASE, NANO

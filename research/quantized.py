@@ -13,8 +13,8 @@ from pathlib import Path
 import lancedb
 import numpy as np
 
-from bridgetower.search.config import Quantize
-from bridgetower.search.embed import quantized
+from bridgetower.inference.config import Quantize
+from bridgetower.inference.embed import quantized
 from bridgetower_demo.folder import FOLDER, held_out_index
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

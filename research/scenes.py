@@ -19,11 +19,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from bridgetower.data.custom import prepare_custom
+from bridgetower.data.sets.custom import prepare_custom
 from bridgetower.files import write_bytes, write_json
+from bridgetower.inference.predictor import load
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.presets import meter, meter_with_norms
-from bridgetower.predictor import load
 from bridgetower.reports.comparison import Comparison, draw_curves, finished_runs
 from bridgetower.reports.numbers import spread
 from bridgetower.tasks.run_config import RunConfig, read_metrics

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from bridgetower.data.config import DataConfig
-from bridgetower.data.schema import SCHEMAS, Question, Statement
+from bridgetower.data.sets.schema import SCHEMAS, Question, Statement
 from bridgetower.tasks.spec import ExampleSource
 from bridgetower.tasks.table import TASKS
 from bridgetower_demo.toysets.collection import ImageFile, Record

@@ -30,7 +30,7 @@ CHECKED = [
     ),
     *(
         f"bridgetower.{name}"
-        for name in ("objectives.losses", "objectives.pretraining", "data.captions")
+        for name in ("objectives.losses", "objectives.pretraining", "data.batches.captions")
     ),
     *(f"bridgetower.evaluation.{name}" for name in ("masked_words", "retrieval")),
 ]
@@ -156,7 +156,7 @@ def s3_server():
 @pytest.fixture
 def store(s3_server, monkeypatch):
     """The server without faults, and short pauses before it is asked again."""
-    from bridgetower.data import fetch
+    from bridgetower.data.sources import fetch
 
     monkeypatch.setitem(vars(fetch.PATIENT), "pauses", (0.001,) * 12)
     s3_server.reset()
@@ -231,7 +231,7 @@ def tiny_model(tiny_checkpoint):
 @pytest.fixture(scope="module")
 def predictor(tiny_checkpoint):
     """`tiny_checkpoint` as users load it; other rooms have other models under this name."""
-    from bridgetower.predictor import load
+    from bridgetower.inference.predictor import load
 
     return load(tiny_checkpoint, device="cpu")
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from bridgetower.data.captions import CaptionImages
+from bridgetower.data.batches.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.data.prepared_set import DatasetInfo, PreparedSet
-from bridgetower.data.schema import CAPTIONS, Schema
+from bridgetower.data.sets.prepared_set import DatasetInfo, PreparedSet
+from bridgetower.data.sets.schema import CAPTIONS, Schema
 from bridgetower_demo.toysets.collection import Collection, ImageFile, Record, write_collection
 
 

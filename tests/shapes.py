@@ -5,9 +5,9 @@ from dataclasses import replace
 from PIL import Image, ImageDraw
 
 from bridgetower.checkpoints import Checkpoint, write_checkpoint
-from bridgetower.data.captions import CaptionImages
+from bridgetower.data.batches.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.data.custom import PairsConfig, prepare_custom
+from bridgetower.data.sets.custom import PairsConfig, prepare_custom
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import (

@@ -8,10 +8,10 @@ from PIL import Image
 
 import shapes
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.batch import Batch
+from bridgetower.data.batches.batch import Batch
 from bridgetower.engines.engine import TorchEngine
+from bridgetower.inference.predictor import Predictor, load
 from bridgetower.objectives.classification import task_of_head
-from bridgetower.predictor import Predictor, load
 
 QUESTIONS = ["what colour?", "is it a bar on black", "a circle"]
 

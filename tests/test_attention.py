@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from bridgetower.attention import explain, view_of, words_of
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
+from bridgetower.inference.attention import explain, view_of, words_of
+from bridgetower.inference.predictor import load
 from bridgetower.model.hidden_states import hidden_states
-from bridgetower.predictor import load
 from bridgetower.processor import Processor
 from shapes import MODEL, write_tiny_checkpoint
 

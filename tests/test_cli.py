@@ -21,9 +21,9 @@ import shapes
 from bridgetower import cli
 from bridgetower.checkpoints import Calibration, Reranking, read_checkpoint, write_reranking
 from bridgetower.cli.output import emit_metrics, with_options
-from bridgetower.data.prepared_set import read_info
+from bridgetower.data.sets.prepared_set import read_info
 from bridgetower.files import escaped, one_line
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 from bridgetower.training.run import read_run
 from miniature_arrow import write_nlvr2_arrow
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from bridgetower import cli
-from bridgetower.data.datasets import DATASETS, prepare_set
-from bridgetower.data.prepared_set import PreparedSet
+from bridgetower.data.sets.datasets import DATASETS, prepare_set
+from bridgetower.data.sets.prepared_set import PreparedSet
 from bridgetower.files import write_json
 from bridgetower.search.index import Index, Unrelated
 from bridgetower.search.searcher import Searcher

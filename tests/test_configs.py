@@ -6,9 +6,9 @@ from dataclasses import fields, is_dataclass
 import pytest
 
 from bridgetower.data.config import Cutting, DataConfig, MaskingConfig, PrepareConfig
-from bridgetower.data.custom import CUSTOM_SETS, PairsConfig
-from bridgetower.data.datasets import DATASETS
-from bridgetower.data.datasets.spec import ArrowConfig
+from bridgetower.data.sets.custom import CUSTOM_SETS, PairsConfig
+from bridgetower.data.sets.datasets import DATASETS
+from bridgetower.data.sets.datasets.spec import ArrowConfig
 from bridgetower.engines.engine import EngineChoice
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import (

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from bridgetower.cli import main
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 from served import running, until
 
 ROOT = Path(__file__).parents[1]

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bridgetower.attention import Explanation, draw_explanation, heat
 from bridgetower.drawing import require_image_name, shortened, write_image
+from bridgetower.inference.attention import Explanation, draw_explanation, heat
 
 
 def test_written_as_the_name_says(tmp_path):

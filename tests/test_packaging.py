@@ -142,7 +142,7 @@ def test_no_circles():
     found = imports(files)
     assert (
         "bridgetower.model.bridgetower"
-        in found["bridgetower.predictor"] | found["bridgetower.inference"]
+        in found["bridgetower.inference.predictor"] | found["bridgetower.inference.items"]
     )
     TopologicalSorter(found).prepare()
 

@@ -17,14 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 import bridgetower
-from bridgetower import explain, hidden_states, inference
+from bridgetower import explain, hidden_states
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data import fetch
+from bridgetower.data.sources import fetch
 from bridgetower.engines import engine
 from bridgetower.engines.engine import TorchEngine
-from bridgetower.inference import Item, decoded, top_words, two_stage_order
+from bridgetower.inference import items as inference
+from bridgetower.inference.items import Item, decoded, top_words, two_stage_order
+from bridgetower.inference.predictor import Predictor, load
 from bridgetower.model.fusion import Encoded
-from bridgetower.predictor import Predictor, load
 from served import PNGS
 
 TEXTS = ["red circle on black", "a bar", "a square that is blue on a grey ground"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bridgetower.cli import main
-from bridgetower.inference import TEMPLATES, prompts_of
-from bridgetower.predictor import load
+from bridgetower.inference.items import TEMPLATES, prompts_of
+from bridgetower.inference.predictor import load
 from served import PNGS, URIS, error_of, running
 
 LABELS = ["red circle", "blue bar", "a {bar}"]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bridgetower.data.batch import IGNORED, CaptionBatch
+from bridgetower.data.batches.batch import IGNORED, CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import (
     FusionConfig,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.batches.batch import CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.presets import NANO

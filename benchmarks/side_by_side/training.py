@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.batches.batch import CaptionBatch
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss, random_pairs
 from bridgetower.objectives.pretraining import PretrainingTask

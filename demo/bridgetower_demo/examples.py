@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from bridgetower.data.captions import CaptionImages
+from bridgetower.data.batches.captions import CaptionImages
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import (
     Direction,

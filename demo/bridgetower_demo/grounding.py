@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from torch.utils.data import Dataset
 
-from bridgetower.data.batch import Batch, BatchDataset, BatchKey
+from bridgetower.data.batches.batch import Batch, BatchDataset, BatchKey
+from bridgetower.data.batches.examples import EntryDataset
 from bridgetower.data.config import DataConfig
-from bridgetower.data.examples import EntryDataset
-from bridgetower.data.schema import VQA
+from bridgetower.data.sets.schema import VQA
 from bridgetower.evaluation.class_metrics import predict_classes
-from bridgetower.predictor import Predictor
+from bridgetower.inference.predictor import Predictor
 from bridgetower.tasks.spec import ExampleSource
 from bridgetower.tasks.table import TASKS
 from bridgetower_demo.results import Grounding

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, TypeVar, get_args
 
-from bridgetower.data.prepared_set import DatasetInfo
+from bridgetower.data.sets.prepared_set import DatasetInfo
 from bridgetower.files import write_json
 from bridgetower.reports.numbers import Difference, Spread, paired_difference, spread
 

@@ -12,17 +12,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bridgetower.data.captions import CaptionImages
+from bridgetower.data.batches.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.data.prepared_set import PreparedSet
-from bridgetower.data.schema import VQA
-from bridgetower.data.store import Table
+from bridgetower.data.sets.prepared_set import PreparedSet
+from bridgetower.data.sets.schema import VQA
+from bridgetower.data.sets.store import Table
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from bridgetower.files import locked, read_json, write_bytes, write_json, write_text
+from bridgetower.inference.predictor import Predictor, load
 from bridgetower.model.cpu import processor_name
 from bridgetower.objectives.config import PretrainingConfig
-from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index

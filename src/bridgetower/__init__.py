@@ -20,10 +20,13 @@ from bridgetower.extras import Extra, require
 os.environ.setdefault("LANCEDB_LOG", "error")  # it warns of each empty group of vectors
 
 if TYPE_CHECKING:
-    from bridgetower.attention import draw_explanation as draw_explanation
-    from bridgetower.attention import explain as explain
     from bridgetower.checkpoints import convert as convert
     from bridgetower.checkpoints import read_checkpoint as read_checkpoint
+    from bridgetower.inference.attention import draw_explanation as draw_explanation
+    from bridgetower.inference.attention import explain as explain
+    from bridgetower.inference.embed import embed_source as embed_source
+    from bridgetower.inference.predictor import Predictor as Predictor
+    from bridgetower.inference.predictor import load as load
     from bridgetower.model.bridgetower import BridgeTower as BridgeTower
     from bridgetower.model.config import ModelConfig as ModelConfig
     from bridgetower.model.extensions import Extensions as Extensions
@@ -31,11 +34,8 @@ if TYPE_CHECKING:
     from bridgetower.model.hidden_states import hidden_states as hidden_states
     from bridgetower.model.towers import TextTower as TextTower
     from bridgetower.model.towers import VisionTower as VisionTower
-    from bridgetower.predictor import Predictor as Predictor
-    from bridgetower.predictor import load as load
     from bridgetower.processor import Processor as Processor
     from bridgetower.search.build import build_index as build_index
-    from bridgetower.search.embed import embed_source as embed_source
     from bridgetower.search.index import Index as Index
     from bridgetower.search.searcher import Searcher as Searcher
     from bridgetower.tasks.run_config import RunConfig as RunConfig
@@ -51,7 +51,7 @@ _HOMES = {
     "HeadSpec": "bridgetower.model.heads",
     "Index": "bridgetower.search.index",
     "ModelConfig": "bridgetower.model.config",
-    "Predictor": "bridgetower.predictor",
+    "Predictor": "bridgetower.inference.predictor",
     "Processor": "bridgetower.processor",
     "RunConfig": "bridgetower.tasks.run_config",
     "Searcher": "bridgetower.search.searcher",
@@ -59,11 +59,11 @@ _HOMES = {
     "VisionTower": "bridgetower.model.towers",
     "build_index": "bridgetower.search.build",
     "convert": "bridgetower.checkpoints",
-    "draw_explanation": "bridgetower.attention",
-    "embed_source": "bridgetower.search.embed",
-    "explain": "bridgetower.attention",
+    "draw_explanation": "bridgetower.inference.attention",
+    "embed_source": "bridgetower.inference.embed",
+    "explain": "bridgetower.inference.attention",
     "hidden_states": "bridgetower.model.hidden_states",
-    "load": "bridgetower.predictor",
+    "load": "bridgetower.inference.predictor",
     "read_checkpoint": "bridgetower.checkpoints",
     "train": "bridgetower.training.run",
 }

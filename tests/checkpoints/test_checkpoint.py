@@ -25,7 +25,7 @@ from bridgetower.checkpoints.checkpoint import (
     parameter_shapes,
 )
 from bridgetower.checkpoints.keymap import Source, export_tensors, import_tensors, name_table
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 
 

@@ -15,15 +15,16 @@ import torch
 from PIL import Image
 
 import official
-from bridgetower import checkpoints, predictor
+from bridgetower import checkpoints
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.checkpoints.microsoft import Settings
 from bridgetower.checkpoints.microsoft import read_checkpoint as read_official
 from bridgetower.checkpoints.tensors import read_safetensors, read_sharded, write_safetensors
 from bridgetower.data.config import DataConfig, MaskingConfig, PrepareConfig
-from bridgetower.data.custom import PairsConfig
-from bridgetower.data.store import Table
+from bridgetower.data.sets.custom import PairsConfig
+from bridgetower.data.sets.store import Table
 from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.inference import predictor
 from bridgetower.model.config import (
     FusionConfig,
     HeadsConfig,
@@ -31,8 +32,8 @@ from bridgetower.model.config import (
     TextConfig,
     VisionConfig,
 )
-from bridgetower.model.plain import from_plain
 from bridgetower.objectives.config import Phase, RankingConfig
+from bridgetower.plain import from_plain
 from bridgetower.processor import Processor
 from bridgetower.search.config import IndexConfig
 from bridgetower.serve.config import ServeConfig

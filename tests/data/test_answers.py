@@ -2,7 +2,7 @@
 
 import pytest
 
-from bridgetower.data.answers import (
+from bridgetower.data.sets.answers import (
     ANNOTATORS,
     answer_vocabulary,
     normalise_answer,

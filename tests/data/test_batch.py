@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from bridgetower.data.batch import (
+from bridgetower.data.batches.batch import (
     IGNORED,
     Batch,
     RankingBatch,

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bridgetower.data import prepared_set
-from bridgetower.data.batch import BatchKey, CaptionBatch, StepSampler
-from bridgetower.data.captions import CaptionImages, CaptionPairs, RankingPairs
+from bridgetower.data.batches.batch import BatchKey, CaptionBatch, StepSampler
+from bridgetower.data.batches.captions import CaptionImages, CaptionPairs, RankingPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
-from bridgetower.data.custom import prepare_custom
-from bridgetower.data.store import Table
+from bridgetower.data.sets import prepared_set
+from bridgetower.data.sets.custom import prepare_custom
+from bridgetower.data.sets.store import Table
 from bridgetower.processor import load_items
 from rows import record, write_set
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from bridgetower.data.answers import read_vocabulary
-from bridgetower.data.custom import (
+from bridgetower.data.sets.answers import read_vocabulary
+from bridgetower.data.sets.custom import (
     CustomSetConfig,
     CustomSetSpec,
     LabelledConfig,
@@ -19,8 +19,8 @@ from bridgetower.data.custom import (
     prepare_custom,
     read_classes,
 )
-from bridgetower.data.prepared_set import PreparedSet, read_info, split_of
-from bridgetower.data.schema import CAPTIONS
+from bridgetower.data.sets.prepared_set import PreparedSet, read_info, split_of
+from bridgetower.data.sets.schema import CAPTIONS
 from folders import snapshot
 
 
@@ -468,8 +468,8 @@ class TestAttempts:
         )
         whole = prepare_custom("pairs", source, tmp_path / "whole")
         code = (
-            "import os, sys\nfrom pathlib import Path\nfrom bridgetower.data import prepared_set\n"
-            "prepared_set._COMMIT_BYTES = 8_000\nfrom bridgetower.data.custom import PairsConfig, prepare_custom\n"
+            "import os, sys\nfrom pathlib import Path\nfrom bridgetower.data.sets import prepared_set\n"
+            "prepared_set._COMMIT_BYTES = 8_000\nfrom bridgetower.data.sets.custom import PairsConfig, prepare_custom\n"
             "commit, calls = prepared_set.SetWriter._commit, []\n"
             "def counted(self):\n    commit(self)\n    calls.append(0)\n    if len(calls) == 2: os._exit(9)\n"
             "prepared_set.SetWriter._commit = counted\n"

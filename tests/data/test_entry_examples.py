@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import asked
-from bridgetower.data.answers import soft_targets
-from bridgetower.data.batch import BatchKey
+from bridgetower.data.batches.batch import BatchKey
+from bridgetower.data.batches.examples import ClassEncoder, EntryDataset, PreparedImages
 from bridgetower.data.config import DataConfig
-from bridgetower.data.examples import ClassEncoder, EntryDataset, PreparedImages
-from bridgetower.data.prepared_set import read_info
-from bridgetower.data.schema import (
+from bridgetower.data.sets.answers import soft_targets
+from bridgetower.data.sets.prepared_set import read_info
+from bridgetower.data.sets.schema import (
     CAPTIONS,
     SCHEMAS,
     SNLI_VE,

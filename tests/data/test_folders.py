@@ -7,12 +7,12 @@ import lancedb
 import numpy as np
 import pytest
 
-from bridgetower.data import prepared_set
 from bridgetower.data.config import PrepareConfig, WritingConfig
-from bridgetower.data.datasets import prepare_set
-from bridgetower.data.example import Image
-from bridgetower.data.prepared_set import DatasetInfo, PreparedSet, SetWriter, read_info
-from bridgetower.data.schema import CAPTIONS
+from bridgetower.data.sets import prepared_set
+from bridgetower.data.sets.datasets import prepare_set
+from bridgetower.data.sets.prepared_set import DatasetInfo, PreparedSet, SetWriter, read_info
+from bridgetower.data.sets.schema import CAPTIONS
+from bridgetower.data.sources.example import Image
 from bridgetower.files import locked
 from folders import snapshot
 from miniature import change, coco_name, jpeg, write, write_coco

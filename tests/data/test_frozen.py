@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bridgetower.data import frozen as frozen_module
-from bridgetower.data.batch import BatchKey
-from bridgetower.data.captions import CaptionPairs
+from bridgetower.data.batches import frozen as frozen_module
+from bridgetower.data.batches.batch import BatchKey
+from bridgetower.data.batches.captions import CaptionPairs
+from bridgetower.data.batches.frozen import CONTENT, FeatureCache, FrozenDataset, key_ids, text_keys
 from bridgetower.data.config import MaskingConfig
-from bridgetower.data.frozen import CONTENT, FeatureCache, FrozenDataset, key_ids, text_keys
-from bridgetower.data.store import Table
+from bridgetower.data.sets.store import Table
 from bridgetower.files import locked
 from rows import caption_images
 

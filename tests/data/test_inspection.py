@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgetower.data.datasets import DATASETS, prepare_set
-from bridgetower.data.inspection import inspect, word_lengths
+from bridgetower.data.sets.datasets import DATASETS, prepare_set
+from bridgetower.data.sets.inspection import inspect, word_lengths
 from bridgetower.reports.samples import write_samples
 from miniature import write_coco, write_nlvr2, write_vqav2
 from rows import CHOICES, Choice, record, write_set

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bridgetower.data import fetch, reader
-from bridgetower.data.datasets.spec import Originals
-from bridgetower.data.reader import Columns, parts_of, read, read_part
+from bridgetower.data.sets.datasets.spec import Originals
+from bridgetower.data.sources import fetch, reader
+from bridgetower.data.sources.reader import Columns, parts_of, read, read_part
 from rows import png
 from sources import CAPTIONS, NAMES, REFUSALS, served, write_sources, write_tar
 
@@ -629,7 +629,7 @@ def test_a_long_text_in_all_rows_of_a_parquet_file(tmp_path):
 
 
 def test_a_large_row_group(tmp_path, monkeypatch):
-    monkeypatch.setattr("bridgetower.data.example._LARGEST_GROUP", 2**20)
+    monkeypatch.setattr("bridgetower.data.sources.example._LARGEST_GROUP", 2**20)
     for size in (2**19, 2**21):
         pq.write_table(
             pa.table({"caption": ["x" * size]}), tmp_path / "t.parquet", compression="zstd"

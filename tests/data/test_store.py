@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bridgetower.data.store import CRC, Table, crcs_of, split_uri
+from bridgetower.data.sets.store import CRC, Table, crcs_of, split_uri
 
 IMAGES = pa.schema([("name", pa.string()), ("image", pa.large_binary())])
 
@@ -165,7 +165,7 @@ class TestFilesThatAreCutOff:
 WRITER = """
 import sys
 import numpy as np, pyarrow as pa
-from bridgetower.data.store import Table
+from bridgetower.data.sets.store import Table
 for start in range(int(sys.argv[2]), 100000, 50):
     draw = np.random.default_rng(start)
     images = pa.array([draw.bytes(500) for _ in range(50)], pa.large_binary())

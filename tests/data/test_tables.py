@@ -8,16 +8,16 @@ import re
 
 import pytest
 
-from bridgetower.data import reader
-from bridgetower.data.custom import (
+from bridgetower.data.sets.custom import (
     LabelledConfig,
     PairsConfig,
     VqaSetConfig,
     prepare_custom,
     read_classes,
 )
-from bridgetower.data.prepared_set import PreparedSet
-from bridgetower.data.reader import Columns, read
+from bridgetower.data.sets.prepared_set import PreparedSet
+from bridgetower.data.sources import reader
+from bridgetower.data.sources.reader import Columns, read
 from rows import png
 
 TEXTS = ("a bänd", "two bands", "no band")

@@ -12,9 +12,9 @@ import av
 import numpy as np
 import pytest
 
-from bridgetower.data import fetch, transcription
 from bridgetower.data.config import Cutting
-from bridgetower.data.reader import Columns, read
+from bridgetower.data.sources import fetch, transcription
+from bridgetower.data.sources.reader import Columns, read
 from videos import SAID, SRT, drawn, write_clip
 
 SEGMENTS = [

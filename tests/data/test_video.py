@@ -18,11 +18,19 @@ import pytest
 from PIL import Image
 
 from bridgetower import extras
-from bridgetower.data import video
 from bridgetower.data.config import Cutting
-from bridgetower.data.fetch import ListedFile
-from bridgetower.data.reader import Columns, parts_of, read
-from bridgetower.data.video import Moment, at_most, cuts_of, frame_of, merged, opened_video, windows
+from bridgetower.data.sources import video
+from bridgetower.data.sources.fetch import ListedFile
+from bridgetower.data.sources.reader import Columns, parts_of, read
+from bridgetower.data.sources.video import (
+    Moment,
+    at_most,
+    cuts_of,
+    frame_of,
+    merged,
+    opened_video,
+    windows,
+)
 from sources import served
 from videos import SAID, SIZE, SRT, write_clip
 
@@ -580,7 +588,7 @@ class TestDamage:
         assert True in outcomes
 
     def test_frames_that_are_too_large(self, talk, monkeypatch):
-        monkeypatch.setattr("bridgetower.data.video.MAX_PIXELS", 100)
+        monkeypatch.setattr("bridgetower.data.sources.video.MAX_PIXELS", 100)
         (item,) = items(talk)
         assert "has frames of 96x64 pixels, the limit is 100" in str(item.problem)
 

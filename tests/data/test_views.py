@@ -15,9 +15,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop, functional
 
-from bridgetower.data import views
-from bridgetower.data.config import DataConfig
-from bridgetower.data.views import (
+from bridgetower.data.batches import views
+from bridgetower.data.batches.views import (
     POLICIES,
     _matrices,
     augment,
@@ -26,6 +25,7 @@ from bridgetower.data.views import (
     rand_augment,
     random_view,
 )
+from bridgetower.data.config import DataConfig
 from bridgetower.processor import Processor, ProcessorConfig
 
 SIZE = 24

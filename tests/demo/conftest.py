@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from bridgetower.checkpoints import Checkpoint
-from bridgetower.data.captions import CaptionImages
+from bridgetower.data.batches.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval
+from bridgetower.inference.predictor import Predictor
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.predictor import Predictor
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from shapes import MODEL
 from tiny import off_defaults

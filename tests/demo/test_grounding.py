@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from bridgetower.predictor import Predictor, load
+from bridgetower.inference.predictor import Predictor, load
 from bridgetower_demo.grounding import (
     ALL,
     WithOtherImages,

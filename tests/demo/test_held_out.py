@@ -1,6 +1,6 @@
 """The held-out pictures as files with captions, and their index."""
 
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 from bridgetower.search.index import Index
 from bridgetower_demo.run import index_held_out, write_held_out
 from folders import snapshot

@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import asked
 import shapes
 from bridgetower.data.config import MaskingConfig
-from bridgetower.data.custom import PairsConfig, prepare_custom
+from bridgetower.data.sets.custom import PairsConfig, prepare_custom
 from bridgetower.distributed import world_size
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig

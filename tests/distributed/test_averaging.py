@@ -8,7 +8,7 @@ from ranks import run_on_ranks
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import tiny
-from bridgetower.data.batch import IGNORED, joined
+from bridgetower.data.batches.batch import IGNORED, joined
 from bridgetower.distributed import rank
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import Losses

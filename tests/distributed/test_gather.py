@@ -8,8 +8,8 @@ import torch
 from ranks import run_on_ranks
 from torch import Tensor, nn
 
-from bridgetower.data import frozen
-from bridgetower.data.frozen import FeatureCache
+from bridgetower.data.batches import frozen
+from bridgetower.data.batches.frozen import FeatureCache
 from bridgetower.distributed import (
     all_gather,
     from_first,

@@ -13,8 +13,8 @@ import dense
 import shapes
 import tiny
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.batch import StepSampler
-from bridgetower.data.captions import CaptionImages
+from bridgetower.data.batches.batch import StepSampler
+from bridgetower.data.batches.captions import CaptionImages
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation import masked_words

@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from bridgetower.data.captions import CaptionImages
+from bridgetower.data.batches.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.files import read_json
+from bridgetower.inference.predictor import load
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.hidden_states import hidden_states
 from bridgetower.model.layers import on_meta
 from bridgetower.model.presets import LARGE, NANO, meter
-from bridgetower.predictor import load
 from bridgetower_demo.costs import flops_by_part, parameters_by_part
 from bridgetower_demo.recipes import RECIPES
 from shapes import write_pictures

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from bridgetower import predictor
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.checkpoints.keymap import name_table
+from bridgetower.inference import predictor
 from bridgetower.model.cpu import optimize_for_cpu
 
 FOLDER_VARIABLE = "BRIDGETOWER_GOLDEN"

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import torch
 
-from bridgetower.data.batch import IGNORED, CaptionBatch
+from bridgetower.data.batches.batch import IGNORED, CaptionBatch
 from bridgetower.model.fusion import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import Losses, Pairs

@@ -6,7 +6,7 @@ import pytest
 import torch
 from recompute import encode, features, outputs_of
 
-from bridgetower.data.batch import Batch
+from bridgetower.data.batches.batch import Batch
 from bridgetower.objectives.classification import task_of_head
 from golden import case, check, variant, wrong
 

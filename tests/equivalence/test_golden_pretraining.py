@@ -6,7 +6,7 @@ from mutations import MUTATIONS, mutated
 from recompute import encode, features, pretraining_outputs, recorded_pairs
 from torch import nn
 
-from bridgetower.data.batch import IGNORED
+from bridgetower.data.batches.batch import IGNORED
 from golden import FEATURES, check, wrong
 
 CASE = "a_pretrain"

@@ -19,9 +19,10 @@ from transformers import (
 )
 
 import tiny
-from bridgetower import hidden_states, predictor
+from bridgetower import hidden_states
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint
 from bridgetower.checkpoints.keymap import Source, import_tensors
+from bridgetower.inference import predictor
 from bridgetower.model.layers import DotProductAttention
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss

@@ -12,8 +12,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import asked
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.answers import normalise_answer, soft_targets
-from bridgetower.data.batch import BatchKey
+from bridgetower.data.batches.batch import BatchKey
+from bridgetower.data.sets.answers import normalise_answer, soft_targets
 from bridgetower.evaluation.class_metrics import (
     classification_metrics,
     pearson_correlation,

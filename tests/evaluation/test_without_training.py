@@ -8,12 +8,12 @@ import pytest
 import torch
 from sklearn.metrics import top_k_accuracy_score
 
-from bridgetower.data.custom import LabelledConfig, prepare_custom
-from bridgetower.data.datasets import prepare_set
+from bridgetower.data.sets.custom import LabelledConfig, prepare_custom
+from bridgetower.data.sets.datasets import prepare_set
 from bridgetower.evaluation.class_metrics import classification_metrics
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.zero_shot import composition_metrics
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 from bridgetower.processor import open_image
 from bridgetower.tasks.table import evaluate
 from miniature import WRITERS, jpeg

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import shapes
 import tiny
+from bridgetower.inference.predictor import load
 from bridgetower.model.layers import autocast
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
-from bridgetower.predictor import load
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig, read_metrics
 from bridgetower.training.data_parallel import Replicated, set_numerics
 from bridgetower.training.optim import build_optimizer, parameter_groups

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.search.searcher import Searcher
 from served import running

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 
 lancedb = pytest.importorskip("lancedb")
 from lancedb.embeddings import get_registry  # noqa: E402

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.search.searcher import Searcher
 from shapes import write_pictures

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 from bridgetower.search import index as index_module
 from bridgetower.search.build import build_index
 from bridgetower.search.index import Index, Unrelated

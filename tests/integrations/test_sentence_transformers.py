@@ -10,8 +10,8 @@ from datasets import Dataset
 from PIL import Image
 
 from bridgetower.checkpoints import UNMEASURED, Calibration, Reranking, write_reranking
+from bridgetower.inference.predictor import load
 from bridgetower.integrations import write_modules
-from bridgetower.predictor import load
 from tiny import close
 
 sentence_transformers = pytest.importorskip("sentence_transformers")

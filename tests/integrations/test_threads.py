@@ -10,8 +10,8 @@ from torch import nn
 
 import tiny
 from bridgetower.engines.engine import TorchEngine
+from bridgetower.inference.predictor import load
 from bridgetower.model.cpu import pack_weights
-from bridgetower.predictor import load
 from served import PNGS
 
 THREADS = 4

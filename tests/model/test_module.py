@@ -10,8 +10,8 @@ from torch import nn
 
 import tiny
 from bridgetower.engines.engine import TorchEngine
+from bridgetower.inference.predictor import load
 from bridgetower.model.cpu import optimize_for_cpu, pack_weights
-from bridgetower.predictor import load
 
 CONFIG = tiny.changed(text__dropout=0.0, fusion__dropout=0.0)
 FUSED = CONFIG.override({"heads.itc": "fused"})

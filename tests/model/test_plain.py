@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from bridgetower.model.plain import check_choice, from_plain
+from bridgetower.plain import check_choice, from_plain
 
 Colour = Literal["red", "blue"]
 

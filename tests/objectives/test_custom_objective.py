@@ -11,10 +11,10 @@ import tiny
 from bridgetower import BridgeTower
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.extras import load_object
+from bridgetower.inference.predictor import load
 from bridgetower.model.extensions import Extensions
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
-from bridgetower.predictor import load
 from bridgetower.tasks.run_config import read_metrics
 from bridgetower.tasks.table import evaluate
 from bridgetower.training.run import train

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import tiny
-from bridgetower.data.batch import Batch, RankingBatch
+from bridgetower.data.batches.batch import Batch, RankingBatch
 from bridgetower.objectives.classification import task_of_head
 from bridgetower.objectives.config import RankingConfig
 from bridgetower.objectives.losses import random_pairs

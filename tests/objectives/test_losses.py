@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridgetower.data.batch import IGNORED
+from bridgetower.data.batches.batch import IGNORED
 from bridgetower.model.heads import ItcHead, MlmHead
 from bridgetower.objectives.losses import (
     Features,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import shapes
 import tiny
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 from bridgetower.processor import Processor, ProcessorConfig
 from written import commands
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from bridgetower.attention import explain
 from bridgetower.checkpoints import Calibration, Gain, Reranking
+from bridgetower.inference.attention import explain
+from bridgetower.inference.predictor import load
 from bridgetower.model.config import HeadsConfig
-from bridgetower.predictor import load
 from bridgetower.reports.numbers import number, percent
 from bridgetower.search.index import Index, Unrelated
 from bridgetower.search.searcher import Searcher

@@ -16,15 +16,15 @@ import shapes
 from bridgetower import Extensions
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.cli import main
-from bridgetower.data.batch import BatchKey
+from bridgetower.data.batches.batch import BatchKey
 from bridgetower.data.config import DataConfig, PrepareConfig
-from bridgetower.data.datasets import prepare_set
-from bridgetower.data.prepared_set import PreparedSet
-from bridgetower.data.schema import CLASSIFICATION
+from bridgetower.data.sets.datasets import prepare_set
+from bridgetower.data.sets.prepared_set import PreparedSet
+from bridgetower.data.sets.schema import CLASSIFICATION
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.extras import load_object
+from bridgetower.inference.predictor import load
 from bridgetower.model.config import HeadsConfig
-from bridgetower.predictor import load
 from bridgetower.tasks.spec import ExampleSource
 from bridgetower.tasks.table import evaluate
 from bridgetower.training.run import train

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import asked
-from bridgetower.data.schema import SCHEMAS
+from bridgetower.data.sets.schema import SCHEMAS
 from bridgetower.evaluation.config import Judgement, RetrievalConfig
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 from bridgetower.processor import open_image
 from bridgetower.reports.errors import _card, read_slices, write_errors
 from bridgetower.tasks.table import evaluate

@@ -5,8 +5,9 @@ import shutil
 import pytest
 from album import Album
 
-from bridgetower.predictor import load
-from bridgetower.search import build, embed
+from bridgetower.inference import embed
+from bridgetower.inference.predictor import load
+from bridgetower.search import build
 from shapes import write_pictures
 from sources import write_sources
 

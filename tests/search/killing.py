@@ -20,11 +20,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from test_embed import read
 
-from bridgetower.data import store
-from bridgetower.predictor import load
+from bridgetower.data.sets import store
+from bridgetower.inference.config import EmbedConfig
+from bridgetower.inference.embed import embed_source
+from bridgetower.inference.predictor import load
 from bridgetower.search.build import build_index
-from bridgetower.search.config import EmbedConfig, IndexConfig
-from bridgetower.search.embed import embed_source
+from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
 from kills import end
 

@@ -19,14 +19,14 @@ from album import NAMES
 from PIL import Image
 
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
-from bridgetower.data import fetch
-from bridgetower.data.example import Example
-from bridgetower.data.example import Image as SourceImage
-from bridgetower.data.reader import read
-from bridgetower.predictor import load
+from bridgetower.data.sources import fetch
+from bridgetower.data.sources.example import Example
+from bridgetower.data.sources.example import Image as SourceImage
+from bridgetower.data.sources.reader import read
+from bridgetower.inference.embed import decode, write_lock
+from bridgetower.inference.predictor import load
 from bridgetower.processor import images
 from bridgetower.search.build import build_index
-from bridgetower.search.embed import decode, write_lock
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
 from sources import CAPTIONS, served

@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 
 from bridgetower import cli
-from bridgetower.data import fetch
-from bridgetower.data.example import Image as SourceImage
-from bridgetower.data.store import Table
-from bridgetower.search import embed as embed_module
-from bridgetower.search.config import EmbedConfig, SourceConfig
-from bridgetower.search.embed import embed_source, given_examples, quantized, write_lock
+from bridgetower.data.sets.store import Table
+from bridgetower.data.sources import fetch
+from bridgetower.data.sources.example import Image as SourceImage
+from bridgetower.inference import embed as embed_module
+from bridgetower.inference.config import EmbedConfig, SourceConfig
+from bridgetower.inference.embed import embed_source, given_examples, quantized, write_lock
 from sources import CAPTIONS, NAMES, served
 
 FORMATS = ("jsonl", "parquet", "npy", "lance")

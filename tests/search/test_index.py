@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import constants
 
-from bridgetower.data.store import Table
+from bridgetower.data.sets.store import Table
+from bridgetower.inference.embed import write_lock
 from bridgetower.search import index as index_module
 from bridgetower.search.checksums import CRCS, SAID
 from bridgetower.search.duplicates import near_duplicates
-from bridgetower.search.embed import write_lock
 from bridgetower.search.index import Index, Indexed, IndexInfo, portable, read_indexed, resolved
 from bridgetower.search.memory import Memory
 

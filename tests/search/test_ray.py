@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from bridgetower.data.store import Table
-from bridgetower.predictor import load
+from bridgetower.data.sets.store import Table
+from bridgetower.inference.config import EmbedConfig, ScoreConfig, SourceConfig
+from bridgetower.inference.embed import _cluster, embed_source
+from bridgetower.inference.predictor import load
 from bridgetower.search import build
 from bridgetower.search.build import build_index
-from bridgetower.search.config import EmbedConfig, IndexConfig, ScoreConfig, SourceConfig
-from bridgetower.search.embed import _cluster, embed_source
+from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
 
 pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")

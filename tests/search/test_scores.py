@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from bridgetower.predictor import load
-from bridgetower.search.config import ScoreConfig
-from bridgetower.search.embed import embed_source
+from bridgetower.inference.config import ScoreConfig
+from bridgetower.inference.embed import embed_source
+from bridgetower.inference.predictor import load
 from sources import CAPTIONS, NAMES
 
 

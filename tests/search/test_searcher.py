@@ -21,7 +21,7 @@ from bridgetower.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 from bridgetower.search.build import build_index, new_index
 from bridgetower.search.index import Index, Unrelated
 from bridgetower.search.searcher import Hit, Searcher

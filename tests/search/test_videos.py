@@ -10,7 +10,7 @@ import torch
 from album import Album
 from PIL import Image
 
-from bridgetower.data import reader
+from bridgetower.data.sources import reader
 from bridgetower.search.build import build_index
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 from served import KEY, error_of, indexed, started
 from shapes import write_pictures
 

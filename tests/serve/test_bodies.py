@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from bridgetower.inference import FilledWord
+from bridgetower.inference.items import FilledWord
 from bridgetower.serve import schemas
 from bridgetower.serve.config import MOST_ITEMS
 from bridgetower.serve.errors import ApiError

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bridgetower.attention import Explanation, explain
-from bridgetower.inference import Item
-from bridgetower.predictor import load
+from bridgetower.inference.attention import Explanation, explain
+from bridgetower.inference.items import Item
+from bridgetower.inference.predictor import load
 from bridgetower.serve.service import Explaining, compute
 from served import PNGS, TEXTS
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 import bridgetower
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 from bridgetower.serve.app import info
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.service import Service

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bridgetower.attention import explain
+from bridgetower.inference.attention import explain
 from served import PNGS, TEXTS, URIS, changed, error_of
 
 MASKED = ["a <mask> on <mask>", "<mask> bar", "a <mask>"]

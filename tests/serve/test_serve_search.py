@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from bridgetower.checkpoints import Reranking, read_checkpoint, write_checkpoint
-from bridgetower.predictor import Predictor, load
+from bridgetower.inference.predictor import Predictor, load
 from bridgetower.search import index as index_module
 from bridgetower.search.build import build_index
 from bridgetower.search.conditions import condition_sql

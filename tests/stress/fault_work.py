@@ -16,7 +16,7 @@ from fault_attempts import in_fork
 from PIL import Image, ImageDraw
 
 from bridgetower.checkpoints.tensors import read_about
-from bridgetower.data import prepared_set
+from bridgetower.data.sets import prepared_set
 from bridgetower.tasks.run_config import CONFIG, read_metrics
 from bridgetower.training.state import newest
 
@@ -182,7 +182,7 @@ def _rows(out: Path, name: str, key: str, work: Path) -> Found:
     report = work / "rows.json"
 
     def read() -> None:
-        from bridgetower.data.store import Table
+        from bridgetower.data.sets.store import Table
 
         rows: list[dict[str, Any]] = []
         if Table.exists(out / f"{name}.lance"):

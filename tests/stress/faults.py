@@ -29,7 +29,7 @@ import torch._dynamo  # optimisers import it
 from fault_attempts import Around, Attempt, Ended, Kill, on_small_disk, read_only, why_not_mounted
 from fault_work import Found, Work, evaluating, indexing, preparing, training, write_images
 
-import bridgetower.predictor
+import bridgetower.inference.predictor
 import bridgetower.search.build
 import bridgetower.training.run  # noqa: F401
 from bridgetower.files import write_json

@@ -40,7 +40,7 @@ from malformed_requests import (
     heavy_bodies,
 )
 
-from bridgetower.predictor import Predictor, load
+from bridgetower.inference.predictor import Predictor, load
 from bridgetower.search.build import build_index
 from bridgetower.search.searcher import Searcher
 

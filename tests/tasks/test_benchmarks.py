@@ -8,11 +8,11 @@ import pytest
 import asked
 import shapes
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
-from bridgetower.data.datasets import prepare_arrow
-from bridgetower.data.schema import SCHEMAS
+from bridgetower.data.sets.datasets import prepare_arrow
+from bridgetower.data.sets.schema import SCHEMAS
 from bridgetower.evaluation.class_metrics import vqa_score
 from bridgetower.evaluation.config import Outcome, RetrievalConfig
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 from bridgetower.tasks.entries import statement_metrics
 from bridgetower.tasks.table import evaluate
 from miniature_arrow import write_nlvr2_arrow

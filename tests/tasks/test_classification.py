@@ -10,12 +10,12 @@ import asked
 import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.cli import main
-from bridgetower.data.custom import Classes, LabelledConfig, prepare_custom, read_classes
-from bridgetower.data.prepared_set import PreparedSet
+from bridgetower.data.sets.custom import Classes, LabelledConfig, prepare_custom, read_classes
+from bridgetower.data.sets.prepared_set import PreparedSet
 from bridgetower.evaluation.class_metrics import classification_metrics
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.files import read_json
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 from bridgetower.tasks.entries import ClassificationConfig
 from bridgetower.tasks.table import RECIPES, TASKS, evaluate
 from bridgetower.training.run import train

@@ -10,7 +10,7 @@ import asked
 import shapes
 from bridgetower.cli.options import custom_task
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.predictor import load
+from bridgetower.inference.predictor import load
 from bridgetower.tasks.entries import NLVR2
 from bridgetower.tasks.table import evaluate
 from bridgetower.training.run import read_run, train

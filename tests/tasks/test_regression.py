@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import shapes
-from bridgetower.data.custom import prepare_custom
+from bridgetower.data.sets.custom import prepare_custom
 from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.inference.predictor import load
 from bridgetower.model.config import HeadsConfig
-from bridgetower.predictor import load
 from bridgetower.tasks.entries import REGRESSION, ClassificationConfig, RegressionConfig
 from bridgetower.tasks.spec import ExampleSource
 from bridgetower.tasks.table import RECIPES, evaluate

@@ -9,7 +9,7 @@ from fitting import KINDS, PLAIN, RowTask
 import asked
 import bridgetower.training.run as run_module
 import shapes
-from bridgetower.data.captions import CaptionImages, CaptionPairs
+from bridgetower.data.batches.captions import CaptionImages, CaptionPairs
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig

@@ -11,8 +11,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import asked
 import shapes
-from bridgetower.data.batch import BatchKey
-from bridgetower.data.frozen import IMAGE_STATES, FeatureCache
+from bridgetower.data.batches.batch import BatchKey
+from bridgetower.data.batches.frozen import IMAGE_STATES, FeatureCache
 from bridgetower.model.towers import TextTower, VisionTower
 from bridgetower.objectives.losses import Losses
 from bridgetower.training.frozen import View, frozen_examples

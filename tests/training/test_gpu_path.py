@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
-from bridgetower import inference
-from bridgetower.data.batch import IGNORED
-from bridgetower.data.captions import CaptionImages
+from bridgetower.data.batches.batch import IGNORED
+from bridgetower.data.batches.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.engines.engine import TorchEngine
-from bridgetower.inference import Item, begun, computed, encoded_images, encoded_texts
+from bridgetower.inference import items as inference
+from bridgetower.inference.items import Item, begun, computed, encoded_images, encoded_texts
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast, on_meta
 from bridgetower.objectives.config import Phase, PretrainingConfig

@@ -15,7 +15,7 @@ import asked
 import bridgetower.training.run as run_module
 import shapes
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.custom import prepare_custom
+from bridgetower.data.sets.custom import prepare_custom
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.losses import info_nce
 from bridgetower.tasks.run_config import read_metrics

@@ -22,8 +22,8 @@ from bridgetower.checkpoints import (
     update_weights,
     write_checkpoint,
 )
-from bridgetower.data import prepared_set
-from bridgetower.data.captions import CaptionImages
+from bridgetower.data.batches.captions import CaptionImages
+from bridgetower.data.sets import prepared_set
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 from bridgetower.files import locked

@@ -10,8 +10,8 @@ from fitting import recorded_gradients, run, weights
 import shapes
 import states
 import tiny
-from bridgetower.data.batch import StepSampler
-from bridgetower.data.examples import PreparedImages
+from bridgetower.data.batches.batch import StepSampler
+from bridgetower.data.batches.examples import PreparedImages
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss
 from bridgetower.objectives.pretraining import PretrainingTask

@@ -24,8 +24,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import shapes
 import tiny
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.batch import BatchKey
-from bridgetower.data.store import Table
+from bridgetower.data.batches.batch import BatchKey
+from bridgetower.data.sets.store import Table
 from bridgetower.model.layers import autocast
 from bridgetower.model.towers import VisionTransformer
 from bridgetower.objectives.config import PretrainingConfig, RankingConfig
@@ -239,7 +239,8 @@ class TestRun:
 KILLED = """
 import os, pickle, signal, sys
 from pathlib import Path
-from bridgetower.data import frozen, store
+from bridgetower.data.batches import frozen
+from bridgetower.data.sets import store
 from bridgetower.training.run import train
 config, out, cache = pickle.loads(Path(sys.argv[1]).read_bytes())
 frozen._COMMIT_BYTES = 32 * 4 * 5 * 2 * 8  # bytes of a batch of views

@@ -12,8 +12,8 @@ import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.config import DataConfig
 from bridgetower.files import read_json, write_json
+from bridgetower.inference.predictor import load
 from bridgetower.model.config import HeadsConfig
-from bridgetower.predictor import load
 from bridgetower.tasks.entries import VqaConfig
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train

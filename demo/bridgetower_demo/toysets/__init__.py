@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridgetower.data.prepared_set import DatasetInfo
+from bridgetower.data.sets.prepared_set import DatasetInfo
 from bridgetower.extras import install
 from bridgetower_demo.toysets import emoji, flag_questions, flags, scenes
 from bridgetower_demo.toysets.collection import Collection, write_collection

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from bridgetower.data.config import WritingConfig
-from bridgetower.data.custom import finished_set
-from bridgetower.data.example import Image
-from bridgetower.data.prepared_set import SPLITS, DatasetInfo, SetWriter
-from bridgetower.data.schema import CAPTIONS, Schema
+from bridgetower.data.sets.custom import finished_set
+from bridgetower.data.sets.prepared_set import SPLITS, DatasetInfo, SetWriter
+from bridgetower.data.sets.schema import CAPTIONS, Schema
+from bridgetower.data.sources.example import Image
 from bridgetower.progress import counted
 
 T = TypeVar("T")

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from bridgetower.data.answers import ANNOTATORS, vocabulary_file
-from bridgetower.data.schema import VQA, Question
+from bridgetower.data.sets.answers import ANNOTATORS, vocabulary_file
+from bridgetower.data.sets.schema import VQA, Question
 from bridgetower_demo.toysets.collection import Collection, Record, answer_type, split_rank
 from bridgetower_demo.toysets.flags import FlagsConfig
 from bridgetower_demo.toysets.flags import collect as collect_flags

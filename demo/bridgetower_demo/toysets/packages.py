@@ -11,7 +11,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from bridgetower.data.prepared_set import DatasetInfo
+from bridgetower.data.sets.prepared_set import DatasetInfo
 from bridgetower.extras import require
 from bridgetower_demo.toysets.collection import Collection, Record, by_split
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bridgetower.data.schema import NLVR2, SNLI_VE
+from bridgetower.data.sets.schema import NLVR2, SNLI_VE
 from bridgetower_demo.toysets.scene_drawing import (
     RELATIONS,
     Level,

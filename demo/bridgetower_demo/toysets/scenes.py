@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bridgetower.data.answers import ANNOTATORS, vocabulary_file
-from bridgetower.data.prepared_set import DatasetInfo
-from bridgetower.data.schema import SCHEMAS, Question, Statement
-from bridgetower.model.plain import check_choice, check_numbers
+from bridgetower.data.sets.answers import ANNOTATORS, vocabulary_file
+from bridgetower.data.sets.prepared_set import DatasetInfo
+from bridgetower.data.sets.schema import SCHEMAS, Question, Statement
+from bridgetower.plain import check_choice, check_numbers
 from bridgetower_demo.toysets.collection import Collection, ImageFile, Record, answer_type
 from bridgetower_demo.toysets.scene_drawing import LEVELS, Level, LevelName, Scene, draw_lot, png
 from bridgetower_demo.toysets.scene_texts import HIGHEST_COUNT, TOPICS, caption, scenes_for

@@ -32,7 +32,7 @@ from bridgetower.model.config import (
     VisionConfig,
 )
 from bridgetower.model.heads import HEADS
-from bridgetower.model.plain import known_fields
+from bridgetower.plain import known_fields
 
 _LINK_PARTS = r"LayerNorm\.(weight|bias)|scaled_factor|beta"
 _DROPPABLE = (

@@ -43,7 +43,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.heads import chosen_heads
-from bridgetower.model.plain import from_plain
+from bridgetower.plain import from_plain
 from bridgetower.processor import Processor, load_tokenizer
 
 Format = Literal["bridgetower", "hf"]

@@ -33,7 +33,7 @@ from bridgetower.model.config import (
     TextConfig,
     VisionConfig,
 )
-from bridgetower.model.plain import known_fields
+from bridgetower.plain import known_fields
 from bridgetower.processor import Processor, ProcessorConfig
 
 # Left-overs of CLIP's text side and of timm's classifier, buffers, and what managers never read.

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bridgetower.files import flattened
-from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_numbers, from_plain
+from bridgetower.plain import AT_LEAST_0, AT_LEAST_1, check_numbers, from_plain
 
 ITC_WEIGHT = "itc_weight"  # the name of the weight, as a metric and in configs
 ITC_ALONE = 1e6  # the largest weight in a two-stage ranking: candidates are matched, but ordered by the cosine

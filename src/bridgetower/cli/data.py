@@ -18,10 +18,10 @@ from tyro.extras import SubcommandApp
 from bridgetower.cli.options import Json
 from bridgetower.cli.output import emit, emit_following, emit_result, emit_rows, is_json
 from bridgetower.cli.parsing import deferred
-from bridgetower.data.custom import CUSTOM_SETS, SOURCE_HELP, prepare_custom
-from bridgetower.data.datasets import DATASETS, prepare_arrow, prepare_set
-from bridgetower.data.datasets.spec import ArrowConfig
-from bridgetower.data.schema import Schema
+from bridgetower.data.sets.custom import CUSTOM_SETS, SOURCE_HELP, prepare_custom
+from bridgetower.data.sets.datasets import DATASETS, prepare_arrow, prepare_set
+from bridgetower.data.sets.datasets.spec import ArrowConfig
+from bridgetower.data.sets.schema import Schema
 from bridgetower.extras import load_object, require
 from bridgetower.files import one_line, require_parent
 
@@ -96,7 +96,7 @@ def inspect(
         schema: Custom schema that the rows have: FILE.py:NAME or module:NAME.
     """
     require("train")
-    from bridgetower.data.inspection import inspect as read_report
+    from bridgetower.data.sets.inspection import inspect as read_report
     from bridgetower.reports.samples import write_samples
 
     if html is not None:

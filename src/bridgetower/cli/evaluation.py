@@ -104,7 +104,7 @@ def evaluate(
     import torch
 
     from bridgetower.checkpoints import Reranking, write_reranking
-    from bridgetower.data.prepared_set import read_info
+    from bridgetower.data.sets.prepared_set import read_info
     from bridgetower.distributed import process_group, rank
     from bridgetower.evaluation.metrics import LEAST_IMAGES
     from bridgetower.model.cpu import pack_weights

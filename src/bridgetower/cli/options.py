@@ -19,13 +19,13 @@ from tyro.constructors import StructConstructorSpec as Struct
 
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.extras import load_object
-from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, NO_OPTION, check_numbers
+from bridgetower.plain import AT_LEAST_0, AT_LEAST_1, NO_OPTION, check_numbers
 from bridgetower.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
     from bridgetower.checkpoints import Checkpoint, HubOptions
+    from bridgetower.inference.predictor import Predictor
     from bridgetower.model.extensions import Extensions
-    from bridgetower.predictor import Predictor
 
 
 def custom_task(reference: str | None) -> TaskSpec | None:
@@ -195,7 +195,7 @@ class LoadOptions(ReadOptions):
 
     def load(self, model: str, *, answers_questions: bool = False) -> Predictor:
         """Returns a model, loaded; of the demo, one of two."""
-        from bridgetower.predictor import load
+        from bridgetower.inference.predictor import load
 
         values = {
             item.name: getattr(self, item.name)

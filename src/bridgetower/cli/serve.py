@@ -30,7 +30,7 @@ _VARIABLES = "BRIDGETOWER_SERVE_"
 _PRELOADED = (
     "bridgetower.cli.serve",
     "bridgetower.serve.server",
-    "bridgetower.predictor",
+    "bridgetower.inference.predictor",
 )  # by all replicas, once
 
 

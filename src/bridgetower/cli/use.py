@@ -14,11 +14,11 @@ from tyro.conf import Positional, arg
 from bridgetower.cli.options import LOADED, FirstModel, Json, Loading, LoadOptions, Model
 from bridgetower.cli.output import emit_result, emit_results
 from bridgetower.extras import require
-from bridgetower.search.config import EmbedConfig, ScoreConfig, SourceConfig
+from bridgetower.inference.config import EmbedConfig, ScoreConfig, SourceConfig
 
 if TYPE_CHECKING:
-    from bridgetower.inference import Choice
-    from bridgetower.predictor import Options, Predictor
+    from bridgetower.inference.items import Choice
+    from bridgetower.inference.predictor import Options, Predictor
 
 Images = Annotated[tuple[Path, ...], arg(help="Image files.")]
 Texts = tuple[str, ...]
@@ -61,7 +61,7 @@ class UseOptions(LoadOptions):
         **which: bool,
     ) -> Predictor:
         """Returns a model, loaded once it is known that images are there and go with texts."""
-        from bridgetower.inference import check_at_least_1
+        from bridgetower.inference.items import check_at_least_1
         from bridgetower.processor.processor import pair_lists
 
         check_at_least_1(top=top)
@@ -118,7 +118,7 @@ def embed(
     """
     if out is not None:
         require("search")
-    from bridgetower.search.embed import embed_source, given_examples, print_vectors
+    from bridgetower.inference.embed import embed_source, given_examples, print_vectors
 
     if source is None and not images and not texts:
         raise ValueError("nothing to embed; give a SOURCE, --images FILE … or --texts TEXT …")
@@ -156,7 +156,7 @@ def score(
         out: File of the scores, which ends in .parquet.
     """
     require("search")
-    from bridgetower.search.embed import embed_source
+    from bridgetower.inference.embed import embed_source
 
     report = asdict(embed_source(source, out, lambda: loading.load(model), options, progress=True))
     emit_result({"out": out, "pairs": report.pop("vectors"), **report}, json=json)
@@ -242,9 +242,9 @@ def explain(
         truncate: Cut a text that is too long instead of refusing it.
     """
     require("plot")
-    from bridgetower.attention import draw_explanation
-    from bridgetower.attention import explain as attention_of
     from bridgetower.drawing import require_image_name, write_image
+    from bridgetower.inference.attention import draw_explanation
+    from bridgetower.inference.attention import explain as attention_of
 
     require_image_name(out)
     image.stat()
@@ -381,17 +381,17 @@ def classify(
     import numpy as np
     import torch
 
-    from bridgetower.data.custom import joined_text
-    from bridgetower.data.example import check_bad
-    from bridgetower.data.reader import read
-    from bridgetower.inference import (
+    from bridgetower.data.sets.custom import joined_text
+    from bridgetower.data.sources.example import check_bad
+    from bridgetower.data.sources.reader import read
+    from bridgetower.inference.embed import embedded, given_examples, name_of
+    from bridgetower.inference.items import (
         TEMPLATES,
         check_at_least_1,
         choices,
         label_choices,
         prompts_of,
     )
-    from bridgetower.search.embed import embedded, given_examples, name_of
 
     check_at_least_1(top=top)
     config = SourceConfig(

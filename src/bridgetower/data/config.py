@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers
+from bridgetower.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers
 
 Captions = Literal["all", "one"]
 Augmentation = Literal["none", "affine"]

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from bridgetower.data.answers import FEW_ANNOTATORS, normalise_answer
-from bridgetower.data.batch import BatchDataset, BatchKey
+from bridgetower.data.batches.batch import BatchDataset, BatchKey
+from bridgetower.data.sets.answers import FEW_ANNOTATORS, normalise_answer
 from bridgetower.distributed import gather_by_id, rank, world_size
 from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions
 from bridgetower.processor import load_items

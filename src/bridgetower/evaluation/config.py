@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bridgetower.files import json_text, write_json, write_text
-from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers
+from bridgetower.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers
 
 if TYPE_CHECKING:
-    from bridgetower.data.examples import PreparedImages
+    from bridgetower.data.batches.examples import PreparedImages
 
 Protocol = Literal["standard", "paper"]
 

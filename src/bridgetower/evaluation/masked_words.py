@@ -8,8 +8,8 @@ from math import ceil
 
 import torch
 
-from bridgetower.data.batch import Batch, BatchKey, CaptionBatch, derive_seed, joined
-from bridgetower.data.captions import CaptionImages, CaptionPairs
+from bridgetower.data.batches.batch import Batch, BatchKey, CaptionBatch, derive_seed, joined
+from bridgetower.data.batches.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import MaskingConfig
 from bridgetower.distributed import gather_by_id, rank, world_size
 from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions

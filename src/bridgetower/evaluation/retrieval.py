@@ -21,9 +21,9 @@ from torch import Tensor
 from bridgetower.checkpoints import ITC_WEIGHT, UNMEASURED, Reranking
 from bridgetower.checkpoints.checkpoint import exact_fingerprint, fingerprint
 from bridgetower.checkpoints.tensors import read_safetensors, write_safetensors
-from bridgetower.data.batch import Batch
-from bridgetower.data.captions import CaptionImages
-from bridgetower.data.examples import PreparedImages
+from bridgetower.data.batches.batch import Batch
+from bridgetower.data.batches.captions import CaptionImages
+from bridgetower.data.batches.examples import PreparedImages
 from bridgetower.distributed import barrier, gather_by_id, rank, world_size
 from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, Judgement, RetrievalConfig
 from bridgetower.evaluation.metrics import (
@@ -36,7 +36,7 @@ from bridgetower.evaluation.metrics import (
     streamed_recalls,
 )
 from bridgetower.files import locked, remove_leftovers
-from bridgetower.inference import (
+from bridgetower.inference.items import (
     encoded_bytes,
     encoded_texts,
     log_odds,

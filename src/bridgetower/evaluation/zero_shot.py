@@ -11,11 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bridgetower.data.batch import Batch
-from bridgetower.data.examples import PreparedImages
+from bridgetower.data.batches.batch import Batch
+from bridgetower.data.batches.examples import PreparedImages
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.retrieval import PairScorer, resumable
-from bridgetower.inference import encoded_texts, l2_normalize, label_vectors, log_odds, prompts_of
+from bridgetower.inference.items import (
+    encoded_texts,
+    l2_normalize,
+    label_vectors,
+    log_odds,
+    prompts_of,
+)
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.fusion import Encoded
 from bridgetower.processor import Processor

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bridgetower.extras import require
-from bridgetower.predictor import Predictor, load
+from bridgetower.inference.predictor import Predictor, load
 
 require("search")
 

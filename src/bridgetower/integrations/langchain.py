@@ -14,13 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bridgetower.data.example import Example, Image
-from bridgetower.data.fetch import is_url
-from bridgetower.data.store import Table, Uri
+from bridgetower.data.sets.store import Table, Uri
+from bridgetower.data.sources.example import Example, Image
+from bridgetower.data.sources.fetch import is_url
 from bridgetower.extras import require
-from bridgetower.predictor import Predictor, load
+from bridgetower.inference.config import SourceConfig
+from bridgetower.inference.predictor import Predictor, load
 from bridgetower.processor import ImageLike
-from bridgetower.search.config import Against, SourceConfig
+from bridgetower.search.config import Against
 
 require("langchain")
 require("search")
@@ -30,8 +31,8 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
+from bridgetower.inference.embed import Of, embedded, write_lock
 from bridgetower.search.build import new_index, row_of
-from bridgetower.search.embed import Of, embedded, write_lock
 from bridgetower.search.index import Hit, Index, Indexed
 from bridgetower.search.searcher import Searcher
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bridgetower.extras import require
-from bridgetower.predictor import Predictor, load
+from bridgetower.inference.predictor import Predictor, load
 
 require("llama-index")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from bridgetower.checkpoints import described
 from bridgetower.extras import require
-from bridgetower.predictor import Predictor
+from bridgetower.inference.predictor import Predictor
 from bridgetower.processor import open_reduced
 from bridgetower.search.conditions import condition_sql
 from bridgetower.search.index import Hit, Indexed

@@ -15,7 +15,7 @@ from bridgetower.checkpoints import UNMEASURED, read_checkpoint, write_checkpoin
 from bridgetower.checkpoints.io import checkpoint_of
 from bridgetower.engines.engine import Engine, TorchEngine
 from bridgetower.extras import require
-from bridgetower.inference import (
+from bridgetower.inference.items import (
     Item,
     compute,
     compute_with_gradients,
@@ -24,9 +24,9 @@ from bridgetower.inference import (
     fetched,
     log_odds,
 )
+from bridgetower.inference.predictor import load
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import optimize_for_cpu
-from bridgetower.predictor import load
 
 require("sentence-transformers")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from bridgetower.model.plain import NO_OPTION, check_choice, check_numbers, from_plain
+from bridgetower.plain import NO_OPTION, check_choice, check_numbers, from_plain
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh", "relu"]
 Positions = Literal["roberta", "bert"]

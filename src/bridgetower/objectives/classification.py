@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bridgetower.data.batch import Batch
+from bridgetower.data.batches.batch import Batch
 from bridgetower.model.bridgetower import SECOND_IMAGE, BridgeTower
 from bridgetower.objectives.losses import Losses, class_loss
 

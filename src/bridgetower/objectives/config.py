@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from bridgetower.data.config import MaskingConfig
-from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, NO_OPTION, check_choice, check_numbers
+from bridgetower.plain import AT_LEAST_0, AT_LEAST_1, NO_OPTION, check_choice, check_numbers
 
 Negatives = Literal["random", "uniform", "hard"]
 NegativesFrom = Literal["rank", "world"]

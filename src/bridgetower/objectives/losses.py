@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bridgetower.data.batch import IGNORED
+from bridgetower.data.batches.batch import IGNORED
 from bridgetower.distributed import all_gather
 from bridgetower.model.layers import autocast, to_device
 

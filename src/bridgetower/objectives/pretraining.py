@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bridgetower.data.batch import CaptionBatch, RankingBatch
+from bridgetower.data.batches.batch import CaptionBatch, RankingBatch
 from bridgetower.distributed import all_gather, rank, world_size
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.config import entry

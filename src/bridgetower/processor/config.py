@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bridgetower.model.config import check_image_size
-from bridgetower.model.plain import check_choice, check_numbers
+from bridgetower.plain import check_choice, check_numbers
 
 Profile = Literal["official-pretrain", "official-finetune", "hf"]
 Interpolation = Literal["bicubic", "bilinear"]

@@ -30,7 +30,7 @@ def load_items(
         raise SystemExit  # in a worker that imports the script of the user again; the main process says why
     if workers:  # forked from a server without threads: those of Lance would be missing in a fork of this process
         context = multiprocessing.get_context("forkserver")
-        preloaded = ("processor.worker_server", "data.captions", "data.examples")
+        preloaded = ("processor.worker_server", "data.batches.captions", "data.batches.examples")
         context.set_forkserver_preload([f"bridgetower.{name}" for name in preloaded])
     loader: DataLoader[Any] = DataLoader(
         _Caught(get),

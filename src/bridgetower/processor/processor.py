@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from bridgetower import files
 from bridgetower.arguments import AtLeast1, Expected, checked
 from bridgetower.model.layers import to_device
-from bridgetower.model.plain import from_plain
+from bridgetower.plain import from_plain
 from bridgetower.processor import huggingface
 from bridgetower.processor.config import FAST_MARGIN, ProcessorConfig
 from bridgetower.processor.images import open_reduced

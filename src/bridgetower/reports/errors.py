@@ -15,7 +15,7 @@ import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bridgetower.data.examples import PreparedImages
+from bridgetower.data.batches.examples import PreparedImages
 from bridgetower.drawing import FAINT, SERIES, STYLE, png
 from bridgetower.evaluation.config import Judgement
 from bridgetower.evaluation.metrics import BINS, expected_calibration_error, reliability

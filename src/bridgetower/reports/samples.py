@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bridgetower.data.prepared_set import PreparedSet
-from bridgetower.data.schema import Schema
+from bridgetower.data.sets.prepared_set import PreparedSet
+from bridgetower.data.sets.schema import Schema
 from bridgetower.files import write_text
 from bridgetower.reports.pages import page_templates, thumbnail
 

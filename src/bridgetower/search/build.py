@@ -20,15 +20,12 @@ from typing import Any
 
 from PIL import Image as PilImage
 
-from bridgetower.data.example import Example, check_bad
-from bridgetower.data.fetch import is_url, suffix_of, version_of
-from bridgetower.data.reader import SourcePart, parts_of, read_part
-from bridgetower.data.store import Table, Uri, split_uri
+from bridgetower.data.sets.store import Table, Uri, split_uri
+from bridgetower.data.sources.example import Example, check_bad
+from bridgetower.data.sources.fetch import is_url, suffix_of, version_of
+from bridgetower.data.sources.reader import SourcePart, parts_of, read_part
 from bridgetower.files import unfit_name
-from bridgetower.predictor import Predictor
-from bridgetower.search.checksums import CRCS
-from bridgetower.search.config import IndexConfig
-from bridgetower.search.embed import (
+from bridgetower.inference.embed import (
     Embedded,
     Model,
     check_ray,
@@ -38,6 +35,9 @@ from bridgetower.search.embed import (
     numbered,
     write_lock,
 )
+from bridgetower.inference.predictor import Predictor
+from bridgetower.search.checksums import CRCS
+from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index, IndexInfo, location_of
 from bridgetower.search.unrelated import note_unrelated
 
@@ -80,7 +80,7 @@ def build_index(
     any name. What was embedded is written every few seconds. A run that was killed is completed by the next one.
 
     Args:
-        source: As for `bridgetower.data.reader.read`, with images or videos; or several, all local.
+        source: As for `bridgetower.data.sources.reader.read`, with images or videos; or several, all local.
         out: Folder of the index, whose name ends in `.lance`, or an object store's URI.
         model: A loaded model, what to load, or what returns one; nothing is loaded for a source that is wrong.
         config: How.

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import UInt32
 
-from bridgetower.data.store import CRC, crcs_of
+from bridgetower.data.sets.store import CRC, crcs_of
 
 ROW_CRC = "row_crc"
 """Column with the CRC-32 of `SAID`."""

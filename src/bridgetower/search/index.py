@@ -26,11 +26,11 @@ from lancedb.query import MatchQuery
 from torch import Tensor
 
 from bridgetower.checkpoints import is_downloaded
-from bridgetower.data.example import Image
-from bridgetower.data.fetch import BRIEF, is_url, open_regular
-from bridgetower.data.store import CRC, Table, Uri, message_of, split_uri
+from bridgetower.data.sets.store import CRC, Table, Uri, message_of, split_uri
+from bridgetower.data.sources.example import Image
+from bridgetower.data.sources.fetch import BRIEF, is_url, open_regular
 from bridgetower.files import json_object, parse_json
-from bridgetower.model.plain import from_plain
+from bridgetower.plain import from_plain
 from bridgetower.processor import check_length
 from bridgetower.search.checksums import CRCS, ROW_CRC, columns_to_check, damaged_rows, with_crcs
 from bridgetower.search.config import Against, Vectors

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bridgetower.data.store import Table
+from bridgetower.data.sets.store import Table
 
 
 class Memory:

@@ -16,11 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bridgetower.checkpoints import Reranking
-from bridgetower.data.store import Uri
+from bridgetower.data.sets.store import Uri
 from bridgetower.distributed import available_cores
-from bridgetower.inference import Item, check_at_least_1, two_stage_order
-from bridgetower.model.plain import check_choice
-from bridgetower.predictor import Predictor, load
+from bridgetower.inference.items import Item, check_at_least_1, two_stage_order
+from bridgetower.inference.predictor import Predictor, load
+from bridgetower.plain import check_choice
 from bridgetower.processor import ImageLike, Resized
 from bridgetower.search.config import Against, Vectors
 from bridgetower.search.index import Hit, Index, Unrelated

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from bridgetower.predictor import Predictor
+from bridgetower.inference.predictor import Predictor
 from bridgetower.search.config import Vectors
 from bridgetower.search.index import COLUMNS, Index, Unrelated
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import to_json
 
-from bridgetower.inference import Item
+from bridgetower.inference.items import Item
 from bridgetower.serve.costs import Unit
 from bridgetower.serve.inputs import IMAGE
 from bridgetower.serve.model_routes import (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from bridgetower.model.plain import AT_LEAST_1, check_numbers
+from bridgetower.plain import AT_LEAST_1, check_numbers
 
 # of `max_items`, and most entries in any list of a request: more would take long to parse
 MOST_ITEMS = 4096

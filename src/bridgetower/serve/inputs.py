@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from bridgetower.distributed import available_cores
-from bridgetower.inference import Item, Pixels, Tokens
+from bridgetower.inference.items import Item, Pixels, Tokens
 from bridgetower.processor import Processor, Resized, images
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.fairness import RequestJobs

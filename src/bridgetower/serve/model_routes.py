@@ -24,8 +24,8 @@ from pydantic import (
     model_validator,
 )
 
-from bridgetower.attention import Method, view_of, words_of
-from bridgetower.inference import (
+from bridgetower.inference.attention import Method, view_of, words_of
+from bridgetower.inference.items import (
     TEMPLATES,
     Choice,
     FilledWord,

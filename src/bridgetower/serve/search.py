@@ -21,7 +21,7 @@ from fastapi.responses import StreamingResponse
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
-from bridgetower.inference import Item
+from bridgetower.inference.items import Item
 from bridgetower.processor import media_type
 from bridgetower.search.conditions import condition_sql
 from bridgetower.search.config import Against

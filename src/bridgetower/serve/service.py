@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from fastapi import Depends, Request
 from torch import Tensor
 
-from bridgetower.attention import Explanation as Attention
-from bridgetower.attention import Method, attention_of
-from bridgetower.inference import (
+from bridgetower.inference.attention import Explanation as Attention
+from bridgetower.inference.attention import Method, attention_of
+from bridgetower.inference.items import (
     HEAD_OF,
     Choice,
     FilledWord,
@@ -25,7 +25,7 @@ from bridgetower.inference import (
     assembled,
     choices,
 )
-from bridgetower.predictor import Predictor
+from bridgetower.inference.predictor import Predictor
 from bridgetower.processor.images import MEMORY_PER_PIXEL
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.costs import Unit, unit_costs

@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bridgetower.data import schema as schemas
-from bridgetower.data.answers import FEW_ANNOTATORS, normalise_answer, read_vocabulary
-from bridgetower.data.custom import read_classes
-from bridgetower.data.schema import Schema, nlvr2_sentence
+from bridgetower.data.sets import schema as schemas
+from bridgetower.data.sets.answers import FEW_ANNOTATORS, normalise_answer, read_vocabulary
+from bridgetower.data.sets.custom import read_classes
+from bridgetower.data.sets.schema import Schema, nlvr2_sentence
 from bridgetower.evaluation.config import Outcome, Protocol, RetrievalConfig
 from bridgetower.files import json_text
 from bridgetower.model.config import HeadsConfig
-from bridgetower.model.plain import check_choice, check_numbers
 from bridgetower.model.presets import BASE, LARGE, NANO
 from bridgetower.objectives.config import NotAnOption, TaskConfig
+from bridgetower.plain import check_choice, check_numbers
 from bridgetower.tasks.pretraining import PRETRAIN_NANO
 from bridgetower.tasks.run_config import (
     BASE_AT_384,
@@ -34,7 +34,7 @@ from bridgetower.tasks.spec import Entry, Evaluation, ExampleSource, TaskSpec, f
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bridgetower.data.examples import EntryDataset
+    from bridgetower.data.batches.examples import EntryDataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class RegressionConfig(TaskConfig):
 
 def _questions(source: ExampleSource) -> EntryDataset:
     """Opens questions; `test-dev` of VQAv2 is part of `test`, and its server takes the answers to all of it."""
-    from bridgetower.data.examples import AnswerEncoder, EntryDataset
+    from bridgetower.data.batches.examples import AnswerEncoder, EntryDataset
 
     source = replace(
         source, splits=tuple("test" if split == "test-dev" else split for split in source.splits)
@@ -157,7 +157,7 @@ def _evaluate_questions(evaluation: Evaluation) -> Outcome:
 
 
 def _statements(source: ExampleSource, schema: Schema) -> EntryDataset:
-    from bridgetower.data.examples import ClassEncoder, EntryDataset
+    from bridgetower.data.batches.examples import ClassEncoder, EntryDataset
 
     test = source.use == "test"
     return EntryDataset(
@@ -215,7 +215,7 @@ def statement_metrics(
 
 
 def _labelled(source: ExampleSource) -> EntryDataset:
-    from bridgetower.data.examples import ClassEncoder, EntryDataset, NumberEncoder
+    from bridgetower.data.batches.examples import ClassEncoder, EntryDataset, NumberEncoder
 
     heads, numbers = source.heads, source.task.kind == "regression"
     for folder in source.data.folders:
@@ -325,7 +325,7 @@ def _evaluate_classes(evaluation: Evaluation) -> Outcome:
 
 def _evaluate_zero_shot(evaluation: Evaluation) -> Outcome:
     from bridgetower.evaluation.zero_shot import ZeroShot
-    from bridgetower.inference import TEMPLATES
+    from bridgetower.inference.items import TEMPLATES
 
     if (evaluation.examples.images.image_of < 0).any():
         raise ValueError("an example has no image; zero-shot classifies images")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bridgetower.data.config import DataConfig
-from bridgetower.data.schema import CAPTIONS
+from bridgetower.data.sets.schema import CAPTIONS
 from bridgetower.evaluation.config import Outcome, RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.presets import BASE, LARGE, NANO, meter, meter_with_norms
@@ -23,7 +23,7 @@ from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 if TYPE_CHECKING:
     from torch import nn
 
-    from bridgetower.data.captions import CaptionPairs, RankingPairs
+    from bridgetower.data.batches.captions import CaptionPairs, RankingPairs
     from bridgetower.model.bridgetower import BridgeTower
 
 
@@ -38,7 +38,7 @@ def _build(model: BridgeTower, config: PretrainingConfig | RankingConfig) -> nn.
 
 
 def _examples(source: ExampleSource) -> CaptionPairs | RankingPairs:
-    from bridgetower.data.captions import CaptionImages, CaptionPairs, RankingPairs
+    from bridgetower.data.batches.captions import CaptionImages, CaptionPairs, RankingPairs
 
     images, task = CaptionImages(source.data, source.splits, source.processor), source.task
     if isinstance(task, RankingConfig) and source.use == "train":

@@ -13,9 +13,9 @@ from tyro.conf import AvoidSubcommands
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import ModelConfig, Part
-from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers, from_plain
 from bridgetower.model.presets import BASE
 from bridgetower.objectives.config import NotAnOption, PretrainingConfig, TaskConfig
+from bridgetower.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers, from_plain
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]

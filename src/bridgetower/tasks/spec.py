@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bridgetower.checkpoints import Reranking
-    from bridgetower.data.examples import PreparedImages
-    from bridgetower.data.schema import Schema
+    from bridgetower.data.batches.examples import PreparedImages
+    from bridgetower.data.sets.schema import Schema
     from bridgetower.evaluation.class_metrics import Predictions
     from bridgetower.evaluation.retrieval import RetrievalResult
     from bridgetower.model.bridgetower import BridgeTower
@@ -48,7 +48,7 @@ class ExampleSource:
     use: Use  # `train` may leave examples out; `validate` needs a label of each; `test` takes all, labelled or not
 
     def images(self, schema: Schema) -> PreparedImages:
-        from bridgetower.data.examples import PreparedImages
+        from bridgetower.data.batches.examples import PreparedImages
 
         return PreparedImages(self.data, self.splits, self.processor, schema=schema)
 
@@ -208,7 +208,7 @@ class TaskSpec:
         return task_of_head(model, self.head)
 
     def training_texts(self, config: RunConfig, processor: Processor) -> Iterator[str]:
-        from bridgetower.data.examples import PreparedImages
+        from bridgetower.data.batches.examples import PreparedImages
 
         images = PreparedImages(
             config.data, config.data.train_splits, processor, schema=self.schema
@@ -217,7 +217,7 @@ class TaskSpec:
 
     def count_examples(self, data: DataConfig) -> int:
         """Counts the examples of an epoch by the prepared sets; the task may leave some of them out."""
-        from bridgetower.data.prepared_set import PreparedSet
+        from bridgetower.data.sets.prepared_set import PreparedSet
 
         first_folder(data)
         sets = [PreparedSet(folder, data.train_splits, self.schema) for folder in data.folders]

@@ -24,7 +24,7 @@ from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 
 if TYPE_CHECKING:
-    from bridgetower.predictor import Predictor
+    from bridgetower.inference.predictor import Predictor
 
 TASKS: Mapping[str, TaskSpec] = {
     spec.name: spec

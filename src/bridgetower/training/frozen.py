@@ -17,10 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bridgetower.checkpoints.checkpoint import code_content, exact_fingerprint
-from bridgetower.data.batch import CaptionBatch, StepSampler, derive_seed
-from bridgetower.data.examples import NO_IMAGE, PreparedImages
-from bridgetower.data.frozen import FeatureCache, FrozenDataset, FrozenFeatures, key_ids
-from bridgetower.data.views import random_view
+from bridgetower.data.batches.batch import CaptionBatch, StepSampler, derive_seed
+from bridgetower.data.batches.examples import NO_IMAGE, PreparedImages
+from bridgetower.data.batches.frozen import FeatureCache, FrozenDataset, FrozenFeatures, key_ids
+from bridgetower.data.batches.views import random_view
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import TextConfig, VisionConfig

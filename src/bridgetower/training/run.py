@@ -17,8 +17,8 @@ from types import FrameType, MappingProxyType
 from typing import Literal
 
 from bridgetower.checkpoints.tensors import SHARDS
-from bridgetower.data.batch import Batch, StepSampler
-from bridgetower.data.frozen import FeatureCache
+from bridgetower.data.batches.batch import Batch, StepSampler
+from bridgetower.data.batches.frozen import FeatureCache
 from bridgetower.distributed import (
     barrier,
     from_first,
@@ -41,7 +41,7 @@ from bridgetower.model.config import entry
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.layers import autocast
-from bridgetower.model.plain import check_choice
+from bridgetower.plain import check_choice
 from bridgetower.processor import load_items
 from bridgetower.tasks.run_config import (
     CONFIG,

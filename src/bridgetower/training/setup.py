@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 
 from bridgetower.checkpoints import UNMEASURED, Checkpoint, read_checkpoint
 from bridgetower.checkpoints.towers import check_overrides, read_text_tower, read_vision_tower
-from bridgetower.data.batch import BatchDataset, derive_seed
+from bridgetower.data.batches.batch import BatchDataset, derive_seed
+from bridgetower.data.batches.examples import PreparedImages
 from bridgetower.data.config import DataConfig
-from bridgetower.data.examples import PreparedImages
 from bridgetower.evaluation.config import EvaluationOptions
 from bridgetower.files import differences
 from bridgetower.model.bridgetower import BridgeTower

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bridgetower.data.batch import Batch, CaptionBatch, derive_seed
+from bridgetower.data.batches.batch import Batch, CaptionBatch, derive_seed
 from bridgetower.distributed import all_gather, rank, world_size
 from bridgetower.model.layers import autocast
 from bridgetower.objectives.losses import Contrast

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 import miniature_arrow as arrow
-from bridgetower.data.answers import read_vocabulary, soft_targets
-from bridgetower.data.datasets import DATASETS, prepare_arrow
-from bridgetower.data.datasets.spec import ArrowConfig
+from bridgetower.data.sets.answers import read_vocabulary, soft_targets
+from bridgetower.data.sets.datasets import DATASETS, prepare_arrow
+from bridgetower.data.sets.datasets.spec import ArrowConfig
 from miniature import coco_name, counts, jpeg
 from rows import png, read_rows
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from bridgetower.data.datasets import prepare_set
-from bridgetower.data.datasets.spec import DatasetSpec, Originals
-from bridgetower.data.schema import CAPTIONS
+from bridgetower.data.sets.datasets import prepare_set
+from bridgetower.data.sets.datasets.spec import DatasetSpec, Originals
+from bridgetower.data.sets.schema import CAPTIONS
 from miniature import write, write_coco, write_lines
 from rows import png, read_rows
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from bridgetower.data.answers import read_vocabulary
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets import prepare_set
-from bridgetower.data.datasets.sets import DATASETS, VgConfig, VgqaConfig
-from bridgetower.data.prepared_set import read_info
+from bridgetower.data.sets.answers import read_vocabulary
+from bridgetower.data.sets.datasets import prepare_set
+from bridgetower.data.sets.datasets.sets import DATASETS, VgConfig, VgqaConfig
+from bridgetower.data.sets.prepared_set import read_info
 from bridgetower.files import write_json
 from miniature import ANSWERS, WRITERS, change, coco_name, counts, jpeg, write, write_coco
 from rows import png, read_rows

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from bridgetower.data.schema import SNLI_VE
+from bridgetower.data.sets.schema import SNLI_VE
 from bridgetower_demo.toysets.scene_drawing import LEVELS, Noun, Scene, Shape
 from bridgetower_demo.toysets.scene_texts import TOPICS, Asked, scenes_for
 

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from bridgetower.data.schema import SCHEMAS
+from bridgetower.data.sets.schema import SCHEMAS
 from bridgetower.processor import open_image
 from bridgetower_demo.toysets import scenes
 from bridgetower_demo.toysets.scenes import SceneKind, ScenesConfig, collect

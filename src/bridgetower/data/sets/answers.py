@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from bridgetower.data.fetch import read_part_of_set
+from bridgetower.data.sources.fetch import read_part_of_set
 from bridgetower.files import parse_json
 
 MIN_COUNT = 9  # questions that an answer of the vocabulary is the first choice of (official ViLT and METER code)

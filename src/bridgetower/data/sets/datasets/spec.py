@@ -9,12 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bridgetower.data.answers import vocabulary_file
 from bridgetower.data.config import NOT_CONTENT, PrepareConfig
-from bridgetower.data.example import ColumnFile, Image
-from bridgetower.data.fetch import LARGEST_ITEM, JsonLists
-from bridgetower.data.prepared_set import SetWriter
-from bridgetower.data.schema import (
+from bridgetower.data.sets.answers import vocabulary_file
+from bridgetower.data.sets.prepared_set import SetWriter
+from bridgetower.data.sets.schema import (
     CAPTIONS,
     NLVR2,
     SNLI_VE,
@@ -24,6 +22,8 @@ from bridgetower.data.schema import (
     Statement,
     nlvr2_sentence,
 )
+from bridgetower.data.sources.example import ColumnFile, Image
+from bridgetower.data.sources.fetch import LARGEST_ITEM, JsonLists
 from bridgetower.files import json_object
 from bridgetower.progress import counted, reading
 

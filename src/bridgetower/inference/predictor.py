@@ -19,7 +19,7 @@ from bridgetower.checkpoints import Checkpoint, HubOptions, Source, fingerprint,
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.engines.engine import Engine, EngineChoice, chosen_engine
 from bridgetower.files import cache_folder
-from bridgetower.inference import (
+from bridgetower.inference.items import (
     HEAD_OF,
     TEMPLATES,
     Item,

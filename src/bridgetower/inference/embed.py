@@ -27,23 +27,30 @@ from jaxtyping import UInt8
 from PIL import Image as PilImage
 from torch import Tensor
 
-from bridgetower.data.example import NAMED, Example, Image, check_bad
-from bridgetower.data.fetch import is_url, list_files, suffix_of, version_of
-from bridgetower.data.reader import IMAGE_SUFFIXES, Columns, SourcePart, parts_of, read, read_part
+from bridgetower.data.sources.example import NAMED, Example, Image, check_bad
+from bridgetower.data.sources.fetch import is_url, list_files, suffix_of, version_of
+from bridgetower.data.sources.reader import (
+    IMAGE_SUFFIXES,
+    Columns,
+    SourcePart,
+    parts_of,
+    read,
+    read_part,
+)
 from bridgetower.distributed import available_cores
 from bridgetower.extras import require
 from bridgetower.files import escaped, json_text, locked, remove_leftovers, replacing, unfit_name
-from bridgetower.inference import Item, Kind, Tokens
-from bridgetower.predictor import Predictor, load
+from bridgetower.inference.config import Content, EmbedConfig, Quantize, ScoreConfig, SourceConfig
+from bridgetower.inference.items import Item, Kind, Tokens
+from bridgetower.inference.predictor import Predictor, load
 from bridgetower.processor import Processor
 from bridgetower.processor.loading import load_items
 from bridgetower.progress import counting
-from bridgetower.search.config import Content, EmbedConfig, Quantize, ScoreConfig, SourceConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from bridgetower.data.store import Table
+    from bridgetower.data.sets.store import Table
 
 Model = Predictor | str | Path | Callable[[], Predictor]
 """A loaded model, what to load, or what returns one."""
@@ -146,7 +153,7 @@ def embed_source(
     or `.OUT.lance` beside another output. Items that cannot be used are left out and named in `OUT.errors.jsonl`.
 
     Args:
-        source: As for `bridgetower.data.reader.read`, or examples.
+        source: As for `bridgetower.data.sources.reader.read`, or examples.
         out: File or table, which ends in `.jsonl`, `.parquet`, `.npy` or `.lance`; of scores `.parquet`.
         model: A loaded model, what to load, or what returns one; nothing is loaded for a source that is wrong.
         config: How. From 500 items on, processes decode images unless `num_workers` is 0: a script needs
@@ -264,7 +271,7 @@ def _opened(uri: str, plan: dict[str, Any], predictor: Predictor, config: Config
     """Opens the table of a run that is to go on, or of one that is through, or makes a new one."""
     import pyarrow as pa
 
-    from bridgetower.data.store import Table
+    from bridgetower.data.sets.store import Table
 
     if config.of == "scores":
         heads = predictor.model.itm_head, predictor.model.itc_head

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from bridgetower.arguments import checked
 from bridgetower.checkpoints.reranking import Match, described
-from bridgetower.inference import fetched, matched
+from bridgetower.inference.items import fetched, matched
+from bridgetower.inference.predictor import Predictor
 from bridgetower.model.hidden_states import hidden_states
-from bridgetower.predictor import Predictor
 from bridgetower.processor import ImageLike, Processor, Resized
 
 _VIEW_SIDE = 480  # pixels, at least

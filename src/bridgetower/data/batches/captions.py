@@ -12,10 +12,16 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bridgetower.data.batch import IGNORED, BatchKey, CaptionBatch, RankingBatch, mask_tokens
+from bridgetower.data.batches.batch import (
+    IGNORED,
+    BatchKey,
+    CaptionBatch,
+    RankingBatch,
+    mask_tokens,
+)
+from bridgetower.data.batches.examples import PreparedImages
+from bridgetower.data.batches.views import drop_words
 from bridgetower.data.config import DataConfig, MaskingConfig
-from bridgetower.data.examples import PreparedImages
-from bridgetower.data.views import drop_words
 from bridgetower.processor import Processor
 
 DRAWN = -1  # number of a caption that is drawn each time

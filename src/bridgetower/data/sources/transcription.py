@@ -7,10 +7,10 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from bridgetower.data.fetch import retried
+from bridgetower.data.sources.fetch import retried
 
 if TYPE_CHECKING:
-    from bridgetower.data.video import Video
+    from bridgetower.data.sources.video import Video
 
 KEY = "OPENAI_API_KEY"
 _SECONDS = 600  # of sound in one request: 3.6 MB

@@ -24,8 +24,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
 
 from bridgetower.data.config import Cutting
-from bridgetower.data.example import ColumnFile, Example, Image, cell_bytes
-from bridgetower.data.fetch import (
+from bridgetower.data.sources.example import ColumnFile, Example, Image, cell_bytes
+from bridgetower.data.sources.fetch import (
     JsonLists,
     ListedFile,
     is_url,
@@ -460,7 +460,7 @@ def _images(part: SourcePart, columns: Columns) -> Iterator[Example]:
 
 
 def _video(part: SourcePart, columns: Columns) -> Iterator[Example]:
-    from bridgetower.data.video import moments_of  # needs torch and PyAV
+    from bridgetower.data.sources.video import moments_of  # needs torch and PyAV
 
     (file,) = part.files
     try:

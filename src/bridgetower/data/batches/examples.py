@@ -15,12 +15,12 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bridgetower.data.answers import soft_targets
-from bridgetower.data.batch import Batch, BatchKey
+from bridgetower.data.batches.batch import Batch, BatchKey
+from bridgetower.data.batches.views import augment, custom_transform, random_view, transformed
 from bridgetower.data.config import DataConfig
-from bridgetower.data.prepared_set import SPLIT_OPTIONS, PreparedSet
-from bridgetower.data.schema import CAPTIONS, Schema
-from bridgetower.data.views import augment, custom_transform, random_view, transformed
+from bridgetower.data.sets.answers import soft_targets
+from bridgetower.data.sets.prepared_set import SPLIT_OPTIONS, PreparedSet
+from bridgetower.data.sets.schema import CAPTIONS, Schema
 from bridgetower.processor import Processor
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)

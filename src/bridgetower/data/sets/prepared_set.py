@@ -18,12 +18,12 @@ from typing import Any, Self
 import numpy as np
 
 from bridgetower.data.config import WritingConfig
-from bridgetower.data.example import Image, check_bad
-from bridgetower.data.fetch import is_url, read_part_of_set, version_of
-from bridgetower.data.schema import Schema, schema_named
-from bridgetower.data.store import CRC, Table
+from bridgetower.data.sets.schema import Schema, schema_named
+from bridgetower.data.sets.store import CRC, Table
+from bridgetower.data.sources.example import Image, check_bad
+from bridgetower.data.sources.fetch import is_url, read_part_of_set, version_of
 from bridgetower.files import escaped, json_object, locked, remove_leftovers, shortened, write_json
-from bridgetower.model.plain import from_plain
+from bridgetower.plain import from_plain
 from bridgetower.progress import counting
 
 INFO_FILE = "dataset.json"

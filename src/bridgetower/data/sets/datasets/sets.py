@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from bridgetower.data import schema as schemas
-from bridgetower.data.answers import (
+from bridgetower.data.config import NOT_CONTENT, PrepareConfig
+from bridgetower.data.sets import schema as schemas
+from bridgetower.data.sets.answers import (
     ANNOTATORS,
     ANSWERS_FILE,
     answer_vocabulary,
@@ -24,17 +25,16 @@ from bridgetower.data.answers import (
     read_vocabulary,
     vocabulary_file,
 )
-from bridgetower.data.config import NOT_CONTENT, PrepareConfig
-from bridgetower.data.datasets.spec import (
+from bridgetower.data.sets.datasets.spec import (
     ArrowFiles,
     DatasetSpec,
     Originals,
     PublishedCount,
     published,
 )
-from bridgetower.data.example import Image
-from bridgetower.data.prepared_set import SetWriter
-from bridgetower.data.schema import Composition, Question, Statement
+from bridgetower.data.sets.prepared_set import SetWriter
+from bridgetower.data.sets.schema import Composition, Question, Statement
+from bridgetower.data.sources.example import Image
 from bridgetower.files import read_json
 
 _KARPATHY = "Karpathy's splits"

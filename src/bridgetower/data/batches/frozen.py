@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bridgetower.data.batch import Batch, BatchDataset, BatchKey, derive_seed, joined
-from bridgetower.data.store import Table
+from bridgetower.data.batches.batch import Batch, BatchDataset, BatchKey, derive_seed, joined
+from bridgetower.data.sets.store import Table
 from bridgetower.distributed import barrier, from_first, rank, world_size
 from bridgetower.files import (
     json_text,

@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
-from bridgetower.data.fetch import PATIENT, Patience, open_location, read_bytes, version_of
+from bridgetower.data.sources.fetch import PATIENT, Patience, open_location, read_bytes, version_of
 
 NAMED = 10  # problems spelt out in an error or a report
 
@@ -41,7 +41,7 @@ class Image:
         if self.content is not None:
             return self.content
         if self.moment:
-            from bridgetower.data.video import frame_of
+            from bridgetower.data.sources.video import frame_of
 
             return frame_of(self.location, sum(self.moment) / 2, self.name)
         if self.cell:

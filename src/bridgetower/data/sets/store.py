@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from bridgetower.data.fetch import is_url
+from bridgetower.data.sources.fetch import is_url
 from bridgetower.files import escaped, remove_folder
 
 if TYPE_CHECKING:

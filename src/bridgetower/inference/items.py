@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from bridgetower.data.fetch import BRIEF, is_url, read_bytes
+from bridgetower.data.sources.fetch import BRIEF, is_url, read_bytes
 from bridgetower.distributed import available_cores
 from bridgetower.engines.engine import Engine
 from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeOutputs

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bridgetower.data.datasets import DATASETS
-from bridgetower.data.datasets.spec import PublishedCount
-from bridgetower.data.prepared_set import DatasetInfo, PreparedSet
-from bridgetower.data.schema import Schema
+from bridgetower.data.sets.datasets import DATASETS
+from bridgetower.data.sets.datasets.spec import PublishedCount
+from bridgetower.data.sets.prepared_set import DatasetInfo, PreparedSet
+from bridgetower.data.sets.schema import Schema
 from bridgetower.progress import counted
 
 

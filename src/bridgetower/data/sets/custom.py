@@ -12,13 +12,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from bridgetower.data import schema as schemas
-from bridgetower.data.answers import normalise_answer, vocabulary_file
 from bridgetower.data.config import WritingConfig
-from bridgetower.data.example import Example, check_bad
-from bridgetower.data.fetch import list_files, read_part_of_set
-from bridgetower.data.prepared_set import INFO_FILE, DatasetInfo, SetWriter, read_info
-from bridgetower.data.reader import (
+from bridgetower.data.sets import schema as schemas
+from bridgetower.data.sets.answers import normalise_answer, vocabulary_file
+from bridgetower.data.sets.prepared_set import INFO_FILE, DatasetInfo, SetWriter, read_info
+from bridgetower.data.sources.example import Example, check_bad
+from bridgetower.data.sources.fetch import list_files, read_part_of_set
+from bridgetower.data.sources.reader import (
     CAPTIONS,
     IMAGES,
     CaptionsFrom,
@@ -30,7 +30,7 @@ from bridgetower.data.reader import (
     read,
 )
 from bridgetower.files import json_object
-from bridgetower.model.plain import from_plain
+from bridgetower.plain import from_plain
 
 CLASSES_FILE = "classes.json"
 STATEMENTS = Headings(
@@ -212,7 +212,7 @@ def prepare_custom(
 
     Args:
         kind: Name of one of `CUSTOM_SETS`, or a custom kind.
-        source: As `bridgetower.data.reader.read` takes it.
+        source: As `bridgetower.data.sources.reader.read` takes it.
         out: Folder of the set.
         config: How the source is read and split.
         progress: Show a bar, or log a line each 20 seconds where standard error is no terminal.

@@ -5,16 +5,16 @@ from functools import partial
 from pathlib import Path
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.custom import finished_set
-from bridgetower.data.datasets.sets import DATASETS as DATASETS
-from bridgetower.data.datasets.spec import (
+from bridgetower.data.sets.custom import finished_set
+from bridgetower.data.sets.datasets.sets import DATASETS as DATASETS
+from bridgetower.data.sets.datasets.spec import (
     ROWS,
     ArrowConfig,
     DatasetSpec,
     Originals,
     fill_from_arrow,
 )
-from bridgetower.data.prepared_set import DatasetInfo, SetWriter
+from bridgetower.data.sets.prepared_set import DatasetInfo, SetWriter
 from bridgetower.files import sha256_of
 
 

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from bridgetower.data.config import Cutting
-from bridgetower.data.fetch import (
+from bridgetower.data.sources.fetch import (
     ListedFile,
     is_url,
     open_location,
@@ -27,7 +27,7 @@ from bridgetower.data.fetch import (
     read_bytes,
     version_of,
 )
-from bridgetower.data.transcription import transcribed
+from bridgetower.data.sources.transcription import transcribed
 from bridgetower.processor import MAX_PIXELS
 
 _LONGEST_SIDE = 1280  # of a frame that is kept, in pixels

@@ -1,0 +1,1 @@
+"""Batches of prepared sets: sampling, views, labels, and features of frozen towers."""
