@@ -15,7 +15,7 @@ import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.engines import parts
 from bridgetower.engines.parts import (
-    Part,
+    ExportedPart,
     PartsEngine,
     Runner,
     SignalStack,
@@ -200,7 +200,7 @@ class TestParts:
     def test_examples_of_texts_are_padded_wherever_the_pad_is(self):
         for pad in (0, 1, 30, 49):
             model = tiny.build(tiny.changed(text__pad_token_id=pad, text__positions="bert"))
-            ids, mask = Part(model, "text").inputs
+            ids, mask = ExportedPart(model, "text").inputs
             assert torch.equal(ids == pad, mask == 0)
             assert 0 <= ids.min() <= ids.max() < model.config.text.vocab_size
             assert torch.equal(mask.sum(dim=1), torch.tensor([8, 4]))
