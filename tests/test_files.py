@@ -359,6 +359,29 @@ class TestLock:
             write_text(tmp_path / "new" / "a", "new")
 
 
+@pytest.mark.parametrize("write", [locked, new_folder, replacing])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a\0b", r"'a\\x00b' has a zero character; give another path"),
+        ("a\ud800", r"'a\\ud800' is not UTF-8; give another path"),
+        ("x" * 100_000, "x{60}… has more than 255 bytes between slashes; give another path"),
+        ("s3://bucket/set", "s3://bucket/set is a URL; give a path on this machine"),
+        (Path("s3://bucket/set"), "s3:/bucket/set is a URL; give a path on this machine"),
+        ("/proc/x", r"/proc/x could not be written \(.*\); choose another name"),
+        ("file/x", r"file/x could not be written \(.*\); choose another name"),
+    ],
+)
+def test_what_no_file_can_be_called_is_refused_in_a_line(
+    tmp_path, monkeypatch, write, name, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises((ValueError, OSError), match=f"^(.*/)?{message}$"), write(name):
+        pytest.fail("it was written")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_disk_that_is_only_read(small_disk):
     disk = small_disk(64)
     write_bytes(disk / "a", b"old")

@@ -29,7 +29,7 @@ _UNSEEN = re.compile(
 _MARK = ".partial-"  # in the name of every temporary folder
 _LARGEST_JSON = 2**28  # bytes; the largest vocabularies of tokenizers have a tenth
 _LONGEST_MESSAGE = 4000  # characters
-_NO_ROOM = (
+NO_ROOM = (
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EFBIG,
@@ -40,14 +40,20 @@ _CACHES = {
     "evaluations": "work",
 }  # and the settings that put them elsewhere
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_NAME = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_LONGEST_NAME = 255  # bytes, of file systems
 
 
 class NotWrittenError(OSError):
     """A file or folder could not be written, for lack of a right or, as far as is known, of room."""
 
     def __init__(self, path: Path, reason: str, number: int | None) -> None:
-        advice = _where_else(path) if number in _NO_RIGHT else "make room on the disk"
-        super().__init__(f"{path} could not be written ({reason}); {advice}")
+        advice = "make room on the disk"
+        if number in _NO_RIGHT:
+            advice = _where_else(path)
+        elif number in _NO_NAME:
+            advice = "choose another name"
+        super().__init__(f"{short_name(path)} could not be written ({reason}); {advice}")
         self.path, self.reason, self.errno = path, reason, number
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -67,7 +73,7 @@ def _where_else(path: Path) -> str:
 
 @contextmanager
 def writing(
-    path: Path, failures: tuple[type[Exception], ...] = (), numbers: tuple[int, ...] = _NO_ROOM
+    path: Path, failures: tuple[type[Exception], ...] = (), numbers: tuple[int, ...] = NO_ROOM
 ) -> Iterator[None]:
     """Names what could not be written, which the system's error does not, or names a temporary folder."""
     try:
@@ -90,7 +96,7 @@ def replacing(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterato
     full disk included, that folder is removed and `path` stays as it was. Only a killed process leaves it behind; see
     `remove_leftovers`.
     """
-    path = Path(path)
+    path = _local(path)
     is_special = path.exists() and not path.is_file() and not path.is_dir()
     if is_special or (
         path.is_symlink() and path.readlink().is_relative_to("/proc")
@@ -112,7 +118,7 @@ def replacing(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterato
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; on success it is renamed to `path`, on any error it is removed."""
-    path = Path(path).resolve()  # a folder is not renamed to a link
+    path = _local(path).resolve()  # a folder is not renamed to a link
     require_empty(path)
     remove_leftovers(path.parent, path.name)
     if path.is_mount():
@@ -134,6 +140,35 @@ def cache_folder() -> Path:
 def require_empty(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty; choose another name or remove it first")
+
+
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Raises a ValueError if no file can have a path."""
+    name = os.fspath(path)
+    if "\0" in name:
+        raise ValueError(f"{short_name(repr(name))} has a zero character; give another path")
+    try:
+        lengths = map(len, os.fsencode(name).split(b"/"))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{short_name(repr(name))} is not UTF-8; give another path") from error
+    if max(lengths) > _LONGEST_NAME:
+        raise ValueError(
+            f"{short_name(name)} has more than {_LONGEST_NAME} bytes between slashes; give another path"
+        )
+
+
+def _local(path: str | os.PathLike[str]) -> Path:
+    """Returns a path that is to be written, unless it is a URL or none that a file can have."""
+    check_path(path)
+    if re.match(r"[a-z][a-z0-9+.-]+:(/|$)", os.fspath(path)):
+        raise ValueError(f"{path} is a URL; give a path on this machine")
+    return Path(path)
+
+
+def short_name(path: object) -> str:
+    """Returns a path as errors quote it: of one that is too long for a file, the beginning."""
+    name = str(path)
+    return name if len(name) <= _LONGEST_NAME else f"{name[:60]}…"
 
 
 def sha256_of(path: Path) -> str:
@@ -292,6 +327,7 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
         folder.mkdir(parents=True, exist_ok=True)
         yield
         return
+    folder = _local(folder)
     path, operation = folder / ".lock", fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with ExitStack() as stack:
         while True:  # again if the folder is removed meanwhile
@@ -299,8 +335,9 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
                 raise FileNotFoundError(
                     f"{folder} is a link to {folder.readlink()}, which is not there; make that folder"
                 )
-            with writing(folder, numbers=_NO_RIGHT), suppress(FileNotFoundError):
+            with writing(folder, numbers=_NO_RIGHT + _NO_NAME):
                 folder.mkdir(parents=True, exist_ok=True)
+            with writing(folder, numbers=_NO_RIGHT), suppress(FileNotFoundError):
                 file = stack.enter_context(path.open("a"))  # a lock that is there is not written to
                 try:
                     fcntl.flock(file, operation | fcntl.LOCK_NB)
@@ -330,7 +367,7 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
 def _beside(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
     """Yields the path of that name in a temporary folder beside `path`, to be renamed to `path` in the end."""
     with writing(path, failures):
-        with writing(path, numbers=_NO_RIGHT):
+        with writing(path, numbers=_NO_RIGHT + _NO_NAME):
             path.parent.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=f".{path.name}{_MARK}", dir=path.parent))
         with ExitStack() as stack:

@@ -669,6 +669,18 @@ class TestFiles:
         assert sorted(album.rows()) == NAMES
 
 
+def test_what_a_full_disk_cut_off_before_a_kill_is_embedded_again(album, monkeypatch):
+    monkeypatch.setattr(Index, "optimize", lambda *_: None)
+    album.build()
+    written = {*(album.out / "data").iterdir()}
+    shutil.copy(album.folder / "00.png", album.folder / "copy.png")
+    album.build()
+    (file,) = {*(album.out / "data").iterdir()} - written
+    os.truncate(file, file.stat().st_size - 8)
+    assert album.counts() == (7, 1, 0, 0)
+    album.check_vectors({"copy.png": album.folder / "copy.png"})
+
+
 @pytest.mark.parametrize("column", ["image_vector", "width"])
 def test_damage_is_noticed_by_a_run_that_writes(album, column):
     album.build()

@@ -883,6 +883,37 @@ def test_a_full_disk_changes_nothing(small_disk):
     assert Index(index.uri).paths() == ["a.png"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index.upsert([row(f"{number}.png") for number in range(50, 150)]),
+        lambda index: index.set_versions([{"path": "1.png", "version": "2", "part_size": 1}]),
+        lambda index: index.optimize(num_replaced=1000),
+    ],
+    ids=["upsert", "set_versions", "optimize"],
+)
+def test_a_file_that_a_full_disk_cut_off_is_taken_back(change, make, file_limit, tmp_path):
+    index = make()
+    index.upsert([row(f"{number}.png") for number in range(100)])
+    index.upsert([row("100.png")])
+    whole = Index(shutil.copytree(index.uri, tmp_path / "whole.lance"))
+    written = {file.name for file in Path(whole.uri, "data").iterdir()}
+    change(whole)
+    (size,) = (
+        file.stat().st_size
+        for file in Path(whole.uri, "data").iterdir()
+        if file.name not in written
+    )
+    with (
+        file_limit(size - 8),
+        pytest.raises(OSError, match=r"photos\.lance cannot be written: .*make room on the disk"),
+    ):
+        change(index)
+    assert sorted(Index(index.uri).paths()) == sorted(f"{number}.png" for number in range(101))
+    change(index)
+    assert sorted(Index(index.uri).paths()) == sorted(whole.paths())
+
+
 def test_damaged_files_are_named_without_the_sources_of_a_library(make):
     index = make()
     index.upsert([row("a.png")])

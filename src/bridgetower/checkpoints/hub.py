@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Annotated, Any, TypedDict, Unpack
 
 from bridgetower.arguments import Expected
 from bridgetower.checkpoints.tensors import WEIGHTS
+from bridgetower.files import short_name
 
 _FILES = [
     "*.json",
@@ -100,10 +102,12 @@ def locate(
     source: str, expected: str, revision: str | None = None, **hub: Unpack[HubOptions]
 ) -> tuple[Path, str]:
     """Returns where a local path, or a model of the hub, or its named or only `.ckpt` is; its name has the commit."""
-    if Path(source).exists():
+    if os.path.exists(source):  # noqa: PTH110 - of a name that is too long, pathlib raises OSError
         return Path(source), source
     if (found := parse_hub_id(source)) is None:
-        raise FileNotFoundError(f"{source} does not exist; expected {expected} or a hub id")
+        raise FileNotFoundError(
+            f"{short_name(source)} does not exist; expected {expected} or a hub id"
+        )
     from huggingface_hub import HfApi, constants, hf_hub_download
 
     repo, file, named = found

@@ -17,7 +17,7 @@ from typing import Any
 import bridgetower
 from bridgetower.cli.output import STDOUT, log_to, with_options
 from bridgetower.cli.parsing import Parse, deferred, known_options, meant, parsed, subcommands
-from bridgetower.files import shortened, visible, writing
+from bridgetower.files import short_name, shortened, visible, writing
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "use a model": {
@@ -85,7 +85,7 @@ def reported(arguments: Sequence[str] = ()) -> Iterator[None]:
     ) as error:  # OSError: missing, not permitted, a full disk
         message = str(error)
         if isinstance(error, OSError) and error.errno and error.filename:
-            message = f"{error.filename}: {error.strerror}"
+            message = f"{short_name(error.filename)}: {error.strerror}"
         message = with_options(message, arguments, partial(_known_options, *arguments))
         print(f"bridgetower: {visible(shortened(message))}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -105,6 +105,7 @@ def build_index(
     predictor.model.head("itc")
     with write_lock(out):
         if Table.exists(out):
+            Table(out).recover()
             index = Index(out)
             index.check_model(predictor.fingerprint, predictor.source)
             there = index.info.root if is_url(index.info.root) else str(index.root)

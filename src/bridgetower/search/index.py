@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import cached_property
@@ -294,6 +294,18 @@ class Index:
         self._seen = time.monotonic()
         return self._opened[0]
 
+    @contextmanager
+    def _writing(self) -> Iterator[Table]:
+        """Takes back a commit whose files a full disk has cut off: readers keep what was there before."""
+        try:
+            with _told(self.uri, "written"):
+                yield Table(self.uri)
+            Table(self.uri).check_end()
+        except OSError:
+            with suppress(OSError):
+                Table(self.uri).recover()
+            raise
+
     def __len__(self) -> int:
         with _told(self.uri):
             return int(self._table.count_rows())
@@ -318,7 +330,7 @@ class Index:
     def set_unrelated(self, unrelated: Unrelated) -> None:
         """Notes what unrelated texts reach."""
         metadata = {_UNRELATED: json.dumps(asdict(unrelated))}
-        with _told(self.uri, "written"):
+        with self._writing():
             self._table.update_field_metadata({"path": "image_vector", "metadata": metadata})
 
     @property
@@ -698,7 +710,7 @@ class Index:
         given = [{**defaults, **row, **{name: list(row[name]) for name in several}} for row in rows]
         columns = [field for field in schema if field.name not in (ROW_CRC, *CRCS.values())]
         table = with_crcs(pa.Table.from_pylist(given, pa.schema(columns))).select(schema.names)
-        with _told(self.uri, "written"):
+        with self._writing():
             self._table.merge_insert(
                 "path"
             ).when_matched_update_all().when_not_matched_insert_all().execute(table)
@@ -734,7 +746,7 @@ class Index:
                 for row in rows
                 if (row["version"], row["part_size"]) == (version, part_size)
             ]
-            with _told(self.uri, "written"):
+            with self._writing():
                 self._table.update(
                     where=_is_one_of(paths), values={"version": version, "part_size": part_size}
                 )
@@ -742,7 +754,7 @@ class Index:
     def remove(self, paths: Sequence[str]) -> None:
         """Deletes rows."""
         for start in range(0, len(paths), _MAX_PATHS):
-            with _told(self.uri, "written"):
+            with self._writing():
                 self._table.delete(_is_one_of(paths[start : start + _MAX_PATHS]))
 
     def image_vectors(self) -> Iterator[Float[np.ndarray, "n c"]]:
@@ -757,7 +769,7 @@ class Index:
         config = IvfSq(
             distance_type="cosine", num_partitions=_num_partitions(len(self)), **settings
         )
-        with _told(self.uri, "written"):
+        with self._writing():
             self._table.create_index("image_vector", config=config, replace=True)
 
     @property
@@ -773,9 +785,9 @@ class Index:
             (self._table.index_stats(name).num_unindexed_rows for name in indexes.values()),
             default=0,
         )
-        with _told(self.uri, "written"):
+        with self._writing() as table:
             if fragments > _MAX_FRAGMENTS or 10 * max(num_replaced, outside) > len(self):
-                self._table.optimize(cleanup_older_than=_KEPT)
+                table.compact(_KEPT)
             if len(self) >= _LOOKED_UP_FROM:
                 for column in set(_LOOKED_UP) - indexes.keys():
                     self._table.create_index(column, config=BTree())
@@ -831,11 +843,9 @@ def _told(uri: str, what: str = "read", where: str | None = None) -> Iterator[No
             raise ValueError(
                 f"where is {where!r}: {message_of(error)}; columns are {', '.join(ABOUT)}"
             ) from error
-        message, advice = message_of(error), ""
-        if "(os error 28)" in str(error):
-            advice = "; make room on the disk"
-        elif what == "read" and not message.startswith("the store answers"):
-            advice = "; make the index again"
+        message = message_of(error)
+        is_damaged = what == "read" and not message.startswith("the store answers")
+        advice = "; make the index again" if is_damaged else ""
         raise OSError(f"{uri} cannot be {what}: {message}{advice}") from error
 
 

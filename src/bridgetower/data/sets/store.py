@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bridgetower.data.sources.fetch import is_url
-from bridgetower.files import escaped, remove_folder
+from bridgetower.files import NO_ROOM, escaped, remove_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -130,14 +129,16 @@ class Table:
         except OSError as error:
             raise OSError(f"{self.uri} cannot be written: {_CUT_OFF}") from error
 
-    def compact(self) -> None:
-        """Joins small files and removes all other versions, once the joined files can be read."""
+    def compact(self, kept: timedelta = timedelta(milliseconds=1)) -> None:  # of 0 LanceDB warns
+        """Joins small files, and removes older versions once the joined files can be read."""
+        try:
+            with _named(self.uri, "written"):
+                self.lance.optimize(cleanup_older_than=timedelta(days=36500))
+        finally:
+            if not Table(self.uri)._has_whole_files():
+                raise OSError(f"{self.uri} cannot be written: {_CUT_OFF}")
         with _named(self.uri, "written"):
-            self.lance.optimize(cleanup_older_than=timedelta(days=36500))
-        if not self._has_whole_files():
-            raise OSError(f"{self.uri} cannot be written: {_CUT_OFF}")
-        with _named(self.uri, "written"):
-            self.lance.optimize(cleanup_older_than=timedelta(milliseconds=1))  # of 0 LanceDB warns
+            self.lance.optimize(cleanup_older_than=kept)
 
     def recover(self) -> None:
         """Restores the newest version of which all files are whole, so that what was cut off can be written again."""
@@ -152,7 +153,7 @@ class Table:
                 if self._has_whole_files():
                     self.lance.restore()
                     self._crcs = None
-                    logger.warning("%s: its last rows were cut off; they are made again", self.uri)
+                    logger.warning("%s: its last files were cut off and are left out", self.uri)
                     return
             self.lance.checkout_latest()
 
@@ -229,7 +230,13 @@ def _connect(folder: str) -> Any:
     import lancedb  # not before: it starts a thread, which forked workers would lack
 
     is_http = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")  # as s3fs takes it
-    return lancedb.connect(folder, storage_options={"allow_http": "true"} if is_http else None)
+    options = {"allow_http": "true"} if is_http else None
+    try:
+        return lancedb.connect(folder, storage_options=options)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder} is no place for a table ({message_of(error)}); give a local folder, or s3://, gs:// or az://"
+        ) from error
 
 
 def crcs_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
@@ -255,7 +262,7 @@ def split_uri(uri: str) -> tuple[str, str]:
         raise ValueError(f"{uri!r} is not UTF-8; choose another folder")
     parent, _, name = uri.rstrip("/").rpartition("/")
     stem = name.removesuffix(_SUFFIX)
-    if stem in ("", name) or not re.fullmatch(r"[\w.-]+", stem, re.ASCII):
+    if stem == name or not stem.strip(".") or not re.fullmatch(r"[\w.-]+", stem, re.ASCII):
         raise ValueError(
             f"{uri!r} is no name for a table; expected letters, digits, '_', '-' and '.', and the ending "
             f"{_SUFFIX}, such as photos{_SUFFIX}"
@@ -275,16 +282,16 @@ def _named(uri: str, what: Literal["read", "written"]) -> Iterator[None]:
         )  # of damaged files
         if not is_lance or isinstance(error, FileNotFoundError):
             raise
-        full = "; make room on the disk" if f"os error {errno.ENOSPC}" in str(error) else ""
-        raise OSError(f"{uri} cannot be {what}: {message_of(error)}{full}") from error
+        raise OSError(f"{uri} cannot be {what}: {message_of(error)}") from error
 
 
 def message_of(error: Exception) -> str:
-    """Returns LanceDB's message in one line, without places in its sources."""
+    """Returns LanceDB's message in one line, without places in its sources, with advice if the disk is full."""
     message = str(error).partition("\n")[0]
     if status := re.search(r"\bStatus \{ status: (\d{3})", message):
         said = re.search(r"<Message>([^<]*)</Message>", message)
         return f"the store answers {status[1]}" + (f": {said[1]}" if said else "")
     for pattern, replacement in _INTERNALS:
         message = re.sub(pattern, replacement, message)
-    return message[:500]
+    is_full = any(f"(os error {number})" in str(error) for number in NO_ROOM)
+    return message[:500] + ("; make room on the disk" if is_full else "")

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, TypeVar
 from fsspec.core import url_to_fs
 from fsspec.spec import AbstractBufferedFile
 
-from bridgetower.files import unfit_name
+from bridgetower.files import check_path, unfit_name
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +143,7 @@ def open_location(location: str) -> BinaryIO:
 
 def open_regular(location: str | Path) -> BinaryIO:
     """Opens a regular file, without waiting for the writer of a pipe."""
+    check_path(location)
     file = os.fdopen(os.open(location, os.O_RDONLY | os.O_NONBLOCK), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()

@@ -36,7 +36,7 @@ from bridgetower.data.sources.fetch import (
     version_of,
 )
 from bridgetower.extras import install, is_installed, require
-from bridgetower.files import shortened
+from bridgetower.files import check_path, shortened
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -254,6 +254,8 @@ def read(source: str | os.PathLike[str], columns: Columns | None = None) -> Iter
 def parts_of(source: str | os.PathLike[str]) -> list[SourcePart]:
     """Returns the parts of a source, each of which can be read on its own; see `read`."""
     source = os.fspath(source)
+    if not is_url(source):
+        check_path(source)
     try:
         listed = list(list_files(source))
     except FileNotFoundError as error:
@@ -545,8 +547,11 @@ def _sample(
         if not is_image and suffix not in (".txt", ".json"):
             continue
         most = _LARGEST if is_image else _LONGEST
-        if member.issparse() or member.size > most:
-            problem = f"{member.name} has gaps or {member.size} bytes; expected at most {most}"
+        if member.issparse():
+            problem = f"{member.name} is stored as a sparse file; pack the shard without --sparse"
+            continue
+        if member.size > most:
+            problem = f"{member.name} has {member.size} bytes; expected at most {most}"
             continue
         if not is_image or is_url(file.location):
             opened.seek(member.offset_data)
