@@ -476,7 +476,7 @@ class TestErrors:
                 predictor.embed_images(
                     [*files, tmp_path / name], batch_size=2, num_workers=num_workers
                 )
-        with pytest.raises(ValueError, match=r"image 2: .*5 image bytes"):
+        with pytest.raises(ValueError, match=r"image 2: .*the image of 5 bytes"):
             predictor.match([*files[:2], b"12345"], TEXTS, all_pairs=True, batch_size=1)
         with pytest.raises(FileNotFoundError, match="no image file at"):
             predictor.embed_images(tmp_path / "nothing.png", num_workers=num_workers)
@@ -689,6 +689,22 @@ SLIPS = {
         "device is 'cuda:99'",
         "use another or cpu",
     ),
+    "items that are none": (
+        lambda model: model.compute(None),
+        "items is None",
+        "a list of items",
+    ),
+    "a text as items": (
+        lambda model: model.compute("a cat"),
+        "items is 'a cat'",
+        "a list of items",
+    ),
+    "pairs as items": (
+        lambda model: model.compute([(PICTURE, "a cat")]),
+        "items is ",
+        "a list of items",
+    ),
+    "save to a store": (lambda model: model.save("s3://a/b"), "s3:/a/b is a URL", "a path"),
     "read nothing": (lambda model: read_checkpoint(""), "source is ''", "a hub id, a folder"),
 }
 
@@ -730,6 +746,10 @@ class TestSlips:
     def test_unknown_arguments_are_named_with_the_public_method(self, predictor, call, words):
         with pytest.raises(TypeError, match=f"^[^\n]*{words}[^\n]*$"):
             call(predictor)
+
+    def test_a_name_that_is_too_long_is_cut(self):
+        with pytest.raises(FileNotFoundError, match=r"^x{60}… does not exist; expected a folder"):
+            load("x" * 100_000)
 
     def test_a_text_in_the_place_of_an_image_is_no_path(self, predictor):
         for text in ("a cat on a mat", "a cat on a mat " * 400):

@@ -59,6 +59,12 @@ AtLeast1 = Annotated[int, Expected("a whole number of at least 1", lambda number
 AboveZero = Annotated[float, Expected("a number above 0", lambda number: number > 0)]
 
 
+def check_at_least_1(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} is {number}; expected at least 1")
+
+
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Makes a function refuse arguments that do not fit their annotations.
 

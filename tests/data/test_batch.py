@@ -221,21 +221,6 @@ class TestSampler:
         assert found[6].step == tuple(plain[6:])
         assert [replace(key, step=()) for key in found] == plain
 
-    @pytest.mark.parametrize(
-        ("values", "message"),
-        [
-            ({"batch_size": 15}, "14 examples are fewer than one batch of 15; lower batch_size"),
-            (
-                {"micro_batches": 3},
-                "batch_size 4 does not split into 1 processes x 3 .*; use a multiple of 3",
-            ),
-            ({"world_size": 8}, "does not split into 8 processes x 1 micro-batches"),
-        ],
-    )
-    def test_errors(self, values, message):
-        with pytest.raises(ValueError, match=message):
-            keys(14, **values)
-
 
 class TestOneSetPerBatch:
     """Eleven examples of one set and six of another, in batches of four."""

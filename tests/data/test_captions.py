@@ -108,7 +108,7 @@ class TestImages:
             patch.setattr(prepared_set, "_checked", lambda image: b"not a picture")
             write_set(tmp_path / "set", {"train": [record(7)]})
         with pytest.raises(
-            ValueError, match=rf"image train/7\.png of {tmp_path}/set: .*13 image bytes"
+            ValueError, match=rf"image train/7\.png of {tmp_path}/set: .*the image of 13 bytes"
         ):
             load(tmp_path / "set")[BatchKey((0,), 0)]
 

@@ -152,7 +152,9 @@ def test_lists_of_images(config, photo, tmp_path):
     for single in singles:
         with pytest.raises(ValueError, match=r"one image .*pass \[image\]"):
             processor.images(single)
-    with pytest.raises(ValueError, match="image 1: the 1 image bytes cannot be read as an image"):
+    with pytest.raises(
+        ValueError, match="image 1: the image of 1 bytes cannot be read as an image"
+    ):
         processor.images([photo(4, 5), b"x"])
     with pytest.raises(FileNotFoundError, match="no image file"):
         processor.images([tmp_path / "nothing.png"])

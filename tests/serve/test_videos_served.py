@@ -128,7 +128,7 @@ def test_odd_ranges(talks):
         assert (response.status_code, response.content) == (200, whole.content)
 
 
-def test_nothing_but_moments_of_the_index(talks):
+def test_nothing_but_moments_of_the_index(talks, caplog):
     for name in (
         "talk.mp4",
         "..%2f..%2fetc%2fpasswd",
@@ -142,6 +142,7 @@ def test_nothing_but_moments_of_the_index(talks):
         error = error_of(talks.client.get(f"/v1/videos/{name}"), 404)
         assert error["code"] == "no_video"
         assert str(talks.root) not in str(error)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_no_file_that_has_taken_its_place(server, tmp_path):

@@ -10,7 +10,6 @@ from fitting import recorded_gradients, run, weights
 import shapes
 import states
 import tiny
-from bridgetower.data.batches.batch import StepSampler
 from bridgetower.data.batches.examples import PreparedImages
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss
@@ -20,7 +19,6 @@ from bridgetower.training import step as step_module
 from bridgetower.training.step import (
     check_batch_size,
     contrast_of_step,
-    count_micro_batches,
     encodes_twice,
 )
 
@@ -54,16 +52,23 @@ def test_a_batch_of_more_examples_than_there_are_is_refused_with_one_that_works(
         check_batch_size(config, examples)
     fitting = replace(config, batch_size=works)
     check_batch_size(fitting, examples)
-    given = {"micro_batches": count_micro_batches(fitting), "seed": 0, "world_size": processes}
-    assert (
-        len(StepSampler(examples, batch_size=works, steps=range(1), **given))
-        == given["micro_batches"]
-    )
     monkeypatch.setattr(step_module, "world_size", lambda: 5)
     with pytest.raises(
         ValueError, match=r"^3 training examples are fewer than 5 processes; start at most"
     ):
         check_batch_size(config, 3)
+
+
+@pytest.mark.parametrize(("processes", "micro_batches"), [(1, 3), (8, 1), (3, 2)])
+def test_a_batch_that_does_not_split_is_refused(tmp_path, monkeypatch, processes, micro_batches):
+    monkeypatch.setattr(step_module, "world_size", lambda: processes)
+    monkeypatch.setattr(step_module, "count_micro_batches", lambda config: micro_batches)
+    message = (
+        f"^batch_size 4 does not split into {processes} processes x {micro_batches} micro-batches; "
+        f"use a multiple of {processes * micro_batches}$"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_batch_size(shapes.run_config(tmp_path, batch_size=4), 14)
 
 
 @pytest.mark.parametrize("micro_batch_size", [4, 3, 1])

@@ -61,7 +61,7 @@ class UseOptions(LoadOptions):
         **which: bool,
     ) -> Predictor:
         """Returns a model, loaded once it is known that images are there and go with texts."""
-        from bridgetower.inference.items import check_at_least_1
+        from bridgetower.arguments import check_at_least_1
         from bridgetower.processor.processor import pair_lists
 
         check_at_least_1(top=top)
@@ -381,17 +381,12 @@ def classify(
     import numpy as np
     import torch
 
+    from bridgetower.arguments import check_at_least_1
     from bridgetower.data.sets.custom import joined_text
     from bridgetower.data.sources.example import check_bad
     from bridgetower.data.sources.reader import read
     from bridgetower.inference.embed import embedded, given_examples, name_of
-    from bridgetower.inference.items import (
-        TEMPLATES,
-        check_at_least_1,
-        choices,
-        label_choices,
-        prompts_of,
-    )
+    from bridgetower.inference.items import TEMPLATES, choices, label_choices, prompts_of
 
     check_at_least_1(top=top)
     config = SourceConfig(

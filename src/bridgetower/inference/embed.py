@@ -98,7 +98,7 @@ _OF_RUN = (
     "problem",
     "may_pass",
 )  # columns that the result lacks
-_OF_BYTES = re.compile(r"^the \d+ image bytes")
+_OF_BYTES = re.compile(r"^the image of \d+ bytes")
 _STAYING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 logger = logging.getLogger(__name__)

@@ -383,12 +383,6 @@ def two_stage_order(
     return by_cosine.gather(-1, scores.argsort(dim=-1, descending=True, stable=True))
 
 
-def check_at_least_1(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name} is {number}; expected at least 1")
-
-
 def choices(
     probabilities: Float[Tensor, "n k"], names: Sequence[str], top: int | None = None
 ) -> list[list[Choice]]:

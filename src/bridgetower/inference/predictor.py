@@ -63,6 +63,9 @@ MaybeImages = Annotated[
 ]
 
 
+Items = Annotated[Sequence[Item], Expected("a list of items")]
+
+
 class Options(TypedDict, total=False):
     """Further arguments of every method for pairs.
 
@@ -440,7 +443,8 @@ class Predictor:
         pairs = either_lists(images, texts, self.processor.blank_image())
         return torch.stack(self._computed("classify", *pairs, **options))[:, 0]
 
-    def compute(self, items: Sequence[Item]) -> list[Outcome]:
+    @checked
+    def compute(self, items: Items) -> list[Outcome]:
         """Computes items of any kind together; see `inference.compute`."""
         return compute(self.engine, self.processor, items)
 

@@ -165,7 +165,7 @@ def _content(source: Any, max_pixels: int) -> tuple[bytes, str]:
             "uint8 array or tensor"
         )
     content = bytes(source)
-    check_length(name := f"the {len(content)} image bytes", len(content), max_pixels)
+    check_length(name := f"the image of {len(content)} bytes", len(content), max_pixels)
     return content, name
 
 
@@ -378,7 +378,7 @@ def _decode_for_server(max_pixels: int, memory: int) -> None:
         answer: dict[str, Any]
         pixels = b""
         try:
-            check_length(name := f"the {len(content)} image bytes", len(content), max_pixels)
+            check_length(name := f"the image of {len(content)} bytes", len(content), max_pixels)
             width, height = _opened(content, name, max_pixels).size
             signal.setitimer(
                 signal.ITIMER_PROF, SECONDS + SECONDS_PER_MEGAPIXEL * width * height / 1e6

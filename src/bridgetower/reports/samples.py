@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bridgetower.arguments import check_at_least_1
 from bridgetower.data.sets.prepared_set import PreparedSet
 from bridgetower.data.sets.schema import Schema
 from bridgetower.files import write_text
@@ -19,8 +20,7 @@ def write_samples(
     folder: Path, path: Path, *, schema: Schema | None = None, num_samples: int = 8, seed: int = 0
 ) -> None:
     """Writes an HTML page with samples of every split, images and entries, in one file."""
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}; expected at least 1")
+    check_at_least_1(num_samples=num_samples)
     dataset = PreparedSet(folder, None, schema)
     samples: dict[str, list[object]] = {split: [] for split in dataset.splits}
     for split_index, split in enumerate(dataset.splits):

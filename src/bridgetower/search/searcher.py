@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from bridgetower.arguments import check_at_least_1
 from bridgetower.checkpoints import Reranking
 from bridgetower.data.sets.store import Uri
 from bridgetower.distributed import available_cores
-from bridgetower.inference.items import Item, check_at_least_1, two_stage_order
+from bridgetower.inference.items import Item, two_stage_order
 from bridgetower.inference.predictor import Predictor, load
 from bridgetower.plain import check_choice
 from bridgetower.processor import ImageLike, Resized

@@ -373,7 +373,8 @@ async def video(
     """Return the video of a moment, or a piece of at most 2 MiB of it if a range is asked for."""
     index = _searcher(service).index
     with service.admission({"image": 1}, "id", None):
-        moments = await _read(index.with_digest, id)
+        copies = await _read(index.with_digest, id)
+        moments = [copy for copy in copies if copy.start is not None]
         stream, path = await asyncio.to_thread(
             _first, moments, lambda one: (index.open_video(one), one.path), "video"
         )

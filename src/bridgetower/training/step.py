@@ -43,20 +43,25 @@ def count_micro_batches(config: RunConfig) -> int:
 
 
 def check_batch_size(config: RunConfig, num_examples: int) -> None:
-    """Refuses a batch of more examples than there are, and names the largest one that works."""
-    if num_examples >= config.batch_size:
-        return
+    """Refuses a batch of more examples than there are, or of examples that processes cannot share out evenly."""
     if num_examples < world_size():
         raise ValueError(
             f"{num_examples} training examples are fewer than {world_size()} processes; start at most as many as there "
             "are examples"
         )
-    size = num_examples
-    while size % (world_size() * count_micro_batches(replace(config, batch_size=size))):
-        size -= 1
-    raise ValueError(
-        f"{num_examples} training examples are fewer than one batch of {config.batch_size}; use batch_size {size}"
-    )
+    if num_examples < config.batch_size:
+        size = num_examples
+        while size % (world_size() * count_micro_batches(replace(config, batch_size=size))):
+            size -= 1
+        raise ValueError(
+            f"{num_examples} training examples are fewer than one batch of {config.batch_size}; use batch_size {size}"
+        )
+    micro_batches = count_micro_batches(config)
+    if config.batch_size % (world_size() * micro_batches):
+        raise ValueError(
+            f"batch_size {config.batch_size} does not split into {world_size()} processes x {micro_batches} "
+            f"micro-batches; use a multiple of {world_size() * micro_batches}"
+        )
 
 
 def encodes_twice(config: RunConfig, progress: float, micro_batches: int) -> bool:

@@ -219,23 +219,14 @@ class StepSampler(Sampler[BatchKey]):
         passes: Callable[[int], int] = lambda step: 1,
         counted: Callable[[int], bool] = lambda step: False,
     ) -> None:
-        parts = world_size * micro_batches
-        if num_examples < batch_size:
-            raise ValueError(
-                f"{num_examples} examples are fewer than one batch of {batch_size}; lower batch_size"
-            )
-        if batch_size % parts:
-            raise ValueError(
-                f"batch_size {batch_size} does not split into {world_size} processes x {micro_batches} micro-batches; "
-                f"use a multiple of {parts}"
-            )
         self.num_examples, self.batch_size, self.steps, self.seed = (
             num_examples,
             batch_size,
             steps,
             seed,
         )
-        self.micro_batches, self.rank, self.part = micro_batches, rank, batch_size // parts
+        self.micro_batches, self.rank = micro_batches, rank
+        self.part = batch_size // (world_size * micro_batches)
         self.sets, self.passes, self.counted = sets, passes, counted
 
     @property
