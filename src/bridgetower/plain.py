@@ -1,4 +1,4 @@
-"""Dataclasses from plain nested values, as JSON holds them, with the type of every value checked; and choices."""
+"""Builds dataclasses from the plain nested values of JSON, and checks the type of every value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 T = TypeVar("T")
 
 _LARGEST = 2**63 - 1
-AT_LEAST_0, AT_LEAST_1 = (0, _LARGEST), (1, _LARGEST)
+AT_LEAST_0 = (0, _LARGEST)
+AT_LEAST_1 = (1, _LARGEST)
 NO_OPTION = "no option"
 """Marks the type of a field that is saved but that the command line does not offer."""
 
@@ -36,9 +37,10 @@ def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     )
     if lacking:
         raise ValueError(f"{where} lacks {lacking}")
-    return cls(
-        **{name: _checked(types[name], value, f"{where}.{name}") for name, value in values.items()}
-    )
+    converted = {
+        name: _convert(types[name], value, f"{where}.{name}") for name, value in values.items()
+    }
+    return cls(**converted)
 
 
 def known_fields(cls: type[T], values: Any, where: str) -> T:
@@ -49,9 +51,9 @@ def known_fields(cls: type[T], values: Any, where: str) -> T:
 
 
 def check_choice(name: str, value: object, choices: Any, *, or_none: bool = False) -> None:
-    known = (*get_args(choices), None) if or_none else get_args(choices)
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(str, known))}")
+    expected = (*get_args(choices), None) if or_none else get_args(choices)
+    if value not in expected:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(str, expected))}")
 
 
 def check_numbers(config: Any, where: str = "", **bounds: tuple[float, float]) -> None:
@@ -62,58 +64,66 @@ def check_numbers(config: Any, where: str = "", **bounds: tuple[float, float]) -
         if kind not in ("int", "float") or (value is None and kind != field.type):
             continue
         low, high = bounds.get(field.name, (-_LARGEST, _LARGEST))
-        fits = type(value) is int or (
-            kind == "float" and type(value) is float
-        )  # by identity: True is an int
-        if not fits or not low <= value <= high:
-            kind_of = "whole number" if kind == "int" else "number"
-            bounded = f"a {kind_of} from {low:,} to {high:,}"
-            expected = f"at least {low:,}" if fits and value < low and high == _LARGEST else bounded
+        # By identity, as True is an int to isinstance.
+        is_number = type(value) is int or (kind == "float" and type(value) is float)
+        if not is_number or not low <= value <= high:
+            expected = f"a {'whole number' if kind == 'int' else 'number'} from {low:,} to {high:,}"
+            if is_number and value < low and high == _LARGEST:
+                expected = f"at least {low:,}"
             raise ValueError(f"{where}{field.name} is {value!r}; expected {expected}")
 
 
-def _checked(annotation: Any, value: Any, where: str) -> Any:
-    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+def _convert(annotation: Any, value: Any, where: str) -> Any:
+    """Converts a value to the first type of a union that fits it."""
+    is_union = get_origin(annotation) in (Union, UnionType)
+    kinds = get_args(annotation) if is_union else (annotation,)
     if value is None and NoneType in kinds:
         return None
     for kind in kinds:
-        origin, arguments = get_origin(kind), get_args(kind)
-        if is_dataclass(kind):
-            return (
-                value
-                if isinstance(value, cast(type, kind))
-                else from_plain(cast(type, kind), value, where)
-            )
-        if (
-            origin is tuple
-            and isinstance(value, list | tuple)
-            and (... in arguments or len(arguments) == len(value))
-        ):
-            items = zip(
-                arguments[:1] * len(value) if ... in arguments else arguments, value, strict=True
-            )
-            return tuple(
-                _checked(item, element, f"{where}[{number}]")
-                for number, (item, element) in enumerate(items)
-            )
-        if origin is Sequence and isinstance(value, list):
-            return [
-                _checked(arguments[0], element, f"{where}[{number}]")
-                for number, element in enumerate(value)
-            ]
-        if origin in (dict, Mapping) and isinstance(value, dict):
-            return {
-                name: _checked(arguments[1], element, f"{where}.{name}")
-                for name, element in value.items()
-            }
-        if kind is float and type(value) is float and not isfinite(value):
-            break
-        # By identity: True is an int to isinstance.
-        if kind in (Any, object) or type(value) is kind or (kind is float and type(value) is int):
-            return value
-        if origin is Literal and value in arguments:
+        if is_dataclass(kind) and not isinstance(value, cast(type, kind)):
+            return from_plain(cast(type, kind), value, where)
+        if _is_container(kind, value):
+            return _convert_items(kind, value, where)
+        if _fits(kind, value):
             return value
     raise ValueError(f"{where} is {value!r}; expected {' or '.join(map(_name, kinds))}")
+
+
+def _is_container(kind: Any, value: Any) -> bool:
+    origin = get_origin(kind)
+    if origin is tuple and isinstance(value, list | tuple):
+        items = get_args(kind)
+        return ... in items or len(items) == len(value)
+    if origin is Sequence:
+        return isinstance(value, list)
+    return origin in (dict, Mapping) and isinstance(value, dict)
+
+
+def _convert_items(kind: Any, value: Any, where: str) -> Any:
+    arguments = get_args(kind)
+    if isinstance(value, dict):
+        return {
+            name: _convert(arguments[1], element, f"{where}.{name}")
+            for name, element in value.items()
+        }
+    is_fixed = get_origin(kind) is tuple and ... not in arguments
+    annotations = arguments if is_fixed else arguments[:1] * len(value)
+    items = [
+        _convert(annotation, element, f"{where}[{number}]")
+        for number, (annotation, element) in enumerate(zip(annotations, value, strict=True))
+    ]
+    return tuple(items) if get_origin(kind) is tuple else items
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Tells whether a value is of a type as it is; types are compared by identity, as True is an int."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if kind is float:
+        return type(value) is int or (type(value) is float and isfinite(value))
+    if is_dataclass(kind):
+        return isinstance(value, cast(type, kind))
+    return kind in (Any, object) or type(value) is kind
 
 
 def _name(kind: Any) -> str:
