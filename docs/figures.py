@@ -22,11 +22,12 @@ SEARCH = ("web-ui.png", "search.png")
 BRIDGES = {"depth-6": "depth-6/curves.png", "depths": "depths.png", "variants": "variants.png"}
 QUERY = "a smiling face"
 COLOURS = 128  # of each picture, so that it is small
+# the first and the third colour of plots, lighter
 TOWER, FUSION, HEAD = (
     "#d9eaf5",
     "#d3efe5",
     "#f4f4f7",
-)  # the first and the third colour of plots, lighter
+)
 BRIDGE = SERIES[0]
 
 

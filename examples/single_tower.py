@@ -224,10 +224,11 @@ class GlueTask:
     metrics: tuple[str, ...] = ("accuracy",)
     texts: tuple[str, ...] = ("sentence1", "sentence2")  # columns of the texts
     label: str = "label"  # column of the label
+    # labels in order of the classes; none where a number is predicted
     classes: tuple[str, ...] = (
         "0",
         "1",
-    )  # labels in order of the classes; none where a number is predicted
+    )
     columns: tuple[
         int, ...
     ] = ()  # numbers of the text's and the label's, where labelled files have no header

@@ -73,9 +73,8 @@ def recalls(
     ranks = []
     for text, (video, number) in zip(texts, moments, strict=True):
         hits = searcher.search(text, top=max(KS), rerank=0, against=against, truncate=True)
-        near = [
-            abs((hit.start or 0.0) - number * SECONDS) < 1 for hit in hits
-        ]  # scenes begin with a frame
+        # scenes begin with a frame
+        near = [abs((hit.start or 0.0) - number * SECONDS) < 1 for hit in hits]
         ranks.append(
             [one and hit.path.startswith(video) for one, hit in zip(near, hits, strict=True)]
         )

@@ -87,7 +87,7 @@ def attention_statistics(
     sums = _Sums(model)
     count = min(count, len(images))
     rows = torch.arange(count) * (len(images) - 1) // max(1, count - 1)
-    for batch in counted(rows.split(batch_size), "batches", shown=progress):
+    for batch in counted(rows.split(batch_size), "batches", enabled=progress):
         numbers = batch.tolist()
         texts = images.processor.texts(
             [captions[0] for captions in images.captions(numbers)], truncate=True
@@ -124,9 +124,8 @@ class _Sums:
         )
         for kind in get_args(FusionAttention):
             for layer, weights in found.attentions[kind].items():
-                attends = torch.ones_like(
-                    weights[:, 0, :, 0], dtype=torch.bool
-                )  # positions that are no padding
+                # positions that are no padding
+                attends = torch.ones_like(weights[:, 0, :, 0], dtype=torch.bool)
                 if mask is not None and kind.startswith("text"):
                     attends = mask
                 self._add(

@@ -46,9 +46,8 @@ jaxtyping.install_import_hook(CHECKED, "typechecks.checked")
 LONG, LONGEST = ("distributed", "end_to_end", "pages", "training"), "test_readme.py"
 # the kernels under test, also where PyTorch's own are faster
 os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"
-os.fsync = lambda descriptor: (
-    None
-)  # no test cuts the power, and a training would wait a tenth of its time; see `synced`
+# no test cuts the power, and a training would wait a tenth of its time; see `synced`
+os.fsync = lambda descriptor: None
 os.environ.pop("HF_HUB_OFFLINE", None)  # clients of the hub talk to servers of tests
 
 # Processes that need them start at once, whatever the code under test would import beforehand.
@@ -69,9 +68,8 @@ def pytest_configure(config):
         Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-200)
         os.environ["TMPDIR"], os.environ["MPLCONFIGDIR"] = str(folder), str(folder / "matplotlib")
         tempfile.tempdir = None
-        if (
-            signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-        ):  # in the background of a shell, also for all processes
+        # in the background of a shell, also for all processes
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-")
     for plugin in config.pluginmanager.get_plugins():

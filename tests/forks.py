@@ -117,9 +117,8 @@ def watch(connection):
         for stream in (0, 1, 2, *streams):
             os.close(stream)
         ended = os.pidfd_open(command)
-        alone = (
-            ended not in select.select([connection, ended], [], [])[0]
-        )  # whoever asked for it was killed
+        # whoever asked for it was killed
+        alone = ended not in select.select([connection, ended], [], [])[0]
         if alone:
             os.kill(command, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])
@@ -136,9 +135,8 @@ def watch(connection):
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    os.environ["PYTHON_EXEC"] = str(
-        Path(request["command"][0]).with_name("python")
-    )  # what torchrun starts
+    # what torchrun starts
+    os.environ["PYTHON_EXEC"] = str(Path(request["command"][0]).with_name("python"))
     sys.argv = request["command"]
 
 

@@ -160,6 +160,7 @@ TYPES = {
     "dict",
     "type",
 }
+# keywords; strict is of zip
 WORDING = {
     "help",
     "title",
@@ -168,7 +169,7 @@ WORDING = {
     "message",
     "stacklevel",
     "strict",
-}  # keywords; strict is of zip
+}
 UNCHANGED_CALLS = {"sleep", "debug", "info", "exception", "TypeVar", "NewType", "cast"}
 IDENTIFIER = re.compile(r"[\w./-]+")
 STATEMENTS = (ast.Raise, ast.Return, ast.Continue, ast.Break)
@@ -1025,9 +1026,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the verdicts as JSON lines")
     options = parser.parse_args(arguments)
     recordings = Recordings(ROOT / "build/mutants/coverage")
-    signal.signal(
-        signal.SIGTERM, lambda number, _: sys.exit(number)
-    )  # removes the copies of the project
+    # removes the copies of the project
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
     preload()
 
     missing = [] if options.as_recorded else recordings.missing(options.days)

@@ -71,9 +71,8 @@ def s3_store():
                 os.environ, SETTINGS, AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.server_port}"
             ):
                 forget()
-                fsspec.filesystem("s3").makedirs(
-                    "bucket", exist_ok=True
-                )  # all servers of a process share it
+                # all servers of a process share it
+                fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)
                 yield store
             proxy.shutdown()
     finally:

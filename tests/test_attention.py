@@ -49,9 +49,10 @@ class TestExplain:
         found = explain(predictor, picture, TEXT)
         scaled = found.maps.flatten(2) * (1 - found.prefix_shares[..., None])
         ours = torch.cat([found.prefix_shares[..., None], scaled], dim=-1)
+        # "a"
         first = next(
             place for place, token in enumerate(ids[0]) if token not in processor.special_ids
-        )  # "a"
+        )
         torch.testing.assert_close(ours[:, 0], whole[:, first], atol=1e-6, rtol=0)
         assert (found.prefix_shares > 0).all()
 

@@ -93,9 +93,10 @@ class TestUsing:
             {"image": file, "question": question, "answers": one}
             for file, question, one in zip((red, blue), asked, chosen, strict=True)
         ]
+        # about one image
         rows = run(
             "answer", "--images", red, "--questions", *asked, "--model", answering_checkpoint
-        )  # about one image
+        )
         assert [(row["image"], row["question"]) for row in rows] == [
             (red, asked[0]),
             (red, asked[1]),
@@ -434,9 +435,8 @@ class TestUserErrors:
 
 class TestStopping:
     def test_interrupted(self, capsys):
-        before = signal.signal(
-            signal.SIGALRM, signal.default_int_handler
-        )  # as Ctrl-C outside of the training loop
+        # as Ctrl-C outside of the training loop
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
         try:
             with pytest.raises(SystemExit) as caught, cli.reported():
                 signal.raise_signal(signal.SIGALRM)

@@ -25,9 +25,8 @@ from bridgetower.serve.server import take_port
 from served import PATIENCE, URIS, until
 
 PLACE = re.compile(r"serving (\S+) at (http://\S+)")
-HEAP = (
-    2**26
-)  # bytes, the size and alignment of the address ranges that glibc reserves for pools of threads
+# bytes, the size and alignment of the address ranges that glibc reserves for pools of threads
+HEAP = 2**26
 
 
 @contextmanager

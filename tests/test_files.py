@@ -457,9 +457,8 @@ class TestFullDisk:
         with pytest.raises(OSError, match=message) as caught:
             write_bytes(disk / "a", b"n" * 200_000)
         assert caught.value.errno == errno.ENOSPC
-        assert str(pickle.loads(pickle.dumps(caught.value))) == str(
-            caught.value
-        )  # it may come from another process
+        # it may come from another process
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
         assert contents(disk) == {"a": b"o" * 100_000}
         write_bytes(disk / "a", b"n" * 100_000)
         assert contents(disk) == {"a": b"n" * 100_000}

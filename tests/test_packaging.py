@@ -97,9 +97,8 @@ def test_temporary_files_of_processes_lie_below_the_folder_of_the_tests(tmp_path
 
 
 def test_names_of_files_that_are_no_text_can_be_reported():
-    logging.getLogger("bridgetower").error(
-        "caf\udce9.png is bad"
-    )  # would end a process of pytest-xdist
+    # would end a process of pytest-xdist
+    logging.getLogger("bridgetower").error("caf\udce9.png is bad")
 
 
 def test_no_two_test_files_share_a_name():

@@ -345,9 +345,8 @@ class TestResults:
         hook = predictor.model.fusion.register_forward_pre_hook(look)
         predictor.match(files, TEXTS)
         hook.remove()
-        assert len(called) <= 8, (
-            called
-        )  # one checks the arguments, one reads a batch when the next has begun
+        # one checks the arguments, one reads a batch when the next has begun
+        assert len(called) <= 8, called
 
 
 class TestFillMask:

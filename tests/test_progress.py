@@ -10,12 +10,12 @@ from bridgetower.progress import RateColumn, counted, counting, reading, step_ba
 
 
 def test_counted_passes_items_on():
-    assert list(counted(iter("abc"), "letters", shown=True)) == ["a", "b", "c"]
+    assert list(counted(iter("abc"), "letters", enabled=True)) == ["a", "b", "c"]
 
 
 def test_reading(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\ntwo\n")
-    with reading(tmp_path / "a.txt", shown=False) as file:
+    with reading(tmp_path / "a.txt", enabled=False) as file:
         assert list(file) == [b"one\n", b"two\n"]
 
 
@@ -35,7 +35,7 @@ def test_shown_on_a_terminal_only(monkeypatch):
         monkeypatch.setattr(
             progress, "Console", lambda **_: Console(file=stream, force_terminal=terminal, width=80)
         )
-        list(counted(range(3), "letters", shown=True))
+        list(counted(range(3), "letters", enabled=True))
         return stream.getvalue()
 
     assert "letters" in output(terminal=True)
@@ -46,7 +46,7 @@ def test_lines_in_the_log_elsewhere(monkeypatch, caplog):
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     caplog.set_level("INFO", "bridgetower")
-    with step_bars(shown=True) as bars:
+    with step_bars(enabled=True) as bars:
         first = bars.add_task("first", total=400, completed=100, metrics="")
         second = bars.add_task("second", total=10, metrics="")
         for step in range(1, 151):
@@ -58,12 +58,12 @@ def test_lines_in_the_log_elsewhere(monkeypatch, caplog):
     ]
     assert caplog.messages[3] == "first: 161 of 400, loss 61, 4 min left"
     caplog.clear()
-    with counting("images", total=None, shown=True) as advance:
+    with counting("images", total=None, enabled=True) as advance:
         for _ in range(3):
             clock[0] += 10.0
             advance(1000)
     assert caplog.messages == ["images: 2,000, 100.0/s"]
-    with counting("images", total=None, shown=False) as advance:
+    with counting("images", total=None, enabled=False) as advance:
         clock[0] += 100.0
         advance(1)
     assert len(caplog.messages) == 1

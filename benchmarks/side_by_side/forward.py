@@ -48,9 +48,8 @@ RIVALS: dict[
 PLAIN: dict[Precision, float] = {"fp32": 1.3, "bf16": 2.4}
 Way = Callable[[], Tensor]
 Request = tuple[Tensor, Tensor, Tensor]  # an image, ids of texts and their mask
-Run = tuple[
-    dict[str, Timing], dict[str, Tensor], dict[str, Any]
-]  # timings and outputs by way, what else was measured
+# timings and outputs by way, what else was measured
+Run = tuple[dict[str, Timing], dict[str, Tensor], dict[str, Any]]
 
 
 def forward_rows(setting: Setting, precision: Precision, batch: int) -> Iterator[Row]:
@@ -373,9 +372,8 @@ def _export(
 ) -> None:
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     shapes = (batch, *[batch | (length or {})] * 2)
-    given = tuple(
-        torch.cat([tensor, tensor]) for tensor in inputs.values()
-    )  # a batch of one would be taken as fixed
+    # a batch of one would be taken as fixed
+    given = tuple(torch.cat([tensor, tensor]) for tensor in inputs.values())
     program = torch.onnx.export(
         _Logits(model), given, dynamo=True, input_names=list(inputs), dynamic_shapes=shapes
     )

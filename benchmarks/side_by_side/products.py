@@ -83,10 +83,11 @@ class Recorder(TorchDispatchMode):
 
 def recorded(computation: Callable[[], object]) -> Recorder:
     """Returns the products of a computation."""
+    # others do not say what they multiply
     with (
         Recorder() as recorder,
         sdpa_kernel(SDPBackend.MATH),
-    ):  # others do not say what they multiply
+    ):
         computation()
     return recorder
 

@@ -21,11 +21,12 @@ from bridgetower.training.run import Interrupted, stop_signals, train
 from bridgetower_demo.recipes import task_of
 
 POLL_SECONDS = 0.5
+# what every run imports after its start
 _LATE = (
     "datasets",
     "sklearn.linear_model",
     "torch._dynamo",
-)  # what every run imports after its start
+)
 
 # What `train` documents. Anything else is a fault of the program: the process prints its traceback and is lost.
 _REPORTED = (Interrupted, ValueError, OSError, FloatingPointError)
@@ -51,9 +52,8 @@ def train_all(
     workers = min(len(runs), cores)
     shares = [list(runs.items())[worker::workers] for worker in range(workers)]
     context = get_context("forkserver")
-    context.set_forkserver_preload(
-        [_train_each.__module__, *_LATE]
-    )  # a later call finds the imports done
+    # a later call finds the imports done
+    context.set_forkserver_preload([_train_each.__module__, *_LATE])
     outcomes = context.SimpleQueue()
     with stop_signals() as stop, _bars(runs, progress) as show:
         processes = start_processes(
@@ -126,7 +126,7 @@ def _train_each(
 @contextmanager
 def _bars(runs: Mapping[Path, RunConfig], progress: bool) -> Iterator[Callable[[], None]]:
     """Shows a bar per run; yields what brings them up to date."""
-    bars = step_bars(shown=progress)
+    bars = step_bars(enabled=progress)
     tasks = {
         folder: bars.add_task(folder.name, total=config.max_steps, metrics="")
         for folder, config in runs.items()

@@ -211,9 +211,8 @@ class _Demo:
         for stage in plan.stages:
             configs = {run: demo_config(out, plan, stage, *run, self.minutes) for run in runs}
             folders = {run_folder(out, *run, stage.name): config for run, config in configs.items()}
-            self.train(
-                folders | ({} if questions.init else answering)
-            )  # side by side where they can be
+            # side by side where they can be
+            self.train(folders | ({} if questions.init else answering))
         self.train(answering)
         results = self.report(
             datasets, configs, {run: _judged_answers(out, plan, *run) for run in runs}
@@ -310,9 +309,8 @@ def demo_config(
         "max_epochs": None,
         "checkpoint_every": -(-steps // _STATES),
     }
-    changes["evaluate_every"] = (
-        0 if stage is plan.stages[-1] else None
-    )  # at the end: the checkpoint is calibrated
+    # at the end: the checkpoint is calibrated
+    changes["evaluate_every"] = 0 if stage is plan.stages[-1] else None
     changes["align_first"] = round(recipe.align_first * minutes / MINUTES)
     if number > 0:
         changes |= {"init": str(trained_model(out, arm, seed, plan.stages[number - 1].name))}

@@ -144,9 +144,8 @@ def tensors_from_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         {name: (each.shape, each.dtype) for name, each in tensors.items()}
     ).items():
         tensor = tensors[name] if rank() == 0 else torch.empty(shape, dtype=dtype)
-        data = _sendable(
-            tensor.detach().reshape(-1).view(torch.uint8)
-        )  # not every backend takes every dtype
+        # not every backend takes every dtype
+        data = _sendable(tensor.detach().reshape(-1).view(torch.uint8))
         dist.broadcast(data, 0)
         found[name] = data.cpu().view(dtype).reshape(shape)
     return found

@@ -12,38 +12,34 @@ from PIL import Image
 
 from bridgetower.files import replacing, require_parent
 
-INK, FAINT = "#1f2330", "#6b7280"
-SERIES = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-)  # colour-blind people can tell them apart
+INK = "#1f2330"
+FAINT = "#6b7280"
+# Colour-blind people can tell these apart.
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _LINES = ("-", "--", "-.", ":", "-", "--")
 LINE_STYLES = tuple(
     (ink, marker + line) for marker in "os^" for ink, line in zip(SERIES, _LINES, strict=True)
 )
-STYLE: Any = {  # of what draws a plot
-    **{
-        "font.size": 11,
-        "axes.titlesize": 12,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-    },
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    **{
-        "axes.edgecolor": FAINT,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.frameon": False,
-    },
-    **{"axes.grid": True, "grid.color": "#d5dae1", "grid.linewidth": 0.7, "axes.axisbelow": True},
+STYLE: Any = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#d5dae1",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
 }
-PLAIN: dict[str, Any] = {
-    "parse_math": False
-}  # of texts from elsewhere, in which a dollar sign begins no formula
+# Style of texts from elsewhere, in which a dollar sign begins no formula.
+PLAIN: dict[str, Any] = {"parse_math": False}
 
 
 def png(figure: Figure) -> bytes:
@@ -67,7 +63,7 @@ def shortened(text: str, length: int) -> str:
 
 def require_image_name(path: Path) -> None:
     """Checks before it is drawn that an image can be written there."""
-    kinds = Image.registered_extensions()  # which fills SAVE, too
+    kinds = Image.registered_extensions()  # it fills SAVE, too
     if kinds.get(path.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"{path} has no suffix of a kind of images; give a name such as image.png")
     require_parent(path)

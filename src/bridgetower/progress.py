@@ -1,4 +1,4 @@
-"""Progress: bars on standard error, which show only on a terminal, or lines in the log."""
+"""Progress: bars on a terminal, or lines in the log."""
 
 from __future__ import annotations
 
@@ -29,61 +29,67 @@ class RateColumn(rich_bars.ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
 
 
-def step_bars(*, shown: bool) -> rich_bars.Progress:
+def step_bars(*, enabled: bool) -> rich_bars.Progress:
     """Returns bars of steps with a field `metrics`, whose first step is logged at once."""
     columns = rich_bars.MofNCompleteColumn(), rich_bars.TextColumn("{task.fields[metrics]}")
-    return _Bars(*columns, shown=shown, logs_first=True)
+    return _Bars(*columns, enabled=enabled, logs_first=True)
 
 
-def count_bars(*, shown: bool) -> rich_bars.Progress:
+def count_bars(*, enabled: bool) -> rich_bars.Progress:
     """Returns bars of things with their rate."""
-    return _Bars(rich_bars.MofNCompleteColumn(), RateColumn(), shown=shown)
+    return _Bars(rich_bars.MofNCompleteColumn(), RateColumn(), enabled=enabled)
 
 
 def counted(
-    items: Iterable[T], description: str, *, shown: bool, total: int | None = None
+    items: Iterable[T], description: str, *, enabled: bool, total: int | None = None
 ) -> Iterator[T]:
-    """Yields the items under a bar with their rate; their number is `total`, or their length if they have one."""
-    with count_bars(shown=shown) as bars:
+    """Yields the items under a bar with their rate. Default of `total`: the length of the items, if they have one."""
+    with count_bars(enabled=enabled) as bars:
         yield from bars.track(items, total=total, description=description)
 
 
 @contextmanager
 def counting(
-    description: str, *, total: int | None, shown: bool
+    description: str, *, total: int | None, enabled: bool
 ) -> Iterator[Callable[[int], None]]:
-    """Yields what is called with each number of things that were done: a bar moves, or lines are logged."""
-    with count_bars(shown=shown) as bars:
+    """Yields a function that takes how many items were done and moves the bar."""
+    with count_bars(enabled=enabled) as bars:
         yield partial(bars.advance, bars.add_task(description, total=total))
 
 
 @contextmanager
-def reading(path: Path, *, shown: bool) -> Iterator[BinaryIO]:
+def reading(path: Path, *, enabled: bool) -> Iterator[BinaryIO]:
     """Opens a file to read, under a bar of its bytes."""
     columns = rich_bars.DownloadColumn(), rich_bars.TransferSpeedColumn()
     with (
-        _Bars(*columns, shown=shown) as bars,
+        _Bars(*columns, enabled=enabled) as bars,
         bars.open(path, "rb", description=f"reading {path.name}") as file,
     ):
         yield file
 
 
 class _Bars(rich_bars.Progress):
-    """Bars on a terminal; elsewhere lines for each that is not done: how far, how fast, how long it takes."""
+    """Bars on a terminal, and elsewhere a line in the log for each unfinished task."""
 
     def __init__(
-        self, *columns: rich_bars.ProgressColumn, shown: bool, logs_first: bool = False
+        self, *columns: rich_bars.ProgressColumn, enabled: bool, logs_first: bool = False
     ) -> None:
         console = Console(stderr=True)
-        hidden = not (shown and console.is_terminal)
-        # bars that are disabled still end with an empty line before rich 14.3
+        hidden = not (enabled and console.is_terminal)
+        # Before rich 14.3 disabled bars still end with an empty line.
         console.quiet = hidden
-        period = 600 if hidden else 30  # of which the rate is taken
-        settings: Any = {"speed_estimate_period": period, "get_time": time.monotonic}
-        texts = rich_bars.TextColumn("{task.description}"), rich_bars.BarColumn()
-        times = rich_bars.TimeElapsedColumn(), rich_bars.TimeRemainingColumn()
-        super().__init__(*texts, *columns, *times, console=console, disable=hidden, **settings)
-        self._logs = shown and hidden
+        super().__init__(
+            rich_bars.TextColumn("{task.description}"),
+            rich_bars.BarColumn(),
+            *columns,
+            rich_bars.TimeElapsedColumn(),
+            rich_bars.TimeRemainingColumn(),
+            console=console,
+            disable=hidden,
+            speed_estimate_period=600 if hidden else 30,
+            get_time=time.monotonic,
+        )
+        self._logs = enabled and hidden
         self._logged = -math.inf if logs_first else self.get_time()  # time of the last line
 
     def update(self, task_id: rich_bars.TaskID, **changes: Any) -> None:
@@ -101,14 +107,17 @@ class _Bars(rich_bars.Progress):
         for task in self.tasks:
             if not task.finished and task.completed:
                 self._logged = now
-                rate = task.fields.get("metrics") or (
-                    "" if task.speed is None else f"{task.speed:,.1f}/s"
-                )
-                rest = "" if task.total is None else f" of {task.total:,.0f}"
-                left = (
-                    ""
-                    if task.time_remaining is None
-                    else f"{task.time_remaining / 60:,.0f} min left"
-                )
-                parts = (f"{task.description}: {task.completed:,.0f}{rest}", rate, left)
-                logger.info("%s", ", ".join(filter(None, parts)))
+                logger.info("%s", _line(task))
+
+
+def _line(task: rich_bars.Task) -> str:
+    """Returns how far a task is, how fast it goes and how long it takes."""
+    total = "" if task.total is None else f" of {task.total:,.0f}"
+    columns = [f"{task.description}: {task.completed:,.0f}{total}"]
+    if task.fields.get("metrics"):
+        columns.append(task.fields["metrics"])
+    elif task.speed is not None:
+        columns.append(f"{task.speed:,.1f}/s")
+    if task.time_remaining is not None:
+        columns.append(f"{task.time_remaining / 60:,.0f} min left")
+    return ", ".join(columns)

@@ -281,9 +281,8 @@ class TestFingerprint:
         assert len(before) == 16
         tensors[name] = torch.nextafter(tensors[name], torch.tensor(9.0))
         assert exact_fingerprint(tensors) != before
-        assert of(replace(checkpoint, tensors=tensors)) == of(
-            checkpoint
-        )  # which counts in bfloat16
+        # which counts in bfloat16
+        assert of(replace(checkpoint, tensors=tensors)) == of(checkpoint)
 
 
 DEEP = {"vision.num_layers": 12, "text.num_layers": 11, "fusion.num_layers": 11}

@@ -22,11 +22,12 @@ from bridgetower.checkpoints.towers import read_text_tower
 from published import transformers_text
 
 OLD, NEW = "0" * 39 + "1", "0" * 39 + "2"
+# of which heads are known
 WIDTHS = {
     "text.hidden_size": 192,
     "vision.hidden_size": 192,
     "vision.num_heads": 3,
-}  # of which heads are known
+}
 
 
 def add(cache, repo, folder, commit, *refs):

@@ -156,9 +156,8 @@ class TestShards:
             checkpoint, tensors={name: -tensor for name, tensor in checkpoint.tensors.items()}
         )
         with monkeypatch.context() as patch:
-            patch.setattr(
-                tensor_files, "write_json", None
-            )  # fails where the index would be written
+            # fails where the index would be written
+            patch.setattr(tensor_files, "write_json", None)
             with pytest.raises(TypeError):
                 update_weights(other, tmp_path / "own", shard_bytes=self.LIMIT)
         assert tiny.equal(read_checkpoint(tmp_path / "own").tensors, checkpoint.tensors)

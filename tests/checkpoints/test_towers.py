@@ -399,9 +399,8 @@ class TestTimmBuilds:
         with pytest.raises(ValueError, match=r"weights\.pth lacks tensors"):
             read_vision_tower(f"timm:test_vit4={tmp_path / 'weights.pth'}")
         other = timm.create_model("vit_tiny_patch16_224", depth=1).state_dict()
-        other["patch_embed.proj.weight"] = other["patch_embed.proj.weight"].flatten(
-            1
-        )  # as some authors have it
+        # as some authors have it
+        other["patch_embed.proj.weight"] = other["patch_embed.proj.weight"].flatten(1)
         torch.save(other, tmp_path / "weights.pth")
         with pytest.raises(
             ValueError, match=r"weights\.pth does not fit timm's vit_small_patch16_224 "

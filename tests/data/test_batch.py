@@ -215,9 +215,8 @@ class TestSampler:
         plain = keys(30, range(2), **options)
         found = keys(30, range(2), counted=lambda step: step == 1, **options)
         assert not any(key.step for key in plain)
-        assert [number for number, key in enumerate(found) if key.step] == [
-            6
-        ]  # of the last pass of the second step
+        # of the last pass of the second step
+        assert [number for number, key in enumerate(found) if key.step] == [6]
         assert found[6].step == tuple(plain[6:])
         assert [replace(key, step=()) for key in found] == plain
 

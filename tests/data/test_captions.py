@@ -52,9 +52,8 @@ class TestImages:
             tmp_path / "set", {"train": [record(n, entries=texts) for n, texts in enumerate(given)]}
         )
         pairs, once = load(tmp_path / "set"), [list(dict.fromkeys(texts)) for texts in given]
-        official = [
-            set(texts) for texts in given
-        ]  # in an order that changes from process to process
+        # in an order that changes from process to process
+        official = [set(texts) for texts in given]
         assert len(pairs) == sum(map(len, official)) < sum(map(len, given))
         assert pairs.images.all_captions() == pairs.images.captions(range(27)) == once
         owners = [row for row, texts in enumerate(once) for _ in texts]
@@ -102,9 +101,8 @@ class TestImages:
             load(tmp_path / "nowhere")
 
     def test_a_broken_picture_is_named(self, load, tmp_path):
-        with (
-            pytest.MonkeyPatch.context() as patch
-        ):  # as if the set was written when it could be decoded
+        # as if the set was written when it could be decoded
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(prepared_set, "_checked", lambda image: b"not a picture")
             write_set(tmp_path / "set", {"train": [record(7)]})
         with pytest.raises(
@@ -227,9 +225,8 @@ class TestPairs:
         images, rows = pairs.images, pairs.pairs[[0, 1, 2], 0].tolist()
         inverted = images.processor.normalise(255 - torch.stack(images.pixels(rows)))
         assert torch.equal(pairs[BatchKey((0, 1, 2), 5)].pixel_values, inverted)
-        torch.testing.assert_close(
-            images.pixel_values(rows), load().images.pixel_values(rows)
-        )  # not in evaluation
+        # not in evaluation
+        torch.testing.assert_close(images.pixel_values(rows), load().images.pixel_values(rows))
 
     def test_its_draws_are_those_of_the_key_and_leave_the_generator_alone(self, load, own):
         pairs, before = load(transform=f"{own}:noise"), torch.get_rng_state()

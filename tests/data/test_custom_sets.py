@@ -128,12 +128,13 @@ class TestKinds:
             "3?": ["7"],
             "4?": ["b"],
         }
+        # "a" is an article
         assert set(read_vocabulary(tmp_path / "out")) == {
             "cat",
             "dog",
             "7",
             "b",
-        }  # "a" is an article
+        }
 
     def test_an_answer_counts_once_for_a_question(self, tmp_path):
         cells = (["rare", "Rare.", "common"], ["common", "blue"], ["blue"], ["once"])
@@ -397,9 +398,8 @@ class TestBadRows:
             prepare_custom("pairs", source, tmp_path / "out", PairsConfig(max_errors=3))
         info = prepare_custom("pairs", source, tmp_path / "out", PairsConfig(max_errors=4))
         assert info.left_out["cannot be used"] == 4
-        with pytest.raises(
-            ValueError, match=r"out: 4 bad items, allowed are 3 .*line 32"
-        ):  # of the finished set
+        # of the finished set
+        with pytest.raises(ValueError, match=r"out: 4 bad items, allowed are 3 .*line 32"):
             prepare_custom("pairs", source, tmp_path / "out", PairsConfig(max_errors=3))
         assert prepare_custom("pairs", source, tmp_path / "out", PairsConfig(max_errors=9)) == info
         assert sorted(entries(tmp_path / "out")) == sorted(f"c{n}" for n in range(30) if n != 5)

@@ -136,9 +136,8 @@ class TestCache:
                 self.put(cache, "large", 4_000_000)
             assert folder.exists()
         with FeatureCache(disk, 2**40) as cache:
-            self.put(
-                cache, "fits", 160_000
-            )  # which may remove the first one now that no run holds it
+            # which may remove the first one now that no run holds it
+            self.put(cache, "fits", 160_000)
         assert not folder.exists()
 
     def test_one_that_was_removed_while_another_waited_is_made_again(self, tmp_path, caplog):

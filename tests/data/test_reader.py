@@ -82,9 +82,8 @@ def test_every_kind_of_source_has_the_same_images_and_captions(kind, places):
         assert not example.problem
         (image,) = example.images
         found[image.read()] = example.texts
-        assert (
-            replace(image, content=None).read() == image.read()
-        )  # from its place, as an index reads it later
+        # from its place, as an index reads it later
+        assert replace(image, content=None).read() == image.read()
     assert found == {
         content: (text,) for content, text in zip(CONTENTS.values(), CAPTIONS, strict=True)
     }
@@ -195,9 +194,8 @@ def pauses(monkeypatch):
 def test_a_host_that_refuses_is_left_soon_by_who_waits_and_tried_for_half_a_minute_in_a_job(pauses):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/a.png"
-    assert (
-        fetch.BRIEF.trying + fetch.BRIEF.pauses[-1] + fetch.BRIEF.connecting < 10
-    )  # seconds, at worst
+    # seconds, at worst
+    assert fetch.BRIEF.trying + fetch.BRIEF.pauses[-1] + fetch.BRIEF.connecting < 10
     for patience, most in ((fetch.BRIEF, (0.25, 1)), (fetch.PATIENT, (0.5, 1, 2, 4, 8, 16))):
         pauses.clear()
         with pytest.raises(OSError, match=r"/a\.png cannot be read"):

@@ -89,9 +89,8 @@ def test_every_flipped_bit_is_noticed_when_its_row_is_read(table):
         file = files[trial % len(files)]
         whole = file.read_bytes()
         damaged = bytearray(whole)
-        damaged[draw.integers(0, 40_000)] ^= 1 << draw.integers(
-            0, 8
-        )  # of the images, which come first
+        # of the images, which come first
+        damaged[draw.integers(0, 40_000)] ^= 1 << draw.integers(0, 8)
         file.write_bytes(damaged)
         with pytest.raises(OSError, match=re.escape(table.uri)) as error:
             Table(table.uri).take(range(300), ["image"])

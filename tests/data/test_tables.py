@@ -165,9 +165,8 @@ class TestHeadings:
             ValueError, match=r"t\.csv has the column caption twice; give each a name of its own"
         ):
             list(read(folder / "t.csv"))
-        (folder / "t.csv").write_text(
-            "image,caption,,\n0.png,one,,\n"
-        )  # columns without a name are nobody's
+        # columns without a name are nobody's
+        (folder / "t.csv").write_text("image,caption,,\n0.png,one,,\n")
         assert content_of(folder / "t.csv") == [(png(0), "one")]
 
     def test_labels_and_answers(self, folder, caplog):

@@ -124,9 +124,8 @@ class TestFrames:
             assert colour(frame_of(str(clip), time)) == expected
         frames = [Image.open(io.BytesIO(frame_of(str(clip), second + 0.5))) for second in (0, 1, 2)]
         assert {frame.size for frame in frames} == {SIZE}
-        assert (
-            len({frame.tobytes() for frame in frames}) == 3
-        )  # the number that is burnt in differs
+        # the number that is burnt in differs
+        assert len({frame.tobytes() for frame in frames}) == 3
 
     def test_keyframes_that_come_often_are_compared_alone(self, tmp_path):
         path = write_clip(tmp_path / "a.mp4", keyframes=5)
@@ -159,9 +158,8 @@ class TestFrames:
         assert track
         image = Image.open(io.BytesIO(frame_of(str(tmp_path / "turned.mp4"), 1)))
         assert image.size == (43, 1280)
-        assert image.getpixel((40, 4)) != image.getpixel(
-            (4, 4)
-        )  # the words are at the top right, turned clockwise
+        # the words are at the top right, turned clockwise
+        assert image.getpixel((40, 4)) != image.getpixel((4, 4))
 
     def test_pixels_that_are_not_square(self, tmp_path):
         for ratio, size in (
@@ -282,13 +280,14 @@ class TestMoments:
         assert cuts == [(2.0, 110.0), (4.0, 90.0), (5.0, 30.0)]
 
     def test_the_strongest_cuts_are_kept(self, talk, monkeypatch):
+        # those at the ends do not count
         cuts = [
             (1.0, 99.0),
             (3.0, 20.0),
             (6.0, 50.0),
             (9.0, 30.0),
             (11.0, 99.0),
-        ]  # those at the ends do not count
+        ]
         monkeypatch.setattr(video, "cuts_of", lambda _: cuts)
         assert times(moments_of(talk, Cutting(max_moments=3))[0]) == [(0, 6), (6, 9), (9, 12)]
         assert times(moments_of(talk, Cutting(max_moments=4))[0]) == [

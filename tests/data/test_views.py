@@ -431,9 +431,8 @@ class TestPictures:
         assert scales.max() == pytest.approx(1.15, abs=0.02)
         angles = torch.rad2deg(torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0]))
         assert angles.abs().max() == pytest.approx(10, abs=0.1)
-        assert (matrices[:, :, 2] / 2).abs().max() == pytest.approx(
-            0.1, abs=0.002
-        )  # the sides are 2 long
+        # the sides are 2 long
+        assert (matrices[:, :, 2] / 2).abs().max() == pytest.approx(0.1, abs=0.002)
         assert (light / 100).min() == pytest.approx(0.85, abs=0.02)
         assert (light / 100).max() == pytest.approx(1.15, abs=0.02)
 

@@ -102,17 +102,15 @@ def test_a_lost_process_is_named(children, tmp_path, tiny_dataset):
         pytest.raises(LostProcessError, match="continue it") as error,
     ):
         train_all(runs, progress=False)
-    (saved,) = [
-        run for run in runs if 0 < saved_step(run) == steps_done(run) < LONG
-    ]  # it was told to stop
+    # it was told to stop
+    (saved,) = [run for run in runs if 0 < saved_step(run) == steps_done(run) < LONG]
     (lost,) = set(runs) - {saved}
     assert f"the process of run {lost} was lost" in str(error.value)
 
 
 def test_an_interrupted_one_saves_and_goes_on(children, tmp_path, tiny_dataset):
-    names = ("one", "other", "later", "last")[
-        : len(os.sched_getaffinity(0)) + 1
-    ]  # at least one has to wait
+    # at least one has to wait
+    names = ("one", "other", "later", "last")[: len(os.sched_getaffinity(0)) + 1]
     runs = {tmp_path / name: run_config(tiny_dataset, max_steps=LONG) for name in names}
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with (

@@ -134,9 +134,8 @@ def test_the_other_model_comes_last_with_the_differences(html, page):
 
 def test_figures_are_means_with_their_spread_and_differences_have_their_interval(html):
     assert '<td>131.0<span class="spread"> ± 1.0</span></td>' in html
-    assert (
-        '<td>21.8<span class="spread"> ± 0.2</span></td>' in html
-    )  # a recall of 131 / 600, in percent
+    # a recall of 131 / 600, in percent
+    assert '<td>21.8<span class="spread"> ± 0.2</span></td>' in html
     recall = rows_of(html, "Recall on shapes, in percent")["BridgeTower \u2212 METER, matching"]
     assert (recall[0], recall[-1]) == ("+1.5 (+1.1 to +1.9)", "+9.0 (+6.5 to +11.5)")
     answers = [made_up.answers(seed=seed, right=0.75 + seed / 100) for seed in range(3)]

@@ -15,9 +15,8 @@ from bridgetower.checkpoints.towers import read_vision_tower
 from bridgetower.model.towers import VisionTransformer
 from bridgetower_demo import starter
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore"
-)  # of the old exporter, by which the package was made
+# of the old exporter, by which the package was made
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 transformers = pytest.importorskip("transformers")
 METADATA = "Metadata-Version: 2.1\nName: own-towers\nVersion: 1.0\n"

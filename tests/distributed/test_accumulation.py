@@ -139,9 +139,8 @@ def test_any_cut_gives_the_gradients_and_metrics_of_one_batch(name, cut, alone, 
 @pytest.mark.parametrize("cut", CUTS)
 def test_control_the_official_mean_over_micro_batches_differs(cut, alone, found):
     (processes, size), whole = cut, alone["words", 8]
-    assert torch.equal(
-        alone["words, officially", 8].gradients, whole.gradients
-    )  # of one batch they are the same
+    # of one batch they are the same
+    assert torch.equal(alone["words, officially", 8].gradients, whole.gradients)
     for process in found[processes]:
         one = process["words, officially", size]
         assert float((one.gradients - whole.gradients).abs().max()) > 1e-2

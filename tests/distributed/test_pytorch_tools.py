@@ -156,9 +156,8 @@ def assert_compiles(backend):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(strict):
-    run_on_ranks(
-        1, assert_export, strict
-    )  # as the compiler cannot read the checks of shapes in this process
+    # as the compiler cannot read the checks of shapes in this process
+    run_on_ranks(1, assert_export, strict)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

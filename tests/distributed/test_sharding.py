@@ -218,9 +218,8 @@ def test_four_processes_give_what_one_gives(parallel, configs, alone, tmp_path):
 
 def compiled(config, out):
     jaxtyping.config.update("jaxtyping_disable", True)
-    BridgeTower.compile_layers.__defaults__ = (
-        "aot_eager",
-    )  # traces both passes, and makes no kernels
+    # traces both passes, and makes no kernels
+    BridgeTower.compile_layers.__defaults__ = ("aot_eager",)
     return trained({"run": config}, out)["run"]
 
 

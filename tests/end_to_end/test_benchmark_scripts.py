@@ -288,13 +288,14 @@ class TestSmallest:
         assert all(0 < row["waiting"] < 1 for row in rows[-2:])
 
     def test_abuse_of_a_server(self, run, tmp_path):
+        # on any machine
         options = {
             "minutes": 0.1,
             "growth": 2,
             "rounds": 1,
             "beside": 0.05,
             "delay": "inf",
-        }  # on any machine
+        }
         run("serving_abuse.py", **options, json=tmp_path / "abuse.json")
         found = read_json(tmp_path / "abuse.json")
         assert found["problems"] == []
@@ -389,11 +390,12 @@ class TestSmallest:
 
     def test_videos(self, run):
         rows = [json.loads(line) for line in run("videos.py", "--quick", minutes=0.2).splitlines()]
+        # of 12 seconds: subtitles of 4, scenes of 10
         assert [row["moments"] for row in rows] == [
             3,
             2,
             2,
-        ]  # of 12 seconds: subtitles of 4, scenes of 10
+        ]
         assert all(row["peak_mib"] > row["loaded_mib"] for row in rows)
 
     def test_memory(self, run):

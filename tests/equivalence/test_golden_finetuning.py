@@ -10,11 +10,12 @@ from bridgetower.data.batches.batch import Batch
 from bridgetower.objectives.classification import task_of_head
 from golden import case, check, variant, wrong
 
+# ours, official
 HEADS = {
     "c_vqa": ("vqa", "vqa"),
     "d_snli": ("snli_ve", "snli"),
     "e_nlvr2": ("nlvr2", "nlvr2"),
-}  # ours, official
+}
 
 
 @pytest.fixture
@@ -140,10 +141,11 @@ class TestFeaturesOfTwoImages:
         text = model.encode_text(inputs["text_ids"], inputs["text_masks"])
         ours = features_under((1, 2))
         check(ours, {name: recorded.outputs[name] for name in ours})
+        # controls: one for both
         for token_types, changed in (
             ((1, 1), "second_"),
             ((2, 2), "first_"),
-        ):  # controls: one for both
+        ):
             different = set(wrong(features_under(token_types), recorded.outputs))
             assert different == {
                 f"{changed}{name}" for name in ("text_feats", "image_feats", "cls_feats")

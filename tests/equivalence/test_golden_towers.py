@@ -57,9 +57,8 @@ def test_timm():
     official = export_tensors(recorded.table(), recorded.checkpoint.resized(size).tensors)
     ours["resized_pos_embed"] = official["vit_model.pos_embed"]
     check(ours, recorded.outputs)
-    model = variant(
-        recorded.checkpoint, {"vision.activation": "quick_gelu"}
-    )  # control: the activation of CLIP
+    # control: the activation of CLIP
+    model = variant(recorded.checkpoint, {"vision.activation": "quick_gelu"})
     assert wrong(outputs_of_case(recorded, model), recorded.outputs) != {}
 
 

@@ -42,9 +42,8 @@ PUBLISHED = [
     )
     for kind in kinds.split()
 ]
-HEADS = [
-    (kind, "plain") for kind in ("itm", "itc")
-]  # of the other settings only the head for words reads some
+# of the other settings only the head for words reads some
+HEADS = [(kind, "plain") for kind in ("itm", "itc")]
 HEADS += [
     ("mlm", name)
     for name in ("three eps", "gelu_new", "relu", "separate norms, deeper image tower")

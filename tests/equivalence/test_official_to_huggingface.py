@@ -59,9 +59,8 @@ def test_eps_is_the_only_difference(tmp_path, kind):
     checkpoint, folder = converted(tmp_path, kind)
     assert difference(checkpoint, folder, kind) < 2e-4
     assert difference(with_same_eps(checkpoint), folder, kind) < 1e-5
-    tensors = dict(
-        checkpoint.tensors
-    )  # control: inputs of the LayerNorms of small variance make it visible
+    # control: inputs of the LayerNorms of small variance make it visible
+    tensors = dict(checkpoint.tensors)
     for name in tensors:
         norm = name.endswith(("_bridges.0.norm.weight", "_bridges.0.norm.bias"))
         if name.startswith("fusion.") and (norm or ("_layers.1." in name and "out" in name)):
@@ -347,9 +346,10 @@ def test_names_and_shapes(name, kind, monkeypatch):
     with torch.device("meta"):
         theirs = hf.KINDS[kind](BridgeTowerConfig(**values))
     expected = theirs.state_dict()
+    # no values there
     monkeypatch.setattr(
         "bridgetower.checkpoints.checkpoint.finite", lambda source, tensors: tensors
-    )  # no values there
+    )
     checkpoint = huggingface.read_checkpoint(name, values, expected)
     written, tensors = huggingface.export(checkpoint)
     found, shapes = (

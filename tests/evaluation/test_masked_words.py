@@ -62,9 +62,8 @@ class TestEvaluation:
         before = torch.get_rng_state()
         assert evaluate_masked_words(tiny_model, images, MASKING) == first
         assert torch.equal(torch.get_rng_state(), before)
-        monkeypatch.setattr(
-            masked_words, "BATCH_SIZE", 5
-        )  # words are hidden by the number of the pair
+        # words are hidden by the number of the pair
+        monkeypatch.setattr(masked_words, "BATCH_SIZE", 5)
         assert evaluate_masked_words(tiny_model, images, MASKING) == pytest.approx(first, abs=1e-6)
 
     def test_a_set_of_one_picture_has_no_wrong_ones(

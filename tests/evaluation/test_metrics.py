@@ -96,9 +96,8 @@ class TestAgainstOthers:
     def test_scikit_learn(self, seed):
         scores, owners = make_case(seed=seed)
         images = torch.arange(len(scores))
-        own_best = torch.where(owners[None] == images[:, None], scores, -1).argmax(
-            dim=1
-        )  # the text that counts
+        # the text that counts
+        own_best = torch.where(owners[None] == images[:, None], scores, -1).argmax(dim=1)
         others = torch.where(owners[None] == images[:, None], -1, scores).scatter(
             1, own_best[:, None], scores.gather(1, own_best[:, None])
         )
@@ -160,10 +159,11 @@ def test_constant_scores_are_worth_chance(constant):
 
 
 def test_any_image_with_the_captions_is_right():
+    # 3, 4, 5 share those of 0, 1, 1
     owners, index = (
         torch.tensor([0, 1, 2, 0, 1, 1]),
         torch.tensor([0, 0, 1, 2]),
-    )  # 3, 4, 5 share those of 0, 1, 1
+    )
     scores = torch.zeros(6, 4)
     # texts: 0 finds image 3, 1 is tied, 2 finds 5, 3 finds 2
     scores[3, 0] = scores[5, 2] = scores[2, 3] = 1.0
@@ -301,9 +301,8 @@ class TestCalibrate:
         )
 
     def test_matching_that_knows_nothing_gives_the_share(self):
-        log_odds, matching, halves = self.drawn(
-            -1.0, -2.0
-        )  # worse than nothing: large where there is no match
+        # worse than nothing: large where there is no match
+        log_odds, matching, halves = self.drawn(-1.0, -2.0)
         found = calibrate(log_odds, matching, halves)
         assert found.slope == 0
         share = Reranking(calibration=found).match(log_odds)

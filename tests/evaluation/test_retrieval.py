@@ -89,9 +89,8 @@ class TestBothScores:
     def test_brute_force(self, retrieve, images, everything, itc_weight):
         result = retrieve(candidates=5, reranking=Reranking(itc_weight=itc_weight))
         (similarity, logits), (_, owner) = everything, images.texts()
-        scores = (
-            logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)
-        )  # not below what is dropped
+        # not below what is dropped
+        scores = logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)
         expected = two_stage_recalls(similarity, scores, 5, owner)
         assert result.recalls["two_stage"].named("any") == pytest.approx(expected)
         assert result.reranking == Reranking(itc_weight=itc_weight)
@@ -141,9 +140,8 @@ class TestBothScores:
         found = fitted.calibration
         own = (validation.text_side & validation.belong).sum()
         assert (found.pairs, found.matching) == (16 * 100, own)
-        assert found.slope == pytest.approx(
-            2 / 3, abs=0.1
-        )  # of scores with means 0 and 6 and variance 9
+        # of scores with means 0 and 6 and variance 9
+        assert found.slope == pytest.approx(2 / 3, abs=0.1)
         assert found.ece_before > 0.2
         assert found.ece_after < 0.03
         assert validation.error(UNMEASURED) == pytest.approx(found.ece_before)
@@ -295,9 +293,8 @@ class TestAllPairs:
         assert turned != by_match
         tiny_model.itm_head = tiny_model.itc_head = None
         assert evaluate_all_pairs(tiny_model, images, config) == turned
-        assert (
-            evaluate_all_pairs(tiny_model, images, RetrievalConfig()) == turned
-        )  # one number, in either protocol
+        # one number, in either protocol
+        assert evaluate_all_pairs(tiny_model, images, RetrievalConfig()) == turned
 
 
 class TestFolds:
@@ -337,9 +334,8 @@ class TestAccuracy:
         accuracy = evaluate_matching(tiny_model, images, RetrievalConfig(batch_size=5))
         scored = torch.cat(seen)
         _, logits = everything
-        nearest = torch.cdist(scored, logits.flatten(0, 1)).argmin(
-            dim=1
-        )  # which pair each of the scored ones is
+        # which pair each of the scored ones is
+        nearest = torch.cdist(scored, logits.flatten(0, 1)).argmin(dim=1)
         rows, columns = nearest // len(captions), nearest % len(captions)
         assert torch.bincount(columns).tolist() == [2] * len(captions)
         own = rows == owner[columns]

@@ -66,9 +66,8 @@ def test_cosines_are_those_of_the_vectors_in_float32(tiny_model, images):
     assert {output.dtype for kept in outputs.values() for output in kept} == {torch.bfloat16}
     image, text = (F.normalize(torch.cat(kept).float(), dim=-1) for kept in outputs.values())
     ids = images.processor.token_ids(images.texts()[0])
-    order = sorted(
-        range(len(ids)), key=lambda number: len(ids[number])
-    )  # in which texts are encoded
+    # in which texts are encoded
+    order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
     torch.testing.assert_close(found[:, order], image @ text.T, atol=1e-6, rtol=0)
     assert not torch.equal(found, found.bfloat16().float())
 
@@ -235,9 +234,8 @@ def test_a_gpu_is_waited_for_once_in_a_part(tiny_model, images, small_parts, mon
         torch.no_grad(),
     ):
         scorer.score(*torch.cartesian_prod(torch.arange(len(images)), torch.arange(8)).T)
-    assert [len(scores) for scores in fetched] == [8] * len(
-        images
-    )  # of an image each, in three batches
+    # of an image each, in three batches
+    assert [len(scores) for scores in fetched] == [8] * len(images)
 
 
 @pytest.mark.slow

@@ -121,10 +121,11 @@ class TestTexts:
         texts = ["a bar", "a bar a", "a green square", "red circle on black"]
         store.add_texts(texts, ids=["0", "1", "2", "3"])
         vectors = predictor.embed_texts(texts)
+        # the most different
         expected = [
             0,
             min(range(1, 4), key=lambda number: float(vectors[0] @ vectors[number])),
-        ]  # the most different
+        ]
         found = store.max_marginal_relevance_search("a bar", k=2, fetch_k=4, lambda_mult=0.01)
         assert [document.id for document in found] == list(map(str, expected))
         nearest = store.max_marginal_relevance_search("a bar", k=2, lambda_mult=1)

@@ -208,10 +208,11 @@ class TestReading:
         assert all(len(output) == 3 for output in fused if output is not None)
 
     def test_a_name_that_is_not_there(self):
+        # without the annotations' own check
         fuse, model = (
             inspect.unwrap(BridgeTower.fuse),
             tiny.build(),
-        )  # without the annotations' own check
+        )
         with pytest.raises(
             ValueError, match="outputs is 'typo'; expected one of pooled, text, all"
         ):
@@ -519,9 +520,8 @@ def test_less_memory(train):
             most[name] = live.most
         layer = image.layers[0][rows].nbytes
     assert most["copied"] > 6 * layer
-    assert (
-        most["copied"] - most["taken"] > 4 * layer
-    )  # of the six layers of images, all but the one that is read
+    # of the six layers of images, all but the one that is read
+    assert most["copied"] - most["taken"] > 4 * layer
 
 
 class TestFirstLayerCache:

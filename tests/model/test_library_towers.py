@@ -79,14 +79,12 @@ def test_every_layer_of_an_image_tower(family):
     assert config.num_prefix_tokens == VISION_FAMILIES[family].prefix_tokens
     assert ours[0].shape == (2, config.num_tokens, config.hidden_size)
     assert max(map(tiny.off, ours, theirs)) <= 1e-5
-    assert tiny.off(ours[-1], last) <= 1e-5 or config.settings["architecture"].endswith(
-        "gap_256"
-    )  # norm after pooling
+    # norm after pooling
+    assert tiny.off(ours[-1], last) <= 1e-5 or config.settings["architecture"].endswith("gap_256")
     assert tiny.off(tower.pooled(ours[-1]), own(pixels)) <= 1e-5
     assert tiny.off(tower.cls(pixels, 2), tower.pooled(theirs[1])) <= 1e-5
-    assert (
-        min(tiny.off(ours[index], theirs[index + 1]) for index in range(len(ours) - 1)) > 1e-3
-    )  # another layer
+    # another layer
+    assert min(tiny.off(ours[index], theirs[index + 1]) for index in range(len(ours) - 1)) > 1e-3
 
 
 @pytest.mark.parametrize("family", TEXT_FAMILIES)
@@ -109,9 +107,8 @@ def test_every_layer_of_a_text_tower(family):
         assert min(tiny.off(one[kept], other[kept]) for one, other in others) > 1e-3
     padded = tower(IDS, MASK.bool(), layers)[-1]
     assert tiny.off(padded[0], tower(IDS, None, layers)[-1][0]) <= 1e-5
-    assert (
-        tiny.off(padded[1, :4], tower(IDS, None, layers)[-1][1, :4]) > 1e-3
-    )  # control: padding is masked
+    # control: padding is masked
+    assert tiny.off(padded[1, :4], tower(IDS, None, layers)[-1][1, :4]) > 1e-3
 
 
 def both(vision, text):

@@ -328,10 +328,11 @@ class TestHard:
 
     def test_texts_choose_images_and_images_choose_texts(self):
         far = 50 * torch.eye(3)
+        # the next but one, and the next
         image_to_text, text_to_image = (
             far.roll(2, dims=1),
             far.roll(1, dims=1),
-        )  # the next but one, and the next
+        )
         pairs = hard_pairs(
             image_to_text, text_to_image, torch.arange(3), torch.arange(3), slice(0, 3), generator()
         )
@@ -342,9 +343,8 @@ class TestHard:
         scores = torch.tensor([0.0, 1.0, 2.0, 9.0]).expand(4, 4)
         source, index = generator(), torch.arange(4)
         drawn = [hard_pairs(scores, scores, index, index, slice(0, 4), source) for _ in range(600)]
-        texts = torch.stack([pairs.text_rows[8:] for pairs in drawn])[
-            :, 3
-        ]  # of image 3, whose own text scores 9
+        # of image 3, whose own text scores 9
+        texts = torch.stack([pairs.text_rows[8:] for pairs in drawn])[:, 3]
         shares = torch.bincount(texts, minlength=4) / len(texts)
         torch.testing.assert_close(shares[:3], scores[0, :3].softmax(dim=0), atol=0.06, rtol=0)
         assert shares[3] == 0

@@ -313,13 +313,13 @@ def test_a_moment_plays_from_its_start_or_is_shown_as_its_frame(opened, predicto
         assert video.evaluate("video => video.videoWidth") == SIZE[0]
         page.keyboard.press("Escape")
         dialog.wait_for(state="hidden")
-        until(
-            lambda: page.locator("video").count() == 0, page
-        )  # the event of closing comes a little later
+        # the event of closing comes a little later
+        until(lambda: page.locator("video").count() == 0, page)
+        # it is played from its address, not downloaded
         assert page.evaluate("[videos, heldVideos.size]") == [
             0,
             0,
-        ]  # it is played from its address, not downloaded
+        ]
         page.locator(".card", has_text="old.avi").first.click()
         dialog.locator("img").wait_for()  # no browser plays it
 
@@ -413,9 +413,8 @@ def test_dialog_by_keyboard(opened, searcher):
         page.keyboard.press("Escape")
         dialog.wait_for(state="hidden")
         focused = "document.activeElement.querySelector('.path')?.title"
-        until(
-            lambda: page.evaluate(focused) == hits[0].path, page
-        )  # the browser first restores the focus of before
+        # the browser first restores the focus of before
+        until(lambda: page.evaluate(focused) == hits[0].path, page)
         assert "open=" not in page.url
         tab_to("the views", "it.id === 'to-playground'")
         page.keyboard.press("Enter")
@@ -632,9 +631,8 @@ def test_weak_hits_are_marked(opened, searcher, tmp_path):
         )
         page.keyboard.press("Escape")
         index.set_unrelated(Unrelated(rows=45, images=1.0))
-        until(
-            lambda: (own.index.unrelated or index.unrelated).images == 1.0, page
-        )  # the server looks once a second
+        # the server looks once a second
+        until(lambda: (own.index.unrelated or index.unrelated).images == 1.0, page)
         search(page, "a bar")
         until(
             lambda: (

@@ -23,20 +23,20 @@ from stores import s3_store
 from videos import SRT, write_clip
 
 ROOT = Path(__file__).parents[2]
+# others use what these leave
 FIRST = [
     ROOT / "README.md",
     ROOT / "docs" / "data.md",
     ROOT / "docs" / "training.md",
-]  # others use what these leave
+]
 PAGES = [*FIRST, *sorted(set((ROOT / "docs").glob("*.md")) - set(FIRST))]
 PUBLISHED, LEFT = (
     "BridgeTower/bridgetower-large-itm-mlm-itc",
     "bridgetower-demo/runs/bridgetower-0/last",
 )
 DEMO = ROOT / "tests" / "small_demo.py"
-NEEDED = {
-    "integrations.md": ("llama_index", "sentence_transformers")
-}  # that `make lowest` leaves out
+# that `make lowest` leaves out
+NEEDED = {"integrations.md": ("llama_index", "sentence_transformers")}
 # As written, but on few images, with shallow models, and few images at once where the page leaves that to the recipe.
 SMALL = f"""
 python() {{
@@ -121,9 +121,8 @@ class Workplace:
         assert done.returncode == 0, (
             f"{command} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         )
-        return [
-            line for line in done.stdout.splitlines() if not line.startswith("[Gloo] ")
-        ]  # PyTorch 2.10 says these
+        # PyTorch 2.10 says these
+        return [line for line in done.stdout.splitlines() if not line.startswith("[Gloo] ")]
 
     def outputs(self, language: str, texts: list[str]) -> list[list[str]]:
         """The lines of each block; those of Python share a process, which imports large libraries once."""
@@ -232,9 +231,8 @@ def test_commands_run(page, workplace):
                 continue
             for text, printed in zip(texts, workplace.outputs(language, texts), strict=True):
                 if marks := re.findall(r"# (=>|≈) (.*)", text):
-                    shown = [
-                        value if mark == "=>" else "…" for mark, value in marks
-                    ]  # the full demo prints the others
+                    # the full demo prints the others
+                    shown = [value if mark == "=>" else "…" for mark, value in marks]
                     assert len(printed) == len(shown), printed
                     assert [
                         line for line in zip(shown, printed, strict=True) if not agrees(*line)

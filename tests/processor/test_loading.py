@@ -45,9 +45,8 @@ class TestWorkers:
 
 
 def test_a_killed_process_is_one_line_that_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(
-        _MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,)
-    )  # not five seconds
+    # not five seconds
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
     with pytest.raises(
         ChildProcessError,
         match=r"^a process that .* was killed by signal 9; perhaps .* Start the same command",
@@ -100,12 +99,13 @@ print(sum(1 for item in items))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_signals_to_all_processes_leave_the_reading_ones_alone():
+    # with a server of workers of its own
     command = [
         sys.executable,
         "-c",
         SIGNALLED,
         Path(__file__).parent,
-    ]  # with a server of workers of its own
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "999\n", done.stderr
 

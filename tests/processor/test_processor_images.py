@@ -299,9 +299,8 @@ class TestHeic:
             open_image(content, max_pixels=6143)
         size = struct.pack(">II", 96, 64)
         assert content.count(size) == 1
-        with pytest.raises(
-            ValueError, match="damaged"
-        ):  # a picture that is larger than the file says
+        # a picture that is larger than the file says
+        with pytest.raises(ValueError, match="damaged"):
             open_image(content.replace(size, struct.pack(">II", 8, 8)))
 
     def test_a_thumbnail_is_not_taken_for_the_picture(self, photo):

@@ -13,11 +13,12 @@ from bridgetower.processor import Processor, ProcessorConfig
 from bridgetower.processor.config import CLIP_MEAN, CLIP_STD
 
 PROFILES = {"clip": "official-pretrain", "blip": "official-finetune"}
+# squashed to 96 px, the height loses more than twice what the width does
 TALL = [
     (800, 200),
     (117, 106),
     (240, 90),
-]  # squashed to 96 px, the height loses more than twice what the width does
+]
 SHAPES = [
     (120, 200),
     (301, 199),
@@ -116,9 +117,8 @@ def test_hf_comparison_sees_another_crop_and_another_interpolation(photo):
     ).pixel_values
     ours = _processor("hf", 288).images([picture])
     assert (ours - bilinear).abs().max() > 1e-2
-    pixels = transforms.functional.pil_to_tensor(
-        photo(135, 101)
-    )  # 71 rows too many: 35.5 becomes 36 there, 35 here
+    # 71 rows too many: 35.5 becomes 36 there, 35 here
+    pixels = transforms.functional.pil_to_tensor(photo(135, 101))
     hf = _processor("hf", 64, shortest_edge=101, size_divisor=1)
     assert torch.equal(hf.resize(photo(135, 101)), pixels[:, 35 : 35 + 64, 18 : 18 + 64])
     assert not torch.equal(

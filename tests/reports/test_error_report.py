@@ -136,10 +136,11 @@ def test_what_the_page_says(outcome, page_of):
     page = page_of([*wrong, *right], outcome.images, "<my> model", misses=2)
     words = " ".join(re.sub(r"<[^>]+>", "", unescape(page)).split())
     assert "71 % of 9 examples are right; 3 are not, or not quite." in words
+    # the surest miss first
     assert re.findall(r'<p class="query">(.*?)</p>', page) == [
         "text 2",
         "text 1",
-    ]  # the surest miss first
+    ]
     assert page.count("data:image/webp;base64,") == 2
     assert "<my>" not in page
     assert "north <b>" not in page
@@ -211,9 +212,8 @@ def test_the_command(run, refused, tiny_checkpoint, tiny_dataset, tmp_path):
             tmp_path / "a.csv",
         ): f"{tmp_path}/a.csv: No such file or directory",
     }.items():
-        assert message in refused(
-            "evaluate", "no-model", *command[2:], *options
-        )  # before a model is looked for
+        # before a model is looked for
+        assert message in refused("evaluate", "no-model", *command[2:], *options)
 
 
 @pytest.mark.parametrize("kind", ["snli-ve", "nlvr2"])

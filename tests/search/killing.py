@@ -29,12 +29,13 @@ from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
 from kills import end
 
+# a commit per image
 OFTEN = {
     "batch_size": 1,
     "commit_seconds": 0,
     "num_workers": 0,
     "max_errors": 1,
-}  # a commit per image
+}
 
 
 def forked(work):
@@ -58,9 +59,8 @@ def killed(work, number):
 
         def counted(*given, **options):
             nonlocal number
-            number -= (
-                "dir_fd" not in options
-            )  # as in the removal of a folder that has another name already
+            # as in the removal of a folder that has another name already
+            number -= "dir_fd" not in options
             if not number:
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(*given, **options)
@@ -118,9 +118,8 @@ def embedding(predictor, photos, folder, suffix):
         told = {"bad": bad, "names": names, "vectors": np.array(vectors).tolist(), "beside": beside}
         report.write_text(json.dumps(told))
 
-    for number in range(
-        1 if suffix == "lance" else 6, 60
-    ):  # the first changes, those of the table, are the same
+    # the first changes, those of the table, are the same
+    for number in range(1 if suffix == "lance" else 6, 60):
         if killed(run, number) == 0:
             break
         assert end(forked(complete)) == 0, number

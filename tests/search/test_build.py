@@ -303,9 +303,8 @@ class TestUpdate:
         album.build()
         before = album.rows()
         del encoded[:]
-        (folder / "sub" / "04.png").rename(
-            folder / "x"
-        )  # two that swap names, and their folder moves
+        # two that swap names, and their folder moves
+        (folder / "sub" / "04.png").rename(folder / "x")
         (folder / "sub" / "05.png").rename(folder / "sub" / "04.png")
         (folder / "x").rename(folder / "sub" / "05.png")
         (folder / "sub").rename(folder / "moved")
@@ -339,9 +338,8 @@ class TestUpdate:
                 == (folder / name).stat().st_mtime_ns // 1000
             )
         assert album.counts() == (7, 0, 0, 0)
-        (folder / "01.png").rename(
-            folder / "other.png"
-        )  # with no caption now, which is part of the vectors
+        # with no caption now, which is part of the vectors
+        (folder / "01.png").rename(folder / "other.png")
         assert (album.build().reused, encoded) == (0, [1])
 
     def test_images_in_a_shard_that_moves(self, album, predictor):

@@ -303,10 +303,11 @@ class TestContinuing:
     def test_after_a_run_that_was_cut_off(
         self, suffix, embed, places, expected, encoded, read_names, stopped
     ):
+        # within a part, and after it
         for size, left in (
             (2, ["shard-0.tar", "shard-1.tar"]),
             (3, ["shard-1.tar"]),
-        ):  # within a part, and after it
+        ):
             call = partial(
                 embed, places["shards"], f"v{size}.{suffix}", batch_size=size, commit_seconds=0
             )

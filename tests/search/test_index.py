@@ -183,9 +183,8 @@ def test_digests_and_paths_get_an_index_from_some_rows_on(make, monkeypatch):
     assert indexed() == [["captions"], ["digest"], ["path"]]
     for condition in ("digest = 'a'", "path IN ('a', 'b')"):
         assert "ScalarIndexQuery" in index._table.search().where(condition).explain_plan()
-    index.upsert(
-        [row("20.png", value=3, digest="new"), row("21.png")]
-    )  # beside what the index knows
+    # beside what the index knows
+    index.upsert([row("20.png", value=3, digest="new"), row("21.png")])
     index.remove(["01.png"])
     assert [one.path for one in index.with_digest("new")] == ["20.png"]
     assert index.with_digest("digest of 20.png") == index.rows(["01.png"]) == []
@@ -410,9 +409,8 @@ class TestDamage:
                 )
                 num_named += "damaged row" in problem
         packed = {"width", "height"}
-        of_hits = (
-            {"text_vectors", "pair_vectors"} if fewest == 10 else set()
-        )  # of which those of hits are checked
+        # of which those of hits are checked
+        of_hits = {"text_vectors", "pair_vectors"} if fewest == 10 else set()
         assert num_named > 0 or column in packed | of_hits
 
     @pytest.mark.parametrize("column", [*SAID[:-1], *CRCS])
@@ -555,9 +553,8 @@ class TestInMemory:
             assert [hit.path for hit in index.nearest(self.QUERY, 7, exact=True)] == [
                 hit.path for hit in expected[:7]
             ]
-        monkeypatch.setattr(
-            index_module, "_MOST", 4 * 3 * len(index) - 1
-        )  # bytes of all vectors but one
+        # bytes of all vectors but one
+        monkeypatch.setattr(index_module, "_MOST", 4 * 3 * len(index) - 1)
         large = Index(index.uri)
         for _ in range(2):
             assert large.nearest(self.QUERY, 1, exact=True)[0].path == expected[0].path

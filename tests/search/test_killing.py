@@ -41,6 +41,5 @@ def test_vectors(suffix, runs, predictor, shapes_folder):
 def test_an_index(runs):
     assert all(one["is_whole"] for one in runs["index"])
     assert len({one["left"] for one in runs["index"]}) > 1  # kills came at different moments
-    assert (
-        sum(not one["was_whole"] for one in runs["index"]) >= 3
-    )  # the control: there was something to complete
+    # the control: there was something to complete
+    assert sum(not one["was_whole"] for one in runs["index"]) >= 3

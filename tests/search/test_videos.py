@@ -81,9 +81,8 @@ def test_matching_and_sheets_take_the_frames_of_the_index(talks, predictor, albu
         "lectures/one.mp4#t=3.000,6.000",
     }
     sheet = contact_sheet(hits, searcher.index.content)
-    assert (
-        (np.abs(np.asarray(sheet).astype(int) - (0, 254, 0)) < 3).all(axis=2).any()
-    )  # the frames are green
+    # the frames are green
+    assert (np.abs(np.asarray(sheet).astype(int) - (0, 254, 0)) < 3).all(axis=2).any()
 
 
 def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(talks, predictor, album):
@@ -160,9 +159,8 @@ def test_moments_with_words_and_what_has_none_are_ranked_apart_and_take_turns(
 
 
 def test_only_what_has_changed_is_embedded(talks, album, stopped):
-    stopped(
-        4, lambda: album.build(batch_size=2, commit_seconds=0, num_workers=0)
-    )  # two of an image of a lecture each
+    # two of an image of a lecture each
+    stopped(4, lambda: album.build(batch_size=2, commit_seconds=0, num_workers=0))
     assert len(Index(album.out)) == 4
     assert album.counts() == (7, 3, 0, 0)
     assert album.counts() == (7, 0, 0, 0)

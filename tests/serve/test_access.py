@@ -10,9 +10,8 @@ from bridgetower.serve.access import video_token
 from served import BEARER, KEY, error_of
 
 PATH, BODY = "/v1/embeddings", {"input": "a bar"}
-PASSWORD = (
-    "Basic " + base64.b64encode(f"me:{KEY}".encode()).decode()
-)  # which a browser would send by itself
+# which a browser would send by itself
+PASSWORD = "Basic " + base64.b64encode(f"me:{KEY}".encode()).decode()
 LINK = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
 
 

@@ -38,10 +38,11 @@ async def batching(*, closed=False, max_batch=4, queue=200, cost=1.0, **settings
     doubling = Doubling()
     if not closed:
         doubling.gate.set()
+    # batches take no time, so that nothing but their size bounds them
     clock = {
         "clock": lambda: 0.0,
         **settings,
-    }  # batches take no time, so that nothing but their size bounds them
+    }
     batcher = Scheduler(
         doubling, lambda number: Work("all", cost), lanes={"all": max_batch}, queue=queue, **clock
     )
@@ -212,10 +213,11 @@ async def test_a_client_holds_at_most_as_much_as_is_left():
         with batcher.admission(24), batcher.admission(24):
             with pytest.raises(ApiError, match="try again in 12 s") as caught, batcher.admission(1):
                 pass
+            # 48 units, 4 a second
             assert (caught.value.status, caught.value.headers) == (
                 429,
                 {"Retry-After": "12"},
-            )  # 48 units, 4 a second
+            )
 
 
 async def test_requests_that_fetch_take_no_room_of_others():
@@ -294,9 +296,8 @@ async def test_items_and_batches_are_counted():
     assert [found[f"cost_{name}"] for name in ("admitted", "queued", "computing")] == [0, 0, 0]
     assert found["batch_items_sum"] == sum(map(len, doubling.batches))
     assert found["batch_seconds_sum"] > 0
-    assert (
-        found["queue_seconds_count"] == len(doubling.batches) + 1
-    )  # the first batch has items of both requests
+    # the first batch has items of both requests
+    assert found["queue_seconds_count"] == len(doubling.batches) + 1
     async with batching(max_batch=1, metrics=metrics) as (_, batcher):
         with pytest.raises(ValueError, match="minus one"):
             await batcher.submit([-1, 1, 1])

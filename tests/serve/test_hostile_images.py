@@ -50,9 +50,8 @@ def png_of(*chunks, side=16, pixels=b""):
 
 
 def animated_png(side):
-    control = struct.pack(
-        ">IIIIIHHBB", 0, side, side, 0, 0, 1, 1, 1, 0
-    )  # cleared once it was shown
+    # cleared once it was shown
+    control = struct.pack(">IIIIIHHBB", 0, side, side, 0, 0, 1, 1, 1, 0)
     return png_of(chunk(b"acTL", struct.pack(">II", 2, 0)), chunk(b"fcTL", control), side=side)
 
 
@@ -69,13 +68,14 @@ def tiff(*entries, content=b""):
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + tags + bytes(4) + content
 
 
+# 16x16 pixels of 8 bit
 GREY = (
     (256, 3, 1, 16),
     (257, 3, 1, 16),
     (258, 3, 1, 8),
     (262, 3, 1, 1),
     (259, 3, 1, 1),
-)  # 16x16 pixels of 8 bit
+)
 
 
 def strips(count, rows):

@@ -108,11 +108,12 @@ def test_small_ones(album):
             assert (image.format, image.size) == ("JPEG", expected)
             assert not image.getexif()
             if name == "clear.png":
+                # what this model sees behind transparent pixels
                 assert image.getpixel((0, 0)) == (
                     254,
                     0,
                     0,
-                )  # what this model sees behind transparent pixels
+                )
 
 
 def test_the_file_itself_is_sent_as_nothing_but_an_image(album):

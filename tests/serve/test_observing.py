@@ -61,9 +61,8 @@ def test_a_line_for_each_request_where_it_is_asked_for(server, locked, lines):
         404,
     )
     first, *others = lines(3)
-    second, third = sorted(
-        others, key=lambda line: line["status"]
-    )  # what is refused has its body read afterwards
+    # what is refused has its body read afterwards
+    second, third = sorted(others, key=lambda line: line["status"])
     assert first.pop("seconds") > 0
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", first.pop("time"))
     route = {"method": "POST", "path": "/v1/embeddings", "route": "/v1/embeddings", "status": 200}

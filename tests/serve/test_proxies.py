@@ -48,10 +48,11 @@ def test_names(trusting, client):
         assert trusting.get("/v1/models", headers={"Host": host}).status_code == 200
         error = error_of(client.get("/v1/models", headers={"Host": host}), 403)
         assert "give its other names with --server-name" in error["message"]
+    # as a page of evil.example could send
     headers = {
         "Host": "evil.example",
         "X-Forwarded-Host": "photos.example",
-    }  # as a page of evil.example could send
+    }
     assert error_of(trusting.get("/v1/models", headers=headers), 403)["code"] == "wrong_host"
 
 
@@ -92,9 +93,8 @@ def test_a_site_that_is_allowed(trusting):
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, SITE)
     answer = trusting.options("/v1/embeddings", headers=headers | PREFLIGHT)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, SITE)
-    assert (
-        "access-control-allow-credentials" not in answer.headers
-    )  # no browser then shows what its password gets
+    # no browser then shows what its password gets
+    assert "access-control-allow-credentials" not in answer.headers
 
 
 def test_a_site_that_is_not(trusting, client):

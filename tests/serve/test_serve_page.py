@@ -51,8 +51,7 @@ def test_the_page_without_the_key_holds_nothing_and_may_be_left_out(locked, hast
         response = locked.client.get(path)
         assert response.status_code == 200
         assert '"tiny"' not in response.text
-        error_of(
-            hasty.client.get(path), 405 if path == "/" else 404
-        )  # to which texts to embed are posted
+        # to which texts to embed are posted
+        error_of(hasty.client.get(path), 405 if path == "/" else 404)
     for path in ("/v1/models", "/v1/index", f"/v1/images/{'0' * 64}"):
         error_of(locked.client.get(path), 401)

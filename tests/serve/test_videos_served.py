@@ -59,9 +59,8 @@ def test_hits_have_times_a_transcript_and_a_link(talks):
     assert (hit["start"], hit["end"], hit["transcript"]) == (0.5, 2.5, SAID[0])
     assert hit["link"] == f"/v1/videos/{hit['id']}#t=0.500,2.500"
     assert not {"start", "end", "transcript", "link"} & hits["a.png"].keys()
-    assert (
-        len({hit["id"] for hit in hits.values()}) == 8
-    )  # also of the copy, whose frames look the same
+    # also of the copy, whose frames look the same
+    assert len({hit["id"] for hit in hits.values()}) == 8
     for size in ({}, {"size": 64}):
         picture = talks.client.get(f"/v1/images/{hit['id']}", params=size)
         assert (picture.status_code, picture.headers["content-type"]) == (200, "image/jpeg")

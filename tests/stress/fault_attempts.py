@@ -103,13 +103,11 @@ class Attempt:
         if kill is not None:
             time.sleep(max(0.0, self.started + kill.seconds - time.perf_counter()))
             for victim in kill.victims:
-                os.kill(
-                    self.pids[victim], signal.SIGKILL
-                )  # one that has ended is a zombie until it is waited for
+                # one that has ended is a zombie until it is waited for
+                os.kill(self.pids[victim], signal.SIGKILL)
         codes = self._wait()
-        content = (
-            self.log.read_bytes() if self.log.exists() else b""
-        )  # a kill may come before it is there
+        # a kill may come before it is there
+        content = self.log.read_bytes() if self.log.exists() else b""
         said = content[self._start :].decode(errors="replace")
         return Ended(codes, time.perf_counter() - self.started, said)
 

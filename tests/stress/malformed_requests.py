@@ -481,9 +481,8 @@ async def half_sent(connection: Connection, choice: random.Random) -> Reply | No
     """Sends half of the headers and waits until the connection is closed."""
     writer = await connection.open()
     writer.write(head("GET /health")[: choice.choice([1, 10, 30])])
-    raise HoleError(
-        f"half of a head is answered: {await connection.reply()}"
-    )  # it ends without one
+    # it ends without one
+    raise HoleError(f"half of a head is answered: {await connection.reply()}")
 
 
 async def other_sites(connection: Connection, choice: random.Random) -> Reply | None:

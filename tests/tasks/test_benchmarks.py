@@ -150,9 +150,8 @@ class TestStatements:
         assert not outcome.notes
 
     def test_statements_that_come_twice(self, predictor, sets, monkeypatch):
-        monkeypatch.setattr(
-            "bridgetower.evaluation.class_metrics.predict_classes", None
-        )  # nothing is computed before
+        # nothing is computed before
+        monkeypatch.setattr("bridgetower.evaluation.class_metrics.predict_classes", None)
         with pytest.raises(
             ValueError, match="ids of 10 come again; expected one example of each id"
         ):

@@ -348,9 +348,8 @@ class TestMetrics:
         found = classification_metrics(probabilities, labels, multi_label=False)
         assert found["accuracy"] == 0.5
         assert found["macro_f1"] == 0.5
-        assert found["auroc"] == pytest.approx(
-            0.75
-        )  # of four pairs of a right and a wrong row, three are in order
+        # of four pairs of a right and a wrong row, three are in order
+        assert found["auroc"] == pytest.approx(0.75)
         assert found["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
 
     def test_several_labels(self):

@@ -110,9 +110,8 @@ class TestPublished:
         assert "init" in run.source or "give vision and text" in run.source
         fine_tuning = {recipe.recipe for spec in TASKS.values() for recipe in spec.fine_tuning}
         assert (name in fine_tuning) == (not name.startswith("pretrain"))
-        assert (
-            run.evaluate_every or name == "retrieval-flickr30k-ranking"
-        )  # whose evaluation takes long
+        # whose evaluation takes long
+        assert run.evaluate_every or name == "retrieval-flickr30k-ranking"
 
 
 class TestObjectives:
@@ -161,11 +160,12 @@ class TestObjectives:
             5,
             128,
         )
+        # that of init
         assert (run.image_size, run.data.profile, run.data.has_views) == (
             None,
             None,
             False,
-        )  # that of init
+        )
         optimizer = run.optimizer
         assert (optimizer.lr, optimizer.head_multiplier, optimizer.fusion_multiplier) == (
             1e-5,

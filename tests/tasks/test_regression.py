@@ -50,9 +50,8 @@ def test_training_evaluation_and_use(run, config, folder, tmp_path):
     assert metrics.keys() == {*RegressionConfig.metrics, "mean_absolute_error"}
     model = load(tmp_path / "run" / "last", device="cpu")
     outcome = evaluate(model, "regression", [folder], "validation", RetrievalConfig())
-    assert dict(outcome.metrics) == pytest.approx(
-        metrics, abs=1e-4
-    )  # correlations magnify rounding
+    # correlations magnify rounding
+    assert dict(outcome.metrics) == pytest.approx(metrics, abs=1e-4)
     texts = ["a thing of 1", "a thing of 2"]
     numbers = model.estimate(texts=texts)
     assert numbers.shape == (2,)

@@ -48,10 +48,11 @@ class NoWaiting(TorchDispatchMode):
     """Refuses what makes the host wait for a GPU: reading a value, finding places, and copies that may block."""
 
     def __enter__(self):
+        # kept, so that no other tensor gets their place
         self.patch, self.pinned = (
             pytest.MonkeyPatch(),
             [],
-        )  # kept, so that no other tensor gets their place
+        )
         self.patch.setattr("bridgetower.model.layers.has_cuda", lambda: True)
         self.patch.setattr(
             Tensor, "pin_memory", lambda tensor: self.pinned.append(tensor) or tensor

@@ -158,9 +158,8 @@ def test_losses_are_those_of_the_logits_in_float32(name, watch):
     assert {logits.dtype for logits in seen.outputs[head]} == {torch.bfloat16}
     assert {logits.dtype for logits in seen.validated[head]} == {torch.float32}
     targets = torch.cat([batch.labels for batch in seen.batches])
-    assert not targets.is_floating_point() or not targets.equal(
-        targets.bfloat16().float()
-    )  # they could be rounded
+    # they could be rounded
+    assert not targets.is_floating_point() or not targets.equal(targets.bfloat16().float())
     expected = loss(torch.cat(seen.outputs[head]).float(), targets)
     assert seen.losses["loss"] == pytest.approx(expected.item(), rel=1e-6)
 

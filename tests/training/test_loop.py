@@ -185,9 +185,8 @@ class TestSignals:
         assert pickle.loads(pickle.dumps(caught.value)).signal == number
         assert states.saved(tmp_path / "parts").step == 2
         assert f"{number.name}: stopping after this step" in caplog.text
-        run(
-            interrupted(build(max_steps=2)), tmp_path / "last"
-        )  # at the last step it is simply finished
+        # at the last step it is simply finished
+        run(interrupted(build(max_steps=2)), tmp_path / "last")
         assert signal.getsignal(number) is before
         assert torch.equal(run(build(max_steps=3), tmp_path / "parts", resume=True), whole)
 
@@ -211,13 +210,11 @@ class TestSignals:
         def interrupt(task, inputs, output):
             if len(task.seen) == 3:
                 send(os.getpid(), signal.SIGTERM)
-                send(
-                    os.getpid(), signal.SIGTERM
-                )  # of the launcher: it sent one to the group before
+                # of the launcher: it sent one to the group before
+                send(os.getpid(), signal.SIGTERM)
                 clock[0] += SAME_SECONDS
-                send(
-                    os.getpid(), signal.SIGTERM
-                )  # as late as one may come that is of the same request
+                # as late as one may come that is of the same request
+                send(os.getpid(), signal.SIGTERM)
                 clock[0] += 0.1
                 send(os.getpid(), signal.SIGINT)
 

@@ -101,9 +101,8 @@ class TestWhatIsLeft:
         best = max(evaluations, key=lambda entry: entry["rsum"])
         checkpoint = read_checkpoint(out)  # the folder of a run is its best checkpoint
         images = CaptionImages(config.data, "validation", checkpoint.processor)
-        assert (
-            checkpoint.reranking.itc_weight == best["itc_weight"]
-        )  # fitted again by the same rule
+        # fitted again by the same rule
+        assert checkpoint.reranking.itc_weight == best["itc_weight"]
         again = evaluate_retrieval(
             checkpoint.model(), images, config.evaluation, reranking=None
         ).metrics()
@@ -194,9 +193,8 @@ def test_checkpointed_layers_run_twice_and_give_the_same_bits(
     changed = replace(config, checkpoint_activations=("fusion",), evaluate_every=0)
     assert train(changed, tmp_path / "run", progress=False) == finished[1]
     assert same_weights(tmp_path / "run" / "last", finished[0] / "last")
-    assert (
-        calls.count(True) == 2 * 2 * 4
-    )  # for masked words and for matching, in the four steps that have them
+    # for masked words and for matching, in the four steps that have them
+    assert calls.count(True) == 2 * 2 * 4
 
 
 def test_without_contrastive_head_matching_is_evaluated(config, tmp_path):
@@ -362,9 +360,8 @@ def test_from_a_checkpoint(config, tiny_checkpoint, tmp_path):
 
 
 def test_the_image_size_that_was_used_is_recorded(config, tiny_checkpoint, tmp_path, caplog):
-    run = replace(
-        unmoved(config), recipe="small", init=str(tiny_checkpoint), image_size=45
-    )  # patches have 10 pixels
+    # patches have 10 pixels
+    run = replace(unmoved(config), recipe="small", init=str(tiny_checkpoint), image_size=45)
     spec = replace(TASKS["pretraining"], fine_tuning=(run,))
     metrics = train(run, tmp_path / "run", task=spec, progress=False)
     assert read_run(tmp_path / "run", spec).image_size == 20
@@ -463,9 +460,8 @@ class TestChanged:
         out, data = tmp_path / "run", replace(config.data, max_length=7)
         stop_at(3, out)  # with best/ of step 2
         assert read_checkpoint(out / "best").processor.config.max_length == 24
-        changed = replace(
-            config, data=data, max_steps=4, select_by="itc_rsum"
-        )  # by which best/ is written again
+        # by which best/ is written again
+        changed = replace(config, data=data, max_steps=4, select_by="itc_rsum")
         with monkeypatch.context() as patch:
             patch.setattr(
                 "bridgetower.checkpoints.io.write_description", Mock(side_effect=KeyboardInterrupt)

@@ -186,9 +186,8 @@ class TestRefusals:
             altered[place] ^= 1 << source.randrange(8)
             path.write_bytes(altered)
             found += refused(tmp_path, made) is not None
-        assert found > 0.9 * len(
-            whole[::7].translate(None, b" \n")
-        )  # space between words of JSON is free
+        # space between words of JSON is free
+        assert found > 0.9 * len(whole[::7].translate(None, b" \n"))
 
     def test_the_state_before_is_taken_when_the_last_one_is_removed(self, tmp_path):
         made = make()
@@ -235,9 +234,8 @@ class TestRefusals:
             ValueError,
             match=rf"step-00000003 is of other data: {message}; put them back as they were",
         ):
-            load_state(
-                tmp_path, *make(width=4), CONDITIONS | changes
-            )  # said before what may follow from it
+            # said before what may follow from it
+            load_state(tmp_path, *make(width=4), CONDITIONS | changes)
 
 
 class TestChanges:

@@ -102,9 +102,8 @@ class TestSteps:
         kind, precision = case.split()
         run = prepared(replace(all_runs[kind], precision=precision), features)
         batch = run.examples[KEY]
-        assert (batch.image_states.ndim == 2) == (
-            kind == "contrastive"
-        )  # of each the vector alone is kept
+        # of each the vector alone is kept
+        assert (batch.image_states.ndim == 2) == (kind == "contrastive")
         asked = recomputed(batch, run)
         exact = step(run, asked)[1]
         with autocast(CPU, precision):
@@ -151,9 +150,8 @@ class TestSteps:
         with autocast(CPU, "bf16"), torch.no_grad():  # in the batch in which it was computed
             expected = run.model.vision(pixels, run.model.config.vision_layers)
         for stored, asked in zip(examples.images.read(range(32)).unbind(1), expected, strict=True):
-            assert torch.equal(
-                stored, asked.bfloat16()
-            )  # to which autocast rounds what a projection reads
+            # to which autocast rounds what a projection reads
+            assert torch.equal(stored, asked.bfloat16())
 
     def test_every_view_of_an_image_is_seen_with_every_text_and_evaluated_without(
         self, all_runs, features
@@ -217,9 +215,8 @@ class TestRun:
         }
         assert towers == {"vision.layers.1", "text.layers.1"}
         written = versions(cache)
-        again = replace(
-            config, init=str(tmp_path / "run"), evaluate_every=None, max_steps=1
-        )  # the same layers below
+        # the same layers below
+        again = replace(config, init=str(tmp_path / "run"), evaluate_every=None, max_steps=1)
         train(again, tmp_path / "again", feature_cache=cache, progress=False)
         assert versions(cache) == written
 
@@ -467,9 +464,8 @@ def test_stopped_and_continued_it_ends_with_the_same_bits(aligning, stop_at, tmp
         stop_at(step, out, config=config)
         assert train(config, out, resume=True, feature_cache=features, progress=False) == metrics
         assert same_weights(out / "last", tmp_path / "whole" / "last")
-    first = replace(
-        config, align_first=0, max_steps=1
-    )  # control: aligned projections begin elsewhere
+    # control: aligned projections begin elsewhere
+    first = replace(config, align_first=0, max_steps=1)
     train(first, tmp_path / "not", feature_cache=features, progress=False)
     losses = [read_metrics(tmp_path / name, "train")[0]["loss"] for name in ("whole", "not")]
     assert losses[0] != losses[1]

@@ -66,7 +66,7 @@ def write_collection(out: Path, collection: Collection, *, progress: bool = True
         return finished
     with SetWriter(out, collection.schema, WritingConfig(), progress=False) as writer:
         for split, records in collection.splits.items():
-            for record in counted(records, f"writing {split}", shown=progress):
+            for record in counted(records, f"writing {split}", enabled=progress):
                 images = [
                     Image(name=f"{split}/{one.name}", location=one.name, content=one.content)
                     for one in record.images

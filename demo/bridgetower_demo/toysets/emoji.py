@@ -46,9 +46,8 @@ _NEUTRAL = {  # man, woman -> person; boy, girl -> child; old man, old woman -> 
     "1f474": "1f9d3",
     "1f475": "1f9d3",
 }
-_GENDER_OR_DIRECTION = re.compile(
-    r"-200d-(2640|2642|27a1)(?=-|$)"
-)  # female sign, male sign, facing right
+# female sign, male sign, facing right
+_GENDER_OR_DIRECTION = re.compile(r"-200d-(2640|2642|27a1)(?=-|$)")
 _ONE_CONCEPT = (  # variants that have code points of their own
     ("1fac5", "1f934", "1f478"),  # person with crown, prince, princess
     ("1fac4", "1f930", "1fac3"),  # pregnant person, woman, man
@@ -68,15 +67,12 @@ _ONE_CONCEPT = (  # variants that have code points of their own
 )
 _LEADER = {code: codes[0] for codes in _ONE_CONCEPT for code in codes}
 
-_KEYWORD = re.compile(
-    r"(?!.*[a-z]\d)\w[\w '\u2019.&-]*"
-)  # no emoticons such as ":D", no numbered "whale2"
-_SAYS_NOTHING = frozenset(
-    {"female", "human", "male", "man", "men", "person", "woman", "women"}
-)  # as a keyword
-_QUALITY = re.compile(
-    r"(skin tone|hair|beard)$"
-)  # what "with" may introduce in a name such as "man: red hair"
+# no emoticons such as ":D", no numbered "whale2"
+_KEYWORD = re.compile(r"(?!.*[a-z]\d)\w[\w '\u2019.&-]*")
+# as a keyword
+_SAYS_NOTHING = frozenset({"female", "human", "male", "man", "men", "person", "woman", "women"})
+# what "with" may introduce in a name such as "man: red hair"
+_QUALITY = re.compile(r"(skin tone|hair|beard)$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,11 +253,12 @@ def _emoji(
     row: Mapping[str, str], style: Style, image: bytes, keywords: Mapping[str, set[str]]
 ) -> Emoji:
     code = code_of(row["character"])
+    # toned emoji carry no keywords of their own
     sources = (
         code,
         without_tone(code),
         concept_code(code),
-    )  # toned emoji carry no keywords of their own
+    )
     found = next((keywords[source] for source in sources if keywords.get(source)), set())
     return Emoji(
         code=code,

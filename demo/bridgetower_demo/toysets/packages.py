@@ -210,9 +210,8 @@ def png_content(file: Traversable) -> bytes:
 
 
 def _code_of_file(stem: str) -> str:
-    points = [
-        point.lstrip("0") for point in stem.lower().replace("u+", "").split("-")
-    ]  # 0023 or 23
+    # 0023 or 23
+    points = [point.lstrip("0") for point in stem.lower().replace("u+", "").split("-")]
     return "-".join(point for point in points if point != _VARIATION_SELECTOR)
 
 

@@ -38,9 +38,8 @@ class Checkpoint:
 
     source: str  # a hub id carries its commit, `id@commit`
     config: ModelConfig
-    tensors: dict[
-        str, Tensor
-    ]  # every parameter of `BridgeTower(config, extensions)`, under its name
+    # every parameter of `BridgeTower(config, extensions)`, under its name
+    tensors: dict[str, Tensor]
     # What no computation reads but a conversion back must write (the text pooler, the official `ln_separate`).
     extra_tensors: dict[str, Tensor] = field(default_factory=dict)
     dropped: tuple[
@@ -49,9 +48,8 @@ class Checkpoint:
     # a larger `max_length` than the text tower takes is lowered to that
     processor: Processor | None = None
     extensions: Extensions = NO_EXTENSIONS
-    labels: Mapping[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # names of classes by head, but `FIXED_LABELS`
+    # names of classes by head, but `FIXED_LABELS`
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reranking: Reranking = UNMEASURED
 
     def __post_init__(self) -> None:
@@ -95,10 +93,11 @@ class Checkpoint:
             self.config.vision.image_size,
             self.processor and self.processor.config.image_size,
         )
+        # as transformers does; here the position embeddings would be interpolated
         if made not in (
             None,
             size,
-        ):  # as transformers does; here the position embeddings would be interpolated
+        ):
             raise ValueError(
                 f"{self.source} prepares images of {made} pixels, its model takes {size}; set image_size"
             )
@@ -110,9 +109,8 @@ class Checkpoint:
             else self.tensors
         )
         model.load_state_dict(tensors, strict=True, assign=True)
-        extra = {
-            name: tensor.clone() for name, tensor in self.extra_tensors.items()
-        }  # not to hold on to a mapped file
+        # not to hold on to a mapped file
+        extra = {name: tensor.clone() for name, tensor in self.extra_tensors.items()}
         model.origin = replace(self, tensors={}, extra_tensors=extra)
         return model.eval()
 

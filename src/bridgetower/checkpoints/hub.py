@@ -14,12 +14,13 @@ from bridgetower.arguments import Expected
 from bridgetower.checkpoints.tensors import WEIGHTS
 from bridgetower.files import short_name
 
+# the last are vocabularies of SentencePiece
 _FILES = [
     "*.json",
     "*.safetensors",
     "*.txt",
     "*.model",
-]  # the last are vocabularies of SentencePiece
+]
 _PICKLED = [WEIGHTS[2], "pytorch_model-*.bin"]
 _WEB_ADDRESS = re.compile(
     r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[\w.-]+/[\w.-]+)/?"

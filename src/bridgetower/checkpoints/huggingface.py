@@ -154,9 +154,8 @@ def export(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config = checkpoint.config
     text, fusion, heads = config.text, config.fusion, config.heads
     tensors = dict(checkpoint.tensors) | checkpoint.extra_tensors
-    if (
-        "text.pooler.dense.weight" not in tensors
-    ):  # transformers builds this pooler but never reads it
+    # transformers builds this pooler but never reads it
+    if "text.pooler.dense.weight" not in tensors:
         tensors["text.pooler.dense.weight"] = torch.zeros(text.hidden_size, text.hidden_size)
         tensors["text.pooler.dense.bias"] = torch.zeros(text.hidden_size)
     prefix = _BACKBONE if heads.mlm or heads.itm or heads.itc else ""

@@ -217,9 +217,8 @@ def convert(
             write_checkpoint(checkpoint, temporary, shard_bytes=shard_bytes)
             return
         if checkpoint.processor is not None:
-            checkpoint.processor.save_huggingface(
-                temporary
-            )  # refuses settings before weights are written
+            # refuses settings before weights are written
+            checkpoint.processor.save_huggingface(temporary)
         write_weights(temporary, tensors, for_transformers=True, shard_bytes=shard_bytes)
         write_card(checkpoint, temporary, library="transformers")
         write_json(temporary / "config.json", values)

@@ -21,9 +21,8 @@ Rule = tuple[str, tuple[str, ...]]
 class Source:
     """Where one of our tensors comes from."""
 
-    names: tuple[
-        str, ...
-    ]  # foreign tensors that are stacked along dimension 0: query, key and value are one here
+    # foreign tensors that are stacked along dimension 0: query, key and value are one here
+    names: tuple[str, ...]
     leading_ones: int = 0  # dimensions of size 1 that the foreign tensor has in front
     is_scalar: bool = False  # the foreign tensor has no dimension; ours has one element
 
@@ -299,9 +298,8 @@ class TowerNaming:
     prefix: str  # in front of every name of the tower
     marker: str  # a name, after the prefix, that tells this kind from the others
     rules: Sequence[Rule]  # our names to the publisher's
-    droppable: tuple[
-        str, ...
-    ]  # patterns of names that stand beside the tower: other towers, heads, buffers
+    # patterns of names that stand beside the tower: other towers, heads, buffers
+    droppable: tuple[str, ...]
 
     @property
     def part(self) -> Literal["vision", "text"]:

@@ -120,9 +120,8 @@ def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     split = {}
     for name, tensor in tensors.items():
         name = re.sub(r"^cross_modal_(itc_(?:text|image)_head\.)", r"\1", name)
-        task, _, rest = name.partition(
-            "_classifier.0."
-        )  # one layer: it takes the place of the last of two
+        # one layer: it takes the place of the last of two
+        task, _, rest = name.partition("_classifier.0.")
         if rest and f"{task}_classifier.3.weight" not in tensors:
             name = f"{task}_classifier.3.{rest}"
         manager, of_manager, part = name.partition(".manager_layer.")
@@ -133,12 +132,10 @@ def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         norms = (
             sum(other.startswith(f"{manager}.manager_layer.LayerNorm.") for other in tensors) // 2
         )
-        layers = (
-            norms if manager.endswith("_tower.0") else norms - 1
-        )  # the last norm is that of the stream
-        if part.startswith(
-            "layer_scores"
-        ):  # [1, layers (+ 1), 1, width or 1]; adaptive managers have the last row
+        # the last norm is that of the stream
+        layers = norms if manager.endswith("_tower.0") else norms - 1
+        # [1, layers (+ 1), 1, width or 1]; adaptive managers have the last row
+        if part.startswith("layer_scores"):
             rows = tensor.reshape(extent(tensors, name, 1), -1).expand(-1, width)
             if part == "layer_scores":
                 split[f"{manager}.weights"] = rows[:layers].clone()
@@ -180,9 +177,8 @@ def _model_config(
     for tower, told in (("vision", image), ("text", words)):
         usual = told.get("num_heads") or PUBLISHED_HEADS.get(told["hidden_size"])
         told["num_heads"] = overrides.get(f"{tower}.num_heads") or usual
-        if (
-            told["num_heads"] is None
-        ):  # the official code takes them from the tower's name, which a file lacks
+        # the official code takes them from the tower's name, which a file lacks
+        if told["num_heads"] is None:
             raise ValueError(
                 f"an official checkpoint does not store the attention heads of its {tower} tower of width "
                 f"{told['hidden_size']}; pass overrides={{'{tower}.num_heads': ...}}"

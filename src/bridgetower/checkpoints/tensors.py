@@ -31,10 +31,11 @@ SHARD_BYTES = 4 * 10**9  # weights above this are written in several files
 ABOUT = "state.json"
 
 _CHECKSUM = "crc32"  # in the metadata of a safetensors file, and in `state.json`
+# times the size of an archive, and bytes; compressed weights have about twice
 _UNPACKED, _UNPACKED_AT_LEAST = (
     4,
     2**26,
-)  # times the size of an archive, and bytes; compressed weights have about twice
+)
 _MAPPED_AT_LEAST = 2**22  # bytes
 _SHARED = 4  # times the bytes of all memory; tied embeddings and decoders have up to twice
 
@@ -74,9 +75,8 @@ class MappedTensors(Mapping[str, Tensor]):
     def _map(self) -> None:
         self._file: Any = safe_open(self._path, framework="pt")
         self._left = max(self._path.stat().st_size // 16, _MAPPED_AT_LEAST)
-        if (
-            _version(self._path) != self._version
-        ):  # or tensors of two versions would be put together
+        # or tensors of two versions would be put together
+        if _version(self._path) != self._version:
             raise ValueError(f"{self._path} was replaced while it was read; load it again")
 
 
@@ -106,9 +106,8 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
         about = zlib.crc32(repr((name, list(tensor.shape), str(tensor.dtype))).encode())
         return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, about)
 
-    large = (
-        sum(tensor.nbytes for tensor in tensors.values()) > 2**22
-    )  # less takes longer to share out than to read
+    # less takes longer to share out than to read
+    large = sum(tensor.nbytes for tensor in tensors.values()) > 2**22
     with ThreadPoolExecutor(4) as pool:
         parts = list((pool.map if large else map)(part, sorted(tensors)))
     return f"{zlib.crc32(repr(parts).encode()):08x}"
@@ -250,9 +249,8 @@ def _check_unpacked(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     unpacked = sum(entry.file_size for entry in entries)
-    if any(
-        entry.filename.endswith("/constants.pkl") for entry in entries
-    ):  # torch.load would compile its code
+    # torch.load would compile its code
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise ValueError(
             "it is TorchScript, as OpenAI publishes CLIP: give a hub id, openai/clip-vit-base-patch16"
         )

@@ -60,12 +60,10 @@ class TowerWeights:
 
     source: str  # a hub id carries its commit, `id@commit`
     config: Any  # a `VisionConfig` for the image size that it was trained at, or a `TextConfig`
-    tensors: dict[
-        str, Tensor
-    ]  # the parameters `vision.*` or `text.*` of a model with this tower, in float32
-    preprocessing: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # fields of `ProcessorConfig` that its files tell
+    # the parameters `vision.*` or `text.*` of a model with this tower, in float32
+    tensors: dict[str, Tensor]
+    # fields of `ProcessorConfig` that its files tell
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Tokenizer | None = None
 
     def resized(self, image_size: int) -> TowerWeights:
@@ -93,9 +91,8 @@ def read_vision_tower(source: str, overrides: Values | None = None) -> TowerWeig
                 raise
             logger.info("%s: built by timm (%s)", found.name, error)
         return _timm_tower(found, overrides or {})
-    name = source.removeprefix(
-        TIMM
-    )  # NAME=FILE, a folder, a hub id, or a name of timm, whose weights are on the hub
+    # NAME=FILE, a folder, a hub id, or a name of timm, whose weights are on the hub
+    name = source.removeprefix(TIMM)
     architecture, given, file = name.partition("=")
     bare, at, revision = name.partition("@")
     if given:

@@ -61,9 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             _run(*arguments)
         finally:
-            with writing(
-                STDOUT
-            ):  # a reader that left is noticed here, not at the end of the interpreter
+            # a reader that left is noticed here, not at the end of the interpreter
+            with writing(STDOUT):
                 sys.stdout.flush()
 
 

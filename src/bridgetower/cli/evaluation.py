@@ -183,7 +183,6 @@ def evaluate(
             from bridgetower.reports.errors import write_errors
 
             assert outcome.images is not None
-            judgements = (
-                outcome.judge() if outcome.judge else []
-            )  # which a custom task may not give
+            # which a custom task may not give
+            judgements = outcome.judge() if outcome.judge else []
             write_errors(report, judgements, outcome.images, title=title, slices=columns)

@@ -38,9 +38,8 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     command.__annotations__ = {
         name: Annotated[hint, DEFAULT] for name, hint in hints.items() if name != "return"
     }
-    command.__doc__ = re.sub(
-        r"\n {12}(?=\S)", " ", command.__doc__ or ""
-    )  # joins the lines of an entry
+    # joins the lines of an entry
+    command.__doc__ = re.sub(r"\n {12}(?=\S)", " ", command.__doc__ or "")
 
     @functools.wraps(command)
     def bind(*arguments: Any, **options: Any) -> Callable[[], None]:

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 KEY = "BRIDGETOWER_API_KEY"
 _VARIABLES = "BRIDGETOWER_SERVE_"
+# by all replicas, once
 _PRELOADED = (
     "bridgetower.cli.serve",
     "bridgetower.serve.server",
     "bridgetower.inference.predictor",
-)  # by all replicas, once
+)
 
 
 def serve(

@@ -79,7 +79,7 @@ def write_exported(
         runners = {engine: Runner(engine, temporary, precision) for engine in engines}
         differences: dict[str, dict[str, float]] = {engine: {} for engine in runners}
         names = part_names(model)
-        for name in counted(names, "exporting parts", shown=progress):
+        for name in counted(names, "exporting parts", enabled=progress):
             part = ExportedPart(model, name)
             path = temporary / f"{name}.onnx"
             if form == "onnx-int8":

@@ -67,7 +67,7 @@ def predict(
         examples.__getitem__, keys, num_workers=options.num_workers, device=device
     )
     batches = counted(
-        batches, "predicting batches", shown=options.progress and rank() == 0, total=len(keys)
+        batches, "predicting batches", enabled=options.progress and rank() == 0, total=len(keys)
     )
 
     results = []

@@ -76,9 +76,8 @@ class Judgement:
     predicted_image: int | None = (
         None  # number of the image that was found, where one is looked for
     )
-    groups: Mapping[str, str] = field(
-        default_factory=dict
-    )  # kinds that the example is of, by column
+    # kinds that the example is of, by column
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

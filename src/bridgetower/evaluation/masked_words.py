@@ -67,7 +67,7 @@ def evaluate_masked_words(
         pairs.__getitem__, local_batches.tolist(), num_workers=options.num_workers, device=device
     )
     loader = counted(
-        loader, "masked words", shown=options.progress and rank() == 0, total=len(local_batches)
+        loader, "masked words", enabled=options.progress and rank() == 0, total=len(local_batches)
     )
 
     # Loss and accuracy are means over the hidden words of a batch, which is weighed by their number.

@@ -41,9 +41,8 @@ class GroundTruth(NamedTuple):
     """Which images and texts belong together."""
 
     text_image_index: Int[Tensor, " t"]  # row of the image that each text belongs to
-    owners: Int[
-        Tensor, " i"
-    ]  # of the image whose texts belong to each image: itself, or one with the same captions
+    # of the image whose texts belong to each image: itself, or one with the same captions
+    owners: Int[Tensor, " i"]
 
 
 class BestRanks(NamedTuple):
@@ -243,9 +242,8 @@ class Candidates:
     cosine: Float[Tensor, " n"]  # NaN where it is neither
     truth: GroundTruth
     config: RetrievalConfig
-    itm: Float[Tensor, " n"] = field(
-        default_factory=lambda: torch.empty(0)
-    )  # matching score, once they are matched
+    # matching score, once they are matched
+    itm: Float[Tensor, " n"] = field(default_factory=lambda: torch.empty(0))
 
     @property
     def sides(self) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:

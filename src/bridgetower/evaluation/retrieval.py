@@ -118,7 +118,7 @@ class PairScorer:
     def _local_image_vectors(self) -> Float[Tensor, "i c"]:
         batches = split_rows(range(len(self._local_images)), self.config.batch_size)
         images = self._encode_images(batches, "cls")
-        images = counted(images, "image batches", shown=self._shows_progress, total=len(batches))
+        images = counted(images, "image batches", enabled=self._shows_progress, total=len(batches))
         vectors = [torch.empty(0, self.model.config.heads.itc_size)]  # a process may have no images
         for image in images:
             vectors.append(self.model.image_embeds(image).float().cpu())
@@ -127,7 +127,7 @@ class PairScorer:
     def _text_vectors(self) -> Float[Tensor, "t c"]:
         vectors = []
         batches = split_rows(range(len(self.ids)), self.config.batch_size)
-        for rows in counted(batches, "text batches", shown=self._shows_progress):
+        for rows in counted(batches, "text batches", enabled=self._shows_progress):
             text = self._encode_texts(rows, outputs="cls")
             vectors.append(self.model.text_embeds(text).float().cpu())
         return torch.cat(vectors)
@@ -154,7 +154,7 @@ class PairScorer:
 
         match = torch.empty(len(local_pairs))
         accepted = torch.empty(len(local_pairs), dtype=torch.bool)
-        with count_bars(shown=self._shows_progress) as bars:
+        with count_bars(enabled=self._shows_progress) as bars:
             bar = bars.add_task("pairs", total=len(local_pairs))
             for part in parts:
                 pairs = part.pairs
@@ -322,9 +322,8 @@ class RetrievalResult:
     image_vectors: Float[Tensor, "i c"]  # contrastive, of length one
     text_vectors: Float[Tensor, "t c"]  # the same of the texts that are ranked
     truth: GroundTruth
-    recalls: Mapping[
-        str, RetrievalRecalls
-    ]  # by stage: itc; of candidates by matching and by both scores; chance
+    # by stage: itc; of candidates by matching and by both scores; chance
+    recalls: Mapping[str, RetrievalRecalls]
     candidates: Candidates | None = None  # the pairs that were matched, and their scores
     reranking: Reranking | None = None  # with which they were ranked; None with protocol `paper`
     # expected calibration error of `Reranking.match` on candidates of texts; None likewise
@@ -460,9 +459,8 @@ def evaluate_all_pairs(
         if model.rank_head is None:
             return model.itm_logits(pooled)
         scores = model.head("rank")(pooled)
-        return torch.stack(
-            [torch.zeros_like(scores), scores], dim=1
-        )  # as the logit of a match, against 0
+        # as the logit of a match, against 0
+        return torch.stack([torch.zeros_like(scores), scores], dim=1)
 
     fold_size = config.fold_size or len(images)
     texts, truth = ranked_texts(images, config)

@@ -549,7 +549,7 @@ def embed_tasks(
         batches = embedded(loaded(model), chain.from_iterable(task() for task in tasks), of, config)
     else:
         batches = _embedded_on_ray(tasks, of, model, config)
-    with counting("embedding", total=total, shown=progress) as advance:
+    with counting("embedding", total=total, enabled=progress) as advance:
         advance(done)
         try:
             for found in batches:

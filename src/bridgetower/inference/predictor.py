@@ -504,7 +504,7 @@ class Predictor:
         batches = split_rows(range(count), batch_size)
 
         def batches_of_items() -> Iterator[list[Item]]:
-            for batch in counted(batches, "batches", shown=progress and len(batches) > 1):
+            for batch in counted(batches, "batches", enabled=progress and len(batches) > 1):
                 rows = order[batch.start : batch.stop]
                 first, second = (
                     [None] * len(rows) if each is None else list(islice(each, len(rows)))
@@ -550,7 +550,7 @@ class Predictor:
         text_bytes = encoded_bytes(engine.model, "text", max(map(len, ids)))
         if len(ids) * text_bytes <= room // 2:
             text_of = cache(text_of)
-        with count_bars(shown=progress) as bars:
+        with count_bars(enabled=progress) as bars:
             bar = bars.add_task("pairs", total=scores.numel())
             for block in split_rows(range(len(images)), max(1, room // image_bytes)):
                 shown = (list(islice(pixels, len(rows))) for rows in split_rows(block, batch_size))

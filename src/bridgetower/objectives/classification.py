@@ -76,9 +76,8 @@ def task_of_head(model: BridgeTower, head: str) -> ClassificationTask:
     def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if is_number:
             return F.mse_loss(logits[:, 0], labels.float()), {}
-        if (
-            head == "vqa"
-        ):  # official `compute_vqa`, after Kim et al., "Bilinear Attention Networks" (2018)
+        # official `compute_vqa`, after Kim et al., "Bilinear Attention Networks" (2018)
+        if head == "vqa":
             scores = labels.gather(1, logits.argmax(dim=1, keepdim=True))
             value = F.binary_cross_entropy_with_logits(logits, labels) * labels.shape[1]
             return value, {"vqa_score": scores.mean().detach()}

@@ -52,9 +52,8 @@ def mlm_loss(
     targets = labels.flatten()[positions]
     tokens = hidden[:, : labels.shape[1]].flatten(0, 1)
     if len(targets) == 0:
-        loss = (
-            head(tokens[:1]).float().sum() * 0.0
-        )  # all processes need gradients of the same parameters
+        # all processes need gradients of the same parameters
+        loss = head(tokens[:1]).float().sum() * 0.0
         return loss, hidden.new_zeros(())
     logits = head(tokens[positions])
     return F.cross_entropy(logits.float(), targets), _accuracy(logits, targets)
@@ -148,9 +147,8 @@ class Contrast:
         for gradient, features in zip(self.embeds, embeds, strict=True):
             products.append((gradient * features).sum())
         linear = self.num_parts * torch.stack(products).sum() + self.logit_scale * logit_scale
-        return (
-            linear - linear.detach() + self.loss
-        )  # in this order the value is that of the loss to the bit
+        # in this order the value is that of the loss to the bit
+        return linear - linear.detach() + self.loss
 
 
 def contrast_parts(
@@ -260,9 +258,8 @@ def hard_pairs(
     negative_images = _draw(text_to_image, is_negative, generator)
     negative_texts = _draw(image_to_text, is_negative, generator)
     images, texts, _ = pairs_with_negatives(negative_images, negative_texts, local_columns)
-    is_match = (
-        all_image_index[images] == all_image_index[texts]
-    )  # also where nothing else could be drawn
+    # also where nothing else could be drawn
+    is_match = all_image_index[images] == all_image_index[texts]
     return Pairs(images, texts, is_match.long())
 
 
@@ -285,9 +282,8 @@ def matching_loss(
     """Cross-entropy and accuracy. Without negatives the loss is 0: it would teach to accept every pair."""
     loss, accuracy = class_loss(logits, labels)
     has_negatives = (labels == 0).any()
-    if (
-        labels.device.type == "cpu" and not has_negatives
-    ):  # on a GPU the condition would wait for it
+    # on a GPU the condition would wait for it
+    if labels.device.type == "cpu" and not has_negatives:
         _warn_once(
             "all images of a micro-batch are the same, so that matching (ITM) has no negatives and is left out of it; "
             "if this is frequent, raise micro_batch_size or use more data"
@@ -299,9 +295,8 @@ def _draw(
     logits: Float[Tensor, "b n"], allowed: Bool[Tensor, "b n"], generator: torch.Generator
 ) -> Int[Tensor, " b"]:
     """Draws an allowed column per row from the softmax, as `torch.multinomial` does; without any, the first column."""
-    finite = (
-        logits.detach().float().nan_to_num()
-    )  # the loss of NaN features is NaN, and its error names the batch
+    # the loss of NaN features is NaN, and its error names the batch
+    finite = logits.detach().float().nan_to_num()
     weights = finite.masked_fill(~allowed, -torch.inf).softmax(dim=1).nan_to_num()
     draws = torch.empty(weights.shape).exponential_(generator=generator)
     return (weights / to_device(draws, weights.device)).argmax(dim=1)

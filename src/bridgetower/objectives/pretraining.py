@@ -29,9 +29,8 @@ class Step:
     phase: Phase
     batch: CaptionBatch
     image: Encoded
-    texts: dict[Texts, Encoded] = field(
-        default_factory=dict
-    )  # of the kinds that the objectives of the phase read
+    # of the kinds that the objectives of the phase read
+    texts: dict[Texts, Encoded] = field(default_factory=dict)
     contrast: Contrast | None = None  # ITC of all pairs of the step, where it is computed outside
 
 

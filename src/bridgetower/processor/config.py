@@ -55,9 +55,8 @@ class ProcessorConfig:
         sides = dict.fromkeys(
             ("image_size", "patch_size", "shortest_edge", "size_divisor"), (1, 8_192)
         )
-        check_numbers(
-            self, "", max_length=(3, 10_000_000), **sides
-        )  # a start, an end and one token
+        # a start, an end and one token
+        check_numbers(self, "", max_length=(3, 10_000_000), **sides)
         if self.patch_size is not None:
             check_image_size(self.image_size, self.patch_size)
         ranges = ((self.image_mean, -1e3), (self.image_std, 1e-3))

@@ -37,10 +37,11 @@ official `clip_transform` (src/transforms/transform.py), or both sides are, as i
 MAX_PIXELS = 64_000_000
 # bytes at most of a sound image: of WebP with transparency the decoder's, a copy and RGB
 MEMORY_PER_PIXEL = 24
+# of processor time for one image in a process of its own
 SECONDS, SECONDS_PER_MEGAPIXEL = (
     1.0,
     0.25,
-)  # of processor time for one image in a process of its own
+)
 
 # None that runs programs, as EPS does.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", *(("HEIF",) if HAS_HEIC else ()))
@@ -68,9 +69,8 @@ _DECODE_ERRORS = (
     *(IndexError, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 
-_UNSUPPORTED = re.compile(
-    r"unknown pixel mode|unsupported|cannot handle|KeyError", re.IGNORECASE
-)  # of PIL's reasons
+# of PIL's reasons
+_UNSUPPORTED = re.compile(r"unknown pixel mode|unsupported|cannot handle|KeyError", re.IGNORECASE)
 _BYTES_PER_PIXEL = 8  # of a file: four channels of 16 bit
 _METADATA = 2**25  # bytes of a file that are no pixels
 _LONGEST_PATH = 4096  # characters
@@ -124,10 +124,11 @@ def open_reduced(
         content, name = _content(source, max_pixels)
         opened = _opened(content, name, max_pixels)
         size = opened.size
+        # of HEIC it would take another image, the thumbnail
         is_jpeg = opened.format in (
             "JPEG",
             "MPO",
-        )  # of HEIC it would take another image, the thumbnail
+        )
         reduced = side is not None and is_jpeg and opened.draft(None, (side, side))
         image, exchanged = _upright(opened, name, background, own=True)
         if not reduced:
@@ -154,9 +155,8 @@ def _content(source: Any, max_pixels: int) -> tuple[bytes, str]:
         check_length(name, path.stat().st_size, max_pixels)
         return path.read_bytes(), name
     if hasattr(source, "read"):
-        with suppress(
-            AttributeError, UnsupportedOperation
-        ):  # of a stream, such as the answer of a web server
+        # of a stream, such as the answer of a web server
+        with suppress(AttributeError, UnsupportedOperation):
             source.seek(0)  # it may come again
         source = source.read(max_pixels * _BYTES_PER_PIXEL + _METADATA + 1)
     if not isinstance(source, bytes | bytearray | memoryview):
@@ -276,10 +276,11 @@ def _fitted(image: Image.Image, size: int, interpolation: str, crop: bool) -> Im
     between = (image.width, height) if vertical_first else (width, image.height)
     kernel = Image.Resampling[interpolation.upper()]
     resized = image.resize(between, kernel).resize((width, height), kernel)
+    # half to even, as torchvision's `CenterCrop`
     left, top = (
         round((width - size) / 2),
         round((height - size) / 2),
-    )  # half to even, as torchvision's `CenterCrop`
+    )
     return resized.crop((left, top, left + size, top + size))
 
 
@@ -358,9 +359,8 @@ def _decode_for_server(max_pixels: int, memory: int) -> None:
     import resource  # which Windows has not
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(
-            number, signal.SIG_IGN
-        )  # sent to the whole group; the server ends this process when it is done
+        # sent to the whole group; the server ends this process when it is done
+        signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Image.init()
     # each takes memory, and other images have the other cores

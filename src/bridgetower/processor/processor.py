@@ -300,9 +300,8 @@ class Processor:
         opened, (width, height) = decode(
             image, side, background=config.background, fit=fit if by_pil else None
         )
-        pixels = to_tensor(
-            opened
-        )  # whose channels come last in memory, which PyTorch resizes in a third of the time
+        # whose channels come last in memory, which PyTorch resizes in a third of the time
+        pixels = to_tensor(opened)
         pixels = pixels if by_pil else _letterboxed(pixels, config)
         return Resized(pixels=pixels.contiguous(), width=width, height=height)
 

@@ -130,10 +130,11 @@ def _suffices(beginning: Encoding, max_length: int) -> bool:
     if len(beginning.ids) <= max_length:
         return False
     words = beginning.word_ids
+    # the last token is the end token, which belongs to no word
     kept, last = (
         words[max_length - 2],
         words[-2],
-    )  # the last token is the end token, which belongs to no word
+    )
     return kept is not None and last is not None and kept + _WORDS < last
 
 
@@ -146,9 +147,8 @@ def tokenizers_errors(what: str) -> Iterator[None]:
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         reason = str(error).partition("\n")[0]
-        if (
-            "ThreadPoolBuildError" in reason
-        ):  # of rayon, which the tokenizer's files have no part in
+        # of rayon, which the tokenizer's files have no part in
+        if "ThreadPoolBuildError" in reason:
             raise OSError(
                 f"the tokenizer cannot start its threads ({reason}); allow this process more memory and threads, or "
                 "set TOKENIZERS_PARALLELISM=false"

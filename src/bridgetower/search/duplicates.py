@@ -32,7 +32,7 @@ def near_duplicates(
         raise ValueError(f"threshold is {threshold}; expected a cosine above 0 and at most 1")
     paths = index.paths()
     labels, start = np.arange(len(paths)), 0
-    with counting("comparing images", total=len(paths), shown=progress) as advance:
+    with counting("comparing images", total=len(paths), enabled=progress) as advance:
         while start < len(paths):
             kept, held = list[tuple[int, np.ndarray]](), 0
             for place, tile in _tiles(index):

@@ -282,7 +282,7 @@ def align_projections(context: TrainContext, *, progress: bool) -> None:
         examples.__getitem__, sampler, num_workers=config.data.num_workers, device=model.device
     )
     losses: list[float] = []
-    with step_bars(shown=progress and rank() == 0) as bars:
+    with step_bars(enabled=progress and rank() == 0) as bars:
         bar = bars.add_task("aligning projections", total=steps, metrics="")
         for step, batch in enumerate(batches):
             optimizer.param_groups[0]["lr"] = LR * (1 - step / steps)

@@ -110,7 +110,7 @@ class RunLog:
             makers[name](out, self.config, state.step) for name in report_to if self.enabled
         ]
         self.description = self.config.recipe or "training"
-        self.progress = step_bars(shown=self.enabled and progress)
+        self.progress = step_bars(enabled=self.enabled and progress)
 
     def __enter__(self) -> RunLog:
         if self.enabled:

@@ -120,10 +120,11 @@ def test_rows(prepared):
     assert stated["id"] == "3416050490.jpg"
     statement = {"statement_id": "3416050490.jpg#1r1c", "text": "Statement 1 about 3416050490."}
     assert stated["entries"][1] == {**statement, "label": "contradiction"}
+    # a JPEG, whatever its name
     assert (paired["id"], paired["images"]) == (
         "train-10-0",
         [png(1), jpeg(1)],
-    )  # a JPEG, whatever its name
+    )
     statement = {"statement_id": "train-10-0-1", "text": "Statement 1 about train-10-0."}
     assert paired["entries"][1] == {**statement, "label": "True"}
 
@@ -340,9 +341,8 @@ def test_pairs_of_snli_ve_without_an_id_are_numbered(source, tmp_path):
 class TestHeldOut:
     def test_of_captions(self, source, tmp_path, config):
         (folder := source("vg")).joinpath("image_data.json").rename(tmp_path / "kept.json")
-        assert (
-            prepare_set("vg", folder, tmp_path / "all", VgConfig()).splits["train"].images == 5
-        )  # it is not needed
+        # it is not needed
+        assert prepare_set("vg", folder, tmp_path / "all", VgConfig()).splits["train"].images == 5
         (tmp_path / "kept.json").rename(folder / "image_data.json")
         given = VgConfig(leave_out=("val", "test"), karpathy=config.karpathy)
         info = prepare_set("vg", folder, tmp_path / "out", given)

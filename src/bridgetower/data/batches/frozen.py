@@ -125,7 +125,7 @@ class FeatureCache:
             missing = from_first(missing).nonzero()[:, 0]
             if len(missing):
                 own = missing[rank() :: world_size()].tolist()
-                outputs = counted(compute(own), f"towers: {what}", shown=shown, total=len(own))
+                outputs = counted(compute(own), f"towers: {what}", enabled=shown, total=len(own))
                 table, contents, size = Table(place), list[bytes](), 0
                 for end, states in enumerate(outputs, start=1):
                     contents.append(states.contiguous().view(torch.uint8).numpy().tobytes())

@@ -41,7 +41,7 @@ def inspect(
         [Counter[int]() for _ in one.splits],
         [Counter[str]() for _ in one.splits],
     )
-    examples = counted(one.scan(), "reading", shown=progress, total=len(one.numbers))
+    examples = counted(one.scan(), "reading", enabled=progress, total=len(one.numbers))
     for split, example in zip(one.split_of.tolist(), examples, strict=True):
         words[split].update(len(text.split()) for text in schema.texts_of(example["entry"]))
         if schema.label:

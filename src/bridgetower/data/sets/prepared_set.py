@@ -139,7 +139,7 @@ class SetWriter:
             self._pool = ThreadPoolExecutor(self.config.num_workers)
             stack.callback(self._pool.shutdown, cancel_futures=True)
             self._advance = stack.enter_context(
-                counting("preparing", total=None, shown=self._progress)
+                counting("preparing", total=None, enabled=self._progress)
             )
             self._stack = stack.pop_all()
         return self

@@ -69,7 +69,7 @@ class Originals:
     def items(self, path: Path, key: str | None = None) -> Iterator[Any]:
         """Reads the items of a list in a JSON file one by one: the whole, or what stands under a key."""
         item = None
-        with reading(path, shown=self.progress) as file:
+        with reading(path, enabled=self.progress) as file:
             for item in JsonLists(file, path).items(key):
                 yield item
         if item is None:
@@ -77,7 +77,7 @@ class Originals:
 
     def lines(self, path: Path) -> Iterator[Mapping[str, Any]]:
         """Reads a file with a JSON object per line."""
-        with reading(path, shown=self.progress) as file:
+        with reading(path, enabled=self.progress) as file:
             for number, line in enumerate(iter(partial(file.readline, LARGEST_ITEM), b""), start=1):
                 if line.strip():
                     yield json_object(line, f"{path}, line {number}")
@@ -295,7 +295,7 @@ def fill_from_arrow(
         for path in missing:
             writer.refuse(f"no file {path.name} in {path.parent}")
         there = [path for path in paths if path not in missing]
-        for path in counted(there, f"reading {split}", shown=originals.progress):
+        for path in counted(there, f"reading {split}", enabled=originals.progress):
             originals.large.append(path)
             _fill_from(path, files, writer, answers, split)
     # Without gaps in the numbers: else some classes have answers that no question has.
