@@ -438,6 +438,7 @@ def test_the_folder_of_a_file_must_be_there(tmp_path):
 
 def test_names_that_cannot_be_stored():
     assert unfit_name("ä b.png") is None
+    assert unfit_name("") == "it has no name"
     assert unfit_name("a\0b") == "the name 'a\\x00b' has a zero character, which no file's name has"
     assert unfit_name("a\udcff") == "the name 'a\\udcff' is not UTF-8; rename the file"
 

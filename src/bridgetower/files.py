@@ -209,6 +209,8 @@ def shortened(message: str) -> str:
 
 def unfit_name(name: str) -> str | None:
     """Returns what is wrong with the name of a file that cannot be stored, else None."""
+    if not name:
+        return "it has no name"
     if "\0" in name:
         return f"the name {name!r} has a zero character, which no file's name has"
     return None if escaped(name) == name else f"the name {name!r} is not UTF-8; rename the file"

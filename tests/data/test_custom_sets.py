@@ -441,6 +441,16 @@ class TestBadRows:
         with pytest.raises(ValueError, match=error):
             prepare_custom(kind, table(tmp_path, [row]), tmp_path / "out", config)
 
+    def test_a_name_with_a_zero_character_is_one_bad_item(self, tmp_path):
+        rows = [{"image": "1.png", "caption": "a shade"}, {"image": "\0", "caption": "nothing"}]
+        source = table(tmp_path, rows)
+        with pytest.raises(
+            ValueError, match=r"1 bad item, .*the name '\\x00' has a zero character"
+        ):
+            prepare_custom("pairs", source, tmp_path / "out")
+        info = prepare_custom("pairs", source, tmp_path / "out", PairsConfig(max_errors=1))
+        assert sum(counts.examples for counts in info.splits.values()) == 1
+
     def test_names_that_are_not_utf8(self, tmp_path):
         folder = tmp_path / "caf\udce9"
         for number, name in enumerate(("a", "b", "caf\udce9")):

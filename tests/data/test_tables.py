@@ -105,6 +105,12 @@ class TestForms:
         (folder / "t.csv").write_bytes("image,caption\n0.png,é\n".encode("utf-16")[:-1])
         assert "it is not UTF-16" in [*read(folder / "t.csv")][-1].problem
 
+    @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
+    def test_other_encodings_without_a_mark_are_not_taken_for_utf8(self, encoding, folder):
+        (folder / "t.csv").write_bytes("image,caption\n0.png,a\n".encode(encoding))
+        with pytest.raises(ValueError, match=r"t\.csv has zero characters .*; save it as UTF-8$"):
+            list(read(folder / "t.csv"))
+
 
 class TestHeadings:
     @pytest.mark.parametrize(

@@ -22,7 +22,15 @@ from bridgetower.data.sets.schema import Schema, schema_named
 from bridgetower.data.sets.store import CRC, Table
 from bridgetower.data.sources.example import Image, check_bad
 from bridgetower.data.sources.fetch import is_url, read_part_of_set, version_of
-from bridgetower.files import escaped, json_object, locked, remove_leftovers, shortened, write_json
+from bridgetower.files import (
+    escaped,
+    json_object,
+    locked,
+    remove_leftovers,
+    shortened,
+    unfit_name,
+    write_json,
+)
 from bridgetower.plain import from_plain
 from bridgetower.progress import counting
 
@@ -158,17 +166,9 @@ class SetWriter:
     ) -> None:
         """Adds what is said about an image, several, or none; what cannot be used is counted as bad."""
         name = name or (images[0].name if images else origin)
-        if unfit := [
-            one
-            for one in (name, *(image.name for image in images))
-            if not one or escaped(one) != one
-        ]:
-            why = (
-                f"the name {unfit[0]!r} is not UTF-8; rename the file"
-                if unfit[0]
-                else "it has no name"
-            )
-            self.refuse(f"{origin or name}: {why}")
+        names = [name, *(image.name for image in images)]
+        if problem := next(filter(None, map(unfit_name, names)), None):
+            self.refuse(f"{origin or name}: {problem}")
             return
         good = []
         for entry in entries:

@@ -878,6 +878,8 @@ def _csv_rows(file: ListedFile) -> Iterator[tuple[str, Any]]:
     limited.number = 1 if stated else 0
     reader = csv.DictReader(limited, delimiter=delimiter, strict=True)
     row: Any = reader.fieldnames  # reads the header
+    if any("\0" in name for name in row or ()):  # as of UTF-16 without a byte order mark
+        raise ColumnError(f"{file.name} has zero characters in its first line; save it as UTF-8")
     if twice := [name for name, count in Counter(row or ()).items() if name and count > 1]:
         raise ColumnError(
             f"{file.name} has the column {twice[0]} twice; give each a name of its own"
