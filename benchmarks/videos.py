@@ -20,7 +20,7 @@ import numpy as np
 from memory import save_model
 
 from bridgetower.data.config import Cutting
-from bridgetower.data.sources.reader import parts_of
+from bridgetower.data.sources.reader import file_groups
 from bridgetower.data.sources.video import moments_of
 from bridgetower.inference.predictor import load
 from bridgetower.model.presets import BASE, NANO
@@ -74,8 +74,8 @@ def measure(video: Path, model: Path, out: Path, minutes: float) -> dict[str, An
     """Indexes a video in this process."""
     predictor = load(model, device="cpu")
     loaded, started = resident("VmRSS"), time.perf_counter()
-    (part,) = parts_of(video.parent)
-    moments, problems = moments_of(part.files[0], part.beside.get(part.files[0].name), Cutting())
+    (part,) = file_groups(video.parent)
+    moments, problems = moments_of(part.files[0], part.sidecars.get(part.files[0].name), Cutting())
     assert not problems
     found = time.perf_counter() - started
     report = build_index(video, out, predictor)

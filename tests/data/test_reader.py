@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bridgetower.data.sets.datasets.spec import Originals
-from bridgetower.data.sources import fetch, reader
-from bridgetower.data.sources.reader import Columns, parts_of, read, read_part
+from bridgetower.data.sources import fetch, json_lists, reader
+from bridgetower.data.sources.columns import Columns
+from bridgetower.data.sources.reader import file_groups, read, read_group
 from rows import png
 from sources import CAPTIONS, NAMES, REFUSALS, served, write_sources, write_tar
 
@@ -87,7 +88,9 @@ def test_every_kind_of_source_has_the_same_images_and_captions(kind, places):
     assert found == {
         content: (text,) for content, text in zip(CONTENTS.values(), CAPTIONS, strict=True)
     }
-    parts = [example for part in parts_of(places[kind]) for example in read_part(part, Columns())]
+    parts = [
+        example for part in file_groups(places[kind]) for example in read_group(part, Columns())
+    ]
     assert parts == list(read(places[kind]))
 
 
@@ -176,10 +179,10 @@ def test_answers_that_may_pass_are_asked_for_again(tmp_path, monkeypatch):
     with served(tmp_path) as url:
         for status in (408, 425, 429, 500):
             REFUSALS[:] = [status] * 2
-            assert fetch.read_bytes(f"{url}/a.txt") == b"content"
+            assert fetch.read_location(f"{url}/a.txt") == b"content"
         REFUSALS[:] = [403] * 2
         with pytest.raises(OSError, match=r"a\.txt cannot be read \(403"):
-            fetch.read_bytes(f"{url}/a.txt")
+            fetch.read_location(f"{url}/a.txt")
     assert REFUSALS.pop() == 403  # it is not asked again
 
 
@@ -199,7 +202,7 @@ def test_a_host_that_refuses_is_left_soon_by_who_waits_and_tried_for_half_a_minu
     for patience, most in ((fetch.BRIEF, (0.25, 1)), (fetch.PATIENT, (0.5, 1, 2, 4, 8, 16))):
         pauses.clear()
         with pytest.raises(OSError, match=r"/a\.png cannot be read"):
-            fetch.read_bytes(url, patience=patience)
+            fetch.read_location(url, patience=patience)
         assert len(pauses) == len(most)
         assert all(limit / 2 <= pause <= limit for pause, limit in zip(pauses, most, strict=True))
 
@@ -211,7 +214,7 @@ def test_a_host_that_says_nothing_is_asked_again_only_while_there_is_time(pauses
         for trying, times in ((0.1, 0), (60.0, 2)):
             monkeypatch.setitem(vars(fetch.BRIEF), "trying", trying)
             with pytest.raises(OSError, match=r"/a\.png cannot be read \(.*[Tt]imeout"):
-                fetch.read_bytes(url, patience=fetch.BRIEF)
+                fetch.read_location(url, patience=fetch.BRIEF)
             assert len(pauses) == times
 
 
@@ -233,7 +236,7 @@ def test_a_file_that_is_slow_but_goes_on_arrives_whole(monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/a.png"
-        assert fetch.read_bytes(url, patience=fetch.BRIEF) == b"x" * 3
+        assert fetch.read_location(url, patience=fetch.BRIEF) == b"x" * 3
         server.shutdown()
 
 
@@ -310,8 +313,10 @@ class TestJsonLists:
         ],
     )
     def test_items(self, content, key, items, buffer, monkeypatch):
-        monkeypatch.setattr(fetch, "_BUFFER", buffer)
-        assert list(fetch.JsonLists(io.BytesIO(content.encode()), "a.json").items(key)) == items
+        monkeypatch.setattr(json_lists, "_BUFFER", buffer)
+        assert (
+            list(json_lists.JsonLists(io.BytesIO(content.encode()), "a.json").items(key)) == items
+        )
 
     @pytest.mark.parametrize(
         ("content", "key", "message"),
@@ -327,10 +332,10 @@ class TestJsonLists:
         ],
     )
     def test_what_is_no_list(self, content, key, message, buffer, monkeypatch):
-        monkeypatch.setattr(fetch, "_BUFFER", buffer)
-        monkeypatch.setattr(fetch, "LARGEST_ITEM", 32)
+        monkeypatch.setattr(json_lists, "_BUFFER", buffer)
+        monkeypatch.setattr(json_lists, "LARGEST_ITEM", 32)
         with pytest.raises(ValueError, match=f"a.json .*{message}"):
-            list(fetch.JsonLists(io.BytesIO(content.encode()), "a.json").items(key))
+            list(json_lists.JsonLists(io.BytesIO(content.encode()), "a.json").items(key))
 
 
 def test_limits_of_what_is_read(tmp_path, monkeypatch):
@@ -339,21 +344,21 @@ def test_limits_of_what_is_read(tmp_path, monkeypatch):
     place.write_bytes(b"0123456789")
     with served(tmp_path) as url:
         for name in (str(place), f"{url}/a.bin"):
-            assert fetch.read_bytes(name, most=10) == b"0123456789"
-            assert fetch.read_bytes(name, (7, 3), most=3) == b"789"
+            assert fetch.read_location(name, most=10) == b"0123456789"
+            assert fetch.read_location(name, (7, 3), most=3) == b"789"
             with pytest.raises(ValueError, match=r"a\.bin has .*(10|more than 9) bytes"):
-                fetch.read_bytes(name, most=9)
+                fetch.read_location(name, most=9)
             with pytest.raises(
                 ValueError, match=r"a\.bin has a part of 4 bytes; expected at most 3"
             ):
-                fetch.read_bytes(name, (0, 4), most=3)
+                fetch.read_location(name, (0, 4), most=3)
         monkeypatch.setattr(fetch, "_BUFFER", 5)  # so that a part ends where the limit is
         with pytest.raises(ValueError, match=r"a\.bin has more than 5 bytes"):
-            fetch.read_bytes(f"{url}/a.bin", most=5)
+            fetch.read_location(f"{url}/a.bin", most=5)
     with pytest.raises(
         ValueError, match=r"a\.bin ends in the middle of what is read of it; copy it again"
     ):
-        fetch.read_bytes(str(place), (7, 4))
+        fetch.read_location(str(place), (7, 4))
 
 
 def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(
@@ -537,7 +542,7 @@ def test_a_row_over_lines_without_end(tmp_path, monkeypatch):
 
 
 def test_a_list_in_one_json_object(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "LARGEST_ITEM", 2**22)
+    monkeypatch.setattr(json_lists, "LARGEST_ITEM", 2**22)
     (tmp_path / "t.json.gz").write_bytes(
         gzip.compress(b'[{"caption": "one"}, {"caption": "' + b"x" * 2 * BOMB, 1)
     )
@@ -639,7 +644,7 @@ def test_a_long_text_in_all_rows_of_a_parquet_file(tmp_path):
 
 
 def test_a_large_row_group(tmp_path, monkeypatch):
-    monkeypatch.setattr("bridgetower.data.sources.example._LARGEST_GROUP", 2**20)
+    monkeypatch.setattr("bridgetower.data.sources.column_files._LARGEST_GROUP", 2**20)
     for size in (2**19, 2**21):
         pq.write_table(
             pa.table({"caption": ["x" * size]}), tmp_path / "t.parquet", compression="zstd"

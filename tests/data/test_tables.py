@@ -17,7 +17,8 @@ from bridgetower.data.sets.custom import (
 )
 from bridgetower.data.sets.prepared_set import PreparedSet
 from bridgetower.data.sources import reader
-from bridgetower.data.sources.reader import Columns, read
+from bridgetower.data.sources.columns import Columns
+from bridgetower.data.sources.reader import read
 from rows import png
 
 TEXTS = ("a bänd", "two bands", "no band")

@@ -14,7 +14,8 @@ import pytest
 
 from bridgetower.data.config import Cutting
 from bridgetower.data.sources import fetch, transcription
-from bridgetower.data.sources.reader import Columns, read
+from bridgetower.data.sources.columns import Columns
+from bridgetower.data.sources.reader import read
 from videos import SAID, SRT, drawn, write_clip
 
 SEGMENTS = [

@@ -20,8 +20,9 @@ from PIL import Image
 from bridgetower import extras
 from bridgetower.data.config import Cutting
 from bridgetower.data.sources import video
+from bridgetower.data.sources.columns import Columns
 from bridgetower.data.sources.fetch import ListedFile
-from bridgetower.data.sources.reader import Columns, parts_of, read
+from bridgetower.data.sources.reader import file_groups, read
 from bridgetower.data.sources.video import (
     Moment,
     at_most,
@@ -58,8 +59,8 @@ def items(source, **cutting):
 
 def moments_of(path, cutting):
     """The moments of a video with the subtitles beside it."""
-    (part,) = (part for part in parts_of(path.parent) if part.files[0].location == str(path))
-    return video.moments_of(part.files[0], part.beside.get(part.files[0].name), cutting)
+    (part,) = (part for part in file_groups(path.parent) if part.files[0].location == str(path))
+    return video.moments_of(part.files[0], part.sidecars.get(part.files[0].name), cutting)
 
 
 def write_sizes(path, *sizes):
@@ -562,7 +563,7 @@ class TestDamage:
     def test_whose_subtitles_a_file_has(self, tmp_path, name, of):
         for file in ("a.mp4", "a.2.mp4", "a.it.MKV", name):
             (tmp_path / file).touch()
-        found = [part.files[0].name for part in parts_of(tmp_path) if part.beside]
+        found = [part.files[0].name for part in file_groups(tmp_path) if part.sidecars]
         assert found == ([] if of is None else [of])
 
     @pytest.mark.parametrize(

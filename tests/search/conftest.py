@@ -69,12 +69,12 @@ def stopped(predictor):
 
 @pytest.fixture
 def read_names(monkeypatch):
-    names, read_part = list[str](), embed.read_part
+    names, read_group = list[str](), embed.read_group
 
     def noting(part, columns):
         names.append(part.files[0].name)
-        return read_part(part, columns)
+        return read_group(part, columns)
 
     for module in (build, embed):
-        monkeypatch.setattr(module, "read_part", noting)
+        monkeypatch.setattr(module, "read_group", noting)
     return names

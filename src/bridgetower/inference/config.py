@@ -6,7 +6,13 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
 from bridgetower.data.config import Cutting
-from bridgetower.data.sources.reader import CAPTIONS, IMAGES, CaptionsFrom, Columns, Needed
+from bridgetower.data.sources.columns import (
+    CAPTIONS,
+    IMAGES,
+    CaptionsFrom,
+    Columns,
+    RequiredColumn,
+)
 from bridgetower.plain import AT_LEAST_0, AT_LEAST_1, check_numbers
 
 Content = Literal["images", "texts", "pairs"]
@@ -84,14 +90,14 @@ class SourceConfig:
             id=self.id_column,
             captions_from=self.captions_from,
             cutting=self.cutting,
-            needed=self.needed,
+            required=self.required_columns,
             text_option="caption_column",
         )
 
     @property
-    def needed(self) -> tuple[Needed, ...]:
+    def required_columns(self) -> tuple[RequiredColumn, ...]:
         """Which columns a table must have."""
-        return (Needed(headings=(IMAGES,), asked=self.image_column),)
+        return (RequiredColumn(headings=(IMAGES,)),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,15 +113,11 @@ class EmbedConfig(SourceConfig):
     quantize: Quantize | None = None
 
     @property
-    def needed(self) -> tuple[Needed, ...]:
+    def required_columns(self) -> tuple[RequiredColumn, ...]:
         """Which columns a table must have."""
-        images = Needed(headings=(IMAGES,), asked=self.image_column)
-        texts = Needed(
-            headings=(replace(CAPTIONS, option="caption_column"),), asked=self.caption_column
-        )
-        either = Needed(
-            headings=(IMAGES, *texts.headings), asked=self.image_column or self.caption_column
-        )
+        images = RequiredColumn(headings=(IMAGES,))
+        texts = RequiredColumn(headings=(replace(CAPTIONS, option="caption_column"),))
+        either = RequiredColumn(headings=(IMAGES, *texts.headings))
         if self.of is None:
             return (either,)
         has_folders = self.captions_from == "folder"
@@ -134,11 +136,6 @@ class ScoreConfig(SourceConfig):
     quantize: ClassVar[None] = None
 
     @property
-    def needed(self) -> tuple[Needed, ...]:
+    def required_columns(self) -> tuple[RequiredColumn, ...]:
         """Which columns a table must have."""
-        return EmbedConfig(
-            of="pairs",
-            image_column=self.image_column,
-            caption_column=self.caption_column,
-            captions_from=self.captions_from,
-        ).needed
+        return EmbedConfig(of="pairs", captions_from=self.captions_from).required_columns

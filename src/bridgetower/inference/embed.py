@@ -27,16 +27,16 @@ from jaxtyping import UInt8
 from PIL import Image as PilImage
 from torch import Tensor
 
-from bridgetower.data.sources.example import NAMED, Example, Image, check_bad
-from bridgetower.data.sources.fetch import is_url, list_files, suffix_of, version_of
-from bridgetower.data.sources.reader import (
+from bridgetower.data.sources.columns import Columns
+from bridgetower.data.sources.example import (
     IMAGE_SUFFIXES,
-    Columns,
-    SourcePart,
-    parts_of,
-    read,
-    read_part,
+    MAX_SHOWN_PROBLEMS,
+    Example,
+    Image,
+    check_bad,
 )
+from bridgetower.data.sources.fetch import is_url, list_files, suffix_of, version_of
+from bridgetower.data.sources.reader import FileGroup, file_groups, read, read_group
 from bridgetower.distributed import available_cores
 from bridgetower.extras import require
 from bridgetower.files import escaped, json_text, locked, remove_leftovers, replacing, unfit_name
@@ -174,14 +174,14 @@ def embed_source(
         raise ValueError(f"{out!r} has no suffix of {what}; expected one of {', '.join(suffixes)}")
     require("search")
     check_ray(config, model)
-    parts: list[SourcePart | Sequence[Example]] = (
-        [*parts_of(source)] if isinstance(source, str | Path) else [source]
+    parts: list[FileGroup | Sequence[Example]] = (
+        [*file_groups(source)] if isinstance(source, str | Path) else [source]
     )
     predictor, started = loaded(model), time.perf_counter()
     versions = hashlib.sha256()
     for part in parts:
         versions.update(
-            (part.version if isinstance(part, SourcePart) else repr(part)).encode(
+            (part.version if isinstance(part, FileGroup) else repr(part)).encode(
                 errors="surrogateescape"
             )
         )
@@ -235,7 +235,7 @@ def embed_source(
                 f"{out} would have no {what}",
                 has_good=False,
             )
-            reasons = " | ".join(problems[:NAMED]) or "it names nothing"
+            reasons = " | ".join(problems[:MAX_SHOWN_PROBLEMS]) or "it names nothing"
             raise ValueError(
                 f"{out} would have no {what}: nothing of {_named(source)} could be used: {reasons}"
             )
@@ -257,7 +257,7 @@ def embed_source(
         vectors=len(places),
         cut=num_cut,
         bad=len(problems),
-        problems=tuple(problems[:NAMED]),
+        problems=tuple(problems[:MAX_SHOWN_PROBLEMS]),
         report=str(report) if problems else None,
         seconds=time.perf_counter() - started,
     )
@@ -312,7 +312,7 @@ def _opened(uri: str, plan: dict[str, Any], predictor: Predictor, config: Config
 
 def _fill(
     table: Table,
-    parts: Sequence[SourcePart | Sequence[Example]],
+    parts: Sequence[FileGroup | Sequence[Example]],
     model: Model,
     config: Config,
     progress: bool,
@@ -331,8 +331,8 @@ def _fill(
         done += len(known)
         if not (is_last[rows].any() and len(known) == known[-1] + 1):
             tasks.append(partial(_missing, place, files, frozenset(known.tolist()), config.columns))
-    total = sum(len(part.files) if isinstance(part, SourcePart) else len(part) for part in parts)
-    counted = all(not isinstance(part, SourcePart) or part.kind == "images" for part in parts)
+    total = sum(len(part.files) if isinstance(part, FileGroup) else len(part) for part in parts)
+    counted = all(not isinstance(part, FileGroup) or part.kind == "images" for part in parts)
     add = partial(_add, table, config.quantize)
     return embed_tasks(
         tasks,
@@ -347,10 +347,10 @@ def _fill(
 
 
 def _missing(
-    part: int, files: SourcePart | Sequence[Example], known: Set[int], columns: Columns
+    part: int, files: FileGroup | Sequence[Example], known: Set[int], columns: Columns
 ) -> Iterator[Example]:
     """Yields the examples of a part that are not in the table, with what the table has of a run as their fields."""
-    found = read_part(files, columns) if isinstance(files, SourcePart) else files
+    found = read_group(files, columns) if isinstance(files, FileGroup) else files
     for number, example, is_last in numbered(found):
         if number not in known:
             yield replace(example, fields={"part": part, "number": number, "is_last": is_last})
@@ -436,7 +436,7 @@ def _export(
 
 
 def _scores(
-    predictor: Predictor, parts: Sequence[SourcePart | Sequence[Example]], rows: pa.Table
+    predictor: Predictor, parts: Sequence[FileGroup | Sequence[Example]], rows: pa.Table
 ) -> pa.Table:
     """Returns scores, as far as the model has the heads, with the file of the source and its row that each is of."""
     import pyarrow as pa
@@ -448,7 +448,7 @@ def _scores(
     for number, part in zip(
         rows["number"].to_pylist(), map(parts.__getitem__, rows["part"].to_pylist()), strict=True
     ):
-        files = part.files if isinstance(part, SourcePart) else ()
+        files = part.files if isinstance(part, FileGroup) else ()
         found["file"].append(files[min(number, len(files) - 1)].name if files else "")
         found["row"].append(number if len(files) <= 1 else 0)
     if predictor.model.itm_head is not None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from bridgetower.data.sources.fetch import BRIEF, is_url, read_bytes
+from bridgetower.data.sources.fetch import BRIEF, is_url, read_location
 from bridgetower.distributed import available_cores
 from bridgetower.engines.engine import Engine
 from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeOutputs
@@ -280,7 +280,9 @@ def _resized(processor: Processor, numbered: tuple[int, ImageLike]) -> Pixels:
 
 def fetched(image: ImageLike) -> ImageLike:
     """Returns the bytes of an image at a URL, for somebody who waits; other images as they are."""
-    return read_bytes(image, patience=BRIEF) if isinstance(image, str) and is_url(image) else image
+    return (
+        read_location(image, patience=BRIEF) if isinstance(image, str) and is_url(image) else image
+    )
 
 
 def encoded_images(

@@ -23,7 +23,7 @@ from PIL import Image as PilImage
 from bridgetower.data.sets.store import Table, Uri, split_uri
 from bridgetower.data.sources.example import Example, check_bad
 from bridgetower.data.sources.fetch import is_url, suffix_of, version_of
-from bridgetower.data.sources.reader import SourcePart, parts_of, read_part
+from bridgetower.data.sources.reader import FileGroup, file_groups, read_group
 from bridgetower.files import unfit_name
 from bridgetower.inference.embed import (
     Embedded,
@@ -99,7 +99,7 @@ def build_index(
     sources = [str(one) for one in ([source] if isinstance(source, str | Path) else source)]
     root = _root_of_all(sources)
     parts = [
-        (one, part) for one in sources for part in parts_of(one)
+        (one, part) for one in sources for part in file_groups(one)
     ]  # of what is no source nothing is loaded
     predictor = loaded(model)
     predictor.model.head("itc")
@@ -180,7 +180,7 @@ class _Update:
     def run(
         self,
         sources: Sequence[str],
-        parts: Sequence[tuple[str, SourcePart]],
+        parts: Sequence[tuple[str, FileGroup]],
         model: Model,
         progress: bool,
     ) -> IndexReport:
@@ -233,9 +233,9 @@ class _Update:
                 self.seen.discard(path)
         self.index.upsert([row_of(one) for one in found if not one.problem])
 
-    def _wanted(self, parts: Sequence[tuple[str, SourcePart]]) -> Iterator[Example]:
+    def _wanted(self, parts: Sequence[tuple[str, FileGroup]]) -> Iterator[Example]:
         """Yields the images that are new or changed, each with the columns of its row as fields."""
-        of_texts, others = list[tuple[str, SourcePart]](), list[tuple[str, SourcePart]]()
+        of_texts, others = list[tuple[str, FileGroup]](), list[tuple[str, FileGroup]]()
         for (
             source,
             part,
@@ -253,11 +253,11 @@ class _Update:
             else:
                 yield from self._compared(self._groups(source, part), version)
 
-    def _version_of(self, source: str, part: SourcePart) -> str:
+    def _version_of(self, source: str, part: FileGroup) -> str:
         """Returns the version that the rows of a file with several images have; empty if that cannot be told."""
         if part.kind not in ("table", "tar", "video"):
             return ""
-        versions = {one.name: one.version for one in (*part.files, *part.beside.values())}
+        versions = {one.name: one.version for one in (*part.files, *part.sidecars.values())}
         file = part.files[0]
         if is_url(file.location) and not file.version:  # which listings over HTTP do not tell
             with suppress(OSError):  # reading it says what is wrong
@@ -287,7 +287,7 @@ class _Update:
         )
         return "" if path == "." else path
 
-    def _groups(self, source: str, part: SourcePart) -> Iterator[tuple[str, list[Example]]]:
+    def _groups(self, source: str, part: FileGroup) -> Iterator[tuple[str, list[Example]]]:
         """Yields a source with its examples, those together that follow each other with one path, which is their id."""
         folder = self._folder(source)
 
@@ -305,12 +305,12 @@ class _Update:
                 example, id=posixpath.normpath(posixpath.join(folder, name)) if inside else name
             )
 
-        examples = map(named, read_part(part, self.config.columns))
+        examples = map(named, read_group(part, self.config.columns))
         for _, group in groupby(examples, lambda example: example.id):
             yield source, list(group)
 
     def _text_rows(
-        self, parts: Sequence[tuple[str, SourcePart]]
+        self, parts: Sequence[tuple[str, FileGroup]]
     ) -> Iterator[tuple[str, list[Example]]]:
         """Yields the rows of tables that name images, all rows about one together; they are read twice for that."""
         counts = Counter(group[0].id for one in parts for _, group in self._groups(*one))

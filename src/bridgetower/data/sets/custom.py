@@ -16,19 +16,19 @@ from bridgetower.data.config import WritingConfig
 from bridgetower.data.sets import schema as schemas
 from bridgetower.data.sets.answers import normalise_answer, vocabulary_file
 from bridgetower.data.sets.prepared_set import INFO_FILE, DatasetInfo, SetWriter, read_info
-from bridgetower.data.sources.example import Example, check_bad
-from bridgetower.data.sources.fetch import list_files, read_part_of_set
-from bridgetower.data.sources.reader import (
+from bridgetower.data.sources.columns import (
     CAPTIONS,
     IMAGES,
     CaptionsFrom,
     Columns,
     Headings,
-    Needed,
+    RequiredColumn,
     columns_named,
     note_likely,
-    read,
 )
+from bridgetower.data.sources.example import Example, check_bad
+from bridgetower.data.sources.fetch import list_files, read_part_of_set
+from bridgetower.data.sources.reader import read
 from bridgetower.files import json_object
 from bridgetower.plain import from_plain
 
@@ -238,7 +238,7 @@ def prepare_custom(
         image=config.image_column,
         text=config.text_column,
         captions_from=getattr(config, "captions_from", "text"),
-        needed=_needed(spec, config),
+        required=_required_columns(spec, config),
     )
     shares = {"test": config.test_fraction, "validation": config.validation_fraction}
     seen = Seen()
@@ -283,15 +283,14 @@ def prepare_custom(
         return writer.finish(source, info)
 
 
-def _needed(spec: CustomSetSpec, config: Any) -> tuple[Needed, ...]:
+def _required_columns(spec: CustomSetSpec, config: Any) -> tuple[RequiredColumn, ...]:
     """Returns the columns that tables of a kind of set must have."""
-    images = Needed(headings=(IMAGES,), asked=config.image_column)
+    images = RequiredColumn(headings=(IMAGES,))
     if spec.num_images is None:
-        asked = config.image_column or config.text_column
-        return (Needed(headings=(IMAGES, CAPTIONS), instead=(STATEMENTS,), asked=asked),)
+        return (RequiredColumn(headings=(IMAGES, CAPTIONS), alternatives=(STATEMENTS,)),)
     if spec.texts is None or getattr(config, "captions_from", "text") == "folder":
         return (images,)
-    return images, Needed(headings=(spec.texts,), instead=(CAPTIONS,), asked=config.text_column)
+    return images, RequiredColumn(headings=(spec.texts,), alternatives=(CAPTIONS,))
 
 
 def finished_set(out: Path, settings: Mapping[str, Any], max_errors: int) -> DatasetInfo | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import io
 import logging
 import math
@@ -13,7 +12,6 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -32,7 +30,6 @@ DEADLINE = float(
 LARGEST = (
     2**29
 )  # bytes of a file that is read whole: an image, or a file of a server that gives no ranges
-LARGEST_ITEM = 2**24  # characters of an item of a list in a JSON file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +59,6 @@ BRIEF = Patience(
 """For somebody who waits for the answer."""
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:(//|:)", re.IGNORECASE)
-_MARK = re.compile(r"[^ \t\r\n]")
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _BUFFER = 2**22  # bytes that are asked for at once
 _PASSING = (408, 425, 429)  # answers from 400 to 499 that may be others when they are asked again
@@ -93,7 +89,7 @@ def suffix_of(location: str) -> str:
     )
 
 
-def read_bytes(
+def read_location(
     location: str,
     piece: tuple[int, int] | None = None,
     *,
@@ -124,7 +120,7 @@ def read_part_of_set(folder: object, name: str, advice: str) -> tuple[str, bytes
     """Returns the location and the content of a file of a prepared set; advice says what to give if there is none."""
     location = f"{str(folder).rstrip('/')}/{name}"
     try:
-        return location, read_bytes(location, most=2**28)
+        return location, read_location(location, most=2**28)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no {name} in {folder}; give {advice}") from error
 
@@ -226,102 +222,6 @@ def _listed_below(folder: str, prefix: str, parents: list[tuple[int, int]]) -> I
             yield ListedFile(entry.path, name, f"{kind.st_size} {kind.st_mtime_ns}", problem or "")
         except OSError as error:
             yield ListedFile(entry.path, name, problem=f"{error.strerror or error}")
-
-
-class JsonLists:
-    """A JSON file, read an item of a list at a time by the scanner of the standard library, which limits nesting."""
-
-    _scan = JSONDecoder().raw_decode
-
-    def __init__(self, file: BinaryIO, name: object) -> None:
-        self._text, self._name, self._buffer, self._at = (
-            codecs.getreader("utf-8-sig")(file),
-            name,
-            "",
-            0,
-        )
-
-    def items(self, key: str | None = None) -> Iterator[Any]:
-        """Yields the items of the list that the file is or has under a key; without a key it may have only one."""
-        num_lists = 0
-        try:
-            if self._next() == "[":
-                num_lists += 1
-                yield from self._list()
-            else:
-                self._taken("{")
-                for _ in self._members("}"):
-                    name, _ = self._value(), self._taken(":")
-                    if key in (None, name) and self._next() == "[":
-                        num_lists += 1
-                        yield from self._list()
-                    else:
-                        self._value()
-            if self._next():
-                raise ValueError("something follows it")
-        except (ValueError, RecursionError) as error:  # of JSON, of UTF-8 or of too many digits
-            reason = (
-                "it is nested too deep"
-                if isinstance(error, RecursionError)
-                else getattr(error, "msg", error)
-            )
-            raise ValueError(f"{self._name} is not valid JSON ({reason}); copy it again") from error
-        if num_lists != 1:
-            what = f"no {key} list" if key else f"{num_lists} lists of rows"
-            raise ValueError(
-                f"{self._name} has {what}; check that it is the right file, or write JSON lines"
-            )
-
-    def _list(self) -> Iterator[Any]:
-        self._taken("[")
-        for _ in self._members("]"):
-            yield self._value()
-
-    def _members(self, end: str) -> Iterator[None]:
-        """Goes from one to the next up to the mark at the end."""
-        mark = self._taken(end) if self._next() == end else ""
-        while mark != end:
-            yield
-            mark = self._taken("," + end)
-
-    def _next(self) -> str:
-        """Goes over white space and returns what follows; empty at the end."""
-        while not (found := _MARK.search(self._buffer, self._at)):
-            self._at = len(self._buffer)
-            if not self._more():
-                return ""
-        self._at = found.start()
-        return found[0]
-
-    def _taken(self, marks: str) -> str:
-        mark = self._next()
-        if not mark or mark not in marks:
-            raise ValueError(f"{mark!r} where one of {marks} is expected")
-        self._at += 1
-        return mark
-
-    def _value(self) -> Any:
-        self._next()
-        while True:
-            try:
-                value, end = self._scan(self._buffer, self._at)
-            except JSONDecodeError:
-                if not self._more():
-                    raise
-                continue
-            length = end - self._at
-            # A number may go on in the next part: 1 as 15, as 1.5 or as 1e+5.
-            is_whole = len(self._buffer) - end > len("e+")
-            if is_whole or not self._more():
-                self._at += length
-                return value
-
-    def _more(self) -> bool:
-        part = self._text.read(_BUFFER)
-        self._buffer, self._at = self._buffer[self._at :] + part, 0
-        if len(self._buffer) > LARGEST_ITEM:
-            raise ValueError(f"a value has more than {LARGEST_ITEM} characters")
-        return bool(part)
 
 
 class _Ranges(AbstractBufferedFile):  # type: ignore[misc]

@@ -18,32 +18,35 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache
 from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
 
-from bridgetower.data.config import Cutting
-from bridgetower.data.sources.example import ColumnFile, Example, Image, cell_bytes
+from bridgetower.data.sources.column_files import ColumnFile, cell_bytes
+from bridgetower.data.sources.columns import (
+    IMAGES,
+    ColumnError,
+    ColumnRoles,
+    Columns,
+    columns_named,
+    listed_names,
+    missing_column_message,
+    roles_of,
+)
+from bridgetower.data.sources.example import IMAGE_SUFFIXES, Example, Image
 from bridgetower.data.sources.fetch import (
-    JsonLists,
     ListedFile,
     is_url,
     list_files,
     open_location,
-    read_bytes,
+    read_location,
     suffix_of,
     version_of,
 )
+from bridgetower.data.sources.json_lists import JsonLists
 from bridgetower.extras import install, is_installed, require
-from bridgetower.files import check_path, shortened
+from bridgetower.files import check_path
 
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
-        *(".heic", ".heif", ".jxl"),  # which may be refused where they are opened, with advice
-    }
-)
 VIDEO_SUFFIXES = (
     ".avi",
     ".flv",
@@ -59,90 +62,10 @@ VIDEO_SUFFIXES = (
     ".wmv",
 )
 SUBTITLE_SUFFIXES = (".vtt", ".srt")
-ID_COLUMNS = ("id", "image_id", "key", "uid")
-PAIR_COLUMNS = (
-    ("image_0", "image_1"),
-    ("image_1", "image_2"),
-    ("image1", "image2"),
-    ("left", "right"),
-)
 SPLITS = {  # as sources name them, and their names here
     **{"train": "train", "training": "train", "test": "test", "testing": "test"},
     **{"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"},
 }
-
-CaptionsFrom = Literal["text", "folder"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Headings:
-    """Names of columns of one kind, in lower case and with `_` for spaces."""
-
-    noun: str  # names what is in such a column
-    option: str  # that names another one
-    usual: tuple[str, ...]
-    second: tuple[str, ...] = ()  # usual too, where there is none of the first
-    likely: tuple[
-        str, ...
-    ] = ()  # taken where there is no usual one and only one of these, with a line in the log
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (*self.usual, *self.second, *self.likely)
-
-
-IMAGES = Headings(
-    noun="images",
-    option="image_column",
-    usual=(
-        "image",
-        "image_path",
-        "path",
-        "file",
-        "file_name",
-        "filename",
-        "filepath",
-        "img",
-        "jpg",
-    ),
-    second=("url", "image_url"),
-    likely=(
-        *(
-            "images",
-            "image_name",
-            "image_file",
-            "image_filename",
-            "img_name",
-            "img_path",
-            "img_file",
-            "photo",
-        ),
-        *(
-            "photo_path",
-            "picture",
-            "picture_path",
-            "pic",
-            "img_url",
-            "photo_url",
-            "picture_url",
-            "image_link",
-        ),
-    ),
-)
-CAPTIONS = Headings(
-    noun="texts",
-    option="text_column",
-    usual=("caption", "captions", "text", "sentence", "sentences"),
-    likely=(
-        "comment",
-        "comments",
-        "description",
-        "alt",
-        "alt_text",
-        "image_caption",
-        "image_description",
-    ),
-)
 
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
 _OF_ROWS = {**dict.fromkeys(_TABLES, "table"), ".tar": "tar", ".txt": "texts"}
@@ -172,10 +95,6 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/]{64}[A-Za-z0-9+/\s]*={0,2}\s*")
 _IMAGE_HEAD = re.compile(  # of JPEG, PNG, GIF, WebP, BMP, TIFF, and AVIF or HEIC
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*|....ftyp", re.DOTALL
 )
-_FOREIGN = {  # columns of formats that are not read, with advice
-    "conversations": "a conversation is not read: write a row for each question, with image, question and answer",
-    "annotations": "nested rows are not read: export a CSV, or JSON-MIN of Label Studio",
-}
 _IN_NAME = re.compile(
     r"(?:^|[/_.-])(train|training|validation|valid|val|dev|test|testing)(?=[/_.-]|$)"
 )
@@ -183,41 +102,13 @@ _IN_NAME = re.compile(
 logger = logging.getLogger(__name__)
 
 
-class ColumnError(ValueError):
-    """A table lacks a column that is asked for, or has several."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Needed:
-    """Cells that a task needs, so that a table without a column of them is an error."""
-
-    headings: tuple[Headings, ...]  # one of these has to be there
-    instead: tuple[Headings, ...] = ()  # also accepted, but not named in errors
-    asked: str | None = None  # the column that is given, which has to be there then
-
-
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """Which columns of tables are read, and how videos are cut; None looks for the usual names."""
-
-    # paths, URLs or image bytes; two names for pairs of images, with a comma between them
-    image: str | None = None
-    text: str | None = None  # A caption or a list of captions
-    id: str | None = None  # what names a row
-    # "folder" takes the name of the folder that an image is in as its caption
-    captions_from: CaptionsFrom = "text"
-    cutting: Cutting = field(default_factory=Cutting)  # how videos become moments
-    needed: tuple[Needed, ...] = ()
-    text_option: str = CAPTIONS.option  # how errors call `text`
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourcePart:
+class FileGroup:
     """Files of a source that are read together: a table, a tar shard, a video, or some images of a folder."""
 
     kind: Literal["table", "tar", "texts", "captions", "images", "video", "problem"]
     files: tuple[ListedFile, ...]
-    beside: Mapping[str, ListedFile] = field(
+    sidecars: Mapping[str, ListedFile] = field(
         default_factory=dict
     )  # texts and subtitles, by the name of the image or video
     split: str = ""  # that the names of the files give
@@ -228,7 +119,10 @@ class SourcePart:
         return " ".join(
             [
                 self.kind,
-                *(f"{one.location} {one.version}" for one in (*self.files, *self.beside.values())),
+                *(
+                    f"{one.location} {one.version}"
+                    for one in (*self.files, *self.sidecars.values())
+                ),
             ]
         )
 
@@ -248,10 +142,10 @@ def read(source: str | os.PathLike[str], columns: Columns | None = None) -> Iter
         ValueError: It is none of these, or a column is missing.
     """
     columns = columns or Columns()
-    return chain.from_iterable(read_part(part, columns) for part in parts_of(source))
+    return chain.from_iterable(read_group(part, columns) for part in file_groups(source))
 
 
-def parts_of(source: str | os.PathLike[str]) -> list[SourcePart]:
+def file_groups(source: str | os.PathLike[str]) -> list[FileGroup]:
     """Returns the parts of a source, each of which can be read on its own; see `read`."""
     source = os.fspath(source)
     if not is_url(source):
@@ -321,10 +215,10 @@ def parts_of(source: str | os.PathLike[str]) -> list[SourcePart]:
         )
     if found and not all(part.split for part in found):
         found = [replace(part, split="") for part in found]
-    return [*found, *(SourcePart(kind="problem", files=(one,)) for one in bad)]
+    return [*found, *(FileGroup(kind="problem", files=(one,)) for one in bad)]
 
 
-def read_part(part: SourcePart, columns: Columns) -> Iterator[Example]:
+def read_group(part: FileGroup, columns: Columns) -> Iterator[Example]:
     """Yields the examples of a part of a source; of a file that cannot be read on, the last one has the problem."""
     file = part.files[0]
     if part.kind == "problem":
@@ -355,22 +249,22 @@ def _kind(file: ListedFile) -> str:
     suffix = suffix_of(file.location)
     if suffix == ".ts" and not is_url(file.location):  # which is also the ending of TypeScript
         with suppress(OSError, ValueError):
-            return "video" if read_bytes(file.location, (0, 1)) == b"G" else "other"
+            return "video" if read_location(file.location, (0, 1)) == b"G" else "other"
         return "other"
     return _KINDS.get(suffix, "other")
 
 
-def _part(kind: Any, file: ListedFile, beside: ListedFile | None = None) -> SourcePart:
+def _part(kind: Any, file: ListedFile, beside: ListedFile | None = None) -> FileGroup:
     split = _IN_NAME.search(file.name.lower())
     near = {file.name: beside} if beside else {}
-    return SourcePart(
-        kind=kind, files=(file,), beside=near, split=SPLITS[split[1]] if split else ""
+    return FileGroup(
+        kind=kind, files=(file,), sidecars=near, split=SPLITS[split[1]] if split else ""
     )
 
 
 def _image_parts(
     images: Sequence[ListedFile], texts: Mapping[str, ListedFile]
-) -> Iterator[SourcePart]:
+) -> Iterator[FileGroup]:
     """Groups images by the split that their first folder is named after, if it is."""
     by_split: dict[str, list[ListedFile]] = {}
     for image in images:
@@ -381,7 +275,7 @@ def _image_parts(
             chosen = tuple(group[start : start + _PART])
             stems = ((one.name, f"{one.name.rpartition('.')[0]}.txt") for one in chosen)
             beside = {name: texts[text] for name, text in stems if text in texts}
-            yield SourcePart(kind="images", files=chosen, beside=beside, split=split)
+            yield FileGroup(kind="images", files=chosen, sidecars=beside, split=split)
 
 
 def _beside(video: ListedFile) -> tuple[list[ListedFile], list[ListedFile]]:
@@ -430,10 +324,10 @@ def _subtitles_of(
     return found[0] if found else None
 
 
-def _images(part: SourcePart, columns: Columns) -> Iterator[Example]:
+def _images(part: FileGroup, columns: Columns) -> Iterator[Example]:
     for file in part.files:
         image = Image(name=file.name, location=file.location, version=file.version)
-        folder, beside = PurePosixPath(file.name).parent, part.beside.get(file.name)
+        folder, beside = PurePosixPath(file.name).parent, part.sidecars.get(file.name)
         is_class = folder.name and not (part.split and len(folder.parts) == 1)
         fields, texts, problem = {"label": folder.name} if is_class else {}, tuple[str, ...](), ""
         if columns.captions_from == "folder":
@@ -447,7 +341,7 @@ def _images(part: SourcePart, columns: Columns) -> Iterator[Example]:
                 ):  # which an index would then show
                     raise ValueError("it is a link to a file outside of the folder; copy it there")
                 texts = _stripped(
-                    read_bytes(beside.location, most=_LONGEST).decode("utf-8-sig").splitlines()
+                    read_location(beside.location, most=_LONGEST).decode("utf-8-sig").splitlines()
                 )
             except (OSError, ValueError) as error:
                 problem = f"{beside.name}: {error}"
@@ -461,12 +355,12 @@ def _images(part: SourcePart, columns: Columns) -> Iterator[Example]:
         )
 
 
-def _video(part: SourcePart, columns: Columns) -> Iterator[Example]:
+def _video(part: FileGroup, columns: Columns) -> Iterator[Example]:
     from bridgetower.data.sources.video import moments_of  # needs torch and PyAV
 
     (file,) = part.files
     try:
-        moments, problems = moments_of(file, part.beside.get(file.name), columns.cutting)
+        moments, problems = moments_of(file, part.sidecars.get(file.name), columns.cutting)
     except (OSError, ValueError) as error:
         moments, problems = [], [str(error)]
     for one in moments:
@@ -515,7 +409,7 @@ def _members(opened: BinaryIO) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
             raise tarfile.ReadError("no end of the archive")
 
 
-def _tar(part: SourcePart, columns: Columns) -> Iterator[Example]:
+def _tar(part: FileGroup, columns: Columns) -> Iterator[Example]:
     """Reads a shard of WebDataset or img2dataset: members of one key are an image, its `.txt` and its `.json`."""
     (file,), seen = part.files, set[int]()
     with open_location(file.location) as opened:
@@ -586,7 +480,7 @@ def _sample(
     )
 
 
-def _texts(part: SourcePart, columns: Columns) -> Iterator[Example]:
+def _texts(part: FileGroup, columns: Columns) -> Iterator[Example]:
     (file,) = part.files
     for number, line in enumerate(_lines(file), start=1):
         if line.strip():
@@ -597,7 +491,7 @@ def _texts(part: SourcePart, columns: Columns) -> Iterator[Example]:
             yield Example(id=f"{file.name}/{number}", texts=texts, origin=origin, problem=problem)
 
 
-def _captions(part: SourcePart, columns: Columns) -> Iterator[Example]:
+def _captions(part: FileGroup, columns: Columns) -> Iterator[Example]:
     """Reads lines "image TAB caption" or "image,caption", with or without a header."""
     (file,), separator = part.files, ""
     for number, line in enumerate(map(str.strip, _lines(file)), start=1):
@@ -618,17 +512,7 @@ def _captions(part: SourcePart, columns: Columns) -> Iterator[Example]:
             yield Example(id=image.name, images=(image,), texts=_stripped([caption]), origin=origin)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Roles:
-    """The columns of a row by what they hold; empty where there is none."""
-
-    images: tuple[str, ...]
-    text: str
-    id: str
-    split: str
-
-
-def _table(part: SourcePart, columns: Columns) -> Iterator[Example]:
+def _table(part: FileGroup, columns: Columns) -> Iterator[Example]:
     """Yields the rows of a table; of a wrong row the example has the problem, and the next ones follow."""
     (file,) = part.files
     suffix = suffix_of(file.location)
@@ -637,27 +521,27 @@ def _table(part: SourcePart, columns: Columns) -> Iterator[Example]:
         rows = _columnar_rows(file)
     else:
         rows = _json_rows(file) if is_json else _csv_rows(file)
-    keys: tuple[str, ...] = ()
-    asked = {name for name in (*(columns.image or "").split(","), columns.text, columns.id) if name}
-    needed = list(columns.needed)
+    names: tuple[str, ...] = ()
+    missing_named = columns.named
+    missing = list(columns.required)
     for number, (origin, cells) in enumerate(rows, start=1):
         if isinstance(cells, str):  # a problem
             yield Example(id=f"{file.name}/{number}", origin=origin, problem=cells)
             continue
-        if tuple(cells) != keys:
-            keys = tuple(cells)
-            roles = _roles_of(file, cells, columns)
-            asked.difference_update(keys)
-            needed = [need for need in needed if not _has(need, keys, roles)]
-            if needed and not is_json:  # whose rows all have the same columns
+        if tuple(cells) != names:
+            names = tuple(cells)
+            roles = roles_of(file, cells, columns)
+            missing_named.difference_update(names)
+            missing = [column for column in missing if not roles.has(column, names)]
+            if (missing_named or missing) and not is_json:  # whose rows all have the same columns
                 break
         yield _row(file, number, origin, cells, roles, columns)
-    if keys and asked:
+    if names and missing_named:
         raise ColumnError(
-            f"no row of {file.name} has a column {', '.join(sorted(asked))}; it has {_listed(keys)}"
+            f"no row of {file.name} has a column {', '.join(sorted(missing_named))}; it has {listed_names(names)}"
         )
-    if keys and needed:
-        raise ColumnError(_missing(file, needed[0], keys, columns.needed))
+    if names and missing:
+        raise ColumnError(missing_column_message(file, missing[0], names, columns.required))
 
 
 def _row(
@@ -665,7 +549,7 @@ def _row(
     number: int,
     origin: str,
     cells: Mapping[str, Any],
-    roles: _Roles,
+    roles: ColumnRoles,
     columns: Columns,
 ) -> Example:
     row_id = f"{file.name}/{number}"
@@ -706,96 +590,6 @@ def _row(
         if split not in ("", *SPLITS)
         else "",
     )
-
-
-def _roles_of(file: ListedFile, cells: Mapping[str, Any], columns: Columns) -> _Roles:
-    captions = replace(CAPTIONS, option=columns.text_option)
-    ids = Headings(noun="ids", option="id_column", usual=ID_COLUMNS)
-    splits = Headings(noun="splits", option="", usual=("split",))
-    if columns.image:
-        images = tuple(name for name in columns.image.split(",") if name in cells)
-    else:
-        pair = next((pair for pair in PAIR_COLUMNS if all(name in cells for name in pair)), ())
-        images = pair or tuple(
-            name for name, value in cells.items() if isinstance(value, Image | bytes)
-        )
-        images = images or tuple(filter(None, [_column_of(file, cells, IMAGES)]))
-    return _Roles(
-        images=images,
-        text=_column_of(file, cells, captions, columns.text),
-        id=_column_of(file, cells, ids, columns.id),
-        split=_column_of(file, cells, splits),
-    )
-
-
-def _column_of(
-    file: ListedFile, names: Iterable[str], headings: Headings, asked: str | None = None
-) -> str:
-    """Returns the column that is asked for, or one with a usual or a likely name; empty if there is none."""
-    if asked:
-        return asked if asked in names else ""
-    usual = columns_named(names, headings.usual) or columns_named(names, headings.second)
-    if len(usual) > 1:
-        advice = f"give {headings.option} one of them" if headings.option else "rename one"
-        raise ColumnError(
-            f"{file.name} has several columns of {headings.noun} ({_listed(usual)}); {advice}"
-        )
-    if usual:
-        return usual[0]
-    likely = columns_named(names, headings.likely)
-    if len(likely) != 1:
-        return ""
-    note_likely(posixpath.dirname(file.location), likely[0], headings)
-    return likely[0]
-
-
-def columns_named(names: Iterable[str], wanted: Sequence[str]) -> list[str]:
-    """Returns the names of columns that are some headings but for capitals, spaces and hyphens."""
-    return [name for name in names if re.sub(r"[\s-]+", "_", name.strip().lower()) in wanted]
-
-
-@cache
-def note_likely(folder: str, column: str, headings: Headings) -> None:
-    """Logs, once for a folder, that a column was taken by a name which is only likely."""
-    logger.info(
-        "the column %r is taken for %s; name another one if that is wrong", column, headings.noun
-    )
-
-
-def _has(need: Needed, names: Sequence[str], roles: _Roles) -> bool:
-    if need.asked:
-        return all(name in names for name in need.asked.split(","))
-    for headings in (*need.headings, *need.instead):
-        found = {IMAGES.noun: roles.images, CAPTIONS.noun: roles.text}.get(headings.noun)
-        if found or columns_named(names, headings.names):
-            return True
-    return False
-
-
-def _missing(file: ListedFile, need: Needed, names: Sequence[str], needed: Sequence[Needed]) -> str:
-    """Says which column is missing, which ones there are, and what to do."""
-    if need.asked:
-        return f"{file.name} has no column {need.asked}; it has {_listed(names)}"
-    nouns = " or ".join(headings.noun for headings in need.headings)
-    usual = " or ".join(headings.usual[0] for headings in need.headings)
-    message = f"{file.name} has no column of {nouns}; it has {_listed(names)}"
-    if foreign := [advice for name, advice in _FOREIGN.items() if name in names]:
-        return f"{message}; {foreign[0]}"
-    if any(_looks_like_data(name) for name in names):
-        header = ",".join(each.headings[0].usual[0] for each in needed)
-        return (
-            f"{message}: its first row seems to be data; write a header above it, such as {header}"
-        )
-    return f"{message}; give {need.headings[0].option} its name, or rename it to {usual}"
-
-
-def _looks_like_data(heading: str) -> bool:
-    return is_url(heading) or suffix_of(heading) in IMAGE_SUFFIXES
-
-
-def _listed(names: Iterable[str]) -> str:
-    shown = [repr(name) if name != name.strip() or not name else name for name in names]
-    return shortened(", ".join(shown))
 
 
 def _image_in_cell(file: ListedFile, given: str, name: str) -> Image:

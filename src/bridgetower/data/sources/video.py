@@ -24,7 +24,7 @@ from bridgetower.data.sources.fetch import (
     is_url,
     open_location,
     open_regular,
-    read_bytes,
+    read_location,
     version_of,
 )
 from bridgetower.data.sources.transcription import transcribed
@@ -415,7 +415,7 @@ def read_subtitles(location: str) -> tuple[list[Moment], str | None]:
     """Reads a file of subtitles, WebVTT or SubRip: what can be read, and what is wrong with the rest."""
     cues: list[Moment] = []
     try:
-        content = read_bytes(location, most=2**26)
+        content = read_location(location, most=2**26)
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             content = content.decode("utf-16", errors="replace").encode()
         with _opened(location, "webvtt,srt", content) as container:

@@ -22,8 +22,9 @@ from bridgetower.data.sets.schema import (
     Statement,
     nlvr2_sentence,
 )
-from bridgetower.data.sources.example import ColumnFile, Image
-from bridgetower.data.sources.fetch import LARGEST_ITEM, JsonLists
+from bridgetower.data.sources.column_files import ColumnFile
+from bridgetower.data.sources.example import Image
+from bridgetower.data.sources.json_lists import LARGEST_ITEM, JsonLists
 from bridgetower.files import json_object
 from bridgetower.progress import counted, reading
 
