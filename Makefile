@@ -56,7 +56,6 @@ $(VENV)/demo: pyproject.toml
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile --editable '.[dev]'
-	$(BIN)/pip install --quiet --no-compile --no-deps langchain-tests
 	touch $@
 
 $(LOWEST)/installed: pyproject.toml tests/lowest.txt

@@ -22,7 +22,7 @@ from PIL import Image
 
 from bridgetower.data.sets.store import Table
 from bridgetower.inference.config import EmbedConfig, ScoreConfig
-from bridgetower.inference.embed import embed_source
+from bridgetower.inference.vector_files import embed_source
 from bridgetower.model.config import (
     FusionConfig,
     HeadsConfig,

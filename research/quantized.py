@@ -14,7 +14,7 @@ import lancedb
 import numpy as np
 
 from bridgetower.inference.config import Quantize
-from bridgetower.inference.embed import quantized
+from bridgetower.inference.vector_files import quantized
 from bridgetower_demo.folder import FOLDER, held_out_index
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from bridgetower.checkpoints import read_checkpoint as read_checkpoint
     from bridgetower.inference.attention import draw_explanation as draw_explanation
     from bridgetower.inference.attention import explain as explain
-    from bridgetower.inference.embed import embed_source as embed_source
     from bridgetower.inference.predictor import Predictor as Predictor
     from bridgetower.inference.predictor import load as load
+    from bridgetower.inference.vector_files import embed_source as embed_source
     from bridgetower.model.bridgetower import BridgeTower as BridgeTower
     from bridgetower.model.config import ModelConfig as ModelConfig
     from bridgetower.model.extensions import Extensions as Extensions
@@ -60,7 +60,7 @@ _HOMES = {
     "build_index": "bridgetower.search.build",
     "convert": "bridgetower.checkpoints",
     "draw_explanation": "bridgetower.inference.attention",
-    "embed_source": "bridgetower.inference.embed",
+    "embed_source": "bridgetower.inference.vector_files",
     "explain": "bridgetower.inference.attention",
     "hidden_states": "bridgetower.model.hidden_states",
     "load": "bridgetower.inference.predictor",

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from album import Album
 
-from bridgetower.inference import embed
+from bridgetower.inference import vector_files
 from bridgetower.inference.predictor import load
 from bridgetower.search import build
 from shapes import write_pictures
@@ -69,12 +69,12 @@ def stopped(predictor):
 
 @pytest.fixture
 def read_names(monkeypatch):
-    names, read_group = list[str](), embed.read_group
+    names, read_group = list[str](), vector_files.read_group
 
     def noting(part, columns):
         names.append(part.files[0].name)
         return read_group(part, columns)
 
-    for module in (build, embed):
+    for module in (build, vector_files):
         monkeypatch.setattr(module, "read_group", noting)
     return names

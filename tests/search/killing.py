@@ -22,8 +22,8 @@ from test_embed import read
 
 from bridgetower.data.sets import store
 from bridgetower.inference.config import EmbedConfig
-from bridgetower.inference.embed import embed_source
 from bridgetower.inference.predictor import load
+from bridgetower.inference.vector_files import embed_source
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index

@@ -23,8 +23,9 @@ from bridgetower.data.sources import fetch
 from bridgetower.data.sources.example import Example
 from bridgetower.data.sources.example import Image as SourceImage
 from bridgetower.data.sources.reader import read
-from bridgetower.inference.embed import decode, write_lock
+from bridgetower.inference.embed import decode_examples
 from bridgetower.inference.predictor import load
+from bridgetower.inference.vector_files import write_lock
 from bridgetower.processor import images
 from bridgetower.search.build import build_index
 from bridgetower.search.index import Index
@@ -634,7 +635,7 @@ class TestFiles:
         gone = Example(
             id="gone", images=(SourceImage(name="gone.png", location=str(photos / "gone.png")),)
         )
-        found, pixels = decode(predictor.processor, "images", False, [*read(photos), gone])
+        found, pixels = decode_examples(predictor.processor, "images", False, [*read(photos), gone])
         reasons = ("cut off", "empty", "cannot be read as an image", "limit")
         for one, reason in zip(found, reasons, strict=False):
             assert one.problem.startswith("it ")

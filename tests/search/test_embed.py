@@ -20,8 +20,14 @@ from bridgetower.data.sets.store import Table
 from bridgetower.data.sources import fetch
 from bridgetower.data.sources.example import Image as SourceImage
 from bridgetower.inference import embed as embed_module
+from bridgetower.inference import vector_files
 from bridgetower.inference.config import EmbedConfig, SourceConfig
-from bridgetower.inference.embed import embed_source, given_examples, quantized, write_lock
+from bridgetower.inference.vector_files import (
+    embed_source,
+    given_examples,
+    quantized,
+    write_lock,
+)
 from sources import CAPTIONS, NAMES, served
 
 FORMATS = ("jsonl", "parquet", "npy", "lance")
@@ -384,7 +390,7 @@ class TestContinuing:
 
     @pytest.mark.parametrize("suffix", WAYS)
     def test_a_table_that_is_removed_meanwhile(self, suffix, embed, places, monkeypatch, tmp_path):
-        commits, add = list[int](), embed_module._add
+        commits, add = list[int](), vector_files._append_results
         table = tmp_path / ("v.lance" if suffix == "lance" else f".v.{suffix}.lance")
 
         def removing(run, quantize, found):
@@ -394,7 +400,7 @@ class TestContinuing:
             add(run, quantize, found)
 
         with monkeypatch.context() as patch:
-            patch.setattr(embed_module, "_add", removing)
+            patch.setattr(vector_files, "_append_results", removing)
             with pytest.raises(
                 FileNotFoundError, match=r"lance was removed while it was written; run"
             ):

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from huggingface_hub import constants
 
 from bridgetower.data.sets.store import Table
-from bridgetower.inference.embed import write_lock
+from bridgetower.inference.vector_files import write_lock
 from bridgetower.search import index as index_module
 from bridgetower.search.checksums import CRCS, SAID
 from bridgetower.search.duplicates import near_duplicates

@@ -10,8 +10,9 @@ import pytest
 
 from bridgetower.data.sets.store import Table
 from bridgetower.inference.config import EmbedConfig, ScoreConfig, SourceConfig
-from bridgetower.inference.embed import _cluster, embed_source
+from bridgetower.inference.embed import connect_to_ray
 from bridgetower.inference.predictor import load
+from bridgetower.inference.vector_files import embed_source
 from bridgetower.search import build
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
@@ -25,7 +26,7 @@ LOCAL = "local"
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    with _cluster(SourceConfig(ray=LOCAL, ray_workers=2)):
+    with connect_to_ray(SourceConfig(ray=LOCAL, ray_workers=2)):
         yield
 
 
@@ -102,7 +103,7 @@ def test_goes_on_with_what_one_process_began_and_without_a_killed_worker(
 
 
 def test_an_index(shapes_folder, tiny_checkpoint, monkeypatch, tmp_path):
-    monkeypatch.setattr(build, "_TASK", 9)
+    monkeypatch.setattr(build, "_TASK_SIZE", 9)
     config = IndexConfig(ray=LOCAL, ray_workers=1)
     assert build_index(shapes_folder, tmp_path / "a.lance", tiny_checkpoint, config).added == 45
     build_index(shapes_folder, tmp_path / "b.lance", tiny_checkpoint)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bridgetower.inference.config import ScoreConfig
-from bridgetower.inference.embed import embed_source
 from bridgetower.inference.predictor import load
+from bridgetower.inference.vector_files import embed_source
 from sources import CAPTIONS, NAMES
 
 

@@ -118,7 +118,7 @@ def embed(
     """
     if out is not None:
         require("search")
-    from bridgetower.inference.embed import embed_source, given_examples, print_vectors
+    from bridgetower.inference.vector_files import embed_source, given_examples, print_vectors
 
     if source is None and not images and not texts:
         raise ValueError("nothing to embed; give a SOURCE, --images FILE … or --texts TEXT …")
@@ -156,7 +156,7 @@ def score(
         out: File of the scores, which ends in .parquet.
     """
     require("search")
-    from bridgetower.inference.embed import embed_source
+    from bridgetower.inference.vector_files import embed_source
 
     report = asdict(embed_source(source, out, lambda: loading.load(model), options, progress=True))
     emit_result({"out": out, "pairs": report.pop("vectors"), **report}, json=json)
@@ -385,8 +385,9 @@ def classify(
     from bridgetower.data.sets.custom import joined_text
     from bridgetower.data.sources.example import check_bad
     from bridgetower.data.sources.reader import read
-    from bridgetower.inference.embed import embedded, given_examples, name_of
+    from bridgetower.inference.embed import embed_examples, example_name
     from bridgetower.inference.items import TEMPLATES, choices, label_choices, prompts_of
+    from bridgetower.inference.vector_files import given_examples
 
     check_at_least_1(top=top)
     config = SourceConfig(
@@ -414,7 +415,7 @@ def classify(
         vectors = predictor.embed_texts(
             prompts, batch_size=using.batch_size, truncate=using.truncate
         )
-        found = embedded(predictor, examples, "images", config)
+        found = embed_examples(predictor, examples, "images", config)
     else:
         predictor.model.head(
             "classification", recipe="classification; or give labels, which need none"
@@ -425,12 +426,14 @@ def classify(
             else replace(one, problem=one.problem or "it has neither image nor text")
             for one in examples
         )
-        found = embedded(predictor, completed, "classes", config)
+        found = embed_examples(predictor, completed, "classes", config)
     problems: list[str] = []
     for batch in found:
-        problems += [f"{name_of(one.example)!r}: {one.problem}" for one in batch if one.problem]
+        problems += [
+            f"{example_name(one.example)!r}: {one.problem}" for one in batch if one.problem
+        ]
         if good := [one for one in batch if not one.problem]:
-            names = [name_of(one.example) for one in good]
+            names = [example_name(one.example) for one in good]
             outputs = torch.from_numpy(
                 np.concatenate([*chain.from_iterable(one.vectors.values() for one in good)])
             )

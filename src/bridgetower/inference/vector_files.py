@@ -1,0 +1,525 @@
+"""Vectors and scores of a whole source, in a file or a Lance table.
+
+They are first committed to a Lance table, from which a killed run continues, and then exported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image as PilImage
+
+from bridgetower.data.sets.store import Table
+from bridgetower.data.sources.columns import Columns
+from bridgetower.data.sources.example import (
+    IMAGE_SUFFIXES,
+    MAX_SHOWN_PROBLEMS,
+    Example,
+    Image,
+    check_bad,
+)
+from bridgetower.data.sources.fetch import is_url, list_files, suffix_of, version_of
+from bridgetower.data.sources.reader import FileGroup, file_groups, read, read_group
+from bridgetower.extras import require
+from bridgetower.files import escaped, json_text, locked, remove_leftovers, replacing, unfit_name
+from bridgetower.inference.config import EmbedConfig, Quantize, ScoreConfig
+from bridgetower.inference.embed import (
+    Embedded,
+    Model,
+    Task,
+    check_ray,
+    embed_tasks,
+    example_name,
+    load_model,
+    number_items,
+)
+from bridgetower.inference.predictor import Predictor
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Config = EmbedConfig | ScoreConfig
+Part = FileGroup | Sequence[Example]
+
+_SUFFIXES = (".jsonl", ".parquet", ".npy", ".lance")
+_EXPORTED = 4096  # rows at once
+_DTYPES: dict[Quantize | None, str] = {
+    None: "float32",
+    "float16": "float16",
+    "int8": "int8",
+    "binary": "uint8",
+}
+# Settings on which vectors depend: a run with others cannot be continued.
+_SETTINGS = (
+    "image_column",
+    "caption_column",
+    "id_column",
+    "captions_from",
+    "every",
+    "max_moments",
+    "transcribe",
+    "transcribe_model",
+    "truncate",
+    "of",
+)
+# Columns of an unfinished table, which the result lacks, and their types.
+_RUN_COLUMNS = {
+    "part": "int32",  # index of the part of the source
+    "number": "int64",  # of the example in its part
+    "is_last": "bool",
+    "is_image": "bool",
+    "origin": "string",
+    "problem": "string",
+    "may_pass": "bool",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedReport:
+    """Summary of an embedding run."""
+
+    vectors: int  # that were written
+    cut: int  # texts that this run cut, as they were too long for the model
+    bad: int  # items that could not be used
+    problems: tuple[str, ...]  # of the first bad items
+    report: str | None  # file with the problems of all bad items; None if there are none
+    seconds: float  # of the run, without loading the model
+
+
+def embed_source(
+    source: str | Path | Sequence[Example],
+    out: str | Path,
+    model: Model,
+    config: Config | None = None,
+    *,
+    progress: bool = False,
+) -> EmbedReport:
+    """Writes the vectors of a source, or scores of its pairs, in memory for a few seconds of work.
+
+    A run that was killed is continued by the next one with the same arguments: its vectors are in the table OUT,
+    or `.OUT.lance` beside another output. Items that cannot be used are left out and named in `OUT.errors.jsonl`.
+
+    Args:
+        source: As for `bridgetower.data.sources.reader.read`, or examples.
+        out: File or table, which ends in `.jsonl`, `.parquet`, `.npy` or `.lance`; of scores `.parquet`.
+        model: A loaded model, what to load, or what returns one; nothing is loaded for a source that is wrong.
+        config: How. From 500 items on, processes decode images unless `num_workers` is 0: a script needs
+            `if __name__ == "__main__":` then, because they import it again.
+        progress: Show a bar, or log a line each 20 seconds where standard error is no terminal.
+
+    Raises:
+        FileNotFoundError: There is no source, or a package is missing.
+        FileExistsError: Another process writes there, or there is another Lance table.
+        ValueError: The source cannot be read, the model has no contrastive head, there is an unfinished run of another
+            source, model or settings, or more than `max_errors` items cannot be used; what was embedded is kept then.
+    """
+    config = config or EmbedConfig()
+    out = str(out)
+    if problem := unfit_name(out):
+        raise ValueError(problem)
+    suffix = Path(out).suffix
+    is_scores = config.of == "scores"
+    results = "scores" if is_scores else "vectors"
+    suffixes = (".parquet",) if is_scores else _SUFFIXES
+    if suffix not in suffixes:
+        raise ValueError(
+            f"{out!r} has no suffix of {results}; expected one of {', '.join(suffixes)}"
+        )
+    require("search")
+    check_ray(config, model)
+    parts: list[Part] = [*file_groups(source)] if isinstance(source, str | Path) else [source]
+    predictor = load_model(model)
+    start_time = time.perf_counter()
+
+    # Names of the table and of the file with all problems.
+    name = Path(out).name
+    uri = out
+    if suffix != ".lance":
+        folder = out.removesuffix(f"/{name}") if is_url(out) else Path(out).parent
+        uri = f"{folder}/.{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.lance"
+    report = Path(f"{name if is_url(out) else out}.errors.jsonl")
+
+    with write_lock(uri):
+        if not is_url(out):
+            for path in (Path(out), report, Path(uri), Path(out).with_suffix(".ids.jsonl")):
+                remove_leftovers(path.parent, path.name)
+        table = _open_table(uri, parts, predictor, config)
+        num_cut = 0
+        is_finished = "part" not in table.schema.names
+        if is_finished:
+            indices = np.arange(len(table))
+            lines = report.read_text(encoding="utf-8").splitlines() if report.is_file() else []
+            bad = [json.loads(line) for line in lines]
+        else:
+            worker_model = predictor if config.ray is None else model
+            num_cut = _fill_table(table, parts, worker_model, config, progress)
+            order = np.lexsort((table.column("number"), table.column("part")))
+            is_good = (table.column("problem").astype(object) == "")[order]
+            indices = order[is_good]
+            bad_indices = order[~is_good].tolist()
+            bad = table.take(bad_indices, ["id", "origin", "problem"]).to_pylist()
+            report.unlink(missing_ok=True)
+            if bad:
+                with replacing(report) as temporary, temporary.open("w", encoding="utf-8") as file:
+                    file.writelines(json_text(row) + "\n" for row in bad)
+
+        # Too many bad items are refused before anything is exported.
+        problems = [f"{row['id']!r}: {row['problem']}" for row in bad]
+        source_name = _name_source(source)
+        if not len(indices):
+            table.drop()
+            empty = f"{out} would have no {results}"
+            check_bad(source_name, problems, config.max_errors, empty, has_good=False)
+            reasons = " | ".join(problems[:MAX_SHOWN_PROBLEMS]) or "it names nothing"
+            raise ValueError(f"{empty}: nothing of {source_name} could be used: {reasons}")
+        check_bad(
+            source_name,
+            problems,
+            config.max_errors,
+            f"the {len(indices)} {results} of the others are kept, and the same command with a larger N writes them",
+        )
+
+        if suffix != ".lance":
+            score_columns = partial(_score_columns, predictor, parts)
+            _export(table, Path(out), indices, score_columns if is_scores else _vector_columns)
+            table.drop()
+        elif not is_finished:
+            with table.writing():
+                table.lance.delete("problem != ''")
+                table.lance.drop_columns(list(_RUN_COLUMNS))
+            table.compact()
+    return EmbedReport(
+        vectors=len(indices),
+        cut=num_cut,
+        bad=len(problems),
+        problems=tuple(problems[:MAX_SHOWN_PROBLEMS]),
+        report=str(report) if problems else None,
+        seconds=time.perf_counter() - start_time,
+    )
+
+
+def _name_source(source: object) -> str:
+    return str(source) if isinstance(source, str | Path) else "the input"
+
+
+def _open_table(uri: str, parts: Sequence[Part], predictor: Predictor, config: Config) -> Table:
+    """Opens the table of an unfinished or finished run with the same plan, or creates one."""
+    import pyarrow as pa
+
+    # A plan is everything that vectors depend on.
+    versions = hashlib.sha256()
+    for part in parts:
+        version = part.version if isinstance(part, FileGroup) else repr(part)
+        versions.update(version.encode(errors="surrogateescape"))
+    plan = {
+        "model": predictor.source,
+        "fingerprint": predictor.fingerprint,
+        "source": versions.hexdigest(),
+        "quantize": config.quantize,
+        **{name: getattr(config, name) for name in _SETTINGS},
+    }
+
+    if config.of == "scores":
+        heads = (predictor.model.itm_head, predictor.model.itc_head)
+        width = sum(head is not None for head in heads) or predictor.model.head("itm")
+    elif config.of == "pairs":
+        width = predictor.embed_pairs(PilImage.new("RGB", (8, 8)), "").shape[1]
+    else:
+        width = predictor.embed_texts("").shape[1]
+    if config.quantize == "binary":
+        width = -(-width // 8)
+    columns = {name: pa.type_for_alias(kind) for name, kind in _RUN_COLUMNS.items()}
+    columns |= {"id": pa.string(), "text": pa.string()}
+    columns["vector"] = pa.list_(pa.type_for_alias(_DTYPES[config.quantize]), width)
+    schema = pa.schema(list(columns.items()), metadata={"bridgetower": json.dumps(plan)})
+
+    try:
+        table = Table(uri)
+    except FileNotFoundError:
+        return Table.create(uri, schema, checked="vector")
+    table.recover()
+    old_plan = json.loads((table.schema.metadata or {}).get(b"bridgetower", b"{}"))
+    if old_plan == plan:
+        return table
+    is_unfinished = "part" in table.schema.names
+    if is_unfinished and len(table):
+        raise ValueError(
+            f"{uri} has rows of an unfinished run with another source, model or settings; finish it with the same "
+            "command, or remove that folder"
+        )
+    if not is_unfinished and {**old_plan, "source": ""} != {**plan, "source": ""}:
+        raise FileExistsError(f"{uri} exists; choose another name or remove it")
+    return Table.create(uri, schema, checked="vector", replace=True)
+
+
+def _fill_table(
+    table: Table, parts: Sequence[Part], model: Model, config: Config, progress: bool
+) -> int:
+    """Embeds examples that the table lacks or whose problem may have passed. Returns how many texts were cut."""
+    if table.column("may_pass").any():
+        with table.writing():
+            table.lance.delete("may_pass")
+    part_indices = table.column("part")
+    numbers = table.column("number")
+    is_last = table.column("is_last")
+    order = np.argsort(part_indices, kind="stable")
+    starts = np.searchsorted(part_indices, np.arange(len(parts) + 1), sorter=order)
+    tasks: list[Task] = []
+    num_done = 0
+    for index, part in enumerate(parts):
+        rows = order[starts[index] : starts[index + 1]]
+        done = np.unique(numbers[rows])
+        num_done += len(done)
+        is_complete = is_last[rows].any() and len(done) == done[-1] + 1
+        if not is_complete:
+            tasks.append(
+                partial(_missing_examples, index, part, frozenset(done.tolist()), config.columns)
+            )
+
+    # Rows of tables are not counted before they are read.
+    sizes = [len(part.files if isinstance(part, FileGroup) else part) for part in parts]
+    is_counted = all(not isinstance(part, FileGroup) or part.kind == "images" for part in parts)
+    return embed_tasks(
+        tasks,
+        config.of,
+        model,
+        config,
+        partial(_append_results, table, config.quantize),
+        num_done=num_done,
+        total=sum(sizes) if is_counted else None,
+        progress=progress,
+    )
+
+
+def _missing_examples(
+    index: int, part: Part, done: Set[int], columns: Columns
+) -> Iterator[Example]:
+    """Yields the examples of a part that the table lacks, with columns of the table as fields."""
+    examples = read_group(part, columns) if isinstance(part, FileGroup) else part
+    for number, example, is_last in number_items(examples):
+        if number not in done:
+            yield replace(example, fields={"part": index, "number": number, "is_last": is_last})
+
+
+def _append_results(table: Table, quantize: Quantize | None, results: Sequence[Embedded]) -> None:
+    import pyarrow as pa
+
+    if not results:
+        return
+    vector_type = table.schema.field("vector").type
+    blank = np.zeros(vector_type.list_size, _DTYPES[quantize])
+    rows: list[dict[str, Any]] = []
+    vectors: list[np.ndarray] = []
+    for result in results:
+        example = result.example
+        row = {
+            **example.fields,
+            "id": escaped(example_name(example)),
+            "origin": escaped(example.origin),
+            "problem": escaped(result.problem),
+            "is_image": bool(example.images),
+            "may_pass": result.may_pass or result.may_be_mended,
+        }
+        if result.problem:
+            rows.append({**row, "text": None})
+            vectors.append(blank)
+        for text, vector in _texts_and_vectors(result):
+            rows.append({**row, "text": text})
+            vectors.append(quantized(vector[None], quantize)[0])
+    # Lance would write a table without its first rows.
+    if not is_url(table.uri) and not Path(table.uri, "_versions").is_dir():
+        raise FileNotFoundError(
+            f"{table.uri} was removed while it was written; run the same command again"
+        )
+    fields = [table.schema.field(name) for name in (*_RUN_COLUMNS, "id", "text")]
+    values = pa.array(np.stack(vectors).ravel(), vector_type.value_type)
+    column = pa.FixedSizeListArray.from_arrays(values, vector_type.list_size)
+    table.append(pa.Table.from_pylist(rows, pa.schema(fields)).append_column("vector", column))
+
+
+def _export(
+    table: Table,
+    out: Path,
+    indices: np.ndarray,
+    to_columns: Callable[[pa.Table], pa.Table],
+) -> None:
+    """Writes rows of the table to a file, whole or not at all. `to_columns` gives the columns of a Parquet file."""
+    names = ["id", "text", "vector", "is_image", "part", "number"]
+    batches = (
+        table.take(indices[start : start + _EXPORTED].tolist(), names)
+        for start in range(0, len(indices), _EXPORTED)
+    )
+    with replacing(out) as temporary:
+        if out.suffix == ".parquet":
+            _write_parquet(temporary, map(to_columns, batches), table.schema.metadata)
+        elif out.suffix == ".jsonl":
+            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(_json_line(row, row["vector"]) for row in rows)
+        else:
+            with replacing(out.with_suffix(".ids.jsonl")) as ids:
+                shape = (len(indices), table.schema.field("vector").type.list_size)
+                _write_npy(temporary, ids, batches, shape)
+
+
+def _write_parquet(
+    path: Path, tables: Iterator[pa.Table], metadata: Mapping[bytes, bytes] | None
+) -> None:
+    import pyarrow.parquet as pq
+
+    first = next(tables)
+    schema = first.schema.with_metadata(metadata)
+    with pq.ParquetWriter(path, schema) as writer:
+        for rows in chain([first], tables):
+            writer.write_table(rows.cast(schema))
+
+
+def _write_npy(
+    path: Path, ids_path: Path, batches: Iterator[pa.Table], shape: tuple[int, int]
+) -> None:
+    """Writes vectors as a NumPy array, and the id and text of each to another file."""
+    with path.open("wb") as file, ids_path.open("w", encoding="utf-8") as ids:
+        for batch in batches:
+            vectors = batch["vector"].combine_chunks().flatten().to_numpy()
+            if not file.tell():
+                header = {"descr": vectors.dtype.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(vectors).data)
+            rows = batch.select(["id", "text"]).to_pylist()
+            ids.writelines(json_text(row) + "\n" for row in rows)
+
+
+def _vector_columns(rows: pa.Table) -> pa.Table:
+    return rows.select(["id", "text", "vector"])
+
+
+def _score_columns(predictor: Predictor, parts: Sequence[Part], rows: pa.Table) -> pa.Table:
+    """Returns the scores that the model has heads for, with the file and the row in it of each pair."""
+    import pyarrow as pa
+
+    files: list[str] = []
+    numbers: list[int] = []
+    for row in rows.select(["part", "number"]).to_pylist():
+        part = parts[row["part"]]
+        names = [file.name for file in part.files] if isinstance(part, FileGroup) else [""]
+        is_file_of_rows = len(names) == 1
+        files.append(names[0] if is_file_of_rows else names[row["number"]])
+        numbers.append(row["number"] if is_file_of_rows else 0)
+    columns = {"id": rows["id"], "text": rows["text"], "file": files, "row": numbers}
+    outputs = torch.from_numpy(np.stack(rows["vector"].to_numpy()))
+    outputs = outputs.double()  # in which large log-odds give different probabilities
+    if predictor.model.itm_head is not None:
+        reranking = predictor.reranking
+        columns[reranking.shown] = reranking.match(outputs[:, 0]).numpy()
+    if predictor.model.itc_head is not None:
+        columns["cosine"] = outputs[:, -1].numpy()
+    return pa.table(columns)
+
+
+def print_vectors(
+    source: str | Path | Sequence[Example], model: Model, config: EmbedConfig
+) -> None:
+    """Prints the vectors of a source as JSON lines, batch by batch."""
+    if config.ray is not None:
+        raise ValueError(
+            "on Ray vectors are written to a file or table, not printed; give its place as out"
+        )
+    examples = read(source, config.columns) if isinstance(source, str | Path) else source
+    problems: list[str] = []
+
+    def write(results: Sequence[Embedded]) -> None:
+        for result in results:
+            name = example_name(result.example)
+            if result.problem:
+                problems.append(f"{name!r}: {result.problem}")
+            for text, vector in _texts_and_vectors(result):
+                row = {"id": name, "text": text, "is_image": bool(result.example.images)}
+                values = quantized(vector[None], config.quantize)[0].tolist()
+                sys.stdout.write(_json_line(row, values))
+
+    config = replace(config, num_workers=config.num_workers or 0, commit_seconds=0)
+    embed_tasks([lambda: examples], config.of, model, config, write)
+    others = "the vectors of the others are printed"
+    check_bad(_name_source(source), problems, config.max_errors, others)
+
+
+def given_examples(images: Sequence[Path], texts: Sequence[str], *, pairs: bool) -> list[Example]:
+    """Returns images, or folders of images, and texts as examples, with the paths of images as ids.
+
+    With `pairs`, text n goes with image n.
+    """
+    if pairs and len(images) != len(texts):
+        raise ValueError(
+            f"{len(images)} images and {len(texts)} texts; expected one text per image"
+        )
+    versions: list[tuple[str, str]] = []  # of each location
+    for path in images:
+        if path.is_dir() and not pairs:
+            for file in list_files(str(path)):
+                if suffix_of(file.location) in IMAGE_SUFFIXES:
+                    versions.append((file.location, file.version))
+        else:
+            versions.append((str(path), version_of(str(path)) if path.is_file() else ""))
+    examples = [
+        Example(
+            id=location,
+            images=(Image(name=location, location=location, version=version),),
+            origin=location,
+        )
+        for location, version in versions
+    ]
+    if pairs:
+        return [
+            replace(example, texts=(text,)) for example, text in zip(examples, texts, strict=True)
+        ]
+    return examples + [Example(id="", texts=(text,), origin=repr(text)) for text in texts]
+
+
+def _texts_and_vectors(result: Embedded) -> Iterator[tuple[str | None, np.ndarray]]:
+    """Yields the vectors of an example, each with its text or without one."""
+    for content, vectors in result.vectors.items():
+        texts = (None,) if content == "images" else result.example.texts
+        yield from zip(texts, vectors, strict=True)
+
+
+def _json_line(row: Mapping[str, Any], values: Sequence[float]) -> str:
+    content: dict[str, Any] = {}
+    if row["id"]:
+        content["image" if row["is_image"] else "id"] = row["id"]
+    if row["text"] is not None:
+        content["text"] = row["text"]
+    return json_text({**content, "embedding": values}) + "\n"
+
+
+def quantized(vectors: np.ndarray, kind: Quantize | None) -> np.ndarray:
+    """Quantizes vectors [n, c].
+
+    In int8, 127 is the largest absolute number of each vector. In binary, a byte has the signs of 8 numbers.
+    """
+    if kind is None:
+        return vectors
+    if kind == "float16":
+        return vectors.astype(np.float16)
+    if kind == "int8":
+        largest = np.abs(vectors).max(axis=1, keepdims=True)
+        return np.rint(vectors * (127 / np.where(largest > 0, largest, 127))).astype(np.int8)
+    return np.packbits(vectors > 0, axis=1)
+
+
+def write_lock(uri: str | os.PathLike[str]) -> AbstractContextManager[None]:
+    """Keeps other processes from writing a table in a local folder."""
+    return nullcontext() if is_url(uri) else locked(Path(uri))
