@@ -248,7 +248,9 @@ class TestTwoStages:
     def test_other_pairs_are_listed_and_not_ranked(self):
         cosine, index = make_case()
         config, others = RetrievalConfig(candidates=2), (torch.arange(12), torch.arange(12))
-        pairs = candidate_pairs(dense.scores_of(cosine), truth_of(index), config, others=others)
+        pairs = candidate_pairs(
+            dense.scores_of(cosine), truth_of(index), config, extra_pairs=others
+        )
         plain = candidate_pairs(dense.scores_of(cosine), truth_of(index), config)
         assert len(pairs.image) > len(plain.image)
         assert bool(

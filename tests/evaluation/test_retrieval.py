@@ -255,7 +255,7 @@ def test_one_image_at_a_time_gives_the_same_metrics(tiny_model, images, retrieve
     tiny_model.vision.register_forward_hook(
         lambda module, inputs, output: encoded.append(len(output[-1]))
     )
-    monkeypatch.setattr(scoring, "_PART_BYTES", 1)
+    monkeypatch.setattr(scoring, "_CHUNK_BYTES", 1)
     found = retrieve(candidates=3, batch_size=4)
     assert encoded == [1] * len(images)
     assert found.metrics() == pytest.approx(whole.metrics(), abs=1e-6)

@@ -29,14 +29,14 @@ IN_PARTS = """
 import signal, sys
 import bridgetower.evaluation.retrieval as scoring
 import kills
-scoring.PAIRS_PER_PART = 8
+scoring.PAIRS_PER_CHUNK = 8
 kills.main("*/scores-*", sys.argv[1], "SIGKILL", "self", *sys.argv[2:])
 """
 
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(scoring_module, "PAIRS_PER_PART", 8)
+    monkeypatch.setattr(scoring_module, "PAIRS_PER_CHUNK", 8)
 
 
 def stop(model, images, work, batches, config=CONFIG):

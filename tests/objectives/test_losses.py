@@ -15,7 +15,7 @@ from bridgetower.objectives.losses import (
     Losses,
     _warn_once,
     class_loss,
-    contrast_parts,
+    contrast_micro_batches,
     hard_pairs,
     itc_loss,
     matching_loss,
@@ -197,7 +197,7 @@ def slices(split):
 def in_parts(leaves, split):
     with torch.no_grad():
         parts = [embedded(leaves, rows) for rows in slices(split)]
-    contrasts = contrast_parts(parts, leaves["scale"])
+    contrasts = contrast_micro_batches(parts, leaves["scale"])
     return contrasts, [
         contrast.through(embedded(leaves, rows).embeds, leaves["scale"])
         for contrast, rows in zip(contrasts, slices(split), strict=True)

@@ -94,14 +94,14 @@ class Outcome:
     judge: Callable[[], list[Judgement]] | None = None  # gives the examples whose answers are known
     images: PreparedImages | None = None  # that the judgements name
 
-    def report(self, about: Mapping[str, Any]) -> dict[str, Any]:
+    def report(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the content of `metrics.json`: what was measured and how, versions, counts, metrics."""
         versions = {name: version(name) for name in ("bridgetower", "torch")} | {
             "python": platform.python_version()
         }
         notes = {"notes": list(self.notes)} if self.notes else {}
         return {
-            **about,
+            **settings,
             **self.counts,
             **self.metrics,
             **self.details,
@@ -109,11 +109,11 @@ class Outcome:
             "versions": versions,
         }
 
-    def write(self, folder: Path, about: Mapping[str, Any]) -> None:
+    def write(self, folder: Path, settings: Mapping[str, Any]) -> None:
         if self.predictions:
             lines = (json_text(row) + "\n" for row in self.predictions)
             write_text(folder / "predictions.jsonl", "".join(lines))
         if self.submission is not None:
             name, content = self.submission
             write_text(folder / name, content)
-        write_json(folder / "metrics.json", self.report(about))
+        write_json(folder / "metrics.json", self.report(settings))

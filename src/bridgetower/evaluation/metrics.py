@@ -233,7 +233,7 @@ def chance_recalls(
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Pairs by image, then by text, each once: candidates of images or texts, and others."""
+    """Pairs by image, then by text, each once: candidates of images or texts, and extra_pairs."""
 
     image: Int[Tensor, " n"]
     text: Int[Tensor, " n"]
@@ -429,7 +429,7 @@ def calibrate(
         halves: Which half the pair is in.
 
     Returns:
-        None if a half has only pairs that match, or only others.
+        None if a half has only pairs that match, or only extra_pairs.
     """
     if any(len(matching[half].unique()) < 2 for half in (halves, ~halves)):
         return None
@@ -464,13 +464,13 @@ def candidate_pairs(
     truth: GroundTruth,
     config: RetrievalConfig,
     *,
-    others: tuple[Int[Tensor, " m"], Int[Tensor, " m"]] | None = None,
+    extra_pairs: tuple[Int[Tensor, " m"], Int[Tensor, " m"]] | None = None,
     pairs_at_once: int = PAIRS_AT_ONCE,
 ) -> Candidates:
     """First stage of retrieval: the k most similar texts of each image and the k most similar images of each text.
 
     Args:
-        others: Images and texts of further pairs, which are no candidates of either.
+        extra_pairs: Images and texts of further pairs, which are no candidates of either.
     """
     all_images = torch.arange(len(truth.owners))
     num_texts = len(truth.text_image_index)
@@ -492,7 +492,7 @@ def candidate_pairs(
         image_side.add(images[:, None] * num_texts + found_texts, cosines)
 
     # A pair's number is image · num_texts + text.
-    further = [] if others is None else [others[0] * num_texts + others[1]]
+    further = [] if extra_pairs is None else [extra_pairs[0] * num_texts + extra_pairs[1]]
     numbers = torch.cat([*image_side.numbers, *text_side.numbers, *further]).unique()
     cosine = torch.full(numbers.shape, torch.nan)
     is_image_side = image_side.write(numbers, cosine)

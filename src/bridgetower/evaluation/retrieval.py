@@ -52,11 +52,11 @@ from bridgetower.progress import count_bars, counted
 
 _LOG = logging.getLogger(__name__)
 
-PAIRS_PER_PART = 4096
+PAIRS_PER_CHUNK = 4096
 """About how many pairs are scored before their scores are kept."""
 
-_PART_BYTES = 2**26
-"""About the most that the encodings of the images of a part take."""
+_CHUNK_BYTES = 2**26
+"""About the most that the encodings of the images of a chunk take."""
 
 
 def ranked_texts(images: CaptionImages, config: RetrievalConfig) -> tuple[list[str], GroundTruth]:
@@ -74,7 +74,7 @@ class PairScorer:
     """Scores pairs of images and texts. The processes of a run share the images.
 
     Every image is encoded once for its vector and once more for its pairs, and texts with every batch of pairs: no
-    encoding is kept for longer than a part of the images takes. Vectors and the scores of a part are kept in a folder
+    encoding is kept for longer than a chunk of the images takes. Vectors and the scores of a chunk are kept in a folder
     (see `resumable`), so that a killed evaluation continues.
     """
 
@@ -110,8 +110,8 @@ class PairScorer:
 
     def vectors(self) -> tuple[Float[Tensor, "i c"], Float[Tensor, "t c"]]:
         """Returns the contrastive vectors of all images and texts."""
-        image_vectors = self._kept("vectors-images", self._local_image_vectors)
-        text_vectors = self._kept("vectors-texts", self._text_vectors)
+        image_vectors = self._cached("vectors-images", self._local_image_vectors)
+        text_vectors = self._cached("vectors-texts", self._text_vectors)
         _, all_image_vectors = gather_by_id(self._local_images, image_vectors)
         return all_image_vectors, text_vectors[self._row_of_text]
 
@@ -148,26 +148,26 @@ class PairScorer:
         local_pairs = (image % world_size() == rank()).nonzero().squeeze(1)
         image = image[local_pairs] // world_size()  # index among the local images
         text = text[local_pairs]
-        parts = self._parts(image, text)
-        unscored = [part for part in parts if part.logits is None]
-        encoded = self._encode_parts(unscored)  # workers decode ahead of it
+        chunks = self._chunks(image, text)
+        unscored = [chunk for chunk in chunks if chunk.logits is None]
+        encoded = self._encode_chunks(unscored)  # workers decode ahead of it
 
         match = torch.empty(len(local_pairs))
         accepted = torch.empty(len(local_pairs), dtype=torch.bool)
         with count_bars(enabled=self._shows_progress) as bars:
             bar = bars.add_task("pairs", total=len(local_pairs))
-            for part in parts:
-                pairs = part.pairs
-                logits = part.logits
+            for chunk in chunks:
+                pairs = chunk.pairs
+                logits = chunk.logits
                 if logits is None:
                     rows = torch.stack(
-                        [image[pairs] - part.images.start, self._row_of_text[text[pairs]]], dim=1
+                        [image[pairs] - chunk.images.start, self._row_of_text[text[pairs]]], dim=1
                     )
                     advance = partial(bars.advance, bar)
-                    logits = self._score_part(
+                    logits = self._score_chunk(
                         next(encoded), rows, head or self.model.itm_logits, advance
                     )
-                    self._write(part.name, logits)
+                    self._write(chunk.name, logits)
                 odds = log_odds(logits)
                 match[pairs] = logits[:, 1] if self.config.protocol == "paper" else odds
                 accepted[pairs] = odds > 0
@@ -175,31 +175,31 @@ class PairScorer:
         _, match, accepted = gather_by_id(local_pairs, match, accepted)
         return match, accepted
 
-    def _parts(self, image: Int[Tensor, " n"], text: Int[Tensor, " n"]) -> list[_Part]:
-        """Splits the local images so that neither the encodings nor the pairs of a part are too many."""
+    def _chunks(self, image: Int[Tensor, " n"], text: Int[Tensor, " n"]) -> list[_Chunk]:
+        """Splits the local images so that neither the encodings nor the pairs of a chunk are too many."""
         num_images = len(self._local_images)
         image_bytes = encoded_bytes(self.model, "vision", self.model.config.vision.num_tokens)
-        images_by_memory = _PART_BYTES // image_bytes
-        images_by_pairs = PAIRS_PER_PART * num_images // max(1, len(image))
+        images_by_memory = _CHUNK_BYTES // image_bytes
+        images_by_pairs = PAIRS_PER_CHUNK * num_images // max(1, len(image))
         size = max(1, min(images_by_memory, images_by_pairs))
         digest = hashlib.sha256(torch.stack([image, text]).numpy().data).hexdigest()[:8]
-        parts = []
+        chunks = []
         for number, images in enumerate(split_rows(range(num_images), size)):
             start, stop = torch.searchsorted(
                 image, torch.tensor([images.start, images.stop])
             ).tolist()
             name = f"scores-{digest}-{number:05d}"
-            parts.append(_Part(name, images, slice(start, stop), self._read(name)))
-        return parts
+            chunks.append(_Chunk(name, images, slice(start, stop), self._read(name)))
+        return chunks
 
-    def _encode_parts(self, parts: Sequence[_Part]) -> Iterator[Encoded]:
-        batches_of_parts = [split_rows(part.images, self.config.batch_size) for part in parts]
-        batches = list(chain.from_iterable(batches_of_parts))
+    def _encode_chunks(self, chunks: Sequence[_Chunk]) -> Iterator[Encoded]:
+        batches_of_chunks = [split_rows(chunk.images, self.config.batch_size) for chunk in chunks]
+        batches = list(chain.from_iterable(batches_of_chunks))
         images = map(self.model.cache_image, self._encode_images(batches))
-        for part_batches in batches_of_parts:
-            yield Encoded.cat(list(islice(images, len(part_batches))))
+        for chunk_batches in batches_of_chunks:
+            yield Encoded.cat(list(islice(images, len(chunk_batches))))
 
-    def _score_part(
+    def _score_chunk(
         self,
         image: Encoded,
         pairs: Int[Tensor, "n 2"],
@@ -242,7 +242,7 @@ class PairScorer:
         ids = [self.ids[row] for row in rows]
         return encoded_texts(self.model, self.images.processor, ids, outputs)
 
-    def _kept(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+    def _cached(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         """Returns a result from its file, or computes and writes it."""
         values = self._read(name)
         if values is None:
@@ -268,7 +268,7 @@ class PairScorer:
             write_safetensors(self.folder / f"{name}.safetensors", {"values": values})
 
 
-class _Part(NamedTuple):
+class _Chunk(NamedTuple):
     """Images whose pairs are scored together."""
 
     name: str  # of the file that its scores are kept in
@@ -407,7 +407,7 @@ def _match_candidates(
     """Scores the candidates of the first stage, and the pairs that the accuracy is measured on."""
     num_texts = len(truth.text_image_index)
     control_images, control_texts = _control_pairs(truth)
-    pairs = candidate_pairs(cosines, truth, config, others=(control_images, control_texts))
+    pairs = candidate_pairs(cosines, truth, config, extra_pairs=(control_images, control_texts))
     match, accepted = scorer.score(pairs.image, pairs.text)
     candidates = replace(pairs, itm=match)
     is_control = torch.isin(
@@ -517,9 +517,11 @@ def rankings(
     images = (result.image_vectors, result.truth.owners)
     texts = (result.text_vectors, result.truth.text_image_index)
     if direction == "text_to_image":
-        (query_vectors, owner_of_query), (item_vectors, owner_of_item) = texts, images
+        queries_side, items_side = texts, images
     else:
-        (query_vectors, owner_of_query), (item_vectors, owner_of_item) = images, texts
+        queries_side, items_side = images, texts
+    query_vectors, owner_of_query = queries_side
+    item_vectors, owner_of_item = items_side
     second_stage = _SecondStage(result, direction, len(query_vectors))
     for query in queries:
         cosine = similarity(query_vectors[[query]], item_vectors, torch.ones(()))[0]

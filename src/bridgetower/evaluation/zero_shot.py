@@ -129,7 +129,9 @@ def evaluate_compositions(
     shapes = [(len(row["images"]), len(row["entry"]["captions"])) for row in rows]
     sizes = [num_images * num_captions for num_images, num_captions in shapes]
     for kind, values in scores_of_pairs.items():
-        tables = [part.view(shape) for part, shape in zip(values.split(sizes), shapes, strict=True)]
+        tables = [
+            table.view(shape) for table, shape in zip(values.split(sizes), shapes, strict=True)
+        ]
         means, by_category = composition_metrics(tables, categories)
         if len(by_category) <= _MAX_CATEGORY_METRICS:
             means |= by_category

@@ -1,4 +1,4 @@
-"""Settings of objectives: loss weights, negatives, masking; importable without torch."""
+"""Settings of objectives: loss weights, negatives, masking. It imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NotAnOption = Annotated[str, NO_OPTION]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig(ABC):
-    """Settings of a run's task; each task has a config of its own, with its name as `kind`."""
+    """Settings of the task of a run, whose name is `kind`."""
 
     aligns: ClassVar[bool] = False  # whether `align_first` can compare its images with its captions
     reads: ClassVar[Reads] = "entries"  # of prepared sets: captions, or other entries
@@ -31,20 +31,20 @@ class TaskConfig(ABC):
 
     @property
     def contrasts(self) -> list[str]:
-        """Names of what compares the pairs of a batch at some time; `ITC` allows `contrast_over="step"`."""
+        """Names of the objectives that compare the pairs of a batch. `ITC` allows `contrast_over="step"`."""
         return []
 
     @property
     def needs_masking(self) -> bool:
-        """Whether captions come with hidden words, too."""
+        """Whether batches also have captions with masked words."""
         return False
 
     def contrasts_pairs(self, progress: float) -> bool:
-        """Whether ITC is computed when `progress` of the run is done; the module then has `features` and `contrast`."""
+        """Whether ITC is computed at `progress` of the run. The module then has `features` and `contrast`."""
         return False
 
     def counts_labels(self, progress: float) -> bool:
-        """Whether a loss is divided by the labels of the whole step: batches then have `num_labels` and a weight."""
+        """Whether a loss is a mean over the labels of the step. Batches then have `num_labels` and a weight."""
         return False
 
 
@@ -81,8 +81,8 @@ class Phase:
             )
         weights |= self.objectives
         if not all(0 <= weight < float("inf") for weight in weights.values()) or not self.weights:
-            named = ", ".join(f"{name} {weight}" for name, weight in weights.items())
-            raise ValueError(f"loss weights {named}; expected >= 0, one positive")
+            listed = ", ".join(f"{name} {weight}" for name, weight in weights.items())
+            raise ValueError(f"loss weights {listed}; expected >= 0, one positive")
         check_choice("negatives", self.negatives, Negatives)
         if self.negatives != "random" and not self.itm:
             raise ValueError(

@@ -31,13 +31,13 @@ class Losses:
     @classmethod
     def weigh(
         cls,
-        parts: dict[str, Tensor],
+        terms: dict[str, Tensor],
         weights: Mapping[str, float],
         metrics: dict[str, Tensor] | None = None,
     ) -> Losses:
-        """Sums `parts` under `weights`, which name every part."""
-        weighted = [weights[name] * loss for name, loss in parts.items()]
-        return cls(parts, torch.stack(weighted).sum(), metrics or {})
+        """Sums the terms under weights, which name each of them."""
+        weighted = [weights[name] * loss for name, loss in terms.items()]
+        return cls(terms, torch.stack(weighted).sum(), metrics or {})
 
 
 def mlm_loss(
@@ -132,53 +132,57 @@ class Features:
 
 @dataclass(frozen=True)
 class Contrast:
-    """The loss of all parts of a batch, with its gradients for the embeddings of one of them and for the scale."""
+    """The loss of a step, with its gradients for the embeddings of one micro-batch and for the scale."""
 
     loss: Float[Tensor, ""]
     embeds: tuple[Float[Tensor, "b c"], ...]
     logit_scale: Float[Tensor, ""]
-    num_parts: int
+    num_micro_batches: int
 
     def through(
         self, embeds: Sequence[Float[Tensor, "b c"]], logit_scale: Float[Tensor, ""]
     ) -> Float[Tensor, ""]:
-        """Returns a loss that gives these features the right gradients in a mean over all parts."""
+        """Returns a loss that gives these features the right gradients in a mean over all micro-batches."""
         products = []
         for gradient, features in zip(self.embeds, embeds, strict=True):
             products.append((gradient * features).sum())
-        linear = self.num_parts * torch.stack(products).sum() + self.logit_scale * logit_scale
+        linear = (
+            self.num_micro_batches * torch.stack(products).sum() + self.logit_scale * logit_scale
+        )
         # in this order the value is that of the loss to the bit
         return linear - linear.detach() + self.loss
 
 
-def contrast_parts(
-    parts: Sequence[Features],
+def contrast_micro_batches(
+    micro_batches: Sequence[Features],
     logit_scale: Float[Tensor, ""],
     *,
     gather_with_grads: bool = True,
     loss: Callable[..., Float[Tensor, ""]] = info_nce,
 ) -> list[Contrast]:
-    """Compares the pairs of all parts and processes, and returns the gradients of each part (Gao et al. 2021)."""
+    """Returns the gradients of each micro-batch for the pairs of all of them and of all processes (Gao et al. 2021)."""
     scale = logit_scale.detach().requires_grad_()
-    sizes = [len(part.image_index) for part in parts]
+    sizes = [len(micro_batch.image_index) for micro_batch in micro_batches]
 
-    # The embeddings of all parts and processes are columns.
-    embeds_by_kind = zip(*(part.embeds for part in parts), strict=True)
+    # The embeddings of all micro-batches and processes are columns.
+    embeds_by_kind = zip(*(micro_batch.embeds for micro_batch in micro_batches), strict=True)
     local_columns = [_leaf(torch.cat(embeds)) for embeds in embeds_by_kind]
     with torch.enable_grad():
         gathered = [
             all_gather(embeds, gather_with_grads=gather_with_grads) for embeds in local_columns
         ]
     columns = [_leaf(embeds) for embeds in gathered]
-    column_index = all_gather(torch.cat([part.image_index for part in parts]))
+    column_index = all_gather(torch.cat([micro_batch.image_index for micro_batch in micro_batches]))
 
-    # The embeddings of a part are rows. Only the similarities of one part are in memory.
-    rows_of_parts = [[_leaf(embeds) for embeds in part.embeds] for part in parts]
+    # The embeddings of a micro-batch are rows. Only the similarities of one are in memory.
+    rows_of_micro_batches = [
+        [_leaf(embeds) for embeds in micro_batch.embeds] for micro_batch in micro_batches
+    ]
     total = torch.zeros_like(logit_scale)
-    for part, rows in zip(parts, rows_of_parts, strict=True):
+    for micro_batch, rows in zip(micro_batches, rows_of_micro_batches, strict=True):
         with torch.enable_grad():
-            mean = loss(rows, part.image_index, columns, column_index, logit_scale=scale)
-            share = mean * (len(part.image_index) / sum(sizes))
+            mean = loss(rows, micro_batch.image_index, columns, column_index, logit_scale=scale)
+            share = mean * (len(micro_batch.image_index) / sum(sizes))
         share.backward()
         total = total + share.detach()
 
@@ -186,15 +190,15 @@ def contrast_parts(
     column_gradients = torch.autograd.grad(
         gathered, local_columns, [_gradient(embeds) for embeds in columns]
     )
-    gradients_of_parts = zip(
+    gradients_of_micro_batches = zip(
         *(gradients.split(sizes) for gradients in column_gradients), strict=True
     )
     contrasts = []
-    for rows, gradients in zip(rows_of_parts, gradients_of_parts, strict=True):
+    for rows, gradients in zip(rows_of_micro_batches, gradients_of_micro_batches, strict=True):
         summed = tuple(
             _gradient(row) + gradient for row, gradient in zip(rows, gradients, strict=True)
         )
-        contrasts.append(Contrast(total, summed, _gradient(scale), len(parts)))
+        contrasts.append(Contrast(total, summed, _gradient(scale), len(micro_batches)))
     return contrasts
 
 

@@ -102,7 +102,7 @@ class PretrainingTask(nn.Module):
         weights = step.phase.weights
         active = {name: objective for name, objective in self.objectives.items() if name in weights}
         reads_masked = any("masked" in objective.texts for objective in active.values())
-        parts: dict[str, Tensor] = {}
+        terms: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         for name, objective in active.items():
             # ITC comes first, then masked texts are encoded, then pairs are fused: so the backward pass frees the
@@ -111,9 +111,9 @@ class PretrainingTask(nn.Module):
                 step.texts["masked"] = self.model.encode_text(
                     batch.masked_input_ids, batch.attention_mask, states=batch.masked_states
                 )
-            parts[name], objective_metrics = objective.loss(self, step)
+            terms[name], objective_metrics = objective.loss(self, step)
             metrics |= objective_metrics
-        return Losses.weigh(parts, weights, metrics)
+        return Losses.weigh(terms, weights, metrics)
 
     def predict(self, batch: CaptionBatch) -> Float[Tensor, " b"]:
         """Returns the probability that each text belongs to its image."""
@@ -190,7 +190,7 @@ class PretrainingTask(nn.Module):
             loss=self.contrast_loss,
         )
 
-    def contrast(self, parts: Sequence[Features]) -> list[Contrast]:
+    def contrast(self, micro_batches: Sequence[Features]) -> list[Contrast]:
         """Returns ITC over the features of all micro-batches of a step and of all ranks, for each micro-batch."""
         if (
             type(self).itc is not PretrainingTask.itc
@@ -201,8 +201,11 @@ class PretrainingTask(nn.Module):
                 "override contrast_loss, or contrast"
             )
         scale = self.model.head("itc").logit_scale()
-        return losses.contrast_parts(
-            parts, scale, gather_with_grads=self.config.gather_with_grads, loss=self.contrast_loss
+        return losses.contrast_micro_batches(
+            micro_batches,
+            scale,
+            gather_with_grads=self.config.gather_with_grads,
+            loss=self.contrast_loss,
         )
 
     def itm(
@@ -311,15 +314,15 @@ class RankingTask(nn.Module):
         num_images, num_texts = scores.shape
         true_texts = torch.zeros(num_images, dtype=torch.long, device=scores.device)
         loss, accuracy = losses.class_loss(scores, true_texts)
-        parts = {"rank": loss}
+        terms = {"rank": loss}
         metrics = {"rank_accuracy": accuracy}
         if self.config.itm:  # of the true texts, half of them with another image of the batch
             generator = torch.Generator().manual_seed(batch.seed)
             pairs = losses.random_pairs(batch.image_index, generator)
             fused = self.model.fuse(image[pairs.image_rows], text[pairs.text_rows * num_texts])
             logits = self.model.itm_logits(fused.pooled)
-            parts["itm"], metrics["itm_accuracy"] = losses.matching_loss(logits, pairs.labels)
-        return Losses.weigh(parts, {"rank": 1.0, "itm": self.config.itm}, metrics)
+            terms["itm"], metrics["itm_accuracy"] = losses.matching_loss(logits, pairs.labels)
+        return Losses.weigh(terms, {"rank": 1.0, "itm": self.config.itm}, metrics)
 
     def predict(self, batch: RankingBatch) -> Float[Tensor, "b n"]:
         """Returns the probability of each text to be the true one among those of its image."""
