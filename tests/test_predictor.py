@@ -23,7 +23,13 @@ from bridgetower.data.sources import fetch
 from bridgetower.engines import engine
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.inference import items as inference
-from bridgetower.inference.items import Item, decoded, top_words, two_stage_order
+from bridgetower.inference.items import (
+    Item,
+    LikeliestTokens,
+    decoded,
+    filled_words,
+    two_stage_order,
+)
 from bridgetower.inference.predictor import Predictor, load
 from bridgetower.model.fusion import Encoded
 from served import PNGS
@@ -868,10 +874,9 @@ def test_distributions_at_masks_are_those_that_words_are_taken_from(predictor):
     for found, content, text, masks in zip(whole, PNGS, texts, (2, 1), strict=False):
         assert found.shape == (masks, predictor.processor.vocab_size)
         torch.testing.assert_close(found.sum(dim=1), torch.ones(masks))
-        words, expected = (
-            top_words(predictor.processor, found, 3),
-            predictor.fill_mask(content, text, top=3),
-        )
+        best = found.topk(3)
+        words = filled_words(predictor.processor, LikeliestTokens(best.indices, best.values))
+        expected = predictor.fill_mask(content, text, top=3)
         for one, other in zip(words, expected, strict=True):
             assert [word.word for word in one] == [word.word for word in other]
             found_, expected_ = ([word.probability for word in each] for each in (one, other))

@@ -264,6 +264,9 @@ def test_special_ids_and_decoding(config, tokenizer):
     batch = processor.texts(["A ö 🐕", "A dog runs"])
     assert [processor.decode(row) for row in batch.input_ids] == ["A ö 🐕", "A dog runs"]
     assert processor.decode([0, mask, 2], skip_special_tokens=False) == "<s><mask></s>"
+    (dog,) = set(processor.token_ids(["A dog"])[0]) - set(processor.token_ids(["A"])[0])
+    assert processor.word(dog) == "dog"
+    assert processor.word(dog) is processor.word(dog)  # it is decoded once
 
 
 @pytest.mark.parametrize(

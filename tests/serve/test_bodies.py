@@ -1,5 +1,6 @@
 """Bodies are parsed outside the event loop, and those that would take long not at all."""
 
+import asyncio
 import json
 import threading
 from typing import Any
@@ -10,10 +11,11 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from bridgetower.inference.items import FilledWord
-from bridgetower.serve import schemas
+from bridgetower.serve import queues, schemas
 from bridgetower.serve.config import MOST_ITEMS
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import MAX_CHARACTERS
+from bridgetower.serve.queues import Turns
 from bridgetower.serve.schemas import OUTSIDE, STRINGS, TEXT, Texts, check_effort, json_of, parse
 from served import error_of
 
@@ -144,17 +146,40 @@ def test_every_list_of_a_request_has_a_limit_in_the_description(client):
     )
 
 
-async def test_answers_are_compact_ascii_without_what_is_none():
+async def test_long_responses_are_written_in_short_pieces(monkeypatch):
+    """Writers take turns after each moment, and no piece has more than the innermost lists."""
+    monkeypatch.setattr(queues, "_DRAWN", 2)
+    turns = Turns(1, "test")
+    begun, sizes = [], []
+    to_json = schemas.to_json
+
+    def measured(value):
+        sizes.append(len(value))
+        return to_json(value)
+
+    def rows(name):
+        for number in range(3):
+            begun.append(f"{name}{number}")
+            yield {"masks": [[FilledWord("x", 0.5)] * 5] * 40}
+
+    monkeypatch.setattr(schemas, "to_json", measured)
+    responses = await asyncio.gather(*(json_of(turns, {"data": rows(name)}) for name in "ab"))
+    assert [len(json.loads(response.body)["data"]) for response in responses] == [3, 3]
+    assert set(sizes) == {5}
+    assert begun.index("b0") < begun.index("a2")
+
+
+async def test_answers_are_compact_ascii_without_what_is_none(monkeypatch):
     rows = [
         {"a": "\u202eé", "b": None, "c": [FilledWord("x", 0.25)]},
         {"a": "\ud800"},
         {"d": [0.1, 1e-9]},
         3,
     ]
-    for parts in (1, 10**6):
-        response = await json_of(
-            lambda: {"data": rows, "none": None, "n": {"k": None, "m": "ü"}}, parts
-        )
+    turns = Turns(1, "test")
+    for at_once in (1, 1000):
+        monkeypatch.setattr(schemas, "_AT_ONCE", at_once)
+        response = await json_of(turns, {"data": rows, "none": None, "n": {"k": None, "m": "ü"}})
         assert set(response.body) <= {*range(33, 127)}  # neither spaces nor what is not ASCII
         first = {"a": "\u202eé", "c": [{"word": "x", "probability": 0.25}]}
         assert json.loads(response.body) == {"data": [first, *rows[1:]], "n": {"m": "ü"}}

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import threading
 
 import pytest
@@ -33,6 +34,12 @@ def test_as_the_predictor_prepares_them(inputs, predictor):
         assert torch.equal(image, predictor.processor.resize(content))
     texts = asyncio.run(inputs.texts(TEXTS, "texts", truncate=False))
     assert [list(ids) for ids in texts] == predictor.processor.token_ids(TEXTS)
+
+
+def test_decoders_leave_the_processor_to_the_server(inputs):
+    asyncio.run(inputs.images(URIS[:1], "images"))
+    (process,) = inputs.decoders.processes
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) == min(19, os.nice(0) + 10)
 
 
 def test_other_formats_and_any_spelling_of_the_type(inputs, predictor):

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from starlette.responses import Response, StreamingResponse
 
+from bridgetower.serve import middleware
 from bridgetower.serve.middleware import RequestLimitsMiddleware
 from served import PATIENCE, TEXTS, error_of, held_up, started, until
 
@@ -172,6 +173,22 @@ class TestMiddleware:
         assert not first.done()
         for one in (first, *stalled, *more):
             one.cancel()
+
+    async def test_refusals_are_held_back_the_longer_the_more_a_client_gets(self, monkeypatch):
+        monkeypatch.setattr(middleware, "_PAUSE", 0.1)
+        limits = RequestLimitsMiddleware(Response(status_code=429), max_body=10, timeout=60)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+
+        async def seconds(client):
+            assert await ask(limits, client=client) == 429
+            return loop.time() - began
+
+        times = await asyncio.gather(*map(seconds, ["203.0.113.8"] * 8 + ["203.0.113.9"]))
+        assert times[-1] < 0.5  # the first of its client
+        assert times[:8] == sorted(times[:8])
+        assert 0.1 <= times[0] < 0.5
+        assert times[7] >= 0.8
 
     async def test_clients_begin_in_turn(self):
         """One of many requests of a client leaves before its turn, which the next one takes."""

@@ -3,6 +3,7 @@
 import base64
 import io
 import resource
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from bridgetower.inference.attention import explain
-from served import PNGS, TEXTS, URIS, changed, error_of
+from served import PNGS, TEXTS, URIS, changed, error_of, held_up, until
 
 MASKED = ["a <mask> on <mask>", "<mask> bar", "a <mask>"]
 LONG, ONE = "red circle " * 30, {"images": URIS[0]}
@@ -152,6 +153,18 @@ def test_no_more_items_and_words_than_can_be_answered_with(server, alone):
         error["message"]
         == "texts: 3 masks with 100 words each, the limit is 200 words; ask for fewer"
     )
+
+
+def test_words_of_a_response_take_room_of_the_queue(server, predictor):
+    costs = server.service.costs
+    body = {"images": URIS[:2], "texts": ["<mask> on <mask>", "<mask>"], "top": 50}
+    with held_up(predictor) as gate, ThreadPoolExecutor(1) as pool:
+        response = pool.submit(server.client.post, "/v1/fill-mask", json=body)
+        until(lambda: server.service.scheduler.admitted > 0)
+        assert server.service.scheduler.admitted == 2 * costs["pair"] + 150 * costs["word"]
+        gate.set()
+        assert response.result().status_code == 200
+    until(lambda: server.service.scheduler.admitted == 0)
 
 
 def test_all_pairs(post, predictor):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import unwrap
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +70,14 @@ class Choice:
     probability: float
 
 
-Outcome = Tensor | float | list[list[FilledWord]]
+class LikeliestTokens(NamedTuple):
+    """The likeliest tokens for each mask of a text, likeliest first; `filled_words` makes words of them."""
+
+    ids: Int[Tensor, "m k"]
+    probabilities: Float[Tensor, "m k"]
+
+
+Outcome = Tensor | float | LikeliestTokens
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -335,10 +342,12 @@ def _masks(
     if items[0].kind == "mask_probabilities":
         return torch.cat(list(parts)).split(counts)
     top = max(item.top for item in items)
-    words = (of_mask for part in parts for of_mask in top_words(processor, part, top))
+    best = [part.topk(min(top, part.shape[-1])) for part in parts]
+    probabilities = torch.cat([ranked.values for ranked in best]).split(counts)
+    token_ids = torch.cat([ranked.indices for ranked in best]).split(counts)
     return [
-        [of_mask[: item.top] for of_mask in islice(words, count)]
-        for item, count in zip(items, counts, strict=True)
+        LikeliestTokens(ids[:, : item.top], likelihoods[:, : item.top])
+        for item, ids, likelihoods in zip(items, token_ids, probabilities, strict=True)
     ]
 
 
@@ -388,24 +397,18 @@ def two_stage_order(
 def choices(
     probabilities: Float[Tensor, "n k"], names: Sequence[str], top: int | None = None
 ) -> list[list[Choice]]:
+    best = probabilities.topk(min(top or len(names), probabilities.shape[-1]))
     return [
-        [Choice(names[place], one) for place, one in row]
-        for row in _best(probabilities, top or len(names))
+        [Choice(names[number], probability) for number, probability in row]
+        for row in map(zip, best.indices.tolist(), best.values.tolist())
     ]
 
 
-def top_words(
-    processor: Processor, probabilities: Float[Tensor, "m v"], top: int
-) -> list[list[FilledWord]]:
-    rows = _best(probabilities, top)
+def filled_words(processor: Processor, tokens: LikeliestTokens) -> list[list[FilledWord]]:
     return [
-        [FilledWord(processor.decode([token]).strip(), one) for token, one in row] for row in rows
+        [FilledWord(processor.word(token), probability) for token, probability in row]
+        for row in map(zip, tokens.ids.tolist(), tokens.probabilities.tolist())
     ]
-
-
-def _best(probabilities: Float[Tensor, "n k"], top: int) -> Iterator[Iterator[tuple[int, float]]]:
-    best = probabilities.topk(min(top, probabilities.shape[-1]))
-    return map(zip, best.indices.tolist(), best.values.tolist())
 
 
 def l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:

@@ -34,6 +34,7 @@ from bridgetower.inference.items import (
     encoded_images,
     encoded_texts,
     fetched,
+    filled_words,
     label_choices,
     matched,
     prompts_of,
@@ -318,7 +319,8 @@ class Predictor:
                 raise ValueError(
                     f"no mask in {text!r}; put {self.processor.mask_token} where a word is missing"
                 )
-        filled = self._computed("fill_mask", given, words, top=top, **options)
+        likeliest = self._computed("fill_mask", given, words, top=top, **options)
+        filled = [filled_words(self.processor, tokens) for tokens in likeliest]
         return filled[0] if isinstance(texts, str) and is_image(images) else filled
 
     @checked

@@ -74,6 +74,7 @@ _UNSUPPORTED = re.compile(r"unknown pixel mode|unsupported|cannot handle|KeyErro
 _BYTES_PER_PIXEL = 8  # of a file: four channels of 16 bit
 _METADATA = 2**25  # bytes of a file that are no pixels
 _LONGEST_PATH = 4096  # characters
+_NICE = 10  # of a process that decodes for a server, which has the cores first
 _STRIP = 2**18  # pixels that are converted at once
 
 
@@ -362,6 +363,7 @@ def _decode_for_server(max_pixels: int, memory: int) -> None:
         # sent to the whole group; the server ends this process when it is done
         signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(_NICE)
     Image.init()
     # each takes memory, and other images have the other cores
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1

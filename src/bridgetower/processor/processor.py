@@ -164,6 +164,7 @@ class Processor:
     def __init__(self, config: ProcessorConfig, tokenizer: Tokenizer | None) -> None:
         self.config, self.tokenizer = config, tokenizer
         self._special = None if tokenizer is None else special_tokens(tokenizer)
+        self._words: dict[int, str] = {}  # that `word` has decoded
 
     @property
     def pad_token_id(self) -> int:
@@ -389,6 +390,13 @@ class Processor:
             return self._text[0].decode(
                 [int(number) for number in ids], skip_special_tokens=skip_special_tokens
             )
+
+    def word(self, token_id: int) -> str:
+        """Returns a single token as it stands in a text."""
+        word = self._words.get(token_id)
+        if word is None:
+            word = self._words[token_id] = self.decode([token_id]).strip()
+        return word
 
     def with_image_size(self, image_size: int) -> Processor:
         """Returns a processor for another image size, with the same tokenizer."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Response
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import to_json
 
 from bridgetower.inference.items import Item
 from bridgetower.serve.costs import Unit
@@ -63,7 +61,7 @@ async def encode(body: EncodeRequest, service: Served) -> Response:
         (pixels,) = await model.images([image], "img_b64_str")
         (ids,) = await model.texts([body.text], "text", truncate=body.truncate)
         (vector,) = await service.scheduler.submit([Item(image=pixels, ids=ids)])
-    return await json_of(lambda: {"embedding": vector.tolist()}, len(vector))
+    return await json_of(service.writers, {"embedding": vector.tolist()})
 
 
 @router.get("/v1/health_check", include_in_schema=False)
@@ -100,7 +98,7 @@ class EmbedRequest(_Inference, json_schema_extra={"examples": [{"inputs": _TEXTS
 async def embed(body: EmbedRequest, service: Served) -> Response:
     """Of text-embeddings-inference: a vector for each text, or image."""
     _, vectors = await embedded(service, body, body.inputs, "inputs")
-    return await _json([vector.tolist() for vector in vectors])
+    return await json_of(service.writers, (vector.tolist() for vector in vectors))
 
 
 class Sentences(BaseModel, extra="forbid"):
@@ -125,7 +123,7 @@ async def similarity(body: SimilarityRequest, service: Served) -> Response:
     scores, _, _ = await scored(
         service, body, [given.source_sentence], given.sentences, "sentences"
     )
-    return await _json(scores)
+    return await json_of(service.writers, scores)
 
 
 class EitherRerank(RerankRequest, _Inference):
@@ -149,15 +147,17 @@ async def rerank_either(body: EitherRerank, service: Served) -> Response:
     if body.texts is None:
         return await rerank(body, service)
     scores, _, _ = await scored(service, body, [body.query], body.texts, "texts")
-    rows: list[dict[str, Any]] = [
-        {"index": number, "score": scores[number]} for number in best_first(scores)
-    ]
-    if body.return_text:
-        rows = [
-            {**row, "text": body.texts[row["index"]].text or body.texts[row["index"]].image}
-            for row in rows
-        ]
-    return await _json(rows)
+    rows = (
+        {
+            "index": number,
+            "score": scores[number],
+            "text": (body.texts[number].text or body.texts[number].image)
+            if body.return_text
+            else None,
+        }
+        for number in best_first(scores)
+    )
+    return await json_of(service.writers, rows)
 
 
 class _Parts(BaseModel, extra="forbid"):
@@ -223,8 +223,4 @@ async def score(body: ScoreRequest, service: Served) -> Response:
         {"object": "score", "index": number, "score": value} for number, value in enumerate(scores)
     ]
     found = listed(rows, service.main.name, service.main.tokens(items))
-    return await json_of(lambda: {**found, "created": int(time.time())}, len(rows))
-
-
-async def _json(value: Any) -> Response:
-    return Response(await asyncio.to_thread(to_json, value), media_type="application/json")
+    return await json_of(service.writers, {**found, "created": int(time.time())})

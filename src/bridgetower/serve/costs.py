@@ -6,14 +6,14 @@ from typing import Literal
 
 from bridgetower.model.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 
-Unit = Literal["text", "image", "pair", "gradient"]
+Unit = Literal["text", "image", "pair", "gradient", "word"]
 
-# of a pair that costs are rounded to: as a power of two, so that sums of costs are exact
-_PARTS = 64
+_PARTS = 2**20  # of a pair that costs are rounded to; sums of such fractions are exact
+_WORD = 2**17  # multiply-adds that take as long as a word of a response
 
 
 def unit_costs(config: ModelConfig, text_length: int) -> dict[Unit, float]:
-    """Returns the cost of each kind of item in pairs: an image matched with a text costs 1.
+    """Returns the cost of each kind of item, and of a word of a response: an image matched with a text costs 1.
 
     Multiply-adds of all layers count, with texts of the largest length; a backward pass costs twice its forward pass.
     """
@@ -27,6 +27,7 @@ def unit_costs(config: ModelConfig, text_length: int) -> dict[Unit, float]:
         "image": image,
         "pair": pair,
         "gradient": pair + 2 * fusion,
+        "word": _WORD,
     }
     return {
         unit: max(1, round(_PARTS * count / pair)) / _PARTS for unit, count in operations.items()

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from heapq import heappop, heappush
+from itertools import count
 from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
@@ -65,19 +67,32 @@ class _Backlog(Generic[_AnyFlow]):
     """Flows that wait, and the virtual time: the work of one that had its share since the queue was made."""
 
     def __init__(self) -> None:
-        self.flows: list[_AnyFlow] = []
+        self.flows: dict[_AnyFlow, None] = {}
+        # By work, turn and age; an entry whose work or turn is no longer that of its flow does not count.
+        self._heap: list[tuple[float, int, int, _AnyFlow]] = []
+        self._entries = count()
         self._virtual_time = 0.0
         self._turns = 0
 
     def join(self, flow: _AnyFlow) -> None:
         flow.work = max(flow.work, self._virtual_time)
-        self.flows.append(flow)
+        self.flows[flow] = None
+        self._push(flow)
+
+    def leave(self, flow: _AnyFlow) -> None:
+        del self.flows[flow]
+        if not self.flows:
+            self._heap.clear()
 
     def take(self) -> _AnyFlow:
         """Returns the flow with the least work; of several, one that had no turn for longest."""
-        flow = min(self.flows, key=lambda waiting: (waiting.work, waiting.turn))
+        while True:
+            work, turn, _, flow = heappop(self._heap)
+            if flow in self.flows and (work, turn) == (flow.work, flow.turn):
+                break
         self._turns += 1
         flow.turn = self._turns
+        self._push(flow)
         self._virtual_time = max(self._virtual_time, flow.work)
         return flow
 
@@ -85,7 +100,12 @@ class _Backlog(Generic[_AnyFlow]):
         """Counts work for a flow; the virtual time goes on, else newcomers, one after the other, were first."""
         num_others = len(self.flows) - (flow in self.flows)
         flow.work += cost
+        if flow in self.flows:
+            self._push(flow)
         self._virtual_time += cost / (1 + num_others)
+
+    def _push(self, flow: _AnyFlow) -> None:
+        heappush(self._heap, (flow.work, flow.turn, next(self._entries), flow))
 
 
 class _Client(_Flow):
@@ -159,7 +179,7 @@ class FairQueue(Generic[_Job]):
                 yield from request.waiting
 
     def _leave(self, request: RequestJobs[_Job]) -> None:
-        requests = request.client.requests.flows
-        requests.remove(request)
-        if not requests:
-            self._backlog.flows.remove(request.client)
+        requests = request.client.requests
+        requests.leave(request)
+        if not requests.flows:
+            self._backlog.leave(request.client)

@@ -153,9 +153,7 @@ class Inputs:
     ) -> list[Any]:
         """Decodes images; errors name them by their numbers in the field."""
 
-        async def one(turn: RequestJobs[Any], source: str | None, param: str) -> Any:
-            if source is None:
-                return None
+        async def one(turn: RequestJobs[Any], source: str, param: str) -> Any:
             try:
                 if self._remote is not None and _URL.match(source):
                     async with self._remote.fetched(source) as content:
@@ -173,14 +171,16 @@ class Inputs:
         )
         with self._threads.turn() as turn:
             jobs = [
-                asyncio.ensure_future(one(turn, *source))
-                for source in zip(sources, params, strict=True)
+                asyncio.ensure_future(one(turn, source, param))
+                for source, param in zip(sources, params, strict=True)
+                if source is not None
             ]
             try:
-                return await asyncio.gather(*jobs)
+                images = iter(await asyncio.gather(*jobs))
             finally:
                 for job in jobs:
                     job.cancel()
+        return [None if source is None else next(images) for source in sources]
 
     async def texts(self, texts: Sequence[str], param: str, *, truncate: bool) -> list[Tokens]:
         longest, together = max(map(len, texts)), sum(map(len, texts))

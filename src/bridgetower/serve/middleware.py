@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Hashable
 from contextlib import suppress
 
@@ -19,6 +20,10 @@ _DRAIN = 5.0  # seconds for which the rest of a body is read after its response
 _CHUNKS, _CHUNK = 256, 1024  # chunks that any body may have; bytes of a body for each chunk more
 _REQUESTS = 1000  # with bodies, that are read or answered at once
 _BODIES = 8  # of the largest size that are held at once, and as many bytes of answers
+_BUSY = (
+    429  # status of what is refused because others, or the client itself, have asked for too much
+)
+_PAUSE, _LONGEST_PAUSE = 0.05, 10.0  # seconds, for each refusal of a client that waits, and at most
 _OWN = 2**16  # bytes of a body, or of an answer, for which there is always room
 
 
@@ -41,6 +46,7 @@ class RequestLimitsMiddleware:
             asyncio.Timeout, Hashable
         ] = {}  # clients whose bodies arrive, longest on its way first
         self._starts = Starts()
+        self._refused = Shares(math.inf)
         self.answers: set[_Answer] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,7 +71,14 @@ class RequestLimitsMiddleware:
                 finally:
                     self._bytes.add(client, -_counted(body))
         except ApiError as error:
+            if error.status == _BUSY:
+                await self.pause(client)
             await error.response(scope)(scope, receive, send)
+
+    async def pause(self, client: Hashable) -> None:
+        """Holds a refusal back, longer the more of them a client gets: it may ask again at once."""
+        with self._refused.holding(client, 1):
+            await asyncio.sleep(min(_PAUSE * self._refused.held_by(client), _LONGEST_PAUSE))
 
     def _end_stalled(self, client: Hashable) -> None:
         """Ends the reading of the body that has been arriving for longest: this client's, or of one that has more."""
@@ -172,6 +185,8 @@ class _Answer:
         self._since = 0.0
 
     async def __call__(self, message: Message) -> None:
+        if message.get("status") == _BUSY:
+            await self._limits.pause(CLIENT.get())
         self.started = True
         body = message.get("body", b"")
         if self._head and message["type"] == "http.response.body":
@@ -271,7 +286,7 @@ def _invalid(reason: str) -> ApiError:
 
 
 def _busy(reason: str) -> ApiError:
-    return ApiError(429, f"{reason}; try again in a second", headers={"Retry-After": "1"})
+    return ApiError(_BUSY, f"{reason}; try again in a second", headers={"Retry-After": "1"})
 
 
 def _counted(body: bytearray) -> int:

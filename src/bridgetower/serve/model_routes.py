@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -32,6 +33,7 @@ from bridgetower.inference.items import (
     Item,
     Kind,
     Pixels,
+    filled_words,
     label_choices,
     prompts_of,
 )
@@ -197,6 +199,18 @@ def _unit(content: Content) -> Unit:
     return "image" if content.text is None else "pair"
 
 
+def _signs(vector: torch.Tensor) -> np.ndarray:
+    return np.packbits(vector.numpy() > 0)
+
+
+_VECTOR_FORMS: dict[str, Callable[[torch.Tensor], list[float] | str]] = {
+    "float": lambda vector: vector.tolist(),
+    "base64": lambda vector: base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode(),
+    "ubinary": lambda vector: _signs(vector).tolist(),
+    "binary": lambda vector: (_signs(vector) ^ 128).view(np.int8).tolist(),
+}
+
+
 class Embedding(BaseModel):
     object: Literal["embedding"] = "embedding"
     index: int
@@ -229,27 +243,14 @@ async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
         service, body, body.contents(), "messages" if body.messages else "input"
     )
 
-    def content() -> dict[str, Any]:
-        form = body.embedding_type or body.encoding_format
-        if form == "float":
-            written: list[Any] = [vector.tolist() for vector in vectors]
-        elif form == "base64":
-            written = [
-                base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
-                for vector in vectors
-            ]
-        else:
-            signs = [np.packbits(vector.numpy() > 0) for vector in vectors]
-            written = [
-                (one if form == "ubinary" else (one ^ 128).view(np.int8)).tolist() for one in signs
-            ]
-        rows = [
-            {"object": "embedding", "index": n, "embedding": vector}
-            for n, vector in enumerate(written)
-        ]
-        return listed(rows, service.main.name, service.main.tokens(items))
-
-    return await json_of(content, sum(vector.numel() for vector in vectors))
+    written = _VECTOR_FORMS[body.embedding_type or body.encoding_format]
+    rows = (
+        {"object": "embedding", "index": number, "embedding": written(vector)}
+        for number, vector in enumerate(vectors)
+    )
+    return await json_of(
+        service.writers, listed(rows, service.main.name, service.main.tokens(items))
+    )
 
 
 class Document(Content):
@@ -360,29 +361,23 @@ async def rerank(body: RerankRequest, service: Served) -> Response:
     scores, same, items = await scored(service, body, [body.query], body.documents, "documents")
     order = best_first(scores)[: body.top_n]
 
-    def content() -> dict[str, Any]:
-        results = [
-            {
-                "index": number,
-                "relevance_score": scores[number],
-                "document": body.documents[number].model_dump(exclude_none=True)
-                if body.return_documents
-                else None,
-            }
-            for number in order
-        ]
-        model, scored_by = service.main, "cosine" if same else "matching"
-        return {
-            "model": model.name,
-            "scored_by": scored_by,
-            "results": results,
-            "usage": usage(model.tokens(items)),
+    results = (
+        {
+            "index": number,
+            "relevance_score": scores[number],
+            "document": body.documents[number].model_dump(exclude_none=True)
+            if body.return_documents
+            else None,
         }
-
-    shown = body.documents if body.return_documents else []
-    return await json_of(
-        content, len(order) + sum(len(one.text or one.image or "") for one in shown)
+        for number in order
     )
+    response = {
+        "model": service.main.name,
+        "scored_by": "cosine" if same else "matching",
+        "results": results,
+        "usage": usage(service.main.tokens(items)),
+    }
+    return await json_of(service.writers, response)
 
 
 def best_first(scores: Sequence[float]) -> list[int]:
@@ -416,8 +411,11 @@ async def _answered(use: Use, result: str, body: PairRequest, service: Service) 
         )
     count = len(sources) * len(given) if all_pairs else len(sources) + len(sources_2)
     param, model = "images" if body.images else texts_param, service.model_for(use)
-    with service.admission({"pair": count}, param, body.model, use, images=[*sources, *sources_2]):
-        processor, top = model.predictor.processor, getattr(body, "top", None) or _ALL
+    processor, top = model.predictor.processor, getattr(body, "top", None) or _ALL
+    work: dict[Unit, int] = {"pair": count}
+    if use == "fill-mask":
+        work["word"] = top * sum(text.count(processor.mask_token) for text in given)
+    with service.admission(work, param, body.model, use, images=[*sources, *sources_2]):
         blank = processor.blank_image().pixels
         images = [
             blank if image is None else image for image in await model.images(sources, "images")
@@ -445,22 +443,22 @@ async def _answered(use: Use, result: str, body: PairRequest, service: Service) 
         ]
         outcomes = await service.scheduler.submit(items)
 
-    def content() -> dict[str, Any]:
+        rows: Iterable[Mapping[str, Any]]
         if use == "match":
             named = model.predictor.reranking.named(torch.tensor(outcomes))
-            rows = [
-                {"image": i, "text": t, **shown}
-                for (i, t), shown in zip(places, named, strict=True)
-            ]
+            rows = (
+                {"image": i, "text": t, **scores}
+                for (i, t), scores in zip(places, named, strict=True)
+            )
         else:
-            rows = [{"index": number, result: outcome} for number, outcome in enumerate(outcomes)]
-        return listed(rows, model.name, model.tokens(items))
-
-    return await json_of(content, _num_values(outcomes))
-
-
-def _num_values(outcome: Any) -> int:
-    return sum(map(_num_values, outcome)) if isinstance(outcome, list) else 1
+            rows = (
+                {
+                    "index": number,
+                    result: filled_words(processor, outcome) if use == "fill-mask" else outcome,
+                }
+                for number, outcome in enumerate(outcomes)
+            )
+        return await json_of(service.writers, listed(rows, model.name, model.tokens(items)))
 
 
 def _route(
@@ -605,13 +603,15 @@ async def classify(body: ClassifyRequest, service: Served) -> Response:
         items = [*(Item(image=image) for image in images), *(Item(ids=ids) for ids in texts)]
         vectors = torch.stack(await service.scheduler.submit(items))
 
-    def content() -> dict[str, Any]:
-        model, count = service.main.predictor.model, len(images)
-        chosen = label_choices(model, vectors[:count], vectors[count:], labels, body.top)
-        rows = [{"index": number, "classes": classes} for number, classes in enumerate(chosen)]
-        return listed(rows, service.main.name, service.main.tokens(items))
-
-    return await json_of(content, len(images) * top)
+    count = len(images)
+    model = service.main.predictor.model
+    classes = await asyncio.to_thread(
+        label_choices, model, vectors[:count], vectors[count:], labels, body.top
+    )
+    rows = ({"index": number, "classes": best} for number, best in enumerate(classes))
+    return await json_of(
+        service.writers, listed(rows, service.main.name, service.main.tokens(items))
+    )
 
 
 class ExplainRequest(
@@ -670,15 +670,16 @@ async def explain(body: ExplainRequest, service: Served) -> Response:
         except ValueError as error:
             raise ApiError(400, str(error), param="text") from error
         (attention,) = await service.scheduler.submit([Explaining(image, ids, body.method)])
+        maps = attention.maps.double().round(decimals=_DIGITS)
         response = {
             "model": model.name,
             "method": attention.method,
             "words": list(attention.words),
+            "maps": (layer.tolist() for layer in maps),
             "prefix_shares": attention.prefix_shares.tolist(),
             "probability": attention.probability,
             "score": attention.score,
             "view": view,
             "usage": usage(model.tokens([Item(image=image, ids=ids)])),
         }
-        maps = attention.maps.double().round(decimals=_DIGITS)
-        return await json_of(lambda: response | {"maps": maps.tolist()}, maps.numel())
+        return await json_of(service.writers, response)

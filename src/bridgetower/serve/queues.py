@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from threading import Condition, Thread
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -27,6 +28,8 @@ FETCHING = 1000
 _BATCH_SECONDS = 0.1  # after which a batch is closed, by the rate so far
 # a request counts as at most this part of the queue: what is more of it, it keeps itself
 _REQUEST_SHARE = 4
+_ADDED = 100  # items that are added to a queue before the event loop goes on
+_DRAWN = 100  # values of an iterator that a thread draws for a request before the next one's turn
 _FAILED = 3  # batches in a row after which the model is taken for broken
 _SMOOTHING = 0.2  # of the newest batch in a rate
 
@@ -167,15 +170,17 @@ class Scheduler(Generic[_Item, _Result]):
             return []
         submitted: _Submitted[_Result] = _Submitted(len(items), self._clock())
         requests: dict[str, RequestJobs[_Job[_Item, _Result]]] = {}
-        for number, item in enumerate(items):
-            name, cost = self._work_of(item)
-            lane = self._lanes[name]
-            if name not in requests:
-                requests[name] = lane.queue.request()
-            lane.queue.add(requests[name], _Job(submitted, number, item, cost))
-            lane.wake.set()
-            self._metrics.queued.inc(cost)
         try:
+            for number, item in enumerate(items):
+                name, cost = self._work_of(item)
+                lane = self._lanes[name]
+                if name not in requests:
+                    requests[name] = lane.queue.request()
+                lane.queue.add(requests[name], _Job(submitted, number, item, cost))
+                lane.wake.set()
+                self._metrics.queued.inc(cost)
+                if number % _ADDED == _ADDED - 1:
+                    await asyncio.sleep(0)
             return await submitted.done
         finally:
             for name, request in requests.items():
@@ -318,6 +323,14 @@ class Turns:
                     target=self._serve, name=f"{self._name}-{self._num_threads}", daemon=True
                 ).start()
         return await asyncio.wrap_future(future)
+
+    async def drawn(self, values: Iterator[_Result]) -> list[_Result]:
+        """Draws all values of an iterator for a request, a few at a time."""
+        drawn: list[_Result] = []
+        with self.turn() as turn:
+            while values_of_turn := await self.run(turn, lambda: [*islice(values, _DRAWN)]):
+                drawn += values_of_turn
+        return drawn
 
     def close(self) -> None:
         with self._changed:

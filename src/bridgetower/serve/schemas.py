@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from annotated_types import Len
@@ -19,8 +20,9 @@ from pydantic_core import to_json
 from bridgetower.serve.config import MOST_ITEMS, MOST_TOP
 from bridgetower.serve.errors import ApiError, invalid_request
 from bridgetower.serve.inputs import MAX_CHARACTERS
+from bridgetower.serve.queues import Turns
 
-_PARTS_AT_ONCE = 1000  # of a response, that are built in the event loop
+_AT_ONCE = 64  # pieces of a response, that are written in the event loop
 _NAME = 4096  # characters; a model may be named by its path
 
 _Entry = TypeVar("_Entry")
@@ -122,8 +124,8 @@ def usage(tokens: int) -> dict[str, int]:
     return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
-def listed(rows: Sequence[Mapping[str, Any]], model: str, tokens: int) -> dict[str, Any]:
-    return {"object": "list", "data": list(rows), "model": model, "usage": usage(tokens)}
+def listed(rows: Iterable[Mapping[str, Any]], model: str, tokens: int) -> dict[str, Any]:
+    return {"object": "list", "data": iter(rows), "model": model, "usage": usage(tokens)}
 
 
 class AsciiResponse(JSONResponse):
@@ -133,26 +135,45 @@ class AsciiResponse(JSONResponse):
         return json.dumps(content, separators=(",", ":")).encode()
 
 
-async def json_of(build: Callable[[], Mapping[str, Any]], parts: int) -> Response:
-    """Returns an object as JSON without what is None, written in a thread, entry by entry, if it has many parts."""
-
-    def written() -> Response:
-        fields = []
-        for name, value in build().items():
-            text = f"[{','.join(map(_line, value))}]" if isinstance(value, list) else _line(value)
-            fields += [] if value is None else [f'"{name}":{text}']
-        return Response(f"{{{','.join(fields)}}}", media_type="application/json")
-
-    return written() if parts <= _PARTS_AT_ONCE else await asyncio.to_thread(written)
+async def json_of(writers: Turns, value: object) -> Response:
+    """Returns a value as JSON without what is None; threads write what is long."""
+    pieces = _json_pieces(value)
+    content = [*islice(pieces, _AT_ONCE)]
+    if len(content) == _AT_ONCE:
+        content += await writers.drawn(pieces)
+    return Response(b"".join(content), media_type="application/json")
 
 
-def _line(value: object) -> str:
+def _json_pieces(value: Any) -> Iterator[bytes]:
+    """Yields JSON in short pieces: while one is written, no other thread of Python runs."""
     if isinstance(value, Mapping):
-        value = {name: one for name, one in value.items() if one is not None}
+        opening = "{"
+        for name, field in value.items():
+            if field is not None:
+                yield f'{opening}"{name}":'.encode()
+                yield from _json_pieces(field)
+                opening = ","
+        yield b"{}" if opening == "{" else b"}"
+    elif isinstance(value, Iterator) or _is_nested(value):
+        opening = "["
+        for entry in value:
+            yield opening.encode()
+            yield from _json_pieces(entry)
+            opening = ","
+        yield b"[]" if opening == "[" else b"]"
+    else:
+        yield _json(value)
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], list | Mapping)
+
+
+def _json(value: object) -> bytes:
     with suppress(ValueError):  # half a surrogate pair
-        if (text := to_json(value).decode()).isascii():  # six times as fast
+        if (text := to_json(value)).isascii():  # six times as fast
             return text
-    return json.dumps(value, default=vars, separators=(",", ":"))
+    return json.dumps(value, default=vars, separators=(",", ":")).encode()
 
 
 # Of a body at most: strings, with names of fields; bytes outside of strings, such as numbers, but white space; bytes in

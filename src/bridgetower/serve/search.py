@@ -8,7 +8,7 @@ import logging
 import mimetypes
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from hashlib import sha256
@@ -202,8 +202,7 @@ async def search(body: SearchRequest, service: Served) -> Response:
             hits = containing if body.against == "words" else fused(hits, containing)
         hits = hits[: body.top]
 
-    def content() -> dict[str, Any]:
-        rows = []
+    def rows() -> Iterator[dict[str, Any]]:
         for rank, hit in enumerate(hits, start=1):
             moment = {}
             if hit.start is not None:
@@ -221,10 +220,10 @@ async def search(body: SearchRequest, service: Served) -> Response:
                     "transcript": " ".join(hit.captions),
                     "link": f"{place}#{hit.path.rpartition('#')[2]}",
                 }
-            rows.append({"rank": rank, **_shown(hit), **moment})
-        return listed(rows, model.name, model.tokens([*items, *matched]))
+            yield {"rank": rank, **_shown(hit), **moment}
 
-    return await json_of(content, len(hits))
+    tokens = model.tokens([*items, *matched])
+    return await json_of(service.writers, listed(rows(), model.name, tokens))
 
 
 def _searcher(service: Service) -> Searcher:

@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 _CONNECTIONS = 4096  # read at once; further ones wait in the backlog, which is as long
 _FILES = 4 * _CONNECTIONS  # the model and the index need some too
 _PATIENCE = 10.0  # seconds for the head of a request, and between two requests of a connection
-_SWITCH = 0.0005  # seconds for which a thread of Python keeps others waiting; texts are computed beside images
+_SWITCH = 0.0001  # seconds for which a thread of Python keeps others waiting; texts are computed beside images
+_GARBAGE = (5_000, 20, 20)  # thresholds of its collection, during which no thread of Python runs
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Granian configures logging, which closes the handlers that there are, and with some of them standard error.
@@ -79,6 +80,7 @@ def serve(service: Service, listener: socket.socket) -> None:
     """Serves at a bound socket until the process gets SIGTERM, SIGHUP or Ctrl-C, then finishes what it has."""
     server = Server(service, listener, connections=min(_CONNECTIONS, _open_files() // 4))
     sys.setswitchinterval(_SWITCH)
+    gc.set_threshold(*_GARBAGE)
     gc.collect()
     gc.freeze()  # what was loaded stays; collecting it again would stop the server for 0.15 s each time
     server.run()

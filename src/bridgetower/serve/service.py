@@ -17,9 +17,9 @@ from bridgetower.inference.attention import Method, attention_of
 from bridgetower.inference.items import (
     HEAD_OF,
     Choice,
-    FilledWord,
     Item,
     Kind,
+    LikeliestTokens,
     Pixels,
     Tokens,
     assembled,
@@ -32,7 +32,7 @@ from bridgetower.serve.costs import Unit, unit_costs
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import Decoders, Inputs
 from bridgetower.serve.metrics import Metrics
-from bridgetower.serve.queues import Scheduler, Work
+from bridgetower.serve.queues import Scheduler, Turns, Work
 from bridgetower.serve.remote import RemoteImages
 from bridgetower.serve.replicas import all_listen
 
@@ -58,7 +58,7 @@ class Explaining:
 
 
 QueueItem = Item | Explaining
-Outcome = Tensor | float | list[Choice] | list[list[FilledWord]] | Attention
+Outcome = Tensor | float | list[Choice] | LikeliestTokens | Attention
 
 
 def compute(
@@ -158,6 +158,8 @@ class Service:
             self.models.append(ServedModel(answering.source, answering, decoders, remote))
         self.main, self.answering = self.models[0], self.models[-1]
         self.costs = unit_costs(predictor.model.config, predictor.processor.config.max_length)
+        # One thread: while it writes, no other thread of Python runs.
+        self.writers = Turns(1, "writers")
         self._warm = False
 
     @asynccontextmanager
@@ -192,6 +194,7 @@ class Service:
             await self.scheduler.close()
             for model in self.models:
                 model.close()
+            self.writers.close()
 
     @property
     def ready(self) -> bool:
@@ -208,7 +211,7 @@ class Service:
         *,
         images: Iterable[str | None] = (),
     ) -> Iterator[None]:
-        """Checks that a request can be served, and keeps room for its items: so many of each kind."""
+        """Checks that a request can be served, and keeps room for its items and the words of its response."""
         model = self.main if use is None else self.model_for(use)
         if use is not None and (lacking := model.lacking(use)):
             raise ApiError(400, lacking, code="unsupported_by_model")
@@ -216,7 +219,7 @@ class Service:
             message = f"model is {name!r}; this server has {model.name!r}"
             more = " for this" if len(self.models) > 1 else ""
             raise ApiError(404, message + more, param="model", code="model_not_found")
-        count = sum(work.values())
+        count = sum(number for unit, number in work.items() if unit != "word")
         if count > self.config.max_items:
             message = f"{param}: {count} items, the limit is {self.config.max_items}; send several requests"
             raise ApiError(413, message, param=param)
