@@ -365,7 +365,7 @@ class TestLock:
     [
         ("a\0b", r"'a\\x00b' has a zero character; give another path"),
         ("a\ud800", r"'a\\ud800' is not UTF-8; give another path"),
-        ("x" * 100_000, "x{60}… has more than 255 bytes between slashes; give another path"),
+        ("x" * 100_000, "x{60}… has more than 1020 bytes between slashes; give another path"),
         ("s3://bucket/set", "s3://bucket/set is a URL; give a path on this machine"),
         (Path("s3://bucket/set"), "s3:/bucket/set is a URL; give a path on this machine"),
         ("/proc/x", r"/proc/x could not be written \(.*\); choose another name"),

@@ -39,7 +39,8 @@ _CACHES = {
 }
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_NAME = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
-_LONGEST_NAME = 255  # bytes, of file systems
+# In bytes, between two slashes: no file system has longer names.
+_LONGEST_NAME = 1020
 
 
 class NotWrittenError(OSError):
@@ -147,10 +148,10 @@ def check_path(path: str | os.PathLike[str]) -> None:
     if "\0" in name:
         raise ValueError(f"{short_name(repr(name))} has a zero character; give another path")
     try:
-        lengths = map(len, os.fsencode(name).split(b"/"))
+        longest = max((len(os.fsencode(part)) for part in Path(name).parts), default=0)
     except UnicodeEncodeError as error:
         raise ValueError(f"{short_name(repr(name))} is not UTF-8; give another path") from error
-    if max(lengths) > _LONGEST_NAME:
+    if longest > _LONGEST_NAME:
         raise ValueError(
             f"{short_name(name)} has more than {_LONGEST_NAME} bytes between slashes; give another path"
         )

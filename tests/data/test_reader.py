@@ -442,7 +442,7 @@ def test_a_file_that_cannot_be_read_on_is_one_bad_row(name, content, error, tmp_
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("a\0b", "zero character"), ("\ud800", "not UTF-8"), ("x" * 300, "more than 255 bytes")],
+    [("a\0b", "zero character"), ("\ud800", "not UTF-8"), ("x" * 2000, "more than 1020 bytes")],
 )
 def test_a_name_that_no_file_has(name, message, tmp_path):
     (tmp_path / "t.jsonl").write_text(json.dumps({"image": f"{name}.png", "caption": "a"}))

@@ -295,15 +295,16 @@ class Index:
         return self._opened[0]
 
     @contextmanager
-    def _writing(self) -> Iterator[Table]:
+    def _writing(self) -> Iterator[None]:
         """Takes back a commit whose files a full disk has cut off: readers keep what was there before."""
         try:
             with _told(self.uri, "written"):
-                yield Table(self.uri)
+                yield
             Table(self.uri).check_end()
         except OSError:
             with suppress(OSError):
                 Table(self.uri).recover()
+            self._opened = None
             raise
 
     def __len__(self) -> int:
@@ -785,9 +786,10 @@ class Index:
             (self._table.index_stats(name).num_unindexed_rows for name in indexes.values()),
             default=0,
         )
-        with self._writing() as table:
+        with self._writing():
             if fragments > _MAX_FRAGMENTS or 10 * max(num_replaced, outside) > len(self):
-                table.compact(_KEPT)
+                Table(self.uri).compact(_KEPT)
+                self._table.checkout_latest()
             if len(self) >= _LOOKED_UP_FROM:
                 for column in set(_LOOKED_UP) - indexes.keys():
                     self._table.create_index(column, config=BTree())

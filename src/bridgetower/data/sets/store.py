@@ -129,7 +129,7 @@ class Table:
         except OSError as error:
             raise OSError(f"{self.uri} cannot be written: {_CUT_OFF}") from error
 
-    def compact(self, kept: timedelta = timedelta(milliseconds=1)) -> None:  # of 0 LanceDB warns
+    def compact(self, min_age: timedelta = timedelta(milliseconds=1)) -> None:  # of 0 LanceDB warns
         """Joins small files, and removes older versions once the joined files can be read."""
         try:
             with _named(self.uri, "written"):
@@ -138,7 +138,7 @@ class Table:
             if not Table(self.uri)._has_whole_files():
                 raise OSError(f"{self.uri} cannot be written: {_CUT_OFF}")
         with _named(self.uri, "written"):
-            self.lance.optimize(cleanup_older_than=kept)
+            self.lance.optimize(cleanup_older_than=min_age)
 
     def recover(self) -> None:
         """Restores the newest version of which all files are whole, so that what was cut off can be written again."""
