@@ -203,7 +203,7 @@ def test_many_clients_at_once_get_their_own(client, predictor):
         (
             "/v1/fill-mask",
             {"images": URIS[:1] * 12, "texts": ["<mask> bar"] * 12, "top": 100},
-            {"top": 1},
+            {"images": URIS[:1], "texts": ["<mask> bar"]},
         ),
     ],
 )
