@@ -196,6 +196,22 @@ def test_digests_and_paths_get_an_index_from_some_rows_on(make, monkeypatch):
     } == {0}
 
 
+def test_what_is_tidied_gets_its_lookups_in_the_same_run(make, monkeypatch):
+    monkeypatch.setattr(index_module, "_LOOKED_UP_FROM", 20)
+    index = make()
+    for number in range(21):
+        index.upsert([row(f"{number}.png")])
+    index.optimize()
+    index.create_ann_index()
+    assert sorted(one.columns for one in index._table.list_indices()) == [
+        ["captions"],
+        ["digest"],
+        ["image_vector"],
+        ["path"],
+    ]
+    assert len(Index(index.uri).paths()) == 21
+
+
 def test_examples_come_from_all_over_the_index(make):
     index = make()
     assert index.examples(12) == []
