@@ -300,7 +300,8 @@ class TestData:
         assert {**again, "versions": None}.items() <= {**fitted, "versions": None}.items()
         (tested,) = run(*command)
         assert tested["itc_weight"] == fitted["itc_weight"]
-        assert not caplog.text
+        assert "9 images: one is 11.1 points" in caplog.text
+        assert "too small" not in caplog.text
         run(*command, "--split", "validation", "--candidates", 1, "--fit-two-stage")
         assert "the split is too small for a calibration" in caplog.text
         assert read_checkpoint(model).reranking.calibration is None

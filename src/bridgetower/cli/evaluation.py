@@ -104,7 +104,7 @@ def evaluate(
     import torch
 
     from bridgetower.checkpoints import Reranking, write_reranking
-    from bridgetower.data.sets.prepared_set import read_info
+    from bridgetower.data.sets.prepared_set import FEW, read_info
     from bridgetower.distributed import process_group, rank
     from bridgetower.evaluation.metrics import LEAST_IMAGES
     from bridgetower.model.cpu import pack_weights
@@ -169,6 +169,13 @@ def evaluate(
         title = f"{predictor.source}: {split} of {', '.join(data)}"
         for note in outcome.notes:
             _LOG.warning(note)
+        num_images = outcome.counts.get("num_images", FEW)
+        if num_images < FEW:
+            _LOG.warning(
+                "recalls are over %d images: one is %.1f points; give more data to tell two models apart",
+                num_images,
+                100 / num_images,
+            )
         if out is not None:
             outcome.write(out, about)
         if is_json(json):

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 _COMMIT_BYTES, _COMMIT_SECONDS = 2**26, 30.0  # of images, after which they are committed
 _AHEAD = 64  # images that are read and checked ahead, for each thread
-_FEW = 30  # images of a split for evaluation; of 30, one is 3 % of the accuracy
+FEW = 30  # images of a split for evaluation; of 30, one is 3 % of the accuracy
 _LISTED = 1000  # and in `dataset.json`, of each reason
 
 # Types of columns by Arrow's names; Arrow itself is imported where it is used, as the help of commands has none.
@@ -371,7 +371,7 @@ def _warn_of_few(source: object, info: DatasetInfo) -> None:
     """Warns of splits that are too small for what they are for."""
     for name, split in info.splits.items():
         count, noun = (split.images, "images") if split.images else (split.examples, "examples")
-        if name != "train" and count < _FEW:
+        if name != "train" and count < FEW:
             logger.warning(
                 "%s: %s has %d %s: metrics of so few hardly tell two models apart, and of more processes than that "
                 "some have nothing to evaluate; give more data",
