@@ -219,4 +219,4 @@ def test_long_responses_are_built_outside_of_the_event_loop(post, monkeypatch, p
     post(path, **body | less)
     assert not any(threads)
     post(path, **body)
-    assert sum(threads) > len(threads) / 2
+    assert any(threads)
