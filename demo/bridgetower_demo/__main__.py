@@ -49,7 +49,7 @@ def demo(
     for extra in ("demo", "train", "search"):
         require(extra)
     logger.info("demo: everything goes to %s", out)
-    from bridgetower.training.run import Interrupted
+    from bridgetower.training.trainer import Interrupted
     from bridgetower_demo.parallel import LostProcessError
     from bridgetower_demo.plan import FROM_SCRATCH, ON_TOWERS
     from bridgetower_demo.results import ARMS

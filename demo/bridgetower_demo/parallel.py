@@ -17,7 +17,8 @@ from torch.multiprocessing.spawn import ProcessException, start_processes
 from bridgetower.distributed import available_cores
 from bridgetower.progress import step_bars
 from bridgetower.tasks.run_config import CONFIG, METRICS, RunConfig, read_metrics
-from bridgetower.training.run import Interrupted, stop_signals, train
+from bridgetower.training.run import train
+from bridgetower.training.trainer import Interrupted, stop_signals
 from bridgetower_demo.recipes import task_of
 
 POLL_SECONDS = 0.5

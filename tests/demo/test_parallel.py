@@ -16,7 +16,8 @@ import pytest
 import states
 from bridgetower.files import locked
 from bridgetower.tasks.run_config import METRICS, RunConfig, read_metrics
-from bridgetower.training.run import Interrupted, train
+from bridgetower.training.run import train
+from bridgetower.training.trainer import Interrupted
 from bridgetower_demo.parallel import LostProcessError, train_all
 from folders import same_weights
 from shapes import run_config

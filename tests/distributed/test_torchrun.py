@@ -122,7 +122,7 @@ def test_one_result_and_one_log(whole, stopped, folder):
 LOSING = """
 import os, signal, sys, time
 from bridgetower import cli, distributed
-from bridgetower.training import run as loop
+from bridgetower.training import trainer as loop
 original, distributed._ANSWER_SECONDS = loop.run_step, 2.0
 def run_step(task, context, optimizer, batches, step, skipped):
     if step == 5 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":

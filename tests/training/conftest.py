@@ -93,7 +93,7 @@ def build(tiny_dataset, tiny_processor, monkeypatch):
         pairs = CaptionPairs(
             CaptionImages(config.data, "train", tiny_processor), config.task.masking
         )
-        monkeypatch.setattr("bridgetower.training.run.save_checkpoint", save)
+        monkeypatch.setattr("bridgetower.training.trainer.save_checkpoint", save)
         parts = {
             "config": config,
             "model": model,

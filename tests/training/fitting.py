@@ -16,8 +16,8 @@ from bridgetower.data.batches.frozen import IMAGE_STATES, FeatureCache
 from bridgetower.model.towers import TextTower, VisionTower
 from bridgetower.objectives.losses import Losses
 from bridgetower.training.frozen import View, frozen_examples
-from bridgetower.training.run import fit
 from bridgetower.training.setup import build_task, starting_checkpoint
+from bridgetower.training.trainer import Trainer
 
 KINDS = ("ranking", *asked.KINDS)
 PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
@@ -42,7 +42,7 @@ class RowTask(nn.Module):
 
 def run(parts, out, **options):
     out.mkdir(exist_ok=True)
-    fit(parts, out, **{"resume": False, "progress": False} | options)
+    Trainer(parts, out, **{"resume": False, "progress": False} | options).run()
     return weights(parts.model)
 
 

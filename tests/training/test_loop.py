@@ -21,9 +21,9 @@ from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig, read_metrics
 from bridgetower.training.data_parallel import run_device
-from bridgetower.training.run import SAME_SECONDS, Interrupted, fit
 from bridgetower.training.setup import TrainContext
 from bridgetower.training.state import StateSaver, TrainingState
+from bridgetower.training.trainer import SAME_SECONDS, Interrupted, Trainer
 
 
 def validations(out):
@@ -79,7 +79,7 @@ class TestSelection:
             evaluate=lambda: {"rsum": next(scores), "mlm_loss": 0.5},
             save=lambda context, folder, metrics: saved.append((folder, weights(context.model))),
         )
-        metrics = fit(parts, tmp_path, resume=False, progress=False)
+        metrics = Trainer(parts, tmp_path, resume=False, progress=False).run()
         assert metrics == {"rsum": 2.0, "mlm_loss": 0.5}
         # The first and the better one, not the equal; and at the end the last.
         assert [folder for folder, _ in saved] == [*[tmp_path / "best"] * 2, tmp_path / "last"]
@@ -111,16 +111,13 @@ class TestSelection:
     ):
         """Also where the run ends, or is killed, before it is measured again."""
         saved = []
-        fit(
-            build(max_steps=2, evaluate=lambda: {"rsum": 5.0}),
-            tmp_path,
-            resume=False,
-            progress=False,
-        )
-        fit(build(max_steps=2), tmp_path, resume=True, changed={name: "1 -> 2"}, progress=False)
+        measured = build(max_steps=2, evaluate=lambda: {"rsum": 5.0})
+        Trainer(measured, tmp_path, resume=False, progress=False).run()
+        changed = {name: "1 -> 2"}
+        Trainer(build(max_steps=2), tmp_path, resume=True, changed=changed, progress=False).run()
         save = lambda context, folder, metrics: saved.append(folder.name)  # noqa: E731
         longer = build(max_steps=4, evaluate=lambda: {"rsum": 0.5}, save=save)
-        fit(longer, tmp_path, resume=True, progress=False)
+        Trainer(longer, tmp_path, resume=True, progress=False).run()
         assert states.saved(tmp_path).best == best
         assert ("best" in saved) == (best == 0.5)
 
@@ -140,7 +137,7 @@ class TestSelection:
             run(build(select_by="mlm_accuracy", max_steps=2), tmp_path)
         assert states.saved(tmp_path) == TrainingState(step=2)
         again = build(select_by="rsum", evaluate=lambda: {"rsum": 2.0}, max_steps=2)
-        assert fit(again, tmp_path, resume=True, progress=False) == {"rsum": 2.0}
+        assert Trainer(again, tmp_path, resume=True, progress=False).run() == {"rsum": 2.0}
         assert again.task.seen == []
 
 
@@ -194,7 +191,7 @@ class TestSignals:
         """By the signal itself, as if the process had no handler: here what would end it is caught."""
         clock = [0.0]
         monkeypatch.setattr(
-            "bridgetower.training.run.time", SimpleNamespace(monotonic=lambda: clock[0])
+            "bridgetower.training.trainer.time", SimpleNamespace(monotonic=lambda: clock[0])
         )
         send = os.kill
 
@@ -204,7 +201,7 @@ class TestSignals:
         def ended(process, number):
             raise Ended(process, number, signal.getsignal(number))
 
-        monkeypatch.setattr("bridgetower.training.run.os.kill", ended)
+        monkeypatch.setattr("bridgetower.training.trainer.os.kill", ended)
         parts = build()
 
         def interrupt(task, inputs, output):
@@ -274,9 +271,9 @@ class TestEvaluation:
             "save": lambda context, folder, _: saved.append(folder),
         }
         parts = build(evaluate_every=None, max_steps=2, **given)
-        assert fit(parts, tmp_path, resume=False, progress=False) == {}
+        assert Trainer(parts, tmp_path, resume=False, progress=False).run() == {}
         assert saved == [tmp_path / "last"]
-        assert fit(parts, tmp_path, resume=True, progress=False) == {}
+        assert Trainer(parts, tmp_path, resume=True, progress=False).run() == {}
 
 
 class TestSkippedSteps:

@@ -62,8 +62,8 @@ def train(
     """
     require("train")
     logger.info("%s: loading the libraries", config.recipe or "train")  # which takes seconds
-    from bridgetower.training.run import Interrupted
     from bridgetower.training.run import train as train_run
+    from bridgetower.training.trainer import Interrupted
 
     try:
         metrics = train_run(

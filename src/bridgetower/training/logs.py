@@ -98,21 +98,20 @@ class RunLog:
         report_to: Sequence[str] = (),
         progress: bool,
     ) -> None:
-        self.config, self.max_steps, self.state, self.path = (
-            context.config,
-            context.max_steps,
-            state,
-            out / METRICS,
-        )
+        self.config = context.config
+        self.max_steps = context.max_steps
+        self.state = state
+        self.out = out
+        self.path = out / METRICS
         self.enabled = rank() == 0
-        makers = LOGGERS | context.model.extensions.loggers
-        self.loggers = [
-            makers[name](out, self.config, state.step) for name in report_to if self.enabled
-        ]
+        available = LOGGERS | context.model.extensions.loggers
+        self.makers = [available[name] for name in report_to if self.enabled]
+        self.loggers: list[Logger] = []
         self.description = self.config.recipe or "training"
         self.progress = step_bars(enabled=self.enabled and progress)
 
     def __enter__(self) -> RunLog:
+        self.loggers = [make(self.out, self.config, self.state.step) for make in self.makers]
         if self.enabled:
             path, last = self.path, {"validation": self.state.evaluated}
             if (

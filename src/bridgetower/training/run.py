@@ -1,23 +1,17 @@
-"""From a run config to a trained model: what may be in its folder, and the loop that evaluates, saves and stops."""
+"""From a run config to a trained model, and the folder of a run."""
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from fnmatch import fnmatch
 from pathlib import Path
-from threading import current_thread, main_thread
-from types import FrameType, MappingProxyType
 from typing import Literal
 
 from bridgetower.checkpoints.tensors import SHARDS
-from bridgetower.data.batches.batch import Batch, StepSampler
 from bridgetower.data.batches.frozen import FeatureCache
 from bridgetower.distributed import (
     barrier,
@@ -26,7 +20,6 @@ from bridgetower.distributed import (
     process_group,
     rank,
     require_same,
-    world_size,
 )
 from bridgetower.files import (
     cache_folder,
@@ -40,9 +33,7 @@ from bridgetower.files import (
 from bridgetower.model.config import entry
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
-from bridgetower.model.layers import autocast
 from bridgetower.plain import check_choice
-from bridgetower.processor import load_items
 from bridgetower.tasks.run_config import (
     CONFIG,
     FEATURE_CACHE_GIB,
@@ -52,48 +43,26 @@ from bridgetower.tasks.run_config import (
 )
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import TASKS, spec_of
-from bridgetower.training.data_parallel import Replicated, Sharded, run_device, set_numerics
+from bridgetower.training.data_parallel import run_device, set_numerics
 from bridgetower.training.frozen import align_projections, frozen_examples
-from bridgetower.training.logs import LOGGERS, TENSORBOARD, RunLog
+from bridgetower.training.logs import LOGGERS, TENSORBOARD
 from bridgetower.training.optim import (
     OPTIMIZERS,
     SCHEDULES,
-    build_optimizer,
-    parameter_groups,
-    schedule,
 )
-from bridgetower.training.setup import TrainContext, build_task, starting_checkpoint, with_classes
+from bridgetower.training.setup import build_task, starting_checkpoint, with_classes
 from bridgetower.training.state import (
     CHECKPOINT_FILES,
-    DATA,
     FOLDER,
-    HELD_OUT,
-    OPTIMIZER,
-    StateSaver,
-    TrainingState,
-    load_state,
     newest,
-    save_checkpoint,
 )
-from bridgetower.training.step import (
-    StepWatch,
-    check_batch_size,
-    count_micro_batches,
-    encodes_twice,
-    keeps_pixels,
-    run_step,
-)
+from bridgetower.training.step import check_batch_size
+from bridgetower.training.trainer import Trainer
 
 CHECKPOINTS = ("best", "last")
 
 _WHAT_IT_IS = ("task.kind", "model.")
 """Values of a config with which a run has to go on; of the model its dropout and what makes no tensors may change."""
-
-_MEASURED = ("select_by", "data.validation_split", "evaluation.")
-"""Values of a config that decide what the figure of `best/` is; those of another figure are not compared with it."""
-
-SAME_SECONDS = 5.0
-"""Within which signals are one request: launchers send theirs to the group, and then to each process again."""
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +193,7 @@ def train(
                 newest(out) is not None
             ):  # the state holds what came of it
                 align_projections(context, progress=progress)
-            metrics = fit(
+            trainer = Trainer(
                 context,
                 out,
                 resume=resume,
@@ -234,6 +203,7 @@ def train(
                 changed=changed,
                 progress=progress,
             )
+            metrics = trainer.run()
             barrier()
             return metrics
 
@@ -303,262 +273,3 @@ def _check(out: Path, spec: TaskSpec, *, resume: bool) -> None:
             raise FileExistsError(
                 f"{out} already holds a run; continue it with --resume or choose another --out"
             )
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: the run was stopped by a signal
-    """The run was stopped by `signal`, SIGTERM if that came to another process, and saved its state."""
-
-    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
-        super().__init__(message)
-        self.signal = number
-
-
-@contextmanager
-def stop_signals(
-    announce: Callable[[str], None] = lambda name: None,
-) -> Iterator[list[signal.Signals]]:
-    """Lists the first signal, which asks to stop, and announces its name; one that comes later ends the process."""
-    asked, since = list[signal.Signals](), 0.0
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal since
-        if not asked:
-            asked.append(signal.Signals(number))
-            since = time.monotonic()
-            announce(asked[0].name)
-        elif time.monotonic() - since > SAME_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    taken = current_thread() is main_thread()  # elsewhere Python takes none
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if taken else ()
-    # A signal that is ignored stays so, as SIGHUP is below nohup.
-    previous = {
-        number: signal.signal(number, note)
-        for number in numbers
-        if signal.getsignal(number) != signal.SIG_IGN
-    }
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def fit(
-    context: TrainContext,
-    out: Path,
-    *,
-    resume: bool,
-    async_checkpoints: bool = False,
-    timeout: timedelta | None = None,
-    report_to: Sequence[str] = (TENSORBOARD,),
-    changed: Mapping[str, str] = MappingProxyType({}),
-    progress: bool = True,
-) -> dict[str, float]:
-    """Trains to the end, writes `last/` and returns the last evaluation; a finished run only returns it."""
-    config, model, extensions = context.config, context.model, context.model.extensions
-    for callback in extensions.callbacks:
-        callback.prepare(context)
-    shared_out = config.parallel == "fsdp" and world_size() > 1
-    task = Sharded(context.task, config.precision) if shared_out else Replicated(context.task)
-    optimizer = build_optimizer(
-        parameter_groups(model, config.optimizer), config.optimizer, extensions
-    )
-    conditions = {  # what decides the result beside the config: the data, and how a batch is cut, for the negatives
-        "number of processes": world_size(),
-        "micro-batches of each": count_micro_batches(config),
-        OPTIMIZER: type(optimizer).__name__,
-        DATA: dict(context.digests),
-        HELD_OUT: dict(context.held_out),
-    }
-    require_same(conditions)
-    state = load_state(out, model, optimizer, conditions) if resume else TrainingState()
-    if state.step > context.max_steps:
-        raise ValueError(
-            f"{out} has done {state.step} steps, more than the {context.max_steps} asked for; give more"
-        )
-    saver = StateSaver(
-        out,
-        conditions,
-        checkpoint=context.checkpoint,
-        asynchronous=async_checkpoints,
-        timeout=timeout,
-    )
-    if any(name.startswith(_MEASURED) and name != "evaluation.batch_size" for name in changed):
-        state.best = None
-        saver.amend(
-            state
-        )  # first: a run that is killed once its config is written finds nothing changed
-    if changed and rank() == 0:
-        logger.warning(
-            "%s goes on with other values: %s",
-            out,
-            ", ".join(f"{n} {v}" for n, v in changed.items()),
-        )
-        (out / "last" / "config.json").unlink(
-            missing_ok=True
-        )  # it is none of its checkpoints until it ends again
-        write_json(out / CONFIG, config.to_dict())
-
-    def unmeasured() -> bool:
-        return context.evaluates_after(state.step) and state.evaluated < state.step
-
-    def enter_callbacks(stack: ExitStack) -> None:
-        for callback in extensions.callbacks:
-            stack.enter_context(callback.evaluating(context, optimizer))
-
-    def keep_last() -> None:
-        # The config of a checkpoint comes last: with it, last/ already holds the weights of this end.
-        if from_first(not (out / "last" / "config.json").exists()):
-            with ExitStack() as stack:
-                enter_callbacks(stack)
-                save_checkpoint(context, out / "last", state.metrics)
-
-    if 0 < state.step == context.max_steps and not unmeasured():
-        logger.info("%s is finished: all %d steps are done", out, state.step)
-        keep_last()
-        return state.metrics
-    limited = [
-        name for name in config.task.contrasts if name != "ITC" or config.contrast_over != "step"
-    ]
-    if rank() == 0 and limited and count_micro_batches(config) > 1:
-        logger.warning(
-            "%s: one micro-batch of %s pairs per process is compared, not the batch of %s; raise micro_batch_size or "
-            "start more processes%s",
-            " and ".join(limited),
-            config.micro_batch_size,
-            config.batch_size,
-            "; for ITC alone, set contrast_over to step" if "ITC" in limited else "",
-        )
-    if rank() == 0 and config.data.trains_on_validation and config.evaluate_every is not None:
-        logger.warning(
-            "%s is trained on, so its metrics say nothing about other data: there is no best/, only last/, and no "
-            "calibration; leave it out of --data.train-splits, or give another --data.validation-split",
-            config.data.validation_split,
-        )
-    if rank() == 0:
-        steps = f"step {state.step + 1:,} to {context.max_steps:,}"
-        counts = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
-        share = f"{sum(count for count, trains in counts if trains):,} of {sum(count for count, _ in counts):,} weights"
-        logger.info(
-            "training %s: %s, %d of %d examples each",
-            share,
-            steps,
-            config.batch_size,
-            len(context.examples),
-        )
-    held_out = config.data.validation_split
-    log = RunLog(context, out, state, report_to=report_to, progress=progress)
-    factor, watch = schedule(config.optimizer, context.max_steps, extensions), StepWatch()
-
-    def evaluate() -> None:
-        """Measures the model and keeps it if it is the best so far; the state that is saved already learns of both."""
-        # Weights that are shared out are put together in the precision of training.
-        precision = (
-            "fp32" if model.device.type == "cpu" and config.parallel == "ddp" else config.precision
-        )
-        with log.pausing("validating"), ExitStack() as stack:
-            enter_callbacks(stack)
-            with task.evaluating(), autocast(model.device, precision):
-                # Those of the first process in all of them, as these decide together what is saved.
-                state.metrics = from_first(context.evaluate())
-            log.write("validation", state.step, state.metrics)
-            if config.select_by not in state.metrics:
-                raise ValueError(
-                    f"select_by is {config.select_by!r}; the evaluation gave {sorted(state.metrics)}; the state of "
-                    f"step {state.step} is saved, and --resume with another --select-by goes on from it"
-                )
-            score = state.metrics[config.select_by]
-            is_best = not config.data.trains_on_validation and (
-                state.best is None or score > state.best
-            )
-            if rank() == 0:
-                ending = ", the best so far" if is_best else ""
-                logger.info(
-                    "step %d: %s %.4g on %s%s",
-                    state.step,
-                    config.select_by,
-                    score,
-                    held_out,
-                    ending,
-                )
-            if is_best:
-                state.best = score
-                save_checkpoint(context, out / "best", state.metrics)
-            state.evaluated = state.step
-            saver.amend(state)
-
-    with (
-        saver,
-        log,
-        stop_signals(
-            lambda name: logger.warning("%s: stopping after this step; another ends at once", name)
-        ) as asked,
-        closing(_batches(context, state.step)) as loader,
-    ):
-        batches = log.loaded(loader)
-        if changed:
-            log.write("changed", state.step, changed)
-        if unmeasured():  # it was stopped before it could
-            evaluate()
-        for step in range(state.step, context.max_steps):
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * factor(step)
-            losses, ids, skipped = run_step(task, context, optimizer, batches, step, state.skipped)
-            state.step, state.skipped = step + 1, state.skipped + skipped
-            for callback in () if skipped else extensions.callbacks:
-                callback.after_step(context, optimizer, state.step)
-            last = state.step == context.max_steps
-            stopping = watch.note(state.step, losses, ids, stop=bool(asked), skipped=skipped)
-            log.step(state.step, losses, float(optimizer.param_groups[0]["lr"]))
-            # Before the evaluation, which may take longer than there is between a signal and the end.
-            if last or stopping or unmeasured() or state.step % config.checkpoint_every == 0:
-                watch.settle()  # what is kept is of finite weights
-                with log.pausing("saving"):
-                    saver.save(model, optimizer, state)
-            if stopping and not last:
-                raise Interrupted(
-                    f"stopped after step {state.step} of {context.max_steps}; --resume continues it",
-                    asked[0] if asked else signal.SIGTERM,
-                )
-            if unmeasured():
-                evaluate()
-        keep_last()
-    return state.metrics
-
-
-def _batches(context: TrainContext, first_step: int) -> Generator[Batch, None, None]:
-    config, micro_batches, device = (
-        context.config,
-        count_micro_batches(context.config),
-        context.model.device,
-    )
-    sets = getattr(context.examples, "set_numbers", None) if config.data.one_set_per_batch else None
-    if config.data.one_set_per_batch and sets is None:
-        raise ValueError(
-            f"the examples of {config.task.kind} have no set_numbers; leave out one_set_per_batch"
-        )
-    kept = keeps_pixels(config, context.model.config.vision.image_size)
-    sampler = StepSampler(
-        len(context.examples),
-        batch_size=config.batch_size,
-        micro_batches=micro_batches,
-        passes=lambda step: (
-            2 if not kept and encodes_twice(config, step / context.max_steps, micro_batches) else 1
-        ),
-        counted=lambda step: (
-            micro_batches > 1 and config.task.counts_labels(step / context.max_steps)
-        ),
-        steps=range(first_step, context.max_steps),
-        seed=config.seed,
-        sets=sets,
-        rank=rank(),
-        world_size=world_size(),
-    )
-    if context.images:
-        # A quarter of the bytes, on the way or kept.
-        context.images[0].raw = device.type != "cpu" or (kept and config.contrast_over == "step")
-    return load_items(
-        context.examples.__getitem__, sampler, num_workers=config.data.num_workers, device=device
-    )
