@@ -1,4 +1,4 @@
-"""Processes of a run: ranks, gathered batches, results put together by id; and the number of cores."""
+"""Processes of a run: how they meet, and how they exchange tensors and objects."""
 
 import os
 import sys
@@ -18,10 +18,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from bridgetower.files import flattened
 
-_NAMED = 3  # values that are spelt out where processes differ
-_ANSWER_SECONDS = 10.0  # that the other processes get to say that they are there
+_MAX_UNEQUAL = 3  # values that an error spells out
+_ANSWER_SECONDS = 10.0  # for which a failed process waits for the others to answer
 
-# Variables by which torchrun or accelerate, Open MPI, MPICH and srun tell a process its place.
+# Variables by which torchrun or accelerate, Open MPI, MPICH and srun number processes.
 _LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -32,12 +32,14 @@ _LAUNCHERS = (
 
 @contextmanager
 def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
-    """Joins the processes that a launcher started, each on a GPU of its own if there are any; alone it does nothing."""
+    """Joins the processes that a launcher started, each on its own GPU if there are any."""
     if timeout_minutes <= 0:
         raise ValueError(f"timeout_minutes is {timeout_minutes}; expected more than 0")
     if _is_initialised() or not _is_launched():
         yield
         return
+
+    # Meet the other processes.
     on_gpus = device != "cpu" and torch.cuda.is_available()
     if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -45,58 +47,71 @@ def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
     try:
         store, number, count = next(rendezvous("env://", timeout=timeout))
     except dist.DistError as error:
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ConnectionError(
-            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others at {place} within "
-            f"{timeout_minutes:g} minutes ({str(error).splitlines()[0]}); start all of them, or raise --timeout-minutes"
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {timeout_minutes:g} minutes "
+            f"({_first_line(error)}); start all of them, or raise --timeout-minutes"
         ) from error
-    # Restarts get torchrun's store of before, with addresses of processes that are gone.
+    # After a restart, torchrun's store still has addresses of processes that are gone.
     store = PrefixStore(f"restart {num_restarts()}", store)
     dist.init_process_group(
         "nccl" if on_gpus else "gloo", store=store, rank=number, world_size=count, timeout=timeout
     )
+
+    # Where an exchange fails, name the process that was lost.
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        answers = PrefixStore("after a failure", store)
-        # The processes that do not say in time that an exchange failed for them too.
-        lost, deadline = list(range(count)), time.monotonic() + _ANSWER_SECONDS
-        try:
-            answers.set(str(number), "")
-            while lost and time.monotonic() < deadline:
-                lost = [other for other in lost if not answers.check([str(other)])]
-                time.sleep(0.1)
-        except dist.DistError:  # the first process, which has the store, is gone
-            lost = [0]
+        lost = _lost_processes(PrefixStore("after a failure", store), number, count)
         if not lost:
             raise
         raise ConnectionError(
             f"process {', '.join(map(str, lost))} of {count} was lost or did not answer within {timeout_minutes:g} "
-            f"minutes ({str(error).splitlines()[0]}); start the run again with --resume"
+            f"minutes ({_first_line(error)}); start the run again with --resume"
         ) from error
     finally:
         dist.destroy_process_group()
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _lost_processes(store: PrefixStore, number: int, count: int) -> list[int]:
+    """Returns the processes that do not say in time that an exchange failed for them too."""
+    lost = list(range(count))
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    try:
+        store.set(str(number), "")
+        while lost and time.monotonic() < deadline:
+            lost = [other for other in lost if not store.check([str(other)])]
+            time.sleep(0.1)
+    except dist.DistError:  # the first process, which has the store, is gone
+        return [0]
+    return lost
+
+
 def _is_launched() -> bool:
-    """Whether this process is one of several; `RANK`, `WORLD_SIZE` and `LOCAL_RANK` then say which."""
+    """Whether this process is one of several; sets `RANK`, `WORLD_SIZE` and `LOCAL_RANK` then."""
     if dist.is_torchelastic_launched():
         return True
-    for names in _LAUNCHERS:
-        number, count, local = map(os.environ.get, names)
+    for rank_name, count_name, local_name in _LAUNCHERS:
+        number = os.environ.get(rank_name)
+        count = os.environ.get(count_name)
+        local = os.environ.get(local_name)
         if number is None or count is None or int(count) < 2:
             continue
         if local is None and torch.cuda.is_available():
             raise ValueError(
-                f"{names[1]} is {count}, but {names[2]} is not set; set it to the GPU of each process"
+                f"{count_name} is {count}, but {local_name} is not set; set it to the GPU of each process"
             )
         absent = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if absent:
             raise ValueError(
-                f"{names[1]} is {count}, but {' and '.join(absent)} are not set: set them to the address of the first "
-                "process and a free port there, or start the processes with torchrun"
+                f"{count_name} is {count}, but {' and '.join(absent)} are not set: set them to the address of the "
+                "first process and a free port there, or start the processes with torchrun"
             )
         os.environ |= {"RANK": number, "WORLD_SIZE": count, "LOCAL_RANK": local or "0"}
         return True
@@ -104,7 +119,7 @@ def _is_launched() -> bool:
 
 
 def num_restarts() -> int:
-    """How often torchrun has started this process again."""
+    """Returns how often torchrun has started this process again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
@@ -113,7 +128,7 @@ def rank() -> int:
 
 
 def available_cores() -> int:
-    """Of this process: those that torchrun starts on a machine share its cores."""
+    """Returns the cores for this process; processes that torchrun starts on a machine share them."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -127,90 +142,94 @@ def barrier() -> None:
         dist.barrier()
 
 
-def from_first(content: Any) -> Any:
-    """What the first process gives; every process has to call this, and what follows."""
-    found = [content]
+def broadcast_object(content: Any) -> Any:
+    """Returns the object of the first process; all processes have to call this and the functions below."""
+    objects = [content]
     if world_size() > 1:
-        dist.broadcast_object_list(found, 0)
-    return found[0]
+        dist.broadcast_object_list(objects, 0)
+    return objects[0]
 
 
-def tensors_from_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Does the same with named tensors, one after the other; they arrive on the CPU."""
+def broadcast_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors of the first process, on the CPU."""
     if world_size() == 1:
         return dict(tensors)
-    found = {}
-    for name, (shape, dtype) in from_first(
-        {name: (each.shape, each.dtype) for name, each in tensors.items()}
-    ).items():
+    kinds = broadcast_object(
+        {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    )
+    received = {}
+    for name, (shape, dtype) in kinds.items():
         tensor = tensors[name] if rank() == 0 else torch.empty(shape, dtype=dtype)
-        # not every backend takes every dtype
+        # Bytes, as not every backend sends every dtype.
         data = _sendable(tensor.detach().reshape(-1).view(torch.uint8))
         dist.broadcast(data, 0)
-        found[name] = data.cpu().view(dtype).reshape(shape)
-    return found
+        received[name] = data.cpu().view(dtype).reshape(shape)
+    return received
 
 
-def from_all(content: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """What each process gives, by rank."""
-    found = [content] * world_size()
-    if len(found) > 1:
-        dist.all_gather_object(found, content, group)
-    return found
+def gather_objects(content: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Returns the objects of all processes, by rank."""
+    objects = [content] * world_size()
+    if len(objects) > 1:
+        dist.all_gather_object(objects, content, group)
+    return objects
 
 
 def require_same(values: Mapping[str, Any]) -> None:
-    first, *others = from_all(dict(flattened(values)))
-    for number, other in enumerate(others, 1):
+    """Raises an error unless nested values are the same in all processes."""
+    first, *others = gather_objects(dict(flattened(values)))
+    for number, other in enumerate(others, start=1):
         unequal = [
             f"{name} is {first.get(name)} in process 0 and {other.get(name)} in process {number}"
             for name in {**first, **other}
             if first.get(name) != other.get(name)
         ]
         if unequal:
-            more = f"; and {len(unequal) - _NAMED} more differ" if len(unequal) > _NAMED else ""
+            num_unnamed = len(unequal) - _MAX_UNEQUAL
+            more = f"; and {num_unnamed} more differ" if num_unnamed > 0 else ""
             raise ValueError(
-                f"{'; '.join(unequal[:_NAMED])}{more}; start every process with the same options and data"
+                f"{'; '.join(unequal[:_MAX_UNEQUAL])}{more}; start every process with the same options and data"
             )
 
 
 def all_gather(tensor: Tensor, *, gather_with_grads: bool = True) -> Tensor:
-    """Concatenates a tensor of every process along the first axis, by rank; all have to run the backward pass.
+    """Concatenates a tensor of every process along the first axis, by rank.
 
-    The gradient of this process's rows is the sum of what all return for them: of a loss that all compute alike,
-    `world_size` times that of a single process, which the averaging of data-parallel training makes equal to it.
+    All processes have to run the backward pass, which sums their gradients of the rows of each. Where all compute the
+    same loss, that is `world_size` times its gradient, which the averaging of data-parallel training divides again.
     """
     if world_size() == 1:
         return tensor
     if gather_with_grads:
         gathered: Tensor = _AllGather.apply(tensor)  # type: ignore[no-untyped-call]
         return gathered
-    others, start = _gather(tensor.detach()), rank() * len(tensor)
+    others = _gather(tensor.detach())
+    start = rank() * len(tensor)
     return torch.cat([others[:start], tensor, others[start + len(tensor) :]])
 
 
 @torch.no_grad()
 def gather_by_id(ids: Int[Tensor, " n"], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Puts the rows of all processes together, one per id and sorted by id, the same in every process.
+    """Returns the rows of all processes sorted by id, the same in every process.
 
-    Of what a sampler repeats to give every process as many, less than `world_size`, the row of the lowest rank stays.
+    A sampler repeats fewer than `world_size` ids, so that every process has as many; the row of the lowest rank stays.
     """
     if world_size() == 1 and bool((ids.diff() > 0).all()):
         return (ids, *(tensor.detach() for tensor in tensors))  # no copy: lists of pairs are large
     all_ids = _gather_uneven(ids)
-    each, counts = all_ids.unique(return_counts=True)
-    repeats = len(all_ids) - len(each)
+    unique_ids, counts = all_ids.unique(return_counts=True)
+    repeats = len(all_ids) - len(unique_ids)
     if repeats >= world_size():
         limit = f"at most {world_size() - 1} from the sampler's padding in {world_size()} processes"
         raise ValueError(
             f"{repeats} of {len(all_ids)} ids are repeats; expected {limit}, use an id that names the row"
         )
     rows = all_ids.argsort(stable=True)[counts.cumsum(0) - counts]  # the first of each id
-    return (each, *(_gather_uneven(tensor)[rows] for tensor in tensors))
+    return (unique_ids, *(_gather_uneven(tensor)[rows] for tensor in tensors))
 
 
 class _AllGather(torch.autograd.Function):
-    """Differentiable gather on public collectives; PyTorch's own is deprecated or private."""
+    """Differentiable gather by public collectives, as PyTorch's own is deprecated or private."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -226,7 +245,7 @@ class _AllGather(torch.autograd.Function):
 
 
 def _sendable(tensor: Tensor) -> Tensor:
-    """NCCL moves GPU memory only, and results are often kept on the CPU."""
+    """Moves a tensor to the GPU for NCCL, which sends nothing else."""
     needs_gpu = dist.get_backend() == "nccl" and tensor.device.type == "cpu"
     return (tensor.cuda() if needs_gpu else tensor).contiguous()
 
@@ -234,7 +253,7 @@ def _sendable(tensor: Tensor) -> Tensor:
 def _gather(tensor: Tensor) -> Tensor:
     sent = _sendable(tensor)
     gathered = sent.new_empty((world_size(), *sent.shape))
-    # Into parts of one tensor: the collective that takes the whole has another name from torch 2.13 on.
+    # The collective that takes one tensor for all has another name from torch 2.13 on.
     dist.all_gather(list(gathered.unbind()), sent)
     return gathered.flatten(0, 1).to(tensor.device)
 
@@ -246,8 +265,8 @@ def _gather_uneven(tensor: Tensor) -> Tensor:
     longest = max(lengths)
     padded = tensor.new_zeros((longest, *tensor.shape[1:]))
     padded[: len(tensor)] = tensor
-    parts = _gather(padded).reshape(world_size(), longest, *tensor.shape[1:])
-    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+    gathered = _gather(padded).reshape(world_size(), longest, *tensor.shape[1:])
+    return torch.cat([rows[:length] for rows, length in zip(gathered, lengths, strict=True)])
 
 
 def _is_initialised() -> bool:

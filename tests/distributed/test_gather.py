@@ -12,7 +12,7 @@ from bridgetower.data.batches import frozen
 from bridgetower.data.batches.frozen import FeatureCache
 from bridgetower.distributed import (
     all_gather,
-    from_first,
+    broadcast_object,
     gather_by_id,
     rank,
     require_same,
@@ -183,7 +183,11 @@ CONTENT = {
 
 
 def share():
-    return from_first(CONTENT if rank() == 0 else None), from_first(None), from_first(rank() == 0)
+    return (
+        broadcast_object(CONTENT if rank() == 0 else None),
+        broadcast_object(None),
+        broadcast_object(rank() == 0),
+    )
 
 
 def equal(one, other):
@@ -200,7 +204,7 @@ def test_every_process_gets_what_the_first_has():
     for content, nothing, true in run_on_ranks(WORLD, share):
         assert equal(content, CONTENT)
         assert (nothing, true) == (None, True)
-    assert from_first(CONTENT) is CONTENT  # alone
+    assert broadcast_object(CONTENT) is CONTENT  # alone
 
 
 VALUES = {"out": "runs/é", "optimizer": {"lr": 0.1, "betas": (0.9, 0.99)}, "seed": 3}

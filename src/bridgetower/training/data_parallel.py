@@ -19,6 +19,7 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from bridgetower.distributed import world_size
@@ -51,6 +52,11 @@ def set_numerics(device: torch.device, precision: str, *, deterministic: bool) -
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
+
+
+def local_rows(tensor: Any) -> Tensor:
+    """Returns the rows of this process if a tensor is sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class Replicated:

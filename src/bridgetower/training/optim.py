@@ -1,9 +1,9 @@
-"""AdamW in torch's and transformers' form, its parameter groups, its learning-rate schedule."""
+"""AdamW as in torch and as in transformers, parameter groups, and learning-rate schedules."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,28 +14,22 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import entry
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.tasks.run_config import OptimizerConfig
+from bridgetower.training.data_parallel import local_rows
 
-# Official `set_schedule`: a learning rate per part of the model, decided by the parameter's official name.
+# Modules at the rate of the fusion encoder, as in the official `set_schedule`.
 _FUSION = ("text_projections.", "image_projections.", "fusion.", "text_pooler.", "image_pooler.")
 
 
 def parameter_groups(model: BridgeTower, config: OptimizerConfig) -> list[dict[str, Any]]:
-    decayed = _decayed(model, config.rule)
+    """Groups the parameters that train by learning rate and weight decay."""
+    decayed = _decayed_names(model, config.rule)
     groups: dict[tuple[float, float, type], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        lr, (module, _, of_head) = (
-            config.lr,
-            name.partition("."),
-        )  # of towers, token types and the temperature
-        if name.startswith(_FUSION):
-            lr *= config.fusion_multiplier
-        elif module.endswith("_head"):
-            of_towers = of_head.startswith(model.head_specs[module.removesuffix("_head")].tower_lr)
-            lr *= 1.0 if of_towers else config.head_multiplier
+        lr = config.lr * _lr_multiplier(name, model, config)
         decay = config.weight_decay if name in decayed else 0.0
-        kind = type(parameter.data)  # fused kernels take no mixture of whole and sharded ones
+        kind = type(parameter.data)  # fused kernels take no mixture of whole and sharded tensors
         group = groups.setdefault(
             (lr, decay, kind), {"params": [], "names": [], "lr": lr, "weight_decay": decay}
         )
@@ -44,53 +38,62 @@ def parameter_groups(model: BridgeTower, config: OptimizerConfig) -> list[dict[s
     return list(groups.values())
 
 
-def _decayed(model: BridgeTower, rule: str) -> set[str]:
-    """Returns the names of the parameters to which weight decay applies.
+def _lr_multiplier(name: str, model: BridgeTower, config: OptimizerConfig) -> float:
+    if name.startswith(_FUSION):
+        return config.fusion_multiplier
+    module, _, name_in_module = name.partition(".")
+    if module.endswith("_head"):
+        spec = model.head_specs[module.removesuffix("_head")]
+        if not name_in_module.startswith(spec.tower_lr):
+            return config.head_multiplier
+    return 1.0  # towers, token types and the temperature
+
+
+def _decayed_names(model: BridgeTower, rule: str) -> set[str]:
+    """Returns the names of the parameters with weight decay.
 
     `adamw` decays matrices and convolutions; `hf_adamw` all but biases and norms. It does decay the norms of CLIP, and
-    those in the heads of VQA, SNLI-VE and NLVR2, whose official names are not in the official list.
+    of the heads of VQA, SNLI-VE and NLVR2, whose official names are not in the official list.
     """
-    parameters = dict(model.named_parameters())
     if rule == "adamw":
-        matrices = {
+        return {
             name
-            for name, weight in parameters.items()
-            if weight.ndim >= 2 and name.endswith("weight")
+            for name, weight in model.named_parameters()
+            if weight.ndim >= 2
+            and name.endswith("weight")
+            and ("embedding" not in name or "patch_embedding" in name)
         }
-        return {name for name in matrices if "embedding" not in name or "patch_embedding" in name}
-    spared = set()
-    for path in (
-        path for path, module in model.named_modules() if "norm" in type(module).__name__.lower()
-    ):
-        part, _, module = path.partition(".")
-        published = (
-            model.head_specs[part.removesuffix("_head")].published if part.endswith("_head") else {}
-        )
-        clip = (
-            part == "vision"
-            and model.config.vision.architecture == "vit"
-            and model.config.vision.pre_norm
-        )
-        if not clip and "norm" in published.get(module, "norm").lower():
-            spared.add(f"{path}.weight")
+    vision = model.config.vision
+    is_clip = vision.architecture == "vit" and vision.pre_norm
+    norms = set()
+    for path, module in model.named_modules():
+        part, _, path_in_part = path.partition(".")
+        if "norm" not in type(module).__name__.lower() or (is_clip and part == "vision"):
+            continue
+        official_names: Mapping[str, str] = {}
+        if part.endswith("_head"):
+            official_names = model.head_specs[part.removesuffix("_head")].published
+        if "norm" in official_names.get(path_in_part, "norm").lower():
+            norms.add(f"{path}.weight")
     return {
         name
-        for name, weight in parameters.items()
-        if "bias" not in name and (name not in spared or weight.ndim > 1)
+        for name, weight in model.named_parameters()
+        if "bias" not in name and (name not in norms or weight.ndim > 1)
     }
 
 
 def _after_warmup(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
-    """Gives the factor of a step as transformers computes it: from 0 at step 0 to 1, and then down."""
-    warmup, end = int(config.warmup * max_steps), config.end_lr / config.lr
+    """Returns the factor of a step as transformers computes it: it rises from 0 to 1 and falls again."""
+    warmup = int(config.warmup * max_steps)
+    end = config.end_lr / config.lr
 
     def factor(step: int) -> float:
         if step < warmup:
             return step / max(1, warmup)
-        done = min((step - warmup) / max(1, max_steps - warmup), 1.0)
+        progress = min((step - warmup) / max(1, max_steps - warmup), 1.0)
         if config.schedule == "cosine":
-            return max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
-        return (1 - end) * (1 - done) ** config.power + end
+            return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
+        return (1 - end) * (1 - progress) ** config.power + end
 
     return factor
 
@@ -112,22 +115,19 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimizerConfig], Optimize
 def schedule(
     config: OptimizerConfig, max_steps: int, extensions: Extensions = NO_EXTENSIONS
 ) -> Callable[[int], float]:
-    return entry("optimizer.schedule", config.schedule, SCHEDULES | extensions.schedules)(
-        config, max_steps
-    )
+    build = entry("optimizer.schedule", config.schedule, SCHEDULES | extensions.schedules)
+    return build(config, max_steps)
 
 
 def build_optimizer(
     groups: list[dict[str, Any]], config: OptimizerConfig, extensions: Extensions = NO_EXTENSIONS
 ) -> Optimizer:
-    """Returns the optimiser of the config's rule; a custom one may put the same parameters in groups of its own."""
-    optimizer = entry("optimizer.rule", config.rule, OPTIMIZERS | extensions.optimizers)(
-        groups, config
-    )
+    """Returns the optimiser of the config's rule; a custom one may regroup the parameters."""
+    build = entry("optimizer.rule", config.rule, OPTIMIZERS | extensions.optimizers)
+    optimizer = build(groups, config)
+    is_custom = config.rule in extensions.optimizers
     for group in optimizer.param_groups:
-        if config.rule in extensions.optimizers and len(group.get("names", ())) != len(
-            group["params"]
-        ):
+        if is_custom and len(group.get("names", ())) != len(group["params"]):
             raise ValueError(
                 f"a group of optimiser {config.rule!r} lacks names of its parameters; keep them together"
             )
@@ -138,7 +138,7 @@ def build_optimizer(
 class HfAdamW(Optimizer):
     """AdamW of transformers 4.17: epsilon before the bias correction, decay after the step at the full rate.
 
-    It is torch's fused kernel, one launch for many weights, at a rate, a decay and an epsilon that make it this rule.
+    The rate, the decay and the epsilon that torch's fused kernel gets make it this rule.
     """
 
     def __init__(
@@ -161,26 +161,23 @@ class HfAdamW(Optimizer):
                     )
                 state["step"] += 1
                 by_step.setdefault(int(state["step"]), []).append(parameter)
-            (beta1, beta2), decay = group["betas"], group["weight_decay"]
-            left = 1 - group["lr"] * decay
+            beta1, beta2 = group["betas"]
+            decay = group["weight_decay"]
+            decay_factor = 1 - group["lr"] * decay
             for step, parameters in by_step.items():
                 states = [self.state[parameter] for parameter in parameters]
                 torch._fused_adamw_(
-                    [_share(parameter) for parameter in parameters],
-                    [_share(parameter.grad) for parameter in parameters],
-                    [_share(state["exp_avg"]) for state in states],
-                    [_share(state["exp_avg_sq"]) for state in states],
+                    [local_rows(parameter) for parameter in parameters],
+                    [local_rows(parameter.grad) for parameter in parameters],
+                    [local_rows(state["exp_avg"]) for state in states],
+                    [local_rows(state["exp_avg_sq"]) for state in states],
                     [],
                     [torch.full((), float(step), device=parameters[0].device)] * len(parameters),
-                    lr=group["lr"] * left,
+                    lr=group["lr"] * decay_factor,
                     beta1=beta1,
                     beta2=beta2,
-                    weight_decay=decay / left,
+                    weight_decay=decay / decay_factor,
                     eps=group["eps"] / math.sqrt(1 - beta2**step),
                     amsgrad=False,
                     maximize=False,
                 )
-
-
-def _share(tensor: Any) -> Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -11,11 +11,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
+from bridgetower.checkpoints import Checkpoint
 from bridgetower.checkpoints.tensors import SHARDS
 from bridgetower.data.batches.frozen import FeatureCache
 from bridgetower.distributed import (
     barrier,
-    from_first,
+    broadcast_object,
     num_restarts,
     process_group,
     rank,
@@ -30,6 +31,7 @@ from bridgetower.files import (
     remove_leftovers,
     write_json,
 )
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import entry
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
@@ -61,8 +63,8 @@ from bridgetower.training.trainer import Trainer
 
 CHECKPOINTS = ("best", "last")
 
-_WHAT_IT_IS = ("task.kind", "model.")
-"""Values of a config with which a run has to go on; of the model its dropout and what makes no tensors may change."""
+_FIXED = ("task.kind", "model.")
+"""Values of a config that a resumed run may not change, except for dropout."""
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +119,7 @@ def train(
         ConnectionError: Another process was lost; it is named.
         FloatingPointError: A loss or a gradient is not finite, in more steps than may be skipped.
     """
+    # Check what needs no file.
     out = Path(out)
     if feature_cache_limit < 0:
         raise ValueError(f"feature_cache_limit is {feature_cache_limit}; expected GiB, at least 0")
@@ -131,68 +134,43 @@ def train(
     cache = FeatureCache(
         feature_cache or cache_folder() / "features", int(feature_cache_limit * 2**30)
     )
+
     with process_group(config.device, timeout_minutes), cache:
+        # Check the data before anything is loaded or written.
         if task is None:
-            check_batch_size(
-                config, spec.count_examples(config.data)
-            )  # before anything is loaded or written
+            check_batch_size(config, spec.count_examples(config.data))
         config = with_classes(config, spec)
-        require_same(
-            {
-                "out": str(out),
-                "resume": resume,
-                "feature_cache": str(cache.folder),
-                **config.to_dict(),
-            }
-        )
-        resume = from_first((resume or num_restarts() > 0) and (out / CONFIG).exists())
-        with (
-            claimed(out, config, spec, resume=resume)
-            if rank() == 0
-            else nullcontext(config) as found
-        ):
-            before = from_first(found)
+        arguments = {"out": str(out), "resume": resume, "feature_cache": str(cache.folder)}
+        require_same({**arguments, **config.to_dict()})
+
+        # The first process holds the folder of the run.
+        resume = broadcast_object((resume or num_restarts() > 0) and (out / CONFIG).exists())
+        with _held_folder(out, spec, resume=resume) if rank() == 0 else nullcontext():
+            previous = broadcast_object(read_run(out, spec) if resume and rank() == 0 else config)
+            _check_model_and_task(out, previous, config)
             if rank() == 0:
                 logger.info("%s: starting the run in %s", config.recipe or "train", out)
-                logger.info(
-                    "building the model, and reading %s",
-                    " and ".join(config.data.folders) or "the data",
-                )
+                folders = " and ".join(config.data.folders) or "the data"
+                logger.info("building the model, and reading %s", folders)
+
+            # Read the checkpoint; its patches may not divide the image size of a recipe.
             checkpoint = starting_checkpoint(config, spec, extensions)
-            if (
-                config.image_size is not None
-            ):  # instead of a recipe's, which the patches of `init` may not divide
+            if config.image_size is not None:
                 config = replace(config, image_size=checkpoint.config.vision.image_size)
-            changed = _changed(before, config) if resume else {}
             if rank() == 0 and not resume:
                 write_json(out / CONFIG, config.to_dict())
-            device = run_device(config.device)
-            set_numerics(device, config.precision, deterministic=config.deterministic)
-            model = checkpoint.model(copy=False).train().to(device)
-            if config.compiles(device.type):
-                if rank() == 0:
-                    logger.info(
-                        "layers are compiled in the first steps, for minutes; --compile no leaves it out"
-                    )
-                model.compile_layers(strict=config.compile == "yes")
-            else:
-                optimize_for_cpu(model)
-            model.checkpoint_activations(config.checkpoint_activations)
-            if config.train_top is not None:
-                model.train_top_layers(config.train_top)
-            context = build_task(config, checkpoint, model, spec)
-            check_batch_size(
-                config, len(context.examples)
-            )  # of which the task may have left some out
+
+            # Build the model and its task, which may leave examples out.
+            context = build_task(config, checkpoint, _build_model(config, checkpoint), spec)
+            check_batch_size(config, len(context.examples))
             del checkpoint  # on a GPU, its tensors are a second copy
             if config.freeze_towers:
-                context = replace(
-                    context, examples=frozen_examples(context, cache, progress=progress)
-                )
-            if config.align_first and not from_first(
-                newest(out) is not None
-            ):  # the state holds what came of it
+                examples = frozen_examples(context, cache, progress=progress)
+                context = replace(context, examples=examples)
+            # A saved state has the aligned projections.
+            if config.align_first and not broadcast_object(newest(out) is not None):
                 align_projections(context, progress=progress)
+
             trainer = Trainer(
                 context,
                 out,
@@ -200,7 +178,7 @@ def train(
                 async_checkpoints=async_checkpoints,
                 timeout=timedelta(minutes=timeout_minutes),
                 report_to=report_to,
-                changed=changed,
+                changed=_changes(previous, config) if resume else {},
                 progress=progress,
             )
             metrics = trainer.run()
@@ -209,33 +187,43 @@ def train(
 
 
 @contextmanager
-def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> Iterator[RunConfig]:
-    """Holds the folder of a run for this process; gives the config that the run had so far."""
-    _check(out, spec, resume=resume)
+def _held_folder(out: Path, spec: TaskSpec, *, resume: bool) -> Iterator[None]:
+    """Locks the folder of a run for this process, and clears it of half-written files."""
+    _check_folder(out, spec, resume=resume)
     with locked(out):
-        _check(out, spec, resume=resume)  # again, now that no other process can change it
+        _check_folder(out, spec, resume=resume)  # again, now that no other process can change it
         for name in ("", FOLDER, *CHECKPOINTS):
             remove_leftovers(out / name)
-        before = read_run(out, spec) if resume else config
-        changed = _changed(before, config)
-        others = [
-            name
-            for name in changed
-            if name.startswith(_WHAT_IT_IS) and not name.endswith("dropout")
-        ]
-        if others:
-            values = ", ".join(f"{name} {changed[name]}" for name in others)
-            raise ValueError(
-                f"{out} is a run of another model or task: {values}; resume it with the values of before, or start "
-                "again in another folder"
+        yield
+
+
+def _check_folder(out: Path, spec: TaskSpec, *, resume: bool) -> None:
+    """Refuses a folder with files that the run would overwrite."""
+    if resume:
+        read_run(out, spec)
+        for name in CHECKPOINTS:
+            if foreign := _foreign_files(out / name, SHARDS, *CHECKPOINT_FILES):
+                raise FileExistsError(
+                    f"{out / name / foreign[0]} was not written by the run; move it away, as the folder is written anew"
+                )
+    elif not (out / CONFIG).exists():
+        if foreign := _foreign_files(out, CONFIG, ".lock"):
+            raise FileExistsError(
+                f"{out} already holds a run without its {CONFIG}, or other files ({', '.join(foreign[:3])}); choose "
+                "another --out or move them away"
             )
-        yield before
+    else:  # a run that failed before its first step may be started anew
+        is_saved = newest(out) is not None or any((out / name).exists() for name in CHECKPOINTS)
+        if is_saved or ((out / METRICS).exists() and (out / METRICS).stat().st_size > 0):
+            raise FileExistsError(
+                f"{out} already holds a run; continue it with --resume or choose another --out"
+            )
 
 
-def _changed(before: RunConfig, now: RunConfig) -> dict[str, str]:
-    return {
-        name: f"{old} -> {new}" for name, old, new in differences(before.to_dict(), now.to_dict())
-    }
+def _foreign_files(folder: Path, *patterns: str) -> list[str]:
+    """Returns names that match no pattern; a half-written file has the name that it was to get."""
+    names = {intended_name(path) for path in folder.iterdir()} if folder.exists() else ()
+    return sorted(name for name in names if not any(fnmatch(name, pattern) for pattern in patterns))
 
 
 def read_run(out: Path, task: TaskSpec | None = None) -> RunConfig:
@@ -244,32 +232,45 @@ def read_run(out: Path, task: TaskSpec | None = None) -> RunConfig:
         raise FileNotFoundError(
             f"{out} holds no run ({CONFIG} is missing); start one without --resume"
         )
-    specs = [*TASKS.values(), *([] if task is None else [task])]
-    return RunConfig.from_dict(read_json(out / CONFIG), {spec.name: spec.config for spec in specs})
+    configs = {spec.name: spec.config for spec in TASKS.values()}
+    if task is not None:
+        configs[task.name] = task.config
+    return RunConfig.from_dict(read_json(out / CONFIG), configs)
 
 
-def _check(out: Path, spec: TaskSpec, *, resume: bool) -> None:
-    def others(folder: Path, ours: set[str], pattern: str = "") -> list[str]:
-        """Names of files that are neither ours nor left over from writing one of ours."""
-        names = {intended_name(path) for path in folder.iterdir()} - ours if folder.exists() else ()
-        return sorted(name for name in names if not fnmatch(name, pattern))
+def _changes(previous: RunConfig, config: RunConfig) -> dict[str, str]:
+    """Returns old and new values by name."""
+    unequal = differences(previous.to_dict(), config.to_dict())
+    return {name: f"{old} -> {new}" for name, old, new in unequal}
 
-    if resume:
-        read_run(out, spec)
-        for name in CHECKPOINTS:
-            if foreign := others(out / name, CHECKPOINT_FILES, SHARDS):
-                raise FileExistsError(
-                    f"{out / name / foreign[0]} was not written by the run; move it away, as the folder is written anew"
-                )
-    elif not (out / CONFIG).exists():
-        if foreign := others(out, {CONFIG, ".lock"}):
-            raise FileExistsError(
-                f"{out} already holds a run without its {CONFIG}, or other files ({', '.join(foreign[:3])}); choose "
-                "another --out or move them away"
+
+def _check_model_and_task(out: Path, previous: RunConfig, config: RunConfig) -> None:
+    values = ", ".join(
+        f"{name} {change}"
+        for name, change in _changes(previous, config).items()
+        if name.startswith(_FIXED) and not name.endswith("dropout")
+    )
+    if values:
+        raise ValueError(
+            f"{out} is a run of another model or task: {values}; resume it with the values of before, or start "
+            "again in another folder"
+        )
+
+
+def _build_model(config: RunConfig, checkpoint: Checkpoint) -> BridgeTower:
+    """Builds the model in training mode on the device of this process."""
+    device = run_device(config.device)
+    set_numerics(device, config.precision, deterministic=config.deterministic)
+    model = checkpoint.model(copy=False).train().to(device)
+    if config.compiles(device.type):
+        if rank() == 0:
+            logger.info(
+                "layers are compiled in the first steps, for minutes; --compile no leaves it out"
             )
-    else:  # a run that failed before its first step may be started anew
-        saved = newest(out) is not None or any((out / name).exists() for name in CHECKPOINTS)
-        if saved or ((out / METRICS).exists() and (out / METRICS).stat().st_size > 0):
-            raise FileExistsError(
-                f"{out} already holds a run; continue it with --resume or choose another --out"
-            )
+        model.compile_layers(strict=config.compile == "yes")
+    else:
+        optimize_for_cpu(model)
+    model.checkpoint_activations(config.checkpoint_activations)
+    if config.train_top is not None:
+        model.train_top_layers(config.train_top)
+    return model

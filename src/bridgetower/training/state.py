@@ -1,4 +1,4 @@
-"""What a run writes: its checkpoints, and states, from which it continues when it was killed; nothing by halves."""
+"""Checkpoints of a run, and the states from which a killed run continues. Every write is atomic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from bridgetower.checkpoints import Checkpoint, Reranking, update_weights, write_checkpoint
@@ -30,41 +30,46 @@ from bridgetower.checkpoints.tensors import (
     write_about,
     write_safetensors,
 )
-from bridgetower.distributed import from_all, from_first, rank, tensors_from_first, world_size
+from bridgetower.distributed import (
+    broadcast_object,
+    broadcast_tensors,
+    gather_objects,
+    rank,
+    world_size,
+)
 from bridgetower.files import new_folder
 from bridgetower.tasks.run_config import CONFIG
+from bridgetower.training.data_parallel import local_rows
 from bridgetower.training.setup import TrainContext
 
 FOLDER = "states"
-KEPT = 2  # states
+_MAX_STATES = 2  # in the folder
 
 DATA, HELD_OUT, OPTIMIZER = "data", "held-out data", "optimiser"
-"""Conditions of a run: digests of its data by path, with which it has to go on, and the class of its optimiser."""
+"""Conditions of a run: the digests of its data by path, and the class of its optimiser."""
 
 CHECKPOINT_FILES = {
-    *(
-        "config.json",
-        *WEIGHTS[:2],
-        "carried.safetensors",
-        "processor.json",
-        "tokenizer.json",
-        "labels.json",
-        CARD,
-    ),
+    "config.json",
+    *WEIGHTS[:2],
+    "carried.safetensors",
+    "processor.json",
+    "tokenizer.json",
+    "labels.json",
+    CARD,
 }
-"""What `save_checkpoint` leaves in a folder, beside `SHARDS`."""
+"""Files that `save_checkpoint` writes, beside `SHARDS`."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Where a run is; all draws are functions of the seed and the step, so no generator state is kept."""
+    """Progress of a run. No state of a generator is needed, as draws are functions of the seed and the step."""
 
     step: int = 0
-    skipped: int = 0  # steps among them whose gradients were not finite, so that no weight changed
+    skipped: int = 0  # steps that changed no weight, as their gradients were not finite
     evaluated: int = 0  # step of the last evaluation
-    best: float | None = None  # validation metric so far
+    best: float | None = None  # score of `best/`
     metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
 
 
@@ -74,7 +79,7 @@ def newest(out: Path) -> Path | None:
 
 
 class StateSaver:
-    """Writes states of a run, of which the last two are kept; every process has to use it, and to leave it."""
+    """Writes states of a run and keeps the last two. Every process has to use it, and to leave it."""
 
     def __init__(
         self,
@@ -85,15 +90,14 @@ class StateSaver:
         asynchronous: bool = False,
         timeout: timedelta | None = None,
     ) -> None:
-        self.out, self.conditions, self.checkpoint, self.asynchronous = (
-            out,
-            conditions,
-            checkpoint,
-            asynchronous,
-        )
-        # Of its own: the exchanges of a save in the background must not meet those of the run.
+        self.out = out
+        self.conditions = conditions
+        self.checkpoint = checkpoint
+        self.asynchronous = asynchronous
+        # In a group apart, exchanges of a save in the background do not meet those of the run.
         self._group = dist.new_group(backend="gloo", timeout=timeout) if world_size() > 1 else None
-        self._pool, self._pending = ThreadPoolExecutor(1), list[Future[None]]()
+        self._pool = ThreadPoolExecutor(1)
+        self._pending = list[Future[None]]()
 
     def __enter__(self) -> StateSaver:
         return self
@@ -103,49 +107,46 @@ class StateSaver:
         self._pool.shutdown()
 
     def save(self, model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
-        """Writes a state so that `load_state` gives the same bits; first waits for the one before."""
+        """Writes a state, from which `load_state` restores the same bits, after the one before is written."""
         self.wait()
-        tensors: dict[str, Any] = {
-            f"model.{name}": tensor for name, tensor in model.state_dict().items()
-        }
-        for name, parameter in _parameters(optimizer).items():
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        for name, parameter in _named_parameters(optimizer).items():
             for kind, value in optimizer.state.get(parameter, {}).items():
                 if not isinstance(value, Tensor):
-                    given = type(value).__name__
                     raise ValueError(
-                        f"the optimiser keeps {kind} of {name} as a {given}; keep tensors only"
+                        f"the optimiser keeps {kind} of {name} as a {type(value).__name__}; keep tensors only"
                     )
                 tensors[f"{kind}.{name}"] = value
-        own = {}  # the rows of this process, and in the first one what each has whole
-        for name, tensor in tensors.items():
-            if hasattr(tensor, "to_local") or rank() == 0:
-                rows = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-                own[name] = rows.detach().to("cpu", copy=self.asynchronous)
+        # Every process writes its rows of sharded tensors; the first one writes all others too.
+        local_tensors = {
+            name: local_rows(tensor).detach().to("cpu", copy=self.asynchronous)
+            for name, tensor in tensors.items()
+            if isinstance(tensor, DTensor) or rank() == 0
+        }
         if self.asynchronous:
-            self._pending.append(self._pool.submit(self._write, own, asdict(state)))
+            self._pending.append(self._pool.submit(self._write, local_tensors, asdict(state)))
         else:
-            self._write(own, asdict(state))
+            self._write(local_tensors, asdict(state))
 
     def amend(self, state: TrainingState) -> None:
-        """Notes in the state that was saved last what was found since, such as metrics, in the first process."""
+        """Replaces the progress, such as the metrics, in the state that was saved last."""
         self.wait()
         folder = newest(self.out)
         if rank() == 0 and folder is not None:
             write_about(folder, read_about(folder) | {"state": asdict(state)})
 
     def wait(self) -> None:
-        """Waits until everything is written; raises the error of the process where that failed."""
+        """Waits until everything is written, and raises the error of a process that could not write."""
         while self._pending:
             self._pending.pop().result()
 
     def _write(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Writes a state, which the first process gives its name when it is whole, and removes old ones."""
-        with ExitStack() as opened:
+        """Writes a state in a temporary folder, names it once it is whole, and removes old states."""
+        with ExitStack() as stack:
 
             def begin() -> Path:
-                folder = opened.enter_context(
-                    new_folder(self.out / FOLDER / f"step-{state['step']:08d}")
-                )
+                path = self.out / FOLDER / f"step-{state['step']:08d}"
+                folder = stack.enter_context(new_folder(path))
                 if self.checkpoint is not None:
                     write_description(self.checkpoint, folder)
                 return folder
@@ -156,92 +157,103 @@ class StateSaver:
                 return bool(tensors)
 
             def finish() -> None:
-                absent = [
-                    process
-                    for process in range(writing)
-                    if not share_file(folder, process).exists()
-                ]
-                if absent:
-                    raise FileNotFoundError(
-                        f"process {absent[0]} does not write to this {folder}; use a shared disk"
-                    )
-                write_about(
-                    folder, {"state": state, "conditions": self.conditions, "processes": writing}
-                )
-                opened.close()
-                for path in sorted((self.out / FOLDER).glob("step-*"))[:-KEPT]:
+                for process in range(num_writers):
+                    if not share_file(folder, process).exists():
+                        raise FileNotFoundError(
+                            f"process {process} does not write to this {folder}; use a shared disk"
+                        )
+                about = {"state": state, "conditions": self.conditions, "processes": num_writers}
+                write_about(folder, about)
+                stack.close()
+                for path in sorted((self.out / FOLDER).glob("step-*"))[:-_MAX_STATES]:
                     rmtree(path)
 
-            folder: Any = self._everywhere(begin, first_only=True)[0]
-            writing = sum(self._everywhere(write))
-            self._everywhere(finish, first_only=True)
+            folder: Any = self._on_first_rank(begin)
+            num_writers = sum(self._on_all_ranks(write))
+            self._on_first_rank(finish)
 
-    def _everywhere(self, act: Callable[[], Any], *, first_only: bool = False) -> list[Any]:
-        """Does something in every process and returns what each found; the error of one is raised in all."""
+    def _on_first_rank(self, function: Callable[[], Any]) -> Any:
+        return self._on_all_ranks(lambda: function() if rank() == 0 else None)[0]
+
+    def _on_all_ranks(self, function: Callable[[], Any]) -> list[Any]:
+        """Returns the results of all processes; an error of one is raised in all."""
         try:
-            own = None if first_only and rank() > 0 else act()
-        except Exception as error:  # noqa: BLE001 - the others have to learn of it
-            own = error
-        found = from_all(own, self._group)
-        for value in found:
-            if isinstance(value, Exception):
-                raise value
-        return found
+            result = function()
+        except Exception as error:  # noqa: BLE001 - the other processes wait for it
+            result = error
+        results = gather_objects(result, self._group)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return results
 
 
 def load_state(
     out: Path, model: nn.Module, optimizer: Optimizer, conditions: Mapping[str, Any]
 ) -> TrainingState:
-    """Restores weights and optimiser in place; a run without a state yet starts at step 0."""
-    about: Any = None
-    path = from_first(newest(out) if rank() == 0 else None)
+    """Restores weights and optimiser in place; a run without a saved state starts at step 0."""
+    # The first process reads the progress.
+    path = broadcast_object(newest(out) if rank() == 0 else None)
     if path is None:
         return TrainingState()
+    about: Any = None
     if rank() == 0:
         with _readable(path):
             about = read_about(path)
             if TrainingState.__dataclass_fields__.keys() != about["state"].keys():
                 raise ValueError(f"it is of another version: {', '.join(about['state'])}")
-    about = from_first(about)
-    _check_conditions(path, about["conditions"], conditions)
-    weights, parameters, tensors = model.state_dict(), _parameters(optimizer), dict[str, Tensor]()
-    keeps_moments = about["conditions"][OPTIMIZER] == conditions[OPTIMIZER]
-    shared = any(hasattr(weight, "to_local") for weight in weights.values())
-    if shared or rank() == 0:
+    about = broadcast_object(about)
+    saved_conditions = about["conditions"]
+    _check_data(path, saved_conditions, conditions)
+    _warn_of_changes(path, saved_conditions, conditions)
+
+    # Every process reads sharded tensors, and the first one sends all others.
+    weights = model.state_dict()
+    current = {f"model.{name}": weight for name, weight in weights.items()}
+    parameters = _named_parameters(optimizer)
+    has_same_optimizer = saved_conditions[OPTIMIZER] == conditions[OPTIMIZER]
+    is_sharded = any(isinstance(weight, DTensor) for weight in weights.values())
+    tensors = dict[str, Tensor]()
+    if is_sharded or rank() == 0:
         with _readable(path):
             for key, tensor in state_tensors(path):
                 kind, _, name = key.partition(".")
-                if kind == "model" or (keeps_moments and name in parameters):
-                    like: Any = weights.get(name) if kind == "model" else parameters[name]
-                    if (
-                        hasattr(like, "to_local") and tensor.shape == like.shape
-                    ):  # of which this process has some rows
-                        mesh, cut = like.device_mesh, like.placements
-                        tensor = distribute_tensor(
-                            tensor.to(like.device), mesh, cut, src_data_rank=None
-                        )
-                    tensors[key] = tensor
-    tensors = tensors if shared else tensors_from_first(tensors)
-    now = {f"model.{name}": list(weight.shape) for name, weight in weights.items()}
-    before = {
+                if kind != "model" and not (has_same_optimizer and name in parameters):
+                    continue
+                like: Any = current.get(key) if kind == "model" else parameters[name]
+                if isinstance(like, DTensor) and tensor.shape == like.shape:
+                    tensor = distribute_tensor(
+                        tensor.to(like.device),
+                        like.device_mesh,
+                        like.placements,
+                        src_data_rank=None,
+                    )
+                tensors[key] = tensor
+    if not is_sharded:
+        tensors = broadcast_tensors(tensors)
+
+    # Restore the weights.
+    saved_shapes = {
         key: list(tensor.shape) for key, tensor in tensors.items() if key.startswith("model.")
     }
-    others = [key for key in {**now, **before} if now.get(key) != before.get(key)]
-    if others:
-        raise ValueError(
-            f"{path} is not of this model ({others[0]} was {before.get(others[0])}, now {now.get(others[0])}); "
-            "give the options of the model as they were, or start again in another folder"
-        )
+    shapes = {key: list(weight.shape) for key, weight in current.items()}
+    for key in {**shapes, **saved_shapes}:
+        if saved_shapes.get(key) != shapes.get(key):
+            raise ValueError(
+                f"{path} is not of this model ({key} was {saved_shapes.get(key)}, now {shapes.get(key)}); "
+                "give the options of the model as they were, or start again in another folder"
+            )
     model.load_state_dict({name: tensors[f"model.{name}"] for name in weights})
+
+    # Restore the optimiser, in the order in which it would have gone on.
     optimizer.state.clear()
-    place = {name: number for number, name in enumerate(parameters)}
-    moments = [key.partition(".")[::2] for key in tensors if not key.startswith("model.")]
-    for kind, name in sorted(
-        moments, key=lambda moment: place[moment[1]]
-    ):  # ordered as if it had gone on
-        parameter, tensor = parameters[name], tensors[f"{kind}.{name}"]
-        device = parameter.device if optimizer.defaults.get("fused") or tensor.ndim else "cpu"
-        optimizer.state[parameter][kind] = tensor.to(device)
+    numbers = {name: number for number, name in enumerate(parameters)}
+    moments = [key.partition(".")[::2] for key in tensors if key not in shapes]
+    for kind, name in sorted(moments, key=lambda moment: numbers[moment[1]]):
+        parameter = parameters[name]
+        tensor = tensors[f"{kind}.{name}"]
+        moves = optimizer.defaults.get("fused") or tensor.ndim
+        optimizer.state[parameter][kind] = tensor.to(parameter.device if moves else "cpu")
     return TrainingState(**about["state"])
 
 
@@ -256,77 +268,92 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _parameters(optimizer: Optimizer) -> dict[str, nn.Parameter]:
-    pairs = (zip(group["names"], group["params"], strict=True) for group in optimizer.param_groups)
-    return {name: parameter for group in pairs for name, parameter in group}
+def _named_parameters(optimizer: Optimizer) -> dict[str, nn.Parameter]:
+    named: dict[str, nn.Parameter] = {}
+    for group in optimizer.param_groups:
+        named |= zip(group["names"], group["params"], strict=True)
+    return named
 
 
-def _check_conditions(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    old, new = before[DATA], now[DATA]
-    if before[HELD_OUT] and now[HELD_OUT]:  # else one of the two does not evaluate
-        old, new = old | before[HELD_OUT], new | now[HELD_OUT]
-    splits = [  # of sets, which may be moved
-        f"{one} was trained on, now {other}"
-        for one, other in zip(before[DATA], now[DATA], strict=False)
-        if one.rpartition(" (")[2] != other.rpartition(" (")[2]
+def _check_data(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuses other data; sets may have moved, so paths are not compared."""
+    changes = [
+        f"{old_set} was trained on, now {new_set}"
+        for old_set, new_set in zip(saved[DATA], current[DATA], strict=False)
+        if old_set.rpartition(" (")[2] != new_set.rpartition(" (")[2]  # the splits
     ]
-    if splits or list(old.values()) != list(new.values()):
-        pairs = [
-            pair for pair in zip(new.items(), old.values(), strict=False) if pair[0][1] != pair[1]
-        ]
-        contents = [
-            f"content of {place} was {before}, now {after}" for (place, after), before in pairs
-        ]
-        found = ", ".join(splits + contents)
-        raise ValueError(
-            f"{path} is of other data: {found or f'{len(old)} files, now {len(new)}'}; put them back as they were, or "
-            "start again in another folder with --init on this one"
+    old_digests = saved[DATA]
+    new_digests = current[DATA]
+    if saved[HELD_OUT] and current[HELD_OUT]:  # else one of the two does not evaluate
+        old_digests = old_digests | saved[HELD_OUT]
+        new_digests = new_digests | current[HELD_OUT]
+    changes += [
+        f"content of {name} was {old_digest}, now {new_digest}"
+        for old_digest, (name, new_digest) in zip(
+            old_digests.values(), new_digests.items(), strict=False
         )
-    names = [name for name in now if name not in (DATA, HELD_OUT) and before.get(name) != now[name]]
-    if names and rank() == 0:
+        if old_digest != new_digest
+    ]
+    if not changes and len(old_digests) != len(new_digests):
+        changes = [f"{len(old_digests)} files, now {len(new_digests)}"]
+    if changes:
+        raise ValueError(
+            f"{path} is of other data: {', '.join(changes)}; put them back as they were, or start again in another "
+            "folder with --init on this one"
+        )
+
+
+def _warn_of_changes(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    changes = [
+        f"{name} was {saved.get(name)}, now {value}"
+        for name, value in current.items()
+        if name not in (DATA, HELD_OUT) and saved.get(name) != value
+    ]
+    if changes and rank() == 0:
         logger.warning(
             "%s goes on to another result than that of an undisturbed run: %s. The examples of a step stay the same; "
             "the micro-batches they are cut into, the contrast within these, and all that is drawn for them "
             "(negatives, captions, masked and dropped words, augmentation, dropout) may not, and another optimiser "
             "starts without moments",
             path,
-            "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in names),
+            "; ".join(changes),
         )
 
 
 def save_checkpoint(context: TrainContext, folder: Path, metrics: Mapping[str, float]) -> None:
-    """Every process has to call it; the first one writes."""
+    """Writes the model as a checkpoint, by the first process; every process has to call this."""
     tensors = {}
     for name, tensor in context.model.state_dict().items():
-        whole = (
-            tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-        )  # of what a process has a share
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if rank() == 0:
-            tensors[name] = whole.cpu()
+            tensors[name] = full.cpu()
     if rank() != 0 or context.checkpoint is None:
         return
     for callback in context.model.extensions.callbacks:
         tensors = callback.exported(context, tensors)
-    current = replace(
+    checkpoint = replace(
         context.checkpoint, tensors=tensors, reranking=Reranking.from_metrics(metrics)
     )
-    whole = (folder / "config.json").exists()
-    if whole and current.processor is not None:
-        with TemporaryDirectory() as fresh:
-            current.processor.save(fresh)
-            names = [path.name for path in Path(fresh).iterdir()]
-            whole = filecmp.cmpfiles(folder, fresh, names, shallow=False)[0] == names
-    if whole:
-        update_weights(current, folder)
-    else:  # without the config, which comes last: a first write, that of a killed run, or of other preprocessing
-        (folder / "config.json").unlink(missing_ok=True)  # before the rest goes
+
+    # Replace the weights in a whole checkpoint with the same preprocessing.
+    is_current = (folder / "config.json").exists()
+    if is_current and checkpoint.processor is not None:
+        with TemporaryDirectory() as temporary:
+            checkpoint.processor.save(temporary)
+            names = [path.name for path in Path(temporary).iterdir()]
+            is_current = filecmp.cmpfiles(folder, temporary, names, shallow=False)[0] == names
+    if is_current:
+        update_weights(checkpoint, folder)
+    # Write any other checkpoint anew. Its config is removed first and written last, as it marks a whole one.
+    else:
+        (folder / "config.json").unlink(missing_ok=True)
         for path in (*(folder / name for name in CHECKPOINT_FILES), *folder.glob(SHARDS)):
             path.unlink(missing_ok=True)
-        write_checkpoint(current, folder)
+        write_checkpoint(checkpoint, folder)
     write_card(
-        current,
+        checkpoint,
         folder,
         metrics=metrics,
-        data=[place.rstrip("/").rpartition("/")[2] for place in context.config.data.folders],
+        data=[path.rstrip("/").rpartition("/")[2] for path in context.config.data.folders],
         command=f"bridgetower train {context.config.recipe}  # all settings are in {CONFIG} of the run",
     )

@@ -1,4 +1,4 @@
-"""One optimiser step: its micro-batches, their gradients, and what stops a run before its weights are spoilt."""
+"""One optimiser step over its micro-batches, and the checks that stop a run before its weights are spoilt."""
 
 from __future__ import annotations
 
@@ -29,15 +29,14 @@ _ADVICE = (
     "or look at the images"
 )
 
-KEPT_BYTES = (
-    2**31
-)  # of pixels that a process keeps between the two passes of a step; more are read again
+KEPT_BYTES = 2**31
+"""Pixels that a process keeps between the two passes of a step; more are read again."""
 
 logger = logging.getLogger(__name__)
 
 
 def count_micro_batches(config: RunConfig) -> int:
-    """Of each process, for its share of a step."""
+    """Counts the micro-batches of each process in a step."""
     share = max(config.batch_size // world_size(), 1)
     return -(-share // (config.micro_batch_size or share))
 
@@ -65,6 +64,7 @@ def check_batch_size(config: RunConfig, num_examples: int) -> None:
 
 
 def encodes_twice(config: RunConfig, progress: float, micro_batches: int) -> bool:
+    """Whether ITC over a step of several micro-batches needs a pass without gradients before the others."""
     return (
         config.contrast_over == "step"
         and micro_batches > 1
@@ -73,11 +73,9 @@ def encodes_twice(config: RunConfig, progress: float, micro_batches: int) -> boo
 
 
 def keeps_pixels(config: RunConfig, image_size: int) -> bool:
-    """Whether the pixels of a process, as uint8, are kept between its two passes."""
-    return (
-        not config.freeze_towers
-        and config.batch_size // world_size() * 3 * image_size**2 <= KEPT_BYTES
-    )
+    """Whether a process keeps its pixels, as uint8, between its two passes."""
+    num_bytes = config.batch_size // world_size() * 3 * image_size**2
+    return not config.freeze_towers and num_bytes <= KEPT_BYTES
 
 
 def run_step(
@@ -90,54 +88,57 @@ def run_step(
 ) -> tuple[dict[str, Tensor], list[str], bool]:
     """Runs a step, counted from 0, over its micro-batches; returns means, ids, and whether it was skipped.
 
-    On a CPU, losses and gradients that are not finite stop it before the weights change. A GPU is not waited for:
-    `StepWatch` looks at what is returned. If steps may be skipped, every device is waited for.
+    On a CPU, losses and gradients that are not finite raise an error before the weights change. A GPU is not waited
+    for: `StepWatch` checks the returned means. If steps may be skipped, every device is waited for.
     """
-    config, count, device = (
-        context.config,
-        count_micro_batches(context.config),
-        context.model.device,
-    )
+    config = context.config
+    device = context.model.device
+    count = count_micro_batches(config)
     progress = step / context.max_steps
     context.task.progress = progress  # type: ignore[assignment]
     may_skip = skipped < config.max_skipped_steps
-    checks = device.type == "cpu" and not may_skip
-    kept: list[Batch] = []
-    keeps = keeps_pixels(config, context.model.config.vision.image_size)
+    is_checked = device.type == "cpu" and not may_skip
 
-    def seed(micro: int) -> None:
+    def seed_dropout(micro: int) -> None:
         torch.manual_seed(derive_seed(config.seed, "dropout", step, rank(), micro))
 
-    def moved(batch: Any, *, keep: bool = False) -> Any:
-        if keep:  # of what is not pinned a copy, as a worker's memory holds files open
-            kept.append(batch if torch.cuda.is_available() else batch.copied())
+    def to_device(batch: Any) -> Any:
         return context.images[0].on_device(batch, device) if context.images else batch.to(device)
+
+    # For ITC over the step, encode all micro-batches first.
+    kept: list[Batch] = []
+    is_kept = keeps_pixels(config, context.model.config.vision.image_size)
+
+    def first_pass() -> Iterator[Any]:
+        for batch in islice(batches, count):
+            if is_kept:  # as a copy unless it is pinned: the memory of a worker holds files open
+                kept.append(batch if torch.cuda.is_available() else batch.copied())
+            yield to_device(batch)
 
     contrasts: list[Contrast] = []
     if encodes_twice(config, progress, count):
-        first = map(partial(moved, keep=keeps), islice(batches, count))
+        precision = partial(autocast, device, config.precision)
         contrasts = contrast_of_step(
-            context.task, first, seed, partial(autocast, device, config.precision), check=checks
+            context.task, first_pass(), seed_dropout, precision, check=is_checked
         )
-        batches = iter(kept) if keeps else batches
-    counts_labels = count * world_size() > 1 and config.task.counts_labels(progress)
+
+    # Run each micro-batch forward and backward.
     means: dict[str, Tensor] = {}
     ids: list[str] = []
-    for micro, batch in enumerate(map(moved, islice(batches, count))):
-        if (
-            counts_labels
-        ):  # so that the mean over the micro-batches is that over the labels of the step
+    counts_labels = count * world_size() > 1 and config.task.counts_labels(progress)
+    for micro, batch in enumerate(map(to_device, islice(iter(kept) if kept else batches, count))):
+        if counts_labels:  # the mean over the micro-batches is then one over all labels
             if micro == 0:
                 labels = batch.num_labels if count == 1 else batch.step_labels
-                mean = all_gather(labels[None]).sum().clamp(min=1) / (count * world_size())
-            batch = replace(batch, mlm_weight=batch.num_labels / mean)
+                mean_labels = all_gather(labels[None]).sum().clamp(min=1) / (count * world_size())
+            batch = replace(batch, mlm_weight=batch.num_labels / mean_labels)
         ids += batch.ids
-        seed(micro)
+        seed_dropout(micro)
         try:
             with task.accumulating(when=micro + 1 < count):
                 with autocast(device, config.precision):
                     losses = task(batch, contrasts[micro]) if contrasts else task(batch)
-                if checks and not torch.isfinite(losses.total):
+                if is_checked and not torch.isfinite(losses.total):
                     values = {name: value.item() for name, value in losses.terms.items()}
                     raise FloatingPointError(
                         f"loss is not finite at step {step + 1}: {values}; examples of the batch: "
@@ -151,10 +152,12 @@ def run_step(
             ) from error
         for name, value in {**losses.terms, **losses.metrics, "loss": losses.total}.items():
             means[name] = means.get(name, 0.0) + value.detach() / count
-    norm = means["gradient_norm"] = task.clip_gradients(config.optimizer.clip_norm)
-    # The norm is of the averaged gradients, so that all processes skip the same steps.
-    skips = may_skip and not bool(torch.isfinite(norm))
-    if skips:
+
+    # Change the weights. The norm is that of the averaged gradients, so all processes skip the same steps.
+    norm = task.clip_gradients(config.optimizer.clip_norm)
+    means["gradient_norm"] = norm
+    is_skipped = may_skip and not bool(torch.isfinite(norm))
+    if is_skipped:
         logger.warning(
             "step %d is skipped, the %d. of %d that may be: its gradients are not finite; examples of this process's "
             "batch: %s",
@@ -168,13 +171,13 @@ def run_step(
             check_gradients(norm, ids, step + 1)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return means, ids, skips
+    return means, ids, is_skipped
 
 
 def contrast_of_step(
     task: Any,
     batches: Iterable[CaptionBatch],
-    seed: Callable[[int], None],
+    seed_dropout: Callable[[int], None],
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     *,
     check: bool = True,
@@ -182,11 +185,11 @@ def contrast_of_step(
     """Encodes all micro-batches in turn without a graph and compares all pairs of all processes."""
     features = []
     with torch.no_grad():
-        for number, batch in enumerate(batches):
-            seed(number)
+        for micro, batch in enumerate(batches):
+            seed_dropout(micro)
             with precision():
                 features.append(task.features(batch))
-            if check and not all(torch.isfinite(each).all() for each in features[-1].embeds):
+            if check and not all(torch.isfinite(rows).all() for rows in features[-1].embeds):
                 raise FloatingPointError(
                     f"contrastive features are not finite; examples of the batch: {', '.join(batch.ids)}. Lower the "
                     "learning rate, clip gradients, or look at these images"
@@ -195,7 +198,7 @@ def contrast_of_step(
 
 
 def check_gradients(norm: Tensor, ids: Sequence[str], step: int) -> None:
-    """Gradients are averaged, so with several processes it raises in all of them."""
+    """Raises an error in all processes, as the norm is that of averaged gradients."""
     if not torch.isfinite(norm):
         raise FloatingPointError(
             f"gradients are not finite at step {step}: norm {norm.item()}; examples of this process's batch: "
@@ -204,11 +207,11 @@ def check_gradients(norm: Tensor, ids: Sequence[str], step: int) -> None:
 
 
 class StepWatch:
-    """Looks at the numbers of each step; on a GPU when the next step has begun, so that none is waited for."""
+    """Checks the means of each step; on a GPU once the next step has begun, so that nothing waits for them."""
 
     def __init__(self) -> None:
-        self._open: deque[tuple[int, Tensor, torch.cuda.Event | None, Sequence[str]]] = deque()
-        self._stop = False
+        self._pending: deque[tuple[int, Tensor, torch.cuda.Event | None, Sequence[str]]] = deque()
+        self._is_stopping = False
 
     def note(
         self,
@@ -219,24 +222,26 @@ class StepWatch:
         stop: bool,
         skipped: bool = False,
     ) -> bool:
-        """Takes the numbers of a step; returns whether a process asked to stop, as far as is known."""
+        """Takes the means of a step; returns whether a process asked to stop, as far as is known."""
         norm = means["gradient_norm"]
         checked = torch.zeros_like(norm) if skipped else means["loss"].float() * 0 + norm
-        values, event = torch.stack([torch.full_like(norm, float(stop)), checked]), None
+        values = torch.stack([torch.full_like(norm, float(stop)), checked])
         if world_size() > 1:
             dist.all_reduce(values)
-        if norm.is_cuda:  # into pinned memory
-            values = values.to("cpu", non_blocking=True)
+        event = None
+        if norm.is_cuda:
+            values = values.to("cpu", non_blocking=True)  # into pinned memory
             event = torch.cuda.current_stream().record_event()
-        self._open.append((step, values, event, ids))
+        self._pending.append((step, values, event, ids))
         self.settle(leave=1 if norm.is_cuda else 0)
-        return self._stop
+        return self._is_stopping
 
     def settle(self, *, leave: int = 0) -> None:
-        while len(self._open) > leave:
-            step, values, event, ids = self._open.popleft()
+        """Checks all steps but the last `leave`."""
+        while len(self._pending) > leave:
+            step, values, event, ids = self._pending.popleft()
             if event is not None:
                 event.synchronize()
             stops, norm = values.unbind()
             check_gradients(norm, ids, step)
-            self._stop |= bool(stops > 0)
+            self._is_stopping |= bool(stops > 0)

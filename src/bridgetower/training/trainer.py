@@ -14,7 +14,7 @@ from threading import current_thread, main_thread
 from types import FrameType, MappingProxyType
 
 from bridgetower.data.batches.batch import Batch, StepSampler
-from bridgetower.distributed import from_first, rank, require_same, world_size
+from bridgetower.distributed import broadcast_object, rank, require_same, world_size
 from bridgetower.files import write_json
 from bridgetower.model.layers import autocast
 from bridgetower.processor import load_items
@@ -291,7 +291,7 @@ class Trainer:
                 autocast(device, "fp32" if is_exact else config.precision),
             ):
                 # Every process gets the metrics of the first, as they decide together what is saved.
-                state.metrics = from_first(self.context.evaluate())
+                state.metrics = broadcast_object(self.context.evaluate())
             self.log.write("validation", state.step, state.metrics)
             if config.select_by not in state.metrics:
                 raise ValueError(
@@ -319,7 +319,7 @@ class Trainer:
 
     def _save_last(self) -> None:
         """Writes `last/` unless it has the weights of this end: its config, which is written last, tells."""
-        if from_first(not (self.out / "last" / "config.json").exists()):
+        if broadcast_object(not (self.out / "last" / "config.json").exists()):
             with self._callbacks_evaluating():
                 save_checkpoint(self.context, self.out / "last", self.state.metrics)
 

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from bridgetower.data.batches.batch import Batch, BatchDataset, BatchKey, derive_seed, joined
 from bridgetower.data.sets.store import Table
-from bridgetower.distributed import barrier, from_first, rank, world_size
+from bridgetower.distributed import barrier, broadcast_object, rank, world_size
 from bridgetower.files import (
     json_text,
     locked,
@@ -122,7 +122,7 @@ class FeatureCache:
                     self._make_room(
                         int(missing.sum() * tokens * num_layers * width * dtype.itemsize)
                     )
-            missing = from_first(missing).nonzero()[:, 0]
+            missing = broadcast_object(missing).nonzero()[:, 0]
             if len(missing):
                 own = missing[rank() :: world_size()].tolist()
                 outputs = counted(compute(own), f"towers: {what}", enabled=shown, total=len(own))
