@@ -20,7 +20,6 @@ NotAnOption = Annotated[str, NO_OPTION]
 class TaskConfig(ABC):
     """Settings of the task of a run, whose name is `kind`."""
 
-    aligns: ClassVar[bool] = False  # whether `align_first` can compare its images with its captions
     reads: ClassVar[Reads] = "entries"  # of prepared sets: captions, or other entries
     kind: NotAnOption = ""
 
@@ -110,7 +109,6 @@ class PretrainingConfig(TaskConfig):
         gather_with_grads: Let contrastive gradients flow to the features of other ranks.
     """
 
-    aligns: ClassVar[bool] = True
     reads: ClassVar[Reads] = "captions"
     metrics = (
         "rsum",

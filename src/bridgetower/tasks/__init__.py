@@ -1,1 +1,1 @@
-"""What a model can be trained on and measured by: one value per task, and a table of them; importable without torch."""
+"""Tasks to train and to measure a model on, in one table. They import no torch."""

@@ -1,4 +1,4 @@
-"""Tasks on entries of prepared sets: VQAv2, SNLI-VE, NLVR2 with two images, and custom tables of labels or numbers."""
+"""Tasks on entries of prepared sets: VQAv2, SNLI-VE, NLVR2, and tables of labels or numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from bridgetower.tasks.spec import Entry, Evaluation, ExampleSource, TaskSpec, f
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bridgetower.data.batches.examples import EntryDataset
+    from bridgetower.data.batches.examples import EntryDataset, LabelEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class VqaConfig(TaskConfig):
     """Questions about images.
 
     Attributes:
-        protocol: `standard` scores every question of the validation split; `paper` leaves out those to which no
-            annotator gave an answer of the vocabulary, as the official code does. Both train without them.
+        protocol: `standard` scores every question of the validation split. `paper` leaves out questions to which no
+            annotator gave an answer of the vocabulary, as the official code does. Both leave them out of training.
     """
 
     metrics = ("vqa_score",)
@@ -57,7 +57,7 @@ class VqaConfig(TaskConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SnliVeConfig(TaskConfig):
-    """Does an image contradict a statement, leave it open, or entail it?"""
+    """Tells whether an image contradicts a statement, leaves it open, or entails it."""
 
     metrics = ("accuracy",)
     kind: NotAnOption = "snli-ve"
@@ -65,7 +65,7 @@ class SnliVeConfig(TaskConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Nlvr2Config(TaskConfig):
-    """Is a statement about two images true?"""
+    """Tells whether a statement about two images is true."""
 
     metrics = ("accuracy",)
     kind: NotAnOption = "nlvr2"
@@ -79,7 +79,12 @@ class ClassificationConfig(TaskConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotConfig(TaskConfig):
-    """Classes that texts name, in templates with {} for the class; none: those of `classify`."""
+    """Classes by the similarity of images to their names.
+
+    Attributes:
+        matching: Whether the matching head scores the classes, not the contrastive one.
+        templates: Texts with {} for the class; none: the templates of `classify`.
+    """
 
     metrics = ("accuracy",)
     kind: NotAnOption = "zero-shot"
@@ -99,20 +104,19 @@ class RegressionConfig(TaskConfig):
     kind: NotAnOption = "regression"
 
 
-def _questions(source: ExampleSource) -> EntryDataset:
-    """Opens questions; `test-dev` of VQAv2 is part of `test`, and its server takes the answers to all of it."""
+def _question_examples(source: ExampleSource) -> EntryDataset:
     from bridgetower.data.batches.examples import AnswerEncoder, EntryDataset
 
-    source = replace(
-        source, splits=tuple("test" if split == "test-dev" else split for split in source.splits)
-    )
+    # `test-dev` of VQAv2 is part of `test`, and its server takes the answers to all of it.
+    splits = tuple("test" if split == "test-dev" else split for split in source.splits)
+    source = replace(source, splits=splits)
     answers = AnswerEncoder(source.names)
-    has_answers = not any(split.startswith("test") for split in source.splits)
-    answerable = source.use == "train" or (source.task.protocol == "paper" and has_answers)
+    has_answers = not any(split.startswith("test") for split in splits)
+    is_paper = source.task.protocol == "paper" and has_answers
     return EntryDataset(
         source.images(schemas.VQA),
         answers,
-        keep=answers.answerable if answerable else None,
+        keep=answers.answerable if source.use == "train" or is_paper else None,
         labelled=source.use == "validate",
         unique=source.use == "test",
     )
@@ -121,71 +125,72 @@ def _questions(source: ExampleSource) -> EntryDataset:
 def _evaluate_questions(evaluation: Evaluation) -> Outcome:
     from bridgetower.evaluation.class_metrics import vqa_score, vqa_scores
 
-    entries, given = list(evaluation.examples), evaluation.likeliest()
-    answers = {
-        entry["question_id"]: answer for entry, (answer, _) in zip(entries, given, strict=True)
-    }
+    entries = list(evaluation.examples)
+    predictions = evaluation.likeliest()
+    answers = [answer for answer, _ in predictions]
     answered = [
-        (answer, entry)
-        for entry, (answer, _) in zip(entries, given, strict=True)
-        if entry["answers"]
+        (answer, entry) for answer, entry in zip(answers, entries, strict=True) if entry["answers"]
     ]
     metrics, details = vqa_scores(*zip(*answered, strict=True)) if answered else ({}, {})
+    submission = [
+        {"question_id": entry["question_id"], "answer": answer}
+        for answer, entry in zip(answers, entries, strict=True)
+    ]
 
-    def expected(
-        entry: Entry,
-    ) -> str:  # the most frequent answer in the form in which `vqa_score` compares it
-        raw = len(entry["answers"]) >= FEW_ANNOTATORS and len(set(entry["answers"])) == 1
-        forms = entry["answers"] if raw else map(normalise_answer, entry["answers"])
-        return Counter(forms).most_common(1)[0][0]
+    def most_frequent_answer(entry: Entry) -> str:
+        # In the form in which `vqa_score` compares it.
+        targets = entry["answers"]
+        if len(targets) < FEW_ANNOTATORS or len(set(targets)) > 1:
+            targets = map(normalise_answer, targets)
+        return Counter(targets).most_common(1)[0][0]
 
     return evaluation.outcome(
-        [{"answer": answer, "probability": probability} for answer, probability in given],
-        given,
+        [{"answer": answer, "probability": probability} for answer, probability in predictions],
+        predictions,
         id_name="question_id",
         known_name="num_answered",
-        expected=expected,
+        expected=most_frequent_answer,
         score=lambda entry, answer: vqa_score(answer, entry["answers"]),
         groups=("answer_type", "question_type"),
         metrics=metrics,
         details=details,
-        submission=(
-            "submission.json",
-            json_text([{"question_id": key, "answer": answers[key]} for key in answers]),
-        ),
+        submission=("submission.json", json_text(submission)),
     )
 
 
-def _statements(source: ExampleSource, schema: Schema) -> EntryDataset:
+def _statement_examples(source: ExampleSource, schema: Schema) -> EntryDataset:
     from bridgetower.data.batches.examples import ClassEncoder, EntryDataset
 
-    test = source.use == "test"
+    is_test = source.use == "test"
     return EntryDataset(
-        source.images(schema), ClassEncoder(schema.labels), labelled=not test, unique=test
+        source.images(schema), ClassEncoder(schema.labels), labelled=not is_test, unique=is_test
     )
 
 
 def _evaluate_statements(evaluation: Evaluation) -> Outcome:
-    entries, is_nlvr2 = list(evaluation.examples), evaluation.examples.schema is schemas.NLVR2
-    given = evaluation.likeliest()
-    by_id = {entry["statement_id"]: label for entry, (label, _) in zip(entries, given, strict=True)}
-    unknown = [name for name in by_id if is_nlvr2 and nlvr2_sentence(name) is None]
-    notes = [
-        f"no consistency and no submission: {len(unknown)} of {len(by_id)} statements, such as {name!r}, have no "
-        "identifier of NLVR2, which contains the sentence; prepare the set from NLVR2's JSON files"
-        for name in unknown[:1]
-    ]
-    submission = (
-        io.StringIO()
-    )  # as NLVR2's evaluation takes it: identifier and prediction, without header
-    csv.writer(submission, lineterminator="\n").writerows(by_id.items())
+    entries = list(evaluation.examples)
+    predictions = evaluation.likeliest()
+    labels = [label for label, _ in predictions]
+    is_nlvr2 = evaluation.examples.schema is schemas.NLVR2
+
+    # NLVR2's evaluation takes identifiers, which contain the sentence, and predictions without a header.
+    ids = [entry["statement_id"] for entry in entries]
+    unknown = [name for name in ids if is_nlvr2 and nlvr2_sentence(name) is None]
+    notes = []
+    if unknown:
+        notes.append(
+            f"no consistency and no submission: {len(unknown)} of {len(ids)} statements, such as {unknown[0]!r}, have "
+            "no identifier of NLVR2, which contains the sentence; prepare the set from NLVR2's JSON files"
+        )
+    submission = io.StringIO()
+    csv.writer(submission, lineterminator="\n").writerows(zip(ids, labels, strict=True))
     return evaluation.outcome(
-        [{"label": label, "probability": probability} for label, probability in given],
-        given,
+        [{"label": label, "probability": probability} for label, probability in predictions],
+        predictions,
         id_name="statement_id",
         expected=lambda entry: str(entry["label"]),
         score=lambda entry, label: float(label == entry["label"]),
-        metrics=statement_metrics(entries, [label for label, _ in given], is_nlvr2=is_nlvr2),
+        metrics=statement_metrics(entries, labels, is_nlvr2=is_nlvr2),
         submission=("submission.csv", submission.getvalue()) if is_nlvr2 and not unknown else None,
         notes=notes,
     )
@@ -195,87 +200,91 @@ def statement_metrics(
     entries: Sequence[Entry], labels: Sequence[str], *, is_nlvr2: bool
 ) -> dict[str, float]:
     """Returns `accuracy` of the labelled statements and, with NLVR2's identifiers, `consistency`."""
-    known = [
-        (entry, entry["label"] == label)
-        for entry, label in zip(entries, labels, strict=True)
-        if entry["label"]
-    ]
-    sentences: dict[str | None, bool] = {}
-    for entry, hit in known:
-        sentence = nlvr2_sentence(entry["statement_id"]) if is_nlvr2 else None
-        sentences[sentence] = sentences.get(sentence, True) and hit
-    if not known:
+    hits = []
+    hits_by_sentence: dict[str | None, bool] = {}
+    for entry, label in zip(entries, labels, strict=True):
+        if entry["label"]:
+            is_hit = entry["label"] == label
+            hits.append(is_hit)
+            sentence = nlvr2_sentence(entry["statement_id"]) if is_nlvr2 else None
+            hits_by_sentence[sentence] = hits_by_sentence.get(sentence, True) and is_hit
+    if not hits:
         return {}
-    metrics = {"accuracy": sum(hit for _, hit in known) / len(known)}
-    return (
-        metrics
-        if None in sentences
-        else metrics | {"consistency": sum(sentences.values()) / len(sentences)}
-    )
+    metrics = {"accuracy": sum(hits) / len(hits)}
+    if None not in hits_by_sentence:
+        metrics["consistency"] = sum(hits_by_sentence.values()) / len(hits_by_sentence)
+    return metrics
 
 
-def _labelled(source: ExampleSource) -> EntryDataset:
+def _labelled_examples(source: ExampleSource) -> EntryDataset:
     from bridgetower.data.batches.examples import ClassEncoder, EntryDataset, NumberEncoder
 
-    heads, numbers = source.heads, source.task.kind == "regression"
+    heads = source.heads
+    is_regression = source.task.kind == "regression"
     for folder in source.data.folders:
         classes = read_classes(folder)
-        if numbers and not classes.numbers:
+        if is_regression and not classes.numbers:
             raise ValueError(
                 f"{folder} has classes; regression takes sets of `bridgetower prepare regression`"
             )
-        if not numbers and (classes.numbers or classes.multi_label != heads.multi_label):
-            kind = (
-                "a number"
-                if classes.numbers
-                else "one label"
-                if heads.multi_label
-                else "several labels"
-            )
-            other = f"set it to {not heads.multi_label} for a new head"
-            other = "choose the task regression" if classes.numbers else other
+        if is_regression:
+            continue
+        content = advice = ""
+        if classes.numbers:
+            content = "a number"
+            advice = "choose the task regression"
+        elif classes.multi_label != heads.multi_label:
+            content = "several labels" if classes.multi_label else "one label"
+            advice = f"set it to {classes.multi_label} for a new head"
+        if content:
             raise ValueError(
-                f"{folder} has {kind} per row, but model.heads.multi_label is {heads.multi_label}; {other}, or choose "
-                "another set"
+                f"{folder} has {content} per row, but model.heads.multi_label is {heads.multi_label}; {advice}, or "
+                "choose another set"
             )
-    if numbers and not heads.predicts_number("classification"):
+    if is_regression and not heads.predicts_number("classification"):
         raise ValueError(
             f"the classification head has {heads.classification} classes; regression takes a model whose head "
             "has one output: model.heads.classification 1, without model.heads.multi_label"
         )
-    encoder = (
-        NumberEncoder() if numbers else ClassEncoder(source.names, multi_label=heads.multi_label)
-    )
-    test = source.use == "test"
+    encoder: LabelEncoder = NumberEncoder()
+    if not is_regression:
+        encoder = ClassEncoder(source.names, multi_label=heads.multi_label)
+    is_test = source.use == "test"
     examples = EntryDataset(
-        source.images(schemas.CLASSIFICATION), encoder, labelled=not test, unique=test
+        source.images(schemas.CLASSIFICATION), encoder, labelled=not is_test, unique=is_test
     )
+    # Labels that the head lacks are an error here.
     for entry in filter(encoder.known, examples):
         examples.label(entry)
     return examples
 
 
-def _known(evaluation: Evaluation) -> tuple[list[int], Tensor | None]:
-    """Returns the rows with a label, and their labels: classes as marks."""
+def _known_labels(evaluation: Evaluation) -> tuple[list[int], Tensor | None]:
+    """Returns the rows with a label, and their labels: numbers, or booleans by class."""
     import torch
     from torch.nn.functional import one_hot
 
-    examples, heads = evaluation.examples, evaluation.heads
-    known = {
+    examples = evaluation.examples
+    labels_by_row = {
         row: examples.label(entry)
         for row, entry in enumerate(examples)
         if examples.encode.known(entry)
     }
-    labels = torch.stack(list(known.values())) if known else None
-    if labels is not None and evaluation.names:
-        labels = (labels if heads.multi_label else one_hot(labels, len(evaluation.names))).bool()
-    return list(known), labels
+    if not labels_by_row:
+        return [], None
+    labels = torch.stack(list(labels_by_row.values()))
+    if evaluation.names:
+        if not evaluation.heads.multi_label:
+            labels = one_hot(labels, len(evaluation.names))
+        labels = labels.bool()
+    return list(labels_by_row), labels
 
 
 def _evaluate_numbers(evaluation: Evaluation) -> Outcome:
     from bridgetower.evaluation.class_metrics import number_metrics
 
-    numbers, (rows, labels) = evaluation.outputs[:, 0], _known(evaluation)
+    numbers = evaluation.outputs[:, 0]
+    rows, labels = _known_labels(evaluation)
     return evaluation.outcome(
         [{"number": number} for number in numbers.tolist()],
         id_name="id",
@@ -284,42 +293,47 @@ def _evaluate_numbers(evaluation: Evaluation) -> Outcome:
 
 
 def _evaluate_classes(evaluation: Evaluation) -> Outcome:
-    """Measures classes; of several labels, the probability of an answer is that of the least certain one."""
     from torch.nn.functional import one_hot
 
     from bridgetower.evaluation.class_metrics import classification_metrics
 
-    outputs, names, several = evaluation.outputs, evaluation.names, evaluation.heads.multi_label
-    predicted = outputs > 0.5 if several else one_hot(outputs.argmax(dim=1), len(names)).bool()
-    labels = [
-        [name for name, holds in zip(names, row, strict=True) if holds]
-        for row in predicted.tolist()
-    ]
-    certainty = outputs.maximum(1 - outputs).amin(dim=1) if several else outputs.amax(dim=1)
-    rows, known = _known(evaluation)
-    by_class = dict[str, float]()  # the share of the rows of each class that are found to be of it
-    if known is not None:
-        hits, counts = (predicted[rows] & known).sum(dim=0).tolist(), known.sum(dim=0).tolist()
-        by_class = {
-            name: hit / count for name, hit, count in zip(names, hits, counts, strict=True) if count
-        }
+    names = evaluation.names
+    probabilities = evaluation.outputs
+    is_multi_label = evaluation.heads.multi_label
+    if is_multi_label:
+        predicted = probabilities > 0.5
+        # An answer of several labels is as probable as its least certain one.
+        certainty = probabilities.maximum(1 - probabilities).amin(dim=1)
+    else:
+        predicted = one_hot(probabilities.argmax(dim=1), len(names)).bool()
+        certainty = probabilities.amax(dim=1)
+    labels = [[names[index] for index in row.nonzero()[:, 0].tolist()] for row in predicted]
+
+    # Metrics, and the recall of each class.
+    rows, targets = _known_labels(evaluation)
+    metrics: dict[str, float] = {}
+    details: dict[str, dict[str, float]] = {}
+    if targets is not None:
+        metrics = classification_metrics(probabilities[rows], targets, multi_label=is_multi_label)
+        hits = (predicted[rows] & targets).sum(dim=0).tolist()
+        counts = targets.sum(dim=0).tolist()
+        by_class = zip(names, hits, counts, strict=True)
+        details["by_class"] = {name: hit / count for name, hit, count in by_class if count}
 
     def joined(labels: Iterable[str]) -> str:
         return ", ".join(sorted(labels)) or "none"
 
     return evaluation.outcome(
         [
-            {"labels": given, "probabilities": dict(zip(names, values, strict=True))}
-            for given, values in zip(labels, outputs.tolist(), strict=True)
+            {"labels": row_labels, "probabilities": dict(zip(names, row, strict=True))}
+            for row_labels, row in zip(labels, probabilities.tolist(), strict=True)
         ],
         list(zip(map(joined, labels), certainty.tolist(), strict=True)),
         id_name="id",
         expected=lambda entry: joined(entry["labels"]),
-        score=lambda entry, given: float(joined(entry["labels"]) == given),
-        metrics={}
-        if known is None
-        else classification_metrics(outputs[rows], known, multi_label=several),
-        details={} if known is None else {"by_class": by_class},
+        score=lambda entry, answer: float(joined(entry["labels"]) == answer),
+        metrics=metrics,
+        details=details,
     )
 
 
@@ -329,28 +343,36 @@ def _evaluate_zero_shot(evaluation: Evaluation) -> Outcome:
 
     if (evaluation.examples.images.image_of < 0).any():
         raise ValueError("an example has no image; zero-shot classifies images")
-    task, labels = evaluation.task, [name.replace("_", " ") for name in evaluation.names]
-    given = evaluation.model, evaluation.processor, labels, task.templates or TEMPLATES
-    return _evaluate_classes(replace(evaluation, module=lambda: ZeroShot(*given, task.matching)))
+    task = evaluation.task
+    classifier = ZeroShot(
+        evaluation.model,
+        evaluation.processor,
+        [name.replace("_", " ") for name in evaluation.names],
+        task.templates or TEMPLATES,
+        task.matching,
+    )
+    return _evaluate_classes(replace(evaluation, module=lambda: classifier))
 
 
 def _evaluate_compositions(evaluation: Evaluation) -> Outcome:
     from bridgetower.evaluation.zero_shot import evaluate_compositions
 
-    given = (
+    metrics, details, predictions = evaluate_compositions(
+        evaluation.model,
         evaluation.examples.images,
         list(evaluation.examples.rows()),
         evaluation.settings,
         evaluation.options,
     )
-    metrics, details, predictions = evaluate_compositions(evaluation.model, *given)
     return evaluation.outcome(predictions, id_name="id", metrics=metrics, details=details)
 
 
-def _unavailable(evaluation: Evaluation, metric: str) -> str | None:
+def _unavailable_ranking(evaluation: Evaluation, metric: str) -> str | None:
     from bridgetower.evaluation.class_metrics import ranked_classes
 
-    labels = _known(evaluation)[1] if metric in ("auroc", "average_precision") else None
+    if metric not in ("auroc", "average_precision"):
+        return None
+    _, labels = _known_labels(evaluation)
     if labels is None or ranked_classes(labels, multi_label=evaluation.heads.multi_label):
         return None
     return f"every class is that of all examples or of none in {' and '.join(evaluation.splits)}"
@@ -445,9 +467,8 @@ CLASSIFICATION_RECIPE = replace(
     model=replace(BASE, heads=HeadsConfig(mlm=False, itm=False, classification=2)),
     image_size=None,
     optimizer=replace(PAPER_OPTIMIZER, lr=1e-5, warmup=0.06, head_multiplier=10),
-    data=replace(
-        COLOUR_VIEWS, flip=False
-    ),  # texts in images, such as in memes, are not to be mirrored
+    # Texts in images, such as in memes, are not mirrored.
+    data=replace(COLOUR_VIEWS, flip=False),
 )
 
 REGRESSION_RECIPE = replace(
@@ -478,7 +499,7 @@ VQA = TaskSpec(
     config=VqaConfig,
     schema=schemas.VQA,
     head="vqa",
-    examples=_questions,
+    examples=_question_examples,
     evaluate=_evaluate_questions,
     class_names=lambda data, config: read_vocabulary(first_folder(data)),
     recipes=(VQA_NANO,),
@@ -491,7 +512,7 @@ SNLI_VE = TaskSpec(
     config=SnliVeConfig,
     schema=schemas.SNLI_VE,
     head="snli_ve",
-    examples=partial(_statements, schema=schemas.SNLI_VE),
+    examples=partial(_statement_examples, schema=schemas.SNLI_VE),
     evaluate=_evaluate_statements,
     fine_tuning=(SNLI_VE_BASE,),
     benchmarks={"snli-ve": SnliVeConfig()},
@@ -503,7 +524,7 @@ NLVR2 = replace(
     config=Nlvr2Config,
     schema=schemas.NLVR2,
     head="nlvr2",
-    examples=partial(_statements, schema=schemas.NLVR2),
+    examples=partial(_statement_examples, schema=schemas.NLVR2),
     fine_tuning=(NLVR2_BASE,),
     benchmarks={"nlvr2": Nlvr2Config()},
 )
@@ -513,11 +534,11 @@ CLASSIFICATION = TaskSpec(
     config=ClassificationConfig,
     schema=schemas.CLASSIFICATION,
     head="classification",
-    examples=_labelled,
+    examples=_labelled_examples,
     evaluate=_evaluate_classes,
     class_names=lambda data, config: read_classes(first_folder(data)).names,
     multi_label=lambda data: read_classes(first_folder(data)).multi_label,
-    unavailable=_unavailable,
+    unavailable=_unavailable_ranking,
     fine_tuning=(CLASSIFICATION_RECIPE,),
     benchmarks={"classification": ClassificationConfig()},
 )
@@ -536,7 +557,7 @@ COMPOSITIONALITY = TaskSpec(
     name="compositionality",
     config=CompositionConfig,
     schema=schemas.COMPOSITIONALITY,
-    examples=partial(_statements, schema=schemas.COMPOSITIONALITY),
+    examples=partial(_statement_examples, schema=schemas.COMPOSITIONALITY),
     evaluate=_evaluate_compositions,
     benchmarks={"compositionality": CompositionConfig()},
 )

@@ -1,4 +1,4 @@
-"""Pre-training, and fine-tuning for retrieval with contrast: MLM, ITM and ITC on captions."""
+"""Tasks on captions: MLM, ITM and ITC for pre-training and retrieval, and ranking of texts."""
 
 from __future__ import annotations
 
@@ -30,47 +30,49 @@ if TYPE_CHECKING:
 def _build(model: BridgeTower, config: PretrainingConfig | RankingConfig) -> nn.Module:
     from bridgetower.objectives.pretraining import PretrainingTask, RankingTask
 
-    return (
-        RankingTask(model, config)
-        if isinstance(config, RankingConfig)
-        else PretrainingTask(model, config)
-    )
+    if isinstance(config, RankingConfig):
+        return RankingTask(model, config)
+    return PretrainingTask(model, config)
 
 
 def _examples(source: ExampleSource) -> CaptionPairs | RankingPairs:
     from bridgetower.data.batches.captions import CaptionImages, CaptionPairs, RankingPairs
 
-    images, task = CaptionImages(source.data, source.splits, source.processor), source.task
+    images = CaptionImages(source.data, source.splits, source.processor)
+    task = source.task
     if isinstance(task, RankingConfig) and source.use == "train":
         return RankingPairs(images, task.false_texts)
     return CaptionPairs(images, task.masking if task.needs_masking else None)
 
 
 def _evaluate(evaluation: Evaluation) -> Outcome:
-    """Measures retrieval; a model without contrastive head has one stage, all pairs."""
+    """Measures retrieval; a model without contrastive head scores all pairs."""
     from bridgetower.evaluation.retrieval import ranked_texts, retrieval_judgements
 
-    images, settings = evaluation.examples.images, evaluation.settings
+    images = evaluation.examples.images
+    settings = evaluation.settings
     texts, _ = ranked_texts(images, settings)
-    judges = evaluation.model.itc_head is not None and not settings.fold_size
+    has_ranks = evaluation.model.itc_head is not None and not settings.fold_size
     return Outcome(
-        metrics=_retrieval(evaluation),
+        metrics=_retrieval_metrics(evaluation),
         counts={"num_images": len(images), "num_texts": len(texts)},
         judge=(lambda: retrieval_judgements(evaluation.retrieval, images, texts))
-        if judges
+        if has_ranks
         else None,
     )
 
 
-def _retrieval(evaluation: Evaluation) -> dict[str, float]:
+def _retrieval_metrics(evaluation: Evaluation) -> dict[str, float]:
     if evaluation.model.itc_head is None:
-        return _all_pairs(evaluation)
+        return _all_pairs_metrics(evaluation)
     result = evaluation.retrieval
-    fitted = None if evaluation.reranking is not None else result.reranking
-    return {**(fitted.metrics() if fitted else {}), **result.metrics()}
+    metrics = result.metrics()
+    if evaluation.reranking is None and result.reranking is not None:
+        return {**result.reranking.metrics(), **metrics}
+    return metrics
 
 
-def _all_pairs(evaluation: Evaluation) -> dict[str, float]:
+def _all_pairs_metrics(evaluation: Evaluation) -> dict[str, float]:
     from bridgetower.evaluation.retrieval import evaluate_all_pairs
 
     return evaluate_all_pairs(
@@ -82,25 +84,31 @@ def _validate(evaluation: Evaluation) -> dict[str, float]:
     from bridgetower.evaluation.masked_words import evaluate_masked_words
     from bridgetower.evaluation.retrieval import evaluate_matching
 
-    model, images, options = evaluation.model, evaluation.examples.images, evaluation.options
+    model = evaluation.model
+    images = evaluation.examples.images
+    options = evaluation.options
     metrics: dict[str, float] = {}
     if model.mlm_head:
         metrics = evaluate_masked_words(model, images, evaluation.task.masking, options)
     if model.itc_head:
-        metrics |= _retrieval(evaluation)
+        metrics |= _retrieval_metrics(evaluation)
     elif model.itm_head:
         metrics["itm_accuracy"] = evaluate_matching(model, images, evaluation.settings, options)
     return metrics
 
 
-def _unavailable(evaluation: Evaluation, metric: str) -> str | None:
+_METRIC_HEADS = {
+    "matching_rsum": ("itc", "itm"),
+    "two_stage_rsum": ("itc", "itm"),
+    "itm_accuracy": ("itm",),
+    "mlm_accuracy": ("mlm",),
+}
+"""Heads that metrics need, other than the contrastive one alone."""
+
+
+def _unavailable_metric(evaluation: Evaluation, metric: str) -> str | None:
     model = evaluation.model
-    two_stages = metric in ("matching_rsum", "two_stage_rsum")
-    heads = (
-        ["itc", "itm"]
-        if two_stages
-        else [{"itm_accuracy": "itm", "mlm_accuracy": "mlm"}.get(metric, "itc")]
-    )
+    heads = _METRIC_HEADS.get(metric, ("itc",))
     missing = [head for head in heads if getattr(model, f"{head}_head") is None]
     if missing:
         return f"the model has no {' and no '.join(missing)} head"
@@ -241,7 +249,7 @@ PRETRAINING = TaskSpec(
     examples=_examples,
     evaluate=_evaluate,
     validate=_validate,
-    unavailable=_unavailable,
+    unavailable=_unavailable_metric,
     recipes=(
         PRETRAIN_BASE,
         PRETRAIN_BASE_ITC,
@@ -258,7 +266,7 @@ RANKING = replace(
     PRETRAINING,
     name="ranking",
     config=RankingConfig,
-    validate=_all_pairs,
+    validate=_all_pairs_metrics,
     unavailable=lambda evaluation, metric: None,
     recipes=(),
     fine_tuning=(RETRIEVAL_FLICKR30K_RANKING,),

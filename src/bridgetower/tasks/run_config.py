@@ -1,4 +1,4 @@
-"""A training run as a value: saved beside the run, enough to repeat it; importable without torch."""
+"""The config of a training run, which is saved beside it and repeats it. It imports no torch."""
 
 from __future__ import annotations
 
@@ -26,14 +26,24 @@ Schedule = Literal["polynomial", "cosine"] | str
 ContrastOver = Literal["micro-batch", "step"]
 EachEpoch = Literal["epoch"]
 
-CONFIG, METRICS = "run.json", "metrics.jsonl"
-"""Files in the folder of a run that others read."""
+CONFIG = "run.json"
+METRICS = "metrics.jsonl"
+"""Files in the folder of a run that other modules read."""
 
 FEATURE_CACHE_GIB = 100.0
-"""Of features of frozen towers, which are kept for other runs."""
+"""Size up to which features of frozen towers are kept for other runs."""
 
 TIMEOUT_MINUTES = 30.0
-"""How long a process waits for the others; the longest wait is for one that evaluates more or writes a checkpoint."""
+"""How long a process waits for the others, such as for one that writes a checkpoint."""
+
+_CHOICES = {
+    "precision": Precision,
+    "device": Device,
+    "parallel": Parallel,
+    "contrast_over": ContrastOver,
+    "compile": Compile,
+}
+"""Fields of a run config with a few values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +87,9 @@ class OptimizerConfig:
         check_numbers(self, "", warmup=(0, 1), **naturals)
         check_numbers(self, "", end_lr=(0, max(0, self.lr)))
         for name in ("lr", "eps", "power", "clip_norm"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; expected more than 0")
         if self.warmup == 1 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(
                 f"warmup {self.warmup}, betas {self.betas}; expected numbers in [0, 1)"
@@ -183,73 +194,73 @@ class RunConfig:
             "max_epochs",
             "checkpoint_every",
             "log_every",
+            "frozen_views",
+            "train_top",
         )
-        naturals = dict.fromkeys(("align_first", "max_skipped_steps"), AT_LEAST_0)
-        check_numbers(
-            self,
-            "",
-            **dict.fromkeys((*counts, "frozen_views", "train_top"), AT_LEAST_1),
-            **naturals,
-        )
-        if self.max_steps is None and self.max_epochs is None:
-            raise ValueError("max_steps and max_epochs are None; give one of them")
-        every = self.evaluate_every
-        is_count = type(every) is int and every >= 0
-        if not is_count and every not in ("epoch", None):
-            raise ValueError(
-                f"evaluate_every is {every!r}; expected steps, at least 0, or epoch, or None"
-            )
-        for name in ("tokenizer", "vision", "text"):
-            if self.init is not None and getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name} {getattr(self, name)} with init {self.init}, which has its own; leave one out"
-                )
-        set_for_captions = {
-            "evaluation": replace(self.evaluation, batch_size=RetrievalConfig.batch_size)
-            != RetrievalConfig(),
+        bounds = {"align_first": AT_LEAST_0, "max_skipped_steps": AT_LEAST_0}
+        check_numbers(self, "", **bounds, **dict.fromkeys(counts, AT_LEAST_1))
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        for model_part in self.checkpoint_activations:
+            check_choice("checkpoint_activations", model_part, Part)
+
+        # Settings that a task without captions, frozen towers or `init` would ignore.
+        retrieval_defaults = RetrievalConfig(batch_size=self.evaluation.batch_size)
+        of_captions = {
+            "evaluation": self.evaluation != retrieval_defaults,
             "data.captions": self.data.captions != DataConfig.captions,
             "data.word_dropout": self.data.word_dropout != DataConfig.word_dropout,
         }
-        ignored = [name for name, is_set in set_for_captions.items() if is_set]
-        if ignored and self.task.reads != "captions":
-            raise ValueError(
-                f"{', '.join(ignored)} would be ignored by {self.task.kind}; leave it out"
-            )
-        if self.contrast_over == "step" and "ITC" not in self.task.contrasts:
-            raise ValueError(
-                "contrast_over is 'step', but no phase has ITC (itc is 0); leave it out or set itc"
-            )
-        if self.frozen_views > 1 and not self.freeze_towers:
-            raise ValueError(
-                f"frozen_views {self.frozen_views} would be ignored without freeze_towers; leave it out"
-            )
-        if self.align_first and not self.freeze_towers:
-            raise ValueError(f"align_first is {self.align_first}; expected 0 without freeze_towers")
-        if self.align_first and not self.task.aligns:
-            raise ValueError(
-                f"align_first compares images with captions; leave it out for {self.task.kind}"
-            )
-        if self.freeze_towers and self.data.transform is not None:
-            raise ValueError(
+        ignored = ", ".join(name for name, is_set in of_captions.items() if is_set)
+        towers = " ".join(name for name in self.checkpoint_activations if name != "fusion")
+        start = {"tokenizer": self.tokenizer, "vision": self.vision, "text": self.text}
+        in_init = ", ".join(f"{name} {value}" for name, value in start.items() if value is not None)
+        for is_wrong, message in (
+            (
+                self.max_steps is None and self.max_epochs is None,
+                "max_steps and max_epochs are None; give one of them",
+            ),
+            (
+                self.evaluate_every not in ("epoch", None)
+                and not (type(self.evaluate_every) is int and self.evaluate_every >= 0),
+                f"evaluate_every is {self.evaluate_every!r}; expected steps, at least 0, or epoch, or None",
+            ),
+            (
+                self.init is not None and in_init,
+                f"{in_init} with init {self.init}, which has its own; leave one out",
+            ),
+            (
+                ignored and self.task.reads != "captions",
+                f"{ignored} would be ignored by {self.task.kind}; leave it out",
+            ),
+            (
+                self.contrast_over == "step" and "ITC" not in self.task.contrasts,
+                "contrast_over is 'step', but no phase has ITC (itc is 0); leave it out or set itc",
+            ),
+            (
+                self.frozen_views > 1 and not self.freeze_towers,
+                f"frozen_views {self.frozen_views} would be ignored without freeze_towers; leave it out",
+            ),
+            (
+                self.align_first and not self.freeze_towers,
+                f"align_first is {self.align_first}; expected 0 without freeze_towers",
+            ),
+            (
+                self.align_first and not isinstance(self.task, PretrainingConfig),
+                f"align_first compares images with captions; leave it out for {self.task.kind}",
+            ),
+            (
+                self.freeze_towers and self.data.transform is not None,
                 f"data.transform {self.data.transform} with frozen towers, whose features are kept by the data and its "
-                "settings: they would outlast a change of the function; leave one out"
-            )
-        ignored = [part for part in self.checkpoint_activations if part != "fusion"]
-        if self.freeze_towers and self.train_top is None and ignored:
-            raise ValueError(
-                f"checkpoint_activations {' '.join(ignored)} would be ignored with freeze_towers; leave it out"
-            )
-        for part in self.checkpoint_activations:
-            check_choice("checkpoint_activations", part, Part)
-        choices = {
-            "precision": Precision,
-            "device": Device,
-            "parallel": Parallel,
-            "contrast_over": ContrastOver,
-            "compile": Compile,
-        }
-        for name, kind in choices.items():
-            check_choice(name, getattr(self, name), kind)
+                "settings: they would outlast a change of the function; leave one out",
+            ),
+            (
+                self.freeze_towers and self.train_top is None and towers,
+                f"checkpoint_activations {towers} would be ignored with freeze_towers; leave it out",
+            ),
+        ):
+            if is_wrong:
+                raise ValueError(message)
 
     def compiles(self, device: str) -> bool:
         """Whether layers are compiled on a kind of device."""
@@ -264,16 +275,16 @@ class RunConfig:
     def from_dict(
         cls, values: Mapping[str, Any], tasks: Mapping[str, type[TaskConfig]]
     ) -> RunConfig:
-        given = dict(values)
-        if "task" in given:
-            task = given["task"]
+        """Reads a saved config; its task is one of `tasks` by `kind`."""
+        if "task" in values:
+            task = values["task"]
             kind: Any = task.get("kind") if isinstance(task, Mapping) else task
             if kind not in tasks:
                 raise ValueError(
                     f"run config.task.kind is {kind!r}; expected one of {', '.join(tasks)}"
                 )
-            given["task"] = from_plain(tasks[kind], task, "run config.task")
-        return from_plain(cls, given, "run config")
+            values = {**values, "task": from_plain(tasks[kind], task, "run config.task")}
+        return from_plain(cls, values, "run config")
 
 
 def read_metrics(run: Path, kind: str) -> list[dict[str, float]]:
@@ -286,7 +297,7 @@ def read_metrics(run: Path, kind: str) -> list[dict[str, float]]:
 
 
 def whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields every line with its content, but not the half line with which a killed run ends."""
+    """Yields every line with its content, but not the half line at the end of a killed run."""
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             yield line, json.loads(line)
@@ -294,7 +305,7 @@ def whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
 
 
-# What recipes share.
+# Settings that recipes share.
 PAPER_OPTIMIZER = OptimizerConfig(
     lr=1e-5, weight_decay=0.01, warmup=0.1, head_multiplier=5, fusion_multiplier=5, rule="hf_adamw"
 )

@@ -1,4 +1,4 @@
-"""What a task is: one value that training, evaluation and the command line read; importable without torch."""
+"""The spec of a task, which training, evaluation and the command line read. It imports no torch."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleSource:
-    """Where examples come from, and what for."""
+    """A split of prepared sets, and the use of its examples."""
 
     data: DataConfig
-    splits: tuple[str, ...]  # of the folders; joined
+    splits: tuple[str, ...]  # joined, of each folder
     processor: Processor
     task: Any
     names: Sequence[str] = ()  # of the classes of the task's head, in its order
     heads: HeadsConfig = field(default_factory=HeadsConfig)  # of the model
-    use: Use  # `train` may leave examples out; `validate` needs a label of each; `test` takes all, labelled or not
+    # `train` may leave examples out, `validate` needs a label of each, `test` takes all, labelled or not.
+    use: Use
 
     def images(self, schema: Schema) -> PreparedImages:
         from bridgetower.data.batches.examples import PreparedImages
@@ -55,14 +56,14 @@ class ExampleSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(ExampleSource):
-    """What is measured, and how; what is predicted is computed once, when it is first read, in all processes alike."""
+    """A model, examples and settings to measure it by. Predictions are cached, the same in all processes."""
 
     model: BridgeTower
     module: Callable[[], nn.Module]  # gives the model with its losses, of which `predict` is used
     examples: Any
-    settings: RetrievalConfig  # protocol and batch size; the rest is for retrieval
+    settings: RetrievalConfig  # all but protocol and batch size is for retrieval
     reranking: Reranking | None = None  # of the checkpoint; None fits it
-    options: EvaluationOptions = DEFAULTS  # how it runs, which changes nothing in the result
+    options: EvaluationOptions = DEFAULTS  # change nothing in the result
 
     @cached_property
     def predictions(self) -> Predictions:
@@ -74,63 +75,80 @@ class Evaluation(ExampleSource):
 
     @cached_property
     def outputs(self) -> Float[Tensor, "n k"]:
-        """All that is predicted for every example, in order."""
+        """The outputs of the module for every example, in order."""
         from bridgetower.evaluation.class_metrics import predict
 
-        size = self.settings.batch_size
-        return predict(
-            self.module(), self.examples, lambda out: (out,), batch_size=size, options=self.options
-        )[0]
+        (outputs,) = predict(
+            self.module(),
+            self.examples,
+            lambda outputs: (outputs,),
+            batch_size=self.settings.batch_size,
+            options=self.options,
+        )
+        return outputs
 
     @cached_property
     def retrieval(self) -> RetrievalResult:
         """The rankings of a model with a contrastive head on images with captions."""
         from bridgetower.evaluation.retrieval import evaluate_retrieval
 
-        images, settings = self.examples.images, self.settings
         return evaluate_retrieval(
-            self.model, images, settings, self.options, reranking=self.reranking
+            self.model,
+            self.examples.images,
+            self.settings,
+            self.options,
+            reranking=self.reranking,
         )
 
     def likeliest(self) -> list[tuple[str, float]]:
-        classes, probabilities = (values.tolist() for values in self.predictions)
-        return [
-            (self.names[number], value)
-            for number, value in zip(classes, probabilities, strict=True)
-        ]
+        """Returns the name and the probability of the likeliest class of every example."""
+        predictions = self.predictions
+        names = [self.names[index] for index in predictions.classes.tolist()]
+        return list(zip(names, predictions.probabilities.tolist(), strict=True))
 
     def with_custom_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Returns metrics with those of the extensions, or none where the answers are not known."""
-        own = {
-            name: float(metric(self))
-            for name, metric in self.model.extensions.metrics.items()
-            if metrics
-        }
-        if taken := own.keys() & metrics.keys():
+        """Adds the metrics of the extensions, unless there are none as the answers are unknown."""
+        custom = self.model.extensions.metrics if metrics else {}
+        if clashes := custom.keys() & metrics.keys():
             raise ValueError(
-                f"extensions.metrics has {', '.join(taken)}, of the package; give it another name"
+                f"extensions.metrics has {', '.join(clashes)}, of the package; give it another name"
             )
-        return {**metrics, **own}
+        return {**metrics, **{name: float(metric(self)) for name, metric in custom.items()}}
 
     def outcome(
         self,
         rows: Sequence[Mapping[str, Any]],
-        given: Sequence[tuple[str, float]] = (),
+        answers: Sequence[tuple[str, float]] = (),
         *,
         id_name: str,
         expected: Callable[[Entry], str] = str,
         score: Callable[[Entry, str], float] = lambda entry, answer: 0.0,
         groups: Sequence[str] = (),
         known_name: str = "num_labelled",
-        **others: Any,
+        **values: Any,
     ) -> Outcome:
-        """Returns what predictions for entries of prepared sets leave; answers in words can be judged."""
-        examples, schema = self.examples, self.examples.schema
-        entries = list(examples)
-        known, total = sum(map(examples.encode.known, entries)), len(entries)
+        """Returns the outcome of predictions for entries of prepared sets.
 
-        def judged() -> Iterator[Judgement]:
-            for row, (answer, probability) in zip(examples.rows(), given, strict=True):
+        Args:
+            rows: Predictions to write, one for each entry.
+            answers: Answers in words with their probabilities, which can be judged.
+            id_name: Name of the id in the predictions.
+            expected: Gives the right answer of an entry.
+            score: Gives the score of an answer, from 0 to 1.
+            groups: Columns of the entries that name their kinds.
+            known_name: Name of the number of entries with a label, if some have none.
+            values: Further fields of the outcome.
+        """
+        examples = self.examples
+        schema = examples.schema
+        entries = list(examples)
+        num_known = sum(map(examples.encode.known, entries))
+        counts = {f"num_{schema.entries}": len(entries)}
+        if 0 < num_known < len(entries):
+            counts[known_name] = num_known
+
+        def judgements() -> Iterator[Judgement]:
+            for row, (answer, probability) in zip(examples.rows(), answers, strict=True):
                 entry = row["entry"]
                 if examples.encode.known(entry):
                     points = score(entry, answer)
@@ -147,33 +165,33 @@ class Evaluation(ExampleSource):
                     )
 
         return Outcome(
-            counts={f"num_{schema.entries}": total}
-            | ({known_name: known} if 0 < known < total else {}),
+            counts=counts,
             predictions=[
                 {id_name: entry[schema.id], **row} for entry, row in zip(entries, rows, strict=True)
             ],
-            judge=(lambda: list(judged())) if given else None,
-            **others,
+            judge=(lambda: list(judgements())) if answers else None,
+            **values,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    """Everything about a task. What needs torch is in functions that import it when they are called.
+    """A task with its config, recipes and benchmarks. Its functions import torch when they are called.
 
     Attributes:
         name: Also the `kind` of its config.
-        schema: What the rows of its prepared sets hold.
+        schema: Fields of the entries in its prepared sets.
         head: The head whose classes have names, one of `HEADS` or a custom one; None if there is none.
-        build: Makes the module that is trained, batch in and `Losses` out, of a model and the config; None: that of the
+        build: Makes the trained module, from a batch to `Losses`, for a model and the config. None: the module of the
             head, `objectives.classification.task_of_head`.
         examples: Opens the examples of a split: a set addressed by batch (`BatchDataset`), with `images`, the images of
             its prepared sets. To train on one set per batch, it has `set_numbers`, the set of each example.
-        validate: Metrics of the validation split during training; None: those of `evaluate`.
-        class_names: Names of the classes of a new head, of the data and the config; None where they are always the same
-            or there are none.
-        multi_label: Whether several of them may hold at once, by the data.
-        unavailable: Why a metric of the config cannot be evaluated; None if it can.
+        evaluate: Measures a model.
+        validate: Gives the metrics of the validation split during training. None: as `evaluate`.
+        class_names: Gives the names of the classes of a new head, by the data and the config. None: they are always the
+            same, or there are none.
+        multi_label: Tells by the data whether an example may have several classes.
+        unavailable: Says why a metric of the config cannot be evaluated; None if it can.
         recipes: Runs that can start from random weights.
         fine_tuning: Recipes that make sense only with an `init`.
         benchmarks: Names under which `bridgetower evaluate` measures the task, each with its config.
@@ -216,26 +234,28 @@ class TaskSpec:
         return (text for row in images.scan() for text in self.schema.texts_of(row["entry"]))
 
     def count_examples(self, data: DataConfig) -> int:
-        """Counts the examples of an epoch by the prepared sets; the task may leave some of them out."""
+        """Counts the examples of an epoch in the prepared sets. The task may leave some out."""
         from bridgetower.data.sets.prepared_set import PreparedSet
 
         first_folder(data)
         sets = [PreparedSet(folder, data.train_splits, self.schema) for folder in data.folders]
         sets += [PreparedSet(folder, ("train",), self.schema) for folder in data.train_only]
-        counts = [
-            len(set(one.groups.tolist())) if data.captions == "one" else len(one.numbers)
-            for one in sets
-        ]
         repeats = data.repeats or (1,) * len(sets)
-        return sum(count * times for count, times in zip(counts, repeats, strict=True))
+        total = 0
+        for prepared, times in zip(sets, repeats, strict=True):
+            if data.captions == "one":
+                total += times * len(set(prepared.groups.tolist()))
+            else:
+                total += times * len(prepared.numbers)
+        return total
 
     def metrics(self, evaluation: Evaluation) -> dict[str, float]:
-        measured = (
-            self.evaluate(evaluation).metrics
-            if self.validate is None
-            else self.validate(evaluation)
-        )
-        return evaluation.with_custom_metrics(measured)
+        """Measures the validation split during training."""
+        if self.validate is not None:
+            metrics: Mapping[str, float] = self.validate(evaluation)
+        else:
+            metrics = self.evaluate(evaluation).metrics
+        return evaluation.with_custom_metrics(metrics)
 
 
 def first_folder(data: DataConfig) -> str:

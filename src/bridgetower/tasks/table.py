@@ -1,4 +1,4 @@
-"""Every task, the recipes and benchmarks that follow from them, and their evaluation; importable without torch."""
+"""The table of all tasks, with their recipes and benchmarks, and their evaluation. It imports no torch."""
 
 from __future__ import annotations
 
@@ -43,15 +43,16 @@ BENCHMARKS: Mapping[str, TaskSpec] = {
     for spec in (*TASKS.values(), ZERO_SHOT, COMPOSITIONALITY)
     for name in spec.benchmarks
 }
-"""What `bridgetower evaluate` can measure."""
+"""Tasks of `bridgetower evaluate` by benchmark."""
 
 
-def spec_of(config: TaskConfig, own: TaskSpec | None = None) -> TaskSpec:
-    if own is None and config.kind not in TASKS:
+def spec_of(config: TaskConfig, custom_spec: TaskSpec | None = None) -> TaskSpec:
+    """Returns the spec of the task of a config."""
+    spec = custom_spec or TASKS.get(config.kind)
+    if spec is None:
         raise ValueError(
             f"there is no task {config.kind!r} among {', '.join(TASKS)}; pass its spec as task"
         )
-    spec = TASKS[config.kind] if own is None else own
     if type(config) is not spec.config:
         raise ValueError(
             f"task {spec.name} takes a {spec.config.__name__}; the run has a {type(config).__name__}"
@@ -68,7 +69,7 @@ def benchmark_task(
     fit_two_stage: bool = False,
     templates: Sequence[str] = (),
 ) -> tuple[TaskSpec, TaskConfig]:
-    """Returns the task that a benchmark measures, with its config; a ValueError says what does not go together."""
+    """Returns the task that a benchmark measures, with its config, after checking the options."""
     if fit_two_stage:
         if benchmark != "retrieval" or config.protocol == "paper":
             raise ValueError(
@@ -79,20 +80,21 @@ def benchmark_task(
             raise ValueError(
                 f"fit_two_stage on split {split!r}; reranking is fitted on other data than tests: validation"
             )
-    known = BENCHMARKS if spec is None else dict.fromkeys(spec.benchmarks, spec)
-    if benchmark not in known:
-        raise ValueError(f"there is no benchmark {benchmark!r}; expected one of {', '.join(known)}")
-    if templates and known[benchmark] is not ZERO_SHOT:
+    benchmarks = BENCHMARKS if spec is None else dict.fromkeys(spec.benchmarks, spec)
+    if benchmark not in benchmarks:
+        raise ValueError(
+            f"there is no benchmark {benchmark!r}; expected one of {', '.join(benchmarks)}"
+        )
+    spec = benchmarks[benchmark]
+    if templates and spec is not ZERO_SHOT:
         raise ValueError(f"templates are for zero-shot; leave them out for {benchmark}")
-    task = known[benchmark].benchmarks[benchmark]
-    others = replace(
-        config, protocol=RetrievalConfig.protocol, batch_size=RetrievalConfig.batch_size
-    )
-    if task.reads != "captions" and others != RetrievalConfig():
+    task = spec.benchmarks[benchmark]
+    defaults = RetrievalConfig(protocol=config.protocol, batch_size=config.batch_size)
+    if task.reads != "captions" and config != defaults:
         raise ValueError(
             f"candidates, folds and captions are for retrieval; leave them out for {benchmark}"
         )
-    return known[benchmark], task
+    return spec, task
 
 
 def evaluate(
@@ -107,36 +109,45 @@ def evaluate(
     fit_two_stage: bool = False,
     templates: Sequence[str] = (),
 ) -> Outcome:
-    """Measures a model on a split; every process of a distributed run gets the same outcome."""
+    """Measures a model on a split. Every process of a distributed run gets the same outcome."""
     spec, task = benchmark_task(
         benchmark, split, config, spec, fit_two_stage=fit_two_stage, templates=templates
     )
-    for head in ("itc", "itm") if fit_two_stage else ():
-        predictor.model.head(head)
+    model = predictor.model
+
+    # Look for the heads. The error names a recipe that trains one, for this benchmark if there is such a recipe.
+    if fit_two_stage:
+        model.head("itc")
+        model.head("itm")
     if spec.head is not None:
-        recipes = (
-            *spec.fine_tuning,
-            *spec.recipes,
-        )  # the one that trains a model for the benchmark is named first
-        recipes = (*(each for each in recipes if each.task == task), *recipes)
-        predictor.model.head(spec.head, recipe=next((each.recipe for each in recipes), None))
-    given: dict[str, Any] = {"protocol": config.protocol, "templates": tuple(templates)}
-    task = replace(task, **{name: value for name, value in given.items() if hasattr(task, name)})
+        recipes = (*spec.fine_tuning, *spec.recipes)
+        names = [recipe.recipe for recipe in recipes if recipe.task == task]
+        names += [recipe.recipe for recipe in recipes]
+        model.head(spec.head, recipe=names[0] if names else None)
+
+    # Open the examples.
+    settings: dict[str, Any] = {"protocol": config.protocol, "templates": tuple(templates)}
+    task = replace(task, **{name: value for name, value in settings.items() if hasattr(task, name)})
     data = DataConfig(folders=tuple(map(str, folders)), num_workers=options.num_workers)
-    names = spec.class_names(data, task) if spec.class_names and not spec.head else ()
+    class_names: Sequence[str] = ()
+    if spec.head:
+        class_names = predictor.class_names(spec.head)
+    elif spec.class_names:
+        class_names = spec.class_names(data, task)
     source = ExampleSource(
         data=data,
         splits=(split,),
         processor=predictor.processor,
         task=task,
-        names=predictor.class_names(spec.head) if spec.head else names,
-        heads=predictor.model.config.heads,
+        names=class_names,
+        heads=model.config.heads,
         use="test",
     )
+
     evaluation = Evaluation(
         **vars(source),
-        model=predictor.model,
-        module=lambda: spec.module(predictor.model, task),
+        model=model,
+        module=lambda: spec.module(model, task),
         examples=spec.examples(source),
         settings=config,
         reranking=None if fit_two_stage else predictor.reranking,

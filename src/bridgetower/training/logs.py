@@ -1,4 +1,4 @@
-"""Logs of a run: metrics.jsonl, TensorBoard and trackers that are installed, a progress bar."""
+"""Logs of a run: `metrics.jsonl`, TensorBoard, installed trackers, and a progress bar."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ PROJECT = "bridgetower"
 
 
 class Logger(Protocol):
-    """A tracker of one run; made by a function of its folder, its config and the step that it starts from."""
+    """A tracker of one run, made by a function of its folder, its config and its first step."""
 
-    def log(
-        self, metrics: Mapping[str, float], step: int
-    ) -> None: ...  # names such as train/loss, validation/rsum
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Takes metrics with names such as train/loss and validation/rsum."""
 
     def close(self) -> None: ...
 
@@ -69,12 +68,16 @@ class _Tracker:
             tracker.set_experiment(PROJECT)
             tracker.start_run(run_name=out.name)
             tracker.log_dict(config.to_dict(), "run.json")
-            self._log, self.close = tracker.log_metrics, tracker.end_run
+            self._log = tracker.log_metrics
+            self.close = tracker.end_run
             return
-        name = f"{out.name}-{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:8]}"  # to go on with by --resume
-        places = {"id": name, "dir": str(out)} if module == "wandb" else {}
-        tracker.init(project=PROJECT, name=name, config=config.to_dict(), resume="allow", **places)
-        self._log, self.close = tracker.log, tracker.finish
+        # By its name, --resume finds the run of a folder again.
+        digest = hashlib.sha256(str(out.resolve()).encode()).hexdigest()
+        name = f"{out.name}-{digest[:8]}"
+        options = {"id": name, "dir": str(out)} if module == "wandb" else {}
+        tracker.init(project=PROJECT, name=name, config=config.to_dict(), resume="allow", **options)
+        self._log = tracker.log
+        self.close = tracker.finish
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._log(dict(metrics), step=step)
@@ -113,19 +116,9 @@ class RunLog:
     def __enter__(self) -> RunLog:
         self.loggers = [make(self.out, self.config, self.state.step) for make in self.makers]
         if self.enabled:
-            path, last = self.path, {"validation": self.state.evaluated}
-            if (
-                path.exists()
-            ):  # without what a killed run wrote after the state that it continues from
-                entries = [
-                    (line, last.get(entry["kind"], self.state.step), entry)
-                    for line, entry in whole_lines(path)
-                ]
-                write_text(
-                    path,
-                    "".join(f"{line}\n" for line, end, entry in entries if entry["step"] <= end),
-                )
-            self.file = path.open("a", encoding="utf-8")
+            if self.path.exists():
+                self._trim()
+            self.file = self.path.open("a", encoding="utf-8")
         self.progress.start()
         self.bar = self.progress.add_task(
             self.description, total=self.max_steps, completed=self.state.step, metrics=""
@@ -136,45 +129,57 @@ class RunLog:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
         if self.enabled:
-            with writing(self.path):  # what did not fit is tried again
+            with writing(self.path):  # closing tries again to write lines that did not fit
                 self.file.close()
             for logger in self.loggers:
                 logger.close()
 
+    def _trim(self) -> None:
+        """Removes lines that a killed run wrote after the state from which it continues."""
+        ends = {"validation": self.state.evaluated}
+        lines = [
+            f"{line}\n"
+            for line, entry in whole_lines(self.path)
+            if entry["step"] <= ends.get(entry["kind"], self.state.step)
+        ]
+        write_text(self.path, "".join(lines))
+
     def _restart(self) -> None:
-        self.since, self.paused, self.waited, self.steps = time.perf_counter(), 0.0, 0.0, 0
+        """Starts the measurement of the speed."""
+        self.started = time.perf_counter()
+        self.paused_seconds = 0.0
+        self.data_seconds = 0.0
+        self.steps = 0
 
     def loaded(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Yields batches; the time that they are waited for is counted."""
+        """Yields batches and measures how long they are waited for."""
         iterator = iter(batches)
         while True:
             started = time.perf_counter()
             batch = next(iterator, None)
-            self.waited += time.perf_counter() - started
+            self.data_seconds += time.perf_counter() - started
             if batch is None:
                 return
             yield batch
 
     def step(self, step: int, losses: Mapping[str, Tensor], lr: float) -> None:
-        """Counts a step of all processes; at those that are logged, writes mean losses and the speed."""
+        """Counts a step of all processes; writes mean losses and the speed at steps that are logged."""
         self.steps += 1
-        is_logged = step in (1, self.max_steps) or step % self.config.log_every == 0
-        if not is_logged:
+        if step not in (1, self.max_steps) and step % self.config.log_every:
             self.progress.advance(self.bar)
             return
-        means = all_gather(torch.stack([value.float() for value in losses.values()])[None]).mean(
-            dim=0
-        )
+        stacked = torch.stack([value.float() for value in losses.values()])
+        means = all_gather(stacked[None]).mean(dim=0)
         if not self.enabled:
             return
         values = dict(zip(losses, means.tolist(), strict=True))  # waits for the device
-        seconds = max(time.perf_counter() - self.since - self.paused, 1e-9)
+        seconds = max(time.perf_counter() - self.started - self.paused_seconds, 1e-9)
         rate = self.config.batch_size * self.steps / seconds
         metrics = {name: value for name, value in values.items() if math.isfinite(value)}
         metrics |= {
             "lr": lr,
             "seconds": seconds,
-            "data_seconds": self.waited,
+            "data_seconds": self.data_seconds,
             "pairs_per_second": rate,
         }
         if self.state.skipped:
@@ -184,17 +189,17 @@ class RunLog:
             torch.cuda.reset_peak_memory_stats()
         self.write("train", step, metrics)
         self._restart()
-        shown = f"loss {values['loss']:.3f}  {rate:,.0f} pairs/s"
-        self.progress.update(self.bar, completed=step, metrics=shown)
+        text = f"loss {values['loss']:.3f}  {rate:,.0f} pairs/s"
+        self.progress.update(self.bar, completed=step, metrics=text)
 
     @contextmanager
-    def pausing(self, what: str) -> Iterator[None]:
-        """Leaves what is done in the block out of the speed, and says beside the bar why it stands."""
+    def pausing(self, reason: str) -> Iterator[None]:
+        """Leaves the time of the block out of the speed, and shows the reason beside the bar."""
         started = time.perf_counter()
-        self.progress.update(self.bar, description=f"{self.description}, {what}")
+        self.progress.update(self.bar, description=f"{self.description}, {reason}")
         yield
         self.progress.update(self.bar, description=self.description)
-        self.paused += time.perf_counter() - started
+        self.paused_seconds += time.perf_counter() - started
 
     def write(self, kind: str, step: int, metrics: Mapping[str, Any]) -> None:
         if not self.enabled:
@@ -204,14 +209,14 @@ class RunLog:
                 f"{self.path} was removed or moved away while the run wrote to it; start the run again"
             )
         with writing(self.path):
-            self.file.write(
-                json_text({"kind": kind, "step": step, "time": time.time(), **metrics}) + "\n"
-            )
+            line = json_text({"kind": kind, "step": step, "time": time.time(), **metrics})
+            self.file.write(line + "\n")
             self.file.flush()
         numbers = {
             f"{kind}/{name}": value
             for name, value in metrics.items()
             if isinstance(value, int | float)
         }
-        for logger in self.loggers if numbers else ():
-            logger.log(numbers, step)
+        if numbers:
+            for logger in self.loggers:
+                logger.log(numbers, step)
