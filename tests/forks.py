@@ -25,7 +25,7 @@ from preloaded import preload
 OTHERS = (
     *(
         f"bridgetower.{name}"
-        for name in ("predictor", "reports.errors", "search.searcher", "serve.app")
+        for name in ("inference.predictor", "reports.errors", "search.searcher", "serve.app")
     ),
     *("bridgetower_demo.run", "torch.distributed.run"),
 )
