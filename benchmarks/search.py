@@ -34,8 +34,9 @@ from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import RECALL_KS, GroundTruth, candidate_pairs, streamed_recalls
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
-from bridgetower.search.index import Hit, Index, IndexInfo
-from bridgetower.search.searcher import RERANK, Searcher, fused
+from bridgetower.search.index import Index, IndexInfo
+from bridgetower.search.indexed import Hit
+from bridgetower.search.searcher import RERANK, Searcher, fuse_rankings
 from bridgetower_demo.folder import FOLDER, held_out_index, trained_model
 
 PARTS = ["recall", "million", "update", "retrieval"]
@@ -252,7 +253,7 @@ def _hybrid(uri: Path) -> Row:
 
     def both(query: tuple[str, torch.Tensor]) -> list[Hit]:
         by_words = pool.submit(index.containing, *query, RERANK)
-        return fused(index.nearest(query[1], RERANK), by_words.result())
+        return fuse_rankings(index.nearest(query[1], RERANK), by_words.result())
 
     return _asked(both, _queries(uri, index))[0]
 

@@ -24,7 +24,8 @@ from bridgetower.checkpoints import (
 from bridgetower.inference.predictor import load
 from bridgetower.search.build import build_index, new_index
 from bridgetower.search.index import Index, Unrelated
-from bridgetower.search.searcher import Hit, Searcher
+from bridgetower.search.indexed import Hit
+from bridgetower.search.searcher import Searcher
 from bridgetower.search.unrelated import TEXTS, note_unrelated
 from shapes import MODEL, write_tiny_checkpoint
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bridgetower.files import sha256_of
-from bridgetower.search.index import Hit, read_indexed
+from bridgetower.search.indexed import Hit, read_indexed
 from bridgetower.search.sheet import contact_sheet
 
 COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black")

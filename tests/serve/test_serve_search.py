@@ -21,7 +21,8 @@ from bridgetower.search import index as index_module
 from bridgetower.search.build import build_index
 from bridgetower.search.conditions import condition_sql
 from bridgetower.search.index import Index, IndexInfo
-from bridgetower.search.searcher import Hit, Searcher
+from bridgetower.search.indexed import Hit
+from bridgetower.search.searcher import Searcher
 from bridgetower.serve.inputs import Decoders
 from served import PNGS, URIS, changed, error_of
 from shapes import write_pictures
@@ -229,7 +230,7 @@ def check_unavailable(client: httpx.Client, ask: dict[str, Any]) -> None:
 def test_an_index_that_changes_while_it_is_served(
     server, predictor, tiny_checkpoint, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(index_module, "_SEEN_WITHIN", -1.0)
+    monkeypatch.setattr(index_module, "_REFRESH_SECONDS", -1.0)
     pictures, uri = write_pictures(tmp_path), tmp_path / "photos.lance"
     build_index(pictures, uri, predictor)
     checkpoint = read_checkpoint(tiny_checkpoint)

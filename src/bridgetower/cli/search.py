@@ -17,7 +17,7 @@ from bridgetower.extras import require
 from bridgetower.search.config import Against, IndexConfig
 
 if TYPE_CHECKING:
-    from bridgetower.search.index import Hit
+    from bridgetower.search.indexed import Hit
 
 
 def index(

@@ -12,7 +12,7 @@ from bridgetower.extras import require
 from bridgetower.inference.predictor import Predictor
 from bridgetower.processor import open_reduced
 from bridgetower.search.conditions import condition_sql
-from bridgetower.search.index import Hit, Indexed
+from bridgetower.search.indexed import Hit, Indexed
 from bridgetower.search.searcher import Searcher
 
 require("mcp")

@@ -39,7 +39,8 @@ from bridgetower.inference.predictor import Predictor
 from bridgetower.inference.vector_files import write_lock
 from bridgetower.search.checksums import CRCS
 from bridgetower.search.config import IndexConfig
-from bridgetower.search.index import Index, IndexInfo, location_of
+from bridgetower.search.index import Index, IndexInfo
+from bridgetower.search.indexed import location_of
 from bridgetower.search.unrelated import note_unrelated
 
 _COMPARED = 1000  # examples that are compared with the index at once

@@ -1,4 +1,4 @@
-"""Conditions of strangers: columns, comparisons and literals, of which SQL is written with quoted literals."""
+"""Translates untrusted filters to SQL, with quoted literals."""
 
 from __future__ import annotations
 
@@ -8,95 +8,109 @@ from datetime import datetime
 from math import isfinite
 from typing import Any
 
-MAX_COMPARISONS, MAX_CHARACTERS = 50, 500
-"""Comparisons of a condition, and characters of a text in it."""
+MAX_COMPARISONS = 50
+"""Comparisons of a condition."""
 
-_COUNTS = {"size": 2**62, "width": 2**31, "height": 2**31}  # and what they stay below
-_COLUMNS = ("path", *_COUNTS, "start", "end", "mtime", "captions")
-_SIGNS = {"eq": "=", "ne": "<>", "gt": ">", "gte": ">=", "lt": "<", "lte": "<=", "like": "LIKE"}
-_DEPTH = 10  # of conditions within each other
+MAX_CHARACTERS = 500
+"""Characters of a text in a condition."""
+
+_LIMITS = {"size": 2**62, "width": 2**31, "height": 2**31}  # which these columns stay below
+_COLUMNS = ("path", *_LIMITS, "start", "end", "mtime", "captions")
+_OPERATORS = {
+    "eq": "=",
+    "ne": "<>",
+    "gt": ">",
+    "gte": ">=",
+    "lt": "<",
+    "lte": "<=",
+    "like": "LIKE",
+}
+_MAX_DEPTH = 10  # of conditions within each other
 
 
-def condition_sql(given: Mapping[str, Any]) -> str:
+def condition_sql(condition: Mapping[str, Any]) -> str:
     """Returns SQL for a condition such as {"width": {"gte": 800}, "path": {"like": "%.jpg"}}, of which all must hold.
 
     Operators are eq, ne, gt, gte, lt, lte and in; like of `path`, and contains of `captions`; `mtime` is compared with
     times of ISO 8601. {"and": […]}, {"or": […]} and {"not": {…}} combine conditions. All else is a ValueError.
     """
     comparisons: list[str] = []
-    sql = _joined(given, 0, comparisons)
+    sql = _condition(condition, 0, comparisons)
     if len(comparisons) > MAX_COMPARISONS:
         raise ValueError(f"it has {len(comparisons)} comparisons, the limit is {MAX_COMPARISONS}")
     return sql
 
 
-def _joined(given: Any, depth: int, comparisons: list[str]) -> str:
-    """Returns the SQL of a condition, and notes its comparisons."""
-    if depth > _DEPTH:
-        raise ValueError(f"it has conditions within each other deeper than {_DEPTH}")
-    if not isinstance(given, Mapping) or not given:
+def _condition(condition: Any, depth: int, comparisons: list[str]) -> str:
+    """Returns the SQL of a condition, and adds its comparisons to the list."""
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"it has conditions within each other deeper than {_MAX_DEPTH}")
+    if not isinstance(condition, Mapping) or not condition:
         raise ValueError(
-            f'{_shown(given)} is no condition; expected one such as {{"width": {{"gte": 800}}}}'
+            f'{_excerpt(condition)} is no condition; expected one such as {{"width": {{"gte": 800}}}}'
         )
-    parts: list[str] = []
-    for name, value in given.items():
+    terms: list[str] = []
+    for name, value in condition.items():
         if name in ("and", "or"):
             if not isinstance(value, list) or not value:
-                raise ValueError(f"{name!r} has {_shown(value)}; expected a list of conditions")
-            found = [_joined(one, depth + 1, comparisons) for one in value]
-            parts.append("(" + f" {name.upper()} ".join(found) + ")")
+                raise ValueError(f"{name!r} has {_excerpt(value)}; expected a list of conditions")
+            conditions = [_condition(item, depth + 1, comparisons) for item in value]
+            terms.append("(" + f" {name.upper()} ".join(conditions) + ")")
         elif name == "not":
-            parts.append(f"NOT ({_joined(value, depth + 1, comparisons)})")
+            terms.append(f"NOT ({_condition(value, depth + 1, comparisons)})")
         elif name not in _COLUMNS:
-            raise ValueError(f"{_shown(name)} is no column; columns are {', '.join(_COLUMNS)}")
+            raise ValueError(f"{_excerpt(name)} is no column; columns are {', '.join(_COLUMNS)}")
         elif not isinstance(value, Mapping) or not value:
             raise ValueError(
-                f'{name!r} has {_shown(value)}; expected a comparison such as {{"gte": 800}}'
+                f'{name!r} has {_excerpt(value)}; expected a comparison such as {{"gte": 800}}'
             )
         else:
-            found = [_compared(name, sign, one) for sign, one in value.items()]
-            comparisons += found
-            parts += found
-    return "(" + " AND ".join(parts) + ")"
+            column_terms = [
+                _comparison(name, operator, operand) for operator, operand in value.items()
+            ]
+            comparisons += column_terms
+            terms += column_terms
+    return "(" + " AND ".join(terms) + ")"
 
 
-def _compared(column: str, sign: str, value: Any) -> str:
-    signs = ("contains",) if column == "captions" else (*_SIGNS, "in")
-    if sign not in signs or (sign == "like" and column != "path"):
-        expected = (
-            "contains" if column == "captions" else f"one of {', '.join(signs)} (like: of path)"
-        )
-        raise ValueError(f"{_shown(sign)} is no operator of {column!r}; expected {expected}")
-    if sign == "contains":
-        return f"array_has(captions, {_literal(column, value)})"
-    if sign != "in":
-        return f"`{column}` {_SIGNS[sign]} {_literal(column, value)}"
-    if not isinstance(value, list) or not 0 < len(value) <= MAX_COMPARISONS:
+def _comparison(column: str, operator: str, operand: Any) -> str:
+    is_captions = column == "captions"
+    operators = ("contains",) if is_captions else (*_OPERATORS, "in")
+    if operator not in operators or (operator == "like" and column != "path"):
+        expected = "contains" if is_captions else f"one of {', '.join(operators)} (like: of path)"
+        raise ValueError(f"{_excerpt(operator)} is no operator of {column!r}; expected {expected}")
+    if operator == "contains":
+        return f"array_has(captions, {_literal(column, operand)})"
+    if operator != "in":
+        return f"`{column}` {_OPERATORS[operator]} {_literal(column, operand)}"
+    if not isinstance(operand, list) or not 0 < len(operand) <= MAX_COMPARISONS:
         raise ValueError(
-            f"{column!r} is compared with {_shown(value)}; expected a list of up to {MAX_COMPARISONS}"
+            f"{column!r} is compared with {_excerpt(operand)}; expected a list of up to {MAX_COMPARISONS}"
         )
-    return f"`{column}` IN ({', '.join(_literal(column, one) for one in value)})"
+    return f"`{column}` IN ({', '.join(_literal(column, value) for value in operand)})"
 
 
 def _literal(column: str, value: Any) -> str:
-    is_number, kind = type(value) in (int, float), "a text"
+    is_number = type(value) in (int, float)
+    is_text = isinstance(value, str) and len(value) <= MAX_CHARACTERS
+    expected = "a text"
     if column in ("start", "end"):
-        kind = "a number"
+        expected = "a number"
         if is_number and isfinite(value):
             return repr(float(value))
-    elif column in _COUNTS:
-        kind = "a whole number"
-        if is_number and abs(value) < _COUNTS[column] and value == int(value):
+    elif column in _LIMITS:
+        expected = "a whole number"
+        if is_number and abs(value) < _LIMITS[column] and value == int(value):
             return repr(int(value))
     elif column == "mtime":
-        kind = "a time such as 2026-01-31T12:00:00"
-        if isinstance(value, str) and len(value) <= MAX_CHARACTERS:
+        expected = "a time such as 2026-01-31T12:00:00"
+        if is_text:
             with suppress(ValueError):
                 return f"timestamp '{datetime.fromisoformat(value).isoformat(sep=' ')}'"
-    elif isinstance(value, str) and len(value) <= MAX_CHARACTERS:
+    elif is_text:
         return "'" + value.replace("'", "''") + "'"
-    raise ValueError(f"{column!r} is compared with {_shown(value)}; expected {kind}")
+    raise ValueError(f"{column!r} is compared with {_excerpt(value)}; expected {expected}")
 
 
-def _shown(value: object) -> str:
+def _excerpt(value: object) -> str:
     return repr(value)[:80]

@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from bridgetower.progress import counting
-from bridgetower.search.index import RETURNED, Hit, Index
+from bridgetower.search.index import RETURNED, Index, image_matrix
+from bridgetower.search.indexed import Hit
 
 BLOCK = 2**28
-"""Bytes of vectors in memory: all others are read once for each such block."""
+"""Bytes of vectors in memory. All other vectors are read once for each block."""
 
-_TILE = 2048  # vectors that are compared at once with as many others
-_ROUNDING = 1e-6  # of a cosine: that of a vector with itself may be a little less than 1
+_TILE = 2048  # vectors compared at once with as many others
+_ROUNDING = 1e-6  # by which the cosine of a vector with itself may be less than 1
 
 
 def near_duplicates(
@@ -31,44 +32,64 @@ def near_duplicates(
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}; expected a cosine above 0 and at most 1")
     paths = index.paths()
-    labels, start = np.arange(len(paths)), 0
-    with counting("comparing images", total=len(paths), enabled=progress) as advance:
-        while start < len(paths):
-            kept, held = list[tuple[int, np.ndarray]](), 0
-            for place, tile in _tiles(index):
-                if place >= start and held < BLOCK:
-                    kept.append((place, tile))
-                    held += tile.nbytes
-                for first, other in kept:
-                    rows, columns = np.nonzero(other @ tile.T >= threshold - _ROUNDING)
-                    ends = labels[first + rows], labels[place + columns]
-                    if (new := ends[0] != ends[1]).any():
-                        edges = np.ones(new.sum()), (ends[0][new], ends[1][new])
-                        graph = coo_array(edges, shape=(len(paths), len(paths)))
-                        labels = connected_components(graph, directed=False)[1][labels]
-            start += (num_kept := sum(len(tile) for _, tile in kept))
-            advance(num_kept)
-    several, start = np.bincount(labels)[labels] > 1, 0
+    labels = _group_labels(index, len(paths), threshold, progress)
+
+    # Images that are alone in their group are no duplicates.
+    has_duplicates = np.bincount(labels)[labels] > 1
     groups = defaultdict[int, list[tuple[dict[str, Any], np.ndarray]]](list)
+    start = 0
     for batch in index.checked_scan([*RETURNED, "image_vector"]):
-        own = np.flatnonzero(several[start : start + len(batch)])
-        vectors = (
-            batch["image_vector"].combine_chunks().flatten().to_numpy().reshape(len(batch), -1)[own]
-        )
-        rows = batch.select(RETURNED).take(own).to_pylist()
-        for row, vector, label in zip(rows, vectors, labels[start + own].tolist(), strict=True):
+        end = start + len(batch)
+        selected = np.flatnonzero(has_duplicates[start:end])
+        duplicates = batch.take(selected)
+        rows = duplicates.select(RETURNED).to_pylist()
+        labels_of_rows = labels[start + selected].tolist()
+        for row, vector, label in zip(rows, image_matrix(duplicates), labels_of_rows, strict=True):
             groups[label].append((row, vector))
-        start += len(batch)
+        start = end
     if index.paths() != paths:
         raise OSError(f"{index.uri} was written while it was read; run the same command again")
-    found = [_hits(index, group) for group in groups.values()]
-    return sorted(found, key=lambda group: (-len(group), group[0].path))
+    hits_of_groups = [_hits(index, group) for group in groups.values()]
+    return sorted(hits_of_groups, key=lambda hits: (-len(hits), hits[0].path))
+
+
+def _group_labels(
+    index: Index, num_images: int, threshold: float, progress: bool
+) -> Int[np.ndarray, " n"]:
+    """Labels each image with its group: images whose cosine is at least the threshold have one label."""
+    labels = np.arange(num_images)
+    end = 0  # of the images that were compared with all others
+    with counting("comparing images", total=num_images, enabled=progress) as advance:
+        while end < num_images:
+            block: list[tuple[int, Float[np.ndarray, "n c"]]] = []
+            num_bytes = 0
+            block_start = end
+            for start, tile in _tiles(index):
+                if start >= block_start and num_bytes < BLOCK:
+                    block.append((start, tile))
+                    num_bytes += tile.nbytes
+                    end = start + len(tile)
+                for block_tile_start, block_tile in block:
+                    rows, columns = np.nonzero(block_tile @ tile.T >= threshold - _ROUNDING)
+                    first = labels[block_tile_start + rows]
+                    second = labels[start + columns]
+                    is_new = first != second
+                    if is_new.any():
+                        edges = (first[is_new], second[is_new])
+                        shape = (num_images, num_images)
+                        graph = coo_array((np.ones(is_new.sum()), edges), shape=shape)
+                        _, components = connected_components(graph, directed=False)
+                        labels = components[labels]
+            advance(end - block_start)
+    return labels
 
 
 def _hits(index: Index, group: list[tuple[dict[str, Any], np.ndarray]]) -> list[Hit]:
-    group.sort(
-        key=lambda one: (-one[0]["width"] * one[0]["height"], -one[0]["size"], one[0]["path"])
-    )
+    def order(entry: tuple[dict[str, Any], np.ndarray]) -> tuple[int, int, str]:
+        row, _ = entry
+        return -row["width"] * row["height"], -row["size"], row["path"]
+
+    group.sort(key=order)
     vectors = np.stack([vector for _, vector in group])
     cosines = vectors @ vectors[0] / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(vectors[0]))
     return [
@@ -78,10 +99,10 @@ def _hits(index: Index, group: list[tuple[dict[str, Any], np.ndarray]]) -> list[
 
 
 def _tiles(index: Index) -> Iterator[tuple[int, Float[np.ndarray, "n c"]]]:
-    """Yields vectors of length one with the number of the first."""
+    """Yields vectors at length one, with the index of the first."""
     start = 0
-    for part in index.image_vectors():
-        unit = part / np.linalg.norm(part, axis=1, keepdims=True)
-        for some in np.split(unit, range(_TILE, len(unit), _TILE)):
-            yield start, some
-            start += len(some)
+    for vectors in index.image_vectors():
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        for tile in np.split(unit, range(_TILE, len(unit), _TILE)):
+            yield start, tile
+            start += len(tile)

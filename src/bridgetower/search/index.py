@@ -1,4 +1,4 @@
-"""An index of images: a Lance table with a row per image, what a row says, and the bytes of what was indexed."""
+"""An index of images: a Lance table with a row for each image, and searches of its vectors and words."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import math
 import os
 import time
+from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
@@ -27,17 +28,13 @@ from torch import Tensor
 
 from bridgetower.checkpoints import is_downloaded
 from bridgetower.data.sets.store import CRC, Table, Uri, message_of, split_uri
-from bridgetower.data.sources.example import Image
-from bridgetower.data.sources.fetch import BRIEF, is_url, open_regular
+from bridgetower.data.sources.fetch import is_url, open_regular
 from bridgetower.files import json_object, parse_json
 from bridgetower.plain import from_plain
-from bridgetower.processor import check_length
 from bridgetower.search.checksums import CRCS, ROW_CRC, columns_to_check, damaged_rows, with_crcs
 from bridgetower.search.config import Against, Vectors
+from bridgetower.search.indexed import CHANGED, Hit, Indexed, read_indexed
 from bridgetower.search.memory import Memory
-
-ABOUT = ("path", "size", "mtime", "width", "height", "captions", "start", "end")
-"""Columns of a result, and of conditions."""
 
 RETURNED = ("digest", "path", "size", "width", "height", "captions", "location", "start", "end")
 """Columns of an `Indexed`."""
@@ -49,56 +46,52 @@ COLUMNS: dict[Vectors, str] = {
 }
 """Columns of vectors."""
 
-# of moments in which something is said
-_SPOKEN = "start IS NOT NULL AND array_length(captions) > 0"
-_SILENT = f"({_SPOKEN}) IS NOT TRUE"  # of all others
-_NULLABLE = ("start", "end", "frame")  # of images that are no moments
-_MARK = b"bridgetower"  # key of the schema's metadata
+_CONDITION_COLUMNS = ("path", "size", "mtime", "width", "height", "captions", "start", "end")
+_SPOKEN = "start IS NOT NULL AND array_length(captions) > 0"  # moments in which something is said
+_SILENT = f"({_SPOKEN}) IS NOT TRUE"
+_NULLABLE = ("start", "end", "frame")  # columns that only moments have
+# Of rows that no source wrote.
+_DEFAULTS = {"size": 0, "mtime": 0, "version": "", "part_size": 0, "location": ""}
+_INFO = b"bridgetower"  # key of the schema's metadata
 _UNRELATED = "bridgetower.unrelated"  # key of the metadata of the column of images' vectors
 _VERSION = 7
-_CHANGED = "the {} has changed since it was indexed; bring the index up to date"
-_BESIDE = "./"  # begins paths that are relative to the folder that the index is in
-_SEEN_WITHIN = 1.0  # seconds after which a reader notices what another process wrote
-_KEPT = timedelta(hours=1)  # for readers of an older version
+_BESIDE = "./"  # starts paths from the folder that the index is in
+_REFRESH_SECONDS = 1.0  # after which a reader notices the changes of another process
+_OLD_VERSIONS = timedelta(hours=1)  # for processes that read them
 _MAX_FRAGMENTS = 20
-_LOOKED_UP, _LOOKED_UP_FROM = (
-    ("digest", "path"),
-    10_000,
-)  # columns that get an index, and rows from which on
-_PROBED_SHARE = 0.2  # of the partitions; benchmarks/search.py measures its cost and recall
-_SAMPLED, _ITERATIONS = 64, 10  # vectors of a partition and rounds by which partitions are found
-_REFINED = 4  # times as many are ranked again by their full vectors
-_MAX_PATHS = 1000  # in one condition
-_MAX_COPIES = 8  # of one file that are returned
-_FEWEST, _MOST = (
-    10_000,
-    2**32,
-)  # rows from which on, and bytes up to which, all vectors are compared in memory
+_KEYS = ("digest", "path")  # columns with an index of their own
+_MIN_ROWS_FOR_KEYS = 10_000
+# Share of the partitions that is searched; benchmarks/search.py measures its cost and recall.
+_PROBED_SHARE = 0.2
+_SAMPLE_RATE = 64  # vectors of each partition from which partitions are computed
+_ITERATIONS = 10  # of k-means for the partitions
+_REFINE_FACTOR = 4  # times as many hits are ranked again by their full vectors
+_MAX_PATHS = 1000  # of one condition
+_MAX_COPIES = 8  # of a file that are returned
+_MIN_ROWS_IN_MEMORY = 10_000
+_MAX_BYTES_IN_MEMORY = 2**32
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexInfo:
-    """What an index is of."""
+    """The model and the images of an index."""
 
     fingerprint: str  # of the model that made the vectors
-    model: (
-        str  # where that model was loaded from; a path within the index's folder is relative to it
-    )
-    root: str  # folder that the images' paths start from, likewise
+    model: str  # source of that model; a path may start from the folder that the index is in
+    root: str  # folder or URL that the images' paths start from, likewise
     image_width: int  # of the vectors of images and texts
-    pair_width: int  # of those of pairs
+    pair_width: int  # of the vectors of pairs
 
     def schema(self) -> pa.Schema:
-        """Returns the columns of an index, with this as metadata."""
-        image, pair = (
-            pa.list_(pa.float32(), width) for width in (self.image_width, self.pair_width)
-        )
+        """Returns the columns of an index, with this info as metadata."""
+        image_vector = pa.list_(pa.float32(), self.image_width)
+        pair_vector = pa.list_(pa.float32(), self.pair_width)
         fields = {
             "path": pa.string(),
             "size": pa.int64(),
             "mtime": pa.timestamp("us", tz="UTC"),
-            "version": pa.string(),  # of the file that it is in
-            "part_size": pa.int32(),  # of the last image of a file with several: how many these are; else 0
+            "version": pa.string(),  # of the file
+            "part_size": pa.int32(),  # in the last row of a table, shard or video, the number of its images; else 0
             "digest": pa.string(),
             "width": pa.int32(),
             "height": pa.int32(),
@@ -107,22 +100,22 @@ class IndexInfo:
             "start": pa.float64(),
             "end": pa.float64(),
             "frame": pa.large_binary(),
-            "image_vector": image,
-            "text_vectors": pa.list_(image),
-            "pair_vectors": pa.list_(pair),
+            "image_vector": image_vector,
+            "text_vectors": pa.list_(image_vector),
+            "pair_vectors": pa.list_(pair_vector),
             ROW_CRC: pa.uint32(),
             CRCS["text_vectors"]: pa.uint32(),
             CRCS["pair_vectors"]: pa.uint32(),
         }
         return pa.schema(
             [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in fields.items()],
-            metadata={_MARK: json.dumps({"version": _VERSION, **asdict(self)}).encode()},
+            metadata={_INFO: json.dumps({"version": _VERSION, **asdict(self)}).encode()},
         )
 
     @classmethod
     def of(cls, uri: Uri, schema: pa.Schema) -> IndexInfo:
-        """Reads it from a table, and checks that this has the columns of an index and no others."""
-        content = parse_json((schema.metadata or {}).get(_MARK, b"{}"), f"what {uri} is of")
+        """Reads the info of a table, and checks that the table has the columns of an index."""
+        content = parse_json((schema.metadata or {}).get(_INFO, b"{}"), f"what {uri} is of")
         if not isinstance(content, dict) or content.pop("version", None) != _VERSION:
             raise ValueError(
                 f"{uri} is no index of this release; choose another name, or make it again"
@@ -137,7 +130,7 @@ class IndexInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Unrelated:
-    """The cosines that one in twenty unrelated texts reaches with its nearest vector; None where there are none."""
+    """The cosine of one in twenty unrelated texts with its nearest vector; None where there are no vectors."""
 
     rows: int  # of the index when this was computed
     images: float | None = None
@@ -145,93 +138,36 @@ class Unrelated:
     pairs: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Indexed:
-    """An image as the index has it."""
-
-    digest: str  # SHA-256 of the file
-    path: str  # from the folder of the images
-    size: int  # of the file, in bytes
-    width: int  # of the upright image, in pixels
-    height: int
-    captions: Sequence[str]  # that came with it
-    location: str = ""  # where in a shard, a table or a video, or at which URL, as JSON; empty for an image file
-    # seconds from the start of the video, of a moment; None for an image
-    start: float | None = None
-    end: float | None = None
-
-    def where(self) -> dict[str, Any]:
-        """Returns its place; the index may be from someone else, so the types are checked."""
-        where = json_object(self.location or "{}", "the location of an image")
-        piece, cell = where.get("piece", [0, 1]), where.get("cell", ["", 0])
-
-        def are(values: Any, *kinds: type) -> bool:
-            return isinstance(values, list) and [type(value) for value in values] == list(kinds)
-
-        if not (
-            all(isinstance(where.get(name, ""), str) for name in ("file", "url"))
-            and (are(piece, int, int) and piece[0] >= 0 and piece[1] > 0)
-            and (are(cell, str, int) and cell[1] >= 0)
-        ):
-            raise ValueError(
-                f"the index has {self.location} as the location of {self.path!r}; make the index again"
-            )
-        return where
-
-    def file_in(self, root: Path) -> Path | str:
-        """Returns its file, the shard, table or video that it is in, or its URL."""
-        where = self.where()
-        return str(where["url"]) if "url" in where else root / where.get("file", self.path)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hit(Indexed):
-    """An image that was found."""
-
-    file: Path | str  # the image, or the shard, table or video that it is in, or its URL
-    against: Against  # what the query was compared with
-    cosine: float  # of the vectors of both
-    rank_score: float  # of the second stage where they were matched, else the cosine
-    # no nearer than unrelated texts come; None: that is not known, or not asked by text alone
-    weak: bool | None = None
-    # that text and image match, where they were matched and there is a calibration
-    probability: float | None = None
-    # of the matching head, from 0 to 1, where they were matched and there is none
-    score: float | None = None
-
-
-class _Version:
-    """What was asked of one version of a table: each is asked once."""
+class _TableVersion:
+    """Cached facts about one version of a table."""
 
     def __init__(self, table: Any) -> None:
-        self.table, self.number = table, table.version
+        self.table = table
+        self.number = table.version
         self.memory: Memory | None = None
-        self.searched, self.loading = (
-            False,
-            Lock(),
-        )  # all of it was, by exact vectors; one thread loads the memory
-        self.checked = set[Vectors]()  # of which kinds all vectors were compared with their CRCs
+        self.was_searched = False  # exactly and as a whole
+        self.loading = Lock()  # of the thread that loads the memory
+        self.checked = set[Vectors]()  # kinds of which all vectors were compared with their CRCs
 
     @cached_property
-    def rows(self) -> int:
+    def num_rows(self) -> int:
         return int(self.table.count_rows())
 
     @cached_property
-    def spoken(self) -> int:
+    def num_spoken(self) -> int:
         return int(self.table.count_rows(_SPOKEN))
 
     @cached_property
     def unrelated(self) -> Unrelated | None:
         metadata = self.table.schema.field("image_vector").metadata or {}
-        if _UNRELATED.encode() not in metadata:
+        note = metadata.get(_UNRELATED.encode())
+        if note is None:
             return None
-        what = "what the index notes of unrelated texts"
-        return from_plain(
-            Unrelated, json_object(metadata[_UNRELATED.encode()].decode(), what), what
-        )
+        name = "what the index notes of unrelated texts"
+        return from_plain(Unrelated, json_object(note.decode(), name), name)
 
     @cached_property
-    def grouped(self) -> bool:
+    def has_ann_index(self) -> bool:
         return any(index.columns == ["image_vector"] for index in self.table.list_indices())
 
 
@@ -243,7 +179,7 @@ class Index:
 
     Attributes:
         uri: Of the folder, whose name ends in `.lance`; an object store's (`s3://…`, `gs://…`, `az://…`) will do.
-        info: What it is of.
+        info: The model and the images of the index.
     """
 
     def __init__(self, uri: Uri, *, root: Path | None = None) -> None:
@@ -254,61 +190,65 @@ class Index:
             root: Folder of the images, if they are elsewhere now.
 
         Raises:
-            FileNotFoundError: There is none.
-            ValueError: It is something else.
+            FileNotFoundError: There is no index.
+            ValueError: The folder is something else.
         """
-        self.uri, self._root = str(uri), root
-        split_uri(self.uri)  # refuses a folder that is no table
-        self._opened: tuple[Any, tuple[int, int] | None] | None = None
-        self._seen = 0.0
+        self.uri = str(uri)
+        self._root = root
+        split_uri(self.uri)  # refuses a name that no index can have
+        self._open_table: Any = None
+        self._folder: tuple[int, int] | None = None  # inode and change time of the opened folder
+        self._refresh_time = 0.0
         self.info = IndexInfo.of(uri, self._table.schema)
-        self._known = _Version(self._table)
+        self._cached = _TableVersion(self._table)
 
     @classmethod
     def create(cls, uri: Uri, info: IndexInfo) -> Index:
-        """Makes an empty index with a full-text index of captions; paths of `info` may be absolute."""
+        """Creates an empty index with a full-text index of captions; paths of `info` may be absolute."""
         model = portable(uri, info.model) if Path(info.model).exists() else info.model
         info = replace(info, model=model, root=portable(uri, info.root))
-        with _told(str(uri), "written"):
+        with _lance_errors(str(uri), "written"):
             table = Table.create(uri, info.schema(), checked="image_vector")
             table.lance.create_index("captions", config=FTS())
         return cls(uri)
 
     @property
     def _table(self) -> Any:
-        """The newest version; opened again where another table, with versions of the same numbers, took its place."""
+        """The newest version of the table."""
+        # Another table at this place may have versions with the same numbers.
         folder = None
         if not is_url(self.uri) and Path(self.uri).is_dir():
             status = Path(self.uri).stat()
-            folder = status.st_ino, status.st_ctime_ns
-        with _told(self.uri):
-            if self._opened is None or self._opened[1] != folder:
+            folder = (status.st_ino, status.st_ctime_ns)
+        with _lance_errors(self.uri):
+            if self._open_table is None or self._folder != folder:
                 try:
-                    self._opened = Table(self.uri).lance, folder
+                    self._open_table = Table(self.uri).lance
                 except FileNotFoundError as error:
                     raise FileNotFoundError(
                         f"no index at {self.uri}; make one with bridgetower index PHOTOS --out {self.uri}"
                     ) from error
-            elif time.monotonic() - self._seen > _SEEN_WITHIN:
-                self._opened[0].checkout_latest()
-        self._seen = time.monotonic()
-        return self._opened[0]
+                self._folder = folder
+            elif time.monotonic() - self._refresh_time > _REFRESH_SECONDS:
+                self._open_table.checkout_latest()
+        self._refresh_time = time.monotonic()
+        return self._open_table
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Takes back a commit whose files a full disk has cut off: readers keep what was there before."""
+        """Takes back a commit whose files a full disk has cut off, so that readers keep the version before."""
         try:
-            with _told(self.uri, "written"):
+            with _lance_errors(self.uri, "written"):
                 yield
             Table(self.uri).check_end()
         except OSError:
             with suppress(OSError):
                 Table(self.uri).recover()
-            self._opened = None
+            self._open_table = None
             raise
 
     def __len__(self) -> int:
-        with _told(self.uri):
+        with _lance_errors(self.uri):
             return int(self._table.count_rows())
 
     @cached_property
@@ -318,37 +258,37 @@ class Index:
 
     @property
     def num_spoken(self) -> int:
-        """How many entries are moments in which something is said."""
-        with _told(self.uri):
-            return self._version.spoken
+        """Number of the moments in which something is said."""
+        with _lance_errors(self.uri):
+            return self._version.num_spoken
 
     @property
     def unrelated(self) -> Unrelated | None:
-        """What unrelated texts reach; None where no run of `bridgetower index` was completed."""
-        with _told(self.uri):
+        """Cosines of unrelated texts; None before a run of `bridgetower index` was completed."""
+        with _lance_errors(self.uri):
             return self._version.unrelated
 
     def set_unrelated(self, unrelated: Unrelated) -> None:
-        """Notes what unrelated texts reach."""
+        """Notes the cosines of unrelated texts."""
         metadata = {_UNRELATED: json.dumps(asdict(unrelated))}
         with self._writing():
             self._table.update_field_metadata({"path": "image_vector", "metadata": metadata})
 
     @property
     def model(self) -> str:
-        """Where the model was loaded from that made the index."""
+        """Source of the model that made the index."""
         return resolved(self.uri, self.info.model)
 
-    def model_or(self, given: str | Path | None) -> str:
-        """Returns what to load for a search: the model that is given, or the one that made the index.
+    def model_or(self, model: str | Path | None) -> str:
+        """Returns the model to load for a search: the argument, or the model that made the index.
 
-        Nothing is downloaded because an index names it: the index may be from someone else.
+        Nothing is downloaded because an index names it, as the index may be from someone else.
 
         Raises:
-            FileNotFoundError: None is given, and that one is not where it was, or not on this machine.
+            FileNotFoundError: The argument is None, and the model of the index is not on this machine.
         """
-        if given is not None:
-            return str(given)
+        if model is not None:
+            return str(model)
         is_local = self.info.model.startswith(_BESIDE) or Path(self.info.model).is_absolute()
         if is_local and not Path(self.model).exists():
             raise FileNotFoundError(
@@ -371,16 +311,16 @@ class Index:
 
     def scan(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yields columns of all rows, damaged ones too."""
-        with _told(self.uri):
-            yield from _batches(self._table, columns)
+        with _lance_errors(self.uri):
+            yield from _scan_table(self._table, columns)
 
     def checked_scan(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yields columns of all rows; an OSError says that one is not as it was written."""
-        with _told(self.uri):
+        """Yields columns of all rows. An OSError says that a row is not as it was written."""
+        with _lance_errors(self.uri):
             yield from self._checked_batches(self._table, columns)
 
     def _checked_batches(self, table: Any, columns: Sequence[str]) -> Iterator[pa.Table]:
-        for batch in _batches(table, columns_to_check(columns)):
+        for batch in _scan_table(table, columns_to_check(columns)):
             yield self._checked(pa.Table.from_batches([batch]), columns)
 
     def paths(self) -> list[str]:
@@ -388,55 +328,58 @@ class Index:
         return [path for batch in self.scan(["path"]) for path in batch["path"].to_pylist()]
 
     def with_digest(self, digest: str) -> list[Indexed]:
-        """Returns the images whose file has a SHA-256: none, one, or a few of those that are copies of each other."""
+        """Returns the images whose file has a SHA-256: none, one, or a few copies."""
         if memory := self._in_memory():
-            found = memory.with_digest(digest, _MAX_COPIES)
+            rows = memory.with_digest(digest, _MAX_COPIES)
         else:
-            found = self._found(_is_one_of([digest], "digest"), RETURNED, _MAX_COPIES)
-        return [Indexed(**row) for row in found.to_pylist()]
+            rows = self._rows_where(_is_one_of([digest], "digest"), RETURNED, _MAX_COPIES)
+        return [Indexed(**row) for row in rows.to_pylist()]
 
     def frames(self, images: Sequence[Indexed]) -> dict[str, bytes]:
-        """Returns the frames of the moments among some images, by path."""
-        rows = self.rows(
-            [image.path for image in images if image.start is not None], ["path", "frame"]
-        )
-        return {row["path"]: row["frame"] or b"" for row in rows}
+        """Returns the frames of the moments among images, by path."""
+        moments = [image.path for image in images if image.start is not None]
+        return {row["path"]: row["frame"] or b"" for row in self.rows(moments, ["path", "frame"])}
 
     def rows(self, paths: Sequence[str], columns: Sequence[str] = RETURNED) -> list[dict[str, Any]]:
-        """Returns columns of the rows with some paths, as far as they are there, in no order; default: of `Indexed`."""
-        found = list[dict[str, Any]]()
+        """Returns columns of the rows with these paths, in no order. Unknown paths are ignored."""
+        rows: list[dict[str, Any]] = []
         for start in range(0, len(paths), _MAX_PATHS):
-            found += self._found(_is_one_of(paths[start : start + _MAX_PATHS]), columns).to_pylist()
-        return found
+            where = _is_one_of(paths[start : start + _MAX_PATHS])
+            rows += self._rows_where(where, columns).to_pylist()
+        return rows
 
-    def _found(self, where: str, columns: Sequence[str], limit: int | None = None) -> pa.Table:
-        return self._checked(self._unchecked(where, columns, limit), columns)
+    def _rows_where(self, where: str, columns: Sequence[str], limit: int | None = None) -> pa.Table:
+        return self._checked(self._unchecked_rows(where, columns, limit), columns)
 
-    def _unchecked(self, where: str, columns: Sequence[str], limit: int | None = None) -> pa.Table:
+    def _unchecked_rows(
+        self, where: str, columns: Sequence[str], limit: int | None = None
+    ) -> pa.Table:
         """Returns the rows of a condition with all columns that checking them needs."""
-        with _told(self.uri):
+        with _lance_errors(self.uri):
             query = self._table.search().where(where).select(columns_to_check(columns))
             return (query if limit is None else query.limit(limit)).to_arrow()
 
     def _checked(self, rows: pa.Table, columns: Sequence[str]) -> pa.Table:
-        """Returns columns of rows that were read with `columns_to_check`, if none of them is damaged."""
+        """Returns columns of rows that were read with `columns_to_check`, unless one of them is damaged."""
         if damaged := damaged_rows(rows):
-            path = (
-                rows["path"].cast(pa.binary())[damaged[0]].as_py().decode(errors="backslashreplace")
-            )
+            path = rows["path"].cast(pa.binary())[damaged[0]].as_py()
+            name = path.decode(errors="backslashreplace")
             raise OSError(
-                f"{self.uri} has a damaged row, that of {path!r}; make the index again, or copy it again"
+                f"{self.uri} has a damaged row, that of {name!r}; make the index again, or copy it again"
             )
         return rows.select(list(columns))
 
     def examples(self, count: int) -> list[Indexed]:
         """Returns up to `count` images from evenly spread rows, always the same ones of the same table."""
-        size = len(self)
-        rows = min(count, size)
-        places = [(2 * number + 1) * size // (2 * rows) for number in range(rows)]
-        with _told(self.uri):
-            found = self._table.take_offsets(places).select(columns_to_check(RETURNED)).to_arrow()
-        return [Indexed(**row) for row in self._checked(found, RETURNED).to_pylist()]
+        num_rows = len(self)
+        num_examples = min(count, num_rows)
+        indices = [
+            (2 * number + 1) * num_rows // (2 * num_examples) for number in range(num_examples)
+        ]
+        with _lance_errors(self.uri):
+            query = self._table.take_offsets(indices).select(columns_to_check(RETURNED))
+            rows = self._checked(query.to_arrow(), RETURNED)
+        return [Indexed(**row) for row in rows.to_pylist()]
 
     def content(
         self,
@@ -447,10 +390,10 @@ class Index:
         max_bytes: int | None = None,
         frames: Mapping[str, bytes] | None = None,
     ) -> bytes:
-        """Returns the bytes of an image that was indexed, and no others: their digest is compared.
+        """Returns the bytes of an image if they have the digest that was indexed.
 
         Args:
-            image: What the index has.
+            image: An image of the index.
             within_root: Refuse a file to which a link leads out of the folder of the images.
             fetch: Open images at URLs too.
             max_bytes: Of an image; None: any number.
@@ -463,8 +406,8 @@ class Index:
         frame = None
         if image.start is not None:
             frame = (self.frames([image]) if frames is None else frames).get(image.path, b"")
-        named = image.file_in(self.root)
-        if frame is None and isinstance(named, str) and not fetch:
+        file = image.file_in(self.root)
+        if frame is None and isinstance(file, str) and not fetch:
             raise ValueError(
                 "the image is at a URL, which is not fetched because an index names it"
             )
@@ -472,31 +415,31 @@ class Index:
         if max_bytes is not None and size > max_bytes:
             raise ValueError(f"the file of the image has {size} bytes, the limit is {max_bytes}")
         if frame is None:
-            file = named if isinstance(named, str) else self._real(named, within_root=within_root)
+            if isinstance(file, Path):
+                file = self._real_file(file, within_root=within_root)
             return read_indexed(file, image)
         if hashlib.sha256(frame).hexdigest() != image.digest:
             raise ValueError("the moment has changed since it was indexed; search again")
         return frame
 
-    def _real(self, named: Path, *, within_root: bool) -> Path:
-        file = Path(os.path.realpath(named, strict=True))  # Path.resolve fails on links in a circle
+    def _real_file(self, file: Path, *, within_root: bool) -> Path:
+        file = Path(os.path.realpath(file, strict=True))  # Path.resolve fails on links in a circle
         if within_root and not file.is_relative_to(self.root.resolve()):
             raise ValueError("the file is outside the folder of the index")
         return file
 
     def open_video(self, moment: Indexed) -> BinaryIO:
         """Opens the video of a moment, unless it is outside the folder of the index or its size or time changed."""
-        if moment.start is None or isinstance(named := moment.file_in(self.root), str):
+        file = moment.file_in(self.root)
+        if moment.start is None or isinstance(file, str):
             raise ValueError("it is an image, not a moment of a video")
-        rows = self._found(_is_one_of([moment.path]), ["mtime"])
-        stream = open_regular(self._real(named, within_root=True))
+        rows = self._rows_where(_is_one_of([moment.path]), ["mtime"])
+        stream = open_regular(self._real_file(file, within_root=True))
         status = os.fstat(stream.fileno())
-        if (
-            status.st_size != moment.size
-            or [status.st_mtime_ns // 1000] != rows["mtime"].cast(pa.int64()).to_pylist()
-        ):
+        mtimes = rows["mtime"].cast(pa.int64()).to_pylist()
+        if status.st_size != moment.size or mtimes != [status.st_mtime_ns // 1000]:
             stream.close()
-            raise ValueError(_CHANGED.format("video"))
+            raise ValueError(CHANGED.format("video"))
         return stream
 
     def nearest(
@@ -508,7 +451,7 @@ class Index:
         where: str | None = None,
         exact: bool = False,
     ) -> list[Hit]:
-        """Returns the images whose vector has the largest cosine with a given one, that first.
+        """Returns the images whose vectors have the largest cosines with a vector, largest first.
 
         Args:
             vector: Of the query.
@@ -523,45 +466,44 @@ class Index:
             OSError: The index cannot be read, another one has taken its place, or it has a damaged row, or vectors that
                 are no numbers, so that nothing finds them.
         """
-        with _told(self.uri):
+        with _lance_errors(self.uri):
             version = self._version
-            there, grouped = version.rows, version.grouped
-        count = max(1, min(count, there))
-        every = exact or not grouped
-        probes = 0 if exact else math.ceil(_PROBED_SHARE * _num_partitions(there))
-        hits = []
-        kinds: dict[Vectors, str | None] = (
-            {against: None} if against else {"images": _SILENT, "captions": _SPOKEN}
-        )
-        for kind, among in kinds.items():
+            num_rows = version.num_rows
+            is_exact = exact or not version.has_ann_index
+        count = max(1, min(count, num_rows))
+        probes = 0 if exact else math.ceil(_PROBED_SHARE * _num_partitions(num_rows))
+        conditions: dict[Vectors, str | None] = {"images": _SILENT, "captions": _SPOKEN}
+        if against is not None:
+            conditions = {against: None}
+        hits: list[Hit] = []
+        for kind, condition in conditions.items():
             self._check_vectors(version, kind)
-            of_images, of_all = kind == "images", where is None and among is None
-            memory = self._in_memory(load=True) if of_all and of_images and every else None
-            rows = (memory and memory.nearest(vector, count)) or self._nearest_rows(
-                vector, count, kind, where, among, probes
+            read_rows = partial(
+                self._nearest_rows, vector, count, kind, where=where, condition=condition
             )
-            if (
-                not every and of_images and len(rows) < count
-            ):  # the partitions that were read had no more
-                rows = self._nearest_rows(vector, count, kind, where, among, probes=0)
-            if of_all and of_images and every and len(rows) < count and len(rows) < len(self):
+            compares_all = is_exact and kind == "images" and where is None and condition is None
+            memory = self._in_memory(load=True) if compares_all else None
+            rows = read_rows(probes=probes) if memory is None else memory.nearest(vector, count)
+            if kind == "images" and not is_exact and len(rows) < count:
+                rows = read_rows(probes=0)  # the partitions that were read have no more
+            if compares_all and len(rows) < min(count, len(self)):
                 raise OSError(
                     f"{self.uri} has vectors with NaN, which no search finds; make the index again"
                 )
             hits += [self.hit(row, kind, 1 - row.pop("_distance")) for row in rows]
-        return sorted(hits, key=lambda one: (one.against == "captions", -one.cosine, one.path))
+        return sorted(hits, key=lambda hit: (hit.against == "captions", -hit.cosine, hit.path))
 
     def containing(
         self, text: str, vector: Float[Tensor, " c"], count: int, *, where: str | None = None
     ) -> list[Hit]:
-        """Returns what has words of a text in its captions or its transcript, by BM25, best first.
+        """Returns the images that have words of a text in their captions or transcripts, by BM25, best first.
 
         Case, accents and endings of English words make no difference; English stop words count for nothing. There is
         no syntax: quotation marks, operators and other signs only separate words.
 
         Args:
             text: The words.
-            vector: Of the query, for the cosine of the images that are found.
+            vector: Of the query, for the cosine of the images.
             count: How many; fewer if no more have one of the words.
             where: As in `nearest`.
 
@@ -569,131 +511,124 @@ class Index:
             ValueError: The condition is none.
         """
         self._check_vectors(self._version, "images")
+        columns = [*RETURNED, "image_vector"]
         memory = self._in_memory()
-        own = [*RETURNED, "image_vector"]
-        table, columns = (
-            (memory.table.lance, ["_rowid"]) if memory else (self._table, columns_to_check(own))
-        )
+        table = self._table if memory is None else memory.table.lance
         words = MatchQuery(text, "captions")  # type: ignore[call-arg]  # a string would be parsed as a phrase
         query = table.search(words, query_type="fts").limit(count)
         if where is not None:
-            query = query.where(_whole(where), prefilter=True)
-        with _told(self.uri, where=where):
-            found = query.select([*columns, "_score"]).to_arrow()
-        scores = found["_score"].to_pylist()
-        if memory:
-            found, vectors = memory.with_ids(found["_rowid"].to_numpy())
+            query = query.where(_enclosed(where), prefilter=True)
+        read_columns = columns_to_check(columns) if memory is None else ["_rowid"]
+        with _lance_errors(self.uri, where=where):
+            rows = query.select([*read_columns, "_score"]).to_arrow()
+        scores = rows["_score"].to_pylist()
+        if memory is None:
+            rows = self._checked(rows, columns)
+            vectors = image_matrix(rows)
         else:
-            found = self._checked(found, own)
-            vectors = (
-                found["image_vector"]
-                .combine_chunks()
-                .flatten()
-                .to_numpy()
-                .reshape(-1, self.info.image_width)
-            )
+            rows, vectors = memory.with_ids(rows["_rowid"].to_numpy())
         cosines = F.cosine_similarity(torch.tensor(vectors), vector[None]).tolist()
-        numbers = zip(found.select(RETURNED).to_pylist(), cosines, scores, strict=True)
-        hits = [self.hit(row, "words", cosine, score) for row, cosine, score in numbers]
-        return sorted(hits, key=lambda one: (-one.rank_score, one.path))
+        images = rows.select(RETURNED).to_pylist()
+        hits = [
+            self.hit(row, "words", cosine, score)
+            for row, cosine, score in zip(images, cosines, scores, strict=True)
+        ]
+        return sorted(hits, key=lambda hit: (-hit.rank_score, hit.path))
 
     def hit(
         self, row: Mapping[str, Any], against: Against, cosine: float, score: float | None = None
     ) -> Hit:
-        """Returns a row of the columns RETURNED as what was found, ranked by its score or else by its cosine."""
+        """Makes a hit of a row with the columns RETURNED, ranked by its score or else by its cosine."""
         image = Indexed(**{**row, "captions": tuple(row["captions"])})
         try:
             file = image.file_in(self.root)
-        except ValueError as error:  # of a damaged row; the condition is not at fault
+        except ValueError as error:  # of a damaged row, not of the condition
             raise OSError(f"{self.uri} cannot be read: {error}") from error
         cosine = max(-1.0, min(1.0, cosine))  # which rounding may exceed
         rank_score = cosine if score is None else score
         return Hit(file=file, against=against, cosine=cosine, rank_score=rank_score, **vars(image))
 
     @property
-    def _version(self) -> _Version:
-        """The newest one."""
-        with _told(self.uri):
-            table, known = self._table, self._known
-            if known.table is not table or known.number != table.version:
+    def _version(self) -> _TableVersion:
+        """The newest version, with its cached facts."""
+        with _lance_errors(self.uri):
+            table = self._table
+            cached = self._cached
+            if cached.table is not table or cached.number != table.version:
                 if IndexInfo.of(self.uri, table.schema) != self.info:
                     raise OSError(
                         f"{self.uri} was replaced by an index of another model or folder; open it again"
                     )
-                newer = _Version(table)
-                if known.table is table:
-                    newer.checked = known.checked
-                known = self._known = newer
-        return known
+                self._cached = _TableVersion(table)
+                if cached.table is table:
+                    self._cached.checked = cached.checked
+            return self._cached
 
-    def _check_vectors(self, version: _Version, kind: Vectors) -> None:
+    def _check_vectors(self, version: _TableVersion, kind: Vectors) -> None:
         """Compares all rows and vectors of a small index with their CRCs, once after it was opened.
 
-        Lance only gives what it finds nearest: a row that damage makes farther would be missing without a word. In a
-        larger index all are compared when they are read into memory, and before that those that are found.
+        Lance only returns the nearest: a row that damage makes farther would be missing without a word. The rows of a
+        larger index are compared when they are read into memory, and before that the nearest ones.
         """
-        if version.rows < _FEWEST and kind not in version.checked:
-            for _ in self.checked_scan([COLUMNS[kind]]):
-                pass
+        if version.num_rows < _MIN_ROWS_IN_MEMORY and kind not in version.checked:
+            deque(self.checked_scan([COLUMNS[kind]]), maxlen=0)
             version.checked.add(kind)
 
     def _in_memory(self, *, load: bool = False) -> Memory | None:
-        """Returns all rows of the newest version, which the second exact search in it loads."""
-        known = self._version
-        if (
-            load and known.memory is None and known.loading.acquire(blocking=False)
-        ):  # others read the table meanwhile
-            with _told(self.uri):
-                try:
-                    if known.searched and _FEWEST <= known.rows <= _MOST / (
-                        4 * self.info.image_width
-                    ):
-                        table = Table(self.uri, version=known.number)
-                        rows = self._checked_batches(
-                            table.lance, [*RETURNED, "_rowid", "image_vector"]
-                        )
-                        known.memory = Memory(table, rows, "image_vector")
-                    known.searched = True
-                finally:
-                    known.loading.release()
-        return known.memory
+        """Returns all rows of the newest version, which its second exact search loads."""
+        version = self._version
+        # While one search loads them, others read the table.
+        if load and version.memory is None and version.loading.acquire(blocking=False):
+            try:
+                max_rows = _MAX_BYTES_IN_MEMORY / (4 * self.info.image_width)
+                with _lance_errors(self.uri):
+                    fits = _MIN_ROWS_IN_MEMORY <= version.num_rows <= max_rows
+                    if version.was_searched and fits:
+                        table = Table(self.uri, version=version.number)
+                        columns = [*RETURNED, "_rowid", "image_vector"]
+                        rows = self._checked_batches(table.lance, columns)
+                        version.memory = Memory(table, rows, "image_vector")
+                    version.was_searched = True
+            finally:
+                version.loading.release()
+        return version.memory
 
     def _nearest_rows(
         self,
         vector: Float[Tensor, " c"],
         count: int,
         kind: Vectors,
+        *,
         where: str | None,
-        among: str | None,
+        condition: str | None,
         probes: int,
     ) -> list[dict[str, Any]]:
-        """Searches so many partitions, 0 for all vectors; where there are no partitions, both are the same."""
+        """Searches the nearest partitions, or all vectors if `probes` is 0 or there are no partitions."""
         query = self._table.search(vector.numpy(), vector_column_name=COLUMNS[kind])
         query = query.distance_type("cosine").limit(count)
-        query = (
-            query.nprobes(probes).refine_factor(_REFINED) if probes else query.bypass_vector_index()
-        )
-        if conditions := [_whole(one) for one in (among, where) if one is not None]:
+        if probes:
+            query = query.nprobes(probes).refine_factor(_REFINE_FACTOR)
+        else:
+            query = query.bypass_vector_index()
+        conditions = [_enclosed(sql) for sql in (condition, where) if sql is not None]
+        if conditions:
             query = query.where(" AND ".join(conditions), prefilter=True)
+        columns = columns_to_check([*RETURNED, COLUMNS[kind], "_distance"])
         try:
-            with _told(self.uri, where=where):
-                found = query.select(
-                    columns_to_check([*RETURNED, COLUMNS[kind], "_distance"])
-                ).to_arrow()
+            with _lance_errors(self.uri, where=where):
+                rows = query.select(columns).to_arrow()
         except ValueError:
-            self._nearest_rows(
-                vector, 1, kind, None, None, probes
-            )  # of a damaged index this fails too, with OSError
+            # If the index is damaged, the condition is not at fault, and this raises an OSError.
+            self._nearest_rows(vector, 1, kind, where=None, condition=None, probes=probes)
             raise
-        return self._checked(found, [*RETURNED, "_distance"]).to_pylist()
+        return self._checked(rows, [*RETURNED, "_distance"]).to_pylist()
 
     def upsert(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes images in one commit; those that are there are replaced."""
+        """Writes images in one commit, in place of those with the same paths."""
+        if not rows:
+            return
         for row in rows:
-            if not all(
-                np.isfinite(row[name]).all()
-                for name in ("image_vector", "text_vectors", "pair_vectors")
-            ):
+            if not all(np.isfinite(row[column]).all() for column in COLUMNS.values()):
                 raise ValueError(
                     f"{row['path']!r} has a vector with NaN or infinite values; nothing would find it"
                 )
@@ -701,55 +636,45 @@ class Index:
                 raise ValueError(
                     f"{row['path']!r} has a vector of zeros, which nothing finds; check the model"
                 )
-        if not rows:
-            return
-        schema, defaults = (
-            self._table.schema,
-            {"size": 0, "mtime": 0, "version": "", "part_size": 0, "location": ""},
-        )
-        several = ("text_vectors", "pair_vectors")
-        given = [{**defaults, **row, **{name: list(row[name]) for name in several}} for row in rows]
-        columns = [field for field in schema if field.name not in (ROW_CRC, *CRCS.values())]
-        table = with_crcs(pa.Table.from_pylist(given, pa.schema(columns))).select(schema.names)
+        schema = self._table.schema
+        fields = [field for field in schema if field.name not in (ROW_CRC, *CRCS.values())]
+        lists = ("text_vectors", "pair_vectors")  # of which Arrow takes no matrices
+        values = [{**_DEFAULTS, **row, **{name: list(row[name]) for name in lists}} for row in rows]
+        table = with_crcs(pa.Table.from_pylist(values, pa.schema(fields))).select(schema.names)
         with self._writing():
-            self._table.merge_insert(
-                "path"
-            ).when_matched_update_all().when_not_matched_insert_all().execute(table)
+            merge = self._table.merge_insert("path").when_matched_update_all()
+            merge.when_not_matched_insert_all().execute(table)
 
     def reuse(self, images: Sequence[Mapping[str, Any]]) -> set[str]:
-        """Writes images with the vectors of others that have the same digest and captions; returns their paths."""
+        """Writes images whose digest and captions another image has, with its vectors. Returns their paths."""
         if not images:
             return set()
-        where = f"start IS NULL AND width > 0 AND {_is_one_of({one['digest'] for one in images}, 'digest')}"
-        left_out = {"mtime", ROW_CRC, *CRCS.values()}  # a time may be none that Python has
-        names = [name for name in self._table.schema.names if name not in left_out]
-        found = self._unchecked(where, names)
-        whole = np.delete(
-            np.arange(len(found)), damaged_rows(found)
-        )  # the others are embedded anew
-        rows = {
+        digests = _is_one_of({image["digest"] for image in images}, "digest")
+        ignored = {"mtime", ROW_CRC, *CRCS.values()}  # Python lacks some times of files
+        columns = [name for name in self._table.schema.names if name not in ignored]
+        rows = self._unchecked_rows(f"start IS NULL AND {digests}", columns)
+        whole_rows = np.delete(np.arange(len(rows)), damaged_rows(rows))
+        copies = {
             (row["digest"], tuple(row["captions"])): row
-            for row in found.select(names).take(whole).to_pylist()
+            for row in rows.select(columns).take(whole_rows).to_pylist()
         }
-        known = [
-            rows[key] | one
-            for one in images
-            if (key := (one["digest"], tuple(one["captions"]))) in rows
-        ]
-        self.upsert(known)
-        return {row["path"] for row in known}
+        reused = []
+        for image in images:
+            key = (image["digest"], tuple(image["captions"]))
+            if key in copies:
+                reused.append({**copies[key], **image})
+        self.upsert(reused)
+        return {row["path"] for row in reused}
 
     def set_versions(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Gives the rows of some paths another `version` and `part_size`."""
-        for version, part_size in {(row["version"], row["part_size"]) for row in rows}:
-            paths = [
-                row["path"]
-                for row in rows
-                if (row["version"], row["part_size"]) == (version, part_size)
-            ]
+        """Gives the rows with these paths another `version` and `part_size`."""
+        paths = defaultdict[tuple[str, int], list[str]](list)
+        for row in rows:
+            paths[row["version"], row["part_size"]].append(row["path"])
+        for (version, part_size), names in paths.items():
             with self._writing():
                 self._table.update(
-                    where=_is_one_of(paths), values={"version": version, "part_size": part_size}
+                    where=_is_one_of(names), values={"version": version, "part_size": part_size}
                 )
 
     def remove(self, paths: Sequence[str]) -> None:
@@ -759,16 +684,17 @@ class Index:
                 self._table.delete(_is_one_of(paths[start : start + _MAX_PATHS]))
 
     def image_vectors(self) -> Iterator[Float[np.ndarray, "n c"]]:
-        """Yields the vectors of all images; an OSError says that a row is not as it was written."""
+        """Yields the vectors of all images. An OSError says that a row is not as it was written."""
         for rows in self.checked_scan(["image_vector"]):
-            vectors = rows["image_vector"].combine_chunks().flatten()
-            yield vectors.to_numpy().reshape(-1, self.info.image_width)
+            yield image_matrix(rows)
 
     def create_ann_index(self) -> None:
         """Groups the images' vectors, so that searches compare only those of the groups nearest to the query."""
-        settings: Any = {"sample_rate": _SAMPLED, "max_iterations": _ITERATIONS}
         config = IvfSq(
-            distance_type="cosine", num_partitions=_num_partitions(len(self)), **settings
+            distance_type="cosine",
+            num_partitions=_num_partitions(len(self)),
+            sample_rate=_SAMPLE_RATE,
+            max_iterations=_ITERATIONS,
         )
         with self._writing():
             self._table.create_index("image_vector", config=config, replace=True)
@@ -776,83 +702,55 @@ class Index:
     @property
     def has_ann_index(self) -> bool:
         """Whether `create_ann_index` was called."""
-        return self._version.grouped
+        return self._version.has_ann_index
 
     def optimize(self, num_replaced: int = 0) -> None:
-        """Tidies the table where that makes it smaller or quicker, after so many rows were deleted or replaced."""
-        fragments = self._table.stats()["fragment_stats"]["num_fragments"]
-        indexes = {index.columns[0]: index.name for index in self._table.list_indices()}
-        outside = max(
-            (self._table.index_stats(name).num_unindexed_rows for name in indexes.values()),
-            default=0,
-        )
+        """Compacts the table if many rows were deleted, replaced, or added since the last time."""
+        num_fragments = self._table.stats()["fragment_stats"]["num_fragments"]
+        indices = {index.columns[0]: index.name for index in self._table.list_indices()}
+        statistics = [self._table.index_stats(name) for name in indices.values()]
+        num_unindexed = max((index.num_unindexed_rows for index in statistics), default=0)
         with self._writing():
-            if fragments > _MAX_FRAGMENTS or 10 * max(num_replaced, outside) > len(self):
-                Table(self.uri).compact(_KEPT)
+            if num_fragments > _MAX_FRAGMENTS or 10 * max(num_replaced, num_unindexed) > len(self):
+                Table(self.uri).compact(_OLD_VERSIONS)
                 self._table.checkout_latest()
-            if len(self) >= _LOOKED_UP_FROM:
-                for column in set(_LOOKED_UP) - indexes.keys():
+            if len(self) >= _MIN_ROWS_FOR_KEYS:
+                for column in set(_KEYS) - indices.keys():
                     self._table.create_index(column, config=BTree())
 
 
-def location_of(image: Image, path: str, root: Uri) -> str:
-    """Returns where an image is in a shard, table or video, or at which URL, as JSON; empty for a file at its path."""
-    if is_url(image.location):
-        file = {"url": image.location}
-    elif image.is_file and os.path.normpath(Path(root) / path) == os.path.normpath(image.location):
-        return ""
-    else:
-        file = {"file": os.path.relpath(image.location, root)}
-    return json.dumps(file | json.loads(image.located() or "{}"))
-
-
-def read_indexed(file: Path | str, image: Indexed) -> bytes:
-    """Returns the bytes of an image in a file if they are those that were indexed: their digest is compared."""
-    where = image.where()
-    piece, cell = (tuple(where[name]) if name in where else None for name in ("piece", "cell"))
-    if piece and piece[1] != image.size:  # which limits are for
-        raise ValueError(
-            f"the index has {image.size} bytes, and {piece[1]} as the length of the image; make it again"
-        )
-    check_length(image.path, image.size)
-    if not is_url(file):
-        with open_regular(file) as opened:
-            if not (piece or cell) and os.fstat(opened.fileno()).st_size != image.size:
-                raise ValueError(_CHANGED.format("image"))
-    content = Image(name=image.path, location=str(file), piece=piece, cell=cell).read(BRIEF)
-    if hashlib.sha256(content).hexdigest() != image.digest:
-        raise ValueError(_CHANGED.format("image"))
-    return content
-
-
-def _whole(condition: str) -> str:
-    """Encloses a condition twice: what follows a complete one, as after a parenthesis too many, would be ignored."""
+def _enclosed(condition: str) -> str:
+    """Encloses a condition twice, as Lance would ignore what follows a closing parenthesis too many."""
     return f"(({condition}\n))"
 
 
 @contextmanager
-def _told(uri: str, what: str = "read", where: str | None = None) -> Iterator[None]:
-    """Turns LanceDB's errors into OSError of one line; those of a condition into ValueError."""
+def _lance_errors(uri: str, action: str = "read", where: str | None = None) -> Iterator[None]:
+    """Turns LanceDB's errors into OSErrors of one line, and those of a condition into ValueErrors."""
     try:
         yield
     except Exception as error:
-        is_lance = (
-            isinstance(error, RuntimeError | ValueError) or type(error).__name__ == "RustPanic"
-        )
+        is_panic = type(error).__name__ == "RustPanic"
+        is_lance = is_panic or isinstance(error, RuntimeError | ValueError)
         if isinstance(error, OSError) or not is_lance:
             raise
-        if where is not None:
-            raise ValueError(
-                f"where is {where!r}: {message_of(error)}; columns are {', '.join(ABOUT)}"
-            ) from error
         message = message_of(error)
-        is_damaged = what == "read" and not message.startswith("the store answers")
+        if where is not None:
+            columns = ", ".join(_CONDITION_COLUMNS)
+            raise ValueError(f"where is {where!r}: {message}; columns are {columns}") from error
+        is_damaged = action == "read" and not message.startswith("the store answers")
         advice = "; make the index again" if is_damaged else ""
-        raise OSError(f"{uri} cannot be {what}: {message}{advice}") from error
+        raise OSError(f"{uri} cannot be {action}: {message}{advice}") from error
 
 
-def _batches(table: Any, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _scan_table(table: Any, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     yield from table.search().select(list(columns)).to_batches()
+
+
+def image_matrix(rows: pa.Table) -> Float[np.ndarray, "n c"]:
+    """Returns the vectors of images as a matrix."""
+    column = rows["image_vector"].combine_chunks()
+    return column.flatten().to_numpy().reshape(-1, column.type.list_size)
 
 
 def _num_partitions(num_rows: int) -> int:
@@ -860,22 +758,22 @@ def _num_partitions(num_rows: int) -> int:
 
 
 def _is_one_of(values: Collection[str], column: str = "path") -> str:
-    """Returns the condition that a row's path is one of these; a quotation mark in a name is doubled."""
+    """Returns the condition that a column has one of these values."""
     names = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
     return f"{column} IN ({names})"
 
 
 def portable(uri: Uri, path: Uri) -> str:
-    """A path within the folder that a local index is in is kept relative, so that both can be moved together."""
+    """Makes a path relative if it is in the folder of a local index, so that both can be moved together."""
     if is_url(path):
         return str(path)
     absolute = Path(path).resolve()
-    beside = None if is_url(uri) else Path(uri).resolve().parent
-    if beside is None or not absolute.is_relative_to(beside):
+    folder = None if is_url(uri) else Path(uri).resolve().parent
+    if folder is None or not absolute.is_relative_to(folder):
         return str(absolute)
-    return _BESIDE + os.path.relpath(absolute, beside)
+    return _BESIDE + os.path.relpath(absolute, folder)
 
 
 def resolved(uri: Uri, path: str) -> str:
-    """Undoes `portable`; absolute paths and hub ids stay."""
+    """Undoes `portable`. Absolute paths and hub ids stay."""
     return str(Path(uri).parent / path) if path.startswith(_BESIDE) else path

@@ -1,4 +1,4 @@
-"""All rows of one version of an index in memory, where they are compared and read much faster than within Lance."""
+"""All rows of one version of an index in memory, where they are searched much faster than within Lance."""
 
 from __future__ import annotations
 
@@ -19,86 +19,91 @@ from bridgetower.data.sets.store import Table
 
 
 class Memory:
-    """Columns of a table, and its vectors, brought to length one, also in int8, which all are compared in first."""
+    """Columns of a table, and its vectors at length one: in float32, and in int8 for the first comparison."""
 
-    def __init__(self, table: Table, batches: Iterable[pa.Table], vectors: str) -> None:
-        """Reads batches of rows of a table, which have its row ids and vectors."""
+    def __init__(self, table: Table, batches: Iterable[pa.Table], column: str) -> None:
+        """Copies batches of rows of a table, with their row ids and a column of vectors."""
         self.table = table
-        width = table.schema.field(vectors).type.list_size
-        self._vectors = np.empty((len(table), width), np.float32)
-        padded = 16 * math.ceil(width / 16)  # the product reads 16 numbers at once
-        self._int8 = torch.from_numpy(np.zeros((len(table), padded), np.int8))
-        self._scales, self._error = torch.empty(len(table), dtype=torch.bfloat16), np.float32(0)
-        kept, end = list[pa.Table](), 0
+        num_rows = len(table)
+        width = table.schema.field(column).type.list_size
+        padded_width = 16 * math.ceil(width / 16)  # the product reads 16 numbers at once
+        self._vectors = np.empty((num_rows, width), np.float32)
+        self._int8 = torch.from_numpy(np.zeros((num_rows, padded_width), np.int8))
+        self._scales = torch.empty(num_rows, dtype=torch.bfloat16)
+        self._error = np.float32(0)  # largest distance of a vector from its int8 form
+        tables: list[pa.Table] = []
+        start = 0
         for batch in batches:
-            start, end = end, end + len(batch)
-            part = batch[vectors].combine_chunks().flatten().to_numpy().reshape(len(batch), -1)
-            np.divide(
-                part, np.linalg.norm(part, axis=1, keepdims=True), out=self._vectors[start:end]
-            )
-            unit = torch.from_numpy(self._vectors[start:end])
-            self._scales[start:end] = unit.abs().amax(dim=1) / 127
-            scales = self._scales[start:end, None].float()
+            rows = slice(start, start + len(batch))
+            vectors = batch[column].combine_chunks().flatten().to_numpy().reshape(-1, width)
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+            np.divide(vectors, lengths, out=self._vectors[rows])
+            unit = torch.from_numpy(self._vectors[rows])
+            self._scales[rows] = unit.abs().amax(dim=1) / 127
+            scales = self._scales[rows, None].float()
             rounded = (unit / scales).round().clamp(-127, 127)
-            self._int8[start:end, :width] = rounded
-            self._error = np.max((unit - rounded * scales).norm(dim=1).numpy(), initial=self._error)
-            kept.append(batch.drop_columns([vectors]))
-        rows = pa.concat_tables(kept)
-        captions = rows["captions"].cast(
-            pa.large_list(pa.large_string())
-        )  # which may be above 2 GiB
-        self._rows = rows.set_column(
-            rows.schema.get_field_index("captions"), "captions", captions
-        ).combine_chunks()
-        self._columns = [name for name in rows.column_names if name != "_rowid"]
-        self._ids, self._digests = self._rows["_rowid"].to_numpy(), self._rows["digest"]
-        self._by_id, self._by_digest = (
-            np.argsort(self._ids),
-            pc.sort_indices(self._digests).to_numpy(),
-        )
+            self._int8[rows, :width] = rounded
+            distances = (unit - rounded * scales).norm(dim=1)
+            self._error = np.max(distances.numpy(), initial=self._error)
+            tables.append(batch.drop_columns([column]))
+            start = rows.stop
+
+        table_rows = pa.concat_tables(tables)
+        self._columns = [name for name in table_rows.column_names if name != "_rowid"]
+        # All captions together may have more than 2 GiB.
+        captions = table_rows["captions"].cast(pa.large_list(pa.large_string()))
+        position = table_rows.schema.get_field_index("captions")
+        self._rows = table_rows.set_column(position, "captions", captions).combine_chunks()
+        self._ids = self._rows["_rowid"].to_numpy()
+        self._order_of_ids = np.argsort(self._ids)
+        self._digests = self._rows["digest"]
+        self._order_of_digests = pc.sort_indices(self._digests).to_numpy()
 
     def nearest(self, vector: Float[Tensor, " c"], count: int) -> list[dict[str, Any]]:
-        """Returns the rows with the largest cosines, these first.
+        """Returns the rows with the largest cosines, largest first.
 
-        Rows whose cosine in int8 is too small, by more than twice its largest error, cannot be among them; only the
+        Rows whose cosine in int8 is too small, by more than twice its largest error, cannot be among them. The
         others are compared in float32.
         """
-        unit, last = vector / vector.norm(), min(count, len(self._int8))
-        query = F.pad(unit, (0, self._int8.shape[1] - len(unit)))[None].bfloat16()
+        num_rows = len(self._int8)
+        count = min(count, num_rows)
+        unit = vector / vector.norm()
+        padding = self._int8.shape[1] - len(unit)
+        query = F.pad(unit, (0, padding))[None].bfloat16()
         rounding = (query[0, : len(unit)] - unit).norm().item() + 2**-8
         error = self._error + (1 + self._error) * rounding
-        about = torch._weight_int8pack_mm(query, self._int8, self._scales)[0]
-        part = max(
-            1, len(about) // (16 * last)
-        )  # the largest of each part is found quicker than the largest of all
-        largest = about[: len(about) // part * part].view(-1, part).amax(dim=1).topk(last).values
-        near = (about >= largest[-1] - 2 * error).nonzero()[:, 0].numpy()
-        few = 8 * len(near) < len(about)  # else copying them takes longer
-        cosines = (
-            self._vectors[near] @ unit.numpy() if few else (self._vectors @ unit.numpy())[near]
-        )
-        best = np.argsort(-cosines, kind="stable")[:last]
+        approximate = torch._weight_int8pack_mm(query, self._int8, self._scales)[0]
+
+        # The largest of each group are found faster than the largest of all, and give a lower limit for them.
+        group_size = max(1, num_rows // (16 * count))
+        grouped = approximate[: num_rows // group_size * group_size].view(-1, group_size)
+        limit = grouped.amax(dim=1).topk(count).values[-1] - 2 * error
+        near = (approximate >= limit).nonzero()[:, 0].numpy()
+
+        # To copy many vectors takes longer than to compare all.
+        if 8 * len(near) < num_rows:
+            cosines = self._vectors[near] @ unit.numpy()
+        else:
+            cosines = (self._vectors @ unit.numpy())[near]
+        best = np.argsort(-cosines, kind="stable")[:count]
         rows = self._rows.select(self._columns).take(near[best]).to_pylist()
-        return [
-            row | {"_distance": 1 - cosine}
-            for row, cosine in zip(rows, cosines[best].tolist(), strict=True)
-        ]
+        for row, cosine in zip(rows, cosines[best].tolist(), strict=True):
+            row["_distance"] = 1 - cosine
+        return rows
 
     def with_ids(self, ids: Int[np.ndarray, " n"]) -> tuple[pa.Table, Float[np.ndarray, "n c"]]:
-        """Returns the rows that have some ids within Lance, and their vectors."""
-        places = self._by_id[np.searchsorted(self._ids, ids, sorter=self._by_id)]
-        return self._rows.take(places), self._vectors[places]
+        """Returns the rows with these ids of Lance, and their vectors."""
+        positions = np.searchsorted(self._ids, ids, sorter=self._order_of_ids)
+        indices = self._order_of_ids[positions]
+        return self._rows.take(indices), self._vectors[indices]
 
-    def with_digest(self, digest: str, most: int) -> pa.Table:
-        """Returns up to so many rows that have a digest."""
+    def with_digest(self, digest: str, limit: int) -> pa.Table:
+        """Returns up to `limit` rows with a digest."""
 
-        def key(row: int) -> str:
-            return str(self._digests[row])
+        def digest_of(index: int) -> str:
+            return str(self._digests[index])
 
-        start, end = (
-            bisect_left(self._by_digest, digest, key=key),
-            bisect_right(self._by_digest, digest, key=key),
-        )
-        return self._rows.select(self._columns).take(
-            self._by_digest[start : min(end, start + most)]
-        )
+        start = bisect_left(self._order_of_digests, digest, key=digest_of)
+        end = bisect_right(self._order_of_digests, digest, key=digest_of)
+        indices = self._order_of_digests[start : min(end, start + limit)]
+        return self._rows.select(self._columns).take(indices)

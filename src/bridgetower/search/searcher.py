@@ -24,11 +24,13 @@ from bridgetower.inference.predictor import Predictor, load
 from bridgetower.plain import check_choice
 from bridgetower.processor import ImageLike, Resized
 from bridgetower.search.config import Against, Vectors
-from bridgetower.search.index import Hit, Index, Unrelated
+from bridgetower.search.index import Index, Unrelated
+from bridgetower.search.indexed import Hit
 
 RERANK = 64
 """Candidates that are matched by default."""
-_RANKS_OF_FUSION = 60  # as in the paper on reciprocal rank fusion (Cormack et al., 2009)
+
+_FUSION_RANKS = 60  # as in the paper on reciprocal rank fusion (Cormack et al., 2009)
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +39,11 @@ class Searcher:
     """An `index` together with the model that made it, its `predictor`."""
 
     def __init__(self, index: Index | Uri, model: Predictor | str | Path | None = None) -> None:
-        """Brings both together.
+        """Opens an index, and loads its model.
 
         Args:
-            index: The index, or where it is.
-            model: The loaded model, or what to load; None loads what the index was made with.
+            index: The opened index, or its URI.
+            model: The loaded model, or what to load; None loads the model that made the index.
 
         Raises:
             FileNotFoundError: There is no such index or model.
@@ -50,7 +52,7 @@ class Searcher:
         self.index = index if isinstance(index, Index) else Index(index)
         self.predictor = model if isinstance(model, Predictor) else load(self.index.model_or(model))
         self.index.check_model(self.predictor.fingerprint, self.predictor.source)
-        self._warned: set[Vectors] = set()  # what queries against pairs were compared with instead
+        self._warned: set[Vectors] = set()  # kinds that were compared with in place of pairs
 
     def search(
         self,
@@ -72,18 +74,18 @@ class Searcher:
 
         First come the candidates, by their log-odds of matching the text + `itc_weight` · cosine (see
         `Predictor.reranking`), then the others by cosine. With text and image the candidates are those nearest to the
-        mean of both vectors. Without a text there is nothing to match, and the cosine alone decides. Texts without an
-        image, which a LangChain store may have, are no candidates. Where moments are found by what is said and others
-        by their images, both are ranked apart, images with matching, and take turns: the best of each, the second ...
+        mean of both vectors. Without a text there is nothing to match, and the cosine alone decides. Where moments are
+        found by what is said and others by their images, both are ranked apart, images with matching, and take turns:
+        the best of each, the second ...
 
         Args:
             text: What should be seen.
             image: Similar images are found.
             top: Hits to return.
-            rerank: How many of the nearest are matched with the text; 0 leaves it at the cosine. None: see `planned`.
+            rerank: How many of the nearest are matched with the text; 0 leaves it at the cosine. None: see `plan`.
             where: A condition in SQL on path, size, mtime, width, height, captions, start or end, as `width > 800`.
             against: What the query is compared with: the images, their captions, or both together; the words of
-                captions and transcripts; or `hybrid`, words and vectors. None: see `planned`.
+                captions and transcripts; or `hybrid`, words and vectors. None: see `plan`.
             exact: Compare the query with every vector, even where the index could leave most out.
             truncate: Cut a text that is too long instead of refusing it.
             batch_size: Images matched at once.
@@ -96,54 +98,51 @@ class Searcher:
                 head, the condition is none, or none of the candidates can be opened.
         """
         check_at_least_1(batch_size=batch_size)
-        asked = against
-        against, rerank = self.planned(text, image, top=top, rerank=rerank, against=asked)
-        if against == "pairs" and text is not None and image is not None:
+        kind, rerank = self.plan(text, image, top=top, rerank=rerank, against=against)
+        if kind == "pairs" and text is not None and image is not None:
             vectors = [self.predictor.embed_pairs(image, text, truncate=truncate)]
         else:
             vectors = [] if image is None else [self.predictor.embed_images(image)]
             vectors += [] if text is None else [self.predictor.embed_texts(text, truncate=truncate)]
         vector = mean_vector(torch.cat(vectors))
-        count = max(top, rerank, RERANK if asked == "hybrid" else 0)
-        by_words = None
-        if text is not None and asked in (
-            "words",
-            "hybrid",
-        ):  # Lance finds them while vectors are compared
-            by_words = ThreadPoolExecutor(1).submit(
-                self.index.containing, text, vector, count, where=where
-            )
-        found = (
-            []
-            if asked == "words"
-            else self.index.nearest(vector, count, against=against, where=where, exact=exact)
-        )
-        matched, others = candidates(found, rerank, against)
+
+        # Words and vectors are searched at the same time.
+        count = max(top, rerank, RERANK if against == "hybrid" else 0)
+        find_words = partial(self.index.containing, text or "", vector, count, where=where)
+        if against == "words":
+            return find_words()[:top]
+        with ThreadPoolExecutor(1) as pool:
+            words = pool.submit(find_words) if against == "hybrid" else None
+            nearest = self.index.nearest(vector, count, against=kind, where=where, exact=exact)
+
+        matched, others = candidates(nearest, rerank, kind)
         log_odds: list[float] = []
         if text is not None and matched:
-            frames = self.index.frames(matched)
-            read = partial(
-                self.open, fetch=fetch, within_root=within_root, max_bytes=max_bytes, frames=frames
+            open_candidate = partial(
+                self.open,
+                fetch=fetch,
+                within_root=within_root,
+                max_bytes=max_bytes,
+                frames=self.index.frames(matched),
             )
             with ThreadPoolExecutor(available_cores()) as pool:  # decoding lets other threads run
-                opened = self.usable(matched, list(pool.map(read, matched)))
+                opened = self.opened(matched, list(pool.map(open_candidate, matched)))
             (ids,) = map(tuple, self.predictor.processor.token_ids([text], truncate=truncate))
-            items = [Item(kind="match", image=resized.pixels, ids=ids) for _, resized in opened]
+            items = [Item(kind="match", image=image.pixels, ids=ids) for _, image in opened]
             for start in range(0, len(items), batch_size):
                 log_odds += self.predictor.compute(items[start : start + batch_size])  # type: ignore[arg-type]  # numbers
-            matched = [one for one, _ in opened]
-        hits = two_stages(
-            matched, log_odds, others, self.predictor.reranking, self.unrelated(text, image)
-        )
-        if by_words:
-            hits = by_words.result() if asked == "words" else fused(hits, by_words.result())
+            matched = [hit for hit, _ in opened]
+        unrelated = self.unrelated(text, image)
+        hits = two_stages(matched, log_odds, others, self.predictor.reranking, unrelated)
+        if words is not None:
+            hits = fuse_rankings(hits, words.result())
         return hits[:top]
 
     def unrelated(self, text: str | None, image: object) -> Unrelated | None:
-        """Returns what unrelated texts reach, for a text alone, of which alone it is known."""
+        """Returns the cosines of unrelated texts for a query of text alone, the only kind that they are known for."""
         return self.index.unrelated if text is not None and image is None else None
 
-    def planned(
+    def plan(
         self,
         text: str | None,
         image: ImageLike | None,
@@ -160,38 +159,46 @@ class Searcher:
         check_query(text, image, top=top, rerank=rerank, against=against)
         if against == "words":
             return "images", 0
-        if against == "hybrid":
-            against = None
         model = self.predictor.model
         if rerank:
-            model.head("itm")
-        spoken = (
-            self.index.num_spoken
-            if text is not None and image is None and against in (None, "captions")
-            else 0
-        )
-        said = spoken > 0 and spoken == len(self.index)
+            model.head("itm")  # raises if the model has none
+        kind: Vectors | None = None if against == "hybrid" else against
+        num_spoken = 0
+        if text is not None and image is None and kind in (None, "captions"):
+            num_spoken = self.index.num_spoken
+        is_all_spoken = num_spoken > 0 and num_spoken == len(self.index)
         if rerank is None:
-            able = text is not None and not said and model.itm_head is not None
-            rerank = RERANK if able and self.predictor.reranking.helps is not False else 0
-        if against is None and (said or not spoken):
-            against = "captions" if said else "images"
-        if against == "pairs" and (text is None or image is None) and not model.compares_pairs:
-            alone, against = ("an image", "images") if text is None else ("a text", "captions")
-            if against not in self._warned:
-                logger.warning(
-                    "the vectors of pairs of this model cannot be compared with that of %s alone, as its contrastive "
-                    "head has no part for pairs; it is compared with %s instead: give both a text and an image to "
-                    "compare with pairs",
-                    alone,
-                    against,
-                )
-            self._warned.add(against)
-        return against, rerank
+            rerank = RERANK
+            can_match = text is not None and model.itm_head is not None and not is_all_spoken
+            if not can_match or self.predictor.reranking.helps is False:
+                rerank = 0
+        if kind is None and is_all_spoken:
+            kind = "captions"
+        elif kind is None and not num_spoken:
+            kind = "images"
+        if kind == "pairs" and not model.compares_pairs:
+            if text is None:
+                kind = self._replace_pairs("an image", "images")
+            elif image is None:
+                kind = self._replace_pairs("a text", "captions")
+        return kind, rerank
+
+    def _replace_pairs(self, query: str, kind: Vectors) -> Vectors:
+        """Warns once that a query cannot be compared with pairs, and returns what it is compared with."""
+        if kind not in self._warned:
+            logger.warning(
+                "the vectors of pairs of this model cannot be compared with that of %s alone, as its contrastive "
+                "head has no part for pairs; it is compared with %s instead: give both a text and an image to "
+                "compare with pairs",
+                query,
+                kind,
+            )
+        self._warned.add(kind)
+        return kind
 
     def open(
         self,
-        one: Hit,
+        hit: Hit,
         *,
         prepare: Callable[[bytes], Resized] | None = None,
         max_bytes: int | None = None,
@@ -199,28 +206,32 @@ class Searcher:
         within_root: bool = False,
         frames: Mapping[str, bytes] | None = None,
     ) -> Resized | ValueError | OSError:
-        """Returns the image of a candidate as it was indexed, or why it cannot be opened; `prepare` decodes a file."""
+        """Returns the image of a candidate as it was indexed, or why it cannot be opened. `prepare` decodes a file."""
         try:
             content = self.index.content(
-                one, within_root=within_root, fetch=fetch, max_bytes=max_bytes, frames=frames
+                hit, within_root=within_root, fetch=fetch, max_bytes=max_bytes, frames=frames
             )
             return (prepare or self.predictor.processor.prepare)(content)
         except OSError as error:
-            return OSError(f"{one.path!r}: {error.strerror or error}")
+            return OSError(f"{hit.path!r}: {error.strerror or error}")
         except ValueError as error:
-            return ValueError(f"{one.path!r}: {error}")
+            return ValueError(f"{hit.path!r}: {error}")
 
-    def usable(
-        self, found: Sequence[Hit], opened: Sequence[Resized | ValueError | OSError]
+    def opened(
+        self, hits: Sequence[Hit], images: Sequence[Resized | ValueError | OSError]
     ) -> list[tuple[Hit, Resized]]:
-        """Returns candidates with their images, as `open` returned them; a ValueError says that none can be opened."""
-        good = [
-            (one, image)
-            for one, image in zip(found, opened, strict=True)
+        """Returns candidates with their images, without those that `open` could not open.
+
+        Raises:
+            ValueError: None can be opened.
+        """
+        opened = [
+            (hit, image)
+            for hit, image in zip(hits, images, strict=True)
             if isinstance(image, Resized)
         ]
-        errors = [image for image in opened if isinstance(image, Exception)]
-        if errors and not good:
+        errors = [image for image in images if isinstance(image, Exception)]
+        if errors and not opened:
             raise ValueError(
                 f"none of the {len(errors)} images that were found can be opened in {self.index.root}: {errors[0]}; "
                 "give the folder where they are now as root, or rerank 0"
@@ -228,15 +239,17 @@ class Searcher:
         if errors:
             logger.warning(
                 "%d of %d images that were found cannot be opened and are left out: %s",
-                *(len(errors), len(found), errors[0]),
+                len(errors),
+                len(hits),
+                errors[0],
             )
-        return good
+        return opened
 
 
 def check_query(
     text: str | None, image: object, *, top: int, rerank: int | None, against: Against | None = None
 ) -> None:
-    """Refuses what no index and no model can find."""
+    """Refuses queries that no index and no model can answer."""
     if text is None and image is None:
         raise ValueError("nothing to search for; give a text, an image or both")
     if text is not None and not text.strip():
@@ -261,36 +274,38 @@ def check_query(
 
 
 def mean_vector(vectors: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
-    """Returns the vector that stands for several: their mean, brought to length one."""
+    """Returns the mean of vectors, brought to length one."""
     return F.normalize(vectors.mean(dim=0), dim=0)
 
 
 def candidates(
-    found: Sequence[Hit], count: int, against: Vectors | None
+    hits: Sequence[Hit], count: int, against: Vectors | None
 ) -> tuple[list[Hit], list[Hit]]:
-    """Returns those of the nearest that are matched, with `against` None only those found by image, and the others."""
+    """Splits hits into those to match and the others.
+
+    The first `count` hits are matched, with `against` None only those that were found by their images.
+    """
     kind = against or "images"
-    able = [
-        place < count and one.width > 0 and one.against == kind for place, one in enumerate(found)
-    ]
-    matched = [one for one, is_able in zip(found, able, strict=True) if is_able]
-    return matched, [one for one, is_able in zip(found, able, strict=True) if not is_able]
+    matched = [hit for hit in hits[:count] if hit.against == kind]
+    others = [hit for hit in hits[:count] if hit.against != kind]
+    return matched, [*others, *hits[count:]]
 
 
-def fused(*rankings: Sequence[Hit]) -> list[Hit]:
+def fuse_rankings(*rankings: Sequence[Hit]) -> list[Hit]:
     """Joins rankings by reciprocal rank fusion: the sum of 1 / (60 + rank) over those that have a hit, best first.
 
     A hit that has words of the query is not called weak.
     """
-    scores, first = defaultdict[str, float](float), dict[str, Hit]()
+    scores = defaultdict[str, float](float)
+    hits: dict[str, Hit] = {}
     for ranking in rankings:
         for rank, hit in enumerate(ranking, start=1):
-            scores[hit.path] += 1 / (_RANKS_OF_FUSION + rank)
-            first.setdefault(hit.path, hit)
+            scores[hit.path] += 1 / (_FUSION_RANKS + rank)
+            hits.setdefault(hit.path, hit)
             if hit.against == "words":
-                first[hit.path] = replace(first[hit.path], weak=None)
-    order = sorted(first, key=lambda path: (-scores[path], path))
-    return [replace(first[path], rank_score=scores[path]) for path in order]
+                hits[hit.path] = replace(hits[hit.path], weak=None)
+    order = sorted(hits, key=lambda path: (-scores[path], path))
+    return [replace(hits[path], rank_score=scores[path]) for path in order]
 
 
 def two_stages(
@@ -300,33 +315,34 @@ def two_stages(
     reranking: Reranking,
     unrelated: Unrelated | None,
 ) -> list[Hit]:
-    """Ranks candidates by matching and cosine together, then the others by cosine; candidates get what is shown.
+    """Ranks candidates by matching and cosine together, then the others by cosine.
 
     Hits that were compared with captions and with images, whose cosines differ in scale, are ranked apart and take
     turns, which is reciprocal rank fusion of two rankings that have nothing in common.
     """
     match = torch.tensor([*log_odds, *[torch.nan] * len(others)])
-    cosine = torch.tensor([one.cosine for one in [*matched, *others]])
+    cosine = torch.tensor([hit.cosine for hit in [*matched, *others]])
     scores = torch.add(match, cosine, alpha=reranking.itc_weight)
-    named = reranking.named(match[: len(matched)])
-    seconds = scores[: len(matched)].tolist()
-    found = [
-        replace(one, rank_score=score, **value)
-        for one, score, value in zip(matched, seconds, named, strict=True)
+    first_scores = scores[: len(matched)].tolist()
+    named_scores = reranking.named(match[: len(matched)])
+    hits = [
+        replace(hit, rank_score=score, **named)
+        for hit, score, named in zip(matched, first_scores, named_scores, strict=True)
     ]
-    found += others
-    ranks, placed = Counter[str](), list[tuple[int, str, Hit]]()
-    for row in two_stage_order(cosine, scores).tolist():
-        ranks[found[row].against] += 1
-        placed.append((ranks[found[row].against], found[row].against, found[row]))
-    ranked = [
-        hit for *_, hit in sorted(placed, key=lambda place: place[:2])
-    ]  # captions before images
-    return [replace(hit, weak=_is_weak(hit, unrelated)) for hit in ranked]
+    hits += others
+
+    ranks = Counter[str]()  # of each kind
+    turns: list[tuple[int, str, Hit]] = []
+    for index in two_stage_order(cosine, scores).tolist():
+        hit = replace(hits[index], weak=_is_weak(hits[index], unrelated))
+        ranks[hit.against] += 1
+        turns.append((ranks[hit.against], hit.against, hit))
+    turns.sort(key=lambda turn: turn[:2])  # captions before images
+    return [hit for _, _, hit in turns]
 
 
 def _is_weak(hit: Hit, unrelated: Unrelated | None) -> bool | None:
-    """Tells whether unrelated texts come as near; what probably matches is not weak, however near it is."""
+    """Tells whether unrelated texts come as near. A hit that probably matches is not weak."""
     limit = None if unrelated is None else getattr(unrelated, hit.against)
     if limit is None:
         return None

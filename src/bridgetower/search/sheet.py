@@ -1,4 +1,4 @@
-"""A contact sheet: the hits of a search as one image."""
+"""A contact sheet: the hits of a search in one image."""
 
 from __future__ import annotations
 
@@ -12,10 +12,43 @@ from PIL import Image
 from bridgetower.checkpoints import described
 from bridgetower.drawing import FAINT, INK, PLAIN, SERIES, drawn, shortened
 from bridgetower.processor import ImageLike, open_reduced
-from bridgetower.search.index import Hit
+from bridgetower.search.indexed import Hit
 
-COLUMNS = 5  # of a row
-_TILE, _GAP, _LINES, _MARGIN, _QUERY = 2.2, 0.2, 0.55, 0.3, 0.9  # inches
+COLUMNS = 5
+"""Images in a row."""
+
+# Lengths in inches.
+_TILE = 2.2  # side of an image
+_GAP = 0.2
+_LINES = 0.55  # height of the two lines below an image
+_MARGIN = 0.3
+_QUERY = 0.9  # side of the image of a query
+_TITLE = 0.5  # height of the two lines of a title
+
+
+class _Sheet:
+    """A figure in which positions are in inches from the upper left corner."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.width = width
+        self.height = height
+        self.figure = Figure(figsize=(width, height))
+
+    def draw(self, image: Callable[[], ImageLike], x: float, y: float, side: float) -> None:
+        """Draws an image, or a note if it cannot be opened."""
+        left = x / self.width
+        bottom = 1 - (y + side) / self.height
+        axes = self.figure.add_axes((left, bottom, side / self.width, side / self.height))
+        axes.axis("off")
+        try:
+            pixels, _ = open_reduced(image(), round(110 * side), background=(255, 255, 255))
+            axes.imshow(pixels)
+        except (ValueError, OSError):
+            axes.text(0.5, 0.5, "cannot be opened", ha="center", color=FAINT)
+
+    def write(self, line: str, x: float, y: float, size: float, colour: str = INK) -> None:
+        position = (x / self.width, 1 - y / self.height)
+        self.figure.text(*position, line, fontsize=size, color=colour, **PLAIN)
 
 
 def contact_sheet(
@@ -26,51 +59,55 @@ def contact_sheet(
     image: ImageLike | None = None,
     title: tuple[str, str] | None = None,
 ) -> Image.Image:
-    """Draws hits in rows, best first, with names and scores, under the query or a title; None leaves a place empty."""
-    rows, columns = -(-len(hits) // COLUMNS), max(3, min(COLUMNS, len(hits)))
-    head = 2 * _MARGIN + (_QUERY if image is not None else 0.5)
-    width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
-    height = head + rows * (_TILE + _LINES + _GAP) + _MARGIN
-    figure = Figure(figsize=(width, height))
+    """Draws hits in rows, best first, with names and scores.
 
-    def place(source: Callable[[], ImageLike], x: float, y: float, side: float) -> None:
-        axes = figure.add_axes((x / width, 1 - (y + side) / height, side / width, side / height))
-        axes.axis("off")
-        try:
-            axes.imshow(open_reduced(source(), round(110 * side), background=(255, 255, 255))[0])
-        except (ValueError, OSError):
-            axes.text(0.5, 0.5, "cannot be opened", ha="center", color=FAINT)
+    Args:
+        hits: Of a search; None leaves a place empty.
+        content: Returns the file of a hit, or raises an error.
+        text: Of the query.
+        image: Of the query.
+        title: Two lines to write above the hits; default: the query and the number of hits.
+    """
+    num_rows = -(-len(hits) // COLUMNS)
+    num_columns = max(3, min(COLUMNS, len(hits)))
+    head = 2 * _MARGIN + (_TITLE if image is None else _QUERY)
+    width = 2 * _MARGIN + num_columns * (_TILE + _GAP) - _GAP
+    sheet = _Sheet(width, head + num_rows * (_TILE + _LINES + _GAP) + _MARGIN)
 
-    def write(line: str, x: float, y: float, size: float, colour: str = INK) -> None:
-        figure.text(x / width, 1 - y / height, line, fontsize=size, color=colour, **PLAIN)
-
+    # The query, or a title.
     left = _MARGIN
     if image is not None:
-        place(lambda: image, _MARGIN, _MARGIN, _QUERY)
+        sheet.draw(lambda: image, _MARGIN, _MARGIN, _QUERY)
         left += _QUERY + _GAP
     if title is None:
-        query = (
-            "images like this one"
-            if text is None
-            else f"“{shortened(text, round(6 * (width - left)))}”"
-        )
-        count = sum(hit is not None for hit in hits)
-        found = (
-            f"{count} hit{'s' if count > 1 else ''}, best first" if count else "nothing was found"
-        )
-        is_weak = count and all(hit.weak for hit in hits if hit is not None)
-        title = query, f"{found}; all weak: unrelated texts come as near" if is_weak else found
-    write(title[0], left, _MARGIN + 0.25, 16)
-    write(title[1], left, _MARGIN + 0.5, 10, FAINT)
-    for number, hit in enumerate(hits):
+        title = _title(hits, text, max_letters=round(6 * (width - left)))
+    sheet.write(title[0], left, _MARGIN + 0.25, 16)
+    sheet.write(title[1], left, _MARGIN + 0.5, 10, FAINT)
+
+    # The hits.
+    for index, hit in enumerate(hits):
         if hit is None:
             continue
-        row, column = divmod(number, COLUMNS)
-        x, y = _MARGIN + column * (_TILE + _GAP), head + row * (_TILE + _LINES + _GAP)
-        place(partial(content, hit), x, y, _TILE)
+        row, column = divmod(index, COLUMNS)
+        x = _MARGIN + column * (_TILE + _GAP)
+        y = head + row * (_TILE + _LINES + _GAP)
+        sheet.draw(partial(content, hit), x, y, _TILE)
         match = described(hit.probability, hit.score)
         scores = f"match {match} · cosine {hit.cosine:.3f}" if match else f"cosine {hit.cosine:.3f}"
-        scores += " · weak" if hit.weak else ""
-        write(shortened(f"{number + 1} · {Path(hit.path).name}", 28), x, y + _TILE + 0.22, 10)
-        write(scores, x, y + _TILE + 0.42, 9, SERIES[0] if match else FAINT)
-    return drawn(figure)
+        name = shortened(f"{index + 1} · {Path(hit.path).name}", 28)
+        sheet.write(name, x, y + _TILE + 0.22, 10)
+        colour = SERIES[0] if match else FAINT
+        sheet.write(scores + (" · weak" if hit.weak else ""), x, y + _TILE + 0.42, 9, colour)
+    return drawn(sheet.figure)
+
+
+def _title(hits: Sequence[Hit | None], text: str | None, max_letters: int) -> tuple[str, str]:
+    """Returns the query, and how many hits it has."""
+    query = "images like this one" if text is None else f"“{shortened(text, max_letters)}”"
+    drawn_hits = [hit for hit in hits if hit is not None]
+    if not drawn_hits:
+        return query, "nothing was found"
+    summary = f"{len(drawn_hits)} hit{'s' if len(drawn_hits) > 1 else ''}, best first"
+    if all(hit.weak for hit in drawn_hits):
+        summary += "; all weak: unrelated texts come as near"
+    return query, summary

@@ -25,8 +25,15 @@ from bridgetower.inference.items import Item
 from bridgetower.processor import media_type
 from bridgetower.search.conditions import condition_sql
 from bridgetower.search.config import Against
-from bridgetower.search.index import Hit, Indexed
-from bridgetower.search.searcher import RERANK, Searcher, candidates, fused, mean_vector, two_stages
+from bridgetower.search.indexed import Hit, Indexed
+from bridgetower.search.searcher import (
+    RERANK,
+    Searcher,
+    candidates,
+    fuse_rankings,
+    mean_vector,
+    two_stages,
+)
 from bridgetower.serve.access import video_token
 from bridgetower.serve.costs import Unit
 from bridgetower.serve.errors import ApiError
@@ -141,7 +148,7 @@ class SearchResponse(ListResponse[FoundImage]):
 async def search(body: SearchRequest, service: Served) -> Response:
     """Find images of the index by a text, by an image, or by both."""
     searcher, config, model = _searcher(service), service.config, service.main
-    plan = partial(searcher.planned, top=body.top, rerank=body.rerank, against=body.against)
+    plan = partial(searcher.plan, top=body.top, rerank=body.rerank, against=body.against)
     against, rerank = await _read(plan, body.query, body.image, asked=True)
     rerank = min(rerank, await _read(len, searcher.index))
     given = sum(part is not None for part in (body.query, body.image))
@@ -185,7 +192,7 @@ async def search(body: SearchRequest, service: Served) -> Response:
             searcher.open, prepare=model.prepared, max_bytes=limit, fetch=False, frames=frames
         )
         try:
-            opened = searcher.usable(
+            opened = searcher.opened(
                 chosen, await model.each(*(partial(read, one) for one in chosen))
             )
         except ValueError as error:
@@ -199,7 +206,7 @@ async def search(body: SearchRequest, service: Served) -> Response:
             [one for one, _ in opened], log_odds, others, searcher.predictor.reranking, unrelated
         )
         if body.against in ("words", "hybrid"):
-            hits = containing if body.against == "words" else fused(hits, containing)
+            hits = containing if body.against == "words" else fuse_rankings(hits, containing)
         hits = hits[: body.top]
 
     def rows() -> Iterator[dict[str, Any]]:
