@@ -47,6 +47,7 @@ T = TypeVar("T")
 
 MIN_FOR_WORKERS = 500  # examples that take as long to decode as processes take to start
 
+_KINDS: dict[Of, Kind] = {"classes": "classify", "scores": "score"}  # of items, not to embed
 _LOCAL = "local"  # address of a Ray cluster that starts and ends with the run
 _MAX_WAITING = 2**16  # examples in memory
 # Writing takes at most this share of the time, so that the versions of a Lance table stay few.
@@ -124,15 +125,10 @@ def embed_examples(
     predictor: Predictor, examples: Iterable[Example], of: Of, config: SourceConfig
 ) -> Iterator[list[Embedded]]:
     """Yields batches of examples, in order, with their vectors or with the reason why they have none."""
-    kind: Kind = "embedding"
-    blank = None
-    if of == "classes":
-        kind = "classify"
-        blank = predictor.processor.blank_image().pixels
-    elif of == "scores":
-        kind = "score"
-    elif of != "pairs":
+    kind = _KINDS.get(of, "embedding")
+    if of not in ("pairs", *_KINDS):
         predictor.model.head("itc")  # raises if the model has none
+    blank = predictor.processor.blank_image().pixels if of == "classes" else None
 
     # Few examples are decoded before processes would have started.
     remaining = iter(examples)
@@ -155,11 +151,12 @@ def embed_examples(
             items: list[Item] = []
             destinations: list[list[np.ndarray]] = []  # for the vector of each item
             for result, image in zip(results, images, strict=True):
-                if content in result.vectors:
-                    for ids in [None] if content == "images" else result.ids:
-                        pixels_or_none = None if content == "texts" else image
-                        items.append(Item(kind=kind, image=pixels_or_none, ids=ids))
-                        destinations.append(result.vectors[content])
+                if content not in result.vectors:
+                    continue
+                item = Item(kind=kind, image=None if content == "texts" else image)
+                for ids in [None] if content == "images" else result.ids:
+                    items.append(replace(item, ids=ids))
+                    destinations.append(result.vectors[content])
             for start in range(0, len(items), size):
                 outputs = predictor.compute(items[start : start + size])
                 for vector, vectors in zip(outputs, destinations[start:], strict=False):
@@ -174,11 +171,7 @@ def decode_examples(
     results: list[Embedded] = []
     pixels: list[Tensor] = []
     for example in batch:
-        contents: tuple[str, ...] = (of or ("images" if example.images else "texts"),)
-        if of in ("classes", "scores"):
-            contents = ("pairs",)
-        elif of == "all":
-            contents = ("images", "texts", "pairs") if example.texts else ("images",)
+        contents = _contents(example, of)
         images = tuple(replace(image, content=None) for image in example.images)
         result = Embedded(example=replace(example, images=images), problem=example.problem)
         needs_image = contents != ("texts",) and (example.images or of != "classes")
@@ -190,6 +183,15 @@ def decode_examples(
             result.vectors = {content: [] for content in contents}
         results.append(result)
     return results, torch.stack(pixels) if pixels else torch.empty(0, dtype=torch.uint8)
+
+
+def _contents(example: Example, of: Of) -> tuple[str, ...]:
+    """Returns the kinds of vectors of an example."""
+    if of in _KINDS:
+        return ("pairs",)
+    if of == "all":
+        return ("images", "texts", "pairs") if example.texts else ("images",)
+    return (of or ("images" if example.images else "texts"),)
 
 
 def _read_image(

@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Config = EmbedConfig | ScoreConfig
-Part = FileGroup | Sequence[Example]
+Group = FileGroup | Sequence[Example]
+"""Examples that are read together: files of a source, or examples in memory."""
 
 _SUFFIXES = (".jsonl", ".parquet", ".npy", ".lance")
 _EXPORTED = 4096  # rows at once
@@ -78,8 +79,8 @@ _SETTINGS = (
 )
 # Columns of an unfinished table, which the result lacks, and their types.
 _RUN_COLUMNS = {
-    "part": "int32",  # index of the part of the source
-    "number": "int64",  # of the example in its part
+    "part": "int32",  # index of the group of examples
+    "number": "int64",  # of the example in its group
     "is_last": "bool",
     "is_image": "bool",
     "origin": "string",
@@ -141,7 +142,7 @@ def embed_source(
         )
     require("search")
     check_ray(config, model)
-    parts: list[Part] = [*file_groups(source)] if isinstance(source, str | Path) else [source]
+    groups: list[Group] = [*file_groups(source)] if isinstance(source, str | Path) else [source]
     predictor = load_model(model)
     start_time = time.perf_counter()
 
@@ -157,7 +158,7 @@ def embed_source(
         if not is_url(out):
             for path in (Path(out), report, Path(uri), Path(out).with_suffix(".ids.jsonl")):
                 remove_leftovers(path.parent, path.name)
-        table = _open_table(uri, parts, predictor, config)
+        table = _open_table(uri, _plan(groups, predictor, config), predictor, config)
         num_cut = 0
         is_finished = "part" not in table.schema.names
         if is_finished:
@@ -166,12 +167,8 @@ def embed_source(
             bad = [json.loads(line) for line in lines]
         else:
             worker_model = predictor if config.ray is None else model
-            num_cut = _fill_table(table, parts, worker_model, config, progress)
-            order = np.lexsort((table.column("number"), table.column("part")))
-            is_good = (table.column("problem").astype(object) == "")[order]
-            indices = order[is_good]
-            bad_indices = order[~is_good].tolist()
-            bad = table.take(bad_indices, ["id", "origin", "problem"]).to_pylist()
+            num_cut = _fill_table(table, groups, worker_model, config, progress)
+            indices, bad = _split_rows(table)
             report.unlink(missing_ok=True)
             if bad:
                 with replacing(report) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -194,7 +191,7 @@ def embed_source(
         )
 
         if suffix != ".lance":
-            score_columns = partial(_score_columns, predictor, parts)
+            score_columns = partial(_score_columns, predictor, groups)
             _export(table, Path(out), indices, score_columns if is_scores else _vector_columns)
             table.drop()
         elif not is_finished:
@@ -216,22 +213,32 @@ def _name_source(source: object) -> str:
     return str(source) if isinstance(source, str | Path) else "the input"
 
 
-def _open_table(uri: str, parts: Sequence[Part], predictor: Predictor, config: Config) -> Table:
-    """Opens the table of an unfinished or finished run with the same plan, or creates one."""
-    import pyarrow as pa
+def _split_rows(table: Table) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Returns the indices of rows with vectors, in the order of the source, and the bad rows."""
+    order = np.lexsort((table.column("number"), table.column("part")))
+    has_vector = (table.column("problem").astype(object) == "")[order]
+    bad = table.take(order[~has_vector].tolist(), ["id", "origin", "problem"])
+    return order[has_vector], bad.to_pylist()
 
-    # A plan is everything that vectors depend on.
+
+def _plan(groups: Sequence[Group], predictor: Predictor, config: Config) -> dict[str, Any]:
+    """Returns all that vectors depend on."""
     versions = hashlib.sha256()
-    for part in parts:
-        version = part.version if isinstance(part, FileGroup) else repr(part)
+    for group in groups:
+        version = group.version if isinstance(group, FileGroup) else repr(group)
         versions.update(version.encode(errors="surrogateescape"))
-    plan = {
+    return {
         "model": predictor.source,
         "fingerprint": predictor.fingerprint,
         "source": versions.hexdigest(),
         "quantize": config.quantize,
         **{name: getattr(config, name) for name in _SETTINGS},
     }
+
+
+def _open_table(uri: str, plan: dict[str, Any], predictor: Predictor, config: Config) -> Table:
+    """Opens the table of an unfinished or finished run with the same plan, or creates one."""
+    import pyarrow as pa
 
     if config.of == "scores":
         heads = (predictor.model.itm_head, predictor.model.itc_head)
@@ -267,32 +274,32 @@ def _open_table(uri: str, parts: Sequence[Part], predictor: Predictor, config: C
 
 
 def _fill_table(
-    table: Table, parts: Sequence[Part], model: Model, config: Config, progress: bool
+    table: Table, groups: Sequence[Group], model: Model, config: Config, progress: bool
 ) -> int:
     """Embeds examples that the table lacks or whose problem may have passed. Returns how many texts were cut."""
     if table.column("may_pass").any():
         with table.writing():
             table.lance.delete("may_pass")
-    part_indices = table.column("part")
+    group_indices = table.column("part")
     numbers = table.column("number")
     is_last = table.column("is_last")
-    order = np.argsort(part_indices, kind="stable")
-    starts = np.searchsorted(part_indices, np.arange(len(parts) + 1), sorter=order)
+    order = np.argsort(group_indices, kind="stable")
+    starts = np.searchsorted(group_indices, np.arange(len(groups) + 1), sorter=order)
     tasks: list[Task] = []
     num_done = 0
-    for index, part in enumerate(parts):
+    for index, group in enumerate(groups):
         rows = order[starts[index] : starts[index + 1]]
         done = np.unique(numbers[rows])
         num_done += len(done)
         is_complete = is_last[rows].any() and len(done) == done[-1] + 1
         if not is_complete:
             tasks.append(
-                partial(_missing_examples, index, part, frozenset(done.tolist()), config.columns)
+                partial(_missing_examples, index, group, frozenset(done.tolist()), config.columns)
             )
 
     # Rows of tables are not counted before they are read.
-    sizes = [len(part.files if isinstance(part, FileGroup) else part) for part in parts]
-    is_counted = all(not isinstance(part, FileGroup) or part.kind == "images" for part in parts)
+    sizes = [len(group.files if isinstance(group, FileGroup) else group) for group in groups]
+    is_counted = all(not isinstance(group, FileGroup) or group.kind == "images" for group in groups)
     return embed_tasks(
         tasks,
         config.of,
@@ -306,10 +313,10 @@ def _fill_table(
 
 
 def _missing_examples(
-    index: int, part: Part, done: Set[int], columns: Columns
+    index: int, group: Group, done: Set[int], columns: Columns
 ) -> Iterator[Example]:
-    """Yields the examples of a part that the table lacks, with columns of the table as fields."""
-    examples = read_group(part, columns) if isinstance(part, FileGroup) else part
+    """Yields the examples of a group that the table lacks, with columns of the table as fields."""
+    examples = read_group(group, columns) if isinstance(group, FileGroup) else group
     for number, example, is_last in number_items(examples):
         if number not in done:
             yield replace(example, fields={"part": index, "number": number, "is_last": is_last})
@@ -407,15 +414,15 @@ def _vector_columns(rows: pa.Table) -> pa.Table:
     return rows.select(["id", "text", "vector"])
 
 
-def _score_columns(predictor: Predictor, parts: Sequence[Part], rows: pa.Table) -> pa.Table:
+def _score_columns(predictor: Predictor, groups: Sequence[Group], rows: pa.Table) -> pa.Table:
     """Returns the scores that the model has heads for, with the file and the row in it of each pair."""
     import pyarrow as pa
 
     files: list[str] = []
     numbers: list[int] = []
     for row in rows.select(["part", "number"]).to_pylist():
-        part = parts[row["part"]]
-        names = [file.name for file in part.files] if isinstance(part, FileGroup) else [""]
+        group = groups[row["part"]]
+        names = [file.name for file in group.files] if isinstance(group, FileGroup) else [""]
         is_file_of_rows = len(names) == 1
         files.append(names[0] if is_file_of_rows else names[row["number"]])
         numbers.append(row["number"] if is_file_of_rows else 0)
@@ -453,8 +460,8 @@ def print_vectors(
 
     config = replace(config, num_workers=config.num_workers or 0, commit_seconds=0)
     embed_tasks([lambda: examples], config.of, model, config, write)
-    others = "the vectors of the others are printed"
-    check_bad(_name_source(source), problems, config.max_errors, others)
+    remaining = "the vectors of the others are printed"
+    check_bad(_name_source(source), problems, config.max_errors, remaining)
 
 
 def given_examples(images: Sequence[Path], texts: Sequence[str], *, pairs: bool) -> list[Example]:

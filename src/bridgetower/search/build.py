@@ -51,8 +51,8 @@ _LAST_TIME = 253_402_300_799_999_999  # end of the year 9999
 _SEPARATOR = "|"
 _GONE = tuple(os.strerror(number) for number in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
 
-_LocatedPart = tuple[str, FileGroup]  # a source, and one of its parts
-_Group = tuple[str, list[Example]]  # a source, and its examples of one image
+_SourceGroup = tuple[str, FileGroup]  # a source, and files of it that are read together
+_ImageRows = tuple[str, list[Example]]  # a source, and its rows about one image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def build_index(
     split_uri(str(out))  # refuses a name that no index can have
     sources = [str(path) for path in ([source] if isinstance(source, str | Path) else source)]
     root = _common_root(sources)
-    parts = [(path, part) for path in sources for part in file_groups(path)]
+    groups = [(path, group) for path in sources for group in file_groups(path)]
     predictor = load_model(model)
     predictor.model.head("itc")
     with write_lock(out):
@@ -114,10 +114,10 @@ def build_index(
         else:
             index = new_index(out, predictor, root)
         update = _Update(index, root, config)
-        report = update.run(sources, parts, predictor if config.ray is None else model, progress)
+        report = update.run(sources, groups, predictor if config.ray is None else model, progress)
         note_unrelated(index, predictor)
-    others = f"the other {report.images} are in the index"
-    check_bad(", ".join(sources), report.bad, config.max_errors, others)
+    remaining = f"the other {report.images} are in the index"
+    check_bad(", ".join(sources), report.bad, config.max_errors, remaining)
     return report
 
 
@@ -155,17 +155,19 @@ class _Update:
 
         # Content of the index.
         self.known: dict[str, tuple[int, str]] = {}  # state and version by path
-        self.part_paths = defaultdict[str, list[str]](list)  # by version of a table, shard or video
-        self.part_sizes: dict[str, int] = {}  # numbers of images, by the same version
+        self.group_paths = defaultdict[str, list[str]](
+            list
+        )  # by version of a table, shard or video
+        self.group_sizes: dict[str, int] = {}  # numbers of images, by the same version
         self.sizes: set[int] = set()  # of image files, in bytes
         columns = ["path", "version", "captions", "location", "size", "start", "part_size"]
         for row in chain.from_iterable(batch.to_pylist() for batch in index.scan(columns)):
             version = sys.intern(row["version"])
             self.known[row["path"]] = (_state(row), version)
             if _SEPARATOR in version:
-                self.part_paths[version].append(row["path"])
+                self.group_paths[version].append(row["path"])
                 if row["part_size"]:
-                    self.part_sizes[version] = row["part_size"]
+                    self.group_sizes[version] = row["part_size"]
             if row["start"] is None:
                 self.sizes.add(row["size"])
 
@@ -179,13 +181,13 @@ class _Update:
     def run(
         self,
         sources: Sequence[str],
-        parts: Sequence[_LocatedPart],
+        groups: Sequence[_SourceGroup],
         model: Model,
         progress: bool,
     ) -> IndexReport:
         """Embeds new and changed images, writes them, and deletes dropped ones."""
         start_time = time.perf_counter()
-        examples = self._new_examples(parts)
+        examples = self._new_examples(groups)
         tasks: Iterable[Task] = [lambda: examples]
         if self.config.ray is not None:
             chunks = iter(lambda: list(islice(examples, _TASK_SIZE)), [])
@@ -246,29 +248,29 @@ class _Update:
             rows.append({**columns, **content})
         self.index.upsert(rows)
 
-    def _new_examples(self, parts: Sequence[_LocatedPart]) -> Iterator[Example]:
+    def _new_examples(self, groups: Sequence[_SourceGroup]) -> Iterator[Example]:
         """Yields new and changed images, each with the columns of its row as fields."""
         # Several rows of a table may name the same image, unless the table contains the images.
-        tables = [located for located in parts if _names_images(located[1])]
-        yield from self._compare(self._table_groups(tables), "")
+        tables = [(source, group) for source, group in groups if _names_images(group)]
+        yield from self._compare(self._rows_of_tables(tables), "")
 
-        for source, part in parts:
-            if _names_images(part):
+        for source, group in groups:
+            if _names_images(group):
                 continue
-            version = self._part_version(source, part)
-            paths = self.part_paths.get(version, [])
-            if paths and len(paths) == self.part_sizes.get(version):
+            version = self._group_version(source, group)
+            paths = self.group_paths.get(version, [])
+            if paths and len(paths) == self.group_sizes.get(version):
                 self.seen.update(paths)
                 self.num_usable[source] += len(paths)
             else:
-                yield from self._compare(self._groups(source, part), version)
+                yield from self._compare(self._image_rows(source, group), version)
 
-    def _part_version(self, source: str, part: FileGroup) -> str:
+    def _group_version(self, source: str, group: FileGroup) -> str:
         """Returns the version of all images of a table, shard or video; empty if it cannot be told."""
-        if part.kind not in ("table", "tar", "video"):
+        if group.kind not in ("table", "tar", "video"):
             return ""
-        versions = {file.name: file.version for file in (*part.files, *part.sidecars.values())}
-        file = part.files[0]
+        versions = {file.name: file.version for file in (*group.files, *group.sidecars.values())}
+        file = group.files[0]
         if is_url(file.location) and not file.version:  # listings over HTTP have no versions
             with suppress(OSError):  # which reading it raises again
                 versions[file.name] = version_of(file.location)
@@ -276,7 +278,7 @@ class _Update:
         if version == "None" or not all(versions.values()):  # a server that tells nothing
             return ""
         settings = [self._folder(source), self.config.columns, self.config.truncate]
-        key = repr([part.kind, *settings, *versions.items()]).encode(errors="surrogateescape")
+        key = repr([group.kind, *settings, *versions.items()]).encode(errors="surrogateescape")
         return f"{version}{_SEPARATOR}{hashlib.blake2b(key, digest_size=8).hexdigest()}"
 
     def _folder(self, source: str) -> str:
@@ -286,20 +288,20 @@ class _Update:
         path = os.path.relpath(_root_of(source).resolve(), Path(self.root).resolve())
         return "" if path == "." else path
 
-    def _groups(self, source: str, part: FileGroup) -> Iterator[_Group]:
+    def _image_rows(self, source: str, group: FileGroup) -> Iterator[_ImageRows]:
         """Yields successive examples of one image together, with its path as their id."""
         folder = self._folder(source)
         examples = (
-            self._with_path(example, part, folder)
-            for example in read_group(part, self.config.columns)
+            self._with_path(example, group, folder)
+            for example in read_group(group, self.config.columns)
         )
-        for _, group in groupby(examples, lambda example: example.id):
-            yield source, list(group)
+        for _, rows in groupby(examples, lambda example: example.id):
+            yield source, list(rows)
 
-    def _with_path(self, example: Example, part: FileGroup, folder: str) -> Example:
+    def _with_path(self, example: Example, group: FileGroup, folder: str) -> Example:
         """Gives an example the path of its image in the index as id."""
-        is_table = part.kind in ("table", "captions")
-        if example.problem and is_table and example.id == part.files[0].name:
+        is_table = group.kind in ("table", "captions")
+        if example.problem and is_table and example.id == group.files[0].name:
             self.unreachable.add("")  # the rest of the table may name any image
         path = example_name(example)
         if example.images and example.images[0].is_file:
@@ -308,32 +310,32 @@ class _Update:
             path = posixpath.normpath(posixpath.join(folder, path))
         return replace(example, id=path)
 
-    def _table_groups(self, parts: Sequence[_LocatedPart]) -> Iterator[_Group]:
+    def _rows_of_tables(self, groups: Sequence[_SourceGroup]) -> Iterator[_ImageRows]:
         """Yields all rows of one image together, for which the tables are read twice."""
-        counts = Counter(group[0].id for located in parts for _, group in self._groups(*located))
-        repeated: dict[str, _Group] = {}
-        for source, group in chain.from_iterable(self._groups(*located) for located in parts):
-            path = group[0].id
+        counts = Counter(rows[0].id for group in groups for _, rows in self._image_rows(*group))
+        repeated: dict[str, _ImageRows] = {}
+        for source, rows in chain.from_iterable(self._image_rows(*group) for group in groups):
+            path = rows[0].id
             if counts[path] > 1:
-                repeated.setdefault(path, (source, []))[1].extend(group)
+                repeated.setdefault(path, (source, []))[1].extend(rows)
             else:
-                yield source, group
+                yield source, rows
         yield from repeated.values()
 
-    def _compare(self, groups: Iterable[_Group], version: str) -> Iterator[Example]:
+    def _compare(self, image_rows: Iterable[_ImageRows], version: str) -> Iterator[Example]:
         """Yields images that the index lacks. Writes those that it has under another name or time."""
-        numbered_groups = number_items(groups)
-        while batch := list(islice(numbered_groups, _COMPARED)):
+        numbered_rows = number_items(image_rows)
+        while batch := list(islice(numbered_rows, _COMPARED)):
             new: list[Example] = []
             touched = []  # rows of images whose version alone differs
-            for number, (source, group), is_last in batch:
-                example = self._with_columns(group, version, number + 1 if is_last else 0)
+            for number, (source, rows), is_last in batch:
+                example = self._with_columns(rows, version, number + 1 if is_last else 0)
                 if example is None:
                     continue
                 path = example.id
                 if path in self.seen:
-                    taken = f"{path!r} already names another image; give each its own name"
-                    self._note(f"{example.origin}: {taken}")
+                    problem = f"{path!r} already names another image; give each its own name"
+                    self._note(f"{example.origin}: {problem}")
                     continue
                 self.num_usable[source] += 1
                 self.seen.add(path)
@@ -362,10 +364,10 @@ class _Update:
         self.bad[problem] = problem
 
     def _with_columns(
-        self, group: Sequence[Example], version: str, part_size: int
+        self, rows: Sequence[Example], version: str, part_size: int
     ) -> Example | None:
         """Joins the usable rows about an image into an example with the columns of its row as fields."""
-        usable = self._usable_rows(group)
+        usable = self._usable_rows(rows)
         if not usable:
             return None
         example = usable[0]
@@ -392,14 +394,14 @@ class _Update:
             _, size = image.piece
 
         start, end = image.moment or (None, None)
-        has_part_version = version and not image.is_file
+        has_group_version = version and not image.is_file
         captions = tuple(text for row in usable for text in row.texts)
         columns = {
             "path": path,
             "size": size,
             "mtime": min(max(mtime // 1000, _FIRST_TIME), _LAST_TIME),
-            "version": version if has_part_version else file_version,
-            "part_size": part_size if has_part_version else 0,
+            "version": version if has_group_version else file_version,
+            "part_size": part_size if has_group_version else 0,
             "location": location_of(image, path, self.root),
             "captions": list(captions),
             "start": start,
@@ -407,10 +409,10 @@ class _Update:
         }
         return replace(example, texts=captions, fields=columns)
 
-    def _usable_rows(self, group: Sequence[Example]) -> list[Example]:
+    def _usable_rows(self, rows: Sequence[Example]) -> list[Example]:
         """Returns the rows whose image an index can have, and notes the problems of the others."""
         usable: list[Example] = []
-        for row in group:
+        for row in rows:
             image = next(iter(row.images), None)
             if row.problem:
                 self.bad[row.id] = f"{row.id!r}: {row.problem}"
@@ -423,17 +425,17 @@ class _Update:
                     f"{row.origin} has its image as base64, which `index` cannot point to; save it as a file"
                 )
             elif usable and not _is_same_image(image, usable[0].images[0]):
-                taken = f"{row.id!r} already names another image, that of {usable[0].origin}"
-                self._note(f"{row.origin}: {taken}; give each a name of its own")
+                problem = f"{row.id!r} already names another image, that of {usable[0].origin}"
+                self._note(f"{row.origin}: {problem}; give each a name of its own")
             else:
                 usable.append(row)
         return usable
 
 
-def _names_images(part: FileGroup) -> bool:
-    """Tells whether a part is a table in text, whose rows name images."""
-    is_binary = suffix_of(part.files[0].location) in (".parquet", ".arrow")
-    return part.kind == "captions" or (part.kind == "table" and not is_binary)
+def _names_images(group: FileGroup) -> bool:
+    """Tells whether files are a table in text, whose rows name images."""
+    is_binary = suffix_of(group.files[0].location) in (".parquet", ".arrow")
+    return group.kind == "captions" or (group.kind == "table" and not is_binary)
 
 
 def _is_same_image(image: Image, other: Image) -> bool:
