@@ -1,4 +1,4 @@
-"""How sources are embedded and scored; importable without torch."""
+"""Settings for embedding and scoring a source. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class SourceConfig:
     @property
     def cutting(self) -> Cutting:
         """How videos are cut."""
-        return Cutting(**{one.name: getattr(self, one.name) for one in fields(Cutting)})
+        return Cutting(**{field.name: getattr(self, field.name) for field in fields(Cutting)})
 
     @property
     def columns(self) -> Columns:

@@ -17,18 +17,19 @@ from lancedb.embeddings import EmbeddingFunction, register
 
 @register("bridgetower")
 class BridgeTowerEmbeddings(EmbeddingFunction):
-    """L2-normalised vectors of texts or images; a table of either is searched with both.
+    """L2-normalised vectors of texts or images, with which a table of either is searched by both.
 
-    A table stores these fields, not the model: it is loaded when it is first needed.
+    A table stores these fields, not the model, which is loaded when it is first needed.
     """
 
     name: str  # what to load, as of `bridgetower.load`
-    # what the source column has: `image` (files or bytes) or `text`
-    source: Literal["image", "text"] = "image"
+    source: Literal["image", "text"] = (
+        "image"  # content of the source column; images are files or bytes
+    )
     device: str | None = None  # such as `cpu`; None takes a GPU if there is one
-    batch_size: int = 32  # inputs at once
+    batch_size: int = 32
     truncate: bool = False  # cut texts that are too long instead of refusing them
-    max_retries: int = 0  # what fails once fails again
+    max_retries: int = 0  # another attempt would fail too
 
     def ndims(self) -> int:
         """Returns the width of the vectors."""
@@ -39,18 +40,20 @@ class BridgeTowerEmbeddings(EmbeddingFunction):
         return self._vectors([query], is_text=isinstance(query, str))
 
     def compute_source_embeddings(self, inputs: Any, *_: Any, **__: Any) -> list[np.ndarray]:
-        """Returns the vectors of a part of the source column."""
+        """Returns the vectors of values of the source column."""
         return self._vectors(list(self.sanitize_input(inputs)), is_text=self.source == "text")
 
     def _vectors(self, inputs: list[Any], *, is_text: bool) -> list[np.ndarray]:
-        predictor, size = _loaded(self.name, self.device), self.batch_size
+        predictor = _load_once(self.name, self.device)
         if is_text:
-            return list(
-                predictor.embed_texts(inputs, batch_size=size, truncate=self.truncate).numpy()
+            vectors = predictor.embed_texts(
+                inputs, batch_size=self.batch_size, truncate=self.truncate
             )
-        return list(predictor.embed_images(inputs, batch_size=size).numpy())
+        else:
+            vectors = predictor.embed_images(inputs, batch_size=self.batch_size)
+        return list(vectors.numpy())
 
 
-@lru_cache(maxsize=4)  # models that tables of a program may be of
-def _loaded(name: str, device: str | None) -> Predictor:
+@lru_cache(maxsize=4)
+def _load_once(name: str, device: str | None) -> Predictor:
     return load(name, device=device)

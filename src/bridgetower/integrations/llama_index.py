@@ -17,9 +17,10 @@ from llama_index.core.embeddings import MultiModalEmbedding
 
 
 class BridgeTowerEmbedding(MultiModalEmbedding):
-    """L2-normalised vectors of texts and of images, which can be compared; too long texts are cut with `truncate`.
+    """L2-normalised vectors of texts and of images, which can be compared.
 
-    Other processes, and what reads `to_dict`, load the model with `options` of `bridgetower.load`.
+    Other processes, and readers of `to_dict`, load the model with `options` of `bridgetower.load`. Texts that are too
+    long are cut with `truncate`.
     """
 
     truncate: bool = False
@@ -27,13 +28,19 @@ class BridgeTowerEmbedding(MultiModalEmbedding):
     _predictor: Predictor = PrivateAttr()
 
     def __init__(self, model: Predictor | str | Path | None = None, **fields: Any) -> None:
-        """Loads a model unless it is loaded; None: `model_name`. Other fields are those of LlamaIndex."""
+        """Loads a model unless it is loaded.
+
+        Args:
+            model: The loaded model, or what to load; None: `model_name`.
+            fields: Of LlamaIndex.
+        """
         source = fields.get("model_name") if model is None else model
         if source is None:
             raise ValueError("no model is given; give the loaded model, or what to load")
-        predictor = (
-            source if isinstance(source, Predictor) else load(source, **fields.get("options", {}))
-        )
+        if isinstance(source, Predictor):
+            predictor = source
+        else:
+            predictor = load(source, **fields.get("options", {}))
         super().__init__(**{"model_name": predictor.source, **fields})
         self._predictor = predictor
 
@@ -46,16 +53,25 @@ class BridgeTowerEmbedding(MultiModalEmbedding):
         return "BridgeTowerEmbedding"
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        vectors = self._predictor.embed_texts(
+        return self._predictor.embed_texts(
             texts, batch_size=self.embed_batch_size, truncate=self.truncate
-        )
-        return vectors.tolist()
+        ).tolist()
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._get_text_embeddings([text])[0]
 
     def _get_query_embedding(self, query: str) -> list[float]:
         return self._get_text_embedding(query)
+
+    def _get_image_embeddings(self, img_file_paths: list[str | BytesIO]) -> list[list[float]]:
+        return self._predictor.embed_images(
+            img_file_paths, batch_size=self.embed_batch_size
+        ).tolist()
+
+    def _get_image_embedding(self, img_file_path: str | BytesIO) -> list[float]:
+        return self._get_image_embeddings([img_file_path])[0]
+
+    # The base class computes in the thread of the event loop, or not at all.
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
         return await asyncio.to_thread(self._get_query_embedding, query)
@@ -65,14 +81,6 @@ class BridgeTowerEmbedding(MultiModalEmbedding):
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return await asyncio.to_thread(self._get_text_embeddings, texts)
-
-    def _get_image_embeddings(self, img_file_paths: list[str | BytesIO]) -> list[list[float]]:
-        return self._predictor.embed_images(
-            img_file_paths, batch_size=self.embed_batch_size
-        ).tolist()
-
-    def _get_image_embedding(self, img_file_path: str | BytesIO) -> list[float]:
-        return self._get_image_embeddings([img_file_path])[0]
 
     async def _aget_image_embedding(self, img_file_path: str | BytesIO) -> list[float]:
         return await asyncio.to_thread(self._get_image_embedding, img_file_path)

@@ -52,7 +52,7 @@ def mcp_server(searcher: Searcher, answering: Predictor | None = None) -> MCPSer
 
     @server.tool(structured_output=False)
     def search_images(query: str, top: Top = 5, where: Where = None) -> list[Block]:
-        """Find images by a description of what they show; returns each hit with a small copy, best first."""
+        """Find images by a description of what they show. Returns each hit with a small copy, best first."""
         with _tool_errors():
             condition = None if where is None else condition_sql(where)
             hits = tools.search(query, top=top, where=condition, against="images")
@@ -60,7 +60,7 @@ def mcp_server(searcher: Searcher, answering: Predictor | None = None) -> MCPSer
 
     @server.tool(structured_output=False)
     def find_moments(query: str, top: Top = 5) -> list[Block]:
-        """Find moments of videos by what is said or seen in them; start and end are in seconds."""
+        """Find moments of videos by what is said or seen in them. Start and end are in seconds."""
         with _tool_errors():
             hits = tools.search(query, top=top, where="start IS NOT NULL")
             return tools.blocks(hits)
@@ -71,7 +71,7 @@ def mcp_server(searcher: Searcher, answering: Predictor | None = None) -> MCPSer
 
         @server.tool()
         def ask(question: str, id: str) -> list[dict[str, Any]]:  # noqa: A002 - its name in hits
-            """Answer a question about one image that was found, by its id; the likeliest answer comes first."""
+            """Answer a question about one image that was found, by its id. The likeliest answer comes first."""
             with _tool_errors():
                 image = tools.image_with(id)
                 (choices,) = model.answer([image], [question], truncate=True)

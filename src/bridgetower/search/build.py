@@ -266,7 +266,7 @@ class _Update:
                 yield from self._compare(self._image_rows(source, group), version)
 
     def _group_version(self, source: str, group: FileGroup) -> str:
-        """Returns the version of all images of a table, shard or video; empty if it cannot be told."""
+        """Returns the version of all images of a table, shard or video, or nothing if it cannot be told."""
         if group.kind not in ("table", "tar", "video"):
             return ""
         versions = {file.name: file.version for file in (*group.files, *group.sidecars.values())}

@@ -35,13 +35,13 @@ def condition_sql(condition: Mapping[str, Any]) -> str:
     times of ISO 8601. {"and": […]}, {"or": […]} and {"not": {…}} combine conditions. All else is a ValueError.
     """
     comparisons: list[str] = []
-    sql = _condition(condition, 0, comparisons)
+    sql = _translate(condition, 0, comparisons)
     if len(comparisons) > MAX_COMPARISONS:
         raise ValueError(f"it has {len(comparisons)} comparisons, the limit is {MAX_COMPARISONS}")
     return sql
 
 
-def _condition(condition: Any, depth: int, comparisons: list[str]) -> str:
+def _translate(condition: Any, depth: int, comparisons: list[str]) -> str:
     """Returns the SQL of a condition, and adds its comparisons to the list."""
     if depth > _MAX_DEPTH:
         raise ValueError(f"it has conditions within each other deeper than {_MAX_DEPTH}")
@@ -54,10 +54,10 @@ def _condition(condition: Any, depth: int, comparisons: list[str]) -> str:
         if name in ("and", "or"):
             if not isinstance(value, list) or not value:
                 raise ValueError(f"{name!r} has {_excerpt(value)}; expected a list of conditions")
-            conditions = [_condition(item, depth + 1, comparisons) for item in value]
+            conditions = [_translate(item, depth + 1, comparisons) for item in value]
             terms.append("(" + f" {name.upper()} ".join(conditions) + ")")
         elif name == "not":
-            terms.append(f"NOT ({_condition(value, depth + 1, comparisons)})")
+            terms.append(f"NOT ({_translate(value, depth + 1, comparisons)})")
         elif name not in _COLUMNS:
             raise ValueError(f"{_excerpt(name)} is no column; columns are {', '.join(_COLUMNS)}")
         elif not isinstance(value, Mapping) or not value:

@@ -1,4 +1,4 @@
-"""How images are put into an index and what queries are compared with; importable without torch."""
+"""Settings of an index, and kinds of search. This module does not import torch."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class IndexInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Unrelated:
-    """The cosine of one in twenty unrelated texts with its nearest vector; None where there are no vectors."""
+    """The cosine of one in twenty unrelated texts with its nearest vector, or None without vectors."""
 
     rows: int  # of the index when this was computed
     images: float | None = None
@@ -204,7 +204,7 @@ class Index:
 
     @classmethod
     def create(cls, uri: Uri, info: IndexInfo) -> Index:
-        """Creates an empty index with a full-text index of captions; paths of `info` may be absolute."""
+        """Creates an empty index with a full-text index of captions. Paths of `info` may be absolute."""
         model = portable(uri, info.model) if Path(info.model).exists() else info.model
         info = replace(info, model=model, root=portable(uri, info.root))
         with _lance_errors(str(uri), "written"):
@@ -264,7 +264,7 @@ class Index:
 
     @property
     def unrelated(self) -> Unrelated | None:
-        """Cosines of unrelated texts; None before a run of `bridgetower index` was completed."""
+        """Cosines of unrelated texts, or None before a run of `bridgetower index` was completed."""
         with _lance_errors(self.uri):
             return self._version.unrelated
 
@@ -314,14 +314,16 @@ class Index:
         with _lance_errors(self.uri):
             yield from _scan_table(self._table, columns)
 
-    def checked_scan(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yields columns of all rows. An OSError says that a row is not as it was written."""
-        with _lance_errors(self.uri):
-            yield from self._checked_batches(self._table, columns)
+    def checked_scan(self, columns: Sequence[str], table: Any = None) -> Iterator[pa.Table]:
+        """Yields columns of all rows, of another version with `table`.
 
-    def _checked_batches(self, table: Any, columns: Sequence[str]) -> Iterator[pa.Table]:
-        for batch in _scan_table(table, columns_to_check(columns)):
-            yield self._checked(pa.Table.from_batches([batch]), columns)
+        Raises:
+            OSError: A row is not as it was written.
+        """
+        with _lance_errors(self.uri):
+            lance = self._table if table is None else table
+            for batch in _scan_table(lance, columns_to_check(columns)):
+                yield self._checked(pa.Table.from_batches([batch]), columns)
 
     def paths(self) -> list[str]:
         """Returns the paths of all images."""
@@ -586,7 +588,7 @@ class Index:
                     if version.was_searched and fits:
                         table = Table(self.uri, version=version.number)
                         columns = [*RETURNED, "_rowid", "image_vector"]
-                        rows = self._checked_batches(table.lance, columns)
+                        rows = self.checked_scan(columns, table.lance)
                         version.memory = Memory(table, rows, "image_vector")
                     version.was_searched = True
             finally:

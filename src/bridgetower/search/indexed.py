@@ -86,7 +86,7 @@ class Hit(Indexed):
 
 
 def location_of(image: Image, path: str, root: Uri) -> str:
-    """Returns the `Location` of an image as JSON; empty for a file at its path."""
+    """Returns the `Location` of an image as JSON, or nothing for a file at its path."""
     is_at_path = os.path.normpath(Path(root) / path) == os.path.normpath(image.location)
     if is_url(image.location):
         location: dict[str, object] = {"url": image.location}
@@ -94,8 +94,10 @@ def location_of(image: Image, path: str, root: Uri) -> str:
         return ""
     else:
         location = {"file": os.path.relpath(image.location, root)}
-    places = {"piece": image.piece, "cell": image.cell, "moment": image.moment}
-    return json.dumps({**location, **{name: place for name, place in places.items() if place}})
+    for name in ("piece", "cell", "moment"):
+        if value := getattr(image, name):
+            location[name] = value
+    return json.dumps(location)
 
 
 def read_indexed(file: Path | str, image: Indexed) -> bytes:

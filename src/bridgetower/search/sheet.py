@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,31 +27,6 @@ _QUERY = 0.9  # side of the image of a query
 _TITLE = 0.5  # height of the two lines of a title
 
 
-class _Sheet:
-    """A figure in which positions are in inches from the upper left corner."""
-
-    def __init__(self, width: float, height: float) -> None:
-        self.width = width
-        self.height = height
-        self.figure = Figure(figsize=(width, height))
-
-    def draw(self, image: Callable[[], ImageLike], x: float, y: float, side: float) -> None:
-        """Draws an image, or a note if it cannot be opened."""
-        left = x / self.width
-        bottom = 1 - (y + side) / self.height
-        axes = self.figure.add_axes((left, bottom, side / self.width, side / self.height))
-        axes.axis("off")
-        try:
-            pixels, _ = open_reduced(image(), round(110 * side), background=(255, 255, 255))
-            axes.imshow(pixels)
-        except (ValueError, OSError):
-            axes.text(0.5, 0.5, "cannot be opened", ha="center", color=FAINT)
-
-    def write(self, line: str, x: float, y: float, size: float, colour: str = INK) -> None:
-        position = (x / self.width, 1 - y / self.height)
-        self.figure.text(*position, line, fontsize=size, color=colour, **PLAIN)
-
-
 def contact_sheet(
     hits: Sequence[Hit | None],
     content: Callable[[Hit], bytes],
@@ -68,21 +44,36 @@ def contact_sheet(
         image: Of the query.
         title: Two lines to write above the hits; default: the query and the number of hits.
     """
-    num_rows = -(-len(hits) // COLUMNS)
+    num_rows = math.ceil(len(hits) / COLUMNS)
     num_columns = max(3, min(COLUMNS, len(hits)))
     head = 2 * _MARGIN + (_TITLE if image is None else _QUERY)
     width = 2 * _MARGIN + num_columns * (_TILE + _GAP) - _GAP
-    sheet = _Sheet(width, head + num_rows * (_TILE + _LINES + _GAP) + _MARGIN)
+    height = head + num_rows * (_TILE + _LINES + _GAP) + _MARGIN
+    figure = Figure(figsize=(width, height))
+
+    # Positions are in inches from the upper left corner.
+    def draw(read_image: Callable[[], ImageLike], x: float, y: float, side: float) -> None:
+        bottom = height - y - side
+        axes = figure.add_axes((x / width, bottom / height, side / width, side / height))
+        axes.axis("off")
+        try:
+            pixels, _ = open_reduced(read_image(), round(110 * side), background=(255, 255, 255))
+            axes.imshow(pixels)
+        except (ValueError, OSError):
+            axes.text(0.5, 0.5, "cannot be opened", ha="center", color=FAINT)
+
+    def write(line: str, x: float, y: float, size: float, colour: str = INK) -> None:
+        figure.text(x / width, 1 - y / height, line, fontsize=size, color=colour, **PLAIN)
 
     # The query, or a title.
-    left = _MARGIN
+    indent = _MARGIN
     if image is not None:
-        sheet.draw(lambda: image, _MARGIN, _MARGIN, _QUERY)
-        left += _QUERY + _GAP
+        draw(lambda: image, _MARGIN, _MARGIN, _QUERY)
+        indent += _QUERY + _GAP
     if title is None:
-        title = _title(hits, text, max_letters=round(6 * (width - left)))
-    sheet.write(title[0], left, _MARGIN + 0.25, 16)
-    sheet.write(title[1], left, _MARGIN + 0.5, 10, FAINT)
+        title = _title(hits, text, max_letters=round(6 * (width - indent)))
+    write(title[0], indent, _MARGIN + 0.25, 16)
+    write(title[1], indent, _MARGIN + 0.5, 10, FAINT)
 
     # The hits.
     for index, hit in enumerate(hits):
@@ -91,14 +82,17 @@ def contact_sheet(
         row, column = divmod(index, COLUMNS)
         x = _MARGIN + column * (_TILE + _GAP)
         y = head + row * (_TILE + _LINES + _GAP)
-        sheet.draw(partial(content, hit), x, y, _TILE)
-        match = described(hit.probability, hit.score)
-        scores = f"match {match} · cosine {hit.cosine:.3f}" if match else f"cosine {hit.cosine:.3f}"
-        name = shortened(f"{index + 1} · {Path(hit.path).name}", 28)
-        sheet.write(name, x, y + _TILE + 0.22, 10)
-        colour = SERIES[0] if match else FAINT
-        sheet.write(scores + (" · weak" if hit.weak else ""), x, y + _TILE + 0.42, 9, colour)
-    return drawn(sheet.figure)
+        draw(partial(content, hit), x, y, _TILE)
+        write(shortened(f"{index + 1} · {Path(hit.path).name}", 28), x, y + _TILE + 0.22, 10)
+        scores = f"cosine {hit.cosine:.3f}"
+        colour = FAINT
+        if match := described(hit.probability, hit.score):
+            scores = f"match {match} · {scores}"
+            colour = SERIES[0]
+        if hit.weak:
+            scores += " · weak"
+        write(scores, x, y + _TILE + 0.42, 9, colour)
+    return drawn(figure)
 
 
 def _title(hits: Sequence[Hit | None], text: str | None, max_letters: int) -> tuple[str, str]:
