@@ -22,7 +22,7 @@ from huggingface_hub import constants
 from bridgetower.data.sets.store import Table
 from bridgetower.inference.vector_files import write_lock
 from bridgetower.search import index as index_module
-from bridgetower.search.checksums import CRCS, SAID
+from bridgetower.search.checksums import CHECKED, CRCS
 from bridgetower.search.duplicates import near_duplicates
 from bridgetower.search.index import Index, IndexInfo, portable, resolved
 from bridgetower.search.indexed import Indexed, read_indexed
@@ -398,7 +398,7 @@ class TestDamage:
         index._table.merge_insert("path").when_matched_update_all().execute(changed)
 
     @pytest.mark.parametrize("fewest", [10_000, 10])
-    @pytest.mark.parametrize("column", [*SAID[:-1], *CRCS])
+    @pytest.mark.parametrize("column", [*CHECKED[:-1], *CRCS])
     def test_a_flipped_bit_is_named_or_without_effect(
         self, index, column, fewest, tmp_path, monkeypatch
     ):
@@ -429,7 +429,7 @@ class TestDamage:
         of_hits = {"text_vectors", "pair_vectors"} if fewest == 10 else set()
         assert num_named > 0 or column in packed | of_hits
 
-    @pytest.mark.parametrize("column", [*SAID[:-1], *CRCS])
+    @pytest.mark.parametrize("column", [*CHECKED[:-1], *CRCS])
     def test_what_is_found_is_checked_where_not_all_of_it_was(self, index, column, monkeypatch):
         """In a large index, and after all rows were."""
         changed = {

@@ -141,27 +141,37 @@ def embed_examples(
             if len(first) >= MIN_FOR_WORKERS:
                 num_workers = available_cores()
 
-    size = config.batch_size
-    batches = iter(lambda: list(islice(remaining, size)), [])
+    batches = iter(lambda: list(islice(remaining, config.batch_size)), [])
     decode = partial(decode_examples, predictor.processor, of, config.truncate)
     for results, pixels in load_items(decode, batches, num_workers=num_workers):
         rows = iter(pixels)
         images = [next(rows) if result.width else blank for result in results]
         for content in ("images", "texts", "pairs"):
-            items: list[Item] = []
-            destinations: list[list[np.ndarray]] = []  # for the vector of each item
-            for result, image in zip(results, images, strict=True):
-                if content not in result.vectors:
-                    continue
-                item = Item(kind=kind, image=None if content == "texts" else image)
-                for ids in [None] if content == "images" else result.ids:
-                    items.append(replace(item, ids=ids))
-                    destinations.append(result.vectors[content])
-            for start in range(0, len(items), size):
-                outputs = predictor.compute(items[start : start + size])
-                for vector, vectors in zip(outputs, destinations[start:], strict=False):
-                    vectors.append(vector.numpy())  # type: ignore[union-attr]  # no words
+            _compute_vectors(predictor, content, kind, results, images, config.batch_size)
         yield results
+
+
+def _compute_vectors(
+    predictor: Predictor,
+    content: str,
+    kind: Kind,
+    results: Sequence[Embedded],
+    images: Sequence[UInt8[Tensor, "3 h w"] | None],
+    batch_size: int,
+) -> None:
+    """Adds the vectors of one kind of content to the examples that have it."""
+    items: list[Item] = []
+    vectors: list[list[np.ndarray]] = []  # to which the vector of each item is added
+    for result, image in zip(results, images, strict=True):
+        if content in result.vectors:
+            item = Item(kind=kind, image=None if content == "texts" else image)
+            texts = [None] if content == "images" else result.ids
+            items += [replace(item, ids=ids) for ids in texts]
+            vectors += [result.vectors[content]] * len(texts)
+    for start in range(0, len(items), batch_size):
+        outputs = predictor.compute(items[start : start + batch_size])
+        for output, destination in zip(outputs, vectors[start:], strict=False):
+            destination.append(output.numpy())  # type: ignore[union-attr]  # no words
 
 
 def decode_examples(

@@ -146,49 +146,38 @@ def embed_source(
     predictor = load_model(model)
     start_time = time.perf_counter()
 
-    # Names of the table and of the file with all problems.
-    name = Path(out).name
-    uri = out
-    if suffix != ".lance":
-        folder = out.removesuffix(f"/{name}") if is_url(out) else Path(out).parent
-        uri = f"{folder}/.{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.lance"
-    report = Path(f"{name if is_url(out) else out}.errors.jsonl")
-
+    uri = _table_uri(out)
+    report = Path(f"{Path(out).name if is_url(out) else out}.errors.jsonl")
     with write_lock(uri):
         if not is_url(out):
             for path in (Path(out), report, Path(uri), Path(out).with_suffix(".ids.jsonl")):
                 remove_leftovers(path.parent, path.name)
         table = _open_table(uri, _plan(groups, predictor, config), predictor, config)
-        num_cut = 0
         is_finished = "part" not in table.schema.names
-        if is_finished:
-            indices = np.arange(len(table))
-            lines = report.read_text(encoding="utf-8").splitlines() if report.is_file() else []
-            bad = [json.loads(line) for line in lines]
-        else:
+        num_cut = 0
+        if not is_finished:
             worker_model = predictor if config.ray is None else model
             num_cut = _fill_table(table, groups, worker_model, config, progress)
             indices, bad = _split_rows(table)
-            report.unlink(missing_ok=True)
-            if bad:
-                with replacing(report) as temporary, temporary.open("w", encoding="utf-8") as file:
-                    file.writelines(json_text(row) + "\n" for row in bad)
+            _write_report(report, bad)
+        else:
+            indices = np.arange(len(table))
+            lines = report.read_text(encoding="utf-8").splitlines() if report.is_file() else []
+            bad = [json.loads(line) for line in lines]
 
         # Too many bad items are refused before anything is exported.
         problems = [f"{row['id']!r}: {row['problem']}" for row in bad]
         source_name = _name_source(source)
-        if not len(indices):
+        if len(indices):
+            kept = f"the {len(indices)} {results} of the others are kept"
+            advice = f"{kept}, and the same command with a larger N writes them"
+            check_bad(source_name, problems, config.max_errors, advice)
+        else:
             table.drop()
             empty = f"{out} would have no {results}"
             check_bad(source_name, problems, config.max_errors, empty, has_good=False)
             reasons = " | ".join(problems[:MAX_SHOWN_PROBLEMS]) or "it names nothing"
             raise ValueError(f"{empty}: nothing of {source_name} could be used: {reasons}")
-        check_bad(
-            source_name,
-            problems,
-            config.max_errors,
-            f"the {len(indices)} {results} of the others are kept, and the same command with a larger N writes them",
-        )
 
         if suffix != ".lance":
             score_columns = partial(_score_columns, predictor, groups)
@@ -211,6 +200,23 @@ def embed_source(
 
 def _name_source(source: object) -> str:
     return str(source) if isinstance(source, str | Path) else "the input"
+
+
+def _table_uri(out: str) -> str:
+    """Returns the place of the table from which a run continues: the output, or a hidden folder beside it."""
+    path = Path(out)
+    if path.suffix == ".lance":
+        return out
+    folder = out.removesuffix(f"/{path.name}") if is_url(out) else path.parent
+    return f"{folder}/.{re.sub(r'[^A-Za-z0-9_.-]', '_', path.name)}.lance"
+
+
+def _write_report(path: Path, bad: Sequence[Mapping[str, Any]]) -> None:
+    path.unlink(missing_ok=True)
+    if bad:
+        with replacing(path) as temporary:
+            lines = [json_text(row) + "\n" for row in bad]
+            temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def _split_rows(table: Table) -> tuple[np.ndarray, list[dict[str, Any]]]:

@@ -78,7 +78,7 @@ class _Module(InputModule):
         trust_remote_code: bool = False,
         **location: Any,
     ) -> Self:
-        """Loads a model as sentence-transformers asks for it; `model_kwargs` are options of `bridgetower.load`."""
+        """Loads a model for sentence-transformers, with options of `bridgetower.load` as `model_kwargs`."""
         if processor_kwargs or config_kwargs:
             raise ValueError(
                 "processor_kwargs or config_kwargs given; expected model_kwargs, as of bridgetower.load"
@@ -153,7 +153,7 @@ class _Module(InputModule):
 
     @property
     def modalities(self) -> list[Any]:
-        """Kinds of input; `message` stands for batches of several kinds."""
+        """Kinds of input, with `message` for batches of several kinds."""
         return ["text", "image", ("image", "text"), "message"]
 
     @property
@@ -220,7 +220,10 @@ class MatchingModule(_Module):
     def preprocess(
         self, inputs: Sequence[Any], prompt: str | None = None, task: str | None = None
     ) -> dict[str, Any]:
-        """Prepares pairs of an image and a text, in any order; texts alone too, as trainers describe their columns."""
+        """Prepares pairs of an image and a text, in any order.
+
+        Texts alone will do too, as trainers describe their columns.
+        """
         items = []
         for pair in inputs:
             if isinstance(pair, str):

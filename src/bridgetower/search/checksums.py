@@ -9,19 +9,19 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import UInt32
+from jaxtyping import Int64, UInt32
 
 from bridgetower.data.sets.store import CRC, crcs_of
 
 ROW_CRC = "row_crc"
-"""Column with the CRC-32 of `SAID`."""
+"""Column with the CRC-32 of `CHECKED`."""
 
 CRCS = {"image_vector": CRC, "text_vectors": "text_crc", "pair_vectors": "pair_crc"}
-"""Columns of vectors, and the column with their CRC-32; vectors of a kind are read without the others."""
+"""For each column of vectors, which are read without the others, the column with their CRC-32."""
 
-# What a row says of its image. A frame is compared with the digest. `version` and `part_size` only decide whether a
+# Columns that describe an image. A frame is compared with the digest. `version` and `part_size` only decide whether a
 # file is read again.
-SAID = (
+CHECKED = (
     "path",
     "size",
     "mtime",
@@ -35,9 +35,8 @@ SAID = (
     CRC,
 )
 
-_BETWEEN_COLUMNS, _BETWEEN_CAPTIONS = (
-    pa.scalar(sign, pa.large_binary()) for sign in (b"\x1f", b"\x1e")
-)
+_BETWEEN_COLUMNS = pa.scalar(b"\x1f", pa.large_binary())
+_BETWEEN_CAPTIONS = pa.scalar(b"\x1e", pa.large_binary())
 
 
 def with_crcs(rows: pa.Table) -> pa.Table:
@@ -46,20 +45,19 @@ def with_crcs(rows: pa.Table) -> pa.Table:
     row_crcs = _row_crcs(rows)
     rows = rows.append_column(ROW_CRC, pa.array(row_crcs, pa.uint32()))
     for name in ("text_vectors", "pair_vectors"):
-        rows = rows.append_column(
-            CRCS[name], pa.array(_vector_crcs(rows[name], row_crcs), pa.uint32())
-        )
+        crcs = _vector_crcs(rows[name], row_crcs)
+        rows = rows.append_column(CRCS[name], pa.array(crcs, pa.uint32()))
     return rows
 
 
 def columns_to_check(columns: Sequence[str]) -> list[str]:
-    """Returns the columns to read so that `damaged_rows` can check some columns."""
+    """Returns the columns to read so that `damaged_rows` can check these columns."""
     crcs = [CRCS[name] for name in columns if name in CRCS]
-    return list(dict.fromkeys([*columns, *SAID, ROW_CRC, *crcs]))
+    return list(dict.fromkeys([*columns, *CHECKED, ROW_CRC, *crcs]))
 
 
 def damaged_rows(rows: pa.Table) -> list[int]:
-    """Returns the numbers of rows that differ from what was written, in `SAID` or in vectors that are among them."""
+    """Returns the indices of rows of which `CHECKED` or vectors differ from what was written."""
     row_crcs = rows[ROW_CRC].to_numpy()
     is_damaged = _row_crcs(rows) != row_crcs
     for name in CRCS.keys() & set(rows.column_names):
@@ -69,15 +67,18 @@ def damaged_rows(rows: pa.Table) -> list[int]:
 
 
 def _row_crcs(rows: pa.Table) -> UInt32[np.ndarray, " n"]:
-    columns = [_as_bytes(rows[name].combine_chunks()) for name in SAID]
-    columns.append(_as_bytes(pc.list_value_length(rows["captions"].combine_chunks())))
+    columns = [_as_bytes(rows[name].combine_chunks()) for name in CHECKED]
+    num_captions = pc.list_value_length(rows["captions"].combine_chunks())
     joined = pc.binary_join_element_wise(
-        *columns, _BETWEEN_COLUMNS, null_handling="replace", null_replacement=b""
+        *columns,
+        _as_bytes(num_captions),
+        _BETWEEN_COLUMNS,
+        null_handling="replace",
+        null_replacement=b"",
     )
     _, offsets, content = joined.buffers()
-    ends = np.frombuffer(offsets, np.int64, len(joined) + 1, 8 * joined.offset).tolist()
-    view = memoryview(content or b"")
-    return np.array([zlib.crc32(view[start:end]) for start, end in pairwise(ends)], np.uint32)
+    ends = np.frombuffer(offsets, np.int64, len(joined) + 1, 8 * joined.offset)
+    return _span_crcs(memoryview(content or b""), ends, np.zeros(len(joined), np.uint32))
 
 
 def _as_bytes(column: pa.Array) -> pa.Array:
@@ -96,12 +97,20 @@ def _as_bytes(column: pa.Array) -> pa.Array:
 def _vector_crcs(
     column: pa.ChunkedArray, row_crcs: UInt32[np.ndarray, " n"]
 ) -> UInt32[np.ndarray, " n"]:
-    """Returns the CRCs of lists of vectors, each begun with that of its row, so that they belong to no other one."""
+    """Returns the CRCs of lists of vectors. Each continues that of its row, so that vectors belong to one row."""
     lists = column.combine_chunks()
     width = lists.type.value_type.list_size
     numbers = lists.flatten().flatten().to_numpy(zero_copy_only=False)
-    view = np.ascontiguousarray(numbers, np.float32).data.cast("B")
+    content = np.ascontiguousarray(numbers, np.float32).data.cast("B")
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-    ends = (4 * width * np.concatenate([[0], np.cumsum(lengths)])).astype(np.int64).tolist()
-    spans = zip(pairwise(ends), row_crcs.tolist(), strict=True)
-    return np.array([zlib.crc32(view[start:end], crc) for (start, end), crc in spans], np.uint32)
+    ends = 4 * width * np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return _span_crcs(content, ends, row_crcs)
+
+
+def _span_crcs(
+    content: memoryview, ends: Int64[np.ndarray, " n+1"], seeds: UInt32[np.ndarray, " n"]
+) -> UInt32[np.ndarray, " n"]:
+    """Returns the CRC-32 of each span between two ends, continued from a seed."""
+    spans = zip(pairwise(ends.tolist()), seeds.tolist(), strict=True)
+    crcs = [zlib.crc32(content[start:end], seed) for (start, end), seed in spans]
+    return np.array(crcs, np.uint32)

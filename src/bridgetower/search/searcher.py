@@ -115,7 +115,7 @@ class Searcher:
             words = pool.submit(find_words) if against == "hybrid" else None
             nearest = self.index.nearest(vector, count, against=kind, where=where, exact=exact)
 
-        matched, others = candidates(nearest, rerank, kind)
+        matched, unmatched = candidates(nearest, rerank, kind)
         log_odds: list[float] = []
         if text is not None and matched:
             open_candidate = partial(
@@ -133,7 +133,7 @@ class Searcher:
                 log_odds += self.predictor.compute(items[start : start + batch_size])  # type: ignore[arg-type]  # numbers
             matched = [hit for hit, _ in opened]
         unrelated = self.unrelated(text, image)
-        hits = two_stages(matched, log_odds, others, self.predictor.reranking, unrelated)
+        hits = two_stages(matched, log_odds, unmatched, self.predictor.reranking, unrelated)
         if words is not None:
             hits = fuse_rankings(hits, words.result())
         return hits[:top]
@@ -168,10 +168,7 @@ class Searcher:
             num_spoken = self.index.num_spoken
         is_all_spoken = num_spoken > 0 and num_spoken == len(self.index)
         if rerank is None:
-            rerank = RERANK
-            can_match = text is not None and model.itm_head is not None and not is_all_spoken
-            if not can_match or self.predictor.reranking.helps is False:
-                rerank = 0
+            rerank = 0 if is_all_spoken else self._default_rerank(text)
         if kind is None and is_all_spoken:
             kind = "captions"
         elif kind is None and not num_spoken:
@@ -182,6 +179,10 @@ class Searcher:
             elif image is None:
                 kind = self._replace_pairs("a text", "captions")
         return kind, rerank
+
+    def _default_rerank(self, text: str | None) -> int:
+        can_match = text is not None and self.predictor.model.itm_head is not None
+        return RERANK if can_match and self.predictor.reranking.helps is not False else 0
 
     def _replace_pairs(self, query: str, kind: Vectors) -> Vectors:
         """Warns once that a query cannot be compared with pairs, and returns what it is compared with."""
@@ -287,8 +288,8 @@ def candidates(
     """
     kind = against or "images"
     matched = [hit for hit in hits[:count] if hit.against == kind]
-    others = [hit for hit in hits[:count] if hit.against != kind]
-    return matched, [*others, *hits[count:]]
+    unmatched = [hit for hit in hits[:count] if hit.against != kind]
+    return matched, [*unmatched, *hits[count:]]
 
 
 def fuse_rankings(*rankings: Sequence[Hit]) -> list[Hit]:
@@ -311,7 +312,7 @@ def fuse_rankings(*rankings: Sequence[Hit]) -> list[Hit]:
 def two_stages(
     matched: Sequence[Hit],
     log_odds: Sequence[float],
-    others: Sequence[Hit],
+    unmatched: Sequence[Hit],
     reranking: Reranking,
     unrelated: Unrelated | None,
 ) -> list[Hit]:
@@ -320,16 +321,16 @@ def two_stages(
     Hits that were compared with captions and with images, whose cosines differ in scale, are ranked apart and take
     turns, which is reciprocal rank fusion of two rankings that have nothing in common.
     """
-    match = torch.tensor([*log_odds, *[torch.nan] * len(others)])
-    cosine = torch.tensor([hit.cosine for hit in [*matched, *others]])
+    match = torch.tensor([*log_odds, *[torch.nan] * len(unmatched)])
+    cosine = torch.tensor([hit.cosine for hit in [*matched, *unmatched]])
     scores = torch.add(match, cosine, alpha=reranking.itc_weight)
     first_scores = scores[: len(matched)].tolist()
     named_scores = reranking.named(match[: len(matched)])
     hits = [
-        replace(hit, rank_score=score, **named)
-        for hit, score, named in zip(matched, first_scores, named_scores, strict=True)
+        replace(hit, rank_score=score, **shown_scores)
+        for hit, score, shown_scores in zip(matched, first_scores, named_scores, strict=True)
     ]
-    hits += others
+    hits += unmatched
 
     ranks = Counter[str]()  # of each kind
     turns: list[tuple[int, str, Hit]] = []
