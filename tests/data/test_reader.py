@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bridgetower.data.sets.datasets.spec import Originals
-from bridgetower.data.sources import fetch, json_lists, reader
+from bridgetower.data.sources import fetch, json_lists, shards, tables
 from bridgetower.data.sources.columns import Columns
 from bridgetower.data.sources.reader import file_groups, read, read_group
 from rows import png
@@ -519,7 +519,7 @@ COMPRESSED = {
     ],
 )
 def test_lines_and_cells_without_end(name, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "_LONGEST_ROW", 2**20)
+    monkeypatch.setattr(tables, "MAX_ROW_LENGTH", 2**20)
     (tmp_path / "a.raw").touch()  # a folder of captions has other files
     (tmp_path / name).write_bytes(
         COMPRESSED[Path(name).suffix if name.count(".") > 1 else ""](text % (b"x" * BOMB))
@@ -532,7 +532,7 @@ def test_lines_and_cells_without_end(name, text, tmp_path, monkeypatch):
 
 
 def test_a_row_over_lines_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "_LONGEST_ROW", 2**20)
+    monkeypatch.setattr(tables, "MAX_ROW_LENGTH", 2**20)
     row = b'"%s\n",' % (b"x" * 60) * 2**15
     (tmp_path / "t.csv").write_bytes(b"image,caption\na.png,one\n" + row)
     first, second, *_ = examples(tmp_path / "t.csv", most=6 * 2**20)
@@ -611,7 +611,7 @@ def sparse(name, size, table):
     ],
 )
 def test_headers_of_a_shard(content, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "_LONGEST", 2**16)
+    monkeypatch.setattr(shards, "_LARGEST_HEADER", 2**16)
     with (tmp_path / "s.tar").open("wb") as file:
         file.write(member("a.txt", b"one") + member("a.png", b"?") + content)
         file.truncate(2**34)  # the disk holds no zeros

@@ -16,7 +16,7 @@ from bridgetower.data.sets.custom import (
     read_classes,
 )
 from bridgetower.data.sets.prepared_set import PreparedSet
-from bridgetower.data.sources import reader
+from bridgetower.data.sources import tables
 from bridgetower.data.sources.columns import Columns
 from bridgetower.data.sources.reader import read
 from rows import png
@@ -382,14 +382,14 @@ class TestBase64:
         assert example.images[0].location.endswith(path) == (path[0] != "/" or len(path) < 64)
 
     def test_an_image_may_be_longer_than_a_text(self, folder, monkeypatch):
-        monkeypatch.setattr(reader, "_LONGEST", 200)
-        monkeypatch.setattr(reader, "_LONGEST_ROW", len(LONG) + 60)
+        monkeypatch.setattr(tables, "MAX_TEXT_LENGTH", 200)
+        monkeypatch.setattr(tables, "MAX_ROW_LENGTH", len(LONG) + 60)
         for caption in ("short", "x" * 201, "x" * 300):
             (folder / "t.jsonl").write_text(json.dumps({"image": LONG, "caption": caption}))
             (example,) = read(folder / "t.jsonl")
             limit = {5: "", 201: len(LONG) + 60, 300: len(LONG) + 60}[len(caption)]
             assert example.problem == (f"it has more than {limit} characters" if limit else "")
-        monkeypatch.setattr(reader, "_LONGEST_ROW", 2**20)
+        monkeypatch.setattr(tables, "MAX_ROW_LENGTH", 2**20)
         (example,) = read(folder / "t.jsonl")
         assert example.problem == "it has more than 200 characters"
         (folder / "t.jsonl").write_text(json.dumps({"image": LONG, "caption": "x" * 200}))

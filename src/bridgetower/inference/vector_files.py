@@ -29,11 +29,12 @@ from bridgetower.data.sources.example import (
     IMAGE_SUFFIXES,
     MAX_SHOWN_PROBLEMS,
     Example,
+    FileGroup,
     Image,
     check_bad,
 )
 from bridgetower.data.sources.fetch import is_url, list_files, suffix_of, version_of
-from bridgetower.data.sources.reader import FileGroup, file_groups, read, read_group
+from bridgetower.data.sources.reader import file_groups, read, read_group
 from bridgetower.extras import require
 from bridgetower.files import escaped, json_text, locked, remove_leftovers, replacing, unfit_name
 from bridgetower.inference.config import EmbedConfig, Quantize, ScoreConfig

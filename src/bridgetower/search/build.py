@@ -21,9 +21,9 @@ from typing import Any
 from PIL import Image as PilImage
 
 from bridgetower.data.sets.store import Table, Uri, split_uri
-from bridgetower.data.sources.example import Example, Image, check_bad
+from bridgetower.data.sources.example import Example, FileGroup, Image, check_bad
 from bridgetower.data.sources.fetch import is_url, suffix_of, version_of
-from bridgetower.data.sources.reader import FileGroup, file_groups, read_group
+from bridgetower.data.sources.reader import file_groups, read_group
 from bridgetower.files import unfit_name
 from bridgetower.inference.embed import (
     Embedded,

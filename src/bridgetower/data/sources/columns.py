@@ -190,7 +190,7 @@ def roles_of(file: ListedFile, cells: Mapping[str, Any], columns: Columns) -> Co
 def _recognised_column(
     file: ListedFile, names: Iterable[str], headings: Headings, named: str | None = None
 ) -> str:
-    """Returns the column that the user named, else one with a usual or a likely name; empty if there is none."""
+    """Returns the column that the user named, else one with a usual or a likely name, else an empty text."""
     if named:
         return named if named in names else ""
     usual = columns_named(names, headings.usual) or columns_named(names, headings.second)

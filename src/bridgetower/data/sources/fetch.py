@@ -32,6 +32,9 @@ LARGEST = (
 )  # bytes of a file that is read whole: an image, or a file of a server that gives no ranges
 
 
+COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Patience:
     """Limits how long a URL is tried; what goes on to arrive may take any time.
@@ -81,12 +84,9 @@ def is_url(location: object) -> bool:
 def suffix_of(location: str) -> str:
     """Returns the ending of a path or URL in lower case; of a compressed file both, such as .csv.gz."""
     name = location.partition("?")[0] if is_url(location) else location
-    endings = [ending.lower() for ending in Path(name).suffixes[-2:]]
-    return (
-        "".join(endings)
-        if endings[1:] and endings[-1] in (".gz", ".bz2", ".xz", ".zst")
-        else "".join(endings[-1:])
-    )
+    endings = [ending.lower() for ending in Path(name).suffixes]
+    is_compressed = endings[-1:] and endings[-1] in COMPRESSION_SUFFIXES
+    return "".join(endings[-2:] if is_compressed else endings[-1:])
 
 
 def read_location(

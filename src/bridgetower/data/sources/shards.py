@@ -1,0 +1,142 @@
+"""Tar shards of WebDataset and img2dataset."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import groupby
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+from bridgetower.data.sources.columns import Columns
+from bridgetower.data.sources.example import (
+    IMAGE_SUFFIXES,
+    Example,
+    FileGroup,
+    Image,
+    nonempty_texts,
+)
+from bridgetower.data.sources.fetch import ListedFile, is_url, open_location
+
+_LARGEST_HEADER = 2**20  # bytes of the headers of a member
+_LARGEST_TEXT = 2**20  # bytes
+_LARGEST_IMAGE = 2**29  # bytes
+
+
+class _Headers:
+    """A tar archive of which only headers are read, up to a limit for each member."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek = file.seek
+        self.tell = file.tell
+        self._read = file.read
+        self.num_left = _LARGEST_HEADER
+
+    def read(self, size: int) -> bytes:
+        self.num_left -= size
+        if size < 0 or self.num_left < 0:
+            raise tarfile.ReadError(f"a header has more than {_LARGEST_HEADER} bytes")
+        return self._read(size)
+
+
+def read_shard(group: FileGroup, columns: Columns) -> Iterator[Example]:
+    """Yields an example for each key, whose members are an image, its `.txt` and its `.json`."""
+    (file,) = group.files
+    hashes = set[int]()
+    with open_location(file.location) as stream:
+        try:
+            for key, members in groupby(_members(stream), _key_of):
+                example = _read_example(file, key, members, stream)
+                if hash(key) in hashes:
+                    problem = "the shard has its key twice; write it again"
+                    example = replace(example, problem=problem)
+                hashes.add(hash(key))
+                yield example
+        except (tarfile.TarError, ValueError, EOFError, RecursionError, OverflowError) as error:
+            problem = f"it is no tar archive, or cut off ({error}); copy it again"
+            yield Example(id=file.name, origin=file.name, problem=problem)
+
+
+def _members(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    headers = _Headers(stream)
+    with tarfile.open(fileobj=headers, mode="r:") as archive:  # type: ignore[call-overload]
+        while (member := archive.next()) is not None:
+            if member.size < 0:
+                raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
+            if member.isfile():
+                yield member
+            # tarfile keeps these to find members by name, without bound.
+            archive.members = []
+            archive.pax_headers = {}
+            headers.num_left = _LARGEST_HEADER
+        # tarfile takes half a header for the end.
+        stream.seek(archive.offset)
+        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("no end of the archive")
+
+
+def _key_of(member: tarfile.TarInfo) -> str:
+    """Returns the name up to the first full stop, as in WebDataset."""
+    path = PurePosixPath(member.name)
+    return str(path.parent / path.name.partition(".")[0])
+
+
+def _read_example(
+    file: ListedFile, key: str, members: Iterable[tarfile.TarInfo], stream: BinaryIO
+) -> Example:
+    images = list[Image]()
+    fields = dict[str, Any]()
+    caption: object = None
+    problem = ""
+    for member in members:
+        _, dot, ending = PurePosixPath(member.name).name.partition(".")
+        suffix = dot + ending.lower()
+        is_image = suffix in IMAGE_SUFFIXES
+        if not is_image and suffix not in (".txt", ".json"):
+            continue
+
+        # Refuse what would fill the memory.
+        limit = _LARGEST_IMAGE if is_image else _LARGEST_TEXT
+        if member.issparse():
+            problem = f"{member.name} is stored as a sparse file; pack the shard without --sparse"
+            continue
+        if member.size > limit:
+            problem = f"{member.name} has {member.size} bytes; expected at most {limit}"
+            continue
+
+        # Images of local shards are read when they are used.
+        content = b""
+        if not is_image or is_url(file.location):
+            stream.seek(member.offset_data)
+            content = stream.read(member.size)
+        try:
+            if is_image:
+                image = Image(
+                    name=f"{file.name}/{member.name}",
+                    location=file.location,
+                    piece=(member.offset_data, member.size),
+                    version=file.version,
+                    content=content or None,
+                )
+                images.append(image)
+            elif suffix == ".txt":
+                caption = content.decode()
+            else:
+                parsed = json.loads(content)
+                fields = parsed if isinstance(parsed, dict) else {"json": parsed}
+        except (ValueError, RecursionError) as error:
+            problem = f"{member.name} cannot be read ({error})"
+    if caption is None:
+        caption = fields.get("caption")
+    if not images:
+        problem = problem or "there is no image of this key"
+    return Example(
+        id=key,
+        images=tuple(images),
+        texts=nonempty_texts([caption]) if isinstance(caption, str) else (),
+        fields=fields,
+        origin=f"{key} in {file.name}",
+        problem=problem,
+    )
