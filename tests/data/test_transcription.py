@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bridgetower.data.config import Cutting
-from bridgetower.data.sources import fetch, transcription
+from bridgetower.data.sources import fetch, video
 from bridgetower.data.sources.columns import Columns
 from bridgetower.data.sources.reader import read
 from videos import SAID, SRT, drawn, write_clip
@@ -90,7 +90,7 @@ def said(source, **settings):
 
 def test_what_is_sent_and_what_becomes_of_it(tmp_path, server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
-    monkeypatch.setattr(transcription, "_SECONDS", 5)
+    monkeypatch.setattr(video, "SECONDS_OF_REQUEST", 5)
     server.answers[:] = [
         (200, {"segments": [{"start": 1, "end": 2, "text": word}]}) for word in ("one", "two")
     ]

@@ -25,12 +25,12 @@ from bridgetower.data.sources.fetch import ListedFile
 from bridgetower.data.sources.reader import file_groups, read
 from bridgetower.data.sources.video import (
     Moment,
-    at_most,
-    cuts_of,
+    equal_moments,
     frame_of,
-    merged,
-    opened_video,
-    windows,
+    join_neighbours,
+    merge_cues,
+    open_video,
+    scene_cuts,
 )
 from sources import served
 from videos import SAID, SIZE, SRT, write_clip
@@ -131,7 +131,7 @@ class TestFrames:
     def test_keyframes_that_come_often_are_compared_alone(self, tmp_path):
         path = write_clip(tmp_path / "a.mp4", keyframes=5)
         assert times(moments_of(path, Cutting())[0]) == SCENES
-        with opened_video(str(path)) as opened:
+        with open_video(str(path)) as opened:
             assert len(list(opened.thumbnails())) == 12
             assert colour(opened.jpeg(4)) == LIME  # all frames are decoded again
 
@@ -139,7 +139,7 @@ class TestFrames:
         self, tmp_path
     ):
         path = write_clip(tmp_path / "a.mp4", fps=1, seconds=120, keyframes=1000)
-        with opened_video(str(path)) as opened:
+        with open_video(str(path)) as opened:
             shown = [colour(opened.jpeg(time)) for time in (1, 31, 64, 97, 118)]
         assert shown == [(RED, LIME, BLUE, WHITE)[time // 3 % 4] for time in (1, 31, 64, 97, 118)]
 
@@ -277,7 +277,7 @@ class TestMoments:
     def test_scenes_have_a_second_at_least(self):
         shades = ((0.0, 0), (0.5, 90), (2.0, 110), (4.0, 200), (4.9, 0), (5.0, 230))
         frames = [(time, np.full((4, 4, 3), shade, dtype=np.uint8)) for time, shade in shades]
-        cuts = cuts_of(SimpleNamespace(thumbnails=lambda: frames))
+        cuts = scene_cuts(SimpleNamespace(thumbnails=lambda: frames))
         assert cuts == [(2.0, 110.0), (4.0, 90.0), (5.0, 30.0)]
 
     def test_the_strongest_cuts_are_kept(self, talk, monkeypatch):
@@ -289,7 +289,7 @@ class TestMoments:
             (9.0, 30.0),
             (11.0, 99.0),
         ]
-        monkeypatch.setattr(video, "cuts_of", lambda _: cuts)
+        monkeypatch.setattr(video, "scene_cuts", lambda _: cuts)
         assert times(moments_of(talk, Cutting(max_moments=3))[0]) == [(0, 6), (6, 9), (9, 12)]
         assert times(moments_of(talk, Cutting(max_moments=4))[0]) == [
             (0, 3),
@@ -305,7 +305,7 @@ class TestMoments:
             for t in (0.0, 1.0, 2.0)
         ]
         faked = SimpleNamespace(thumbnails=lambda: frames)
-        assert [time for time, _ in cuts_of(faked)] == cuts
+        assert [time for time, _ in scene_cuts(faked)] == cuts
 
     def test_every_few_seconds_and_at_most_so_many(self, talk):
         talk.with_suffix(".srt").write_text(SRT, encoding="utf-8")
@@ -424,17 +424,21 @@ class TestMerging:
             ([(0, 1, " \n"), (1, 2, "{\\an8}"), (-5, -3, "before"), (-1, 1, "a")], [(0, 1, "a")]),
             ([(0, 1, "word " * 1000)], [(0, 1, " ".join(["word"] * 400))]),
         ):
-            assert merged([Moment(*cue) for cue in cues]) == [Moment(*one) for one in expected]
+            assert merge_cues([Moment(*cue) for cue in cues]) == [Moment(*one) for one in expected]
 
     def test_neighbours_are_joined(self):
         moments = [Moment(number, number + 1, str(number)) for number in range(5)]
-        assert at_most(2, moments) == [Moment(0, 3, "0 1 2"), Moment(3, 5, "3 4")]
-        assert at_most(5, moments) == moments
-        assert at_most(5, []) == []
+        assert join_neighbours(2, moments) == [Moment(0, 3, "0 1 2"), Moment(3, 5, "3 4")]
+        assert join_neighbours(5, moments) == moments
+        assert join_neighbours(5, []) == []
 
     def test_windows_cover_the_end_once(self):
-        assert times(windows(10, 5, [])) == [(0, 5), (5, 10)]
-        assert times(windows(10.5, 5, [Moment(9, 30, "late")])) == [(0, 5), (5, 10), (10, 10.5)]
+        assert times(equal_moments(10, 5, [])) == [(0, 5), (5, 10)]
+        assert times(equal_moments(10.5, 5, [Moment(9, 30, "late")])) == [
+            (0, 5),
+            (5, 10),
+            (10, 10.5),
+        ]
 
 
 class TestDamage:

@@ -65,14 +65,8 @@ class Image:
     is_inline: bool = False
 
     @property
-    def within_file(self) -> dict[str, Any]:
-        """Fields of this class that say where the image is within its file, empty for a file of its own."""
-        fields = {"piece": self.piece, "cell": self.cell, "moment": self.moment}
-        return {name: value for name, value in fields.items() if value}
-
-    @property
     def is_file(self) -> bool:
-        return not (self.within_file or self.is_inline)
+        return not (self.piece or self.cell or self.moment or self.is_inline)
 
     def read(self, patience: Patience = PATIENT) -> bytes:
         """Returns the bytes of the image file, of a frame of a video those of a JPEG."""

@@ -1,4 +1,4 @@
-"""Files at URLs and on this machine, opened and listed in one way: retries, deadlines and errors are here."""
+"""Files on this machine and at URLs, opened and listed in one way, with retries, deadlines and errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import random
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -24,23 +24,19 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-DEADLINE = float(
-    os.environ.get("BRIDGETOWER_FETCH_TIMEOUT", "60")
-)  # seconds that one request may take
-LARGEST = (
-    2**29
-)  # bytes of a file that is read whole: an image, or a file of a server that gives no ranges
-
-
+# Seconds that a request may take.
+DEADLINE = float(os.environ.get("BRIDGETOWER_FETCH_TIMEOUT", "60"))
+# Bytes of a file that is read whole: an image, or a file of a server that gives no ranges.
+LARGEST = 2**29
 COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """Limits how long a URL is tried; what goes on to arrive may take any time.
+    """Limits how long a URL is tried. A file that goes on to arrive may take any time.
 
     Attributes:
-        pauses: Most seconds before each further request; each is drawn between half of that and that.
+        pauses: Seconds before each further request, of which half to all is waited, at random.
         connecting: Seconds that finding and reaching a host may take.
         silence: Seconds without a byte.
         trying: Seconds from the first request on, after which no further one is made.
@@ -63,18 +59,26 @@ BRIEF = Patience(
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:(//|:)", re.IGNORECASE)
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_BUFFER = 2**22  # bytes that are asked for at once
-_PASSING = (408, 425, 429)  # answers from 400 to 499 that may be others when they are asked again
+_BUFFER = 2**22  # bytes of a request
+# Answers from 400 to 499 after which another request may succeed.
+_PASSING_STATUSES = (408, 425, 429)
 
 
 @dataclass(frozen=True)
 class ListedFile:
-    """A file of a source, or a folder that cannot be listed."""
+    """A file of a source, or a folder that cannot be listed.
 
-    location: str  # path or URL
-    name: str  # from the folder of the source on, with `/` between its parts
-    version: str = ""  # what changes when the file does, as far as a listing tells
-    problem: str = ""  # why it cannot be read
+    Attributes:
+        location: Path or URL.
+        name: Path from the folder of the source on, with `/` between folders.
+        version: Changes when the file does, as far as a listing tells.
+        problem: Why it cannot be read; empty if it can.
+    """
+
+    location: str
+    name: str
+    version: str = ""
+    problem: str = ""
 
 
 def is_url(location: object) -> bool:
@@ -96,15 +100,24 @@ def read_location(
     most: int = LARGEST,
     patience: Patience = PATIENT,
 ) -> bytes:
-    """Returns a file, or the piece of it that starts at a byte and has a length."""
+    """Returns a file, or a piece of it.
+
+    Args:
+        location: Path or URL.
+        piece: First byte and number of bytes.
+        most: Bytes that may be read.
+        patience: How long a URL is tried.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It has more bytes than may be read, or fewer than the piece.
+    """
     if piece and piece[1] > most:
         raise ValueError(f"{location} has a part of {piece[1]} bytes; expected at most {most}")
     if is_url(location):
-        return (
-            _piece(location, *piece, patience=patience)
-            if piece
-            else _whole(location, most, patience)
-        )
+        if piece:
+            return _read_range(location, *piece, patience=patience)
+        return _read_url(location, most, patience)
     with open_regular(location) as file:
         size = os.fstat(file.fileno()).st_size
         if piece is None and size > most:
@@ -117,7 +130,7 @@ def read_location(
 
 
 def read_part_of_set(folder: object, name: str, advice: str) -> tuple[str, bytes]:
-    """Returns the location and the content of a file of a prepared set; advice says what to give if there is none."""
+    """Returns the location and the content of a file of a prepared set. Where it is missing, the error has advice."""
     location = f"{str(folder).rstrip('/')}/{name}"
     try:
         return location, read_location(location, most=2**28)
@@ -126,15 +139,14 @@ def read_part_of_set(folder: object, name: str, advice: str) -> tuple[str, bytes
 
 
 def open_location(location: str) -> BinaryIO:
-    """Opens a file to be read in any order; of one at a URL pieces are asked for, each again after an error."""
+    """Opens a file to be read in any order. Of a file at a URL, ranges are read."""
     if not is_url(location):
         return open_regular(location)
-    size, partial = (_info(location).get(name) for name in ("size", "partial"))
-    return (
-        io.BytesIO(_whole(location, LARGEST))
-        if size is None or partial is False
-        else _Ranges(location, size)
-    )
+    info = _info_of_url(location)
+    size = info.get("size")
+    if size is None or info.get("partial") is False:
+        return io.BytesIO(_read_url(location, LARGEST))
+    return _RangeFile(location, size)
 
 
 def open_regular(location: str | Path) -> BinaryIO:
@@ -148,107 +160,117 @@ def open_regular(location: str | Path) -> BinaryIO:
 
 
 def version_of(location: str) -> str:
-    """Returns what changes when a file is written again: size and time, or what its server tells."""
-    if not is_url(location):
-        status = Path(location).stat()
-        return f"{status.st_size} {status.st_mtime_ns}"
-    return _version(_info(location))
+    """Returns a text that changes when a file does: size and time, or the marks of its server."""
+    if is_url(location):
+        return _version_in(_info_of_url(location))
+    return _version_of_status(Path(location).stat())
+
+
+def _version_of_status(status: os.stat_result) -> str:
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def list_files(source: str) -> Iterator[ListedFile]:
-    """Yields all files of a folder and those below it in order of their names, hidden ones left out."""
+    """Yields the files of a source, in the order of their names and without hidden ones.
+
+    Args:
+        source: A file, a folder with folders below it, or the URL of one, perhaps with a `*` or with {000..099}.
+
+    Raises:
+        FileNotFoundError: There is no such source.
+    """
     if numbers := _NUMBERS.search(source):
         first, last = numbers.groups()
         for number in range(int(first), int(last) + 1):
-            yield from list_files(
-                f"{source[: numbers.start()]}{number:0{len(first)}}{source[numbers.end() :]}"
-            )
-        return
-    if not is_url(source):
-        if Path(source).is_dir():
-            yield from _listed_below(source, "", [])
-        else:
-            yield ListedFile(source, Path(source).name, version_of(source))
-        return
-    fixed = source
+            digits = f"{number:0{len(first)}}"
+            yield from list_files(source[: numbers.start()] + digits + source[numbers.end() :])
+    elif is_url(source):
+        yield from _list_url(source)
+    elif Path(source).is_dir():
+        yield from _list_folder(source, "", [])
+    else:
+        yield ListedFile(source, Path(source).name, version_of(source))
+
+
+def _list_url(source: str) -> Iterator[ListedFile]:
+    path_of_url = source.partition("?")[0]
+    folder = source
     if "*" in source:
-        found = retried(source, lambda system, path: system.glob(path, detail=True))
-        if not found:
+        infos = retried(source, lambda system, path: system.glob(path, detail=True))
+        if not infos:
             raise FileNotFoundError(f"nothing matches {source}")
-        fixed = source.partition("*")[0].rpartition("/")[0]
-    elif Path(source.partition("?")[0]).suffix and source.lower().startswith(
-        "http"
-    ):  # no listing over HTTP
-        yield ListedFile(source, source.partition("?")[0].rpartition("/")[2])
+        folder = source.partition("*")[0].rpartition("/")[0]
+    elif source.lower().startswith("http") and Path(path_of_url).suffix:
+        # A file over HTTP, which lists none.
+        yield ListedFile(source, path_of_url.rpartition("/")[2])
         return
     else:
-        found = retried(source, lambda system, path: system.find(path, detail=True))
-    system, start = _system(fixed)
-    for path in sorted(found):
-        name = (
-            os.path.relpath(path, start)
-            if path.rstrip("/") != start.rstrip("/")
-            else path.rpartition("/")[2]
-        )
+        infos = retried(source, lambda system, path: system.find(path, detail=True))
+    system, root = _system_of(folder)
+    for path, info in sorted(infos.items()):
+        is_root = path.rstrip("/") == root.rstrip("/")
+        name = path.rpartition("/")[2] if is_root else os.path.relpath(path, root)
         is_hidden = any(part.startswith(".") and part != ".." for part in name.split("/"))
-        if found[path].get("type") != "directory" and not is_hidden:
-            yield ListedFile(
-                path if is_url(path) else system.unstrip_protocol(path), name, _version(found[path])
-            )
+        if info.get("type") != "directory" and not is_hidden:
+            location = path if is_url(path) else system.unstrip_protocol(path)
+            yield ListedFile(location, name, _version_in(info))
 
 
-def _listed_below(folder: str, prefix: str, parents: list[tuple[int, int]]) -> Iterator[ListedFile]:
+def _list_folder(
+    folder: str, prefix: str, parents: Sequence[tuple[int, int]]
+) -> Iterator[ListedFile]:
     try:
         status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in parents:  # a link to a folder around it
+        identity = (status.st_dev, status.st_ino)
+        # A link may lead to a folder around it.
+        if identity in parents:
             return
-        parents = [*parents, (status.st_dev, status.st_ino)]
-        with os.scandir(folder) as found:
-            entries = sorted(
-                (entry for entry in found if not entry.name.startswith(".")),
-                key=lambda one: one.name,
-            )
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
-        yield ListedFile(folder, prefix.rstrip("/") or ".", problem=f"{error.strerror or error}")
+        name = prefix.rstrip("/") or "."
+        yield ListedFile(folder, name, problem=f"{error.strerror or error}")
         return
-    for entry in entries:
+    for entry in sorted(visible, key=lambda entry: entry.name):
         name = prefix + entry.name
         try:
             if entry.is_dir():
-                yield from _listed_below(entry.path, f"{name}/", parents)
+                yield from _list_folder(entry.path, f"{name}/", [*parents, identity])
                 continue
-            kind = entry.stat()
-            problem = unfit_name(name) if stat.S_ISREG(kind.st_mode) else "it is no regular file"
-            yield ListedFile(entry.path, name, f"{kind.st_size} {kind.st_mtime_ns}", problem or "")
+            status = entry.stat()
+            is_regular = stat.S_ISREG(status.st_mode)
+            problem = unfit_name(name) if is_regular else "it is no regular file"
+            yield ListedFile(entry.path, name, _version_of_status(status), problem or "")
         except OSError as error:
             yield ListedFile(entry.path, name, problem=f"{error.strerror or error}")
 
 
-class _Ranges(AbstractBufferedFile):  # type: ignore[misc]
-    """A file at a URL, of which ranges are read; where its server gives none after all, the whole is kept."""
+class _RangeFile(AbstractBufferedFile):  # type: ignore[misc]
+    """A file at a URL of which ranges are read. Where its server gives none after all, the whole is kept."""
 
     def __init__(self, url: str, size: int) -> None:
-        super().__init__(*_system(url), block_size=_BUFFER, size=size)
-        self._url, self._content = url, b""
+        super().__init__(*_system_of(url), block_size=_BUFFER, size=size)
+        self._url = url
+        self._content = b""
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         if not self._content:
-            part = _piece(self._url, start, end - start, whole=self.size)
-            if len(part) <= end - start:
-                return part
-            self._content = part
+            content = _read_range(self._url, start, end - start, file_size=self.size)
+            if len(content) <= end - start:
+                return content
+            self._content = content
         return self._content[start:end]
 
 
-def _whole(url: str, most: int, patience: Patience = PATIENT) -> bytes:
+def _read_url(url: str, most: int, patience: Patience = PATIENT) -> bytes:
     # Over HTTP in one request; the length, which a request of its own would tell, is not needed.
     streaming = {"block_size": 0, "size": 1} if url.lower().startswith("http") else {}
 
     def read(system: Any, path: str) -> bytes:
         with system.open(path, "rb", **streaming) as file:
             content = bytearray()
-            while len(content) <= most and (part := file.read(_BUFFER)):
-                content += part
+            while len(content) <= most and (received := file.read(_BUFFER)):
+                content += received
         return bytes(content)
 
     content = retried(url, read, patience)
@@ -257,19 +279,19 @@ def _whole(url: str, most: int, patience: Patience = PATIENT) -> bytes:
     return content
 
 
-def _piece(
-    url: str, start: int, size: int, *, whole: int = 0, patience: Patience = PATIENT
+def _read_range(
+    url: str, start: int, size: int, *, file_size: int = 0, patience: Patience = PATIENT
 ) -> bytes:
-    """Returns a range of a file; all of it, of the size `whole`, where its server gives no ranges."""
+    """Returns a range of a file, or the file, if it has the given size and its server gives no ranges."""
 
     def read(system: Any, path: str) -> bytes:
-        content = bytes(system.cat_file(path, start=start, end=start + size, **_deadline(system)))
+        content = bytes(system.cat_file(path, start=start, end=start + size, **_timeout(system)))
         if len(content) < size:
             raise ConnectionError(f"{len(content)} bytes came where {size} were asked for")
         return content
 
     content = retried(url, read, patience)
-    if len(content) > size and len(content) != whole:
+    if len(content) not in (size, file_size):
         raise ValueError(
             f"{url} gives {len(content)} bytes where {size} were asked for; copy it to a disk"
         )
@@ -277,23 +299,36 @@ def _piece(
 
 
 def retried(url: str, read: Callable[[Any, str], T], patience: Patience = PATIENT) -> T:
-    """Reads from the store of a URL, again after errors that may pass; in the end an OSError names the URL."""
-    pauses, end = iter(patience.pauses), time.monotonic() + patience.trying
+    """Reads from the store of a URL, again after errors that may pass.
+
+    Args:
+        url: Location, which errors name.
+        read: Function of a file system of fsspec and a path in it.
+        patience: How long it is tried.
+
+    Raises:
+        OSError: The URL cannot be read.
+        ValueError: `read` refuses its input.
+    """
+    pauses = iter(patience.pauses)
+    end = time.monotonic() + patience.trying
     while True:
         try:
-            return read(*_system(url, patience))
+            return read(*_system_of(url, patience))
         except FileNotFoundError as error:
             raise FileNotFoundError(f"no file at {url}") from error
         except ImportError as error:
             raise FileNotFoundError(
                 f"{url} cannot be read: {error}; install that package"
             ) from error
-        except ValueError:  # what the caller gave is wrong
+        except ValueError:
             raise
         except Exception as error:
             status = getattr(error, "status", None)
-            is_final = isinstance(status, int) and 300 <= status < 500 and status not in _PASSING
-            is_over = is_final or isinstance(error, PermissionError) or time.monotonic() > end
+            is_refused = isinstance(status, int) and 300 <= status < 500
+            is_final = is_refused and status not in _PASSING_STATUSES
+            is_denied = isinstance(error, PermissionError)
+            is_over = is_final or is_denied or time.monotonic() > end
             pause = None if is_over else next(pauses, None)
             reason = (str(error) or type(error).__name__).partition("\n")[0][:300]
             if pause is None:
@@ -303,7 +338,8 @@ def retried(url: str, read: Callable[[Any, str], T], patience: Patience = PATIEN
             time.sleep(pause)
 
 
-def _system(url: str, patience: Patience = PATIENT) -> tuple[Any, str]:
+def _system_of(url: str, patience: Patience = PATIENT) -> tuple[Any, str]:
+    """Returns the file system of fsspec for a URL, and the path in it."""
     options: dict[str, Any] = {}
     if url.lower().startswith("http"):
         import aiohttp
@@ -316,18 +352,16 @@ def _system(url: str, patience: Patience = PATIENT) -> tuple[Any, str]:
     return system, path
 
 
-def _deadline(system: Any) -> dict[str, float]:
+def _timeout(system: Any) -> dict[str, float]:
     return {"timeout": DEADLINE} if getattr(system, "async_impl", False) else {}
 
 
-def _info(url: str) -> dict[str, Any]:
-    return retried(url, lambda system, path: system.info(path, **_deadline(system)))
+def _info_of_url(url: str) -> dict[str, Any]:
+    return retried(url, lambda system, path: system.info(path, **_timeout(system)))
 
 
-def _version(info: dict[str, Any]) -> str:
-    marks = {
-        name.lower(): info[name]
-        for name in info
-        if name.lower() in ("etag", "mtime", "last-modified", "sha256")
-    }
-    return " ".join(map(str, (info.get("size"), *(marks[name] for name in sorted(marks)))))
+def _version_in(info: dict[str, Any]) -> str:
+    """Returns the size and the marks of a version that a server tells, in the order of their names."""
+    marks = {name.lower(): value for name, value in info.items()}
+    names = ("etag", "last-modified", "mtime", "sha256")
+    return " ".join(map(str, [info.get("size"), *(marks[name] for name in names if name in marks)]))

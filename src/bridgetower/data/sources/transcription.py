@@ -1,60 +1,74 @@
-"""What is said in a video, by a server with OpenAI's protocol for transcriptions."""
+"""Transcripts of sound by a server with OpenAI's protocol."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 from bridgetower.data.sources.fetch import retried
 
-if TYPE_CHECKING:
-    from bridgetower.data.sources.video import Video
-
 KEY = "OPENAI_API_KEY"
-_SECONDS = 600  # of sound in one request: 3.6 MB
-_DEADLINE = 900.0
+SECONDS_OF_REQUEST = 600  # of sound: 3.6 MB
+
+_DEADLINE = 900.0  # seconds
 
 
-def transcribed(video: Video, url: str, model: str) -> list[tuple[float, float, str]]:
-    """Returns start, end and text of what is said, in seconds; the sound goes to the server in parts of 10 minutes."""
+def transcribed(
+    sound: Iterable[tuple[float, bytes]], url: str, model: str
+) -> list[tuple[float, float, str]]:
+    """Returns start, end and text of what is said, in seconds.
+
+    Args:
+        sound: MP3 files, each with the second at which it begins.
+        url: The server's, with or without `/audio/transcriptions`.
+        model: Model of the server.
+
+    Raises:
+        OSError: The server does not answer.
+        ValueError: Its answer has no segments.
+    """
     address = url if url.endswith("/transcriptions") else f"{url.rstrip('/')}/audio/transcriptions"
-    found = []
-    for start, sound in video.sound(_SECONDS):
+    segments = []
+    for start, content in sound:
         answer = retried(
-            address, lambda *_, sound=sound: asyncio.run(_posted(address, model, sound))
+            address, lambda *_, content=content: asyncio.run(_post(address, model, content))
         )
         try:
-            for one in answer["segments"]:
-                first, last = float(one["start"]), float(one["end"])
+            for segment in answer["segments"]:
+                first = float(segment["start"])
+                last = float(segment["end"])
                 if not math.isfinite(first + last):
                     raise ValueError("times that are not finite")
-                found.append((start + first, start + last, str(one["text"])))
+                segments.append((start + first, start + last, str(segment["text"])))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{address} answered without segments that have start, end and text ({error}); expected OpenAI's "
-                "verbose_json"
+                f"{address} answered without segments that have start, end and text ({error}); "
+                "expected OpenAI's verbose_json"
             ) from error
-    return found
+    return segments
 
 
-async def _posted(address: str, model: str, sound: bytes) -> Any:
+async def _post(address: str, model: str, content: bytes) -> Any:
     import aiohttp
 
     form = aiohttp.FormData({"model": model, "response_format": "verbose_json"})
-    form.add_field("file", sound, filename="sound.mp3", content_type="audio/mpeg")
-    headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get(KEY)) else {}
+    form.add_field("file", content, filename="sound.mp3", content_type="audio/mpeg")
+    key = os.environ.get(KEY)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    timeout = aiohttp.ClientTimeout(total=_DEADLINE)
     async with (
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_DEADLINE)) as session,
-        session.post(
-            address, data=form, headers=headers, allow_redirects=False
-        ) as response,  # not with the key
+        aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
+        # A redirection would take the key elsewhere.
+        session.post(address, data=form, allow_redirects=False) as response,
     ):
         if response.status != 200:
-            message, info = (
-                f"{response.reason}: {await response.text(errors='replace')}",
+            raise aiohttp.ClientResponseError(
                 response.request_info,
+                (),
+                status=response.status,
+                message=f"{response.reason}: {await response.text(errors='replace')}",
             )
-            raise aiohttp.ClientResponseError(info, (), status=response.status, message=message)
         return await response.json(content_type=None)
