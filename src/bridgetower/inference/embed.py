@@ -95,7 +95,7 @@ def embed_tasks(
         batches = embed_examples(load_model(model), examples, of, config)
     else:
         batches = _embed_on_ray(tasks, of, model, config)
-    waiting: list[Embedded] = []
+    waiting = []
     num_cut = 0
     start_time = write_time = time.monotonic()
     with counting("embedding", total=total, enabled=progress) as advance:
@@ -160,8 +160,8 @@ def _compute_vectors(
     batch_size: int,
 ) -> None:
     """Adds the vectors of one kind of content to the examples that have it."""
-    items: list[Item] = []
-    vectors: list[list[np.ndarray]] = []  # to which the vector of each item is added
+    items = []
+    vectors = []  # to which the vector of each item is added
     for result, image in zip(results, images, strict=True):
         if content in result.vectors:
             item = Item(kind=kind, image=None if content == "texts" else image)
@@ -178,7 +178,7 @@ def decode_examples(
     processor: Processor, of: Of, truncate: bool, batch: Sequence[Example]
 ) -> tuple[list[Embedded], UInt8[Tensor, "n 3 h w"]]:
     """Reads the images and tokenizes the texts of examples. Returns the pixels of all images in one tensor."""
-    results: list[Embedded] = []
+    results = []
     pixels: list[Tensor] = []
     for example in batch:
         contents = _contents(example, of)

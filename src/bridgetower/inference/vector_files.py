@@ -41,7 +41,6 @@ from bridgetower.inference.config import EmbedConfig, Quantize, ScoreConfig
 from bridgetower.inference.embed import (
     Embedded,
     Model,
-    Task,
     check_ray,
     embed_tasks,
     example_name,
@@ -222,9 +221,11 @@ def _write_report(path: Path, bad: Sequence[Mapping[str, Any]]) -> None:
 
 def _split_rows(table: Table) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Returns the indices of rows with vectors, in the order of the source, and the bad rows."""
+    problems = table.column("problem").astype(object)
     order = np.lexsort((table.column("number"), table.column("part")))
-    has_vector = (table.column("problem").astype(object) == "")[order]
-    bad = table.take(order[~has_vector].tolist(), ["id", "origin", "problem"])
+    has_vector = problems[order] == ""
+    bad_indices = order[~has_vector].tolist()
+    bad = table.take(bad_indices, ["id", "origin", "problem"])
     return order[has_vector], bad.to_pylist()
 
 
@@ -292,7 +293,7 @@ def _fill_table(
     is_last = table.column("is_last")
     order = np.argsort(group_indices, kind="stable")
     starts = np.searchsorted(group_indices, np.arange(len(groups) + 1), sorter=order)
-    tasks: list[Task] = []
+    tasks = []
     num_done = 0
     for index, group in enumerate(groups):
         rows = order[starts[index] : starts[index + 1]]
@@ -336,8 +337,8 @@ def _append_results(table: Table, quantize: Quantize | None, results: Sequence[E
         return
     vector_type = table.schema.field("vector").type
     blank = np.zeros(vector_type.list_size, _DTYPES[quantize])
-    rows: list[dict[str, Any]] = []
-    vectors: list[np.ndarray] = []
+    rows = []
+    vectors = []
     for result in results:
         example = result.example
         row = {
@@ -425,8 +426,8 @@ def _score_columns(predictor: Predictor, groups: Sequence[Group], rows: pa.Table
     """Returns the scores that the model has heads for, with the file and the row in it of each pair."""
     import pyarrow as pa
 
-    files: list[str] = []
-    numbers: list[int] = []
+    files = []
+    numbers = []
     for row in rows.select(["part", "number"]).to_pylist():
         group = groups[row["part"]]
         names = [file.name for file in group.files] if isinstance(group, FileGroup) else [""]
@@ -453,7 +454,7 @@ def print_vectors(
             "on Ray vectors are written to a file or table, not printed; give its place as out"
         )
     examples = read(source, config.columns) if isinstance(source, str | Path) else source
-    problems: list[str] = []
+    problems = []
 
     def write(results: Sequence[Embedded]) -> None:
         for result in results:
@@ -480,7 +481,7 @@ def given_examples(images: Sequence[Path], texts: Sequence[str], *, pairs: bool)
         raise ValueError(
             f"{len(images)} images and {len(texts)} texts; expected one text per image"
         )
-    versions: list[tuple[str, str]] = []  # of each location
+    versions = []  # of each location
     for path in images:
         if path.is_dir() and not pairs:
             for file in list_files(str(path)):
@@ -511,7 +512,7 @@ def _texts_and_vectors(result: Embedded) -> Iterator[tuple[str | None, np.ndarra
 
 
 def _json_line(row: Mapping[str, Any], values: Sequence[float]) -> str:
-    content: dict[str, Any] = {}
+    content = {}
     if row["id"]:
         content["image" if row["is_image"] else "id"] = row["id"]
     if row["text"] is not None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, groupby, islice
+from itertools import chain, groupby, islice, permutations
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,9 @@ def build_index(
     config = config or IndexConfig()
     check_ray(config, model)
     split_uri(str(out))  # refuses a name that no index can have
-    sources = [str(path) for path in ([source] if isinstance(source, str | Path) else source)]
+    if isinstance(source, str | Path):
+        source = [source]
+    sources = [str(path) for path in source]
     root = _common_root(sources)
     groups = [(path, group) for path in sources for group in file_groups(path)]
     predictor = load_model(model)
@@ -220,8 +222,9 @@ class _Update:
 
     def _is_gone(self, path: str) -> bool:
         """Tells whether all folders and files that a path goes through could be looked at."""
-        ends = [0, *(end for end, letter in enumerate(path) if letter in "/#"), len(path)]
-        return not any(path[:end] in self.unreachable for end in ends)
+        ends = [0, len(path)]
+        ends += [end for end, letter in enumerate(path) if letter in "/#"]
+        return self.unreachable.isdisjoint(path[:end] for end in ends)
 
     def _write(self, results: Sequence[Embedded]) -> None:
         """Writes images with their vectors, and notes the problems of the others."""
@@ -278,8 +281,9 @@ class _Update:
         if version == "None" or not all(versions.values()):  # a server that tells nothing
             return ""
         settings = [self._folder(source), self.config.columns, self.config.truncate]
-        key = repr([group.kind, *settings, *versions.items()]).encode(errors="surrogateescape")
-        return f"{version}{_SEPARATOR}{hashlib.blake2b(key, digest_size=8).hexdigest()}"
+        key = repr([group.kind, *settings, *versions.items()])
+        digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8)
+        return f"{version}{_SEPARATOR}{digest.hexdigest()}"
 
     def _folder(self, source: str) -> str:
         """Returns the path of a source within the root of the index."""
@@ -312,21 +316,26 @@ class _Update:
 
     def _rows_of_tables(self, groups: Sequence[_SourceGroup]) -> Iterator[_ImageRows]:
         """Yields all rows of one image together, for which the tables are read twice."""
-        counts = Counter(rows[0].id for group in groups for _, rows in self._image_rows(*group))
+        counts = Counter[str]()
+        for group in groups:
+            counts.update(rows[0].id for _, rows in self._image_rows(*group))
         repeated: dict[str, _ImageRows] = {}
-        for source, rows in chain.from_iterable(self._image_rows(*group) for group in groups):
-            path = rows[0].id
-            if counts[path] > 1:
-                repeated.setdefault(path, (source, []))[1].extend(rows)
-            else:
-                yield source, rows
+        for group in groups:
+            for source, rows in self._image_rows(*group):
+                path = rows[0].id
+                if counts[path] == 1:
+                    yield source, rows
+                elif path in repeated:
+                    repeated[path][1].extend(rows)
+                else:
+                    repeated[path] = (source, rows)
         yield from repeated.values()
 
     def _compare(self, image_rows: Iterable[_ImageRows], version: str) -> Iterator[Example]:
         """Yields images that the index lacks. Writes those that it has under another name or time."""
         numbered_rows = number_items(image_rows)
         while batch := list(islice(numbered_rows, _COMPARED)):
-            new: list[Example] = []
+            new = []
             touched = []  # rows of images whose version alone differs
             for number, (source, rows), is_last in batch:
                 example = self._with_columns(rows, version, number + 1 if is_last else 0)
@@ -345,20 +354,24 @@ class _Update:
                 elif old_version != example.fields["version"]:
                     touched.append(example.fields)
             self.index.set_versions(touched)
-            reused = self.index.reuse([row for example in new for row in self._copy_of(example)])
+            reused = self.index.reuse(self._possible_copies(new))
             for path in reused:
                 self.counts.update(["changed" if path in self.known else "added", "reused"])
             yield from (example for example in new if example.id not in reused)
 
-    def _copy_of(self, example: Example) -> Iterator[dict[str, Any]]:
-        """Yields the row of an image with its digest, if the index may have its content under another name."""
-        image = example.images[0]
-        is_at_hand = image.content is not None or not is_url(image.location)
-        size = example.fields["size"] if image.content is None else len(image.content)
-        if is_at_hand and not image.moment and size in self.sizes:
+    def _possible_copies(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """Returns the rows, with digests, of images whose content the index may have under another name."""
+        rows = []
+        for example in examples:
+            image = example.images[0]
+            is_remote = image.content is None and is_url(image.location)
+            size = example.fields["size"] if image.content is None else len(image.content)
+            if is_remote or image.moment or size not in self.sizes:
+                continue
             with suppress(OSError, ValueError):  # which embedding it notes
                 digest = hashlib.sha256(image.read()).hexdigest()
-                yield {**example.fields, "digest": digest, "size": size}
+                rows.append({**example.fields, "digest": digest, "size": size})
+        return rows
 
     def _note(self, problem: str) -> None:
         self.bad[problem] = problem
@@ -474,10 +487,9 @@ def _common_root(sources: Sequence[str]) -> str:
                 f"{source} is a URL, of which an index can only have one source; make an index of its own"
             )
     paths = [Path(source).resolve() for source in sources]
-    for outer, path in enumerate(paths):
-        for inner, other in enumerate(paths):
-            if inner != outer and other.is_relative_to(path):
-                raise ValueError(f"{other} is given twice, as it is in {path}; leave it out")
+    for path, other in permutations(paths, 2):
+        if other.is_relative_to(path):
+            raise ValueError(f"{other} is given twice, as it is in {path}; leave it out")
     return os.path.commonpath([_root_of(path) for path in paths])
 
 

@@ -61,7 +61,10 @@ def damaged_rows(rows: pa.Table) -> list[int]:
     row_crcs = rows[ROW_CRC].to_numpy()
     is_damaged = _row_crcs(rows) != row_crcs
     for name in CRCS.keys() & set(rows.column_names):
-        crcs = crcs_of(rows[name]) if name == "image_vector" else _vector_crcs(rows[name], row_crcs)
+        if name == "image_vector":
+            crcs = crcs_of(rows[name])
+        else:
+            crcs = _vector_crcs(rows[name], row_crcs)
         is_damaged |= crcs != rows[CRCS[name]].to_numpy()
     return np.flatnonzero(is_damaged).tolist()
 

@@ -49,7 +49,7 @@ def _translate(condition: Any, depth: int, comparisons: list[str]) -> str:
         raise ValueError(
             f'{_excerpt(condition)} is no condition; expected one such as {{"width": {{"gte": 800}}}}'
         )
-    terms: list[str] = []
+    terms = []
     for name, value in condition.items():
         if name in ("and", "or"):
             if not isinstance(value, list) or not value:

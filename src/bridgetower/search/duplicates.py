@@ -61,7 +61,7 @@ def _group_labels(
     end = 0  # of the images that were compared with all others
     with counting("comparing images", total=num_images, enabled=progress) as advance:
         while end < num_images:
-            block: list[tuple[int, Float[np.ndarray, "n c"]]] = []
+            block = []
             num_bytes = 0
             block_start = end
             for start, tile in _tiles(index):
@@ -91,7 +91,8 @@ def _hits(index: Index, group: list[tuple[dict[str, Any], np.ndarray]]) -> list[
 
     group.sort(key=order)
     vectors = np.stack([vector for _, vector in group])
-    cosines = vectors @ vectors[0] / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(vectors[0]))
+    lengths = np.linalg.norm(vectors, axis=1)
+    cosines = vectors @ vectors[0] / (lengths * lengths[0])
     return [
         index.hit(row, "images", cosine)
         for (row, _), cosine in zip(group, cosines.tolist(), strict=True)

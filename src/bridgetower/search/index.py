@@ -344,7 +344,7 @@ class Index:
 
     def rows(self, paths: Sequence[str], columns: Sequence[str] = RETURNED) -> list[dict[str, Any]]:
         """Returns columns of the rows with these paths, in no order. Unknown paths are ignored."""
-        rows: list[dict[str, Any]] = []
+        rows = []
         for start in range(0, len(paths), _MAX_PATHS):
             where = _is_one_of(paths[start : start + _MAX_PATHS])
             rows += self._rows_where(where, columns).to_pylist()
@@ -477,7 +477,7 @@ class Index:
         conditions: dict[Vectors, str | None] = {"images": _SILENT, "captions": _SPOKEN}
         if against is not None:
             conditions = {against: None}
-        hits: list[Hit] = []
+        hits = []
         for kind, condition in conditions.items():
             self._check_vectors(version, kind)
             read_rows = partial(

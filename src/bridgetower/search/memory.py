@@ -31,7 +31,7 @@ class Memory:
         self._int8 = torch.from_numpy(np.zeros((num_rows, padded_width), np.int8))
         self._scales = torch.empty(num_rows, dtype=torch.bfloat16)
         self._error = np.float32(0)  # largest distance of a vector from its int8 form
-        tables: list[pa.Table] = []
+        tables = []
         start = 0
         for batch in batches:
             rows = slice(start, start + len(batch))

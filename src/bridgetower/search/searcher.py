@@ -50,7 +50,9 @@ class Searcher:
             ValueError: The index was made with another model.
         """
         self.index = index if isinstance(index, Index) else Index(index)
-        self.predictor = model if isinstance(model, Predictor) else load(self.index.model_or(model))
+        if not isinstance(model, Predictor):
+            model = load(self.index.model_or(model))
+        self.predictor = model
         self.index.check_model(self.predictor.fingerprint, self.predictor.source)
         self._warned: set[Vectors] = set()  # kinds that were compared with in place of pairs
 
@@ -305,8 +307,8 @@ def fuse_rankings(*rankings: Sequence[Hit]) -> list[Hit]:
             hits.setdefault(hit.path, hit)
             if hit.against == "words":
                 hits[hit.path] = replace(hits[hit.path], weak=None)
-    order = sorted(hits, key=lambda path: (-scores[path], path))
-    return [replace(hits[path], rank_score=scores[path]) for path in order]
+    fused = [replace(hit, rank_score=scores[path]) for path, hit in hits.items()]
+    return sorted(fused, key=lambda hit: (-hit.rank_score, hit.path))
 
 
 def two_stages(
@@ -333,7 +335,7 @@ def two_stages(
     hits += unmatched
 
     ranks = Counter[str]()  # of each kind
-    turns: list[tuple[int, str, Hit]] = []
+    turns = []
     for index in two_stage_order(cosine, scores).tolist():
         hit = replace(hits[index], weak=_is_weak(hits[index], unrelated))
         ranks[hit.against] += 1
