@@ -128,6 +128,7 @@ def embed_source(
         ValueError: The source cannot be read, the model has no contrastive head, there is an unfinished run of another
             source, model or settings, or more than `max_errors` items cannot be used; what was embedded is kept then.
     """
+    # What can be refused is refused before a model is loaded.
     config = config or EmbedConfig()
     out = str(out)
     if problem := unfit_name(out):
@@ -152,6 +153,7 @@ def embed_source(
         if not is_url(out):
             for path in (Path(out), report, Path(uri), Path(out).with_suffix(".ids.jsonl")):
                 remove_leftovers(path.parent, path.name)
+        # The table has the results of this run and of those that were killed.
         table = _open_table(uri, _plan(groups, predictor, config), predictor, config)
         is_finished = "part" not in table.schema.names
         num_cut = 0
@@ -169,8 +171,8 @@ def embed_source(
         problems = [f"{row['id']!r}: {row['problem']}" for row in bad]
         source_name = _name_source(source)
         if len(indices):
-            kept = f"the {len(indices)} {results} of the others are kept"
-            advice = f"{kept}, and the same command with a larger N writes them"
+            remaining = f"the {len(indices)} {results} of the others are kept"
+            advice = f"{remaining}, and the same command with a larger N writes them"
             check_bad(source_name, problems, config.max_errors, advice)
         else:
             table.drop()
@@ -179,6 +181,7 @@ def embed_source(
             reasons = " | ".join(problems[:MAX_SHOWN_PROBLEMS]) or "it names nothing"
             raise ValueError(f"{empty}: nothing of {source_name} could be used: {reasons}")
 
+        # A Lance table is the output itself.
         if suffix != ".lance":
             score_columns = partial(_score_columns, predictor, groups)
             _export(table, Path(out), indices, score_columns if is_scores else _vector_columns)

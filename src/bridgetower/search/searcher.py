@@ -176,24 +176,24 @@ class Searcher:
         elif kind is None and not num_spoken:
             kind = "images"
         if kind == "pairs" and not model.compares_pairs:
-            if text is None:
-                kind = self._replace_pairs("an image", "images")
-            elif image is None:
-                kind = self._replace_pairs("a text", "captions")
+            kind = self._without_pairs(text, image)
         return kind, rerank
 
     def _default_rerank(self, text: str | None) -> int:
         can_match = text is not None and self.predictor.model.itm_head is not None
         return RERANK if can_match and self.predictor.reranking.helps is not False else 0
 
-    def _replace_pairs(self, query: str, kind: Vectors) -> Vectors:
-        """Warns once that a query cannot be compared with pairs, and returns what it is compared with."""
+    def _without_pairs(self, text: str | None, image: object) -> Vectors:
+        """Returns which vectors a query is compared with if only queries of both can be compared with pairs."""
+        if text is not None and image is not None:
+            return "pairs"
+        kind: Vectors = "images" if text is None else "captions"
         if kind not in self._warned:
             logger.warning(
                 "the vectors of pairs of this model cannot be compared with that of %s alone, as its contrastive "
                 "head has no part for pairs; it is compared with %s instead: give both a text and an image to "
                 "compare with pairs",
-                query,
+                "an image" if text is None else "a text",
                 kind,
             )
         self._warned.add(kind)
