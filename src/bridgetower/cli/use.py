@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from tyro.conf import Positional, arg
 
@@ -17,6 +17,10 @@ from bridgetower.extras import require
 from bridgetower.inference.config import EmbedConfig, ScoreConfig, SourceConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bridgetower.data.sources.example import Example
+    from bridgetower.inference.embed import Embedded
     from bridgetower.inference.items import Choice
     from bridgetower.inference.predictor import Options, Predictor
 
@@ -44,12 +48,12 @@ class UseOptions(LoadOptions):
     @property
     def options(self) -> Options:
         """The arguments of a predictor's method, with a bar on a terminal."""
-        chosen = {
+        return {
             "batch_size": self.batch_size,
             "truncate": self.truncate,
             "num_workers": self.num_workers,
+            "progress": sys.stderr.isatty(),
         }
-        return {**chosen, "progress": sys.stderr.isatty()}  # type: ignore[typeddict-item]
 
     def load_for(
         self,
@@ -72,16 +76,20 @@ class UseOptions(LoadOptions):
 
     def emit(
         self,
-        given: Mapping[str, Sequence[object]],
+        inputs: Mapping[str, Sequence[object]],
         name: str,
-        found: Iterable[float | Sequence[Choice]],
+        results: Iterable[float | Sequence[Choice]],
     ) -> None:
-        """Prints what was found beside what was given, of which a single one goes with all of the others."""
-        count = max(map(len, given.values()))
-        columns = [list(each) * (count if len(each) == 1 else 1) for each in given.values()]
-        values = [one if isinstance(one, float) else list(map(vars, one)) for one in found]
-        rows = zip(*columns, values, strict=True)
-        emit_results((dict(zip((*given, name), row, strict=True)) for row in rows), json=self.json)
+        """Prints each result beside its inputs; a single image or text goes with all of the others."""
+        count = max(map(len, inputs.values()))
+        columns = [
+            list(values) * count if len(values) == 1 else values for values in inputs.values()
+        ]
+        printed = [
+            result if isinstance(result, float) else list(map(vars, result)) for result in results
+        ]
+        rows = zip(*columns, printed, strict=True)
+        emit_results((dict(zip((*inputs, name), row, strict=True)) for row in rows), json=self.json)
 
 
 Using = Annotated[UseOptions, arg(name="")]
@@ -124,11 +132,13 @@ def embed(
         raise ValueError("nothing to embed; give a SOURCE, --images FILE … or --texts TEXT …")
     if source is not None and (images or texts):
         raise ValueError(f"both {source} and --images or --texts are given; expected one of them")
-    given = given_examples(images, texts, pairs=options.of == "pairs") if source is None else source
+    inputs = (
+        given_examples(images, texts, pairs=options.of == "pairs") if source is None else source
+    )
     if out is None:
-        print_vectors(given, lambda: loading.load(model), options)
+        print_vectors(inputs, lambda: loading.load(model), options)
     else:
-        report = embed_source(given, out, lambda: loading.load(model), options, progress=True)
+        report = embed_source(inputs, out, lambda: loading.load(model), options, progress=True)
         emit_result({"out": out, **asdict(report)}, json=json)
 
 
@@ -181,7 +191,9 @@ def match(
     names = list(map(str, images))
     scores = predictor.match(names, texts, all_pairs=all_pairs, **using.options).flatten().tolist()
     if all_pairs:
-        names, texts = [name for name in names for _ in texts], texts * len(names)
+        pairs = list(product(names, texts))
+        names = [name for name, _ in pairs]
+        texts = tuple(text for _, text in pairs)
     using.emit({"image": names, "text": texts}, predictor.reranking.shown, scores)
 
 
@@ -203,16 +215,12 @@ def fill_mask(
     filled = using.load_for(model, texts, images, top=top).fill_mask(
         names, texts, top=top, **using.options
     )
-    found = [
-        {
-            "image": names[number % len(names)],
-            "text": texts[number % len(texts)],
-            "words": list(map(vars, words)),
-        }
-        for number, masks in enumerate(filled)
-        for words in masks
-    ]
-    emit_results(found, json=using.json)
+    rows = []
+    for number, masks in enumerate(filled):
+        image = names[number % len(names)]
+        text = texts[number % len(texts)]
+        rows += [{"image": image, "text": text, "words": list(map(vars, words))} for words in masks]
+    emit_results(rows, json=using.json)
 
 
 def explain(
@@ -249,22 +257,19 @@ def explain(
     require_image_name(out)
     image.stat()
 
-    found = attention_of(loading.load(model), str(image), text, method=method, truncate=truncate)
-    write_image(out, draw_explanation(found))
-    value = {
-        "image": str(image),
-        "text": text,
-        "method": method,
-        **{
-            name: value
-            for name in ("probability", "score")
-            if (value := getattr(found, name)) is not None
-        },
-        "words": found.words,
-        "class_token_shares": found.prefix_shares.tolist(),
-        "written": str(out),
-    }
-    emit_result(value, json=json)
+    explanation = attention_of(
+        loading.load(model), str(image), text, method=method, truncate=truncate
+    )
+    write_image(out, draw_explanation(explanation))
+    result: dict[str, object] = {"image": str(image), "text": text, "method": method}
+    if explanation.probability is not None:
+        result["probability"] = explanation.probability
+    if explanation.score is not None:
+        result["score"] = explanation.score
+    result["words"] = explanation.words
+    result["class_token_shares"] = explanation.prefix_shares.tolist()
+    result["written"] = str(out)
+    emit_result(result, json=json)
 
 
 def answer(
@@ -284,8 +289,8 @@ def answer(
     """
     predictor = using.load_for(model, questions, images, top=top, answers_questions=True)
     names = list(map(str, images))
-    chosen = predictor.answer(names, questions, top=top, **using.options)
-    using.emit({"image": names, "question": questions}, "answers", chosen)
+    answers = predictor.answer(names, questions, top=top, **using.options)
+    using.emit({"image": names, "question": questions}, "answers", answers)
 
 
 def entail(model: FirstModel, *, images: Images, statements: Texts, using: Using = USED) -> None:
@@ -300,8 +305,9 @@ def entail(model: FirstModel, *, images: Images, statements: Texts, using: Using
         statements: Statements; statement n is about image n, or all about one image.
     """
     names = list(map(str, images))
-    chosen = using.load_for(model, statements, images).entail(names, statements, **using.options)
-    using.emit({"image": names, "statement": statements}, "judgements", chosen)
+    predictor = using.load_for(model, statements, images)
+    judgements = predictor.entail(names, statements, **using.options)
+    using.emit({"image": names, "statement": statements}, "judgements", judgements)
 
 
 def reason(
@@ -324,11 +330,11 @@ def reason(
         images_2: As many image files, the right ones.
         statements: Statements; statement n is about image n of both.
     """
-    left, right = list(map(str, images)), list(map(str, images_2))
-    chosen = using.load_for(model, statements, images, images_2).reason(
-        left, right, statements, **using.options
-    )
-    using.emit({"image": left, "image_2": right, "statement": statements}, "judgements", chosen)
+    predictor = using.load_for(model, statements, images, images_2)
+    left = list(map(str, images))
+    right = list(map(str, images_2))
+    judgements = predictor.reason(left, right, statements, **using.options)
+    using.emit({"image": left, "image_2": right, "statement": statements}, "judgements", judgements)
 
 
 def classify(
@@ -378,76 +384,119 @@ def classify(
         raise ValueError(
             "no labels are given, which --templates and --max-errors without a SOURCE need; give --labels"
         )
-    import numpy as np
-    import torch
-
     from bridgetower.arguments import check_at_least_1
-    from bridgetower.data.sets.custom import joined_text
-    from bridgetower.data.sources.example import check_bad
-    from bridgetower.data.sources.reader import read
-    from bridgetower.inference.embed import embed_examples, example_name
-    from bridgetower.inference.items import TEMPLATES, choices, label_choices, prompts_of
-    from bridgetower.inference.vector_files import given_examples
 
     check_at_least_1(top=top)
+    if source is None and not labels:
+        _classify_inputs(model, images, texts, top, using)
+        return
     config = SourceConfig(
         batch_size=using.batch_size,
         num_workers=using.num_workers,
         truncate=using.truncate,
         max_errors=max_errors,
     )
-    prompts = prompts_of(labels, templates or TEMPLATES) if labels else []
-    examples = given_examples(images, (), pairs=False) if source is None else read(source)
-    predictor = using.load_for(model, texts, images) if images and texts else using.load(model)
-    is_number = not labels and predictor.model.config.heads.predicts_number("classification")
-    name = "number" if is_number else "classes"
-    if source is None and not labels:
-        given = {
-            key: values
-            for key, values in (("image", [*map(str, images)]), ("text", texts))
-            if values
-        }
-        inputs = given.get("image"), texts or None
-        judged = predictor.estimate(*inputs, **using.options).tolist() if is_number else None
-        using.emit(given, name, judged or predictor.classify(*inputs, top=top, **using.options))
-        return
     if labels:
-        vectors = predictor.embed_texts(
-            prompts, batch_size=using.batch_size, truncate=using.truncate
-        )
-        found = embed_examples(predictor, examples, "images", config)
+        _classify_by_labels(model, source, images, labels, templates, top, config, using)
     else:
-        predictor.model.head(
-            "classification", recipe="classification; or give labels, which need none"
-        )
-        completed = (
-            replace(one, texts=(joined_text(one),))
-            if one.images or joined_text(one)
-            else replace(one, problem=one.problem or "it has neither image nor text")
-            for one in examples
-        )
-        found = embed_examples(predictor, completed, "classes", config)
+        _classify_rows(model, cast(str, source), top, config, using)
+
+
+def _classify_inputs(
+    model: str, images: tuple[Path, ...], texts: Texts, top: int | None, using: UseOptions
+) -> None:
+    """Prints what the classification head gives of images, texts or both."""
+    predictor = using.load_for(model, texts, images) if images and texts else using.load(model)
+    names = list(map(str, images))
+    inputs = {"image": names, "text": texts}
+    inputs = {name: values for name, values in inputs.items() if values}
+    if predictor.model.config.heads.predicts_number("classification"):
+        numbers = predictor.estimate(names or None, texts or None, **using.options)
+        using.emit(inputs, "number", numbers.tolist())
+        return
+    classes = predictor.classify(names or None, texts or None, top=top, **using.options)
+    using.emit(inputs, "classes", classes)
+
+
+def _classify_by_labels(
+    model: str,
+    source: str | None,
+    images: tuple[Path, ...],
+    labels: Texts,
+    templates: Texts,
+    top: int | None,
+    config: SourceConfig,
+    using: UseOptions,
+) -> None:
+    """Prints the labels of each image, by the cosine of its vector with theirs."""
+    from bridgetower.data.sources.reader import read
+    from bridgetower.inference.embed import embed_examples
+    from bridgetower.inference.items import TEMPLATES, label_choices, prompts_of
+    from bridgetower.inference.vector_files import given_examples
+
+    prompts = prompts_of(labels, templates or TEMPLATES)
+    examples = given_examples(images, (), pairs=False) if source is None else read(source)
+    predictor = using.load(model)
+    label_vectors = predictor.embed_texts(
+        prompts, batch_size=using.batch_size, truncate=using.truncate
+    )
+    batches = embed_examples(predictor, examples, "images", config)
+    for names, _, outputs in _usable(batches, source or "the input", config.max_errors):
+        classes = label_choices(predictor.model, outputs, label_vectors, labels, top)
+        using.emit({"image": names}, "classes", classes)
+
+
+def _classify_rows(
+    model: str, source: str, top: int | None, config: SourceConfig, using: UseOptions
+) -> None:
+    """Prints what the classification head gives of each row of a source."""
+    from bridgetower.data.sets.custom import joined_text
+    from bridgetower.data.sources.reader import read
+    from bridgetower.inference.embed import embed_examples
+    from bridgetower.inference.items import choices
+
+    examples = read(source)
+    predictor = using.load(model)
+    predictor.model.head("classification", recipe="classification; or give labels, which need none")
+    is_number = predictor.model.config.heads.predicts_number("classification")
+
+    def with_text(example: Example) -> Example:
+        text = joined_text(example)
+        if example.images or text:
+            return replace(example, texts=(text,))
+        return replace(example, problem=example.problem or "it has neither image nor text")
+
+    batches = embed_examples(predictor, map(with_text, examples), "classes", config)
+    for names, texts, outputs in _usable(batches, source, config.max_errors):
+        inputs = {"id": names, "text": texts}
+        if is_number:
+            using.emit(inputs, "number", outputs[:, 0].tolist())
+        else:
+            classes = choices(outputs, predictor.class_names("classification"), top)
+            using.emit(inputs, "classes", classes)
+
+
+def _usable(
+    batches: Iterable[Sequence[Embedded]], source: str, max_errors: int
+) -> Iterator[tuple[list[str], list[str], Tensor]]:
+    """Yields names, first texts and outputs of the examples of each batch; refuses too many bad ones at the end."""
+    import numpy as np
+    import torch
+
+    from bridgetower.data.sources.example import check_bad
+    from bridgetower.inference.embed import example_name
+
     problems: list[str] = []
-    for batch in found:
-        problems += [
-            f"{example_name(one.example)!r}: {one.problem}" for one in batch if one.problem
-        ]
-        if good := [one for one in batch if not one.problem]:
-            names = [example_name(one.example) for one in good]
-            outputs = torch.from_numpy(
-                np.concatenate([*chain.from_iterable(one.vectors.values() for one in good)])
-            )
-            if labels:
-                using.emit(
-                    {"image": names},
-                    name,
-                    label_choices(predictor.model, outputs, vectors, labels, top),
-                )
-                continue
-            chosen = (
-                outputs[:, 0].tolist()
-                if is_number
-                else choices(outputs, predictor.class_names("classification"), top)
-            )
-            using.emit({"id": names, "text": [one.example.texts[0] for one in good]}, name, chosen)
-    check_bad(source or "the input", problems, max_errors, "the classes of the others are printed")
+    for batch in batches:
+        good = []
+        for result in batch:
+            if result.problem:
+                problems.append(f"{example_name(result.example)!r}: {result.problem}")
+            else:
+                good.append(result)
+        if good:
+            names = [example_name(result.example) for result in good]
+            texts = [next(iter(result.example.texts), "") for result in good]
+            vectors = chain.from_iterable(result.vectors.values() for result in good)
+            yield names, texts, torch.from_numpy(np.concatenate([*vectors]))
+    check_bad(source, problems, max_errors, "the classes of the others are printed")
