@@ -1,4 +1,4 @@
-"""The `bridgetower` command; the module of a command is imported when that command runs."""
+"""The command line. The module of a command is imported when that command runs."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ _HELP = {"-h", "--help"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line; user errors end with one line and exit code 2, Ctrl-C with one line and 130."""
+    """Runs the command line. Errors of the user end with one line and exit code 2, Ctrl-C with one line and 130."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    rename = partial(with_options, typed=arguments, known=partial(_known_options, *arguments))
+    rename = partial(with_options, typed=arguments, all_options=partial(_known_options, *arguments))
     log_to(logging.StreamHandler(), "%(levelname)s %(message)s", rename=rename)
     with reported(arguments):
         try:
@@ -77,11 +77,8 @@ def reported(arguments: Sequence[str] = ()) -> Iterator[None]:
     except BrokenPipeError:  # such as `| head`: what is left to print has no reader
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
-    except (
-        ValueError,
-        OSError,
-        FloatingPointError,
-    ) as error:  # OSError: missing, not permitted, a full disk
+    # OSError: missing, not permitted, a full disk
+    except (ValueError, OSError, FloatingPointError) as error:
         message = str(error)
         if isinstance(error, OSError) and error.errno and error.filename:
             message = f"{short_name(error.filename)}: {error.strerror}"
@@ -153,13 +150,13 @@ def _with_model_first(arguments: list[str]) -> list[str]:
 
 
 def _parser(name: str, arguments: Sequence[str]) -> Parse:
-    """Returns what parses the arguments of a command; some of these decide which options there are."""
+    """Returns the parser of a command. Some of the arguments decide which options there are."""
     import tyro
 
     from bridgetower.cli.options import OPTIONAL_VALUES, custom_task
 
     module = import_module(f"bridgetower.cli.{COMMANDS[name]}")
-    command: Any = getattr(module, name.replace("-", "_"))
+    command: Any = getattr(module, _function_name(name))
     if name == "train":
         command = module.train_with(custom_task(_option("--task-spec", arguments)))
     settings: dict[str, Any] = {
@@ -175,7 +172,11 @@ def _parser(name: str, arguments: Sequence[str]) -> Parse:
         parse = partial(command.cli, **settings)
     else:
         parse = partial(tyro.cli, deferred(command), **settings)
-    return lambda given: parse(args=given)
+    return lambda words: parse(args=words)
+
+
+def _function_name(command: str) -> str:
+    return command.replace("-", "_") + "_command"
 
 
 @cache
@@ -242,5 +243,5 @@ def _summary(name: str) -> str:
     )
     module = ast.parse(source)
     functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
-    docstring = ast.get_docstring(functions.get(name.replace("-", "_"), module)) or ""
+    docstring = ast.get_docstring(functions.get(_function_name(name), module)) or ""
     return docstring.partition("\n")[0].removesuffix(".")

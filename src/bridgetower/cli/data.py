@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
@@ -25,38 +25,41 @@ from bridgetower.data.sets.schema import Schema
 from bridgetower.extras import load_object, require
 from bridgetower.files import one_line, require_parent
 
+if TYPE_CHECKING:
+    from bridgetower.data.sets.inspection import SplitReport
+
 Out = Annotated[Path, arg(help="Folder of the data set.")]
-prepare = SubcommandApp()
+prepare_command = SubcommandApp()
 
 
 def _add(name: str, doc: str, write: Callable[..., Any], source: Any, config: type[Any]) -> None:
-    """Adds a command that writes one set, or several; its settings are options."""
+    """Adds the command of one kind of set, with its settings as options."""
 
     def run(*, source: Any, out: Out, options: Any, json: Json = False) -> None:
         require("train")
         written = write(source, out, options, progress=sys.stderr.isatty())
         for folder, info in written.items() if isinstance(written, dict) else [("", written)]:
-            value = {
+            result = {
                 "written": str(out / folder),
                 "splits": info.counts(),
                 "left_out": dict(info.left_out),
             }
-            emit_result(value, json=json, following=("inspect", out / folder))
+            emit_result(result, json=json, following=("inspect", out / folder))
 
     if all(item.default is not MISSING for item in fields(config)):
         run.__kwdefaults__ = {"options": config(), "json": False}
     run.__annotations__ |= {"source": source, "options": Annotated[config, arg(name="")]}
     run.__doc__ = doc
-    prepare.command(name=name)(deferred(run))
+    prepare_command.command(name=name)(deferred(run))
 
 
-_ARROW = "\n".join(
-    (
-        "ViLT-style Arrow files, as the official code reads them: each set becomes a folder in --out.\n",
-        "SOURCE holds files of some of these sets, .arrow each:",
-        *(f"  {name}: {spec.arrow.layout}" for name, spec in DATASETS.items() if spec.arrow),
-    )
+_LAYOUTS = "\n".join(
+    f"  {name}: {spec.arrow.layout}" for name, spec in DATASETS.items() if spec.arrow
 )
+_ARROW = f"""ViLT-style Arrow files, as the official code reads them: each set becomes a folder in --out.
+
+SOURCE holds files of some of these sets, .arrow each:
+{_LAYOUTS}"""
 
 _SOURCE = Annotated[Path, arg(help="Folder with the original files.")]
 
@@ -71,7 +74,7 @@ for _spec in DATASETS.values():
 _add("arrow", _ARROW, prepare_arrow, _SOURCE, ArrowConfig)
 
 
-def inspect(
+def inspect_command(
     folder: Positional[Path],
     *,
     html: Path | None = None,
@@ -102,38 +105,44 @@ def inspect(
     if html is not None:
         require_parent(html)
     progress = sys.stderr.isatty()
-    own = None if schema is None else load_object("--schema", schema, Schema)
-    info, splits = read_report(folder, schema=own, check=check, progress=progress)
+    custom_schema = None if schema is None else load_object("--schema", schema, Schema)
+    info, splits = read_report(folder, schema=custom_schema, check=check, progress=progress)
     if html is not None:
-        write_samples(folder, html, schema=own, num_samples=num_samples, seed=seed)
+        write_samples(folder, html, schema=custom_schema, num_samples=num_samples, seed=seed)
     if is_json(json):
-        about = {name: getattr(info, name) for name in ("name", "kind", "split_rule", "protocol")}
-        counts = {
+        result: dict[str, Any] = {}
+        for name in ("name", "kind", "split_rule", "protocol"):
+            result[name] = getattr(info, name)
+        result["splits"] = {
             name: {**asdict(split), "published": split.published and split.published._asdict()}
             for name, split in splits.items()
         }
-        page = None if html is None else str(html)
-        emit({**about, "splits": counts, "left_out": dict(info.left_out), "html": page})
+        result["left_out"] = dict(info.left_out)
+        result["html"] = None if html is None else str(html)
+        emit(result)
         return
-    rows = []
-    for name, split in splits.items():
-        known = split.published
-        pairs = ((split.images, known and known.images), (split.texts, known and known.texts))
-        counted = [f"{count:,}" if of is None else f"{count:,} of {of:,}" for count, of in pairs]
-        lengths = f"{split.words['median']}, {split.words['longest']}"
-        rows.append((name, *counted, lengths, known.source if known else ""))
+
+    # A table of the splits, lines on classes and on what is left out.
+    rows = [_split_row(name, split) for name, split in splits.items()]
     titles = ("split", "images", "texts", "words: median, longest", "published by")
     emit_rows(f"{info.name} ({info.kind}): {info.split_rule}", titles, rows, texts=range(5))
-    classes = {name: split.classes for name, split in splits.items() if split.classes}
-    said = [
-        f"{name}: {', '.join(f'{label} {count:,}' for label, count in own.items())}"
-        for name, own in classes.items()
-    ]
-    for line in (
-        info.protocol,
-        *said,
-        *(f"left out, {reason}: {count:,}" for reason, count in info.left_out.items()),
-    ):
-        if line:
-            print(one_line(line))
+    if info.protocol:
+        print(one_line(info.protocol))
+    for name, split in splits.items():
+        if split.classes:
+            counts = ", ".join(f"{label} {count:,}" for label, count in split.classes.items())
+            print(one_line(f"{name}: {counts}"))
+    for reason, count in info.left_out.items():
+        print(one_line(f"left out, {reason}: {count:,}"))
     emit_following("train", "RECIPE", "--data.folders", folder, "--out", "runs/new")
+
+
+def _split_row(name: str, split: SplitReport) -> tuple[str, ...]:
+    """Returns the row of a split, with published counts where they are known."""
+    images = f"{split.images:,}"
+    texts = f"{split.texts:,}"
+    if split.published:
+        images = f"{images} of {split.published.images:,}"
+        texts = f"{texts} of {split.published.texts:,}"
+    lengths = f"{split.words['median']}, {split.words['longest']}"
+    return name, images, texts, lengths, split.published.source if split.published else ""

@@ -7,17 +7,28 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import LOADED, FirstModel, Json, Loading, custom_task, demo_or
+from bridgetower.cli.options import (
+    LOADED,
+    FirstModel,
+    Json,
+    Loading,
+    LoadOptions,
+    custom_task,
+    demo_or,
+)
 from bridgetower.cli.output import emit, emit_following, emit_metrics, is_json
-from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
+from bridgetower.evaluation.config import EvaluationOptions, Outcome, RetrievalConfig
 from bridgetower.extras import require
 from bridgetower.files import cache_folder, require_parent
 from bridgetower.tasks.run_config import TIMEOUT_MINUTES
 from bridgetower.tasks.table import BENCHMARKS, benchmark_task
+
+if TYPE_CHECKING:
+    from bridgetower.inference.predictor import Predictor
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,7 +37,7 @@ _MEASURED = ", ".join(
 )
 
 
-def evaluate(
+def evaluate_command(
     model: FirstModel,
     benchmark: Annotated[Positional[str], arg(help=f"What to measure: {_MEASURED}.")],
     *,
@@ -79,49 +90,41 @@ def evaluate(
             to slice by.
     """
     model = demo_or(model)
+    _check_loading(loading)
     if work is not None and benchmark not in ("retrieval", "compositionality"):
         raise ValueError(
             f"work {work} is for retrieval and compositionality; leave it out for {benchmark}"
-        )
-    if loading.engine != "torch" or loading.precision not in ("fp32", "bf16"):
-        raise ValueError(
-            f"engine {loading.engine}, precision {loading.precision}; evaluate takes engine torch in fp32 or bf16"
         )
     require("train")
     spec = custom_task(task_spec)
     benchmark_task(
         benchmark, split, options, spec, fit_two_stage=fit_two_stage, templates=templates
     )
-    if report is not None:
-        require("plot")
-        require_parent(report)
-        if options.fold_size or benchmark in ("regression", "compositionality"):
-            raise ValueError(
-                "a report is for answers, statements, classes and ranks without folds; leave report out"
-            )
-    elif slices is not None:
-        raise ValueError(f"slices {slices} is for a report of errors; add --report")
+    _check_report(report, slices, benchmark, options)
     import torch
 
-    from bridgetower.checkpoints import Reranking, write_reranking
-    from bridgetower.data.sets.prepared_set import FEW, read_info
+    from bridgetower.checkpoints import write_reranking
+    from bridgetower.data.sets.prepared_set import read_info
     from bridgetower.distributed import process_group, rank
-    from bridgetower.evaluation.metrics import LEAST_IMAGES
     from bridgetower.model.cpu import pack_weights
     from bridgetower.model.layers import autocast
     from bridgetower.tasks.table import evaluate as run_benchmark
 
-    for folder in data if spec is None else ():
-        read_info(folder)  # of what is no set nothing is loaded
+    # What can be wrong is found before the model is loaded.
+    if spec is None:
+        for folder in data:
+            read_info(folder)
     columns = None
     if slices is not None:
         from bridgetower.reports.errors import read_slices
 
         columns = read_slices(slices)
     if fit_two_stage:
-        write_reranking(model, None)  # before it is evaluated, which takes long
+        write_reranking(model, None)
+
     with process_group(loading.device, TIMEOUT_MINUTES), ExitStack() as until_written:
-        predictor = replace(loading, precision="fp32").load(model)  # scores stay in float32
+        # Scores stay in float32: bfloat16 is for matrix products only.
+        predictor = replace(loading, precision="fp32").load(model)
         if report is not None and benchmark == "retrieval":
             predictor.model.head("itc")
         pack_weights(predictor.model, torch.bfloat16 if loading.precision == "bf16" else None)
@@ -145,41 +148,21 @@ def evaluate(
         )
         if rank() != 0:
             return
+
+        # The first process writes.
         if fit_two_stage:
-            fitted = Reranking.from_metrics(outcome.metrics)
-            if fitted.calibration is None or fitted.gain is None:
-                _LOG.warning(
-                    "the split is too small for a calibration and for a comparison with ITC alone, so matches stay "
-                    "scores; give at least %d images with different captions, and candidates of which some match and "
-                    "others do not",
-                    LEAST_IMAGES,
-                )
-            write_reranking(model, fitted)
-        settings = {name: value for name, value in vars(options).items() if name != "batch_size"}
-        about = {
-            "benchmark": benchmark,
-            "model": predictor.source,
-            "fingerprint": predictor.fingerprint,
-            "data": list(data),
-            "split": split,
-            **(settings if benchmark == "retrieval" else {"protocol": options.protocol}),
-            **({"templates": templates} if templates else {}),
-            "precision": loading.precision,
-        }
-        title = f"{predictor.source}: {split} of {', '.join(data)}"
+            _write_fitted(model, outcome)
         for note in outcome.notes:
             _LOG.warning(note)
-        num_images = outcome.counts.get("num_images", FEW)
-        if num_images < FEW:
-            _LOG.warning(
-                "recalls are over %d images: one is %.1f points; give more data to tell two models apart",
-                num_images,
-                100 / num_images,
-            )
+        _warn_of_few_images(outcome)
+        settings = _evaluation_settings(
+            predictor, benchmark, data, split, options, templates, loading
+        )
         if out is not None:
-            outcome.write(out, about)
+            outcome.write(out, settings)
+        title = f"{predictor.source}: {split} of {', '.join(data)}"
         if is_json(json):
-            emit(outcome.report(about))
+            emit(outcome.report(settings))
         elif benchmark == "retrieval":
             emit_metrics(title, outcome.metrics)
             emit_following("index", "PHOTOS", "--out", "photos.lance", "--model", predictor.source)
@@ -190,6 +173,83 @@ def evaluate(
             from bridgetower.reports.errors import write_errors
 
             assert outcome.images is not None
-            # which a custom task may not give
+            # A custom task may have no judgements.
             judgements = outcome.judge() if outcome.judge else []
             write_errors(report, judgements, outcome.images, title=title, slices=columns)
+
+
+def _check_loading(loading: LoadOptions) -> None:
+    if loading.engine != "torch" or loading.precision not in ("fp32", "bf16"):
+        raise ValueError(
+            f"engine {loading.engine}, precision {loading.precision}; evaluate takes engine torch in fp32 or bf16"
+        )
+
+
+def _check_report(
+    report: Path | None, slices: Path | None, benchmark: str, options: RetrievalConfig
+) -> None:
+    if report is None:
+        if slices is not None:
+            raise ValueError(f"slices {slices} is for a report of errors; add --report")
+        return
+    require("plot")
+    require_parent(report)
+    if options.fold_size or benchmark in ("regression", "compositionality"):
+        raise ValueError(
+            "a report is for answers, statements, classes and ranks without folds; leave report out"
+        )
+
+
+def _write_fitted(model: str, outcome: Outcome) -> None:
+    """Writes what search needs to match candidates into the folder of the model."""
+    from bridgetower.checkpoints import Reranking, write_reranking
+    from bridgetower.evaluation.metrics import LEAST_IMAGES
+
+    fitted = Reranking.from_metrics(outcome.metrics)
+    if fitted.calibration is None or fitted.gain is None:
+        _LOG.warning(
+            "the split is too small for a calibration and for a comparison with ITC alone, so matches stay scores; "
+            "give at least %d images with different captions, and candidates of which some match and others do not",
+            LEAST_IMAGES,
+        )
+    write_reranking(model, fitted)
+
+
+def _warn_of_few_images(outcome: Outcome) -> None:
+    from bridgetower.data.sets.prepared_set import FEW
+
+    num_images = outcome.counts.get("num_images", FEW)
+    if num_images < FEW:
+        _LOG.warning(
+            "recalls are over %d images: one is %.1f points; give more data to tell two models apart",
+            num_images,
+            100 / num_images,
+        )
+
+
+def _evaluation_settings(
+    predictor: Predictor,
+    benchmark: str,
+    data: tuple[str, ...],
+    split: str,
+    options: RetrievalConfig,
+    templates: tuple[str, ...],
+    loading: LoadOptions,
+) -> dict[str, object]:
+    """Returns what was measured and how."""
+    settings: dict[str, object] = {
+        "benchmark": benchmark,
+        "model": predictor.source,
+        "fingerprint": predictor.fingerprint,
+        "data": list(data),
+        "split": split,
+    }
+    if benchmark == "retrieval":
+        settings |= vars(options)
+        del settings["batch_size"]
+    else:
+        settings["protocol"] = options.protocol
+    if templates:
+        settings["templates"] = templates
+    settings["precision"] = loading.precision
+    return settings

@@ -15,7 +15,7 @@ from bridgetower.files import require_empty
 from bridgetower.integrations import ModuleKind, write_modules
 
 
-def convert(
+def convert_command(
     source: FirstModel,
     destination: Positional[Path],
     *,
@@ -43,11 +43,11 @@ def convert(
     )
     if to in ("sentence-transformers", "cross-encoder"):
         write_modules(destination, to)
-    value = {"written": str(destination), "format": to, "not_used": list(checkpoint.dropped)}
-    emit_result(value, json=json, following=("serve", "--model", destination))
+    result = {"written": str(destination), "format": to, "not_used": list(checkpoint.dropped)}
+    emit_result(result, json=json, following=("serve", "--model", destination))
 
 
-def export(
+def export_command(
     model: FirstModel,
     destination: Positional[Path],
     *,
@@ -76,15 +76,15 @@ def export(
     differences = write_exported(
         reading.read(model), destination, form, progress=sys.stderr.isatty()
     )
-    largest = max(value for parts in differences.values() for value in parts.values())
-    value = {
+    largest = max(value for by_part in differences.values() for value in by_part.values())
+    result = {
         "written": str(destination),
         "format": form,
         "largest_difference": largest,
         "largest_difference_by_part": differences,
     }
     emit_result(
-        value,
+        result,
         json=json,
         following=("serve", "--model", destination, "--engine", next(iter(differences))),
     )

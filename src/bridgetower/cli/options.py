@@ -1,4 +1,4 @@
-"""Options that several commands share, and their defaults; importable without torch."""
+"""Options that several commands share, and their defaults. It imports no torch."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def _optional(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | N
     )
 
 
-def named(arguments: Sequence[str]) -> list[tuple[str | None, str]]:
-    """Splits arguments of the form NAME=PATH; the name is None where there is none, or where a file has that name."""
+def split_names(arguments: Sequence[str]) -> list[tuple[str | None, str]]:
+    """Splits arguments of the form NAME=PATH. The name is None without one, and where a file is called so."""
     pairs: list[tuple[str | None, str]] = []
     for argument in arguments:
         name, sign, path = argument.partition("=")
@@ -194,7 +194,7 @@ class LoadOptions(ReadOptions):
     compile: bool = False
 
     def load(self, model: str, *, answers_questions: bool = False) -> Predictor:
-        """Returns a model, loaded; of the demo, one of two."""
+        """Returns a loaded model. The demo has another one for questions."""
         from bridgetower.inference.predictor import load
 
         values = {

@@ -83,18 +83,18 @@ def emit_result(
     if is_json(json):
         emit(value)
         return
-    rows = [(name.replace("_", " "), _cell(entry)) for name, entry in value.items()]
+    rows = [(name.replace("_", " "), _cell_text(entry)) for name, entry in value.items()]
     emit_rows(None, ("", ""), rows, texts=(0, 1))
     emit_following(*following)
 
 
 def emit_results(rows: Iterable[Mapping[str, object]], *, json: bool) -> None:
-    """Writes a line of JSON per row, or on a terminal a table without its empty columns; all rows have equal names."""
+    """Writes a line of JSON per row, or on a terminal a table without its empty columns."""
     if is_json(json):
         for row in rows:
             emit(row)
         return
-    cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
+    cells = [{name: _cell_text(value) for name, value in row.items()} for row in rows]
     if not cells:
         return
     names = [name for name in cells[0] if any(row[name] for row in cells)]
@@ -110,18 +110,18 @@ def emit_following(*arguments: object) -> None:
         print("Next:", "bridgetower", *words)
 
 
-def _cell(value: object) -> str:
+def _cell_text(value: object) -> str:
     match value:
         case {"probability": float(probability), **named} if len(named) == 1:  # a class, a word
-            return f"{_cell(*named.values())}  {probability:.3f}"
+            return f"{_cell_text(*named.values())}  {probability:.3f}"
         case Mapping() if any(isinstance(entry, Mapping) for entry in value.values()):
-            return "\n".join(f"{name}: {_cell(entry)}" for name, entry in value.items())
+            return "\n".join(f"{name}: {_cell_text(entry)}" for name, entry in value.items())
         case Mapping():
-            return ", ".join(f"{name} {_cell(entry)}" for name, entry in value.items())
+            return ", ".join(f"{name} {_cell_text(entry)}" for name, entry in value.items())
         case list() | tuple():
             has_mappings = any(isinstance(entry, Mapping) for entry in value)
             separator = "\n" if has_mappings else ", "
-            return separator.join(map(_cell, value))
+            return separator.join(map(_cell_text, value))
         case None:
             return ""
         case float():
@@ -130,7 +130,7 @@ def _cell(value: object) -> str:
 
 
 def emit_metrics(title: str, metrics: Mapping[str, float]) -> None:
-    """Writes a line per metric; those of a retrieval evaluation in per cent, a column per stage, chance last."""
+    """Writes a line per metric. Retrieval is in percent, with a column per stage and chance last."""
     if "chance_rsum" in metrics:
         _emit_retrieval(title, metrics)
         return
@@ -182,7 +182,7 @@ def emit_rows(
     *,
     texts: Collection[int] = (0,),
 ) -> None:
-    """Writes a table of cells as they are shown; the columns whose numbers are not in `texts` end together."""
+    """Writes a table of cells. Columns are aligned to the right, those in `texts` to the left."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -196,19 +196,19 @@ def emit_rows(
 
 
 def with_options(
-    message: str, typed: Sequence[str] = (), known: Callable[[], Iterable[str]] = tuple
+    message: str, typed: Sequence[str] = (), all_options: Callable[[], Iterable[str]] = tuple
 ) -> str:
     """Names options as they are typed: --truncate and --max-errors N for truncate=True and max_errors=N.
 
     Where the message names the value of an option that was typed, such as `batch_size`, or `heads.vqa` of
-    `--model.heads.vqa`, the option takes its place. Of another option (`known` returns all), a name is replaced at the
-    start and in advice ("lower batch_size"); elsewhere it could be of a file.
+    `--model.heads.vqa`, the option takes its place. Of all other options, a name is replaced at
+    the start and in advice ("lower batch_size"); elsewhere it could be of a file.
     """
     for option in sorted(_options(typed), key=len, reverse=True):
         for name in _field_names(option):
             message = re.sub(rf"(?<![\w./'\"-]){re.escape(name)}(?![\w/]|[.=]\w)", option, message)
     if _ADVICE.search(message):
-        option_of = _options_by_field(known())
+        option_of = _options_by_field(all_options())
         message = _ADVICE.sub(lambda match: match[1] + option_of.get(match[2], match[2]), message)
     return re.sub(r"\b([a-z_]+)=(True|False|N|NAME|FOLDER)\b", _flag, message)
 
@@ -242,6 +242,6 @@ def _options(arguments: Iterable[str]) -> set[str]:
 
 def _field_names(option: str) -> list[str]:
     """Returns the names of an option in Python, longest first, without names of one word, which occur in prose."""
-    parts = option.removeprefix("--").replace("-", "_").split(".")
-    names = [".".join(parts[start:]) for start in range(len(parts))]
+    words = option.removeprefix("--").replace("-", "_").split(".")
+    names = [".".join(words[start:]) for start in range(len(words))]
     return [name for name in names if "_" in name or "." in name]

@@ -49,7 +49,7 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
 
 def parsed(name: str, arguments: Sequence[str], parse: Parse) -> Callable[[], None]:
-    """Returns the call of a command; a ValueError says in one line what is wrong with its arguments."""
+    """Returns the call of a command, or raises ValueError with what is wrong with its arguments in one line."""
     printed = io.StringIO()
     environment = dict(os.environ)
     if not {"-h", "--help"} & {*arguments}:
@@ -137,7 +137,7 @@ def _help(parse: Parse, *arguments: str) -> str:
     return printed.getvalue()
 
 
-def meant(word: str, known: Iterable[str]) -> str:
-    """Returns a question that suggests the nearest known word, or nothing if none is near."""
-    matches = difflib.get_close_matches(word, known, n=1)
+def meant(word: str, candidates: Iterable[str]) -> str:
+    """Returns a question that suggests the nearest candidate, or nothing if none is near."""
+    matches = difflib.get_close_matches(word, candidates, n=1)
     return f"did you mean {matches[0]}? " if matches else ""

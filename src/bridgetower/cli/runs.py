@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 from tyro.extras import subcommand_type_from_defaults
 
-from bridgetower.cli.options import Json, custom_extensions, custom_task, named
+from bridgetower.cli.options import Json, custom_extensions, custom_task, split_names
 from bridgetower.cli.output import emit, emit_following, emit_metrics, emit_rows, is_json
 from bridgetower.extras import require
 from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, TIMEOUT_MINUTES, RunConfig
@@ -22,7 +22,7 @@ from bridgetower.tasks.table import RECIPES, spec_of
 logger = logging.getLogger(__name__)
 
 
-def train(
+def train_command(
     config: RunConfig,
     *,
     out: Path,
@@ -36,7 +36,7 @@ def train(
     feature_cache_limit: float = FEATURE_CACHE_GIB,
     json: Json = False,
 ) -> None:
-    """Train a recipe; every value can be overridden by its option.
+    """Train a recipe. Every value can be overridden by its option.
 
     On a terminal it shows bars and ends with a table, else it logs lines and prints the metrics as JSON.
 
@@ -88,23 +88,25 @@ def train(
         return
     emit_metrics(f"{out}: {config.data.validation_split}", metrics)
     if benchmarks := spec_of(config.task, custom_task(task_spec)).benchmarks:
-        own = () if task_spec is None else ("--task-spec", task_spec)
-        emit_following(
-            "evaluate", out, next(iter(benchmarks)), "--data", *config.data.folders, *own
-        )
+        following = ["evaluate", out, next(iter(benchmarks)), "--data", *config.data.folders]
+        if task_spec is not None:
+            following += ["--task-spec", task_spec]
+        emit_following(*following)
 
 
 def train_with(task: TaskSpec | None) -> Callable[..., None]:
-    """Returns the command `train` for one of all recipes, also of a custom task, with an option for each value."""
-    own = () if task is None else (*task.recipes, *task.fine_tuning)
-    recipes = {**RECIPES, **{recipe.recipe: recipe for recipe in own}}
+    """Returns the command with all recipes, also those of a custom task, and an option for each value."""
+    recipes = dict(RECIPES)
+    if task is not None:
+        for recipe in (*task.recipes, *task.fine_tuning):
+            recipes[recipe.recipe] = recipe
     sources = {name: recipe.source for name, recipe in recipes.items()}
     kind: Any = subcommand_type_from_defaults(recipes, descriptions=sources, prefix_names=False)
-    train.__annotations__["config"] = Annotated[kind, arg(name="")]
-    return train
+    train_command.__annotations__["config"] = Annotated[kind, arg(name="")]
+    return train_command
 
 
-def compare(
+def compare_command(
     runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")],
     *,
     metric: str | None = None,
@@ -131,9 +133,9 @@ def compare(
         require(extra)
     from bridgetower.reports.comparison import Comparison, finished_runs
 
-    arms, folders = zip(*named(runs), strict=True)
-    name, found = finished_runs(list(map(Path, folders)), arms, metric)
-    comparison = Comparison(metric=name, reach=reach, runs=tuple(found))
+    arms, folders = zip(*split_names(runs), strict=True)
+    name, finished = finished_runs(list(map(Path, folders)), arms, metric)
+    comparison = Comparison(metric=name, reach=reach, runs=tuple(finished))
     if len(comparison.arms) < 2:
         raise ValueError(
             f"one arm only ({comparison.arms[0]}); expected runs of at least two to compare"

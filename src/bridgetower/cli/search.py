@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from bridgetower.search.indexed import Hit
 
 
-def index(
+def index_command(
     sources: Annotated[Positional[list[str]], arg(metavar="SOURCE [SOURCE ...]")],
     *,
     out: str,
@@ -80,7 +79,7 @@ class QueryOptions:
     truncate: bool = False
 
 
-def search(
+def search_command(
     index: Annotated[Positional[str], arg(metavar="INDEX.lance")],
     text: Positional[str | None] = None,
     *,
@@ -142,7 +141,7 @@ def search(
         )
 
 
-def mcp(
+def mcp_command(
     index: Annotated[Positional[str], arg(metavar="INDEX.lance")],
     *,
     model: Model | None = None,
@@ -174,7 +173,7 @@ def mcp(
     mcp_server(searcher, answering).run()
 
 
-def duplicates(
+def duplicates_command(
     index: Annotated[Positional[str], arg(metavar="INDEX.lance")],
     *,
     threshold: float = 0.95,
@@ -209,53 +208,47 @@ def duplicates(
     opened = Index(demo_or(index, "index"), root=root)
     groups = near_duplicates(opened, threshold, progress=True)
     if sheet is not None:
-        rows = [[*group[:COLUMNS], *[None] * (COLUMNS - len(group))] for group in groups[:50]]
+        tiles: list[Hit | None] = []
+        for group in groups[:50]:
+            row = group[:COLUMNS]
+            tiles += [*row, *[None] * (COLUMNS - len(row))]
         title = f"{len(groups)} group{'s' * (len(groups) != 1)} of near-duplicates"
-        write_image(
-            sheet,
-            contact_sheet(
-                [*chain.from_iterable(rows)], opened.content, title=(title, "a row each")
-            ),
-        )
-    shown = (
-        _values
-        if is_json(json)
-        else lambda hit: f"{hit.path} {hit.width}x{hit.height} {hit.cosine:.3f}"
+        drawing = contact_sheet(tiles, opened.content, title=(title, "a row each"))
+        write_image(sheet, drawing)
+
+    def as_text(hit: Hit) -> str:
+        return f"{hit.path} {hit.width}x{hit.height} {hit.cosine:.3f}"
+
+    entry_of = _values if is_json(json) else as_text
+    rows = (
+        {"group": number, "images": list(map(entry_of, group))}
+        for number, group in enumerate(groups, start=1)
     )
-    found = (
-        {"group": n, "images": [*map(shown, group)]} for n, group in enumerate(groups, start=1)
-    )
-    emit_results(found, json=json)
+    emit_results(rows, json=json)
     if not groups:
         print("No images are that similar; see a lower --threshold.", file=sys.stderr)
 
 
 def _values(hit: Hit) -> dict[str, object]:
-    """Returns the values of a hit; its path already has the location of an image in its file."""
-    shown = {
-        name: value
-        for name, value in asdict(hit).items()
-        if name != "location" and value is not None
-    }
-    shown["file"] = str(hit.file)
-    if hit.start is None:
-        return shown
-    address = hit.file if isinstance(hit.file, str) else hit.file.resolve().as_uri()
-    return shown | {
-        "transcript": " ".join(hit.captions),
-        "link": f"{address}#{hit.path.rpartition('#')[2]}",
-    }
+    """Returns the values of a hit without its location, which its path has already."""
+    values = {name: value for name, value in asdict(hit).items() if value is not None}
+    del values["location"]
+    values["file"] = str(hit.file)
+    if hit.start is not None:
+        address = hit.file if isinstance(hit.file, str) else hit.file.resolve().as_uri()
+        values["transcript"] = " ".join(hit.captions)
+        values["link"] = f"{address}#{hit.path.rpartition('#')[2]}"
+    return values
 
 
 def _cells(hit: Hit) -> dict[str, str]:
     from bridgetower.checkpoints import described
 
-    is_moment, match = (
-        hit.start is not None and hit.end is not None,
-        described(hit.probability, hit.score),
-    )
-    more = f" (and {len(hit.captions) - 1} more)" if len(hit.captions) > 1 else ""
-    start, end = (timedelta(seconds=int(seconds or 0)) for seconds in (hit.start, hit.end))
+    is_moment = hit.start is not None and hit.end is not None
+    match = described(hit.probability, hit.score)
+    further = f" (and {len(hit.captions) - 1} more)" if len(hit.captions) > 1 else ""
+    start = timedelta(seconds=int(hit.start or 0))
+    end = timedelta(seconds=int(hit.end or 0))
     return {
         "image": hit.path.rpartition("#")[0] if is_moment else hit.path,
         "time": f"{start} to {end}" if is_moment else "",
@@ -264,5 +257,5 @@ def _cells(hit: Hit) -> dict[str, str]:
         "cosine": f"{hit.cosine:.3f}{' weak' if hit.weak else ''}",
         "rank score": f"{hit.rank_score:.3f}" if match else "",
         "pixels": "" if is_moment else f"{hit.width}x{hit.height}",
-        "captions": "".join(hit.captions[:1]) + more,
+        "captions": "".join(hit.captions[:1]) + further,
     }

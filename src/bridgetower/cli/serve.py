@@ -35,7 +35,7 @@ _PRELOADED = (
 )
 
 
-def serve(
+def serve_command(
     *,
     model: Model | None = None,
     index: str | None = None,
@@ -73,54 +73,62 @@ def serve(
     from bridgetower.serve.server import take_port
 
     config = options if options.api_key else replace(options, api_key=os.environ.get(KEY))
-    given = {"model": model, "index": index, "root": root, "answer_model": answer_model}
+    sources = {"model": model, "index": index, "root": root, "answer_model": answer_model}
     with take_port(config) as port:
         if config.replicas == 1:
-            _run(config, given, loading, port)
+            _run_server(config, sources, loading, port)
         else:
             _log_with_time()
             address = (port.getsockname(), port.family)
             supervise(
-                config.replicas, partial(_run_replica, config, given, loading, address), _PRELOADED
+                config.replicas,
+                partial(_run_replica, config, sources, loading, address),
+                _PRELOADED,
             )
 
 
 def with_environment(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
     """Returns the arguments of `serve`, the first as an option, with those that they lack from BRIDGETOWER_SERVE_…."""
-    found = list(arguments)
-    if found and not found[0].startswith("-"):
-        found.insert(0, "--index" if found[0].rstrip("/").endswith(".lance") else "--model")
-    given = {one.partition("=")[0].replace("--no-", "--").replace("_", "-") for one in found}
-    names = {
-        **dict.fromkeys(("model", "index", "root", "answer_model")),
-        **vars(ServeConfig()),
-        **vars(LOADED),
+    completed = list(arguments)
+    if completed and not completed[0].startswith("-"):
+        is_index = completed[0].rstrip("/").endswith(".lance")
+        completed.insert(0, "--index" if is_index else "--model")
+    present = {
+        argument.partition("=")[0].replace("--no-", "--").replace("_", "-")
+        for argument in completed
     }
-    defaults = {f"{_VARIABLES}{name.upper()}": default for name, default in names.items()}
+
+    # Every option has a variable.
+    defaults: dict[str, Any] = dict.fromkeys(("model", "index", "root", "answer_model"))
+    defaults |= vars(ServeConfig())
+    defaults |= vars(LOADED)
+    variables = {f"{_VARIABLES}{name.upper()}": name for name in defaults}
     for variable in sorted(environment):
-        if variable.startswith(_VARIABLES) and variable not in defaults:
+        if variable.startswith(_VARIABLES) and variable not in variables:
             raise ValueError(
-                f"there is no {variable}; {meant(variable, defaults)}see `bridgetower serve --help`"
+                f"there is no {variable}; {meant(variable, variables)}see `bridgetower serve --help`"
             )
-    for variable, default in defaults.items():
-        value, option = (
-            environment.get(variable),
-            "--" + variable.removeprefix(_VARIABLES).lower().replace("_", "-"),
-        )
-        if not value or option in given:
-            continue
-        if isinstance(default, bool):
-            if value not in ("true", "false"):
-                raise ValueError(f"{variable} is {value!r}; expected true or false")
-            found.append(option if value == "true" else option.replace("--", "--no-", 1))
-        else:
-            found += [option, *(value.split(",") if isinstance(default, tuple) else [value])]
-    return found
+
+    for variable, name in variables.items():
+        value = environment.get(variable)
+        option = "--" + name.replace("_", "-")
+        if value and option not in present:
+            completed += _as_arguments(variable, option, value, defaults[name])
+    return completed
 
 
-def _run(
+def _as_arguments(variable: str, option: str, value: str, default: object) -> list[str]:
+    """Returns the arguments that give an option the value of a variable."""
+    if isinstance(default, bool):
+        if value not in ("true", "false"):
+            raise ValueError(f"{variable} is {value!r}; expected true or false")
+        return [option if value == "true" else option.replace("--", "--no-", 1)]
+    return [option, *(value.split(",") if isinstance(default, tuple) else [value])]
+
+
+def _run_server(
     config: ServeConfig,
-    given: Mapping[str, Any],
+    sources: Mapping[str, Any],
     loading: LoadOptions,
     port: socket,
     name: str = "",
@@ -134,12 +142,12 @@ def _run(
         ACCESS_LOG.addHandler(logging.StreamHandler(sys.stdout))
         ACCESS_LOG.setLevel(logging.INFO)
         ACCESS_LOG.propagate = False
-    run(service(config, loading, **given), port)
+    run(service(config, loading, **sources), port)
 
 
 def _run_replica(
     config: ServeConfig,
-    given: Mapping[str, Any],
+    sources: Mapping[str, Any],
     loading: LoadOptions,
     address: tuple[Any, int],
     replica: Replica,
@@ -153,7 +161,9 @@ def _run_replica(
     with reported():
         if loading.engine in ("torch", "auto"):
             loading = replace(loading, device=replica.device(loading.device))
-        _run(config, given, loading, shared_port(*address), f"replica {replica.number + 1}: ")
+        _run_server(
+            config, sources, loading, shared_port(*address), f"replica {replica.number + 1}: "
+        )
 
 
 def service(
@@ -165,7 +175,7 @@ def service(
     root: Path | None = None,
     answer_model: str | None = None,
 ) -> Service:
-    """Returns what `serve` serves; see there for the arguments."""
+    """Loads the model and the index that are served. The command has the arguments."""
     from bridgetower.serve.service import Service
 
     searcher = None
@@ -189,11 +199,17 @@ def service(
         predictor = searcher.predictor
     answering = None
     if answer_model is not None:
-        own = replace(
-            loading, revision=None, subfolder=None, image_size=None, tokenizer=None, answers=None
-        )
-        same = answer_model == predictor.source
-        answering = predictor if same else own.load(answer_model, answers_questions=True)
+        answering = predictor
+        if answer_model != predictor.source:
+            loading = replace(
+                loading,
+                revision=None,
+                subfolder=None,
+                image_size=None,
+                tokenizer=None,
+                answers=None,
+            )
+            answering = loading.load(answer_model, answers_questions=True)
         try:
             answering.class_names("vqa")
         except ValueError as error:

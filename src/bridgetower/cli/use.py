@@ -80,7 +80,7 @@ class UseOptions(LoadOptions):
         name: str,
         results: Iterable[float | Sequence[Choice]],
     ) -> None:
-        """Prints each result beside its inputs; a single image or text goes with all of the others."""
+        """Prints each result beside its inputs. A single image or text goes with all of the others."""
         count = max(map(len, inputs.values()))
         columns = [
             list(values) * count if len(values) == 1 else values for values in inputs.values()
@@ -96,7 +96,7 @@ Using = Annotated[UseOptions, arg(name="")]
 USED = UseOptions()
 
 
-def embed(
+def embed_command(
     model: FirstModel,
     source: Source = None,
     *,
@@ -142,7 +142,7 @@ def embed(
         emit_result({"out": out, **asdict(report)}, json=json)
 
 
-def score(
+def score_command(
     model: FirstModel,
     source: Annotated[Positional[str], arg(metavar="SOURCE")],
     *,
@@ -172,7 +172,7 @@ def score(
     emit_result({"out": out, "pairs": report.pop("vectors"), **report}, json=json)
 
 
-def match(
+def match_command(
     model: FirstModel, *, images: Images, texts: Texts, all_pairs: bool = False, using: Using = USED
 ) -> None:
     """Score how well images and texts match.
@@ -197,7 +197,7 @@ def match(
     using.emit({"image": names, "text": texts}, predictor.reranking.shown, scores)
 
 
-def fill_mask(
+def fill_mask_command(
     model: FirstModel, *, images: Images, texts: Texts, top: int = 5, using: Using = USED
 ) -> None:
     """Fill masked words of texts about images.
@@ -223,7 +223,7 @@ def fill_mask(
     emit_results(rows, json=using.json)
 
 
-def explain(
+def explain_command(
     image: Positional[Path],
     text: Positional[str],
     *,
@@ -272,7 +272,7 @@ def explain(
     emit_result(result, json=json)
 
 
-def answer(
+def answer_command(
     model: FirstModel, *, images: Images, questions: Texts, top: int = 5, using: Using = USED
 ) -> None:
     """Answer questions about images, with a model fine-tuned on VQA.
@@ -293,7 +293,9 @@ def answer(
     using.emit({"image": names, "question": questions}, "answers", answers)
 
 
-def entail(model: FirstModel, *, images: Images, statements: Texts, using: Using = USED) -> None:
+def entail_command(
+    model: FirstModel, *, images: Images, statements: Texts, using: Using = USED
+) -> None:
     """Classify statements about images as entailment, neutral or contradiction, with a model fine-tuned on SNLI-VE.
 
     Gives one JSON line per statement, {"image", "statement", "judgements": [{"label", "probability"}, …]}, likeliest
@@ -310,7 +312,7 @@ def entail(model: FirstModel, *, images: Images, statements: Texts, using: Using
     using.emit({"image": names, "statement": statements}, "judgements", judgements)
 
 
-def reason(
+def reason_command(
     model: FirstModel,
     *,
     images: tuple[Path, ...],
@@ -331,13 +333,17 @@ def reason(
         statements: Statements; statement n is about image n of both.
     """
     predictor = using.load_for(model, statements, images, images_2)
-    left = list(map(str, images))
-    right = list(map(str, images_2))
-    judgements = predictor.reason(left, right, statements, **using.options)
-    using.emit({"image": left, "image_2": right, "statement": statements}, "judgements", judgements)
+    left_names = list(map(str, images))
+    right_names = list(map(str, images_2))
+    judgements = predictor.reason(left_names, right_names, statements, **using.options)
+    using.emit(
+        {"image": left_names, "image_2": right_names, "statement": statements},
+        "judgements",
+        judgements,
+    )
 
 
-def classify(
+def classify_command(
     model: FirstModel,
     source: Source = None,
     *,
@@ -349,7 +355,7 @@ def classify(
     max_errors: int = 0,
     using: Using = USED,
 ) -> None:
-    """Classify images by --labels (zero-shot); or images, texts or both with a model fine-tuned on your own table.
+    """Classify images by --labels (zero-shot), or images, texts or both with a model fine-tuned on your own table.
 
     With --labels the vector of an image is compared with that of each label. Without, a head that was trained on a
     table classifies; where several classes may hold, each probability is of that class alone.
@@ -479,7 +485,7 @@ def _classify_rows(
 def _usable(
     batches: Iterable[Sequence[Embedded]], source: str, max_errors: int
 ) -> Iterator[tuple[list[str], list[str], Tensor]]:
-    """Yields names, first texts and outputs of the examples of each batch; refuses too many bad ones at the end."""
+    """Yields names, first texts and outputs of the good examples of each batch, then refuses too many bad ones."""
     import numpy as np
     import torch
 
