@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bridgetower.cli.options import demo_or, named
+from bridgetower.cli.options import demo_or, split_names
 from bridgetower.cli.output import emit_rows
 from bridgetower.data.batches.captions import CaptionImages
 from bridgetower.data.config import DataConfig
@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for attention.png and attention.json")
     given = parser.parse_args()
     found, count = {}, given.count
-    for name, model in named(given.models):
+    for name, model in split_names(given.models):
         predictor = load(demo_or(model))
         images = CaptionImages(DataConfig(folders=(given.data,)), given.split, predictor.processor)
         count = min(count, len(images))
