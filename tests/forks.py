@@ -64,6 +64,7 @@ def commands(folder):
     lender = {name: value for name, value in vars(forkserver._forkserver).items() if name in LENDER}
     server = context.Process(target=serve, args=(address, ready, lender))
     server.start()
+    ready.close()  # so that a server that ends is noticed
     try:
         assert is_ready.recv()
         yield

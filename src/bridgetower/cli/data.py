@@ -139,10 +139,12 @@ def inspect_command(
 
 def _split_row(name: str, split: SplitReport) -> tuple[str, ...]:
     """Returns the row of a split, with published counts where they are known."""
-    images = f"{split.images:,}"
-    texts = f"{split.texts:,}"
-    if split.published:
-        images = f"{images} of {split.published.images:,}"
-        texts = f"{texts} of {split.published.texts:,}"
+    published = split.published
+    images = _count(split.images, published and published.images)
+    texts = _count(split.texts, published and published.texts)
     lengths = f"{split.words['median']}, {split.words['longest']}"
-    return name, images, texts, lengths, split.published.source if split.published else ""
+    return name, images, texts, lengths, published.source if published else ""
+
+
+def _count(count: int, published: int | None) -> str:
+    return f"{count:,}" if published is None else f"{count:,} of {published:,}"
