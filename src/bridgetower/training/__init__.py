@@ -1,1 +1,1 @@
-"""Training runs: recipes, the optimiser, the loop, what is logged, and how a run is resumed."""
+"""Training runs: the loop, the optimiser, the logs, and how a run is resumed."""

@@ -1,4 +1,4 @@
-"""How several processes train one task: replicas (DDP), or each with a share of the weights (FSDP2)."""
+"""Training of one task by several processes: replicas (DDP), or sharded weights (FSDP2)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ from bridgetower.model.cpu import RecomputedLayerNorm
 from bridgetower.model.fusion import FusionLayer
 from bridgetower.model.heads import ItcHead
 
-# What a layer returns may be a view, as of a product in oneDNN; nothing is written in its place.
+# A layer may return a view, as of a product in oneDNN. Nothing is written in its place.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-warnings.filterwarnings(
-    "ignore", message="find_unused_parameters=True was specified"
-)  # as other phases need it
+# Some phases of a run use all parameters, others do not.
+warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
 
 
 def run_device(choice: str) -> torch.device:
@@ -60,14 +59,15 @@ def local_rows(tensor: Any) -> Tensor:
 
 
 class Replicated:
-    """A task whose weights every process has whole; one process alone has nothing to average."""
+    """A task with all weights in every process, which averages the gradients of several processes."""
 
     def __init__(self, task: nn.Module) -> None:
-        self.task, self.run = task, task
+        self.task = task
+        self.run = task
         if world_size() > 1:
-            # Parameters without a gradient, such as heads that a phase does not use, are looked for in each step. The
-            # order in which gloo adds up more than two numbers depends on their place in a bucket, and only buckets of
-            # parameters that are looked for never change: so runs on CPUs resume with the same bits.
+            # DDP looks in each step for parameters without a gradient, such as heads that a phase does not use. Its
+            # buckets then never change. As the order in which gloo adds numbers depends on the buckets, runs on CPUs
+            # resume with the same bits.
             self.run = DistributedDataParallel(
                 task, find_unused_parameters=True, gradient_as_bucket_view=True
             )
@@ -76,64 +76,59 @@ class Replicated:
         return self.run(*inputs)
 
     def accumulating(self, *, when: bool) -> AbstractContextManager[None]:
-        """Returns a context of passes whose gradients wait for the next; those of shares never do, to save memory."""
-        return (
-            self.run.no_sync()
-            if when and isinstance(self.run, DistributedDataParallel)
-            else nullcontext()
-        )
+        """Returns a context in which DDP averages no gradients. FSDP always does, to save memory."""
+        if when and isinstance(self.run, DistributedDataParallel):
+            return self.run.no_sync()
+        return nullcontext()
 
     def clip_gradients(self, limit: float | None) -> Tensor:
-        """Shortens all gradients together to `limit` if there is one; returns their norm of before."""
+        """Scales the gradients to a norm of at most `limit`, and returns the norm before."""
         return nn.utils.clip_grad_norm_(
             self.task.parameters(), math.inf if limit is None else limit
         )
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Switches to evaluation mode, with the whole weights in every process."""
+        """Switches to evaluation mode, with all weights in every process."""
         self.task.eval()
         yield
         self.task.train()
 
 
 class Sharded(Replicated):
-    """A task of whose weights every process has a share; a layer is whole while it runs, the rest during a pass."""
+    """A task with sharded weights: a layer is gathered while it runs, all other modules during a pass."""
 
     def __init__(self, task: nn.Module, precision: str = "fp32") -> None:
         self.task = self.run = task
         for parameter in task.parameters():
             dist.broadcast(parameter.data, 0)
-        norms = [
-            module
-            for module in task.modules()
-            if type(module) in (nn.LayerNorm, RecomputedLayerNorm)
-        ]
-        for norm in (
-            norms
-        ):  # for its gradients a layer would need weights of the norm before it, which may be away
-            norm.__class__ = _LayerNorm
-        # Layers are sent and put together in bfloat16, as autocast would read them. Their inputs stay as they are, and
-        # so does what is in no layer, such as embeddings and what losses are computed from.
+        # The gradients of a layer must not need weights of the norm before it, which may be sharded again by then.
+        for module in task.modules():
+            if type(module) in (nn.LayerNorm, RecomputedLayerNorm):
+                module.__class__ = _LayerNorm
+        # Layers are gathered in bfloat16, as autocast would read them. Their inputs stay as they are, and so does all
+        # that is in no layer, such as embeddings and the inputs of losses.
         half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         policy = half if precision == "bf16" else MixedPrecisionPolicy()
-        for model in [module for module in task.modules() if isinstance(module, BridgeTower)]:
-            for layer in model.layers():
-                fully_shard(layer, mp_policy=policy)
+        for module in list(task.modules()):
+            if isinstance(module, BridgeTower):
+                for layer in module.layers():
+                    fully_shard(layer, mp_policy=policy)
         root = fully_shard(task)
         for module in task.modules():
-            for method in ("attend", "key_value") if isinstance(module, FusionLayer) else ():
-                register_fsdp_forward_method(module, method)
+            if isinstance(module, FusionLayer):
+                register_fsdp_forward_method(module, "attend")
+                register_fsdp_forward_method(module, "key_value")
         if hasattr(task, "features"):
             register_fsdp_forward_method(task, "features")
         task.empty_pass = lambda: None  # type: ignore[assignment]
         register_fsdp_forward_method(task, "empty_pass")
-        # FSDP expects the whole task to run before any layer of it; a resumed run may begin with an evaluation.
+        # FSDP expects a pass of the whole task before one of a layer, and a resumed run may begin with an evaluation.
         task.empty_pass()  # type: ignore[operator]
         root.reshard()
 
     def clip_gradients(self, limit: float | None) -> Tensor:
-        # A pass clamps the temperature that was put together; the optimiser changes the shares.
+        # A pass clamps the gathered temperature, but the optimiser changes the sharded one.
         for module in self.task.modules():
             if isinstance(module, ItcHead):
                 module.clamp_temperature()
@@ -142,23 +137,23 @@ class Sharded(Replicated):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Puts all weights together: processes run different numbers of batches, so that they cannot gather layers."""
-        parts = [module for module in self.task.modules() if isinstance(module, FSDPModule)]
-        for part in parts:
-            part.set_reshard_after_forward(False, recurse=False)
-            part.unshard()
+        """Gathers all weights, as processes run different numbers of batches and cannot gather layers together."""
+        modules = [module for module in self.task.modules() if isinstance(module, FSDPModule)]
+        for module in modules:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
         with super().evaluating():
             yield
-        # The next backward pass prefetches for the pass before it, which has to be the same in all processes: those
-        # without examples to evaluate had none.
+        # The next backward pass prefetches for the last forward pass, which has to be the same in all processes, also
+        # in those without examples to evaluate.
         self.task.empty_pass()  # type: ignore[operator]
-        for part in parts:
-            part.set_reshard_after_forward(part is not self.task, recurse=False)
-            part.reshard()
+        for module in modules:
+            module.set_reshard_after_forward(module is not self.task, recurse=False)
+            module.reshard()
 
 
 class _LayerNorm(nn.LayerNorm):
-    """Computes in single precision, as autocast does on GPUs, with weights that are put together in half precision."""
+    """Computes in single precision, as autocast does on GPUs, with weights that are gathered in half precision."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(inputs.dtype)

@@ -1,4 +1,4 @@
-"""Frozen towers, run once for each image and text, and projections that are aligned on what they made."""
+"""Features of frozen towers, computed once for each image and text, and the alignment of projections on them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,8 @@ from bridgetower.data.batches.views import random_view
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import TextConfig, VisionConfig
-from bridgetower.model.fusion import Encoded
 from bridgetower.model.layers import autocast, mean_token, to_device
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
-from bridgetower.model.towers import Tower
 from bridgetower.objectives.losses import info_nce
 from bridgetower.processor import Processor, load_items, loaded
 from bridgetower.progress import step_bars
@@ -37,30 +35,37 @@ from bridgetower.training.setup import TrainContext
 logger = logging.getLogger(__name__)
 
 LR = 1e-2
-"""Of AdamW at the first step of aligning; it falls linearly to 0. Nothing else is trained, so nothing is upset."""
+"""Learning rate of AdamW at the first step of aligning, which falls linearly to 0. Only the projections are trained."""
 
-_BATCH = 32  # images or texts at once
+_BATCH = 32  # images or texts
+
+_Inputs = tuple[Tensor, Tensor | None, Sequence[int | None]]
+"""Pixels or token ids, a mask, and the numbers of tokens to keep of each row, None for all."""
 
 # Settings of the data that do not change the pixels of an image; the processor has some of them.
-_NOT_OF_PIXELS = (
-    *(
-        "folders",
-        "train_only",
-        "repeats",
-        "train_splits",
-        "validation_split",
-        "captions",
-        "word_dropout",
-        "max_length",
-    ),
-    *("one_set_per_batch", "profile", "background", "fast_decode", "num_workers", "cache"),
-)
+_NOT_OF_PIXELS = {
+    "folders",
+    "train_only",
+    "repeats",
+    "train_splits",
+    "validation_split",
+    "captions",
+    "word_dropout",
+    "max_length",
+    "one_set_per_batch",
+    "profile",
+    "background",
+    "fast_decode",
+    "num_workers",
+    "cache",
+}
 
 
 @torch.no_grad()
 def frozen_examples(context: TrainContext, cache: FeatureCache, *, progress: bool) -> FrozenDataset:
-    """Freezes the towers; what they make of images and texts then comes from the cache, which it fills and holds."""
-    config, model = context.config, context.model
+    """Freezes the towers and returns the examples with their features, from a cache that this fills."""
+    config = context.config
+    model = context.model
     if config.init is None and {config.vision, config.text} & {None, *VISION_TOWERS, *TEXT_TOWERS}:
         logger.warning(
             "freeze_towers keeps towers as they are, but some of them start from random weights; give init"
@@ -68,23 +73,24 @@ def frozen_examples(context: TrainContext, cache: FeatureCache, *, progress: boo
     if not model.trained_top:
         model.vision.requires_grad_(False)
         model.text.requires_grad_(False)
-    train, *evaluated = context.images
-    # Half precision is what the projections read under autocast; an evaluation is not under it. Nor are the views.
-    # Layers that train add to what is cached, so that it is not rounded.
-    half = config.precision == "bf16" and not model.trained_top
-    dtype = torch.bfloat16 if half else torch.float32
-    pooled = not (getattr(context.task, "fuses", True) or model.trained_top or config.align_first)
-    towers = _Towers(model, cache, config, shown=progress and rank() == 0)
+
+    # Projections read half precision under autocast, which evaluations do without. Layers that train add to cached
+    # states, which are not rounded then.
+    is_half = config.precision == "bf16" and not model.trained_top
+    dtype = torch.bfloat16 if is_half else torch.float32
+    pools = not (getattr(context.task, "fuses", True) or model.trained_top or config.align_first)
+    towers = _Towers(model, cache, config, progress=progress and rank() == 0)
     model.eval()
-    frozen = towers.images(train, config.frozen_views, dtype, pooled)
-    for held_out in evaluated:
-        held_out.frozen = towers.images(held_out, 1, torch.float32).read
-    train.frozen = torch.tensor  # of their numbers
-    examples = FrozenDataset(context.examples, frozen, config.frozen_views, config.seed)
-    with train.held():
+    train_images, *evaluated_images = context.images
+    features = towers.image_features(train_images, config.frozen_views, dtype, pools=pools)
+    for images in evaluated_images:
+        images.frozen = towers.image_features(images, 1, torch.float32, pools=False).read
+    train_images.frozen = torch.tensor  # batches have indices of images in the place of pixels
+    examples = FrozenDataset(context.examples, features, config.frozen_views, config.seed)
+    with train_images.held():
         keys = examples.needed_texts()
     examples.texts = (
-        towers.texts(keys, train.processor, dtype, pooled),
+        towers.text_features(keys, train_images.processor, dtype, pools=pools),
         {key: row for row, key in enumerate(keys)},
     )
     model.train()
@@ -92,30 +98,27 @@ def frozen_examples(context: TrainContext, cache: FeatureCache, *, progress: boo
 
 
 class _Towers:
-    """Frozen towers, with what they made before in a cache."""
+    """Frozen towers with a cache of their features."""
 
     def __init__(
-        self, model: BridgeTower, cache: FeatureCache, config: RunConfig, *, shown: bool
+        self, model: BridgeTower, cache: FeatureCache, config: RunConfig, *, progress: bool
     ) -> None:
-        self.model, self.cache, self.config, self.shown = model, cache, config, shown
+        self.model = model
+        self.cache = cache
+        self.config = config
+        self.progress = progress
 
-    def images(
-        self, images: PreparedImages, num_views: int, dtype: torch.dtype, pooled: bool = False
+    def image_features(
+        self, images: PreparedImages, num_views: int, dtype: torch.dtype, *, pools: bool
     ) -> FrozenFeatures:
-        """Returns all views of some images, and of the image of examples without one if there are any."""
-        model, seed = self.model, self.config.seed
-        processor = {
-            name: value
-            for name, value in asdict(images.processor.config).items()
-            if name != "max_length"
-        }
-        views = {
-            name: value
-            for name, value in asdict(images.config).items()
-            if name not in _NOT_OF_PIXELS
-        }
-        pixels = {  # all that decides the pixels of all views; where the images lie does not
-            "data": [[one.info.digest, one.splits] for one in images.sets],
+        """Returns features of all views of images, and of the blank image if examples have none."""
+        seed = self.config.seed
+        processor = asdict(images.processor.config)
+        del processor["max_length"]
+        settings = asdict(images.config)
+        # All that decides the pixels of all views; the folder of a set does not.
+        pixels = {
+            "data": [[prepared.info.digest, prepared.splits] for prepared in images.sets],
             "images": len(images),
             "processor": processor,
             **code_content(
@@ -126,72 +129,82 @@ class _Towers:
             "views": {
                 "number": num_views,
                 "seed": seed if images.config.varies_images else None,
-                **views,
+                **{name: settings[name] for name in settings if name not in _NOT_OF_PIXELS},
             },
         }
 
-        def compute(rows: Sequence[int], tower: Callable[..., Tensor]) -> Iterator[Tensor]:
-            batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
-            view, workers = View(images, num_views, seed), self.config.data.num_workers
-            for batch in loaded(view, batches, num_workers=workers, device=model.device):
-                yield from tower(batch)
+        def batches(rows: Sequence[int]) -> Iterator[_Inputs]:
+            view = View(images, num_views, seed)
+            items = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+            workers = self.config.data.num_workers
+            for batch in loaded(view, items, num_workers=workers, device=self.model.device):
+                yield batch, None, [None] * len(batch)
 
-        rows = (len(images) + bool((images.image_of == NO_IMAGE).any())) * num_views
-        tokens, what = model.config.vision.num_tokens, f"{len(images)} images"
-        inputs = {"pixels": pixels, "pooling": pooled and model.config.heads.image_pooling}
-        encode = model.encode_image if pooled else None
+        has_blank = bool((images.image_of == NO_IMAGE).any())
         return self._features(
-            "vision", dtype, inputs, rows, tokens, compute, encode, what=what, num_views=num_views
+            "vision",
+            {"pixels": pixels, "pooling": pools and self.model.config.heads.image_pooling},
+            batches,
+            (len(images) + has_blank) * num_views,
+            self.model.config.vision.num_tokens,
+            dtype,
+            pools=pools,
+            what=f"{len(images)} images",
+            num_views=num_views,
         )
 
-    def texts(
-        self, keys: Sequence[bytes], processor: Processor, dtype: torch.dtype, pooled: bool
+    def text_features(
+        self, keys: Sequence[bytes], processor: Processor, dtype: torch.dtype, *, pools: bool
     ) -> FrozenFeatures:
-        """Returns some texts, which are sorted by length."""
+        """Returns features of texts, which are sorted by length."""
         ids = [key_ids(key) for key in keys]
 
-        def compute(rows: Sequence[int], tower: Callable[..., Tensor]) -> Iterator[Tensor]:
+        def batches(rows: Sequence[int]) -> Iterator[_Inputs]:
             for start in range(0, len(rows), _BATCH):
-                numbers = rows[start : start + _BATCH]
-                batch = processor.pad([ids[row].tolist() for row in numbers])
+                texts = [ids[row].tolist() for row in rows[start : start + _BATCH]]
+                batch = processor.pad(texts)
                 mask = None if batch.attention_mask is None else batch.attention_mask.bool()
-                states = tower(batch.input_ids, mask)
-                yield from (
-                    row[:, : len(ids[number])] for number, row in zip(numbers, states, strict=True)
-                )
+                yield batch.input_ids, mask, list(map(len, texts))
 
-        digest = hashlib.sha256(
-            b"".join(len(key).to_bytes(4, "big") + key for key in keys)
-        ).hexdigest()
-        tokens, what = sum(map(len, ids)) / len(ids), f"{len(keys)} texts"
-        inputs = {"texts": digest, "pooling": pooled and self.model.config.heads.text_pooling}
-        encode = self.model.encode_text if pooled else None
-        return self._features("text", dtype, inputs, len(keys), tokens, compute, encode, what=what)
+        content = b"".join(len(key).to_bytes(4, "big") + key for key in keys)
+        pooling = pools and self.model.config.heads.text_pooling
+        return self._features(
+            "text",
+            {"texts": hashlib.sha256(content).hexdigest(), "pooling": pooling},
+            batches,
+            len(keys),
+            sum(map(len, ids)) / len(ids),
+            dtype,
+            pools=pools,
+            what=f"{len(keys)} texts",
+        )
 
     def _features(
         self,
-        part: Literal["vision", "text"],
-        dtype: torch.dtype,
+        modality: Literal["vision", "text"],
         inputs: Mapping[str, Any],
+        batches: Callable[[Sequence[int]], Iterator[_Inputs]],
         num_rows: int,
-        tokens: float,
-        compute: Callable[[Sequence[int], Callable[..., Tensor]], Iterator[Tensor]],
-        encode: Callable[..., Encoded] | None,
+        num_tokens: float,
+        dtype: torch.dtype,
+        *,
+        pools: bool,
         **options: Any,
     ) -> FrozenFeatures:
-        """Returns what a tower makes of inputs, or their vectors by `encode`; `compute` gives it those of some rows."""
+        """Returns hidden states of a tower, or pooled vectors; `batches` makes its inputs from rows."""
         model = self.model
-        tower: Tower = getattr(model, part)
-        sizes: VisionConfig | TextConfig = getattr(model.config, part)
-        read = model.config.vision_layers if part == "vision" else model.config.text_layers
-        layers = read[-1:] if encode else model.cached_layers(read)
+        tower: Any = getattr(model, modality)
+        config: VisionConfig | TextConfig = getattr(model.config, modality)
+        read_layers = getattr(model.config, f"{modality}_layers")
+        layers = read_layers[-1:] if pools else model.cached_layers(read_layers)
         weights = {
             name: value
             for name, value in tower.state_dict(keep_vars=True).items()
             if not value.requires_grad
         }
-        content = {  # all that decides the states
-            "tower": asdict(sizes),
+        # All that decides the features.
+        content = {
+            "tower": asdict(config),
             "weights": exact_fingerprint(weights),
             "output": "states" if model.trained_top else "read",
             **code_content({type(module) for module in tower.modules()}),
@@ -202,46 +215,59 @@ class _Towers:
             **inputs,
         }
 
-        def run(given: Tensor, *mask: Tensor | None) -> Float[Tensor, "b k l w"]:
-            given = to_device(given, model.device)
-            mask = tuple(each if each is None else to_device(each, model.device) for each in mask)
+        def run(values: Tensor, mask: Tensor | None) -> Float[Tensor, "b k l w"]:
+            values = to_device(values, model.device)
+            if mask is not None:
+                mask = to_device(mask, model.device)
             with autocast(model.device, "bf16" if dtype == torch.bfloat16 else "fp32"):
-                if encode:
-                    states = [encode(given, *mask, outputs="cls").cls[:, None]]
+                if pools and modality == "vision":
+                    states = [model.encode_image(values, outputs="cls").cls[:, None]]
+                elif pools:
+                    states = [model.encode_text(values, mask, outputs="cls").cls[:, None]]
                 elif model.trained_top:
-                    states = tower.states(given, mask[0] if mask else None, layers)
+                    states = tower.states(values, mask, layers)
+                elif modality == "vision":
+                    states = tower(values, layers)
                 else:
-                    states = tower(given, *mask, layers)
+                    states = tower(values, mask, layers)
             return torch.stack(states, dim=1).to("cpu", dtype)
 
-        options |= {
-            "num_layers": len(layers),
-            "width": sizes.hidden_size,
-            "dtype": dtype,
-            "pooled": bool(encode),
-        }
-        tokens = 1 if encode else tokens
+        def compute(rows: Sequence[int]) -> Iterator[Float[Tensor, "k l w"]]:
+            for values, mask, lengths in batches(rows):
+                for states, length in zip(run(values, mask), lengths, strict=True):
+                    yield states[:, :length]
+
         return self.cache.features(
-            content, num_rows, tokens, lambda rows: compute(rows, run), shown=self.shown, **options
+            content,
+            num_rows,
+            1 if pools else num_tokens,
+            compute,
+            num_layers=len(layers),
+            width=config.hidden_size,
+            dtype=dtype,
+            pooled=pools,
+            shown=self.progress,
+            **options,
         )
 
 
 class View:
-    """A view of an image by its row; the row of the last image is that of none."""
+    """A view of an image by its row; the row after the last image has a blank one."""
 
     def __init__(self, images: PreparedImages, num_views: int, seed: int) -> None:
-        self.images, self.num_views, self.seed = images, num_views, seed
+        self.images = images
+        self.num_views = num_views
+        self.seed = seed
 
     def __call__(self, row: int) -> Float[Tensor, "3 h w"]:
         image, view = divmod(row, self.num_views)
-        generator = torch.Generator().manual_seed(
-            derive_seed(self.seed, "view of an image", image, view)
-        )
+        seed = derive_seed(self.seed, "view of an image", image, view)
+        generator = torch.Generator().manual_seed(seed)
         return self.images.views([image if image < len(self.images) else NO_IMAGE], generator)[0]
 
 
 class Alignment(nn.Module):
-    """ITC of means of the projected tokens, in each bridged layer; its temperature is learnt as that of the head."""
+    """ITC between means of the projected tokens of each bridged layer, with a temperature that is learnt."""
 
     def __init__(self, model: BridgeTower) -> None:
         super().__init__()
@@ -254,32 +280,40 @@ class Alignment(nn.Module):
         texts = self.model.encode_text(
             batch.input_ids, batch.attention_mask, states=batch.text_states
         )
+        index = batch.image_index
         losses = []
-        index, scale = batch.image_index, self.log_scale.exp()
-        for image, text in zip(images.layers, texts.layers, strict=True):
-            means = mean_token(image, images.mask), mean_token(text, texts.mask)
-            features = F.normalize(means[0], dim=-1), F.normalize(means[1], dim=-1)
-            losses.append(info_nce(features, index, features, index, logit_scale=scale))
+        for image_tokens, text_tokens in zip(images.layers, texts.layers, strict=True):
+            embeds = (
+                F.normalize(mean_token(image_tokens, images.mask), dim=-1),
+                F.normalize(mean_token(text_tokens, texts.mask), dim=-1),
+            )
+            scale = self.log_scale.exp()
+            losses.append(info_nce(embeds, index, embeds, index, logit_scale=scale))
         return torch.stack(losses).mean()
 
 
 def align_projections(context: TrainContext, *, progress: bool) -> None:
-    """Trains the projections alone, by ITC; a run that was killed before its first state does the same again."""
-    config, model, examples = context.config, context.model, context.examples
-    task = (
-        Alignment(model).to(model.device).eval()
-    )  # layers of the towers that run here draw no dropout
+    """Trains the projections alone, by ITC. A run that is killed before its first state repeats it."""
+    config = context.config
+    model = context.model
+    steps = config.align_first
+    # In evaluation mode, layers of the towers that run here draw no dropout.
+    task = Alignment(model).to(model.device).eval()
     projections = nn.ModuleList([model.image_projections, model.text_projections])
-    parameters, steps = [task.log_scale, *projections.parameters()], config.align_first
-    optimizer, seed = (
-        torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0),
-        derive_seed(config.seed, "alignment"),
-    )
+    parameters = [task.log_scale, *projections.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0)
     sampler = StepSampler(
-        len(examples), batch_size=config.batch_size, micro_batches=1, steps=range(steps), seed=seed
+        len(context.examples),
+        batch_size=config.batch_size,
+        micro_batches=1,
+        steps=range(steps),
+        seed=derive_seed(config.seed, "alignment"),
     )
     batches = load_items(
-        examples.__getitem__, sampler, num_workers=config.data.num_workers, device=model.device
+        context.examples.__getitem__,
+        sampler,
+        num_workers=config.data.num_workers,
+        device=model.device,
     )
     losses: list[float] = []
     with step_bars(enabled=progress and rank() == 0) as bars:
