@@ -97,11 +97,13 @@ class PretrainingTask(nn.Module):
         return self.model.compares_pairs or any(self.objectives[name].fuses for name in names)
 
     def forward(self, batch: CaptionBatch, contrast: Contrast | None = None) -> Losses:
-        # With `contrast`, dropout has to be that of `features`, which encodes no masked texts.
-        step = replace(self.encode(batch, masked=contrast is None), contrast=contrast)
-        weights = step.phase.weights
-        active = {name: objective for name, objective in self.objectives.items() if name in weights}
+        phase = self.config.phase(self.progress)
+        weights = phase.weights
+        active = self._active_objectives(phase)
         reads_masked = any("masked" in objective.texts for objective in active.values())
+        # With `contrast`, dropout has to be that of `features`, which encodes no masked texts.
+        step = self.encode(batch, masked=reads_masked and contrast is None)
+        step = replace(step, contrast=contrast)
         terms: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         for name, objective in active.items():
@@ -130,26 +132,24 @@ class PretrainingTask(nn.Module):
         return Features(embeds, batch.image_index)
 
     def encode(self, batch: CaptionBatch, *, cache: bool = True, masked: bool = False) -> Step:
-        """Encodes images and plain texts that the phase reads; with `masked`, masked ones in the same batch."""
+        """Encodes images and plain texts that the phase reads, and masked texts in the same batch if `masked`."""
         model = self.model
         phase = self.config.phase(self.progress)
-        active = [self.objectives[name] for name in phase.weights]
-        plain = [objective for objective in active if "plain" in objective.texts]
-        fuses_pairs = phase.itc > 0 and model.compares_pairs
+        active = self._active_objectives(phase).values()
+        reads_plain = any("plain" in objective.texts for objective in active)
+        fuses_plain = any("plain" in objective.texts and objective.fuses for objective in active)
         fuses_images = any(objective.fuses for objective in active)
-        fuses_plain = any(objective.fuses for objective in plain)
+        embeds_pairs = phase.itc > 0 and model.compares_pairs
 
         # Texts come before images: the gradients of word embeddings, one for each call, need much memory.
         texts: dict[Texts, Encoded] = {}
-        if plain and (fuses_plain or fuses_pairs):
-            reads_masked = any("masked" in objective.texts for objective in active)
-            texts = self._encode_texts(batch, with_masked=masked and reads_masked)
-        elif plain:
-            texts["plain"] = model.encode_text(
-                batch.input_ids, batch.attention_mask, outputs="cls", states=batch.text_states
-            )
-        outputs: EncodeOutputs = "layers" if fuses_images or fuses_pairs else "cls"
-        image = model.encode_image(batch.pixel_values, outputs=outputs, states=batch.image_states)
+        if reads_plain:
+            text_outputs: EncodeOutputs = "layers" if fuses_plain or embeds_pairs else "cls"
+            texts = self._encode_texts(batch, text_outputs, masked=masked)
+        image_outputs: EncodeOutputs = "layers" if fuses_images or embeds_pairs else "cls"
+        image = model.encode_image(
+            batch.pixel_values, outputs=image_outputs, states=batch.image_states
+        )
 
         if cache and fuses_images:
             image = model.cache_image(image)
@@ -157,18 +157,24 @@ class PretrainingTask(nn.Module):
             texts["plain"] = model.cache_text(texts["plain"])
         return Step(phase, batch, image, texts)
 
-    def _encode_texts(self, batch: CaptionBatch, *, with_masked: bool) -> dict[Texts, Encoded]:
-        """Encodes plain texts, and masked ones in the same call of the tower."""
-        if not with_masked:
-            plain = self.model.encode_text(
-                batch.input_ids, batch.attention_mask, states=batch.text_states
-            )
-            return {"plain": plain}
-        ids = torch.cat([batch.input_ids, batch.masked_input_ids])
+    def _active_objectives(self, phase: Phase) -> dict[str, Objective]:
+        return {
+            name: objective for name, objective in self.objectives.items() if name in phase.weights
+        }
+
+    def _encode_texts(
+        self, batch: CaptionBatch, outputs: EncodeOutputs, *, masked: bool
+    ) -> dict[Texts, Encoded]:
+        """Encodes plain texts, and masked ones in the same call of the tower if all layers are read."""
+        ids = batch.input_ids
         mask = batch.attention_mask
+        states = batch.text_states
+        if outputs == "cls" or not masked:
+            encoded = self.model.encode_text(ids, mask, outputs=outputs, states=states)
+            return {"plain": encoded}
+        ids = torch.cat([ids, batch.masked_input_ids])
         if mask is not None:
             mask = torch.cat([mask, mask])
-        states = batch.text_states
         if states is not None:
             states = torch.cat([states, cast(Tensor, batch.masked_states)])
         encoded = self.model.encode_text(ids, mask, states=states)
