@@ -325,10 +325,10 @@ def test_texts_of_all_lengths_share_their_graphs():
 def test_texts_padded_for_compiled_layers_have_the_same_losses(frozen):
     task = PretrainingTask(tiny.build(tiny.CONFIG), PretrainingConfig(phases=(EVERYTHING,)))
     batch = frozen_batches()[0] if frozen else next(batches(1))
-    expected = task(batch).parts
+    expected = task(batch).terms
     task.model.text_multiple = 8
     assert task.encode(batch).texts["plain"].layers[0].shape[1] == 8  # in place of 7
-    for name, loss in task(batch).parts.items():
+    for name, loss in task(batch).terms.items():
         torch.testing.assert_close(loss, expected[name], atol=1e-5, rtol=1e-5)
     assert expected.keys() == {"mlm", "itm", "itc"}
     longest = task.model.encode_text(torch.full((1, 13), 5)).layers[0]
