@@ -1,8 +1,9 @@
 """A data set, a task, a head, a bridge and an image tower of one's own: python examples/custom_parts.py FOLDER.
 
 Draws plain squares, prepares them as a set of a schema of its own, trains a small model on them for a few steps, and
-measures it. Nothing of the package is changed: everything is passed in. Commands take the same parts:
+measures and uses it. Nothing of the package is changed: everything is passed in. Commands take the same parts:
 bridgetower train claims-nano --task-spec custom_parts.py:CLAIMS --extensions custom_parts.py:EXTENSIONS …
+bridgetower predict FOLDER/run claim --extensions custom_parts.py:EXTENSIONS --images 3.png --texts "a bright square"
 """
 
 from __future__ import annotations
@@ -124,7 +125,9 @@ EXTENSIONS = Extensions(
     bridges={"mean": MeanBridge},
     heads={
         "claim": HeadSpec(
-            build=lambda config: nn.Linear(2 * config.fusion.hidden_size, 2), inputs="pooled"
+            build=lambda config: nn.Linear(2 * config.fusion.hidden_size, 2),
+            inputs="pooled",
+            outputs="softmax",
         )
     },
 )
@@ -234,6 +237,9 @@ def main(folder: Path) -> dict[str, float]:
     outcome = evaluate(
         model, "claims", [folder / "set"], "validation", RetrievalConfig(), spec=CLAIMS
     )
+    square = folder / "originals" / "3.png"
+    (best, *_) = model.predict("claim", square, "a bright square")
+    print(f"{square.name} is a bright square: {best.label}, probability {best.probability:.2f}")
     return dict(outcome.metrics)
 
 

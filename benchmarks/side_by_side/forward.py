@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from bridgetower.engines.config import FORMS, EngineName, Precision
+from bridgetower.engines.config import EngineName, Precision, engines_with
 from bridgetower.engines.engine import Engine
 from bridgetower.files import replacing
 from bridgetower.serve.queues import Scheduler, Work
@@ -162,7 +162,7 @@ def _forward(setting: Setting, precision: Precision, batch: int, names: tuple[st
 
 
 def _export_all(setting: Setting, precision: Precision) -> None:
-    for engine in (engine for engine, its in FORMS if its == precision):
+    for engine in engines_with(precision):
         setting.engine(engine, precision)
     if not setting.graph.exists():
         _export(setting.theirs(), setting.inputs(2, TOKENS), setting.graph)

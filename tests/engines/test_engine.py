@@ -14,8 +14,8 @@ import tiny
 from bridgetower import extras
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.engines import engine
-from bridgetower.engines.config import FASTEST, FORMS, Precision
-from bridgetower.engines.engine import EngineChoice, TorchEngine, chosen_engine
+from bridgetower.engines.config import ENGINES, Precision, engines_with
+from bridgetower.engines.engine import EngineChoice, TorchEngine, choose_engine
 from bridgetower.engines.parts import PartsEngine
 from bridgetower.model.bridgetower import IMAGE
 from bridgetower.model.fusion import FusionOutputs
@@ -167,20 +167,20 @@ def test_of_a_number_format():
 
 @pytest.mark.parametrize("precision", get_args(Precision))
 def test_auto_takes_the_first_that_is_installed(monkeypatch, precision):
-    able = FASTEST[precision]
-    assert {(engine, precision) for engine in able} <= FORMS.keys()
-    assert chosen_engine("auto", precision, "cpu") == able[0]
+    able = engines_with(precision)
+    assert all(precision in ENGINES[engine].forms for engine in able)
+    assert choose_engine("auto", precision, "cpu") == able[0]
     monkeypatch.setattr(engine, "is_installed", lambda package: package in ("onnxscript", able[-1]))
-    assert chosen_engine("auto", precision, "cpu") == able[-1]
+    assert choose_engine("auto", precision, "cpu") == able[-1]
 
 
 def test_auto_takes_none_that_could_not_export_and_torch_on_a_gpu(monkeypatch):
-    assert chosen_engine("onnxruntime", "fp32", None) == "onnxruntime"
+    assert choose_engine("onnxruntime", "fp32", None) == "onnxruntime"
     with monkeypatch.context() as patch:
         patch.setattr(engine, "is_installed", lambda package: package != "onnxscript")
-        assert chosen_engine("auto", "fp32", "cpu") == "torch"
+        assert choose_engine("auto", "fp32", "cpu") == "torch"
     monkeypatch.setattr(engine, "find_device", lambda device: torch.device("cuda"))
-    assert chosen_engine("auto", "fp32", None) == "torch"
+    assert choose_engine("auto", "fp32", None) == "torch"
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ import tiny
 from bridgetower import Extensions
 from bridgetower.checkpoints import Checkpoint, Reranking, read_checkpoint, update_weights
 from bridgetower.engines import export
+from bridgetower.engines.config import FormSpec
 from bridgetower.engines.export import (
     MANIFEST,
     cached_export,
@@ -49,9 +50,12 @@ def copied(exported, tmp_path):
 @pytest.fixture
 def checkpoint(exported, monkeypatch):
     """A checkpoint whose graphs, which hold no weights, are copied instead of exported again."""
-    monkeypatch.setattr(
-        export, "write_graph", lambda part, path, weights: shutil.copy(exported / path.name, path)
-    )
+
+    def copy(part, path):
+        shutil.copy(exported / path.name, path)
+
+    monkeypatch.setattr(export, "write_graph", copy)
+    monkeypatch.setitem(export.WRITERS, "onnx", copy)
     return read_checkpoint(exported)
 
 
@@ -111,7 +115,7 @@ class TestWriting:
             write_exported(checkpoint, exported)
 
     def test_leaves_nothing_where_an_engine_differs(self, checkpoint, tmp_path, monkeypatch):
-        monkeypatch.setitem(export.TOLERANCES, "onnx", 1e-12)
+        monkeypatch.setitem(export.FORMS, "onnx", FormSpec(tolerance=1e-12))
         with pytest.raises(ValueError, match=r"part image in onnxruntime differs .* at most 1e-12"):
             write_exported(checkpoint, tmp_path / "model")
         assert list(tmp_path.iterdir()) == []
@@ -160,7 +164,7 @@ class TestGraphs:
         module, inputs = Splits(), torch.randn(2, 4, 5)
         part = part_of(module, inputs, *(f"piece{number}" for number in range(8)))
         save_file(module.model.state_dict(), tmp_path / "model.safetensors")
-        write_graph(part, tmp_path / "text.onnx", tmp_path / "model.safetensors")
+        write_graph(part, tmp_path / "text.onnx")
         graph = onnx.load(tmp_path / "text.onnx", load_external_data=False).graph
         assert [node.op_type for node in graph.node].count("Split") == 2
         found = Runner("onnxruntime", tmp_path).run("text", [inputs])
@@ -206,11 +210,14 @@ class TestInt8:
             processor(flags)
             assert products_overflow() == overflow
 
-    def test_weights_have_the_right_sign_and_a_scale_for_each_output_channel(self, int8, tmp_path):
+    def test_weights_have_the_right_sign_and_a_scale_for_each_output_channel(
+        self, int8, tmp_path, monkeypatch
+    ):
         signed = not products_overflow()
         other = tmp_path / "other.onnx"
         layers = nn.Sequential(*(nn.Linear(5, 5) for _ in range(4)))
-        write_int8_graph(part_of(layers, torch.randn(2, 5), "outputs"), other, signed=not signed)
+        monkeypatch.setattr(export, "products_overflow", lambda: signed)
+        write_int8_graph(part_of(layers, torch.randn(2, 5), "outputs"), other)
         for path, is_signed in (
             *((path, signed) for path in int8.glob("*.onnx")),
             (other, not signed),

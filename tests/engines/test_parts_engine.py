@@ -127,7 +127,7 @@ def test_openvino_reads_keys_by_rows(exported):
         )
 
     before = counts()
-    parts._leave_keys_as_they_are(model)
+    parts._read_keys_by_rows(model)
     after = counts()
     assert after[True, (0, 2, 1, 3)] == before[False, (0, 2, 3, 1)] > 0
     assert after[False, (0, 2, 3, 1)] == 0

@@ -1,6 +1,7 @@
 """The example of parts of one's own, as it is written, and its parts in commands."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -18,7 +19,9 @@ def work(forked, tmp_path_factory):
     command = [forked / "python", EXAMPLE, folder]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("{'accuracy': ")
+    use, metrics = done.stdout.splitlines()
+    assert re.match(r"3\.png is a bright square: (yes|no), probability 0\.\d\d$", use)
+    assert metrics.startswith("{'accuracy': ")
     assert (folder / "run" / "best" / "model.safetensors").exists()
     return folder
 
@@ -67,6 +70,12 @@ def test_commands(work, capsys):
         ]
     )
     assert len(json.loads(capsys.readouterr().out)["embedding"]) == 256
+
+    predicting = ["predict", run, "claim", "--extensions", f"{EXAMPLE}:EXTENSIONS"]
+    main([*predicting, "--images", image, "--texts", "a dark square", "--top", "1"])
+    row = json.loads(capsys.readouterr().out)
+    assert (row["image"], row["text"]) == (image, "a dark square")
+    assert [choice["label"] for choice in row["classes"]] in (["yes"], ["no"])
 
     extensions = ["--extensions", f"{EXAMPLE}:EXTENSIONS"]
     main(["convert", run, str(work / "converted"), "--to", "bridgetower", *extensions])

@@ -20,6 +20,7 @@ COMPUTING = (
         "/v1/entail",
         "/v1/reason",
         "/v1/classify",
+        "/v1/predict",
     ),
     *("/v1/explain", "/v1/rerank", "/v2/rerank", "/v1/search", "/v1/encode", "/v1/score"),
     *("/embed", "/similarity", "/rerank", "/score"),

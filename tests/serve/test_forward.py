@@ -49,11 +49,11 @@ def judged(model):
     first, second, third = (model.processor.resize(content) for content in PNGS)
     text, other, _ = map(tuple, model.processor.token_ids(TEXTS))
     items = [
-        Item(kind="reason", image=first, image_2=second, ids=text, top=2),
-        Item(kind="answer", image=first, ids=text, top=2),
-        Item(kind="entail", image=second, ids=other, top=3),
-        Item(kind="reason", image=third, image_2=first, ids=other, top=1),
-        Item(kind="entail", image=first, ids=text, top=1),
+        Item(kind="prediction", head="nlvr2", image=first, image_2=second, ids=text, top=2),
+        Item(kind="prediction", head="vqa", image=first, ids=text, top=2),
+        Item(kind="prediction", head="snli_ve", image=second, ids=other, top=3),
+        Item(kind="prediction", head="nlvr2", image=third, image_2=first, ids=other, top=1),
+        Item(kind="prediction", head="snli_ve", image=first, ids=text, top=1),
     ]
     return items, [
         model.reason(PNGS[0], PNGS[1], TEXTS[0]),

@@ -11,7 +11,13 @@ from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.service import Service
 from served import URIS, error_of
 
-NO_HEAD = ("/v1/answer", "/v1/entail", "/v1/reason", "/v1/classify")  # in the small model
+NO_HEAD = (
+    "/v1/answer",
+    "/v1/entail",
+    "/v1/reason",
+    "/v1/classify",
+    "/v1/predict",
+)  # in the small model
 
 
 def test_one_model(client, predictor):
@@ -22,7 +28,7 @@ def test_one_model(client, predictor):
     assert model.pop("created") > 1.7e9
     uses, about = ["embeddings", "match", "fill-mask", "explain"], {"id": "tiny", "object": "model"}
     about |= {"owned_by": "bridgetower", "fingerprint": predictor.fingerprint, "image_size": 20}
-    assert model == about | {"max_tokens": 24, "mask_token": "<mask>", "uses": uses}
+    assert model == about | {"max_tokens": 24, "mask_token": "<mask>", "uses": uses, "heads": []}
     assert error_of(client.get("/v1/models/gpt"), 404)["code"] == "model_not_found"
     for path in ("/health", "/ready"):
         assert client.get(path).json() == {"status": "ok"}

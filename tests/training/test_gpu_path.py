@@ -1,6 +1,5 @@
 """The path of a step on a GPU, on pretended devices: nothing waits for the device, and layers are one graph."""
 
-import inspect
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,7 +17,13 @@ from bridgetower.data.batches.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.inference import items as inference
-from bridgetower.inference.items import Item, begun, computed, encoded_images, encoded_texts
+from bridgetower.inference.items import (
+    Computation,
+    Item,
+    compute_batches,
+    encoded_images,
+    encoded_texts,
+)
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast, on_meta
 from bridgetower.objectives.config import Phase, PretrainingConfig
@@ -218,12 +223,12 @@ def test_items_are_computed_without_waiting_and_constants_are_sent_once(tiny_pro
         ),
         Item(image=first, ids=(0, 7, 8, 2)),
     ]
-    begin = inspect.unwrap(begun)
     with torch.no_grad():  # in inference mode, `to` would come whole
         with NoWaiting():
-            begin(engine, tiny_processor, items)
+            Computation(engine, tiny_processor, items, gradients=True).start()
         with NoWaiting() as waiting:
-            batch = begin(engine, tiny_processor, items)
+            batch = Computation(engine, tiny_processor, items, gradients=True)
+            batch.start()
         outcomes = batch.outcomes()
     assert {each.dtype for each in waiting.pinned} == {torch.uint8, torch.int64}
     assert [np.shape(outcome) for outcome in outcomes] == [(12,), (12,), (), (), (2,), (2,), (32,)]
@@ -232,12 +237,14 @@ def test_items_are_computed_without_waiting_and_constants_are_sent_once(tiny_pro
 def test_a_batch_is_read_when_the_next_one_has_begun(monkeypatch):
     order = []
 
-    def beginning(engine, processor, items):
-        order.append(f"begun {items}")
-        return SimpleNamespace(outcomes=lambda: order.append(f"read {items}"))
+    def computation(engine, processor, items):
+        return SimpleNamespace(
+            start=lambda: order.append(f"begun {items}"),
+            outcomes=lambda: order.append(f"read {items}"),
+        )
 
-    monkeypatch.setattr(inference, "begun", beginning)
-    list(computed(None, None, iter("abc")))
+    monkeypatch.setattr(inference, "Computation", computation)
+    list(compute_batches(None, None, iter("abc")))
     assert order == ["begun a", "begun b", "read a", "begun c", "read b", "read c"]
 
 

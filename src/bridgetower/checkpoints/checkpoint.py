@@ -23,7 +23,7 @@ from bridgetower.checkpoints.keymap import Source, import_tensors
 from bridgetower.checkpoints.reranking import UNMEASURED, Reranking
 from bridgetower.files import sha256_of
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import CLASS_COUNTS, FIXED_LABELS, ModelConfig, VisionConfig
+from bridgetower.model.config import CLASS_COUNTS, FIXED_LABELS, ModelConfig, VisionConfig, look_up
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions, vision_tower
 from bridgetower.model.layers import on_meta
 from bridgetower.processor import Processor
@@ -78,7 +78,8 @@ class Checkpoint:
     def class_names(self, head: str) -> tuple[str, ...]:
         """The names of the classes of a head; none if it predicts a number."""
         names = FIXED_LABELS.get(head) or self.labels.get(head)
-        if names is None and self.config.heads.predicts_number(head):
+        spec = look_up("head", head, self.extensions.head_specs)
+        if names is None and spec.outputs_of(self.config.heads) == "number":
             return ()
         if names is None:
             raise ValueError(

@@ -29,6 +29,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "entail": "use",
         "reason": "use",
         "classify": "use",
+        "predict": "use",
         "explain": "use",
     },
     "search and serve": {

@@ -69,9 +69,9 @@ def export_command(
             openvino for .xml and .bin files, which OpenVINO's own tools read.
         reading: How the model is read; an export takes images of one size.
     """
-    from bridgetower.engines.export import installed_engines, write_exported
+    from bridgetower.engines.export import require_engine, write_exported
 
-    installed_engines(form)  # before the model is read, which may be a download
+    require_engine(form)  # before the model is read, which may be a download
     require_empty(destination)
     differences = write_exported(
         reading.read(model), destination, form, progress=sys.stderr.isatty()

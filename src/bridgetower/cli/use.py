@@ -343,6 +343,58 @@ def reason_command(
     )
 
 
+def predict_command(
+    model: FirstModel,
+    head: Annotated[Positional[str], arg(metavar="HEAD")],
+    *,
+    images: tuple[Path, ...] = (),
+    texts: Texts = (),
+    images_2: tuple[Path, ...] = (),
+    top: int | None = None,
+    using: Using = USED,
+) -> None:
+    """Predict classes or a number by a head of the model, such as a custom one.
+
+    Gives one JSON line per input, {"image", "image_2", "text", "classes": [{"label", "probability"}, …]}, likeliest
+    class first, or "number" in place of the classes; a table on a terminal.
+
+    Example: bridgetower predict RUN claim --extensions FILE.py:NAME --images a.jpg --texts "a bright square"
+
+    Args:
+        head: Name of the head.
+        images: Image files; leave them out for texts alone.
+        texts: Texts; text n goes with image n. Leave them out for images alone.
+        images_2: As many second image files, for a head that reads two.
+        top: Classes per input; all if left out.
+    """
+    from bridgetower.arguments import check_at_least_1
+
+    check_at_least_1(top=top)
+    columns = {
+        "image": list(map(str, images)),
+        "image_2": list(map(str, images_2)),
+        "text": list(texts),
+    }
+    inputs = {name: values for name, values in columns.items() if values}
+    if not inputs:
+        raise ValueError("nothing to predict; give --images FILE … or --texts TEXT …")
+    for image in (*images, *images_2):
+        image.stat()
+    predictor = using.load(model)
+    results = predictor.predict(
+        head,
+        inputs.get("image"),
+        inputs.get("text"),
+        inputs.get("image_2"),
+        top=top,
+        **using.options,
+    )
+    if predictor.class_names(head):
+        using.emit(inputs, "classes", results)
+    else:
+        using.emit(inputs, "number", results.tolist())
+
+
 def classify_command(
     model: FirstModel,
     source: Source = None,
@@ -416,7 +468,7 @@ def _classify_inputs(
     names = list(map(str, images))
     inputs = {"image": names, "text": texts}
     inputs = {name: values for name, values in inputs.items() if values}
-    if predictor.model.config.heads.predicts_number("classification"):
+    if predictor.model.head_outputs("classification") == "number":
         numbers = predictor.estimate(names or None, texts or None, **using.options)
         using.emit(inputs, "number", numbers.tolist())
         return
@@ -464,7 +516,7 @@ def _classify_rows(
     examples = read(source)
     predictor = using.load(model)
     predictor.model.head("classification", recipe="classification; or give labels, which need none")
-    is_number = predictor.model.config.heads.predicts_number("classification")
+    is_number = predictor.model.head_outputs("classification") == "number"
 
     def with_text(example: Example) -> Example:
         text = joined_text(example)

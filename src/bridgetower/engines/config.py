@@ -1,32 +1,75 @@
-"""What there is to choose: engines, precisions, and the form of parts that each of them runs; imports no torch."""
+"""Tables of the engines and of the forms that models are exported to, without torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
+from bridgetower.extras import Extra
+
 EngineName = Literal["torch", "onnxruntime", "openvino"]
-EngineRequest = Literal["auto", "torch", "onnxruntime", "openvino"]
+EngineRequest = Literal["auto", EngineName]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Form = Literal["onnx", "onnx-int8", "openvino"]
 
-# What a model is exported to when an engine first needs it. None: the model itself, no exported parts.
-FORMS: dict[tuple[EngineName, Precision], Form | None] = {
-    ("torch", "fp32"): None,
-    ("torch", "bf16"): None,
-    ("torch", "fp16"): None,
-    ("onnxruntime", "fp32"): "onnx",
-    ("onnxruntime", "int8"): "onnx-int8",
-    ("openvino", "fp32"): "onnx",
-    ("openvino", "bf16"): "onnx",
-}
-FASTEST: dict[Precision, tuple[EngineName, ...]] = {
-    "fp32": ("openvino", "onnxruntime", "torch"),
-    "bf16": ("openvino", "torch"),
-    "fp16": ("torch",),
-    "int8": ("onnxruntime",),
-}
-"""Engines from the fastest on a CPU to the slowest, as they were measured: see docs/engines.md."""
 
-# Largest difference from the model that an export may have, as a share of an output's largest value where that is
-# above one. That of int8 only tells a broken export from a whole one.
-TOLERANCES: dict[Form, float] = {"onnx": 1e-4, "onnx-int8": 0.2, "openvino": 1e-4}
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """An engine that computes the outputs of a model.
+
+    Attributes:
+        forms: By the precisions that it has, what a model is exported to for it; None: it runs the model itself.
+        also_reads: Forms that it reads in place of those, if a folder has been exported to them.
+        extra: Extra that installs the package of the engine's name; None: it is always there.
+    """
+
+    forms: Mapping[Precision, Form | None]
+    also_reads: tuple[Form, ...] = ()
+    extra: Extra | None = None
+
+
+# From the fastest on a CPU to the slowest, as measured in docs/engines.md. What loads exported parts for an engine is
+# in `LOADERS` of `parts.py`.
+ENGINES: Mapping[EngineName, EngineSpec] = {
+    "openvino": EngineSpec(
+        forms={"fp32": "onnx", "bf16": "onnx"}, also_reads=("openvino",), extra="openvino"
+    ),
+    "onnxruntime": EngineSpec(forms={"fp32": "onnx", "int8": "onnx-int8"}, extra="onnx"),
+    "torch": EngineSpec(forms={"fp32": None, "bf16": None, "fp16": None}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormSpec:
+    """A form of exported parts.
+
+    Attributes:
+        precision: In which an engine gives the model's numbers; exports are compared in it.
+        tolerance: Largest difference from the model, as a share of an output's largest value where that is above one.
+    """
+
+    precision: Precision = "fp32"
+    tolerance: float = 1e-4
+
+
+# What writes parts in a form is in `WRITERS` of `export.py`. The tolerance of int8 only finds broken exports.
+FORMS: Mapping[Form, FormSpec] = {
+    "onnx": FormSpec(),
+    "onnx-int8": FormSpec(precision="int8", tolerance=0.2),
+    "openvino": FormSpec(),
+}
+
+
+def engines_with(precision: Precision) -> list[EngineName]:
+    """Returns the engines that have a precision, from the fastest on a CPU to the slowest."""
+    return [name for name, spec in ENGINES.items() if precision in spec.forms]
+
+
+def engines_for(form: Form) -> list[EngineName]:
+    """Returns the engines that read a form, by name."""
+    return sorted(
+        name
+        for name, spec in ENGINES.items()
+        if form in spec.forms.values() or form in spec.also_reads
+    )

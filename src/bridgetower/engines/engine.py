@@ -1,15 +1,14 @@
-"""What computes for a predictor: the model itself on any device, or exported parts on the CPU.
+"""Engines of a predictor: the model itself on any device, or exported parts on the CPU.
 
-Both have the methods of `BridgeTower`, but take float32 pixels, and inputs on any device, whatever they compute in and
-on. Several threads may call them at once. Heads run in `model`, on what an engine hands out.
+Both have the methods of `BridgeTower`, but take float32 pixels and inputs on any device. Several threads may call them
+at once. Heads run in `model`.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,7 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bridgetower.checkpoints import Checkpoint
-from bridgetower.engines.config import FASTEST, FORMS, EngineName, EngineRequest, Form, Precision
+from bridgetower.engines.config import (
+    ENGINES,
+    EngineName,
+    EngineRequest,
+    Form,
+    Precision,
+    engines_with,
+)
 from bridgetower.engines.export import cached_export, exported_model, is_exported
 from bridgetower.engines.parts import PartsEngine, Runner
 from bridgetower.extras import is_installed, require
@@ -30,6 +36,7 @@ from bridgetower.model.fusion import Encoded, Fused, FusionOutputs, Mask
 from bridgetower.model.layers import compiler_options, to_device
 
 _STARTING = Lock()
+# Each method of an engine, and the part of the model that it runs.
 _PARTS = {"encode_image": "vision", "encode_text": "text", "fuse": "fusion"}
 
 
@@ -48,31 +55,35 @@ class TorchEngine:
         compiler: str | None = None,
     ) -> None:
         self.model = model.to(device, dtype)
-        self.device, self._dtype, self._compiler = device, dtype, compiler
-        self._compiled: dict[str, Callable[..., Any]] | None = None
-        self._unpacked: dict[str, str] = {}  # parts, by the method that they are for
+        self.device = device
+        self._dtype = dtype
+        self._compiler = compiler
+        self._compiled: dict[str, Callable[..., Any]] = {}
+        self._packed: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_compiled": None}
+        return {**vars(self), "_compiled": {}, "_packed": set()}
 
-    def _started(self, method: str) -> Callable[..., Any]:
-        """Returns what computes; several threads may make the first call at once."""
+    def _method(self, name: str) -> Callable[..., Any]:
+        """Returns a method of the model, ready to run; several threads may make the first call at once."""
         with _STARTING:
-            if self._compiled is None:
-                self._compiled = {}
-                if self._compiler is None:
-                    self._unpacked = dict(_PARTS)
-                    pack_weights(
-                        self.model, left=[getattr(self.model, part) for part in _PARTS.values()]
-                    )
-                else:
-                    compiled = partial(
-                        torch.compile, dynamic=True, **compiler_options(self._compiler)
-                    )
-                    self._compiled = {name: compiled(getattr(self.model, name)) for name in _PARTS}
-            if self._compiler is None and (part := self._unpacked.pop(method, None)):
-                pack_weights(getattr(self.model, part))
-        return self._compiled.get(method) or getattr(self.model, method)
+            if self._compiler is None:
+                self._pack(name)
+            elif name not in self._compiled:
+                options = compiler_options(self._compiler)
+                self._compiled[name] = torch.compile(
+                    getattr(self.model, name), dynamic=True, **options
+                )
+        return self._compiled.get(name) or getattr(self.model, name)
+
+    def _pack(self, method: str) -> None:
+        """Packs the weights of the part that a method runs, and at first those outside of all parts."""
+        if not self._packed:
+            parts = [getattr(self.model, part) for part in _PARTS.values()]
+            pack_weights(self.model, excluded=parts)
+        if method not in self._packed:
+            pack_weights(getattr(self.model, _PARTS[method]))
+            self._packed.add(method)
 
     def encode_image(
         self,
@@ -82,7 +93,7 @@ class TorchEngine:
         outputs: EncodeOutputs = "layers",
     ) -> Encoded:
         pixel_values = to_device(pixel_values, self.device).to(self._dtype)
-        return self._started("encode_image")(pixel_values, token_type, outputs=outputs)
+        return self._method("encode_image")(pixel_values, token_type, outputs=outputs)
 
     def encode_text(
         self,
@@ -95,26 +106,27 @@ class TorchEngine:
         mask = None if attention_mask is None else to_device(attention_mask, self.device)
         if self._compiler is not None:
             mask = torch.ones_like(input_ids) if mask is None else mask.long()
-        return self._started("encode_text")(input_ids, mask, outputs=outputs)
+        return self._method("encode_text")(input_ids, mask, outputs=outputs)
 
     def cache_image(self, image: Encoded) -> Encoded:
-        self._started("fuse")  # part of which it computes
+        # The cache is part of what `fuse` computes.
+        self._method("fuse")
         return self.model.cache_image(image)
 
     def cache_text(self, text: Encoded) -> Encoded:
-        self._started("fuse")
+        self._method("fuse")
         return self.model.cache_text(text)
 
     def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
         if self._compiler is not None and image.layers and text.layers:
-            # Rows are copied, and the CLS, of which only the size is read, is always a view.
-            image, text = (
-                Encoded(
-                    layers := tuple(each.layers), layers[0][:, 0], each.mask, each.first_layer_cache
-                )
-                for each in (image, text)
-            )
-        return self._started("fuse")(image, text, outputs)
+            image, text = _in_one_form(image), _in_one_form(text)
+        return self._method("fuse")(image, text, outputs)
+
+
+def _in_one_form(encoded: Encoded) -> Encoded:
+    """Copies selected rows, and makes the CLS, of which only the size is read, a view."""
+    layers = tuple(encoded.layers)
+    return replace(encoded, layers=layers, cls=layers[0][:, 0])
 
 
 Engine = TorchEngine | PartsEngine
@@ -131,29 +143,32 @@ class EngineChoice:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if (self.engine, self.precision) not in FORMS:
-            able = [engine for engine, precision in FORMS if precision == self.precision]
+        spec = ENGINES[self.engine]
+        if self.precision not in spec.forms:
             raise ValueError(
-                f"engine {self.engine} has no {self.precision}; engines that have it: {', '.join(able)}"
+                f"engine {self.engine} has no {self.precision}; engines that have it: "
+                f"{', '.join(engines_with(self.precision))}"
             )
-        if self.engine != "torch" and self.compile:
+        if self.form is None:
+            if find_device(self.device).type == "cpu" and self.precision == "fp16":
+                raise ValueError(
+                    "precision fp16 is for GPUs; on the CPU use bf16, which takes as little memory, or fp32"
+                )
+            return
+        if self.compile:
             raise ValueError(
                 f"engine {self.engine} is not compiled; use engine torch with compile=True"
             )
-        if self.engine != "torch" and self.device not in (None, "auto", "cpu", torch.device("cpu")):
+        if self.device not in (None, "auto", "cpu", torch.device("cpu")):
             raise ValueError(
                 f"engine {self.engine} runs on the CPU, not on {self.device}; use engine torch there"
             )
-        if find_device(self.device).type == "cpu" and self.precision == "fp16":
-            raise ValueError(
-                "precision fp16 is for GPUs; on the CPU use bf16, which takes as little memory, or fp32"
-            )
-        if self.engine != "torch":
-            require("openvino" if self.engine == "openvino" else "onnx", self.engine)
+        if spec.extra is not None:
+            require(spec.extra, self.engine)
 
     @property
     def form(self) -> Form | None:
-        return FORMS[self.engine, self.precision]
+        return ENGINES[self.engine].forms[self.precision]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -162,10 +177,8 @@ class EngineChoice:
 
     def start(self, checkpoint: Checkpoint, folder: Path | None = None) -> Engine:
         if self.form is None:
-            model, compiler = (
-                checkpoint.model(copy=False).requires_grad_(False),
-                "inductor" if self.compile else None,
-            )
+            model = checkpoint.model(copy=False).requires_grad_(False)
+            compiler = "inductor" if self.compile else None
             return TorchEngine(model, find_device(self.device), self.dtype, compiler)
         if folder is not None and is_exported(folder, self.engine, self.form):
             model = exported_model(folder, checkpoint.extensions)
@@ -176,19 +189,21 @@ class EngineChoice:
         return PartsEngine(model, Runner(self.engine, folder, self.precision))
 
 
-def chosen_engine(
+def choose_engine(
     engine: EngineRequest, precision: Precision, device: str | int | torch.device | None
 ) -> EngineName:
-    """Returns the engine that is asked for; for `auto`, torch on a GPU, on a CPU the fastest that is installed."""
+    """Returns the requested engine; `auto` is torch on a GPU, on a CPU the fastest that is installed."""
     if engine != "auto":
         return engine
-    able = FASTEST.get(precision, ("torch",))
-    if "torch" in able and find_device(device).type != "cpu":
+    candidates = engines_with(precision)
+    if "torch" in candidates and find_device(device).type != "cpu":
         return "torch"
-    exporting = is_installed("onnxscript")  # other engines export what was not exported
-    return next(
-        (name for name in able if name == "torch" or (exporting and is_installed(name))), able[0]
-    )
+    # Other engines export what was not exported.
+    can_export = is_installed("onnxscript")
+    for name in candidates:
+        if name == "torch" or (can_export and is_installed(name)):
+            return name
+    return candidates[0]
 
 
 def find_device(name: str | int | torch.device | None) -> torch.device:
@@ -207,8 +222,8 @@ def find_device(name: str | int | torch.device | None) -> torch.device:
         raise ValueError(
             f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} GPUs; use another or cpu"
         )
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if device.type not in ("cpu", "cuda", found and found.type):
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if device.type not in ("cpu", "cuda", accelerator and accelerator.type):
         raise ValueError(
             f"device is {name!r}, on which PyTorch cannot compute here; use cpu or cuda:0"
         )

@@ -15,15 +15,18 @@ import math
 import platform
 import tempfile
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from bridgetower.checkpoints.checkpoint import code_content, exact_fingerprint
-from bridgetower.engines.config import FORMS, TOLERANCES, EngineName, Form, Precision
+from bridgetower.engines.config import ENGINES, FORMS, EngineName, Form, engines_for
 from bridgetower.engines.parts import ExportedPart, Runner, part_names
 from bridgetower.extras import is_installed, require
 from bridgetower.files import (
@@ -52,96 +55,97 @@ _PREFIX = "model."  # of the names of a part's parameters
 logger = logging.getLogger(__name__)
 
 
-def installed_engines(form: Form) -> tuple[Precision, list[EngineName]]:
-    """Returns in which precision an export gives the model's numbers, and the installed engines that run it so."""
+def require_engine(form: Form) -> list[EngineName]:
+    """Returns the installed engines that read a form, at least one."""
     require("onnx", "onnxscript")
-    precision: Precision = "int8" if form == "onnx-int8" else "fp32"
-    able = [
-        engine for engine in get_args(EngineName) if FORMS.get((engine, precision)) == form
-    ] or ["openvino"]
-    if not any(map(is_installed, able)):
-        require("onnx", *able)
-    return precision, [engine for engine in able if is_installed(engine)]
+    engines = engines_for(form)
+    installed = [engine for engine in engines if is_installed(engine)]
+    if not installed:
+        require("onnx", *engines)
+    return installed
 
 
 def write_exported(
     checkpoint: Checkpoint, folder: Path, form: Form = "onnx", *, progress: bool = False
 ) -> dict[str, dict[str, float]]:
     """Writes a checkpoint in float32 with its parts, compared with the model; nothing is left if they differ."""
-    precision, engines = installed_engines(form)
+    engines = require_engine(form)
+    spec = FORMS[form]
     tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
-    signed = form == "onnx-int8" and not products_overflow()
     with new_folder(folder) as temporary:
-        write_checkpoint(
-            replace(checkpoint, tensors=tensors), temporary, shard_bytes=math.inf
-        )  # graphs refer to it
+        # The weights, in one file, as graphs refer to it.
+        write_checkpoint(replace(checkpoint, tensors=tensors), temporary, shard_bytes=math.inf)
         model = read_checkpoint(temporary, extensions=checkpoint.extensions).model(copy=False)
-        runners = {engine: Runner(engine, temporary, precision) for engine in engines}
-        differences: dict[str, dict[str, float]] = {engine: {} for engine in runners}
-        names = part_names(model)
-        for name in counted(names, "exporting parts", enabled=progress):
+
+        # The parts, each compared with the model.
+        runners = {engine: Runner(engine, temporary, spec.precision) for engine in engines}
+        differences: dict[str, dict[str, float]] = {engine: {} for engine in engines}
+        for name in counted(part_names(model), "exporting parts", enabled=progress):
             part = ExportedPart(model, name)
-            path = temporary / f"{name}.onnx"
-            if form == "onnx-int8":
-                write_int8_graph(part, path, signed=signed)
-            else:
-                write_graph(part, path, temporary / _WEIGHTS)
-            if form == "openvino":
-                write_ir(path)
+            WRITERS[form](part, temporary / f"{name}.onnx")
             for engine, runner in runners.items():
-                off = 0.0  # from the model, over examples of several sizes
-                for inputs in part.examples():
-                    with torch.no_grad():
-                        expected = part(*inputs)
-                    outputs = runner.run(name, inputs)
-                    for output, wanted in zip(outputs, expected, strict=True):
-                        difference = (output - wanted).abs().max() / wanted.abs().max().clamp(min=1)
-                        off = max(off, float(difference.nan_to_num(torch.inf)))
-                if off > TOLERANCES[form]:
+                difference = _largest_difference(part, partial(runner.run, name))
+                if difference > spec.tolerance:
                     raise ValueError(
-                        f"part {name} in {engine} differs from the model by {off:.1e}; expected at most "
-                        f"{TOLERANCES[form]:.0e}: use engine torch"
+                        f"part {name} in {engine} differs from the model by {difference:.1e}; expected at most "
+                        f"{spec.tolerance:.0e}: use engine torch"
                     )
-                differences[engine][name] = off
-        manifest = {
-            "version": VERSION,
-            "form": form,
-            "signed": signed,
-            "weights": weights_fingerprint(temporary, form),
-        }
+                differences[engine][name] = difference
+
+        # The manifest, which names all files by their digests.
         files = [
             file for suffix in ("onnx", "xml", "bin") for file in temporary.glob(f"*.{suffix}")
         ]
-        parts = {file.name: sha256_of(file) for file in sorted(files)}
-        write_json(
-            temporary / MANIFEST, {**manifest, "parts": parts, "largest_difference": differences}
-        )
+        manifest = {
+            "version": VERSION,
+            "form": form,
+            "signed": form == "onnx-int8" and not products_overflow(),
+            "weights": weights_fingerprint(temporary, form),
+            "parts": {file.name: sha256_of(file) for file in sorted(files)},
+            "largest_difference": differences,
+        }
+        write_json(temporary / MANIFEST, manifest)
     return differences
 
 
+def _largest_difference(
+    part: ExportedPart, run: Callable[[Sequence[Tensor]], list[Tensor]]
+) -> float:
+    """Returns the largest difference of outputs from the model's, over examples of several sizes."""
+    largest = 0.0
+    for inputs in part.examples():
+        with torch.no_grad():
+            expected = part(*inputs)
+        for output, reference in zip(run(inputs), expected, strict=True):
+            scale = reference.abs().max().clamp(min=1)
+            difference = (output - reference).abs().max() / scale
+            largest = max(largest, float(difference.nan_to_num(torch.inf)))
+    return largest
+
+
 def is_exported(folder: Path, engine: EngineName, form: Form) -> bool:
-    """Whether a folder has parts that an engine runs: of a form, or for OpenVINO of its own."""
-    forms = (form, "openvino") if engine == "openvino" else (form,)
+    """Whether a folder has parts in the form, or in another one that the engine reads."""
+    forms = (form, *ENGINES[engine].also_reads)
     return (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("form") in forms
 
 
 def exported_model(folder: Path, extensions: Extensions) -> BridgeTower:
-    """Returns the model of an exported folder, whose parts are whole, and of the weights that are there."""
+    """Returns the model of an exported folder, once its parts and their weights are known to be whole."""
     manifest = read_json(folder / MANIFEST)
     if manifest.get("version") != VERSION:
         raise ValueError(
             f"{folder} was exported as version {manifest.get('version')}; this release reads {VERSION}"
         )
     try:
-        signed, parts, form, weights = (
-            manifest[name] for name in ("signed", "parts", "form", "weights")
-        )
-        digests = {folder / name: digest for name, digest in parts.items()}
+        is_signed = manifest["signed"]
+        digests = {folder / name: digest for name, digest in manifest["parts"].items()}
+        form = manifest["form"]
+        weights = manifest["weights"]
     except (KeyError, AttributeError) as error:
         raise ValueError(
             f"{folder / MANIFEST} is not what was exported ({error}); export the model again"
         ) from error
-    if signed and products_overflow():
+    if is_signed and products_overflow():
         raise ValueError(
             f"{folder} has int8 weights for processors with VNNI, unlike this one; export it again here"
         )
@@ -160,11 +164,10 @@ def exported_model(folder: Path, extensions: Extensions) -> BridgeTower:
 def cached_export(
     checkpoint: Checkpoint, cache: Path, form: Form, *, progress: bool = False
 ) -> tuple[Path, BridgeTower]:
-    """Returns the folder in `cache` with the parts of a checkpoint and its model; exports it if need be."""
-    unsigned = (
-        form == "onnx-int8" and products_overflow()
-    )  # processors with and without VNNI may share a cache
-    folder = cache / f"{content_key(checkpoint)}-{form}{'-unsigned' * unsigned}"
+    """Returns the folder in `cache` with the parts of a checkpoint and its model, exported if need be."""
+    # Processors with and without VNNI may share a cache.
+    suffix = "-unsigned" if form == "onnx-int8" and products_overflow() else ""
+    folder = cache / f"{content_key(checkpoint)}-{form}{suffix}"
     with locked(cache, wait=True):
         if folder.exists():
             try:
@@ -174,7 +177,8 @@ def cached_export(
                     "%s is damaged (%s); it is removed and exported again", folder, error
                 )
                 remove_folder(folder)
-        remove_leftovers(cache, folder.name)  # others in the cache may belong to live processes
+        # Others in the cache may belong to live processes.
+        remove_leftovers(cache, folder.name)
         logger.info("%s: exporting it for this engine, once, to %s", checkpoint.source, folder)
         write_exported(checkpoint, folder, form, progress=progress)
         return folder, exported_model(folder, checkpoint.extensions)
@@ -182,15 +186,17 @@ def cached_export(
 
 def content_key(checkpoint: Checkpoint) -> str:
     """Returns a name that checkpoints share if their config, their weights and all code of their parts are equal."""
-    model, own = checkpoint.model(copy=False), checkpoint.extensions
-    builders = {*own.vision_towers.values(), *own.text_towers.values(), *own.bridges.values()}
+    model = checkpoint.model(copy=False)
+    extensions = checkpoint.extensions
+    builders = {
+        *extensions.vision_towers.values(),
+        *extensions.text_towers.values(),
+        *extensions.bridges.values(),
+    }
+    folders = [Path(inspect.getfile(BridgeTower)).parent, Path(__file__).parent]
     code = code_content(
         {*map(type, model.modules()), *filter(inspect.isfunction, builders)},
-        [
-            file
-            for place in (inspect.getfile(BridgeTower), __file__)
-            for file in Path(place).parent.glob("*.py")
-        ],
+        [file for folder in folders for file in folder.glob("*.py")],
     )
     weights = exact_fingerprint(checkpoint.tensors)
     content = [VERSION, checkpoint.config.to_dict(), part_names(model), code, weights]
@@ -204,36 +210,33 @@ def products_overflow() -> bool:
     return {"avx512_vnni", "avx_vnni"}.isdisjoint(cpu_info().get("flags", "").split())
 
 
-def write_graph(part: ExportedPart, path: Path, weights: Path) -> None:
+def write_graph(part: ExportedPart, path: Path) -> None:
+    """Writes the graph of a part, which names its weights in the checkpoint beside it."""
     import onnx_ir as ir
     from onnxscript.optimizer import optimize_ir
 
+    # Weights that were computed in advance would be stored in the graph.
+    def should_fold(node: Any) -> bool | None:
+        has_weights = any(value is not None and value.is_initializer() for value in node.inputs)
+        return False if has_weights else None
+
     model = _graph(part, optimize=False).model
-
-    def should_fold(
-        node: Any,
-    ) -> bool | None:  # computed in advance, weights would be stored in the graph
-        return (
-            False
-            if any(value is not None and value.is_initializer() for value in node.inputs)
-            else None
-        )
-
     optimize_ir(model, should_fold=should_fold)
-    ranges = tensor_ranges(weights)
+
+    # Constants that no checkpoint holds stay in the graph.
+    ranges = tensor_ranges(path.with_name(_WEIGHTS))
     for name, value in model.graph.initializers.items():
-        if (
-            place := ranges.get(name.removeprefix(_PREFIX))
-        ) is not None:  # else a constant that no checkpoint holds
-            offset, length = place
+        byte_range = ranges.get(name.removeprefix(_PREFIX))
+        if byte_range is not None:
+            offset, length = byte_range
             value.const_value = ir.ExternalTensor(
-                weights.name,
+                _WEIGHTS,
                 offset,
                 length,
                 value.dtype,
                 shape=value.shape,
                 name=name,
-                base_dir=weights.parent,
+                base_dir=path.parent,
             )
     _split_products(model)
     with replacing(path) as temporary:
@@ -241,70 +244,93 @@ def write_graph(part: ExportedPart, path: Path, weights: Path) -> None:
 
 
 def _split_products(model: Any) -> None:
-    """Makes a linear layer whose output is split several, with pieces of its weight: engines would copy the output."""
+    """Splits the weights of linear layers whose output is split, as engines would copy the output."""
     import onnx_ir as ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     graph = model.graph
     for split in [node for node in graph if node.op_type == "Split"]:
-        layer = [split]
-        for place, kind in ((0, "Add"), (0, "MatMul"), (1, "Transpose")):
-            before = layer[-1].inputs[place].producer()
-            if before is None or before.op_type != kind:
-                break
-            layer.append(before)
-        if len(layer) < 4:
+        # The linear layer that the output comes from, with weights in a file and rows of equal pieces.
+        layer = _linear_layer(split)
+        if layer is None:
             continue
-        _, add, product, turned = layer
-        wholes, count = (turned.inputs[0], add.inputs[1]), len(split.outputs)
-        if not all(isinstance(whole.const_value, ir.ExternalTensor) for whole in wholes):
+        hidden, weight, bias = layer
+        stored = [
+            value for value in (weight, bias) if isinstance(value.const_value, ir.ExternalTensor)
+        ]
+        count = len(split.outputs)
+        width = bias.shape[0] // count
+        splits_last_axis = split.attributes["axis"].value in (-1, len(split.inputs[0].shape) - 1)
+        if len(stored) < 2 or not splits_last_axis:
             continue
-        width = wholes[1].shape[0] // count
-        if split.attributes["axis"].value not in (-1, len(split.inputs[0].shape) - 1) or any(
-            output.shape[-1] != width or output.is_graph_output() for output in split.outputs
-        ):
+        if any(output.shape[-1] != width or output.is_graph_output() for output in split.outputs):
             continue
+
+        # A layer for each output, with a range of the bytes of weight and bias.
         for number, output in enumerate(split.outputs):
             pieces = []
-            for whole in wholes:
-                stored, name = whole.const_value, f"{whole.name}.{number}"
-                length = stored.length // count
-                tensor = ir.ExternalTensor(
-                    stored.location,
-                    stored.offset + number * length,
-                    length,
-                    whole.dtype,
-                    shape=ir.Shape([whole.shape[0] // count, *whole.shape[1:]]),
-                    name=name,
-                    base_dir=stored.base_dir,
+            for value in stored:
+                tensor = _piece(value, number, count)
+                piece = ir.Value(
+                    name=tensor.name, shape=tensor.shape, type=value.type, const_value=tensor
                 )
-                piece = ir.Value(name=name, shape=tensor.shape, type=whole.type, const_value=tensor)
-                pieces.append(graph.initializers.setdefault(name, piece))
-            weight = ir.node("Transpose", pieces[:1], {"perm": [1, 0]})
-            multiplied = ir.node("MatMul", [product.inputs[0], weight.outputs[0]])
-            added = ir.node("Add", [multiplied.outputs[0], pieces[1]])
-            graph.insert_before(split, [weight, multiplied, added])
+                pieces.append(graph.initializers.setdefault(tensor.name, piece))
+            transposed = ir.node("Transpose", pieces[:1], {"perm": [1, 0]})
+            product = ir.node("MatMul", [hidden, transposed.outputs[0]])
+            added = ir.node("Add", [product.outputs[0], pieces[1]])
+            graph.insert_before(split, [transposed, product, added])
             ir.convenience.replace_all_uses_with(output, added.outputs[0])
         graph.remove(split, safe=True)
     RemoveUnusedNodesPass()(model)
 
 
-def write_ir(graph: Path) -> None:
-    """Writes a graph as OpenVINO's own files, weights included, in its place."""
+def _linear_layer(split: Any) -> tuple[Any, Any, Any] | None:
+    """Returns the input, the weight and the bias of the linear layer before a node, if there is one."""
+    add = split.inputs[0].producer()
+    if add is None or add.op_type != "Add":
+        return None
+    product = add.inputs[0].producer()
+    if product is None or product.op_type != "MatMul":
+        return None
+    transpose = product.inputs[1].producer()
+    if transpose is None or transpose.op_type != "Transpose":
+        return None
+    return product.inputs[0], transpose.inputs[0], add.inputs[1]
+
+
+def _piece(value: Any, number: int, count: int) -> Any:
+    """Returns one of `count` equal pieces of the rows of a stored tensor."""
+    import onnx_ir as ir
+
+    tensor = value.const_value
+    length = tensor.length // count
+    return ir.ExternalTensor(
+        tensor.location,
+        tensor.offset + number * length,
+        length,
+        value.dtype,
+        shape=ir.Shape([value.shape[0] // count, *value.shape[1:]]),
+        name=f"{value.name}.{number}",
+        base_dir=tensor.base_dir,
+    )
+
+
+def write_openvino(part: ExportedPart, path: Path) -> None:
+    """Writes a part as OpenVINO's own files, weights included, in place of a graph."""
     import openvino
 
-    openvino.save_model(
-        openvino.Core().read_model(graph), graph.with_suffix(".xml"), compress_to_fp16=False
-    )
-    graph.unlink()
+    write_graph(part, path)
+    model = openvino.Core().read_model(path)
+    openvino.save_model(model, path.with_suffix(".xml"), compress_to_fp16=False)
+    path.unlink()
 
 
-def write_int8_graph(part: ExportedPart, path: Path, *, signed: bool) -> None:
+def write_int8_graph(part: ExportedPart, path: Path) -> None:
     """Writes a part with linear layers in int8, weights included."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    program = _graph(part, optimize=True)  # only weights that stand beside their product are found
-    # or it asks for just that
+    # Only weights that stand beside their product are quantised, so the graph is optimised first.
+    program = _graph(part, optimize=True)
     program.model.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch, replacing(path) as temporary:
         program.save(Path(scratch) / "part.onnx", external_data=True)
@@ -313,15 +339,23 @@ def write_int8_graph(part: ExportedPart, path: Path, *, signed: bool) -> None:
             temporary,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
-            weight_type=QuantType.QInt8 if signed else QuantType.QUInt8,
+            weight_type=QuantType.QUInt8 if products_overflow() else QuantType.QInt8,
         )
+
+
+WRITERS: Mapping[Form, Callable[[ExportedPart, Path], None]] = {
+    "onnx": write_graph,
+    "onnx-int8": write_int8_graph,
+    "openvino": write_openvino,
+}
 
 
 def _graph(part: ExportedPart, *, optimize: bool) -> Any:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about its own parts
+        # The exporter warns of its own parts.
+        warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
             part.exported(),
             dynamo=True,
@@ -331,12 +365,13 @@ def _graph(part: ExportedPart, *, optimize: bool) -> Any:
             input_names=list(part.dynamic),
             output_names=part.output_names,
         )
-    ClearMetadataAndDocStringPass()(program.model)  # it names files of this machine
+    # The metadata name files of this machine.
+    ClearMetadataAndDocStringPass()(program.model)
     return program
 
 
 def weights_fingerprint(folder: Path, form: Form) -> str:
-    """Returns what ties parts to the weights: names, formats, shapes and places if graphs read them, else all bytes."""
+    """Returns what ties parts to the weights: the header of the file if graphs refer to it, else all bytes."""
     if form != "onnx":
         return sha256_of(folder / _WEIGHTS)
     return hashlib.sha256(
@@ -347,13 +382,14 @@ def weights_fingerprint(folder: Path, form: Form) -> str:
 def tensor_ranges(weights: Path) -> dict[str, tuple[int, int]]:
     """Returns where the tensors of a safetensors file lie: first byte and number of bytes."""
     first, header = _header(weights)
-    places = {name: entry["data_offsets"] for name, entry in header.items()}
-    return {name: (first + start, end - start) for name, (start, end) in places.items()}
+    offsets = {name: entry["data_offsets"] for name, entry in header.items()}
+    return {name: (first + start, end - start) for name, (start, end) in offsets.items()}
 
 
 def _header(weights: Path) -> tuple[int, dict[str, Any]]:
     with weights.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = parse_json(file.read(size), f"the header of {weights}")
-    header.pop("__metadata__", None)  # which may hold a checksum of the numbers
+    # Metadata may hold a checksum of the numbers.
+    header.pop("__metadata__", None)
     return 8 + size, header

@@ -1,10 +1,10 @@
-"""The parts that a model is exported in, each computing what one use reads, and the engine that they make on a CPU."""
+"""The parts that a model is exported in, and the engine that runs them on a CPU."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -35,12 +35,12 @@ _PARTS_OF: dict[HeadInputs, tuple[PartName, ...]] = {
 
 
 def part_names(model: BridgeTower) -> tuple[PartName, ...]:
-    read = [
-        part
-        for name in chosen_heads(model.config.heads)
-        for part in _PARTS_OF[model.head_specs[name].inputs]
-    ]
-    return tuple(dict.fromkeys(("image", "text", "fusion_pooled", *read)))
+    """Returns the parts that embeddings, fusion and the heads of a model need."""
+    specs = model.extensions.head_specs
+    names: list[PartName] = ["image", "text", "fusion_pooled"]
+    for head in chosen_heads(model.config.heads):
+        names += _PARTS_OF[specs[head].inputs]
+    return tuple(dict.fromkeys(names))
 
 
 class ExportedPart(nn.Module):
@@ -50,13 +50,20 @@ class ExportedPart(nn.Module):
         super().__init__()
         self.model = model
         self._tower, _, self._outputs = name.partition("_")
-        config, generator = model.config.text, torch.Generator().manual_seed(0)
-        side, length = model.config.vision.image_size, min(8, config.max_length)
+
+        # Random inputs, the second text of which is padded.
+        config = model.config.text
+        generator = torch.Generator().manual_seed(0)
+        side = model.config.vision.image_size
+        length = min(8, config.max_length)
         pixel_values = torch.randn(2, 3, side, side, generator=generator)
         input_ids = torch.randint(config.vocab_size - 1, (2, length), generator=generator)
         input_ids += input_ids >= config.pad_token_id  # so that it is any other id
         mask = torch.ones_like(input_ids)
-        input_ids[1, length // 2 :], mask[1, length // 2 :] = config.pad_token_id, 0
+        input_ids[1, length // 2 :] = config.pad_token_id
+        mask[1, length // 2 :] = 0
+
+        # Names and sizes that vary, of inputs and outputs.
         rows = {0: Dim("batch", min=1, max=_LARGEST_BATCH)}
         tokens = rows | {1: Dim("length", min=1, max=config.max_length)}
         images = {f"image_{number}": rows for number in range(len(model.config.vision_layers))}
@@ -64,15 +71,15 @@ class ExportedPart(nn.Module):
         self.inputs: tuple[Tensor, ...]
         self.dynamic: dict[str, dict[int, Dim]]  # the sizes that vary, by the name of the input
         if self._tower == "image":
-            self.inputs, self.dynamic = (pixel_values,), {"pixel_values": rows}
+            self.inputs = (pixel_values,)
+            self.dynamic = {"pixel_values": rows}
         elif self._tower == "text":
-            self.inputs, self.dynamic = (
-                (input_ids, mask),
-                {"input_ids": tokens, "attention_mask": tokens},
-            )
+            self.inputs = (input_ids, mask)
+            self.dynamic = {"input_ids": tokens, "attention_mask": tokens}
         else:
             with torch.no_grad():
-                image, text = model.encode_image(pixel_values), model.encode_text(input_ids, mask)
+                image = model.encode_image(pixel_values)
+                text = model.encode_text(input_ids, mask)
             self.inputs = (*image.layers, *text.layers, mask)
             self.dynamic = images | texts | {"attention_mask": tokens}
         layers = images if self._tower == "image" else texts
@@ -87,9 +94,11 @@ class ExportedPart(nn.Module):
             text = self.model.encode_text(*inputs, outputs=outputs)
             return *text.layers, text.cls
         count = len(self.model.config.vision_layers)
-        images, texts, mask = inputs[:count], inputs[count:-1], inputs[-1].bool()
-        # Fusion does not read the CLS of a tower; the fields are filled with what has their shape.
-        image, text = Encoded(images, images[0][:, 0]), Encoded(texts, texts[0][:, 0], mask)
+        images = inputs[:count]
+        texts = inputs[count:-1]
+        # Fusion does not read the CLS of a tower, so any tensor of its shape will do.
+        image = Encoded(images, images[0][:, 0])
+        text = Encoded(texts, texts[0][:, 0], inputs[-1].bool())
         return (getattr(self.model.fuse(image, text, outputs), outputs),)
 
     def examples(self) -> Iterator[tuple[Tensor, ...]]:
@@ -108,7 +117,8 @@ class PartsEngine:
     """Runs towers and fusion encoder as exported parts; of the model's weights, only those of the heads are read."""
 
     def __init__(self, model: BridgeTower, runner: Runner) -> None:
-        self.model, self.device = model.requires_grad_(False), torch.device("cpu")
+        self.model = model.requires_grad_(False)
+        self.device = torch.device("cpu")
         self._runner = runner
         optimize_for_cpu(model)
 
@@ -129,7 +139,8 @@ class PartsEngine:
             return Encoded((), self._run("image_cls", pixel_values)[0])
         *layers, cls = self._run("image", pixel_values)
         token_types = self.model.token_type_embedding.weight
-        if token_type != IMAGE:  # the part adds the one of a single image
+        # The part adds the token type of a single image.
+        if token_type != IMAGE:
             change = token_types[token_type] - token_types[IMAGE]
             layers = [layer + change.to(layer.dtype) for layer in layers]
         return Encoded(tuple(layers), cls)
@@ -148,9 +159,9 @@ class PartsEngine:
         if outputs == "cls":
             return Encoded((), self._run("text_cls", input_ids, mask)[0])
         *layers, cls = self._run("text", input_ids, mask)
-        return Encoded(
-            tuple(layers), cls, None if attention_mask is None else attention_mask.bool()
-        )
+        if attention_mask is not None:
+            attention_mask = attention_mask.bool()
+        return Encoded(tuple(layers), cls, attention_mask)
 
     def cache_image(self, encoded: Encoded) -> Encoded:
         return encoded  # parts share nothing between pairs
@@ -183,29 +194,24 @@ class Runner:
     """Runs the parts of one exported folder, in any number of threads, with as many threads as PyTorch has."""
 
     def __init__(self, engine: EngineName, folder: Path, precision: Precision = "fp32") -> None:
-        self._engine, self._folder, self._precision = engine, folder, precision
+        self._arguments = (engine, folder, precision)
         self._loaded: dict[PartName, Run] = {}
         self._loading = Lock()
 
     def __reduce__(self) -> tuple[type[Runner], tuple[EngineName, Path, Precision]]:
-        return Runner, (self._engine, self._folder, self._precision)
+        return Runner, self._arguments
 
     def run(self, part: PartName, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Runs a part on inputs in the order of `ExportedPart`, which is also that of the outputs."""
         with self._loading:
             if part not in self._loaded:
-                path = self._folder / f"{part}.onnx"
-                if self._engine == "openvino":
-                    own = path.with_suffix(".xml")
-                    self._loaded[part] = load_openvino(
-                        own if own.exists() else path, self._precision
-                    )
-                else:
-                    self._loaded[part] = _load_onnxruntime(path)
+                engine, folder, precision = self._arguments
+                self._loaded[part] = LOADERS[engine](folder / f"{part}.onnx", precision)
         return self._loaded[part](inputs)
 
 
-def _load_onnxruntime(path: Path) -> Run:
+def load_onnxruntime(path: Path, precision: Precision) -> Run:
+    """Loads a graph, whose own weights are of the precision."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -217,17 +223,18 @@ def _load_onnxruntime(path: Path) -> Run:
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
         arrays = [tensor.contiguous().numpy() for tensor in inputs]
-        return [
-            torch.from_numpy(output)
-            for output in session.run(None, dict(zip(names, arrays, strict=True)))
-        ]
+        outputs = session.run(None, dict(zip(names, arrays, strict=True)))
+        return [torch.from_numpy(output) for output in outputs]
 
     return run
 
 
 def load_openvino(path: Path, precision: Precision) -> Run:
+    """Loads a graph, or OpenVINO's own files that are in its place."""
     import openvino
 
+    if path.with_suffix(".xml").exists():
+        path = path.with_suffix(".xml")
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -235,60 +242,70 @@ def load_openvino(path: Path, precision: Precision) -> Run:
     }
     core = openvino.Core()
     model = core.read_model(path)
-    _leave_keys_as_they_are(model)
-    if precision == "bf16":  # states too, or all that is added to them is computed in float32
-        form = openvino.preprocess.PrePostProcessor(model)
+    _read_keys_by_rows(model)
+    # Hidden states are bfloat16 too, or all that is added to them is computed in float32.
+    if precision == "bf16":
+        steps = openvino.preprocess.PrePostProcessor(model)
         for number, port in enumerate(model.inputs):
             if port.any_name.startswith(("image_", "text_")):
-                form.input(number).tensor().set_element_type(openvino.Type.bf16)
+                steps.input(number).tensor().set_element_type(openvino.Type.bf16)
         for number in range(len(model.outputs)):
-            form.output(number).tensor().set_element_type(openvino.Type.bf16)
-        model = form.build()
+            steps.output(number).tensor().set_element_type(openvino.Type.bf16)
+        model = steps.build()
     with kept_signal_stack():
         compiled = core.compile_model(model, "CPU", settings)
 
-    def given(tensor: Tensor, port: Any) -> Any:
+    # NumPy has no bfloat16, so its bits pass as float16.
+    def to_openvino(tensor: Tensor, port: Any) -> Any:
         if port.element_type != openvino.Type.bf16:
             return tensor.contiguous().numpy()
-        bits = tensor.to(torch.bfloat16).contiguous().view(torch.float16)  # NumPy has no bfloat16
+        bits = tensor.to(torch.bfloat16).contiguous().view(torch.float16)
         return openvino.Tensor(bits.numpy(), list(tensor.shape), openvino.Type.bf16)
 
-    idle: list[
-        Any
-    ] = []  # requests, which hold the inputs and outputs of a call: each thread takes its own
+    def from_openvino(array: Any) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.view(torch.bfloat16) if tensor.dtype == torch.float16 else tensor
+
+    # A request holds the inputs and outputs of a call, so that each thread takes its own.
+    idle_requests: list[Any] = []
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
         try:
-            request = idle.pop()
+            request = idle_requests.pop()
         except IndexError:
             request = compiled.create_infer_request()
         outputs = request.infer(
-            list(map(given, inputs, compiled.inputs)), share_inputs=True, share_outputs=False
+            list(map(to_openvino, inputs, compiled.inputs)), share_inputs=True, share_outputs=False
         )
-        idle.append(request)
-        found = [torch.from_numpy(outputs[port]) for port in compiled.outputs]
-        return [
-            each.view(torch.bfloat16) if each.dtype == torch.float16 else each for each in found
-        ]
+        idle_requests.append(request)
+        return [from_openvino(outputs[port]) for port in compiled.outputs]
 
     return run
 
 
-def _leave_keys_as_they_are(model: Any) -> None:
+def _read_keys_by_rows(model: Any) -> None:
     """Has the product of attention read keys by rows: OpenVINO would copy them for a transposition."""
     from openvino import opset13
 
     for product in model.get_ops():
-        turned = product.input_value(1).get_node() if product.get_type_name() == "MatMul" else None
-        if turned is None or turned.get_type_name() != "Transpose":
+        if product.get_type_name() != "MatMul":
             continue
-        axes = turned.input_value(1).get_node()
+        transpose = product.input_value(1).get_node()
+        if transpose.get_type_name() != "Transpose":
+            continue
+        axes = transpose.input_value(1).get_node()
         if axes.get_type_name() == "Constant" and axes.get_vector().tolist() == [0, 2, 3, 1]:
-            keys = opset13.transpose(turned.input_value(0), opset13.constant([0, 2, 1, 3]))
+            keys = opset13.transpose(transpose.input_value(0), opset13.constant([0, 2, 1, 3]))
             scores = opset13.matmul(
                 product.input_value(0), keys, transpose_a=False, transpose_b=True
             )
             product.output(0).replace(scores.output(0))
+
+
+LOADERS: Mapping[EngineName, Callable[[Path, Precision], Run]] = {
+    "onnxruntime": load_onnxruntime,
+    "openvino": load_openvino,
+}
 
 
 class SignalStack(ctypes.Structure):
@@ -298,18 +315,18 @@ class SignalStack(ctypes.Structure):
 
 
 def signal_stack() -> SignalStack:
-    found = SignalStack()
-    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
-    return found
+    stack = SignalStack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+    return stack
 
 
 @contextmanager
 def kept_signal_stack() -> Iterator[None]:
-    """Leaves the thread the stack that it had.
+    """Restores the thread's signal stack after the block.
 
-    OpenVINO installs one with every model that it compiles, and puts the one before back when the model goes. Of models
-    that go in another order than they came, one is left that is no longer there, and the next signal, Ctrl-C included,
-    kills the process.
+    OpenVINO installs a stack with every model that it compiles, and restores the previous one when the model goes. If
+    models go in another order than they came, a stack remains whose memory is gone, and the next signal, Ctrl-C
+    included, kills the process.
     """
     before = signal_stack() if sys.platform == "linux" else None
     try:

@@ -25,7 +25,7 @@ from bridgetower.data.sources.fetch import is_url
 from bridgetower.distributed import available_cores
 from bridgetower.extras import require
 from bridgetower.inference.config import Content, SourceConfig
-from bridgetower.inference.items import Item, Kind, Tokens
+from bridgetower.inference.items import Item, Tokens
 from bridgetower.inference.predictor import Predictor, load
 from bridgetower.processor import Processor
 from bridgetower.processor.loading import load_items
@@ -47,7 +47,11 @@ T = TypeVar("T")
 
 MIN_FOR_WORKERS = 500  # examples that take as long to decode as processes take to start
 
-_KINDS: dict[Of, Kind] = {"classes": "classify", "scores": "score"}  # of items, not to embed
+# Items that are not embedded.
+_ITEMS: dict[Of, Item] = {
+    "classes": Item(kind="prediction", head="classification"),
+    "scores": Item(kind="score"),
+}
 _LOCAL = "local"  # address of a Ray cluster that starts and ends with the run
 _MAX_WAITING = 2**16  # examples in memory
 # Writing takes at most this share of the time, so that the versions of a Lance table stay few.
@@ -125,8 +129,8 @@ def embed_examples(
     predictor: Predictor, examples: Iterable[Example], of: Of, config: SourceConfig
 ) -> Iterator[list[Embedded]]:
     """Yields batches of examples, in order, with their vectors or with the reason why they have none."""
-    kind = _KINDS.get(of, "embedding")
-    if of not in ("pairs", *_KINDS):
+    item = _ITEMS.get(of, Item())
+    if of not in ("pairs", *_ITEMS):
         predictor.model.head("itc")  # raises if the model has none
     blank = predictor.processor.blank_image().pixels if of == "classes" else None
 
@@ -147,14 +151,14 @@ def embed_examples(
         rows = iter(pixels)
         images = [next(rows) if result.width else blank for result in results]
         for content in ("images", "texts", "pairs"):
-            _compute_vectors(predictor, content, kind, results, images, config.batch_size)
+            _compute_vectors(predictor, content, item, results, images, config.batch_size)
         yield results
 
 
 def _compute_vectors(
     predictor: Predictor,
     content: str,
-    kind: Kind,
+    item: Item,
     results: Sequence[Embedded],
     images: Sequence[UInt8[Tensor, "3 h w"] | None],
     batch_size: int,
@@ -164,9 +168,9 @@ def _compute_vectors(
     vectors = []  # to which the vector of each item is added
     for result, image in zip(results, images, strict=True):
         if content in result.vectors:
-            item = Item(kind=kind, image=None if content == "texts" else image)
+            pixels = None if content == "texts" else image
             texts = [None] if content == "images" else result.ids
-            items += [replace(item, ids=ids) for ids in texts]
+            items += [replace(item, image=pixels, ids=ids) for ids in texts]
             vectors += [result.vectors[content]] * len(texts)
     for start in range(0, len(items), batch_size):
         outputs = predictor.compute(items[start : start + batch_size])
@@ -197,7 +201,7 @@ def decode_examples(
 
 def _contents(example: Example, of: Of) -> tuple[str, ...]:
     """Returns the kinds of vectors of an example."""
-    if of in _KINDS:
+    if of in _ITEMS:
         return ("pairs",)
     if of == "all":
         return ("images", "texts", "pairs") if example.texts else ("images",)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from inspect import unwrap
 from itertools import islice
 from typing import Literal, NamedTuple, TypeVar
 
@@ -21,31 +21,18 @@ from bridgetower.distributed import available_cores
 from bridgetower.engines.engine import Engine
 from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.fusion import Encoded
+from bridgetower.model.heads import predictions
 from bridgetower.model.layers import to_device
 from bridgetower.processor import ImageLike, Processor, loaded
 
-Judging = Literal["answer", "entail", "reason", "classify"]
-Kind = Literal["embedding", "match", "score", "fill_mask", "mask_probabilities"] | Judging
-
-HEAD_OF: Mapping[str, str] = {
-    "answer": "vqa",
-    "entail": "snli_ve",
-    "reason": "nlvr2",
-    "classify": "classification",
-}
-
+Kind = Literal["embedding", "match", "score", "fill_mask", "mask_probabilities", "prediction"]
 Tokens = tuple[int, ...]
 Pixels = UInt8[Tensor, "3 h w"]
 
 TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}", "an image of a {}")
 
-_APART = (
-    "fill_mask",
-    "mask_probabilities",
-    "reason",
-    "score",
-)  # kinds that share no fusion with others
-_MASKS = 64  # whose words are ranked at once: each has a row as long as the vocabulary
+# Masks whose words are ranked at once: each has a row as long as the vocabulary.
+_MASKS = 64
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Result = TypeVar("_Result")
@@ -61,9 +48,9 @@ class FilledWord:
 
 @dataclass(frozen=True)
 class Choice:
-    """An answer or a judgement that the model can choose.
+    """An answer or a class that the model can choose.
 
-    Probabilities of answers, and of classes of which several may hold, are each on its own; elsewhere they sum to one.
+    Probabilities of answers, and of classes of which several may hold, are independent; elsewhere they sum to one.
     """
 
     label: str
@@ -82,166 +69,221 @@ Outcome = Tensor | float | LikeliestTokens
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Item:
-    """One thing to be computed."""
+    """One input of the model, and what is computed of it.
 
-    # An embedding is of the image, the text or both; every other kind takes both, and `reason` two images.
+    Attributes:
+        kind: An embedding is of the image, the text or both, a prediction of what its head reads. All else takes both.
+        head: Of a prediction.
+        image: As `Processor.resize` returns it. One object in several items is encoded once.
+        image_2: The second image, for a head that reads two.
+        ids: Of the text, with a mask for `fill_mask` and `mask_probabilities`. Equal ones are encoded once.
+        top: Words per mask of `fill_mask`; classes of a prediction are chosen by `choices`.
+    """
+
     kind: Kind = "embedding"
-    # as `Processor.resize` returns it; one object in several items is encoded once
+    head: str = ""
     image: Pixels | None = None
-    image_2: Pixels | None = None  # the second one of `reason`
-    # of the text, for `fill_mask` and `mask_probabilities` with a mask; equal ones once
+    image_2: Pixels | None = None
     ids: Tokens | None = None
-    top: int = 1  # words per mask of `fill_mask`; the best of a judgement are chosen by `choices`
+    top: int = 1
 
 
-def compute(engine: Engine, processor: Processor, items: Sequence[Item]) -> list[Outcome]:
-    """Computes items together: what is fused in one run of each tower; what is embedded alone, of the last CLS only."""
-    return begun(engine, processor, items).outcomes()
-
-
-def compute_with_gradients(
-    engine: Engine, processor: Processor, items: Sequence[Item]
+def compute(
+    engine: Engine, processor: Processor, items: Sequence[Item], *, gradients: bool = False
 ) -> list[Outcome]:
-    """Computes items as `compute` does, but not in inference mode."""
-    batch: Begun = unwrap(begun)(engine, processor, items)
-    return unwrap(Begun.outcomes)(batch)
+    """Computes items together, with each image and text encoded once; with `gradients` not in inference mode."""
+    computation = Computation(engine, processor, items, gradients=gradients)
+    computation.start()
+    return computation.outcomes()
 
 
-def computed(
+def compute_batches(
     engine: Engine, processor: Processor, batches: Iterable[Sequence[Item]]
 ) -> Iterator[list[Outcome]]:
-    """Yields the outcomes of batches of items; those of one are read when a GPU has been given the next."""
-    waiting = deque[Begun]()
+    """Yields the outcomes of batches of items; a batch is read when a GPU has been given the next."""
+    waiting = deque[Computation]()
     for items in batches:
-        waiting.append(begun(engine, processor, items))
+        computation = Computation(engine, processor, items)
+        computation.start()
+        waiting.append(computation)
         if len(waiting) > 1:
             yield waiting.popleft().outcomes()
-    for batch in waiting:
-        yield batch.outcomes()
+    for computation in waiting:
+        yield computation.outcomes()
 
 
-class Begun:
-    """Items whose results are on their way from the device, and how outcomes are made of them."""
+class Computation:
+    """Items that are computed together: `start` gives a GPU its work, `outcomes` waits for it."""
 
-    def __init__(self, num_items: int, device: torch.device) -> None:
-        self._outcomes: list[Outcome] = [0.0] * num_items
-        self._device = device
-        self._results: list[tuple[list[int], Tensor, Callable[[Tensor], Iterable[Outcome]]]] = []
+    def __init__(
+        self,
+        engine: Engine,
+        processor: Processor,
+        items: Sequence[Item],
+        *,
+        gradients: bool = False,
+    ) -> None:
+        self._engine = engine
+        self._model = engine.model
+        self._processor = processor
+        self._items = items
+        self._mode = nullcontext if gradients else torch.inference_mode
+        self._outcomes: list[Outcome] = [0.0] * len(items)
+        # Rows of the items, results on the host, and which of the results each row has; None: one each.
+        self._copies: list[tuple[list[int], Tensor, list[int] | None]] = []
         self._copied: torch.cuda.Event | None = None
 
-    def set(self, rows: list[int], outcomes: Iterable[Outcome]) -> None:
+    def start(self) -> None:
+        """Encodes each image and text once, and fuses pairs by what is computed of them."""
+        engine, items = self._engine, self._items
+        with self._mode():
+            self._start_alone()
+            pair_rows = [
+                row
+                for row, item in enumerate(items)
+                if item.ids is not None and item.image is not None
+            ]
+            if not pair_rows:
+                return
+            pixels, image_index = _distinct((items[row].image for row in pair_rows), id)
+            ids, text_index = _distinct(items[row].ids for row in pair_rows)
+            images = engine.cache_image(encoded_images(engine, self._processor, pixels))
+            texts = engine.cache_text(encoded_texts(engine, self._processor, ids))
+            groups = grouped(self._group_of(items[row]) for row in pair_rows)
+            for group, positions in groups.items():
+                rows = [pair_rows[position] for position in positions]
+                image = _select(images, [image_index[position] for position in positions])
+                text = _select(texts, [text_index[position] for position in positions])
+                if group == "score":
+                    self._copy(rows, self._scores(image, text))
+                elif group in ("fill_mask", "mask_probabilities"):
+                    self._read_masks(rows, engine.fuse(image, text, "text").text)
+                else:
+                    pooled = engine.fuse(image, text, "pooled").pooled
+                    if group == "pooled_pair":
+                        second = self._pooled_of_second_images(rows, text)
+                        pooled = torch.cat([pooled, second], dim=-1)
+                    self._read_pooled(rows, pooled)
+
+    def outcomes(self) -> list[Outcome]:
+        """Waits for the results, and returns one for each item."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        with self._mode():
+            for rows, results, index in self._copies:
+                values = _finite(results) if index is None else _finite(results)[index]
+                self._set(rows, values.tolist() if values.ndim == 1 else values)
+        return self._outcomes
+
+    def _set(self, rows: list[int], outcomes: Iterable[Outcome]) -> None:
         for row, outcome in zip(rows, outcomes, strict=True):
             self._outcomes[row] = outcome
 
-    def add(
-        self, rows: list[int], results: Tensor, read: Callable[[Tensor], Iterable[Outcome]]
-    ) -> None:
-        """Queues a copy of the results of items to the host."""
-        copied = results.to("cpu", non_blocking=self._device.type not in ("cpu", "mps"))
-        self._results.append((rows, copied, read))
-        if self._device.type == "cuda":
+    def _copy(self, rows: list[int], results: Tensor, index: list[int] | None = None) -> None:
+        """Queues a copy of results to the host."""
+        device = self._engine.device
+        copied = results.to("cpu", non_blocking=device.type not in ("cpu", "mps"))
+        self._copies.append((rows, copied, index))
+        if device.type == "cuda":
             self._copied = torch.cuda.Event()
-            self._copied.record(torch.cuda.current_stream(self._device))
+            self._copied.record(torch.cuda.current_stream(device))
 
-    @torch.inference_mode()
-    def outcomes(self) -> list[Outcome]:
-        if self._copied is not None:
-            self._copied.synchronize()
-        for rows, results, read in self._results:
-            self.set(rows, read(results))
-        return self._outcomes
+    def _start_alone(self) -> None:
+        """Computes images and texts that are not fused, which needs the last CLS of a tower only."""
+        items = self._items
+        image_rows = [row for row, item in enumerate(items) if item.ids is None]
+        if image_rows:
+            pixels, index = _distinct((items[row].image for row in image_rows), id)
+            image = encoded_images(self._engine, self._processor, pixels, "cls")
+            self._read_alone(image_rows, index, image, self._model.image_embeds)
+        text_rows = [row for row, item in enumerate(items) if item.image is None]
+        if text_rows:
+            ids, index = _distinct(items[row].ids for row in text_rows)
+            text = encoded_texts(self._engine, self._processor, ids, "cls")
+            self._read_alone(text_rows, index, text, self._model.text_embeds)
 
-
-@torch.inference_mode()
-def begun(engine: Engine, processor: Processor, items: Sequence[Item]) -> Begun:
-    """Runs the model on items, as `compute` does, without waiting for a GPU, but for words of masks."""
-    model = engine.model
-    batch = Begun(len(items), engine.device)
-    image_rows = [row for row, item in enumerate(items) if item.ids is None]
-    text_rows = [row for row, item in enumerate(items) if item.image is None]
-    pairs = [
-        row for row, item in enumerate(items) if item.ids is not None and item.image is not None
-    ]
-
-    # What is embedded alone.
-    if image_rows:
-        pixels, places = _distinct((items[row].image for row in image_rows), id)
-        vectors = model.image_embeds(encoded_images(engine, processor, pixels, "cls"))
-        batch.add(image_rows, unit_length(vectors), partial(_numbers_at, places))
-    if text_rows:
-        ids, places = _distinct(items[row].ids for row in text_rows)
-        vectors = model.text_embeds(encoded_texts(engine, processor, ids, "cls"))
-        batch.add(text_rows, unit_length(vectors), partial(_numbers_at, places))
-    if not pairs:
-        return batch
-
-    # What is fused: each image and each text is encoded once, and shared by its pairs.
-    pixels, image_places = _distinct((items[row].image for row in pairs), id)
-    ids, text_places = _distinct(items[row].ids for row in pairs)
-    image = engine.cache_image(encoded_images(engine, processor, pixels))
-    text = engine.cache_text(encoded_texts(engine, processor, ids))
-    runs: dict[str, list[int]] = {}  # places in `pairs` of what is fused together
-    for place, row in enumerate(pairs):
-        runs.setdefault(items[row].kind if items[row].kind in _APART else "pooled", []).append(
-            place
-        )
-    for run, places in runs.items():
-        rows = [pairs[place] for place in places]
-        chosen_items = [items[row] for row in rows]
-        images = _taken(image, [image_places[place] for place in places])
-        texts = _taken(text, [text_places[place] for place in places])
-        if run in ("fill_mask", "mask_probabilities"):
-            batch.set(
-                rows,
-                _masks(model, processor, engine.fuse(images, texts, "text").text, chosen_items),
+    def _read_alone(
+        self,
+        rows: list[int],
+        index: list[int],
+        encoded: Encoded,
+        embed: Callable[[Encoded], Float[Tensor, "b c"]],
+    ) -> None:
+        for head, positions in grouped(self._items[row].head for row in rows).items():
+            results = self._predict(head, encoded.cls) if head else unit_length(embed(encoded))
+            self._copy(
+                [rows[position] for position in positions],
+                results,
+                [index[position] for position in positions],
             )
-            continue
-        if run == "score":  # log-odds of a match and cosine, as far as the model has the heads
-            scores = list[Tensor]()
-            if model.itm_head is not None:
-                scores.append(
-                    log_odds(model.itm_logits(engine.fuse(images, texts, "pooled").pooled))
-                )
-            if model.itc_head is not None:
-                vectors = unit_length(model.image_embeds(images))
-                scores.append((vectors * unit_length(model.text_embeds(texts))).sum(dim=1))
-            batch.add(rows, torch.stack(scores, dim=1), _numbers)
-            continue
-        pooled = engine.fuse(images, texts, "pooled").pooled
-        if run == "reason":
-            pixels, seconds = _distinct((item.image_2 for item in chosen_items), id)
-            image_2 = engine.cache_image(
-                encoded_images(engine, processor, pixels, token_type=SECOND_IMAGE)
-            )
-            second = engine.fuse(_taken(image_2, seconds), texts, "pooled").pooled
-            pooled = torch.cat([pooled, second], dim=-1)
-        for kind in dict.fromkeys(item.kind for item in chosen_items):
-            numbers = [number for number, item in enumerate(chosen_items) if item.kind == kind]
-            kind_rows = [rows[number] for number in numbers]
-            pooled_of_kind = (
-                pooled if len(numbers) == len(rows) else pooled[_index(engine, numbers)]
-            )
+
+    def _group_of(self, item: Item) -> str:
+        """Returns a name that items share which are fused together."""
+        if item.kind == "prediction":
+            return self._model.extensions.head_specs[item.head].inputs
+        return "pooled" if item.kind in ("embedding", "match") else item.kind
+
+    def _scores(self, image: Encoded, text: Encoded) -> Float[Tensor, "n s"]:
+        """Returns log-odds of a match and cosines, as far as the model has the heads."""
+        model = self._model
+        scores = list[Tensor]()
+        if model.itm_head is not None:
+            pooled = self._engine.fuse(image, text, "pooled").pooled
+            scores.append(log_odds(model.itm_logits(pooled)))
+        if model.itc_head is not None:
+            image_vectors = unit_length(model.image_embeds(image))
+            text_vectors = unit_length(model.text_embeds(text))
+            scores.append((image_vectors * text_vectors).sum(dim=1))
+        return torch.stack(scores, dim=1)
+
+    def _pooled_of_second_images(self, rows: list[int], text: Encoded) -> Float[Tensor, "n e"]:
+        engine = self._engine
+        pixels, index = _distinct((self._items[row].image_2 for row in rows), id)
+        encoded = encoded_images(engine, self._processor, pixels, token_type=SECOND_IMAGE)
+        images_2 = engine.cache_image(encoded)
+        return engine.fuse(_select(images_2, index), text, "pooled").pooled
+
+    def _read_pooled(self, rows: list[int], pooled: Float[Tensor, "b e"]) -> None:
+        readers = [(self._items[row].kind, self._items[row].head) for row in rows]
+        for (kind, head), positions in grouped(readers).items():
+            features = pooled
+            if len(positions) < len(rows):
+                features = pooled[to_device(torch.tensor(positions), self._engine.device)]
             if kind == "embedding":
-                batch.add(kind_rows, unit_length(model.pair_embeds(pooled_of_kind)), _numbers)
+                results = unit_length(self._model.pair_embeds(features))
             elif kind == "match":
-                odds = log_odds(model.itm_logits(pooled_of_kind))
-                batch.add(kind_rows, odds, lambda results: _numbers(results).tolist())
+                results = log_odds(self._model.itm_logits(features))
             else:
-                logits = model.head(HEAD_OF[kind])(pooled_of_kind).float()
-                batch.add(kind_rows, logits, partial(_probabilities, model, kind))
-    return batch
+                results = self._predict(head, features)
+            self._copy([rows[position] for position in positions], results)
 
+    def _predict(self, head: str, features: Float[Tensor, "b f"]) -> Float[Tensor, "b k"]:
+        logits = self._model.head(head)(features).float().reshape(len(features), -1)
+        return predictions(logits, self._model.head_outputs(head))
 
-def _probabilities(
-    model: BridgeTower, kind: str, logits: Float[Tensor, "n k"]
-) -> Float[Tensor, "n k"]:
-    """Returns what the outputs of a head mean: probabilities, or a number."""
-    heads = model.config.heads
-    if heads.predicts_number(HEAD_OF[kind]):
-        return _numbers(logits)
-    if kind == "answer" or (kind == "classify" and heads.multi_label):
-        return _numbers(logits.sigmoid())
-    return _numbers(logits.softmax(dim=-1))
+    def _read_masks(self, rows: list[int], hidden: Float[Tensor, "n l d"]) -> None:
+        """Computes the probabilities of words at each mask, or for `fill_mask` the likeliest tokens."""
+        # Some masks at a time, whose rows are as long as the vocabulary.
+        input_ids = self._processor.pad([self._items[row].ids or () for row in rows]).input_ids
+        masked = input_ids == self._processor.mask_token_id
+        row_index, column_index = (
+            to_device(index, hidden.device) for index in masked.nonzero(as_tuple=True)
+        )
+        at_masks = hidden[row_index, column_index].split(_MASKS)
+        logits = (self._model.mlm_logits(states).float().cpu() for states in at_masks)
+        probabilities = (_finite(part.softmax(dim=-1)) for part in logits)
+        counts: list[int] = masked.sum(dim=1).tolist()
+        if self._items[rows[0]].kind == "mask_probabilities":
+            self._set(rows, torch.cat(list(probabilities)).split(counts))
+            return
+
+        # The likeliest tokens at each mask.
+        tops = [self._items[row].top for row in rows]
+        ranked = [part.topk(min(max(tops), part.shape[-1])) for part in probabilities]
+        values = torch.cat([part.values for part in ranked]).split(counts)
+        token_ids = torch.cat([part.indices for part in ranked]).split(counts)
+        for row, top, ids, likelihoods in zip(rows, tops, token_ids, values, strict=True):
+            self._outcomes[row] = LikeliestTokens(ids[:, :top], likelihoods[:, :top])
 
 
 def decoded(
@@ -315,40 +357,11 @@ def encoded_texts(
     return encodes.encode_text(to_device(input_ids, encodes.device), mask, outputs=outputs)
 
 
-def _index(engine: Engine, rows: Sequence[int]) -> Int[Tensor, " n"]:
-    return to_device(torch.tensor(rows), engine.device)
-
-
-def _taken(encoded: Encoded, rows: list[int]) -> Encoded:
+def _select(encoded: Encoded, rows: list[int]) -> Encoded:
     """Selects rows; all of them in their order need neither an index on the device nor a copy."""
     if rows == list(range(len(encoded))):
         return encoded
     return encoded[to_device(torch.tensor(rows), encoded.cls.device)]
-
-
-def _masks(
-    model: BridgeTower, processor: Processor, hidden: Float[Tensor, "b l d"], items: Sequence[Item]
-) -> Iterable[Outcome]:
-    masked = processor.pad([item.ids or () for item in items]).input_ids == processor.mask_token_id
-    counts: list[int] = masked.sum(dim=1).tolist()
-    row_index, column_index = (
-        to_device(index, hidden.device) for index in masked.nonzero(as_tuple=True)
-    )
-    chosen = hidden[row_index, column_index]
-    parts = (
-        _numbers(model.mlm_logits(part).float().cpu().softmax(dim=-1))
-        for part in chosen.split(_MASKS)
-    )
-    if items[0].kind == "mask_probabilities":
-        return torch.cat(list(parts)).split(counts)
-    top = max(item.top for item in items)
-    best = [part.topk(min(top, part.shape[-1])) for part in parts]
-    probabilities = torch.cat([ranked.values for ranked in best]).split(counts)
-    token_ids = torch.cat([ranked.indices for ranked in best]).split(counts)
-    return [
-        LikeliestTokens(ids[:, : item.top], likelihoods[:, : item.top])
-        for item, ids, likelihoods in zip(items, token_ids, probabilities, strict=True)
-    ]
 
 
 def score_pairs(
@@ -413,7 +426,7 @@ def filled_words(processor: Processor, tokens: LikeliestTokens) -> list[list[Fil
 
 def l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
     """Returns a model's vectors at length one, in float32 on the CPU."""
-    return _numbers(unit_length(vectors).cpu())
+    return _finite(unit_length(vectors).cpu())
 
 
 def unit_length(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
@@ -422,25 +435,22 @@ def unit_length(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
 
 def matched(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
     """Returns the log-odds of a match, in float32 on the CPU; `Reranking.match` makes numbers to show."""
-    return _numbers(log_odds(logits).cpu())
+    return _finite(log_odds(logits).cpu())
 
 
 def split_rows(rows: range, size: int) -> list[range]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def assembled(
-    keys: Sequence[_Key], outcomes_of: Callable[[_Key, list[int]], Iterable[_Result]]
-) -> list[_Result]:
-    """Computes the rows of each key together, and puts what comes of them in order."""
-    outcomes: dict[int, _Result] = {}
-    for key in dict.fromkeys(keys):
-        rows = [row for row, other in enumerate(keys) if other == key]
-        outcomes.update(zip(rows, outcomes_of(key, rows), strict=True))
-    return [outcomes[row] for row in range(len(keys))]
+def grouped(keys: Iterable[_Key]) -> dict[_Key, list[int]]:
+    """Returns the positions of each key, in the order in which keys first appear."""
+    groups: dict[_Key, list[int]] = {}
+    for position, key in enumerate(keys):
+        groups.setdefault(key, []).append(position)
+    return groups
 
 
-def _numbers(results: Tensor) -> Tensor:
+def _finite(results: Tensor) -> Tensor:
     if not results.isfinite().all():
         raise FloatingPointError(
             "the model gives NaN; its weights or settings are damaged, or too large for fp16 or bf16"
@@ -448,17 +458,14 @@ def _numbers(results: Tensor) -> Tensor:
     return results
 
 
-def _numbers_at(rows: list[int], results: Tensor) -> Tensor:
-    return _numbers(results)[rows]
-
-
 def _distinct(
     sources: Iterable[_Result | None], key: Callable[[_Result], Hashable] = lambda source: source
 ) -> tuple[list[_Result], list[int]]:
+    """Returns the sources that differ by their key, and for each source its index among them."""
     present = [source for source in sources if source is not None]
-    found = {key(source): source for source in present}
-    numbers = {name: number for number, name in enumerate(found)}
-    return list(found.values()), [numbers[key(source)] for source in present]
+    different = {key(source): source for source in present}
+    index_of = {name: index for index, name in enumerate(different)}
+    return list(different.values()), [index_of[key(source)] for source in present]
 
 
 def prompts_of(labels: Sequence[str], templates: Sequence[str]) -> list[str]:

@@ -17,18 +17,16 @@ from torch.utils._pytree import tree_map
 from bridgetower.arguments import AboveZero, AtLeast0, AtLeast1, Expected, checked
 from bridgetower.checkpoints import Checkpoint, HubOptions, Source, fingerprint, read_checkpoint
 from bridgetower.engines.config import EngineRequest, Precision
-from bridgetower.engines.engine import Engine, EngineChoice, chosen_engine
+from bridgetower.engines.engine import Engine, EngineChoice, choose_engine
 from bridgetower.files import cache_folder
 from bridgetower.inference.items import (
-    HEAD_OF,
     TEMPLATES,
     Item,
-    Judging,
     Kind,
     Outcome,
     choices,
     compute,
-    computed,
+    compute_batches,
     decoded,
     encoded_bytes,
     encoded_images,
@@ -129,7 +127,7 @@ def load(
         ValueError: What is there is damaged, unknown, or does not fit together, or there is no such device or engine.
     """
     choice = EngineChoice(
-        engine=chosen_engine(engine, precision, device),
+        engine=choose_engine(engine, precision, device),
         precision=precision,
         device=device,
         cache=cache_folder() if cache is None else Path(cache),
@@ -365,23 +363,51 @@ class Predictor:
         return self._about.class_names(head)
 
     @checked
+    def predict(
+        self,
+        head: str,
+        images: MaybeImages = None,
+        texts: Texts | None = None,
+        images_2: Images | None = None,
+        *,
+        top: AtLeast1 | None = None,
+        **options: Unpack[Options],
+    ) -> Any:
+        """Returns what a head predicts: classes (lists of `Choice`) by its names, or without names a number.
+
+        Args:
+            head: Such as `vqa`, or a custom one.
+            images: Image n goes with text n; None in the place of an image is none. None: texts alone.
+            texts: An empty text is none. None: images alone.
+            images_2: The second images, for a head that reads two.
+            top: Classes per input; None: all of them.
+            **options: See `Options`.
+        """
+        outputs = self._head_outputs(head, images, texts, images_2, **options)
+        names = self.class_names(head)
+        if not names:
+            return outputs[:, 0]
+        lists = choices(outputs, names, top)
+        return lists[0] if _is_single(images, texts, images_2) else lists
+
+    @checked
     def answer(
         self, images: Images, questions: Texts, *, top: AtLeast1 = 5, **options: Unpack[Options]
     ) -> Any:
         """Returns the `top` likeliest answers (lists of `Choice`) to each question about its image; see `Options`."""
-        return self._judged("answer", images, questions, top=top, **options)
+        return self.predict("vqa", images, questions, top=top, **options)
 
     @checked
     def entail(self, images: Images, statements: Texts, **options: Unpack[Options]) -> Any:
         """Returns whether each image contradicts its statement, leaves it open (neutral), or entails it."""
-        return self._judged("entail", images, statements, **options)
+        return self.predict("snli_ve", images, statements, **options)
 
     @checked
     def reason(
         self, images: Images, images_2: Images, statements: Texts, **options: Unpack[Options]
     ) -> Any:
         """Returns whether statement n, about the left image n and the right image n of `images_2`, is `True`."""
-        return self._judged("reason", images, statements, images_2, **options)
+        return self.predict("nlvr2", images, statements, images_2, **options)
 
     @checked
     def classify(
@@ -404,30 +430,26 @@ class Predictor:
             top: Classes per input; None: all of them.
             **options: See `Options`.
         """
-        single = all(
-            one is None or isinstance(one, str) or is_image(one) for one in (images, texts)
-        )
-        if labels is not None:
-            if images is None or texts is not None:
-                raise ValueError("labels are compared with images alone; give images and no texts")
-            size, truncate = options.get("batch_size", 32), options.get("truncate", False)
-            names = list(labels)
-            prompts = self.embed_texts(
-                prompts_of(names, list(templates)), batch_size=size, truncate=truncate
-            )
-            workers, progress = options.get("num_workers", 0), options.get("progress", False)
-            shown = cast(Images, images)
-            vectors = self.embed_images(
-                shown, batch_size=size, num_workers=workers, progress=progress
-            )
-            chosen = label_choices(self.model, vectors, prompts, names, top)
-        else:
-            self.model.head(
-                "classification", recipe="classification; or give labels, which need none"
-            )
-            either = either_lists(images, texts, self.processor.blank_image())
-            chosen = self._judged("classify", *either, top=top, **options)
-        return chosen[0] if single else chosen
+        if labels is None:
+            recipe = "classification; or give labels, which need none"
+            self.model.head("classification", recipe=recipe)
+            if self.model.head_outputs("classification") == "number":
+                raise ValueError(
+                    "the classification head of this model predicts a number, not classes; use estimate"
+                )
+            return self.predict("classification", images, texts, top=top, **options)
+        if images is None or texts is not None:
+            raise ValueError("labels are compared with images alone; give images and no texts")
+        names = list(labels)
+        prompts = prompts_of(names, list(templates))
+        of_images: Any = {name: value for name, value in options.items() if name != "truncate"}
+        of_texts: Any = {
+            name: options[name] for name in ("batch_size", "truncate") if name in options
+        }
+        label_vectors = self.embed_texts(prompts, **of_texts)
+        image_vectors = self.embed_images(cast(Images, images), **of_images)
+        lists = label_choices(self.model, image_vectors, label_vectors, names, top)
+        return lists[0] if _is_single(images) else lists
 
     @checked
     def estimate(
@@ -438,39 +460,49 @@ class Predictor:
     ) -> Float[Tensor, " n"]:
         """Returns a number for each image, text, or both, after training on a table of numbers; see `classify`."""
         self.model.head("classification")
-        if not self.model.config.heads.predicts_number("classification"):
+        if self.model.head_outputs("classification") != "number":
             raise ValueError(
                 "the classification head of this model has classes, not a number; use classify"
             )
-        pairs = either_lists(images, texts, self.processor.blank_image())
-        return torch.stack(self._computed("classify", *pairs, **options))[:, 0]
+        return self.predict("classification", images, texts, **options)
 
     @checked
     def compute(self, items: Items) -> list[Outcome]:
         """Computes items of any kind together; see `inference.compute`."""
         return compute(self.engine, self.processor, items)
 
-    def _judged(
+    def _head_outputs(
         self,
-        kind: Judging,
-        images: Images,
-        texts: Texts,
-        images_2: Images | None = None,
-        *,
-        top: int | None = None,
+        head: str,
+        images: Any,
+        texts: Any,
+        images_2: Images | None,
         **options: Unpack[Options],
-    ) -> Any:
-        names = self.class_names(HEAD_OF[kind])
-        if not names:
+    ) -> Float[Tensor, "n k"]:
+        """Computes a head's probabilities or numbers of what it reads."""
+        self.model.head(head)
+        spec = self.model.extensions.head_specs[head]
+        if self.model.head_outputs(head) == "other":
             raise ValueError(
-                f"the {HEAD_OF[kind]} head of this model predicts a number, not classes; use estimate"
+                f"the {spec.title or head} head predicts no classes and no number; use match, fill_mask or embed_images"
             )
-        pairs = pair_lists(images, texts, images_2=images_2)
-        chosen = choices(torch.stack(self._computed(kind, *pairs, **options)), names, top)
-        single = (
-            isinstance(texts, str) and is_image(images) and (images_2 is None or is_image(images_2))
-        )
-        return chosen[0] if single else chosen
+        reads_two = spec.inputs == "pooled_pair"
+        if reads_two != (images_2 is not None):
+            count = "two images" if reads_two else "one image"
+            raise ValueError(f"the {head} head reads {count}; expected images_2 for two alone")
+        inputs: Any
+        if reads_two:
+            inputs = pair_lists(images, texts, images_2=images_2)
+        elif spec.inputs == "pooled":
+            inputs = either_lists(images, texts, self.processor.blank_image())
+        else:
+            reads_images = spec.inputs == "image_cls"
+            if (images is None) == reads_images or (texts is None) != reads_images:
+                raise ValueError(
+                    f"the {head} head reads {'images' if reads_images else 'texts'} alone; give nothing else"
+                )
+            inputs = (image_list(images), None) if reads_images else (None, text_list(texts))
+        return torch.stack(self._computed("prediction", *inputs, head=head, **options))
 
     def _computed(
         self,
@@ -479,6 +511,7 @@ class Predictor:
         texts: Sequence[str] | None,
         images_2: Sequence[ImageLike] | None = None,
         *,
+        head: str = "",
         top: int = 1,
         batch_size: int = 32,
         truncate: bool = False,
@@ -513,11 +546,13 @@ class Predictor:
                     for each in shown
                 )
                 yield [
-                    Item(kind=kind, image=image, image_2=image_2, ids=ids[row], top=top)
+                    Item(kind=kind, head=head, image=image, image_2=image_2, ids=ids[row], top=top)
                     for row, image, image_2 in zip(rows, first, second, strict=True)
                 ]
 
-        outcomes = chain.from_iterable(computed(self.engine, self.processor, batches_of_items()))
+        outcomes = chain.from_iterable(
+            compute_batches(self.engine, self.processor, batches_of_items())
+        )
         found: list[Any] = [None] * count
         for row, outcome in zip(order, outcomes, strict=True):
             found[row] = outcome
@@ -572,3 +607,8 @@ class Predictor:
                     matched(torch.cat(found)).reshape(len(ids), len(image)).T
                 )
         return scores
+
+
+def _is_single(*inputs: Any) -> bool:
+    """Whether no input is a sequence."""
+    return all(value is None or isinstance(value, str) or is_image(value) for value in inputs)

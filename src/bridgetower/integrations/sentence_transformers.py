@@ -18,7 +18,6 @@ from bridgetower.extras import require
 from bridgetower.inference.items import (
     Item,
     compute,
-    compute_with_gradients,
     encoded_images,
     encoded_texts,
     fetched,
@@ -204,8 +203,9 @@ class EmbeddingModule(_Module):
         items = [features["items"][index] for index in features["input_ids"].tolist()]
         engine = self._engine()
         needs_gradients = self.network is not None and self._is_training
-        compute_items = compute_with_gradients if needs_gradients else compute
-        vectors: list[Any] = compute_items(engine, self.predictor.processor, items)
+        vectors: list[Any] = compute(
+            engine, self.predictor.processor, items, gradients=needs_gradients
+        )
         widths = sorted({len(vector) for vector in vectors})
         if len(widths) > 1:
             raise ValueError(

@@ -14,13 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bridgetower.model.bridges import BRIDGES
-from bridgetower.model.config import ModelConfig, Part, entry
+from bridgetower.model.config import ModelConfig, Part, look_up
 from bridgetower.model.extensions import NO_EXTENSIONS, TEXT_ARCHITECTURES, Extensions, vision_tower
 from bridgetower.model.fusion import Encoded, Fused, FusionEncoder, FusionOutputs, Mask
 from bridgetower.model.heads import (
     HEADS,
     FusedItcHead,
-    HeadSpec,
+    HeadOutputs,
     ItcHead,
     LinearHead,
     MlmHead,
@@ -73,7 +73,7 @@ class BridgeTower(nn.Module):
         super().__init__()
         self.config, self.extensions, fusion = config, extensions, config.fusion
         self.vision = vision_tower(config.vision, extensions)
-        text = entry(
+        text = look_up(
             "text.architecture",
             config.text.architecture,
             TEXT_ARCHITECTURES | extensions.text_towers,
@@ -99,15 +99,10 @@ class BridgeTower(nn.Module):
         self.image_pooler = Pooler(fusion.hidden_size)
         chosen = chosen_heads(config.heads)
         for name in (*HEADS, *config.heads.custom):
-            spec = entry("heads.custom", name, self.head_specs)
+            spec = look_up("heads.custom", name, extensions.head_specs)
             self.add_module(f"{name}_head", spec.build(config) if name in chosen else None)
         if self.device.type != "meta":
             self.reset_parameters(generator)
-
-    @property
-    def head_specs(self) -> dict[str, HeadSpec]:
-        """Every head that a config may name."""
-        return HEADS | self.extensions.heads
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -460,11 +455,15 @@ class BridgeTower(nn.Module):
         """Returns vocabulary logits of text stream positions."""
         return self.head("mlm")(hidden)
 
+    def head_outputs(self, name: str) -> HeadOutputs:
+        """Returns what the outputs of a head mean."""
+        return self.extensions.head_specs[name].outputs_of(self.config.heads)
+
     def head(self, name: str, *, recipe: str | None = None) -> Any:
         """Returns a head; the error names the `recipe` that trains it, by default the usual one."""
         head = getattr(self, f"{name}_head", None)
         if head is None:
-            spec = entry("head", name, self.head_specs)
+            spec = look_up("head", name, self.extensions.head_specs)
             present = [
                 child.removesuffix("_head")
                 for child, _ in self.named_children()

@@ -333,10 +333,6 @@ class HeadsConfig:
             )
         check_dropouts("heads", self, "itc_dropout", "nlvr2_dropout")
 
-    def predicts_number(self, head: str) -> bool:
-        """Whether the single output of a head is a number, not the logit of a class."""
-        return head == "classification" and self.classification == 1 and not self.multi_label
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -412,7 +408,7 @@ class ModelConfig:
         )
 
 
-def entry(field: str, name: str, table: Mapping[str, _Entry]) -> _Entry:
+def look_up(field: str, name: str, table: Mapping[str, _Entry]) -> _Entry:
     if name not in table:
         known = ", ".join(table)
         raise ValueError(

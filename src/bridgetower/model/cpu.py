@@ -74,14 +74,14 @@ def _swap(module: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]])
 
 @torch.inference_mode(False)  # parameters made in that mode could not be loaded into another model
 def pack_weights(
-    model: nn.Module, dtype: torch.dtype | None = None, *, left: Iterable[nn.Module] = ()
+    model: nn.Module, dtype: torch.dtype | None = None, *, excluded: Iterable[nn.Module] = ()
 ) -> None:
     """Swaps the kernels in and packs the weights of their linear layers, for inference; the state dict stays.
 
-    Parts that are `left` only get the kernels.
+    Modules that are `excluded` only get the kernels.
     """
     optimize_for_cpu(model)
-    others = {module for part in left for module in part.modules()}
+    others = {module for part in excluded for module in part.modules()}
     for module in model.modules():
         if module in others:
             continue

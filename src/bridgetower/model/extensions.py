@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bridgetower.model.bridges import BRIDGES, BridgeBuilder
-from bridgetower.model.config import TextConfig, VisionConfig, entry
+from bridgetower.model.config import TextConfig, VisionConfig, look_up
 from bridgetower.model.heads import HEADS, HeadSpec
 from bridgetower.model.library_towers import TimmTower, TransformersTower
 from bridgetower.model.towers import TextTower, TextTransformer, VisionTower, VisionTransformer
@@ -75,6 +75,11 @@ class Extensions:
                     "give it another"
                 )
 
+    @property
+    def head_specs(self) -> dict[str, HeadSpec]:
+        """Every head that a config may name."""
+        return HEADS | self.heads
+
 
 NO_EXTENSIONS = Extensions()
 
@@ -82,4 +87,4 @@ NO_EXTENSIONS = Extensions()
 def vision_tower(config: VisionConfig, extensions: Extensions = NO_EXTENSIONS) -> VisionTower:
     """Builds the image tower of a model."""
     towers = VISION_ARCHITECTURES | extensions.vision_towers
-    return entry("vision.architecture", config.architecture, towers)(config)
+    return look_up("vision.architecture", config.architecture, towers)(config)

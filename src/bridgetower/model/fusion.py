@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bridgetower.model.bridges import BRIDGES, Bridge, BridgeBuilder, TowerLayers
-from bridgetower.model.config import FusionConfig, entry
+from bridgetower.model.config import FusionConfig, look_up
 from bridgetower.model.layers import (
     CrossAttention,
     FeedForward,
@@ -221,7 +221,7 @@ class FusionEncoder(nn.Module):
         self.image_layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_layers))
         self.first_bridge = config.first_bridge
         bridged = () if config.bridge is None else range(self.first_bridge, config.num_layers + 1)
-        bridge = entry("fusion.bridge", config.bridge or "add", bridges)
+        bridge = look_up("fusion.bridge", config.bridge or "add", bridges)
         num_text, num_image = config.num_tower_layers("text"), config.num_tower_layers("vision")
         self.text_bridges = nn.ModuleList(bridge(config, layer, num_text) for layer in bridged)
         self.image_bridges = nn.ModuleList(bridge(config, layer, num_image) for layer in bridged)

@@ -125,6 +125,8 @@ class FusedItcHead(nn.Module):
 
 
 HeadInputs = Literal["pooled", "pooled_pair", "text", "image_cls", "text_cls", "both_cls"]
+HeadOutputs = Literal["softmax", "sigmoid", "number", "other"]
+"""Logits of classes of which one holds, logits of classes that hold independently, a number, or something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,7 @@ class HeadSpec:
         build: Makes the head for a model.
         inputs: What it reads: the `pooled` output [B, E]; `pooled_pair`, those of two images side by side [B, 2E];
             hidden states of the `text` stream [B, L, D]; the last CLS of a tower, or of both.
+        outputs: What they mean, or a function of the config that says so. `predict` serves every head but `other`.
         title: What errors call it; None is its name.
         recipe: A recipe of `bridgetower train` that trains it, which errors name.
         published: Names in official checkpoints of its modules and parameters, by ours.
@@ -145,12 +148,29 @@ class HeadSpec:
 
     build: Callable[[ModelConfig], nn.Module]
     inputs: HeadInputs
+    outputs: HeadOutputs | Callable[[HeadsConfig], HeadOutputs] = "softmax"
     title: str | None = None
     recipe: str | None = None
     published: Mapping[str, str] = field(default_factory=dict)
     in_transformers: bool = False
     tower_lr: tuple[str, ...] = ()
     hidden_scale: bool = False
+
+    def outputs_of(self, config: HeadsConfig) -> HeadOutputs:
+        return self.outputs(config) if callable(self.outputs) else self.outputs
+
+
+def predictions(logits: Float[Tensor, "n k"], outputs: HeadOutputs) -> Float[Tensor, "n k"]:
+    """Returns probabilities of classes, or numbers as they are."""
+    if outputs == "softmax":
+        return logits.softmax(dim=-1)
+    return logits.sigmoid() if outputs == "sigmoid" else logits
+
+
+def _classification_outputs(config: HeadsConfig) -> HeadOutputs:
+    if config.multi_label:
+        return "sigmoid"
+    return "number" if config.classification == 1 else "softmax"
 
 
 def chosen_heads(config: HeadsConfig) -> dict[str, object]:
@@ -171,6 +191,7 @@ def _classifier(
     official: str | None = None,
     *,
     num_images: int = 1,
+    outputs: HeadOutputs | Callable[[HeadsConfig], HeadOutputs] = "softmax",
 ) -> HeadSpec:
     """A classifier of one or two images with a text; official `head_hidden_scale` counts in the output of one."""
 
@@ -186,7 +207,12 @@ def _classifier(
     )
     inputs: HeadInputs = "pooled_pair" if num_images == 2 else "pooled"
     return HeadSpec(
-        build=build, inputs=inputs, recipe=recipe, published=published, hidden_scale=True
+        build=build,
+        inputs=inputs,
+        outputs=outputs,
+        recipe=recipe,
+        published=published,
+        hidden_scale=True,
     )
 
 
@@ -199,6 +225,7 @@ HEADS: dict[str, HeadSpec] = {
             config.heads.mlm_activation,
         ),
         inputs="text",
+        outputs="other",
         title="masked-language (MLM)",
         recipe="pretrain-base",
         published={
@@ -212,6 +239,7 @@ HEADS: dict[str, HeadSpec] = {
     "itm": HeadSpec(
         build=lambda config: LinearHead(config.fusion.pooled_size, 2),
         inputs="pooled",
+        outputs="other",
         title="matching (ITM)",
         recipe="pretrain-base",
         published={"fc": "itm_score.fc"},
@@ -220,6 +248,7 @@ HEADS: dict[str, HeadSpec] = {
     "itc": HeadSpec(
         build=_itc_head,
         inputs="both_cls",
+        outputs="other",
         title="contrastive (ITC)",
         recipe="pretrain-base-itc",
         published={
@@ -235,13 +264,16 @@ HEADS: dict[str, HeadSpec] = {
     "rank": HeadSpec(
         build=lambda config: RankHead(config.fusion.pooled_size),
         inputs="pooled",
+        outputs="number",
         title="ranking",
         recipe="retrieval-flickr30k-ranking",
         published={"fc": "rank_output"},
         tower_lr=("fc",),  # the official `set_schedule` misses it
     ),
-    "vqa": _classifier("vqav2-base", lambda heads: heads.vqa, "vqa_classifier"),
+    "vqa": _classifier("vqav2-base", lambda heads: heads.vqa, "vqa_classifier", outputs="sigmoid"),
     "snli_ve": _classifier("snli-ve", lambda heads: 3, "snli_classifier"),
     "nlvr2": _classifier("nlvr2", lambda heads: 2, "nlvr2_classifier", num_images=2),
-    "classification": _classifier("classification", lambda heads: heads.classification),
+    "classification": _classifier(
+        "classification", lambda heads: heads.classification, outputs=_classification_outputs
+    ),
 }

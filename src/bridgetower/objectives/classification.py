@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from bridgetower.data.batches.batch import Batch
 from bridgetower.model.bridgetower import SECOND_IMAGE, BridgeTower
+from bridgetower.model.heads import predictions
 from bridgetower.objectives.losses import Losses, class_loss
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -70,18 +72,17 @@ class ClassificationTask(nn.Module):
 
 def task_of_head(model: BridgeTower, head: str) -> ClassificationTask:
     """Returns the task of a head: squared error of a number, cross-entropy of a class, or of each answer or label."""
-    is_number = model.config.heads.predicts_number(head)
-    several = head == "classification" and model.config.heads.multi_label
+    outputs = model.head_outputs(head)
 
     def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        if is_number:
+        if outputs == "number":
             return F.mse_loss(logits[:, 0], labels.float()), {}
-        # official `compute_vqa`, after Kim et al., "Bilinear Attention Networks" (2018)
+        # Official `compute_vqa`, after Kim et al., "Bilinear Attention Networks" (2018).
         if head == "vqa":
             scores = labels.gather(1, logits.argmax(dim=1, keepdim=True))
             value = F.binary_cross_entropy_with_logits(logits, labels) * labels.shape[1]
             return value, {"vqa_score": scores.mean().detach()}
-        if several:
+        if outputs == "sigmoid":
             right = ((logits > 0) == (labels > 0.5)).float().mean()
             return F.binary_cross_entropy_with_logits(logits, labels.float()), {
                 "label_accuracy": right.detach()
@@ -89,9 +90,6 @@ def task_of_head(model: BridgeTower, head: str) -> ClassificationTask:
         value, accuracy = class_loss(logits, labels)
         return value, {"accuracy": accuracy}
 
-    def probabilities(logits: Tensor) -> Tensor:
-        if is_number:
-            return logits
-        return logits.sigmoid() if several or head == "vqa" else logits.softmax(dim=-1)
-
-    return ClassificationTask(model, head, loss=loss, probabilities=probabilities)
+    return ClassificationTask(
+        model, head, loss=loss, probabilities=partial(predictions, outputs=outputs)
+    )

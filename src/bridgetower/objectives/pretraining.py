@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bridgetower.data.batches.batch import CaptionBatch, RankingBatch
 from bridgetower.distributed import all_gather, rank, world_size
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
-from bridgetower.model.config import entry
+from bridgetower.model.config import look_up
 from bridgetower.model.fusion import Encoded
 from bridgetower.objectives import losses
 from bridgetower.objectives.config import Phase, PretrainingConfig, RankingConfig
@@ -71,7 +71,7 @@ class PretrainingTask(nn.Module):
         needed_heads: list[str] = []
         for phase in config.phases:
             for name in phase.weights:
-                needed_heads += entry("phases", name, self.objectives).heads
+                needed_heads += look_up("phases", name, self.objectives).heads
             if phase.itm and phase.negatives == "hard":
                 needed_heads.append("itc")
         missing = [

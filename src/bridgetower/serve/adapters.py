@@ -56,7 +56,7 @@ async def encode(body: EncodeRequest, service: Served) -> Response:
     image, model = body.img_b64_str, service.main
     work: dict[Unit, int] = {"text" if image is None else "pair": 1}
     with service.admission(
-        work, "text", body.model, "embeddings" if image is None else None, images=[image]
+        work, "text", body.model, "itc" if image is None else None, images=[image]
     ):
         (pixels,) = await model.images([image], "img_b64_str")
         (ids,) = await model.texts([body.text], "text", truncate=body.truncate)

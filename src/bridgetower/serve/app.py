@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -21,7 +21,7 @@ from bridgetower.serve.errors import ApiError, handle
 from bridgetower.serve.metrics import ObservingMiddleware
 from bridgetower.serve.middleware import RequestLimitsMiddleware, StrictHttpMiddleware
 from bridgetower.serve.schemas import AsciiResponse, errors
-from bridgetower.serve.service import MIB, Served, Service, Use
+from bridgetower.serve.service import HEADS, MIB, Served, Service, Use
 
 router = APIRouter(tags=["server"])
 
@@ -133,6 +133,7 @@ class Model(BaseModel):
     max_tokens: int = Field(description="Longest text.")
     mask_token: str = Field(description="Stands in a text where a word is missing.")
     uses: list[Use] = Field(description="What it can be used for.")
+    heads: list[str] = Field(description="The heads that `/v1/predict` serves.")
 
 
 class Models(BaseModel):
@@ -153,9 +154,10 @@ async def models(service: Served) -> Models:
             mask_token=processor.mask_token,
             uses=[
                 use
-                for use in get_args(Use)
-                if service.model_for(use) is served and served.lacking(use) is None
+                for use, head in HEADS.items()
+                if service.model_for(head) is served and served.lacking(head) is None
             ],
+            heads=served.predicting,
         )
         for served in service.models
         for processor in [served.predictor.processor]

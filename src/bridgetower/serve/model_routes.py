@@ -8,7 +8,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ from bridgetower.serve.schemas import (
     listed,
     usage,
 )
-from bridgetower.serve.service import Explaining, Served, Service, Use
+from bridgetower.serve.service import HEADS, Explaining, Served, Service, Use
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -224,9 +224,7 @@ async def embedded(
     sources = [one.image for one in contents]
     units = Counter(_unit(one) for one in contents)
     joint = set(units) == {"pair"}
-    with service.admission(
-        units, param, body.model, None if joint else "embeddings", images=sources
-    ):
+    with service.admission(units, param, body.model, None if joint else "itc", images=sources):
         items = await service.main.items(contents, param, truncate=body.truncate)
         return items, await service.scheduler.submit(items)
 
@@ -324,12 +322,12 @@ async def scored(
         raise ApiError(400, message, param=param)
     same, model = {queries[0].text is None} == kinds, service.main
     sources = [one.image for one in (*queries, *documents)]
-    use: Literal["embeddings", "match"] = "embeddings" if same else "match"
+    head = "itc" if same else "itm"
     compared = (*queries, *documents)
     work: dict[Unit, int] = (
         {_unit(compared[0]): len(compared)} if same else {"pair": len(documents)}
     )
-    with service.admission(work, param, body.model, use, images=sources):
+    with service.admission(work, param, body.model, head, images=sources):
         asked = await model.items(queries, "query", truncate=body.truncate)
         items = await model.items(documents, param, truncate=body.truncate)
         repeated = asked * len(items) if len(asked) == 1 else asked
@@ -389,33 +387,49 @@ class PairRequest(Body):
     texts: Texts
 
 
-async def _answered(use: Use, result: str, body: PairRequest, service: Service) -> Response:
-    """Responds with what a head of the model says of each pair."""
+async def _answered(
+    use: Use | None, head: str, result: str, body: PairRequest, service: Service
+) -> Response:
+    """Responds with what a head says of each pair, or without a use of what it reads, be it classes or a number."""
     if body.images is None and body.texts is None:  # which may be left out of `classify`
         raise ApiError(
             400, "neither images nor texts given; expected one of them at least", param="images"
         )
     sources: Sequence[str | None] = body.images or [None] * len(body.texts)
-    given, sources_2 = body.texts or [""] * len(sources), getattr(body, "images_2", [])
+    given, sources_2 = body.texts or [""] * len(sources), getattr(body, "images_2", None) or []
     texts_param = type(body).model_fields["texts"].alias or "texts"
     all_pairs = getattr(body, "all_pairs", False) or (
         len(sources) == 1 and not sources_2
     )  # one image for all texts
-    if use == "reason" and len(sources) != len(sources_2):
-        message = f"{len(sources)} images and {len(sources_2)} images_2; expected a second one for each first"
-        raise ApiError(400, message, param="images_2")
+    model = service.model_for(head)
+    spec = model.predictor.model.extensions.head_specs.get(head)
+    reads = spec.inputs if spec else "pooled"
+    if (reads == "pooled_pair") != bool(sources_2) or (
+        sources_2 and len(sources) != len(sources_2)
+    ):
+        expected = "a second one for each first" if reads == "pooled_pair" else "no second ones"
+        raise ApiError(
+            400,
+            f"{len(sources)} images and {len(sources_2)} images_2; expected {expected}",
+            param="images_2",
+        )
+    unused = {"image_cls": "texts", "text_cls": "images"}.get(reads)
+    if unused and getattr(body, unused) is not None:
+        raise ApiError(400, f"the {head} head reads no {unused}; leave them out", param=unused)
     if not all_pairs and len(sources) != len(given):
         raise ApiError(
             400,
             f"{len(sources)} images and {len(given)} texts; expected as many of one as of the other",
         )
     count = len(sources) * len(given) if all_pairs else len(sources) + len(sources_2)
-    param, model = "images" if body.images else texts_param, service.model_for(use)
+    param = "images" if body.images else texts_param
     processor, top = model.predictor.processor, getattr(body, "top", None) or _ALL
-    work: dict[Unit, int] = {"pair": count}
+    units: dict[str | None, Unit] = {"texts": "image", "images": "text", None: "pair"}
+    work = {units[unused]: count}
     if use == "fill-mask":
         work["word"] = top * sum(text.count(processor.mask_token) for text in given)
-    with service.admission(work, param, body.model, use, images=[*sources, *sources_2]):
+    given_images = [*sources, *sources_2]
+    with service.admission(work, param, body.model, head, images=given_images, numbers=use is None):
         blank = processor.blank_image().pixels
         images = [
             blank if image is None else image for image in await model.images(sources, "images")
@@ -436,9 +450,17 @@ async def _answered(use: Use, result: str, body: PairRequest, service: Service) 
         places = [
             (i, t) for i in range(len(images)) for t in (range(len(texts)) if all_pairs else [i])
         ]
-        kind, seconds = cast(Kind, use.replace("-", "_")), images_2 or [None] * len(images)
+        kinds: dict[Use | None, Kind] = {"match": "match", "fill-mask": "fill_mask"}
+        kind, seconds = kinds.get(use, "prediction"), images_2 or [None] * len(images)
         items = [
-            Item(kind=kind, image=images[i], image_2=seconds[i], ids=texts[t], top=top)
+            Item(
+                kind=kind,
+                head=head if kind == "prediction" else "",
+                image=None if unused == "images" else images[i],
+                image_2=seconds[i],
+                ids=None if unused == "texts" else texts[t],
+                top=top,
+            )
             for i, t in places
         ]
         outcomes = await service.scheduler.submit(items)
@@ -451,13 +473,13 @@ async def _answered(use: Use, result: str, body: PairRequest, service: Service) 
                 for (i, t), scores in zip(places, named, strict=True)
             )
         else:
-            rows = (
-                {
-                    "index": number,
-                    result: filled_words(processor, outcome) if use == "fill-mask" else outcome,
-                }
-                for number, outcome in enumerate(outcomes)
-            )
+
+            def shown(outcome: Any) -> dict[str, Any]:
+                if use == "fill-mask":
+                    outcome = filled_words(processor, outcome)
+                return {"number" if isinstance(outcome, float) else result: outcome}
+
+            rows = ({"index": number, **shown(outcome)} for number, outcome in enumerate(outcomes))
         return await json_of(service.writers, listed(rows, model.name, model.tokens(items)))
 
 
@@ -483,7 +505,7 @@ def _route(
     numbered = create_model(name, **fields)
 
     async def handle(body: PairRequest, service: Served) -> Response:
-        return await _answered(use, next(iter(entry)), body, service)
+        return await _answered(use, str(HEADS[use]), next(iter(entry)), body, service)
 
     handle.__annotations__["body"] = request
     settings: dict[str, Any] = {"response_model": ListResponse[numbered], "responses": COMPUTING}  # type: ignore[valid-type]
@@ -583,14 +605,14 @@ async def classify(body: ClassifyRequest, service: Served) -> Response:
             raise ApiError(
                 400, "templates are for labels; give labels too, or neither", param="templates"
             )
-        return await _answered("classify", "classes", body, service)
+        return await _answered("classify", "classification", "classes", body, service)
     labels, top = body.labels, min(body.top or len(body.labels), len(body.labels))
     if body.images is None or body.texts is not None:
         raise ApiError(
             400, "labels are compared with images alone; give images and no texts", param="labels"
         )
     work: dict[Unit, int] = {"image": len(body.images), "text": len(labels) * len(body.templates)}
-    with service.admission(work, "labels", body.model, "embeddings", images=body.images):
+    with service.admission(work, "labels", body.model, "itc", images=body.images):
         if len(body.images) * top > (most := MOST_TOP * service.config.max_items):
             message = f"labels: {len(body.images)} images with {top} labels each, the limit is {most}; send top"
             raise ApiError(413, message, param="labels")
@@ -612,6 +634,41 @@ async def classify(body: ClassifyRequest, service: Served) -> Response:
     return await json_of(
         service.writers, listed(rows, service.main.name, service.main.tokens(items))
     )
+
+
+class PredictRequest(
+    PairRequest,
+    json_schema_extra={
+        "examples": [{"head": "vqa", "images": IMAGE, "texts": "what colour is the square?"}]
+    },
+):
+    head: Annotated[str, Len(1, 1000)] = Field(description="One of those in `/v1/models`.")
+    images: Images | None = None  # type: ignore[assignment]
+    texts: Texts | None = None  # type: ignore[assignment]
+    images_2: Images | None = Field(None, description="For a head that reads two images.")
+    top: Top | None = Field(None, description="Classes per input; all if left out.")
+
+
+class Predicted(BaseModel):
+    index: int
+    classes: list[Choice] | None = Field(None, description="Likeliest first.")
+    number: float | None = Field(None, description="Of a head without classes.")
+
+
+@router.post(
+    "/v1/predict", response_model=ListResponse[Predicted], responses=COMPUTING, tags=[_PAIRS]
+)
+async def predict(body: PredictRequest, service: Served) -> Response:
+    """Predict classes or a number by a head of the model, of the package or custom."""
+    predicting = service.model_for(body.head).predicting
+    if body.head not in predicting:
+        raise ApiError(
+            400,
+            f"there is no head {body.head!r} to predict with; expected one of {', '.join(predicting) or 'none'}",
+            param="head",
+            code="unsupported_by_model",
+        )
+    return await _answered(None, body.head, "classes", body, service)
 
 
 class ExplainRequest(
@@ -660,9 +717,9 @@ async def explain(body: ExplainRequest, service: Served) -> Response:
             view = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
         return model.prepared(content).pixels, view
 
-    use: Use | None = "match" if body.method == "gradcam" else None
+    head = "itm" if body.method == "gradcam" else None
     unit: Unit = "gradient" if body.method == "gradcam" else "pair"
-    with service.admission({unit: 1}, "image", body.model, use, images=[body.image]):
+    with service.admission({unit: 1}, "image", body.model, head, images=[body.image]):
         ((image, view),) = await model.decoded(decoded, [body.image], "image")
         (ids,) = await model.texts([body.text], "text", truncate=body.truncate)
         try:

@@ -15,17 +15,17 @@ from torch import Tensor
 from bridgetower.inference.attention import Explanation as Attention
 from bridgetower.inference.attention import Method, attention_of
 from bridgetower.inference.items import (
-    HEAD_OF,
     Choice,
     Item,
     Kind,
     LikeliestTokens,
     Pixels,
     Tokens,
-    assembled,
     choices,
+    grouped,
 )
 from bridgetower.inference.predictor import Predictor
+from bridgetower.model.heads import chosen_heads
 from bridgetower.processor.images import MEMORY_PER_PIXEL
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.costs import Unit, unit_costs
@@ -45,7 +45,18 @@ Use = Literal[
 
 MIB = 2**20
 _DECODER_MEMORY = 64 * MIB  # beside that for pixels and files
-_HEADS: dict[str, str] = {"embeddings": "itc", "match": "itm", "fill-mask": "mlm"}
+HEADS: Mapping[Use, str | None] = {
+    "embeddings": "itc",
+    "match": "itm",
+    "fill-mask": "mlm",
+    "explain": None,
+    "answer": "vqa",
+    "entail": "snli_ve",
+    "reason": "nlvr2",
+    "classify": "classification",
+}
+"""The head that each use needs."""
+_PRETRAINED = (None, "itc", "itm", "mlm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,22 +76,26 @@ def compute(
     predictor_of: Callable[[QueueItem], Predictor], items: Sequence[QueueItem]
 ) -> list[Outcome]:
     """Returns for each item what the predictor's method for it returns, those of one model computed together."""
-
-    def computed(key: tuple[Predictor, type], rows: Sequence[int]) -> list[Outcome]:
-        predictor, kind = key
+    outcomes: list[Outcome] = [0.0] * len(items)
+    groups = grouped((predictor_of(item), type(item)) for item in items)
+    for (predictor, kind), rows in groups.items():
         if kind is Explaining:
-            explained = [cast(Explaining, items[row]) for row in rows]
-            return [attention_of(predictor, one.image, one.ids, one.method) for one in explained]
-        chosen = [cast(Item, items[row]) for row in rows]
-        outcomes: list[Outcome] = [*predictor.compute(chosen)]
-        for number, (item, found) in enumerate(zip(chosen, outcomes, strict=True)):
-            if item.kind in HEAD_OF and isinstance(found, Tensor):
-                outcomes[number] = choices(
-                    found[None], predictor.class_names(HEAD_OF[item.kind]), item.top
-                )[0]
-        return outcomes
-
-    return assembled([(predictor_of(item), type(item)) for item in items], computed)
+            for row in rows:
+                explaining = cast(Explaining, items[row])
+                outcomes[row] = attention_of(
+                    predictor, explaining.image, explaining.ids, explaining.method
+                )
+            continue
+        to_compute = [cast(Item, items[row]) for row in rows]
+        results = predictor.compute(to_compute)
+        for row, item, result in zip(rows, to_compute, results, strict=True):
+            outcomes[row] = result
+            if item.head and isinstance(result, Tensor):
+                names = predictor.class_names(item.head)
+                outcomes[row] = (
+                    choices(result[None], names, item.top)[0] if names else float(result)
+                )
+    return outcomes
 
 
 def unit_of(item: QueueItem) -> Unit:
@@ -107,18 +122,34 @@ class ServedModel(Inputs):
         super().__init__(predictor.processor, decoders, remote=remote)
         self.name, self.predictor = name, predictor
 
-    def lacking(self, use: Use | Kind) -> str | None:
-        """Returns the error of a model that lacks the head for a use; None if it has it."""
+    def lacking(self, head: str | None, *, numbers: bool = False) -> str | None:
+        """Returns the error of a model that lacks a head, or its classes; None if it can be used.
+
+        Args:
+            head: Its name; None is always there.
+            numbers: Whether a head that predicts a number can be used.
+        """
         model = self.predictor.model
         try:
-            if use in HEAD_OF and not self.predictor.class_names(HEAD_OF[use]):
-                return f"the {HEAD_OF[use]} head of this model predicts a number, not classes"
-            if use in _HEADS:
-                model.head(_HEADS[use])
+            if head is not None:
+                model.head(head)
+            if head not in _PRETRAINED and not self.predictor.class_names(head) and not numbers:
+                return f"the {head} head of this model predicts a number, not classes"
         except ValueError as error:
             beside = ", and name it with --answer-model when the server is started"
-            return str(error) + (beside if use == "answer" and model.vqa_head is None else "")
+            return str(error) + (beside if head == "vqa" and model.vqa_head is None else "")
         return None
+
+    @property
+    def predicting(self) -> list[str]:
+        """The heads that `predict` serves."""
+        model = self.predictor.model
+        heads = chosen_heads(model.config.heads)
+        return [
+            head
+            for head in heads
+            if model.head_outputs(head) != "other" and self.lacking(head, numbers=True) is None
+        ]
 
     def tokens(self, items: Iterable[Item]) -> int:
         """Returns how many positions the towers read: those of texts, and a patch or a CLS each of images."""
@@ -175,9 +206,10 @@ class Service:
         first: list[QueueItem] = []  # a pair of each model, which runs all of it but its heads
         for model in self.models:
             processor = model.predictor.processor
-            kind: Kind = "embedding" if model is self.main else "answer"
+            kind: Kind = "embedding" if model is self.main else "prediction"
+            head = "" if model is self.main else "vqa"
             ids = tuple(processor.token_ids([""])[0])
-            first.append(Item(kind=kind, image=processor.blank_image().pixels, ids=ids))
+            first.append(Item(kind=kind, head=head, image=processor.blank_image().pixels, ids=ids))
         await asyncio.gather(
             self.scheduler.submit(first),
             asyncio.to_thread(
@@ -207,13 +239,14 @@ class Service:
         work: Mapping[Unit, int],
         param: str,
         name: str | None,
-        use: Use | None = None,
+        head: str | None = None,
         *,
         images: Iterable[str | None] = (),
+        numbers: bool = False,
     ) -> Iterator[None]:
         """Checks that a request can be served, and keeps room for its items and the words of its response."""
-        model = self.main if use is None else self.model_for(use)
-        if use is not None and (lacking := model.lacking(use)):
+        model = self.model_for(head)
+        if lacking := model.lacking(head, numbers=numbers):
             raise ApiError(400, lacking, code="unsupported_by_model")
         if name not in (None, model.name):
             message = f"model is {name!r}; this server has {model.name!r}"
@@ -228,14 +261,13 @@ class Service:
             yield
 
     def _predictor_of(self, item: QueueItem) -> Predictor:
-        served = self.model_for(item.kind) if isinstance(item, Item) else self.main
+        served = self.model_for(item.head) if isinstance(item, Item) and item.head else self.main
         return served.predictor
 
-    def model_for(self, use: Use | Kind) -> ServedModel:
-        """Returns the model for a use: the second one for uses of a fine-tuned head, if it has that head."""
-        return (
-            self.answering if use in HEAD_OF and self.answering.lacking(use) is None else self.main
-        )
+    def model_for(self, head: str | None) -> ServedModel:
+        """Returns the model with a head: the second one for a fine-tuned head, if it has that head."""
+        is_second = head not in _PRETRAINED and self.answering.lacking(head, numbers=True) is None
+        return self.answering if is_second else self.main
 
 
 async def _served(request: Request) -> Service:

@@ -218,6 +218,7 @@ def statement_metrics(
 
 def _labelled_examples(source: ExampleSource) -> EntryDataset:
     from bridgetower.data.batches.examples import ClassEncoder, EntryDataset, NumberEncoder
+    from bridgetower.model.heads import HEADS
 
     heads = source.heads
     is_regression = source.task.kind == "regression"
@@ -241,7 +242,7 @@ def _labelled_examples(source: ExampleSource) -> EntryDataset:
                 f"{folder} has {content} per row, but model.heads.multi_label is {heads.multi_label}; {advice}, or "
                 "choose another set"
             )
-    if is_regression and not heads.predicts_number("classification"):
+    if is_regression and HEADS["classification"].outputs_of(heads) != "number":
         raise ValueError(
             f"the classification head has {heads.classification} classes; regression takes a model whose head "
             "has one output: model.heads.classification 1, without model.heads.multi_label"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import entry
+from bridgetower.model.config import look_up
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.data_parallel import local_rows
@@ -43,7 +43,7 @@ def _lr_multiplier(name: str, model: BridgeTower, config: OptimizerConfig) -> fl
         return config.fusion_multiplier
     module, _, name_in_module = name.partition(".")
     if module.endswith("_head"):
-        spec = model.head_specs[module.removesuffix("_head")]
+        spec = model.extensions.head_specs[module.removesuffix("_head")]
         if not name_in_module.startswith(spec.tower_lr):
             return config.head_multiplier
     return 1.0  # towers, token types and the temperature
@@ -72,7 +72,7 @@ def _decayed_names(model: BridgeTower, rule: str) -> set[str]:
             continue
         official_names: Mapping[str, str] = {}
         if part.endswith("_head"):
-            official_names = model.head_specs[part.removesuffix("_head")].published
+            official_names = model.extensions.head_specs[part.removesuffix("_head")].published
         if "norm" in official_names.get(path_in_part, "norm").lower():
             norms.add(f"{path}.weight")
     return {
@@ -115,7 +115,7 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimizerConfig], Optimize
 def schedule(
     config: OptimizerConfig, max_steps: int, extensions: Extensions = NO_EXTENSIONS
 ) -> Callable[[int], float]:
-    build = entry("optimizer.schedule", config.schedule, SCHEDULES | extensions.schedules)
+    build = look_up("optimizer.schedule", config.schedule, SCHEDULES | extensions.schedules)
     return build(config, max_steps)
 
 
@@ -123,7 +123,7 @@ def build_optimizer(
     groups: list[dict[str, Any]], config: OptimizerConfig, extensions: Extensions = NO_EXTENSIONS
 ) -> Optimizer:
     """Returns the optimiser of the config's rule; a custom one may regroup the parameters."""
-    build = entry("optimizer.rule", config.rule, OPTIMIZERS | extensions.optimizers)
+    build = look_up("optimizer.rule", config.rule, OPTIMIZERS | extensions.optimizers)
     optimizer = build(groups, config)
     is_custom = config.rule in extensions.optimizers
     for group in optimizer.param_groups:

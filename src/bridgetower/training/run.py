@@ -32,7 +32,7 @@ from bridgetower.files import (
     write_json,
 )
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import entry
+from bridgetower.model.config import look_up
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.plain import check_choice
@@ -123,10 +123,10 @@ def train(
     out = Path(out)
     if feature_cache_limit < 0:
         raise ValueError(f"feature_cache_limit is {feature_cache_limit}; expected GiB, at least 0")
-    entry("optimizer.rule", config.optimizer.rule, OPTIMIZERS | extensions.optimizers)
-    entry("optimizer.schedule", config.optimizer.schedule, SCHEDULES | extensions.schedules)
+    look_up("optimizer.rule", config.optimizer.rule, OPTIMIZERS | extensions.optimizers)
+    look_up("optimizer.schedule", config.optimizer.schedule, SCHEDULES | extensions.schedules)
     for name in report_to:
-        entry("report_to", name, LOGGERS | extensions.loggers)
+        look_up("report_to", name, LOGGERS | extensions.loggers)
     check_choice(
         "select_by", config.select_by, Literal[(*config.task.metrics, *extensions.metrics)]
     )
