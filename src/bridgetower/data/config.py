@@ -1,10 +1,10 @@
-"""What is read and how; importable without torch."""
+"""Settings of what is read and written, without imports of torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Literal
 
 from bridgetower.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers
 
@@ -81,18 +81,17 @@ class DataConfig:
             )
         if not self.train_splits:
             raise ValueError("train_splits is empty; expected at least one split")
-        check_numbers(
-            self, max_length=(3, AT_LEAST_0[1]), num_workers=AT_LEAST_0
-        )  # a start, an end and one token
+        # A text has a start, an end and at least one token.
+        check_numbers(self, max_length=(3, AT_LEAST_0[1]), num_workers=AT_LEAST_0)
         check_choice("captions", self.captions, Captions)
         check_choice("augmentation", self.augmentation, Augmentation)
         check_choice("profile", self.profile, OfficialProfile, or_none=True)
         check_choice("rand_augment", self.rand_augment, RandAugment)
         highest = {"none": 0, "geometry": 10, "colour": 30}[self.rand_augment]
         if not min(1, highest) <= self.rand_magnitude <= highest:
+            expected = f"1 to {highest}" if highest else "0"
             raise ValueError(
-                f"rand_magnitude is {self.rand_magnitude} for rand_augment {self.rand_augment!r}; expected "
-                f"{f'1 to {highest}' if highest else '0'}"
+                f"rand_magnitude is {self.rand_magnitude} for rand_augment {self.rand_augment!r}; expected {expected}"
             )
         if self.random_crop is not None and not 0 < self.random_crop <= 1:
             raise ValueError(
@@ -117,20 +116,17 @@ class DataConfig:
 
     def as_evaluated(self) -> DataConfig:
         """Returns the settings without what varies or repeats training examples."""
-        views: dict[str, Any] = {
-            "random_crop": None,
-            "flip": False,
-            "rand_augment": "none",
-            "rand_magnitude": 0,
-        }
         return replace(
             self,
             train_only=(),
             repeats=(),
             augmentation="none",
+            random_crop=None,
+            flip=False,
+            rand_augment="none",
+            rand_magnitude=0,
             transform=None,
             word_dropout=0.0,
-            **views,
         )
 
 
@@ -181,15 +177,12 @@ class WritingConfig:
     @property
     def settings(self) -> dict[str, object]:
         """All that decides the content of the set, beside the source."""
-        values = {
-            item.name: getattr(self, item.name)
-            for item in fields(self)
-            if item.metadata.get("content", True)
-        }
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()
-        }
+        settings = dict[str, object]()
+        for item in fields(self):
+            if item.metadata.get("content", True):
+                value = getattr(self, item.name)
+                settings[item.name] = list(value) if isinstance(value, tuple) else value
+        return settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -188,11 +188,11 @@ def roles_of(file: ListedFile, cells: Mapping[str, Any], columns: Columns) -> Co
 
 
 def _recognised_column(
-    file: ListedFile, names: Iterable[str], headings: Headings, named: str | None = None
+    file: ListedFile, names: Iterable[str], headings: Headings, named_column: str | None = None
 ) -> str:
     """Returns the column that the user named, else one with a usual or a likely name, else an empty text."""
-    if named:
-        return named if named in names else ""
+    if named_column:
+        return named_column if named_column in names else ""
     usual = columns_named(names, headings.usual) or columns_named(names, headings.second)
     if len(usual) > 1:
         advice = f"give {headings.option} one of them" if headings.option else "rename one"

@@ -86,7 +86,7 @@ def is_url(location: object) -> bool:
 
 
 def suffix_of(location: str) -> str:
-    """Returns the ending of a path or URL in lower case; of a compressed file both, such as .csv.gz."""
+    """Returns the ending of a path or URL in lower case, or both endings of a compressed file, such as .csv.gz."""
     name = location.partition("?")[0] if is_url(location) else location
     endings = [ending.lower() for ending in Path(name).suffixes]
     is_compressed = endings[-1:] and endings[-1] in COMPRESSION_SUFFIXES
@@ -210,7 +210,7 @@ def _list_url(source: str) -> Iterator[ListedFile]:
     for path, info in sorted(infos.items()):
         is_root = path.rstrip("/") == root.rstrip("/")
         name = path.rpartition("/")[2] if is_root else os.path.relpath(path, root)
-        is_hidden = any(part.startswith(".") and part != ".." for part in name.split("/"))
+        is_hidden = any(folder.startswith(".") and folder != ".." for folder in name.split("/"))
         if info.get("type") != "directory" and not is_hidden:
             location = path if is_url(path) else system.unstrip_protocol(path)
             yield ListedFile(location, name, _version_in(info))

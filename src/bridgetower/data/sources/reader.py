@@ -77,6 +77,8 @@ FORMATS = (
 )
 """Formats of files. A source is read as the first of them that it has, and its videos too."""
 
+_FilesByFormat = defaultdict[SourceFormat | None, list[ListedFile]]
+
 _READERS = {source_format.kind: source_format.read for source_format in FORMATS}
 _IMAGES_TOGETHER = 2000  # images of a folder in a group
 _SPLIT_IN_NAME = re.compile(rf"(?:^|[/_.-])({'|'.join(SPLITS)})(?=[/_.-]|$)")
@@ -117,55 +119,23 @@ def file_groups(source: str | os.PathLike[str]) -> list[FileGroup]:
     if len(listed) == 1 and unreadable and unreadable[0].location == source:
         raise ValueError(f"{source}: {unreadable[0].problem}")
 
-    # Each file belongs to the first format whose pattern its name matches.
     files = [file for file in listed if not file.problem]
-    files_of = defaultdict[SourceFormat | None, list[ListedFile]](list)
-    for file in files:
-        files_of[_format_of(file, is_alone=len(files) == 1)].append(file)
-
-    # The examples are in the files of the first format that the source has.
-    images = files_of[IMAGES]
-    main_formats = (entry for entry in FORMATS if files_of[entry] and entry is not VIDEOS)
-    main_format = next(main_formats, None)
-    groups = list[FileGroup]()
-    if main_format is IMAGES:
-        groups += _image_groups(images, files_of[TEXTS])
-    elif main_format is not None:
-        main_files = files_of[main_format]
-        if main_format.kind == "tar" and images:
-            raise ValueError(
-                f"{source} has both tar shards ({main_files[0].name}) and images ({images[0].name}); give one of them"
-            )
-        # JSON files beside others are annotations or settings.
-        groups += [
-            _group_of(main_format.kind, file)
-            for file in main_files
-            if len(files) == 1 or suffix_of(file.location) != ".json"
-        ]
-
-    # Videos are read beside them.
+    files_of = _files_by_format(files)
     videos = files_of[VIDEOS]
+    groups = _groups_without_videos(source, files_of, is_alone=len(files) == 1)
     if videos and not is_installed("av"):
         if not groups:
             require("video")
         problem = f"the extra 'video' is missing: {install('video')}"
         unreadable += [replace(file, problem=problem) for file in videos]
     elif videos:
-        neighbours = videos
-        subtitles = [file for file in files if suffix_of(file.location) in SUBTITLE_SUFFIXES]
-        if len(listed) == 1:
-            neighbours, subtitles = videos_and_subtitles_beside(videos[0])
-        groups += [
-            _group_of("video", file, subtitles_of(file, neighbours, subtitles)) for file in videos
-        ]
+        groups += _video_groups(videos, files, is_alone=len(listed) == 1)
 
-    unused = [
-        suffix_of(file.location) or file.name
-        for file in files_of[None]
-        if suffix_of(file.location) not in SUBTITLE_SUFFIXES
-    ]
-    if unused:
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in Counter(unused).most_common(8))
+    unread = Counter(suffix_of(file.location) or file.name for file in files_of[None])
+    for suffix in SUBTITLE_SUFFIXES:
+        unread.pop(suffix, None)
+    if unread:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in unread.most_common(8))
         logger.warning("%s: files that are not read were skipped: %s", source, counts)
     if not groups and not unreadable:
         raise ValueError(
@@ -177,17 +147,55 @@ def file_groups(source: str | os.PathLike[str]) -> list[FileGroup]:
     return [*groups, *(FileGroup(kind="problem", files=(file,)) for file in unreadable)]
 
 
-def _format_of(file: ListedFile, *, is_alone: bool) -> SourceFormat | None:
-    name = PurePosixPath(file.name).name
-    is_local = not is_url(file.location)
-    if name.lower().endswith(".ts") and is_local and not is_transport_stream(file.location):
-        return None
+def _files_by_format(files: Sequence[ListedFile]) -> _FilesByFormat:
+    """Groups files by the first format whose pattern their names match, or None."""
+    files_of: _FilesByFormat = defaultdict(list)
+    # A file of captions that is given alone has texts.
+    formats = [entry for entry in FORMATS if len(files) > 1 or entry.kind != "captions"]
+    for file in files:
+        name = PurePosixPath(file.name).name
+        match = next((entry for entry in formats if entry.pattern.fullmatch(name)), None)
+        may_be_typescript = name.lower().endswith(".ts") and not is_url(file.location)
+        if may_be_typescript and not is_transport_stream(file.location):
+            match = None
+        files_of[match].append(file)
+    return files_of
+
+
+def _groups_without_videos(
+    source: str, files_of: _FilesByFormat, *, is_alone: bool
+) -> list[FileGroup]:
+    """Groups the files of the first format that a source has."""
+    images = files_of[IMAGES]
     for source_format in FORMATS:
-        # A file of captions that is given alone has texts.
-        is_text_file = is_alone and source_format.kind == "captions"
-        if source_format.pattern.fullmatch(name) and not is_text_file:
-            return source_format
-    return None
+        files = files_of[source_format]
+        if not files or source_format is VIDEOS:
+            continue
+        if source_format is IMAGES:
+            return list(_image_groups(images, files_of[TEXTS]))
+        if source_format.kind == "tar" and images:
+            raise ValueError(
+                f"{source} has both tar shards ({files[0].name}) and images ({images[0].name}); give one of them"
+            )
+        # JSON files beside others are annotations or settings.
+        return [
+            _group_of(source_format.kind, file)
+            for file in files
+            if is_alone or suffix_of(file.location) != ".json"
+        ]
+    return []
+
+
+def _video_groups(
+    videos: Sequence[ListedFile], files: Sequence[ListedFile], *, is_alone: bool
+) -> Iterator[FileGroup]:
+    """Groups each video with its subtitles, for a video that is given alone from its folder."""
+    neighbours = videos
+    subtitles = [file for file in files if suffix_of(file.location) in SUBTITLE_SUFFIXES]
+    if is_alone:
+        neighbours, subtitles = videos_and_subtitles_beside(videos[0])
+    for video in videos:
+        yield _group_of("video", video, subtitles_of(video, neighbours, subtitles))
 
 
 def _group_of(kind: str, file: ListedFile, sidecar: ListedFile | None = None) -> FileGroup:

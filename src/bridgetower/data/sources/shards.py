@@ -21,8 +21,8 @@ from bridgetower.data.sources.example import (
 from bridgetower.data.sources.fetch import ListedFile, is_url, open_location
 
 _LARGEST_HEADER = 2**20  # bytes of the headers of a member
-_LARGEST_TEXT = 2**20  # bytes
-_LARGEST_IMAGE = 2**29  # bytes
+# Bytes of a member that is read, by its ending.
+_LARGEST_MEMBERS = {**dict.fromkeys(IMAGE_SUFFIXES, 2**29), ".txt": 2**20, ".json": 2**20}
 
 
 class _Headers:
@@ -83,6 +83,11 @@ def _key_of(member: tarfile.TarInfo) -> str:
     return str(path.parent / path.name.partition(".")[0])
 
 
+def _read_member(stream: BinaryIO, member: tarfile.TarInfo) -> bytes:
+    stream.seek(member.offset_data)
+    return stream.read(member.size)
+
+
 def _read_example(
     file: ListedFile, key: str, members: Iterable[tarfile.TarInfo], stream: BinaryIO
 ) -> Example:
@@ -93,12 +98,9 @@ def _read_example(
     for member in members:
         _, dot, ending = PurePosixPath(member.name).name.partition(".")
         suffix = dot + ending.lower()
-        is_image = suffix in IMAGE_SUFFIXES
-        if not is_image and suffix not in (".txt", ".json"):
+        limit = _LARGEST_MEMBERS.get(suffix)
+        if limit is None:
             continue
-
-        # Refuse what would fill the memory.
-        limit = _LARGEST_IMAGE if is_image else _LARGEST_TEXT
         if member.issparse():
             problem = f"{member.name} is stored as a sparse file; pack the shard without --sparse"
             continue
@@ -106,25 +108,22 @@ def _read_example(
             problem = f"{member.name} has {member.size} bytes; expected at most {limit}"
             continue
 
-        # Images of local shards are read when they are used.
-        content = b""
-        if not is_image or is_url(file.location):
-            stream.seek(member.offset_data)
-            content = stream.read(member.size)
         try:
-            if is_image:
+            if suffix in IMAGE_SUFFIXES:
+                # Images of local shards are read when they are used.
+                is_remote = is_url(file.location)
                 image = Image(
                     name=f"{file.name}/{member.name}",
                     location=file.location,
                     piece=(member.offset_data, member.size),
                     version=file.version,
-                    content=content or None,
+                    content=_read_member(stream, member) if is_remote else None,
                 )
                 images.append(image)
             elif suffix == ".txt":
-                caption = content.decode()
+                caption = _read_member(stream, member).decode()
             else:
-                parsed = json.loads(content)
+                parsed = json.loads(_read_member(stream, member))
                 fields = parsed if isinstance(parsed, dict) else {"json": parsed}
         except (ValueError, RecursionError) as error:
             problem = f"{member.name} cannot be read ({error})"

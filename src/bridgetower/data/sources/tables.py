@@ -114,15 +114,7 @@ def _read_row(
     roles: ColumnRoles,
     columns: Columns,
 ) -> Example:
-    # Images are bytes of a cell, base64 or names of files.
-    images = list[Image]()
-    for column in roles.images:
-        for cell in _as_list(cells[column]):
-            if isinstance(cell, Image):
-                images.append(cell)
-            elif text := _cell_text(cell):
-                images.append(_image_in_text(file, text, f"{file.name}/{column} {number}"))
-
+    images = _images_in_row(file, number, cells, roles)
     texts = nonempty_texts(map(_cell_text, _as_list(cells.get(roles.text))))
     if columns.captions_from == "folder" and images:
         texts = folder_caption(images[0].name)
@@ -149,6 +141,20 @@ def _read_row(
         origin=origin,
         problem="" if is_split else f"split is {split!r}; expected one of {', '.join(SPLITS)}",
     )
+
+
+def _images_in_row(
+    file: ListedFile, number: int, cells: Mapping[str, Any], roles: ColumnRoles
+) -> list[Image]:
+    """Returns the images of a row, which are bytes in its cells, base64, or names of files."""
+    images = list[Image]()
+    for column in roles.images:
+        for cell in _as_list(cells[column]):
+            if isinstance(cell, Image):
+                images.append(cell)
+            elif text := _cell_text(cell):
+                images.append(_image_in_text(file, text, f"{file.name}/{column} {number}"))
+    return images
 
 
 def _image_in_text(file: ListedFile, text: str, name: str) -> Image:
@@ -290,7 +296,7 @@ def _has_lines_of_objects(file: ListedFile) -> bool:
 def _column_rows(file: ListedFile) -> Rows:
     """Reads a Parquet or Arrow file. Cells with the bytes of an image become images, and classes their names."""
     table = ColumnFile(file.location)
-    class_names = _class_names(table.schema.metadata or {})
+    class_names = _noted_class_names(table.schema.metadata or {})
     rows = (cells for batch in table.batches() for cells in batch.to_pylist())
     for number, cells in enumerate(rows, start=1):
         for column, value in cells.items():
@@ -311,7 +317,7 @@ def _column_rows(file: ListedFile) -> Rows:
         yield f"{file.name} row {number}", cells
 
 
-def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+def _noted_class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
     """Returns the names of classes by column, where `datasets` wrote them."""
     with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         features = json.loads(metadata[b"huggingface"])["info"]["features"]

@@ -286,7 +286,7 @@ class Video:
         self._reach = 10.0
 
     def end(self) -> float:
-        """Returns how far it can be read, in seconds; less than its duration where something is missing."""
+        """Returns the seconds that can be read, fewer than its duration where something is missing."""
         for start in (max(0.0, self.duration - 10), 0.0):
             self._seek(start)
             ends = [
