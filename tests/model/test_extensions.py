@@ -76,7 +76,9 @@ def test_a_checkpoint_names_them(tmp_path):
         match=r"vision\.architecture is 'patches'; expected one of vit, timm, or a custom",
     ):
         read_checkpoint(tmp_path / "model")
-    fields = r"vision\.architecture is 'patches'.*text\.architecture is 'words'.*heads\.own.*mood"
+    fields = (
+        r"vision\.architecture is 'patches'.*text\.architecture is 'words'.*heads\.custom.*mood"
+    )
     with pytest.raises(ValueError, match=fields):
         convert(read, tmp_path / "hf", "hf")
 

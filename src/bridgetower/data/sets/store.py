@@ -30,6 +30,8 @@ _KEYS = ("AWS_", "AZURE_", "GOOGLE_", "HF_")  # variables with the settings of o
 _SUFFIX = ".lance"
 _CUT_OFF = "its last file was cut off; make room on the disk, and run the same command again"
 _CHECKED = b"bridgetower.checked"  # key of the metadata of a schema: names the checked column
+# In an error of LanceDB, the answer of a store.
+_STATUS = re.compile(r"\bStatus \{ status: (\d{3})")
 # Of LanceDB's messages: places in its sources, kinds of errors, how Rust writes types.
 _INTERNALS = (
     (r",? ?\S*/\S+\.rs:\d+(?::\d+)?", ""),
@@ -234,8 +236,10 @@ def _connect(folder: str) -> Any:
     try:
         return lancedb.connect(folder, storage_options=options)
     except ValueError as error:
+        if _is_refusal(error):
+            raise
         raise ValueError(
-            f"{folder} is no place for a table ({message_of(error)}); give a local folder, or s3://, gs:// or az://"
+            f"{folder} cannot hold a table ({message_of(error)}); give a local folder, or s3://, gs:// or az://"
         ) from error
 
 
@@ -285,10 +289,15 @@ def _named(uri: str, what: Literal["read", "written"]) -> Iterator[None]:
         raise OSError(f"{uri} cannot be {what}: {message_of(error)}") from error
 
 
+def _is_refusal(error: Exception) -> bool:
+    """Tells whether a store answered, so that its address is right."""
+    return _STATUS.search(str(error)) is not None
+
+
 def message_of(error: Exception) -> str:
     """Returns LanceDB's message in one line, without places in its sources, with advice if the disk is full."""
     message = str(error).partition("\n")[0]
-    if status := re.search(r"\bStatus \{ status: (\d{3})", message):
+    if status := _STATUS.search(message):
         said = re.search(r"<Message>([^<]*)</Message>", message)
         return f"the store answers {status[1]}" + (f": {said[1]}" if said else "")
     for pattern, replacement in _INTERNALS:
