@@ -100,6 +100,11 @@ class TestForms:
         (folder / "t.json").write_text('{"rows": [{"image": "0.png"},\n{"image": "1.png"}]}')
         assert content_of(folder / "t.json") == [(png(0),), (png(1),)]
 
+    def test_a_line_of_json_that_is_a_text_is_no_row(self, folder):
+        (folder / "t.jsonl").write_text('"0.png"\n{"image": "0.png"}\n')
+        problems = [example.problem for example in read(folder / "t.jsonl")]
+        assert problems == ["it is no JSON object", ""]
+
     def test_what_is_not_utf8_is_named(self, folder):
         (folder / "t.csv").write_bytes("image,caption\n0.png,é\n".encode("latin-1"))
         assert "it is not UTF-8" in [*read(folder / "t.csv")][-1].problem
@@ -279,6 +284,13 @@ class TestWhatIsMissing:
         (folder / "t.csv").write_text("image,caption,label\n" + "1.png,x,y\n" * 30)
         with pytest.raises(ValueError, match=message):
             prepare_custom(kind, folder / "t.csv", folder / "out", config)
+
+    def test_a_column_that_is_asked_for_is_missed_before_the_first_row(self, folder):
+        (folder / "t.csv").write_text("image,caption\n0.png,x\n")
+        with pytest.raises(
+            ValueError, match=r"no row of t\.csv has a column no; it has image, caption"
+        ):
+            next(read(folder / "t.csv", Columns(id="no")))
 
     @pytest.mark.parametrize(
         ("row", "message"),

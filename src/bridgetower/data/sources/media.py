@@ -110,7 +110,7 @@ def read_video(group: FileGroup, columns: Columns) -> Iterator[Example]:
 
 
 def is_transport_stream(location: str) -> bool:
-    """Returns whether a local file called .ts is a video; it may be TypeScript."""
+    """Returns whether a local file called .ts is a video and not TypeScript."""
     with suppress(OSError, ValueError):
         return read_location(location, (0, 1)) == b"G"
     return False
