@@ -50,7 +50,7 @@ def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
         raise ConnectionError(
             f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others at "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {timeout_minutes:g} minutes "
-            f"({_first_line(error)}); start all of them, or raise --timeout-minutes"
+            f"({_head_line(error)}); start all of them, or raise --timeout-minutes"
         ) from error
     # After a restart, torchrun's store still has addresses of processes that are gone.
     store = PrefixStore(f"restart {num_restarts()}", store)
@@ -69,13 +69,13 @@ def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
             raise
         raise ConnectionError(
             f"process {', '.join(map(str, lost))} of {count} was lost or did not answer within {timeout_minutes:g} "
-            f"minutes ({_first_line(error)}); start the run again with --resume"
+            f"minutes ({_head_line(error)}); start the run again with --resume"
         ) from error
     finally:
         dist.destroy_process_group()
 
 
-def _first_line(error: Exception) -> str:
+def _head_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
@@ -94,7 +94,7 @@ def _lost_processes(store: PrefixStore, number: int, count: int) -> list[int]:
 
 
 def _is_launched() -> bool:
-    """Whether this process is one of several; sets `RANK`, `WORLD_SIZE` and `LOCAL_RANK` then."""
+    """Whether this process is one of several. If so, this sets `RANK`, `WORLD_SIZE` and `LOCAL_RANK`."""
     if dist.is_torchelastic_launched():
         return True
     for rank_name, count_name, local_name in _LAUNCHERS:
@@ -128,7 +128,7 @@ def rank() -> int:
 
 
 def available_cores() -> int:
-    """Returns the cores for this process; processes that torchrun starts on a machine share them."""
+    """Returns the cores for this process. Processes that torchrun starts on a machine share them."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -143,7 +143,7 @@ def barrier() -> None:
 
 
 def broadcast_object(content: Any) -> Any:
-    """Returns the object of the first process; all processes have to call this and the functions below."""
+    """Returns the object of the first process. All processes have to call this and the functions below."""
     objects = [content]
     if world_size() > 1:
         dist.broadcast_object_list(objects, 0)
@@ -177,8 +177,8 @@ def gather_objects(content: Any, group: dist.ProcessGroup | None = None) -> list
 
 def require_same(values: Mapping[str, Any]) -> None:
     """Raises an error unless nested values are the same in all processes."""
-    first, *others = gather_objects(dict(flattened(values)))
-    for number, other in enumerate(others, start=1):
+    first, *remaining = gather_objects(dict(flattened(values)))
+    for number, other in enumerate(remaining, start=1):
         unequal = [
             f"{name} is {first.get(name)} in process 0 and {other.get(name)} in process {number}"
             for name in {**first, **other}
@@ -186,9 +186,9 @@ def require_same(values: Mapping[str, Any]) -> None:
         ]
         if unequal:
             num_unnamed = len(unequal) - _MAX_UNEQUAL
-            more = f"; and {num_unnamed} more differ" if num_unnamed > 0 else ""
+            ending = f"; and {num_unnamed} more differ" if num_unnamed > 0 else ""
             raise ValueError(
-                f"{'; '.join(unequal[:_MAX_UNEQUAL])}{more}; start every process with the same options and data"
+                f"{'; '.join(unequal[:_MAX_UNEQUAL])}{ending}; start every process with the same options and data"
             )
 
 
@@ -203,9 +203,9 @@ def all_gather(tensor: Tensor, *, gather_with_grads: bool = True) -> Tensor:
     if gather_with_grads:
         gathered: Tensor = _AllGather.apply(tensor)  # type: ignore[no-untyped-call]
         return gathered
-    others = _gather(tensor.detach())
+    detached = _gather(tensor.detach())
     start = rank() * len(tensor)
-    return torch.cat([others[:start], tensor, others[start + len(tensor) :]])
+    return torch.cat([detached[:start], tensor, detached[start + len(tensor) :]])
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def _examples(source: ExampleSource) -> CaptionPairs | RankingPairs:
 
 
 def _evaluate(evaluation: Evaluation) -> Outcome:
-    """Measures retrieval; a model without contrastive head scores all pairs."""
+    """Measures retrieval, by the scores of all pairs if the model has no contrastive head."""
     from bridgetower.evaluation.retrieval import ranked_texts, retrieval_judgements
 
     images = evaluation.examples.images

@@ -203,8 +203,10 @@ class RunConfig:
             check_choice(name, getattr(self, name), choices)
         for model_part in self.checkpoint_activations:
             check_choice("checkpoint_activations", model_part, Part)
+        self._check_combinations()
 
-        # Settings that a task without captions, frozen towers or `init` would ignore.
+    def _check_combinations(self) -> None:
+        """Refuses settings that others exclude, or that would be ignored."""
         retrieval_defaults = RetrievalConfig(batch_size=self.evaluation.batch_size)
         of_captions = {
             "evaluation": self.evaluation != retrieval_defaults,
@@ -275,7 +277,7 @@ class RunConfig:
     def from_dict(
         cls, values: Mapping[str, Any], tasks: Mapping[str, type[TaskConfig]]
     ) -> RunConfig:
-        """Reads a saved config; its task is one of `tasks` by `kind`."""
+        """Reads a saved config, whose task is one of `tasks` by `kind`."""
         if "task" in values:
             task = values["task"]
             kind: Any = task.get("kind") if isinstance(task, Mapping) else task

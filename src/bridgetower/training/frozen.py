@@ -191,7 +191,7 @@ class _Towers:
         pools: bool,
         **options: Any,
     ) -> FrozenFeatures:
-        """Returns hidden states of a tower, or pooled vectors; `batches` makes its inputs from rows."""
+        """Returns hidden states of a tower, or pooled vectors, for inputs that `batches` makes from rows."""
         model = self.model
         tower: Any = getattr(model, modality)
         config: VisionConfig | TextConfig = getattr(model.config, modality)
@@ -252,7 +252,7 @@ class _Towers:
 
 
 class View:
-    """A view of an image by its row; the row after the last image has a blank one."""
+    """A view of an image by its row. The rows after the last image are of a blank one."""
 
     def __init__(self, images: PreparedImages, num_views: int, seed: int) -> None:
         self.images = images

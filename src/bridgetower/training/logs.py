@@ -163,7 +163,7 @@ class RunLog:
             yield batch
 
     def step(self, step: int, losses: Mapping[str, Tensor], lr: float) -> None:
-        """Counts a step of all processes; writes mean losses and the speed at steps that are logged."""
+        """Counts a step of all processes, and writes mean losses and the speed at steps that are logged."""
         self.steps += 1
         if step not in (1, self.max_steps) and step % self.config.log_every:
             self.progress.advance(self.bar)

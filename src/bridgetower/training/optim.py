@@ -67,12 +67,13 @@ def _decayed_names(model: BridgeTower, rule: str) -> set[str]:
     is_clip = vision.architecture == "vit" and vision.pre_norm
     norms = set()
     for path, module in model.named_modules():
-        part, _, path_in_part = path.partition(".")
-        if "norm" not in type(module).__name__.lower() or (is_clip and part == "vision"):
+        module_name, _, path_in_part = path.partition(".")
+        if "norm" not in type(module).__name__.lower() or (is_clip and module_name == "vision"):
             continue
         official_names: Mapping[str, str] = {}
-        if part.endswith("_head"):
-            official_names = model.extensions.head_specs[part.removesuffix("_head")].published
+        if module_name.endswith("_head"):
+            head = module_name.removesuffix("_head")
+            official_names = model.extensions.head_specs[head].published
         if "norm" in official_names.get(path_in_part, "norm").lower():
             norms.add(f"{path}.weight")
     return {
@@ -122,7 +123,7 @@ def schedule(
 def build_optimizer(
     groups: list[dict[str, Any]], config: OptimizerConfig, extensions: Extensions = NO_EXTENSIONS
 ) -> Optimizer:
-    """Returns the optimiser of the config's rule; a custom one may regroup the parameters."""
+    """Returns the optimiser of the config's rule. A custom one may regroup the parameters."""
     build = look_up("optimizer.rule", config.rule, OPTIMIZERS | extensions.optimizers)
     optimizer = build(groups, config)
     is_custom = config.rule in extensions.optimizers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from fnmatch import fnmatch
@@ -83,7 +83,7 @@ def train(
     feature_cache_limit: float = FEATURE_CACHE_GIB,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Trains a model; everything goes to the folder `out`.
+    """Trains a model and writes everything to the folder `out`.
 
     The folder holds `run.json` (the config), `best/` and `last/` (checkpoints of this package), `states/` (what a
     killed run continues from), `metrics.jsonl` and `tensorboard/`. In a thread that is not the main one, signals are
@@ -143,10 +143,8 @@ def train(
         arguments = {"out": str(out), "resume": resume, "feature_cache": str(cache.folder)}
         require_same({**arguments, **config.to_dict()})
 
-        # The first process holds the folder of the run.
         resume = broadcast_object((resume or num_restarts() > 0) and (out / CONFIG).exists())
-        with _held_folder(out, spec, resume=resume) if rank() == 0 else nullcontext():
-            previous = broadcast_object(read_run(out, spec) if resume and rank() == 0 else config)
+        with _held_folder(out, config, spec, resume=resume) as previous:
             _check_model_and_task(out, previous, config)
             if rank() == 0:
                 logger.info("%s: starting the run in %s", config.recipe or "train", out)
@@ -187,14 +185,22 @@ def train(
 
 
 @contextmanager
-def _held_folder(out: Path, spec: TaskSpec, *, resume: bool) -> Iterator[None]:
-    """Locks the folder of a run for this process, and clears it of half-written files."""
-    _check_folder(out, spec, resume=resume)
-    with locked(out):
-        _check_folder(out, spec, resume=resume)  # again, now that no other process can change it
-        for name in ("", FOLDER, *CHECKPOINTS):
-            remove_leftovers(out / name)
-        yield
+def _held_folder(
+    out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool
+) -> Iterator[RunConfig]:
+    """Locks the folder of a run in the first process, and yields the config that the run had in all."""
+    with ExitStack() as stack:
+        previous = config
+        if rank() == 0:
+            _check_folder(out, spec, resume=resume)
+            stack.enter_context(locked(out))
+            # Again, now that no other process can change it.
+            _check_folder(out, spec, resume=resume)
+            for name in ("", FOLDER, *CHECKPOINTS):
+                remove_leftovers(out / name)
+            if resume:
+                previous = read_run(out, spec)
+        yield broadcast_object(previous)
 
 
 def _check_folder(out: Path, spec: TaskSpec, *, resume: bool) -> None:
@@ -221,7 +227,7 @@ def _check_folder(out: Path, spec: TaskSpec, *, resume: bool) -> None:
 
 
 def _foreign_files(folder: Path, *patterns: str) -> list[str]:
-    """Returns names that match no pattern; a half-written file has the name that it was to get."""
+    """Returns names that match no pattern. A half-written file has the name that it was to get."""
     names = {intended_name(path) for path in folder.iterdir()} if folder.exists() else ()
     return sorted(name for name in names if not any(fnmatch(name, pattern) for pattern in patterns))
 

@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bridgetower.checkpoints import UNMEASURED, Checkpoint, read_checkpoint
-from bridgetower.checkpoints.towers import check_overrides, read_text_tower, read_vision_tower
+from bridgetower.checkpoints.towers import (
+    TowerWeights,
+    check_overrides,
+    read_text_tower,
+    read_vision_tower,
+)
 from bridgetower.data.batches.batch import BatchDataset, derive_seed
 from bridgetower.data.batches.examples import PreparedImages
 from bridgetower.evaluation.config import EvaluationOptions
@@ -24,6 +30,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import (
     CLASS_COUNTS,
     FEATURE_FIELDS,
+    HeadsConfig,
     ModelConfig,
     TextConfig,
     VisionConfig,
@@ -231,14 +238,14 @@ def starting_checkpoint(
 def _initial_checkpoint(
     config: RunConfig, spec: TaskSpec, init: str, extensions: Extensions
 ) -> Checkpoint:
-    """Returns `init` with exactly the heads of the run's config; new ones are drawn."""
+    """Returns `init` with exactly the heads of the run's config, of which new ones are drawn."""
+    recipe = _recipe(config, spec)
     # Some checkpoints are in half precision.
     checkpoint = read_checkpoint(init, dtype=torch.float32, extensions=extensions)
     source = checkpoint.source
     checkpoint = replace(
         checkpoint, processor=_run_processor(checkpoint, init, config), extensions=extensions
     )
-    recipe = _recipe(config, spec)
 
     # Resize the images, unless the patches do not divide the size of the recipe.
     vision = checkpoint.config.vision
@@ -255,52 +262,25 @@ def _initial_checkpoint(
     if image_size is not None:
         checkpoint = checkpoint.resized(image_size)
 
-    # Sort the heads: kept, new and dropped. A head with another setting or other classes is new.
-    old_heads = checkpoint.config.heads
-    heads = config.model.heads
-    changes_itc = any(
-        getattr(heads, name) != getattr(recipe.model.heads, name) for name in _ITC_FIELDS
-    )
-    if old_heads.itc and heads.itc and not changes_itc:
-        heads = replace(heads, **{name: getattr(old_heads, name) for name in _ITC_FIELDS})
-        if old_heads.itc != recipe.model.heads.itc:
-            logger.info("%s: its contrastive head is kept, of the kind %s", source, old_heads.itc)
+    # Sort the heads. One that has other settings or classes is dropped and drawn anew.
     labels = checkpoint.labels
-    class_names = _class_names(config, spec)
-    renamed = [
-        head
-        for head, names in class_names.items()
-        if head in labels and set(names) != set(labels[head])
-    ]
-    present = chosen_heads(old_heads)
-    needed = chosen_heads(heads)
-    kept = [
-        head for head, value in present.items() if needed.get(head) == value and head not in renamed
-    ]
-    new = [head for head in needed if head not in kept]
-    dropped = [head for head in present if head not in kept]
-
-    # A head that is kept keeps its width, its epsilon and its features.
-    fields: list[str] = []
-    if any(HEADS[head].hidden_scale for head in kept if head in HEADS):
-        fields.append("hidden_scale")
-    if "itc" in kept:
-        fields.append("itc_size")
-    if "mlm" in kept:
-        fields += ["mlm_layer_norm_eps", "mlm_activation"]
-    if {"itc", *heads.custom} & set(kept):
-        fields += FEATURE_FIELDS
-    heads = replace(heads, **{name: getattr(old_heads, name) for name in fields})
+    class_names = _new_labels(config, spec)
+    heads, kept_heads = _merged_heads(checkpoint, config, recipe, class_names)
+    new = [head for head in chosen_heads(heads) if head not in kept_heads]
+    dropped = [head for head in chosen_heads(checkpoint.config.heads) if head not in kept_heads]
     if heads.nlvr2:
         checkpoint = checkpoint.with_token_types(3)
     model_config = replace(checkpoint.config, heads=heads)
     _check_architecture(config, recipe, model_config, source, image_size)
 
     # Exchange the heads. Officially, `rank` starts as the logit of a match of `itm`.
+    if dropped:
+        logger.info(
+            "%s: heads that the run does not use are left behind: %s", source, ", ".join(dropped)
+        )
+    prefixes = tuple(f"{head}_head." for head in dropped)
     tensors = {
-        name: tensor
-        for name, tensor in checkpoint.tensors.items()
-        if not name.startswith(tuple(f"{head}_head." for head in dropped))
+        name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(prefixes)
     }
     tensors |= _new_heads(model_config, extensions, new, config.seed)
     if "rank" in new and "itm_head.fc.weight" in checkpoint.tensors:
@@ -309,21 +289,56 @@ def _initial_checkpoint(
             tensors[f"rank_head.fc.{kind}"] = match_row.clone()
         logger.info("%s: the head rank starts as the logit of a match of the head itm", source)
         new.remove("rank")
-    if dropped:
-        logger.info(
-            "%s: heads that the run does not use are left behind: %s", source, ", ".join(dropped)
-        )
     if new:
+        relabelled = labels.keys() & class_names.keys()
+        titles = [
+            f"{head} (there of other classes)" if head in relabelled else head for head in new
+        ]
         logger.warning(
-            "%s lacks heads that the run needs; they start anew: %s",
-            source,
-            ", ".join(
-                f"{head} (there of other classes)" if head in renamed else head for head in new
-            ),
+            "%s lacks heads that the run needs; they start anew: %s", source, ", ".join(titles)
         )
-    labels = {head: names for head, names in labels.items() if head in kept}
+    labels = {head: names for head, names in labels.items() if head in kept_heads}
     labels |= {head: names for head, names in class_names.items() if head in new}
     return replace(checkpoint, config=model_config, tensors=tensors, labels=labels)
+
+
+def _merged_heads(
+    checkpoint: Checkpoint,
+    config: RunConfig,
+    recipe: RunConfig,
+    class_names: Mapping[str, tuple[str, ...]],
+) -> tuple[HeadsConfig, list[str]]:
+    """Returns the heads of the run, and the names of those that the checkpoint has with the same classes."""
+    old = checkpoint.config.heads
+    heads = config.model.heads
+    is_itc_changed = any(
+        getattr(heads, name) != getattr(recipe.model.heads, name) for name in _ITC_FIELDS
+    )
+    if old.itc and heads.itc and not is_itc_changed:
+        heads = replace(heads, **{name: getattr(old, name) for name in _ITC_FIELDS})
+        if old.itc != recipe.model.heads.itc:
+            logger.info(
+                "%s: its contrastive head is kept, of the kind %s", checkpoint.source, old.itc
+            )
+    kept_heads = []
+    needed = chosen_heads(heads)
+    for head, value in chosen_heads(old).items():
+        labels = checkpoint.labels.get(head)
+        has_same_classes = labels is None or set(labels) == set(class_names.get(head, labels))
+        if needed.get(head) == value and has_same_classes:
+            kept_heads.append(head)
+
+    # A kept head keeps its width, its epsilon and its features.
+    fields: list[str] = []
+    if any(HEADS[head].hidden_scale for head in kept_heads if head in HEADS):
+        fields.append("hidden_scale")
+    if "itc" in kept_heads:
+        fields.append("itc_size")
+    if "mlm" in kept_heads:
+        fields += ["mlm_layer_norm_eps", "mlm_activation"]
+    if {"itc", *heads.custom} & set(kept_heads):
+        fields += FEATURE_FIELDS
+    return replace(heads, **{name: getattr(old, name) for name in fields}), kept_heads
 
 
 def _run_processor(checkpoint: Checkpoint, init: str, config: RunConfig) -> Processor:
@@ -373,7 +388,7 @@ def _new_heads(
     config: ModelConfig, extensions: Extensions, heads: list[str], seed: int
 ) -> dict[str, Tensor]:
     """Draws the weights of new heads in a shallow model, as their shapes depend on widths only."""
-    shallow: dict[str, Any] = {f"{part}.num_layers": 1 for part in ("vision", "text", "fusion")}
+    shallow: dict[str, Any] = {f"{module}.num_layers": 1 for module in ("vision", "text", "fusion")}
     shallow |= dict.fromkeys(("fusion.vision_layers", "fusion.text_layers"), (1,))
     # Towers of libraries are replaced, as they have a fixed depth.
     if config.vision.settings:
@@ -389,7 +404,7 @@ def _new_heads(
 
 
 def _new_checkpoint(config: RunConfig, spec: TaskSpec, extensions: Extensions) -> Checkpoint:
-    """Draws the weights of a new model; `vision` and `text` may bring theirs."""
+    """Draws the weights of a new model, except for towers that the run reads."""
     recipe = _recipe(config, spec)
     defaults = recipe.model
     data = config.data
@@ -411,7 +426,7 @@ def _new_checkpoint(config: RunConfig, spec: TaskSpec, extensions: Extensions) -
     if vision and vision.config.architecture == "timm" and has_usual_size:
         image_size = vision.config.image_size
 
-    # Make the processor; its tokenizer comes with the text tower, from a file, or is trained.
+    # Make the processor.
     preprocessing = {"profile": "official-pretrain", **(vision.preprocessing if vision else {})}
     if data.profile is not None:
         preprocessing["profile"] = data.profile
@@ -422,21 +437,7 @@ def _new_checkpoint(config: RunConfig, spec: TaskSpec, extensions: Extensions) -
         background=data.background,
         fast_decode=data.fast_decode,
     )
-    tokenizer = text.tokenizer if text else None
-    if config.tokenizer is not None:
-        if text and tokenizer is not None:
-            raise ValueError(
-                f"tokenizer {config.tokenizer} with text {text.source}, which has its own; leave one out"
-            )
-        tokenizer = load_tokenizer(config.tokenizer)
-    elif text and tokenizer is None:
-        raise ValueError(
-            f"the text tower {text.source} has no tokenizer; give tokenizer, a folder or file"
-        )
-    elif tokenizer is None:
-        texts = spec.training_texts(config, Processor(values, None))
-        tokenizer = train_tokenizer(texts, vocab_size=config.model.text.vocab_size)
-    processor = Processor(values, tokenizer)
+    processor = Processor(values, _new_tokenizer(config, spec, text, values))
 
     # The tokenizer decides the vocabulary of a new text tower, and has to fit a given one.
     num_ids = processor.vocab_size
@@ -472,38 +473,61 @@ def _new_checkpoint(config: RunConfig, spec: TaskSpec, extensions: Extensions) -
         extensions=extensions,
         tensors=tensors,
         processor=processor,
-        labels=_class_names(config, spec),
+        labels=_new_labels(config, spec),
     )
+
+
+def _new_tokenizer(
+    config: RunConfig, spec: TaskSpec, text: TowerWeights | None, values: ProcessorConfig
+) -> Tokenizer:
+    """Returns the tokenizer of the text tower or of a file, or trains one."""
+    tokenizer = text.tokenizer if text else None
+    if config.tokenizer is not None:
+        if text and tokenizer is not None:
+            raise ValueError(
+                f"tokenizer {config.tokenizer} with text {text.source}, which has its own; leave one out"
+            )
+        return load_tokenizer(config.tokenizer)
+    if tokenizer is not None:
+        return tokenizer
+    if text:
+        raise ValueError(
+            f"the text tower {text.source} has no tokenizer; give tokenizer, a folder or file"
+        )
+    texts = spec.training_texts(config, Processor(values, None))
+    return train_tokenizer(texts, vocab_size=config.model.text.vocab_size)
 
 
 def with_named_towers(
     config: RunConfig, defaults: ModelConfig, extensions: Extensions
 ) -> RunConfig:
-    """Returns the run with named towers in its model; `vision` and `text` keep sources of weights only."""
+    """Returns the run with named towers in its model. Only sources of weights stay in `vision` and `text`."""
     tables: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         "vision": (VISION_TOWERS, extensions.vision_towers),
         "text": (TEXT_TOWERS, extensions.text_towers),
     }
-    for part, (presets, custom) in tables.items():
-        name = getattr(config, part)
-        tower = getattr(config.model, part)
+    for modality, (presets, custom) in tables.items():
+        name = getattr(config, modality)
+        tower = getattr(config.model, modality)
         if name in custom:
             fields: dict[str, Any] = {"architecture": name}
         elif name in presets:
             preset = vars(presets[name])
             fields = {field: value for field, value in preset.items() if field not in _FREE}
-            logger.warning("%s %s is an architecture, which starts from random weights", part, name)
+            logger.warning(
+                "%s %s is an architecture, which starts from random weights", modality, name
+            )
         else:
             continue
         if Path(name).exists():
             raise ValueError(
-                f"{part} {name} is a tower's name and a path here; give ./{name} for the weights in there"
+                f"{modality} {name} is a tower's name and a path here; give ./{name} for the weights in there"
             )
-        check_overrides(name, part, fields, _overrides(tower, getattr(defaults, part)))
-        if part == "vision" and config.image_size is not None:
+        check_overrides(name, modality, fields, _overrides(tower, getattr(defaults, modality)))
+        if modality == "vision" and config.image_size is not None:
             fields["image_size"] = config.image_size
-        model = replace(config.model, **{part: replace(tower, **fields)})
-        changes: dict[str, Any] = {part: None, "model": model}
+        model = replace(config.model, **{modality: replace(tower, **fields)})
+        changes: dict[str, Any] = {modality: None, "model": model}
         config = replace(config, **changes)
     return config
 
@@ -519,7 +543,7 @@ def _overrides(
     }
 
 
-def _class_names(config: RunConfig, spec: TaskSpec) -> dict[str, tuple[str, ...]]:
+def _new_labels(config: RunConfig, spec: TaskSpec) -> dict[str, tuple[str, ...]]:
     """Returns the class names of a new head, by head, where the data decides them."""
     if spec.head is None or spec.class_names is None:
         return {}

@@ -45,7 +45,9 @@ from bridgetower.training.setup import TrainContext
 FOLDER = "states"
 _MAX_STATES = 2  # in the folder
 
-DATA, HELD_OUT, OPTIMIZER = "data", "held-out data", "optimiser"
+DATA = "data"
+HELD_OUT = "held-out data"
+OPTIMIZER = "optimiser"
 """Conditions of a run: the digests of its data by path, and the class of its optimiser."""
 
 CHECKPOINT_FILES = {
@@ -162,8 +164,10 @@ class StateSaver:
                         raise FileNotFoundError(
                             f"process {process} does not write to this {folder}; use a shared disk"
                         )
-                about = {"state": state, "conditions": self.conditions, "processes": num_writers}
-                write_about(folder, about)
+                write_about(
+                    folder,
+                    {"state": state, "conditions": self.conditions, "processes": num_writers},
+                )
                 stack.close()
                 for path in sorted((self.out / FOLDER).glob("step-*"))[:-_MAX_STATES]:
                     rmtree(path)
@@ -176,7 +180,7 @@ class StateSaver:
         return self._on_all_ranks(lambda: function() if rank() == 0 else None)[0]
 
     def _on_all_ranks(self, function: Callable[[], Any]) -> list[Any]:
-        """Returns the results of all processes; an error of one is raised in all."""
+        """Returns the results of all processes, and raises an error of one in all of them."""
         try:
             result = function()
         except Exception as error:  # noqa: BLE001 - the other processes wait for it
@@ -191,44 +195,31 @@ class StateSaver:
 def load_state(
     out: Path, model: nn.Module, optimizer: Optimizer, conditions: Mapping[str, Any]
 ) -> TrainingState:
-    """Restores weights and optimiser in place; a run without a saved state starts at step 0."""
+    """Restores weights and optimiser in place. A run without a saved state starts at step 0."""
     # The first process reads the progress.
     path = broadcast_object(newest(out) if rank() == 0 else None)
     if path is None:
         return TrainingState()
-    about: Any = None
+    saved: Any = None
     if rank() == 0:
         with _readable(path):
-            about = read_about(path)
-            if TrainingState.__dataclass_fields__.keys() != about["state"].keys():
-                raise ValueError(f"it is of another version: {', '.join(about['state'])}")
-    about = broadcast_object(about)
-    saved_conditions = about["conditions"]
+            saved = read_about(path)
+            if TrainingState.__dataclass_fields__.keys() != saved["state"].keys():
+                raise ValueError(f"it is of another version: {', '.join(saved['state'])}")
+    saved = broadcast_object(saved)
+    saved_conditions = saved["conditions"]
     _check_data(path, saved_conditions, conditions)
     _warn_of_changes(path, saved_conditions, conditions)
 
     # Every process reads sharded tensors, and the first one sends all others.
-    weights = model.state_dict()
-    current = {f"model.{name}": weight for name, weight in weights.items()}
+    weights = {f"model.{name}": weight for name, weight in model.state_dict().items()}
     parameters = _named_parameters(optimizer)
     has_same_optimizer = saved_conditions[OPTIMIZER] == conditions[OPTIMIZER]
     is_sharded = any(isinstance(weight, DTensor) for weight in weights.values())
     tensors = dict[str, Tensor]()
     if is_sharded or rank() == 0:
         with _readable(path):
-            for key, tensor in state_tensors(path):
-                kind, _, name = key.partition(".")
-                if kind != "model" and not (has_same_optimizer and name in parameters):
-                    continue
-                like: Any = current.get(key) if kind == "model" else parameters[name]
-                if isinstance(like, DTensor) and tensor.shape == like.shape:
-                    tensor = distribute_tensor(
-                        tensor.to(like.device),
-                        like.device_mesh,
-                        like.placements,
-                        src_data_rank=None,
-                    )
-                tensors[key] = tensor
+            tensors = _read_tensors(path, weights, parameters if has_same_optimizer else {})
     if not is_sharded:
         tensors = broadcast_tensors(tensors)
 
@@ -236,14 +227,14 @@ def load_state(
     saved_shapes = {
         key: list(tensor.shape) for key, tensor in tensors.items() if key.startswith("model.")
     }
-    shapes = {key: list(weight.shape) for key, weight in current.items()}
+    shapes = {key: list(weight.shape) for key, weight in weights.items()}
     for key in {**shapes, **saved_shapes}:
         if saved_shapes.get(key) != shapes.get(key):
             raise ValueError(
                 f"{path} is not of this model ({key} was {saved_shapes.get(key)}, now {shapes.get(key)}); "
                 "give the options of the model as they were, or start again in another folder"
             )
-    model.load_state_dict({name: tensors[f"model.{name}"] for name in weights})
+    model.load_state_dict({key.removeprefix("model."): tensors[key] for key in weights})
 
     # Restore the optimiser, in the order in which it would have gone on.
     optimizer.state.clear()
@@ -254,7 +245,25 @@ def load_state(
         tensor = tensors[f"{kind}.{name}"]
         moves = optimizer.defaults.get("fused") or tensor.ndim
         optimizer.state[parameter][kind] = tensor.to(parameter.device if moves else "cpu")
-    return TrainingState(**about["state"])
+    return TrainingState(**saved["state"])
+
+
+def _read_tensors(
+    path: Path, weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """Reads all weights and the moments of parameters, where they are sharded the rows of this process."""
+    tensors = {}
+    for key, tensor in state_tensors(path):
+        kind, _, name = key.partition(".")
+        if kind != "model" and name not in parameters:
+            continue
+        like: Any = weights.get(key) if kind == "model" else parameters[name]
+        if isinstance(like, DTensor) and tensor.shape == like.shape:
+            tensor = distribute_tensor(
+                tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+            )
+        tensors[key] = tensor
+    return tensors
 
 
 @contextmanager
@@ -269,14 +278,14 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _named_parameters(optimizer: Optimizer) -> dict[str, nn.Parameter]:
-    named: dict[str, nn.Parameter] = {}
+    parameters: dict[str, nn.Parameter] = {}
     for group in optimizer.param_groups:
-        named |= zip(group["names"], group["params"], strict=True)
-    return named
+        parameters |= zip(group["names"], group["params"], strict=True)
+    return parameters
 
 
 def _check_data(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuses other data; sets may have moved, so paths are not compared."""
+    """Refuses other data. Sets may have moved, so paths are not compared."""
     changes = [
         f"{old_set} was trained on, now {new_set}"
         for old_set, new_set in zip(saved[DATA], current[DATA], strict=False)
@@ -321,7 +330,7 @@ def _warn_of_changes(path: Path, saved: Mapping[str, Any], current: Mapping[str,
 
 
 def save_checkpoint(context: TrainContext, folder: Path, metrics: Mapping[str, float]) -> None:
-    """Writes the model as a checkpoint, by the first process; every process has to call this."""
+    """Writes the model as a checkpoint. Every process has to call this, and the first one writes."""
     tensors = {}
     for name, tensor in context.model.state_dict().items():
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

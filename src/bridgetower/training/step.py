@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from bridgetower.data.batches.batch import Batch, CaptionBatch, derive_seed
 from bridgetower.distributed import all_gather, rank, world_size
 from bridgetower.model.layers import autocast
-from bridgetower.objectives.losses import Contrast
+from bridgetower.objectives.losses import Contrast, Losses
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.data_parallel import Replicated
 from bridgetower.training.setup import TrainContext
@@ -86,7 +86,7 @@ def run_step(
     step: int,
     skipped: int = 0,
 ) -> tuple[dict[str, Tensor], list[str], bool]:
-    """Runs a step, counted from 0, over its micro-batches; returns means, ids, and whether it was skipped.
+    """Runs a step, counted from 0, and returns its means, its ids, and whether it was skipped.
 
     On a CPU, losses and gradients that are not finite raise an error before the weights change. A GPU is not waited
     for: `StepWatch` checks the returned means. If steps may be skipped, every device is waited for.
@@ -106,27 +106,27 @@ def run_step(
         return context.images[0].on_device(batch, device) if context.images else batch.to(device)
 
     # For ITC over the step, encode all micro-batches first.
-    kept: list[Batch] = []
-    is_kept = keeps_pixels(config, context.model.config.vision.image_size)
-
-    def first_pass() -> Iterator[Any]:
-        for batch in islice(batches, count):
-            if is_kept:  # as a copy unless it is pinned: the memory of a worker holds files open
-                kept.append(batch if torch.cuda.is_available() else batch.copied())
-            yield to_device(batch)
-
     contrasts: list[Contrast] = []
     if encodes_twice(config, progress, count):
-        precision = partial(autocast, device, config.precision)
-        contrasts = contrast_of_step(
-            context.task, first_pass(), seed_dropout, precision, check=is_checked
+        first_pass = _FirstPass(
+            islice(batches, count),
+            keeps=keeps_pixels(config, context.model.config.vision.image_size),
         )
+        contrasts = contrast_of_step(
+            context.task,
+            map(to_device, first_pass),
+            seed_dropout,
+            partial(autocast, device, config.precision),
+            check=is_checked,
+        )
+        if first_pass.keeps:
+            batches = iter(first_pass.batches)
 
     # Run each micro-batch forward and backward.
     means: dict[str, Tensor] = {}
     ids: list[str] = []
     counts_labels = count * world_size() > 1 and config.task.counts_labels(progress)
-    for micro, batch in enumerate(map(to_device, islice(iter(kept) if kept else batches, count))):
+    for micro, batch in enumerate(map(to_device, islice(batches, count))):
         if counts_labels:  # the mean over the micro-batches is then one over all labels
             if micro == 0:
                 labels = batch.num_labels if count == 1 else batch.step_labels
@@ -138,12 +138,8 @@ def run_step(
             with task.accumulating(when=micro + 1 < count):
                 with autocast(device, config.precision):
                     losses = task(batch, contrasts[micro]) if contrasts else task(batch)
-                if is_checked and not torch.isfinite(losses.total):
-                    values = {name: value.item() for name, value in losses.terms.items()}
-                    raise FloatingPointError(
-                        f"loss is not finite at step {step + 1}: {values}; examples of the batch: "
-                        f"{', '.join(batch.ids)}. {_ADVICE}"
-                    )
+                if is_checked:
+                    _check_loss(losses, batch, step + 1)
                 (losses.total / count).backward()
         except torch.OutOfMemoryError as error:
             raise ValueError(
@@ -172,6 +168,30 @@ def run_step(
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return means, ids, is_skipped
+
+
+class _FirstPass:
+    """Micro-batches of the first of two passes, which are kept for the second one if `keeps`."""
+
+    def __init__(self, source: Iterator[Batch], *, keeps: bool) -> None:
+        self.source = source
+        self.keeps = keeps
+        self.batches: list[Batch] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.source:
+            if self.keeps:  # as a copy unless it is pinned: the memory of a worker holds files open
+                self.batches.append(batch if torch.cuda.is_available() else batch.copied())
+            yield batch
+
+
+def _check_loss(losses: Losses, batch: Batch, step: int) -> None:
+    if not torch.isfinite(losses.total):
+        values = {name: value.item() for name, value in losses.terms.items()}
+        raise FloatingPointError(
+            f"loss is not finite at step {step}: {values}; examples of the batch: "
+            f"{', '.join(batch.ids)}. {_ADVICE}"
+        )
 
 
 def contrast_of_step(
@@ -207,7 +227,7 @@ def check_gradients(norm: Tensor, ids: Sequence[str], step: int) -> None:
 
 
 class StepWatch:
-    """Checks the means of each step; on a GPU once the next step has begun, so that nothing waits for them."""
+    """Checks the means of each step. On a GPU this waits until the next step has begun."""
 
     def __init__(self) -> None:
         self._pending: deque[tuple[int, Tensor, torch.cuda.Event | None, Sequence[str]]] = deque()
@@ -222,7 +242,7 @@ class StepWatch:
         stop: bool,
         skipped: bool = False,
     ) -> bool:
-        """Takes the means of a step; returns whether a process asked to stop, as far as is known."""
+        """Takes the means of a step, and returns whether a process is known to have asked to stop."""
         norm = means["gradient_norm"]
         checked = torch.zeros_like(norm) if skipped else means["loss"].float() * 0 + norm
         values = torch.stack([torch.full_like(norm, float(stop)), checked])

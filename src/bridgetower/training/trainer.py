@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains the task of a context; the methods stand in the order in which a run needs them."""
+    """Trains the task of a context. The methods stand in the order in which a run needs them."""
 
     def __init__(
         self,
@@ -246,7 +246,7 @@ class Trainer:
         )
 
     def _step(self, batches: Iterator[Batch], signals: Sequence[signal.Signals]) -> bool:
-        """Runs the next step; returns whether a process was asked to stop."""
+        """Runs the next step, and returns whether a process was asked to stop."""
         state = self.state
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.lr_factor(state.step)
