@@ -90,7 +90,7 @@ LOGGERS: dict[str, Callable[[Path, RunConfig, int], Logger]] = {
 
 
 class RunLog:
-    """Writes metrics of one run; only the first process writes."""
+    """Writes metrics of one run, in the first process only."""
 
     def __init__(
         self,
