@@ -117,7 +117,7 @@ async def test_ready_while_it_runs_and_admits_what_it_can_do(predictor):
             (({"text": 4}, "input", None), "4 items, the limit is 3"),
             (({"text": 1}, "input", "other"), "this server has 'tiny'"),
             (
-                ({"pair": 1}, "images", None, "answer"),
+                ({"pair": 1}, "images", None, "vqa"),
                 "no vqa head .* name it with --answer-model when the server is started$",
             ),
         ):

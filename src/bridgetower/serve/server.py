@@ -36,7 +36,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Granian configures logging, which closes the handlers that there are, and with some of them standard error.
 _NO_LOGGING: dict[str, Any] = {
-    **{"incremental": True, "formatters": {}, "handlers": {}, "root": {}},
+    "incremental": True,
+    "formatters": {},
+    "handlers": {},
+    "root": {},
     "loggers": {"_granian": {}, "granian.access": {}},
 }
 
@@ -52,15 +55,13 @@ def take_port(config: ServeConfig) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM
         )[0]
-        with socket.create_server(
-            address, family=family
-        ) as alone:  # fails if anything has it, also with SO_REUSEPORT
-            taken = alone.getsockname()
-        return shared_port(taken, family)
+        # A port that anything has is refused, also one that is shared. The system chooses no such port itself.
+        if config.port:
+            socket.create_server(address, family=family).close()
+        return shared_port(address, family)
     except OSError as error:
-        reason = str(error.strerror).partition(" (while attempting")[
-            0
-        ]  # Python names the address again
+        # Python names the address again.
+        reason = str(error.strerror).partition(" (while attempting")[0]
         raise OSError(
             f"cannot listen at {config.host}, port {config.port}: {reason}; choose another"
         ) from error
@@ -69,9 +70,8 @@ def take_port(config: ServeConfig) -> socket.socket:
 def shared_port(address: tuple[str, int], family: int) -> socket.socket:
     """Binds a port that other processes of this user bind too; the system spreads connections over all listeners."""
     bound = socket.socket(family)
-    bound.setsockopt(
-        socket.SOL_SOCKET, socket.SO_REUSEPORT, 1
-    )  # with SO_REUSEADDR as well, others could take it too
+    # With SO_REUSEADDR as well, others could take it too.
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     bound.bind(address)
     return bound
 
