@@ -67,7 +67,7 @@ def take_port(config: ServeConfig) -> socket.socket:
         ) from error
 
 
-def shared_port(address: tuple[str, int], family: int) -> socket.socket:
+def shared_port(address: tuple[Any, ...], family: int) -> socket.socket:
     """Binds a port that other processes of this user bind too; the system spreads connections over all listeners."""
     bound = socket.socket(family)
     # With SO_REUSEADDR as well, others could take it too.
