@@ -103,7 +103,7 @@ class TestImages:
     def test_a_broken_picture_is_named(self, load, tmp_path):
         # as if the set was written when it could be decoded
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(prepared_set, "_checked", lambda image: b"not a picture")
+            patch.setattr(prepared_set, "_read_image", lambda image: b"not a picture")
             write_set(tmp_path / "set", {"train": [record(7)]})
         with pytest.raises(
             ValueError, match=rf"image train/7\.png of {tmp_path}/set: .*the image of 13 bytes"

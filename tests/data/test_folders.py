@@ -73,9 +73,9 @@ class TestBad:
             prepare_set("coco", coco, tmp_path / "out")
         broken.write_bytes(whole)
         changed.write_bytes(jpeg(1, size=(64, 64)))
-        read, asked = prepared_set._checked, []
+        read, asked = prepared_set._read_image, []
         monkeypatch.setattr(
-            prepared_set, "_checked", lambda image: (asked.append(image.name), read(image))[1]
+            prepared_set, "_read_image", lambda image: (asked.append(image.name), read(image))[1]
         )
         info = prepare_set("coco", coco, tmp_path / "out")
         assert info.splits["train"].images == 7

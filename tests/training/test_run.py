@@ -57,7 +57,7 @@ def write_unreadable(folder):
         for place, split in enumerate(("train", "validation"))
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepared_set, "_checked", lambda image: b"no picture")
+        patch.setattr(prepared_set, "_read_image", lambda image: b"no picture")
         return write_set(folder, splits)
 
 

@@ -216,10 +216,10 @@ def _write_fitted(model: str, outcome: Outcome) -> None:
 
 
 def _warn_of_few_images(outcome: Outcome) -> None:
-    from bridgetower.data.sets.prepared_set import FEW
+    from bridgetower.data.sets.prepared_set import MIN_EVALUATED
 
-    num_images = outcome.counts.get("num_images", FEW)
-    if num_images < FEW:
+    num_images = outcome.counts.get("num_images", MIN_EVALUATED)
+    if num_images < MIN_EVALUATED:
         _LOG.warning(
             "recalls are over %d images: one is %.1f points; give more data to tell two models apart",
             num_images,

@@ -225,10 +225,7 @@ def prepare_custom(
         raise ValueError(f"no kind of set called {kind!r}; there are {', '.join(CUSTOM_SETS)}")
     spec = CUSTOM_SETS[kind] if isinstance(kind, str) else kind
     config = config or spec.config()
-    if type(config) is not spec.config:
-        raise ValueError(
-            f"{spec.name} takes a {spec.config.__name__}, given is a {type(config).__name__}"
-        )
+    check_config(spec.name, config, spec.config)
     listing = sorted(f"{one.name} {one.version}" for one in list_files(str(source)))
     digest = hashlib.sha256("\n".join(listing).encode(errors="replace")).hexdigest()
     settings = {"kind": spec.name, "source": digest, **config.settings}
@@ -291,6 +288,12 @@ def _required_columns(spec: CustomSetSpec, config: Any) -> tuple[RequiredColumn,
     if spec.texts is None or getattr(config, "captions_from", "text") == "folder":
         return (images,)
     return images, RequiredColumn(headings=(spec.texts,), alternatives=(CAPTIONS,))
+
+
+def check_config(name: str, config: object, expected: type) -> None:
+    """Refuses the settings of another set."""
+    if type(config) is not expected:
+        raise ValueError(f"{name} takes a {expected.__name__}, given is a {type(config).__name__}")
 
 
 def finished_set(out: Path, settings: Mapping[str, Any], max_errors: int) -> DatasetInfo | None:

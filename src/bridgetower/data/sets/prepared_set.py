@@ -1,4 +1,4 @@
-"""Prepared sets: folders with `dataset.json`, a table of images and one of examples; written and opened here."""
+"""Prepared sets: folders with `dataset.json`, a table of images and a table of examples."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import hashlib
 import json
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -35,20 +35,28 @@ from bridgetower.plain import from_plain
 from bridgetower.progress import counting
 
 INFO_FILE = "dataset.json"
-SPLITS = ("train", "validation", "test")  # the usual ones, in their order; a set may have others
-# What a user chooses another split with, for errors.
+SPLITS = ("train", "validation", "test")  # usual splits in their order, a set may have others
 SPLIT_OPTIONS = "evaluate has --split, train --data.train-splits and --data.validation-split"
+"""Options that select another split, for error messages."""
+
+MIN_EVALUATED = 30
+"""Images of a split for evaluation: one of 30 is 3 % of the accuracy."""
 
 logger = logging.getLogger(__name__)
 
-_COMMIT_BYTES, _COMMIT_SECONDS = 2**26, 30.0  # of images, after which they are committed
-_AHEAD = 64  # images that are read and checked ahead, for each thread
-FEW = 30  # images of a split for evaluation; of 30, one is 3 % of the accuracy
-_LISTED = 1000  # and in `dataset.json`, of each reason
+_COMMIT_BYTES = 2**26
+_COMMIT_SECONDS = 30.0
+_AHEAD = 64  # images per thread that are read ahead
+_MAX_LISTED = 1000  # names in `dataset.json`, for each reason
 
-# Types of columns by Arrow's names; Arrow itself is imported where it is used, as the help of commands has none.
-_IMAGES = {"name": "string", "version": "string", "digest": "binary", "image": "large_binary"}
-_EXAMPLES = {"split": "string", "group": "int32", "example": "large_binary"}
+# Columns with Arrow's names of types. Arrow is imported late, so that the help of commands is fast.
+_IMAGE_COLUMNS = {
+    "name": "string",
+    "version": "string",
+    "digest": "binary",
+    "image": "large_binary",
+}
+_EXAMPLE_COLUMNS = {"split": "string", "group": "int32", "example": "large_binary"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,25 +67,23 @@ class SplitInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What a prepared set is, as `dataset.json` has it."""
+    """Description of a prepared set, saved as `dataset.json`."""
 
     name: str
     kind: str = "captions"  # name of the schema of its examples
     split_rule: str  # how images were given to splits, in words
     protocol: str = ""  # what else was decided about the originals, in words
     sources: Mapping[str, str] = field(default_factory=dict)  # annotation files with their digests
-    licences: Mapping[str, str] = field(default_factory=dict)  # of each part
+    licences: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)  # all that decides the content
     splits: Mapping[str, SplitInfo] = field(default_factory=dict)
-    left_out: Mapping[str, int] = field(default_factory=dict)  # how much, by reason
-    some_left_out: Mapping[str, Sequence[str]] = field(
-        default_factory=dict
-    )  # names of some of it, by reason
+    left_out: Mapping[str, int] = field(default_factory=dict)  # counts by reason
+    some_left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names by reason
     versions: Mapping[str, int] = field(default_factory=dict)  # of the tables
     digest: str = ""  # of all images and examples
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Counts images, and entries by the name of what they are, such as `questions`, of each split."""
+        """Counts the images and the entries of each split, under the name that the schema gives entries."""
         noun = schema_named(self.kind).entries
         return {
             name: {"images": split.images, noun: split.examples}
@@ -85,8 +91,18 @@ class DatasetInfo:
         }
 
 
+class _Pending(NamedTuple):
+    """Entries about images that are still being read."""
+
+    name: str
+    split: str
+    origin: str
+    images: list[Image]
+    entries: list[Any]
+
+
 class SetWriter:
-    """Reads and checks images ahead in threads, and commits; what a killed attempt committed is not read again."""
+    """Writes a prepared set, and continues after a killed attempt without reading its images again."""
 
     def __init__(
         self,
@@ -99,50 +115,54 @@ class SetWriter:
         by_content: bool = False,
         progress: bool = True,
     ) -> None:
-        self.out, self.schema, self.config = Path(out), schema, config
-        self._shares, self._seed, self._by_content, self._progress = (
-            shares or {},
-            seed,
-            by_content,
-            progress,
-        )
-        # Makes the content of further JSON files, such as a vocabulary of answers, once all splits are known.
+        self.out = Path(out)
+        self.schema = schema
+        self.config = config
+        # Returns the content of further JSON files by name, such as a vocabulary of answers. Called at the end.
         self.files: Callable[[], Mapping[str, Any]] = dict
-        self.bad: list[str] = []  # what cannot be used
-        self._left_out: dict[str, list[str]] = {}
-        self._num_left_out: Counter[str] = Counter()
-        self._seen: set[int] = set()
-        self._places: dict[
-            int, Future[bytes | str] | int | str
-        ] = {}  # number of an image, or what is wrong with it
-        self._contents: dict[bytes, int] = {}  # number of an image by its digest
+        self.bad: list[str] = []  # messages about unusable items
+        self._shares = shares or {}
+        self._seed = seed
+        self._by_content = by_content  # equal images are one image, and may have one split only
+        self._progress = progress
+
+        self._left_out: defaultdict[str, list[str]] = defaultdict(list)  # names by reason
+        self._seen_keys: set[int] = set()
+
+        # Images: a row, the bytes or a problem by key, and the row by content.
+        self._images: dict[int, Future[bytes | str] | int | str] = {}
+        self._row_of_digest: dict[bytes, int] = {}
         self._digests: list[bytes] = []
-        self._rows: list[tuple[str, str, bytes, bytes]] = []  # images that are not committed
-        self._examples: list[tuple[str, int, bytes]] = []  # likewise
-        # Name, split, origin, images with their keys, and entries of examples whose images are read.
-        self._waiting: deque[tuple[str, str, str, list[tuple[int, Image]], list[Any]]] = deque()
-        self._groups: dict[str, set[int]] = {}  # images, or texts without one, of each split
-        self._counts: Counter[str] = Counter()
-        self._given: dict[
-            bool, str
-        ] = {}  # an example with a split that the source gave, and one without
-        self._split_of: dict[int, str] = {}  # of each name of an image
-        self._twice: list[str] = []  # images in two splits
-        self._size, self._written = 0, time.monotonic()
+
+        # Examples that wait for their images, and rows that wait for a commit.
+        self._pending: deque[_Pending] = deque()
+        self._image_rows: list[tuple[str, str, bytes, bytes]] = []
+        self._example_rows: list[tuple[str, int, bytes]] = []
+        self._uncommitted_bytes = 0
+        self._last_commit = time.monotonic()
+
+        # Splits: a group is the first image of an example, or negative for a text alone.
+        self._groups: dict[str, set[int]] = {}
+        self._num_entries: Counter[str] = Counter()
+        self._origin_by_has_split: dict[bool, str] = {}  # an example with a split, and one without
+        self._split_of_image: dict[int, str] = {}
+        self._in_two_splits: list[str] = []
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(locked(self.out))
             (self.out / INFO_FILE).unlink(missing_ok=True)
             remove_leftovers(self.out)
-            self._images = _own_table(self.out / "images.lance", _IMAGES, checked="image")
-            for batch in self._images.scan(["name", "version", "digest"]):
-                for name, version, digest in zip(
-                    *(column.to_pylist() for column in batch.columns), strict=True
-                ):
-                    self._places[_key(name, version)] = self._add_digest(digest)
-            self._table = _own_table(
-                self.out / "examples.lance", _EXAMPLES, checked="example", replace=True
+            self._image_table = _open_table(
+                self.out / "images.lance", _IMAGE_COLUMNS, checked="image"
+            )
+            for batch in self._image_table.scan(["name", "version", "digest"]):
+                for row in batch.to_pylist():
+                    self._images[_hash(row["name"], row["version"])] = self._add_digest(
+                        row["digest"]
+                    )
+            self._example_table = _open_table(
+                self.out / "examples.lance", _EXAMPLE_COLUMNS, checked="example", replace=True
             )
             self._pool = ThreadPoolExecutor(self.config.num_workers)
             stack.callback(self._pool.shutdown, cancel_futures=True)
@@ -164,297 +184,357 @@ class SetWriter:
         split: str = "",
         origin: str = "",
     ) -> None:
-        """Adds what is said about an image, several, or none; what cannot be used is counted as bad."""
+        """Adds entries about one example: one image, several, or none. Unusable ones are counted as bad.
+
+        Args:
+            images: Images of the example; they are read in threads.
+            entries: Captions, or objects of the type that the schema has.
+            name: Name of the example; default: that of its first image, else its origin.
+            split: Split that the source gives; empty draws one by a hash.
+            origin: File and line for error messages; default: the name.
+        """
         name = name or (images[0].name if images else origin)
-        names = [name, *(image.name for image in images)]
-        if problem := next(filter(None, map(unfit_name, names)), None):
-            self.refuse(f"{origin or name}: {problem}")
-            return
-        good = []
+        origin = origin or name
+        for item_name in (name, *(image.name for image in images)):
+            if problem := unfit_name(item_name):
+                self.refuse(f"{origin}: {problem}")
+                return
+        usable_entries = []
         for entry in entries:
             if problem := self.schema.problem_of(entry):
-                self.refuse(f"{origin or name}: {problem}")
+                self.refuse(f"{origin}: {problem}")
             else:
-                good.append(entry)
-        asked = []
+                usable_entries.append(entry)
+        images = [replace(image, version=_version(image)) for image in images]
         for image in images:
-            version = (
-                image.version
-            )  # an attempt that is continued must not take an earlier image of the same name
-            if not version and image.content is not None:
-                version = hashlib.blake2b(image.content, digest_size=8).hexdigest()
-            elif not version and not is_url(image.location):
-                with suppress(OSError):
-                    version = version_of(image.location)
-            key = _key(image.name, version)
-            asked.append((key, replace(image, version=version)))
-            if key not in self._places:
-                self._places[key] = self._pool.submit(_checked, image)
-        self._waiting.append((name, split, origin or name, asked, good))
-        if len(self._waiting) > _AHEAD * self.config.num_workers:
-            self._settle()
+            key = _hash(image.name, image.version)
+            if key not in self._images:
+                self._images[key] = self._pool.submit(_read_image, image)
+        self._pending.append(_Pending(name, split, origin, images, usable_entries))
+        if len(self._pending) > _AHEAD * self.config.num_workers:
+            self._write_oldest()
 
     def refuse(self, message: str) -> None:
+        """Notes an item that cannot be used."""
         self.bad.append(escaped(message))
 
     def is_new(self, key: str) -> bool:
-        known = (number := _key(key, "")) in self._seen
-        self._seen.add(number)
-        return not known
+        """Returns whether this is the first call with a key."""
+        number = _hash(key, "")
+        is_new = number not in self._seen_keys
+        self._seen_keys.add(number)
+        return is_new
 
     def leave_out(self, reason: str, name: str) -> None:
-        """Notes what is not taken although it could be used."""
-        self._num_left_out[reason] += 1
-        if self._num_left_out[reason] <= _LISTED:
-            self._left_out.setdefault(reason, []).append(escaped(name))
+        """Notes an item that is not taken although it could be used."""
+        self._left_out[reason].append(escaped(name))
 
     def filled_captions(self, name: str, captions: Iterable[str]) -> list[str]:
-        """Returns captions of an image without spaces at their ends; empty ones are noted as left out."""
+        """Strips the captions of an image and leaves out the empty ones."""
         stripped = [caption.strip() for caption in captions]
         if not all(stripped):
             self.leave_out("empty caption", name)
         return list(filter(None, stripped))
 
     def training_entries(self) -> Iterator[Any]:
-        for batch in self._table.scan(["split", "example"]):
-            for split, example in zip(
-                *(column.to_pylist() for column in batch.columns), strict=True
-            ):
-                if split == "train":
-                    yield json.loads(example)["entry"]
+        """Yields the entries of the training split as JSON holds them."""
+        for batch in self._example_table.scan(["split", "example"]):
+            for row in batch.to_pylist():
+                if row["split"] == "train":
+                    yield json.loads(row["example"])["entry"]
 
     def finish(
         self, source: object, info: DatasetInfo, *, splits: Sequence[str] = ()
     ) -> DatasetInfo:
-        while self._waiting:
-            self._settle()
-        self._commit()  # what can be used stays for the next attempt
-        check_bad(source, self.bad, self.config.max_errors, has_good=bool(self._counts))
-        if not self._counts or (empty := [name for name in splits if not self._counts[name]]):
-            of = f" of {', '.join(empty)}" if self._counts else ""
+        """Writes everything that is pending, then `dataset.json`, and returns its content.
+
+        Args:
+            source: Names the source in errors.
+            info: Description, without counts, versions and digest.
+            splits: Splits that must have examples.
+
+        Raises:
+            ValueError: Too much is bad, a split is empty, or the splits of the source contradict each other.
+        """
+        while self._pending:
+            self._write_oldest()
+        self._commit()  # before any error, so that the next attempt continues from here
+
+        # Examples: enough are usable.
+        check_bad(source, self.bad, self.config.max_errors, has_good=bool(self._num_entries))
+        empty = ", ".join(split for split in splits if not self._num_entries[split])
+        if empty or not self._num_entries:
+            of_splits = f" of {empty}" if self._num_entries else ""
             reason = f" ({shortened(self.bad[0])})" if self.bad else ""
             raise ValueError(
-                f"{source} has no usable example{of}{reason}; check that it is the right source"
+                f"{source} has no usable example{of_splits}{reason}; check that it is the right source"
             )
-        if len(self._given) > 1:
+
+        # Splits: from the source or by a hash.
+        if len(self._origin_by_has_split) > 1:
             raise ValueError(
-                f"{source}: {self._given[True]} has a split and {self._given[False]} none; give all or none"
+                f"{source}: {self._origin_by_has_split[True]} has a split and "
+                f"{self._origin_by_has_split[False]} none; give all or none"
             )
-        # A split of a share that chance left empty gets one image, so that a small set can be evaluated.
-        for name in SPLITS if False in self._given else ():
-            largest = max(self._groups, key=lambda one: len(self._groups[one]))
-            is_wanted = (name == "train" or self._shares.get(name, 0) > 0) and not self._groups.get(
-                name
-            )
-            if is_wanted and len(self._groups[largest]) > 1:
-                moved = min(self._groups[largest])
-                self._groups[largest].remove(moved)
-                self._groups[name] = {moved}
-                count = self._table.lance.count_rows(f"`group` = {moved}")
-                self._counts.update({largest: -count, name: count})
-                self._table.lance.update(where=f"`group` = {moved}", values={"split": name})
-        if True in self._given and self._by_content:
-            # An image in two splits would be trained on and evaluated; a copy of it under another name may be meant.
-            if self._twice:
-                raise ValueError(
-                    f"{source}: {len(self._twice)} images, such as {self._twice[0]}; give each one split"
-                )
-            for split, other in combinations(self._groups, 2):
-                if shared := {
-                    group for group in self._groups[split] & self._groups[other] if group >= 0
-                }:
-                    name = self._images.take([min(shared)], ["name"])["name"][0]
-                    message = (
-                        "%s: %d images of %s, such as %s, are in %s too, by the same or other names"
-                    )
-                    logger.warning(message, source, len(shared), split, name, other)
+        if False in self._origin_by_has_split:
+            self._fill_empty_splits()
+        elif self._by_content:
+            self._check_overlap(source)
+
+        # Files.
         for name, value in self.files().items():
             write_json(self.out / name, value)
-        bad = {"cannot be used": self.bad[:_LISTED]} if self.bad else {}
-        order = sorted(
-            self._counts, key=lambda one: (SPLITS.index(one) if one in SPLITS else len(SPLITS), one)
-        )
+        further_splits = sorted(self._num_entries.keys() - set(SPLITS))
+        order = [split for split in SPLITS if split in self._num_entries] + further_splits
+        left_out = {**self._left_out, "cannot be used": self.bad} if self.bad else self._left_out
+        counts = {reason: len(names) for reason, names in left_out.items()}
+        examples = {reason: names[:_MAX_LISTED] for reason, names in left_out.items()}
         info = replace(
             info,
             kind=self.schema.name,
             splits={
-                name: SplitInfo(
-                    images=sum(one >= 0 for one in self._groups[name]), examples=self._counts[name]
+                split: SplitInfo(
+                    images=sum(group >= 0 for group in self._groups[split]),
+                    examples=self._num_entries[split],
                 )
-                for name in order
+                for split in order
             },
-            left_out={
-                **info.left_out,
-                **self._num_left_out,
-                **{reason: len(self.bad) for reason in bad},
-            },
-            some_left_out={**info.some_left_out, **self._left_out, **bad},
-            versions={"images": self._images.version, "examples": self._table.version},
-            digest="".join(_content(self._images, self._table, sorted(order))[0]),
+            left_out={**info.left_out, **counts},
+            some_left_out={**info.some_left_out, **examples},
+            versions={"images": self._image_table.version, "examples": self._example_table.version},
+            digest="".join(_content(self._image_table, self._example_table, sorted(order)).digests),
         )
         write_json(self.out / INFO_FILE, asdict(info))
-        _warn_of_few(source, info)
+        _warn_of_small_splits(source, info)
         return info
 
-    def _settle(self) -> None:
-        """Takes the example that waits longest, once its images are read."""
-        name, split, origin, images, entries = self._waiting.popleft()
-        numbers, problem = [], ""
-        for key, image in images:
-            found = self._places[key]
-            if isinstance(found, Future):
-                content = found.result()
-                if isinstance(content, str):
-                    found = content
-                    self.refuse(f"{origin}: {found}")
-                else:
-                    digest = hashlib.blake2b(content, digest_size=16).digest()
-                    found = self._contents.get(digest, -1)
-                    if found < 0:
-                        self._rows.append((image.name, image.version, digest, content))
-                        self._size += len(content)
-                        found = self._add_digest(digest)
-                self._places[key] = found
-            if isinstance(found, str):
-                problem = found
-            else:
-                numbers.append(found)
+    def _write_oldest(self) -> None:
+        """Takes the oldest pending example, waits for its images, and adds its rows."""
+        name, split, origin, images, entries = self._pending.popleft()
+        results = [self._row_or_problem(image, origin) for image in images]
+        rows = [result for result in results if isinstance(result, int)]
         self._advance(1)
-        if problem or not entries:
+        if len(rows) < len(images) or not entries:
             return
-        self._given.setdefault(bool(split), origin)
-        group = numbers[0] if numbers else -1 - sum(self._counts.values())
-        split = split or split_of(
-            self._digests[group] if numbers else name.encode(), self._shares, self._seed
-        )
-        for key, image in images:
-            if self._by_content and (other := self._split_of.setdefault(key, split)) != split:
-                self._twice.append(f"{image.name}, are in {other} and in {split}")
+
+        # Split.
+        self._origin_by_has_split.setdefault(bool(split), origin)
+        group = rows[0] if rows else -1 - self._num_entries.total()
+        if not split:
+            mark = self._digests[group] if rows else name.encode()
+            split = split_of(mark, self._shares, self._seed)
+        if self._by_content:
+            for image in images:
+                key = _hash(image.name, image.version)
+                first_split = self._split_of_image.setdefault(key, split)
+                if first_split != split:
+                    self._in_two_splits.append(f"{image.name}, are in {first_split} and in {split}")
+        self._groups.setdefault(split, set()).add(group)
+
+        # Rows: the official code trains on equal captions of an image once.
         for entry in entries:
-            if isinstance(entry, str) and not self.is_new(
-                f"{group} {split} {entry}"
-            ):  # as the official code trains
+            is_caption = isinstance(entry, str)
+            if is_caption and not self.is_new(f"{group} {split} {entry}"):
                 self.leave_out("repeated caption", name)
                 continue
-            plain = entry if isinstance(entry, str) else vars(entry)
-            example = json.dumps(
-                {"id": name, "images": numbers, "entry": plain}, ensure_ascii=False
-            ).encode()
-            self._examples.append((split, group, example))
-            self._counts[split] += 1
-            self._size += len(example)
-        self._groups.setdefault(split, set()).add(group)
-        if self._size > _COMMIT_BYTES or (
-            self._rows and time.monotonic() - self._written > _COMMIT_SECONDS
-        ):
+            content = {"id": name, "images": rows, "entry": entry if is_caption else vars(entry)}
+            example = json.dumps(content, ensure_ascii=False).encode()
+            self._example_rows.append((split, group, example))
+            self._num_entries[split] += 1
+            self._uncommitted_bytes += len(example)
+        is_late = time.monotonic() - self._last_commit > _COMMIT_SECONDS
+        if self._uncommitted_bytes > _COMMIT_BYTES or (self._image_rows and is_late):
             self._commit()
 
+    def _row_or_problem(self, image: Image, origin: str) -> int | str:
+        """Returns the row of an image, once it is read, or what is wrong with it."""
+        key = _hash(image.name, image.version)
+        result = self._images[key]
+        if isinstance(result, Future):
+            content = result.result()
+            if isinstance(content, str):
+                result = content
+                self.refuse(f"{origin}: {content}")
+            else:
+                digest = hashlib.blake2b(content, digest_size=16).digest()
+                result = self._row_of_digest.get(digest, -1)
+                if result < 0:
+                    result = self._add_digest(digest)
+                    self._image_rows.append((image.name, image.version, digest, content))
+                    self._uncommitted_bytes += len(content)
+            self._images[key] = result
+        return result
+
     def _add_digest(self, digest: bytes) -> int:
+        row = len(self._digests)
         self._digests.append(digest)
         if self._by_content:
-            self._contents.setdefault(digest, len(self._digests) - 1)
-        return len(self._digests) - 1
+            self._row_of_digest.setdefault(digest, row)
+        return row
 
     def _commit(self) -> None:
         import pyarrow as pa
 
-        for table, rows in ((self._images, self._rows), (self._table, self._examples)):
+        pending_rows: list[tuple[Table, list[Any]]] = [
+            (self._image_table, self._image_rows),
+            (self._example_table, self._example_rows),
+        ]
+        for table, rows in pending_rows:
             if rows:
                 schema = table.schema.remove(table.schema.get_field_index(CRC))
-                columns = dict(zip(schema.names, map(list, zip(*rows, strict=True)), strict=True))
-                table.append(pa.Table.from_pydict(columns, schema))
-        self._rows, self._examples = [], []
-        self._size, self._written = 0, time.monotonic()
+                columns = [list(column) for column in zip(*rows, strict=True)]
+                table.append(pa.table(dict(zip(schema.names, columns, strict=True)), schema))
+                rows.clear()
+        self._uncommitted_bytes = 0
+        self._last_commit = time.monotonic()
+
+    def _fill_empty_splits(self) -> None:
+        """Moves a group into each split that the hash left empty, so that a small set can be evaluated."""
+        for split in SPLITS:
+            is_needed = split == "train" or self._shares.get(split, 0) > 0
+            largest = max(self._groups, key=lambda name: len(self._groups[name]))
+            if not is_needed or self._groups.get(split) or len(self._groups[largest]) < 2:
+                continue
+            group = min(self._groups[largest])
+            self._groups[largest].remove(group)
+            self._groups[split] = {group}
+            lance = self._example_table.lance
+            num_entries = lance.count_rows(f"`group` = {group}")
+            self._num_entries.update({largest: -num_entries, split: num_entries})
+            lance.update(where=f"`group` = {group}", values={"split": split})
+
+    def _check_overlap(self, source: object) -> None:
+        """Refuses an image in two splits, and warns of equal images, which may be meant."""
+        if self._in_two_splits:
+            count = len(self._in_two_splits)
+            raise ValueError(
+                f"{source}: {count} images, such as {self._in_two_splits[0]}; give each one split"
+            )
+        for split, other in combinations(self._groups, 2):
+            shared = {row for row in self._groups[split] & self._groups[other] if row >= 0}
+            if shared:
+                logger.warning(
+                    "%s: %d images of %s, such as %s, are in %s too, by the same or other names",
+                    source,
+                    len(shared),
+                    split,
+                    self._image_table.take([min(shared)], ["name"])["name"][0],
+                    other,
+                )
 
 
-def _warn_of_few(source: object, info: DatasetInfo) -> None:
-    """Warns of splits that are too small for what they are for."""
+def _warn_of_small_splits(source: object, info: DatasetInfo) -> None:
     for name, split in info.splits.items():
-        count, noun = (split.images, "images") if split.images else (split.examples, "examples")
-        if name != "train" and count < FEW:
+        count = split.images or split.examples
+        noun = "image" if split.images else "example"
+        if name != "train" and count < MIN_EVALUATED:
             logger.warning(
                 "%s: %s has %d %s: metrics of so few hardly tell two models apart, and of more processes than that "
                 "some have nothing to evaluate; give more data",
                 source,
                 name,
                 count,
-                noun if count > 1 else noun.removesuffix("s"),
+                noun if count == 1 else f"{noun}s",
             )
 
 
-def _own_table(
-    uri: Path, columns: Mapping[str, str], *, checked: str, replace: bool = False
+def _open_table(
+    path: Path, columns: Mapping[str, str], *, checked: str, replace: bool = False
 ) -> Table:
-    """Opens the table that an earlier attempt left, or makes it; a user's table of that name is kept."""
+    """Opens the table of an earlier attempt, or creates it. A user's table of that name is not touched."""
     import pyarrow as pa
 
-    table = Table(uri) if uri.exists() else None
-    if table is not None and table.schema.names != [*columns, CRC]:
-        raise ValueError(f"{uri} was not written by `bridgetower prepare`; choose another folder")
-    if table is not None and not replace:
-        table.recover()
-        return table
+    if path.exists():
+        table = Table(path)
+        if table.schema.names != [*columns, CRC]:
+            raise ValueError(
+                f"{path} was not written by `bridgetower prepare`; choose another folder"
+            )
+        if not replace:
+            table.recover()
+            return table
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
-    return Table.create(uri, schema, checked=checked, replace=replace)
+    return Table.create(path, schema, checked=checked, replace=replace)
 
 
 class PreparedSet:
+    """Examples of splits of a prepared set.
+
+    Args:
+        folder: Folder or URL of the set.
+        splits: Names of splits; default: all.
+        schema: Schema of the examples; default: the one that `dataset.json` names.
+
+    Raises:
+        FileNotFoundError: The set or a split does not exist.
+        ValueError: The set has another schema.
+        OSError: A table does not have the content that was written.
+    """
+
     def __init__(
         self, folder: str | Path, splits: Sequence[str] | None = None, schema: Schema | None = None
     ) -> None:
-        self.folder, self.info = str(folder).rstrip("/"), read_info(folder)
+        self.folder = str(folder).rstrip("/")
+        self.info = read_info(folder)
         self.schema = schema or schema_named(self.info.kind)
         if self.info.kind != self.schema.name:
             raise ValueError(
                 f"{folder} is a set of kind {self.info.kind}; use a set of kind {self.schema.name}"
             )
         self.splits = tuple(self.info.splits if splits is None else splits)
-        if missing := [name for name in self.splits if name not in self.info.splits]:
-            there = ", ".join(self.info.splits)
-            raise FileNotFoundError(
-                f"{folder} has no split {missing[0]!r}; it has {there} ({SPLIT_OPTIONS})"
-            )
+        for split in self.splits:
+            if split not in self.info.splits:
+                raise FileNotFoundError(
+                    f"{folder} has no split {split!r}; it has {', '.join(self.info.splits)} "
+                    f"({SPLIT_OPTIONS})"
+                )
+
+        # Tables, compared with the digest that was written.
         versions = self.info.versions
         self._images = Table(f"{self.folder}/images.lance", version=versions["images"])
-        self.num_images = len(self._images)  # of all splits
         self._examples = Table(f"{self.folder}/examples.lance", version=versions["examples"])
+        self.num_images = len(self._images)  # of all splits
         names = sorted(self.info.splits)
-        digests, split, groups = _content(self._images, self._examples, names)
-        for table, digest in zip((self._images, self._examples), digests, strict=True):
+        content = _content(self._images, self._examples, names)
+        for table, digest in zip((self._images, self._examples), content.digests, strict=True):
             if digest not in self.info.digest:
                 raise OSError(f"{table.uri} is damaged; make or copy the set again")
-        places = [self.splits.index(name) if name in self.splits else -1 for name in names]
-        split = np.array([*places, -1], np.int8)[split]
-        self.numbers = np.flatnonzero(split >= 0)  # of the examples of the chosen splits
-        self.split_of = split[self.numbers]  # index of each example's split in `splits`
-        self.groups = groups[
-            self.numbers
-        ]  # the first image of each one; negative where it has only text
 
-    def examples(self, places: Sequence[int]) -> list[dict[str, Any]]:
-        """Returns examples by their places among `numbers`: `id`, `images` and `entry` of each."""
-        rows = self._examples.take(self.numbers[np.asarray(places, np.int64)].tolist(), ["example"])
-        return [json.loads(row) for row in rows["example"].to_pylist()]
+        # Rows of the selected splits, each with the index of its split in `splits`.
+        indices = [self.splits.index(name) if name in self.splits else -1 for name in names]
+        split_of_row = np.array([*indices, -1], np.int8)[content.split_index]
+        self.numbers = np.flatnonzero(split_of_row >= 0)
+        self.split_of = split_of_row[self.numbers]
+        # The first image of each example, negative for a text alone.
+        self.groups = content.groups[self.numbers]
+
+    def examples(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Returns examples by their indices in `numbers`, each with `id`, `images` and `entry`."""
+        rows = self.numbers[np.asarray(indices, np.int64)].tolist()
+        table = self._examples.take(rows, ["example"])
+        return [json.loads(example) for example in table["example"].to_pylist()]
 
     def scan(self) -> Iterator[dict[str, Any]]:
+        """Yields all examples in the order of `numbers`."""
         import pyarrow as pa
 
         start = 0
         for batch in self._examples.scan(["example"]):
             first, end = np.searchsorted(self.numbers, [start, start + len(batch)])
-            kept = batch["example"].take(pa.array(self.numbers[first:end] - start))
-            yield from map(json.loads, kept.to_pylist())
+            examples = batch["example"].take(pa.array(self.numbers[first:end] - start))
+            yield from map(json.loads, examples.to_pylist())
             start += len(batch)
 
-    def images(self, numbers: Sequence[int]) -> list[bytes]:
-        found: list[bytes] = self._images.take(numbers, ["image"])["image"].to_pylist()
-        return found
+    def images(self, rows: Sequence[int]) -> list[bytes]:
+        contents: list[bytes] = self._images.take(rows, ["image"])["image"].to_pylist()
+        return contents
 
-    def image_names(self, numbers: Sequence[int]) -> list[str]:
-        found: list[str] = self._images.take(numbers, ["name"])["name"].to_pylist()
-        return found
+    def image_names(self, rows: Sequence[int]) -> list[str]:
+        names: list[str] = self._images.take(rows, ["name"])["name"].to_pylist()
+        return names
 
     def damaged(self) -> list[str]:
+        """Names the rows whose content is not as it was written."""
         return [
             f"row {row} of {table.uri}"
             for table in (self._images, self._examples)
@@ -462,27 +542,26 @@ class PreparedSet:
         ]
 
 
-def _content(
-    images: Table, examples: Table, splits: Sequence[str]
-) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Returns a digest of each table, and the number of the split and the group of each example."""
+class _Content(NamedTuple):
+    digests: list[str]  # of the images, and of the examples
+    split_index: np.ndarray  # of each example, -1 for another split
+    groups: np.ndarray  # of each example
+
+
+def _content(images: Table, examples: Table, splits: Sequence[str]) -> _Content:
+    """Reads the checksums of both tables, and the columns of the examples that place them."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    parts = list(examples.scan(["split", "group"]))
-    codes = [
-        pc.fill_null(pc.index_in(part["split"], pa.array(splits)), -1).to_numpy() for part in parts
-    ]
-    split, group = (
-        np.concatenate(codes).astype(np.int8),
-        np.concatenate([part["group"].to_numpy() for part in parts]),
-    )
-    contents = (images.crcs(),), (examples.crcs(), split, group)
-    digests = [
-        hashlib.blake2b(b"".join(one.tobytes() for one in part), digest_size=16)
-        for part in contents
-    ]
-    return [digest.hexdigest() for digest in digests], split, group
+    columns = pa.Table.from_batches(examples.scan(["split", "group"]))
+    split_index = pc.fill_null(pc.index_in(columns["split"], pa.array(splits)), -1)
+    split_index = split_index.to_numpy().astype(np.int8)
+    groups = columns["group"].to_numpy()
+    digests = []
+    for arrays in ([images.crcs()], [examples.crcs(), split_index, groups]):
+        content = b"".join(array.tobytes() for array in arrays)
+        digests.append(hashlib.blake2b(content, digest_size=16).hexdigest())
+    return _Content(digests, split_index, groups)
 
 
 def read_info(folder: str | Path) -> DatasetInfo:
@@ -493,11 +572,9 @@ def read_info(folder: str | Path) -> DatasetInfo:
 
 
 def split_of(mark: bytes, shares: Mapping[str, float], seed: int) -> str:
-    """A hash decides, so that no other image changes the split of one."""
-    fraction = (
-        int.from_bytes(hashlib.blake2b(b"%d %s" % (seed, mark), digest_size=8).digest(), "big")
-        / 2**64
-    )
+    """Returns a split by a hash of the mark, so that no other image changes the split of an image."""
+    digest = hashlib.blake2b(b"%d %s" % (seed, mark), digest_size=8).digest()
+    fraction = int.from_bytes(digest, "big") / 2**64
     for name, share in shares.items():
         if fraction < share:
             return name
@@ -505,9 +582,21 @@ def split_of(mark: bytes, shares: Mapping[str, float], seed: int) -> str:
     return "train"
 
 
-def _checked(image: Image) -> bytes | str:
-    """Returns the bytes of an image, or what is wrong."""
-    from bridgetower.processor import open_image  # which needs torch; the help of commands does not
+def _version(image: Image) -> str:
+    """Returns what tells an image from an older image of the same name, which an earlier attempt may have written."""
+    if image.version:
+        return image.version
+    if image.content is not None:
+        return hashlib.blake2b(image.content, digest_size=8).hexdigest()
+    try:
+        return "" if is_url(image.location) else version_of(image.location)
+    except OSError:
+        return ""
+
+
+def _read_image(image: Image) -> bytes | str:
+    """Returns the bytes of an image that can be decoded, or what is wrong with it."""
+    from bridgetower.processor import open_image  # imports torch, which help of commands must not
 
     try:
         content = image.read()
@@ -519,9 +608,6 @@ def _checked(image: Image) -> bytes | str:
     return content
 
 
-def _key(name: str, version: str) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(
-            f"{name}\0{version}".encode(errors="surrogateescape"), digest_size=8
-        ).digest()
-    )
+def _hash(name: str, version: str) -> int:
+    content = f"{name}\0{version}".encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())

@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.sets.custom import finished_set
+from bridgetower.data.sets.custom import check_config, finished_set
 from bridgetower.data.sets.datasets.sets import DATASETS as DATASETS
 from bridgetower.data.sets.datasets.spec import (
-    ROWS,
+    ARROW_ROWS,
     ArrowConfig,
     DatasetSpec,
     Originals,
@@ -26,114 +26,137 @@ def prepare_set(
     *,
     progress: bool = True,
 ) -> DatasetInfo:
-    """Writes one of `DATASETS`, or a custom set, to a folder; a complete one of the same files is left as it is."""
-    known = [name for name, each in DATASETS.items() if each.fill]
-    if isinstance(dataset, str) and dataset not in known:
-        raise ValueError(f"no set called {dataset!r}; sets are {', '.join(known)}")
-    spec = DATASETS[dataset] if isinstance(dataset, str) else dataset
-    source, out, config = Path(source), Path(out), config or PrepareConfig()
-    if type(config) is not spec.config:
-        raise ValueError(
-            f"{spec.name} takes a {spec.config.__name__}, given is a {type(config).__name__}"
-        )
-    splits = (*spec.splits, *spec.more_splits)
-    unknown = [split for split in config.splits if split not in splits]
+    """Writes a published set to a folder, unless the folder has the complete set of the same files.
+
+    Args:
+        dataset: Name of one of `DATASETS`, or a custom specification.
+        source: Folder with the original files.
+        out: Folder of the set.
+        config: How the set is prepared.
+        progress: Show bars, or log lines where standard error is no terminal.
+
+    Raises:
+        FileNotFoundError: The source or a file of it is missing.
+        ValueError: The set or a split is unknown, a file is not as published, too much of the source is bad, or `out`
+            holds another set.
+    """
+    if isinstance(dataset, str):
+        names = [name for name, spec in DATASETS.items() if spec.fill]
+        if dataset not in names:
+            raise ValueError(f"no set called {dataset!r}; sets are {', '.join(names)}")
+        spec = DATASETS[dataset]
+    else:
+        spec = dataset
+    source, out = Path(source), Path(out)
+    config = config or PrepareConfig()
+    check_config(spec.name, config, spec.config)
+    unknown = [split for split in config.splits if split not in spec.all_splits]
     if unknown:
         raise ValueError(
-            f"{spec.name} has no split {', '.join(unknown)}; it has {', '.join(splits)}"
+            f"{spec.name} has no split {', '.join(unknown)}; it has {', '.join(spec.all_splits)}"
         )
     if not source.is_dir():
         raise FileNotFoundError(
             f"no folder {source}; give the folder with the original files of {spec.name}"
         )
+
+    # A finished set stays as it is.
     originals = Originals(folder=source, splits=config.splits or spec.splits, progress=progress)
     settings = {"set": spec.name, **config.settings, "splits": list(originals.splits)}
-
-    def mark(path: Path) -> str:  # of a file with images its size
-        return f"{path.stat().st_size} bytes" if path.suffix == ".arrow" else sha256_of(path)
-
-    if finished := finished_set(out, settings, config.max_errors):
-        there = {name: source / name for name in finished.sources if (source / name).is_file()}
-        if changed := [
-            name for name, path in there.items() if mark(path) != finished.sources[name]
-        ]:
-            raise ValueError(
-                f"{out} holds a set of another {changed[0]}; choose another folder, or remove it"
-            )
+    finished = finished_set(out, settings, config.max_errors)
+    if finished:
+        for name, identity in finished.sources.items():
+            if (source / name).is_file() and _identity(source / name) != identity:
+                raise ValueError(
+                    f"{out} holds a set of another {name}; choose another folder, or remove it"
+                )
         return finished
+
     with SetWriter(out, spec.schema, config, progress=progress) as writer:
-        assert spec.fill is not None  # as the callers check
+        assert spec.fill is not None
         try:
             spec.fill(originals, writer, config)
-        except (
-            KeyError,
-            TypeError,
-            AttributeError,
-        ) as error:  # of the content of an annotation file
-            place = (originals.used or originals.large)[-1]
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{place} is not as published ({error!r}); check that it is right"
+                f"{originals.used[-1]} is not as published ({error!r}); check that it is right"
             ) from error
+        sources = {}
+        for path in originals.used:
+            name = str(path.relative_to(source)) if path.is_relative_to(source) else path.name
+            sources[name] = _identity(path)
         info = DatasetInfo(
             name=spec.name,
             split_rule=spec.split_rule,
             protocol=spec.protocol,
-            sources={
-                str(path.relative_to(source)) if path.is_relative_to(source) else path.name: mark(
-                    path
-                )
-                for path in (*originals.used, *originals.large)
-            },
+            sources=sources,
             licences=spec.licences,
             settings=settings,
         )
         return writer.finish(source, info, splits=originals.splits)
 
 
+def _identity(path: Path) -> str:
+    """Returns the digest of a file, or the size of an Arrow file, which is large."""
+    return f"{path.stat().st_size} bytes" if path.suffix == ".arrow" else sha256_of(path)
+
+
 def prepare_arrow(
     source: Path, out: Path, config: ArrowConfig | None = None, *, progress: bool = True
 ) -> dict[str, DatasetInfo]:
-    """Writes each set of which ViLT-style Arrow files lie in a folder to a folder of its own in `out`."""
-    source, config = Path(source), config or ArrowConfig()
+    """Writes the sets whose ViLT-style Arrow files lie in a folder, each to a folder of its own in `out`.
+
+    Raises:
+        FileNotFoundError: The source is missing or has no such file.
+        ValueError: A set or a split is unknown, or as for `prepare_set`.
+    """
+    source = Path(source)
+    config = config or ArrowConfig()
     if not source.is_dir():
         raise FileNotFoundError(f"no folder {source}; give the folder with ViLT-style Arrow files")
-    unknown = [name for name in config.sets if name not in DATASETS]
-    if unknown:
-        raise ValueError(f"no set called {', '.join(unknown)}; sets are {', '.join(DATASETS)}")
-    found = [
-        replace(
-            each,
-            splits=tuple(files.stems),
-            more_splits=tuple(files.more_stems),
-            split_rule=files.split_rule or each.split_rule,
-            protocol=ROWS[each.schema.name].protocol,
-            licences={"images and texts": f"as those of {each.name}"},
-            config=ArrowConfig,
-            fill=partial(fill_from_arrow, files),
-        )
-        for each in DATASETS.values()
-        if (files := each.arrow)
-        and (each.name in config.sets if config.sets else files.any_in(source))
-    ]
-    known = [split for each in found for split in (*each.splits, *each.more_splits)]
-    if not found:
-        there = sorted(path.name for path in source.glob("*.arrow"))
+    unknown_sets = [name for name in config.sets if name not in DATASETS]
+    if unknown_sets:
+        raise ValueError(f"no set called {', '.join(unknown_sets)}; sets are {', '.join(DATASETS)}")
+
+    # Sets that are named, or that have a file.
+    specs = []
+    for spec in DATASETS.values():
+        files = spec.arrow
+        if files and (spec.name in config.sets if config.sets else files.any_in(source)):
+            specs.append(
+                replace(
+                    spec,
+                    splits=tuple(files.stems),
+                    more_splits=tuple(files.more_stems),
+                    split_rule=files.split_rule or spec.split_rule,
+                    protocol=ARROW_ROWS[spec.schema.name].protocol,
+                    licences={"images and texts": f"as those of {spec.name}"},
+                    config=ArrowConfig,
+                    fill=partial(fill_from_arrow, files),
+                )
+            )
+    if not specs:
+        names = sorted(path.name for path in source.glob("*.arrow"))
         raise FileNotFoundError(
-            f"{source} has {', '.join(there[:5]) or 'no file'}{', …' if len(there) > 5 else ''}; expected Arrow "
+            f"{source} has {', '.join(names[:5]) or 'no file'}{', …' if len(names) > 5 else ''}; expected Arrow "
             "files as the official code names them, such as coco_caption_karpathy_train.arrow"
         )
-    strange = [split for split in config.splits if split not in known]
-    if strange:
+    all_splits = dict.fromkeys(split for spec in specs for split in spec.all_splits)
+    unknown_splits = [split for split in config.splits if split not in all_splits]
+    if unknown_splits:
         raise ValueError(
-            f"no split {', '.join(strange)} of {', '.join(each.name for each in found)}; splits are "
-            f"{', '.join(dict.fromkeys(known))}"
+            f"no split {', '.join(unknown_splits)} of {', '.join(spec.name for spec in specs)}; splits are "
+            f"{', '.join(all_splits)}"
         )
+
     prepared = {}
-    for each in found:
-        wanted = [split for split in config.splits if split in (*each.splits, *each.more_splits)]
-        if wanted or not config.splits:
-            own = replace(config, splits=tuple(wanted))
-            prepared[each.name] = prepare_set(
-                each, source, Path(out) / each.name, own, progress=progress
+    for spec in specs:
+        splits = tuple(split for split in config.splits if split in spec.all_splits)
+        if splits or not config.splits:
+            prepared[spec.name] = prepare_set(
+                spec,
+                source,
+                Path(out) / spec.name,
+                replace(config, splits=splits),
+                progress=progress,
             )
     return prepared

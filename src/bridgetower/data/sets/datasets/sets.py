@@ -41,26 +41,22 @@ _KARPATHY = "Karpathy's splits"
 _LINKS = "links, of which many are dead"
 _CAPTIONS_PROTOCOL = "every caption of an image once, in its order, without spaces at its ends"
 
-_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
+_KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 
 
 def _fill_karpathy(
     file: str, originals: Originals, writer: SetWriter, config: PrepareConfig
 ) -> None:
-    path = originals.annotation(file, f"karpathy/{file}")
-    for image in originals.items(path, "images"):
-        split = _SPLITS.get(image["split"])
+    for row in originals.items(originals.annotation(file, f"karpathy/{file}"), "images"):
+        name = row["filename"]
+        split = _KARPATHY_SPLITS.get(row["split"])
         if split is None:
-            writer.refuse(
-                f"{image['filename']}: split {image['split']!r}, expected one of {', '.join(_SPLITS)}"
-            )
+            expected = ", ".join(_KARPATHY_SPLITS)
+            writer.refuse(f"{name}: split {row['split']!r}, expected one of {expected}")
         elif originals.wants(split):
-            found = originals.image(
-                f"{image.get('filepath', 'flickr30k-images')}/{image['filename']}"
-            )
-            captions = [sentence["raw"] for sentence in image["sentences"]]
-            texts = writer.filled_captions(image["filename"], captions)
-            writer.add([found], texts, name=image["filename"], split=split)
+            image = originals.image(f"{row.get('filepath', 'flickr30k-images')}/{name}")
+            captions = [sentence["raw"] for sentence in row["sentences"]]
+            writer.add([image], writer.filled_captions(name, captions), name=name, split=split)
 
 
 COCO = DatasetSpec(
@@ -152,75 +148,75 @@ _ANNOTATED = ("train", "validation")
 
 
 def _fill_vqav2(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+    # Annotations of the splits, and the answers for the vocabulary, which takes both splits.
     first_choices: list[str] = []
-    annotations: dict[str, str] = {}  # as JSON, of which 650,000 with ten answers take 200 MB
-    missing = []
+    annotations: dict[str, str] = {}  # as JSON, 650,000 with ten answers take 200 MB
+    missing_split = ""
     for split in _ANNOTATED:
         file = f"v2_mscoco_{_VQAV2_SUBSETS[split]}_annotations.json"
-        places = (file, f"vqav2/{file}")
-        if not originals.wants(split) and not any(
-            (originals.folder / place).is_file() for place in places
-        ):
-            missing.append(split)
+        paths = (file, f"vqav2/{file}")
+        is_wanted = originals.wants(split)
+        if not is_wanted and not any((originals.folder / path).is_file() for path in paths):
+            missing_split = missing_split or split
             continue
-        for annotation in originals.items(originals.annotation(*places), "annotations"):
-            first_choices.append(annotation["multiple_choice_answer"])
-            if originals.wants(split):
-                kept = {
-                    name: annotation[name] for name in ("image_id", "question_type", "answer_type")
+        for row in originals.items(originals.annotation(*paths), "annotations"):
+            first_choices.append(row["multiple_choice_answer"])
+            if is_wanted:
+                annotation = {
+                    "image_id": row["image_id"],
+                    "question_type": row["question_type"],
+                    "answer_type": row["answer_type"],
+                    "answers": [answer["answer"] for answer in row["answers"]],
                 }
-                answers = [answer["answer"] for answer in annotation["answers"]]
-                annotations[_key(split, annotation)] = json.dumps({**kept, "answers": answers})
+                annotations[_question_key(split, row)] = json.dumps(annotation)
+
+    # Questions with their annotations.
     for split in filter(originals.wants, _VQAV2_SUBSETS):
         file = f"v2_OpenEnded_mscoco_{_VQAV2_SUBSETS[split]}_questions.json"
         year = _VQAV2_SUBSETS[split].replace("test-dev", "test")
-        for question in originals.items(originals.annotation(file, f"vqav2/{file}"), "questions"):
-            key, image_id = _key(split, question), question["image_id"]
-            if not writer.is_new(key):
+        for row in originals.items(originals.annotation(file, f"vqav2/{file}"), "questions"):
+            key = _question_key(split, row)
+            image_id = row["image_id"]
+            is_new = writer.is_new(key)
+            annotation = json.loads(annotations.pop(key, "{}")) if is_new else {}
+            if not is_new:
                 writer.refuse(f"{key} comes twice")
-                continue
-            packed = annotations.pop(key, None)
-            if split in _ANNOTATED and packed is None:
+            elif split in _ANNOTATED and not annotation:
                 writer.refuse(f"{key} has no annotation")
-                continue
-            annotation = json.loads(packed) if packed else {"image_id": image_id, "answers": ()}
-            if annotation.pop("image_id") != image_id:
+            elif annotation.pop("image_id", image_id) != image_id:
                 writer.refuse(f"{key} has an annotation of another image")
-                continue
-            said = tuple(annotation.pop("answers"))
-            entry = Question(
-                question_id=question["question_id"],
-                question=question["question"],
-                answers=said,
-                **annotation,
-            )
-            image = originals.image(f"{year}/COCO_{year}_{image_id:012d}.jpg")
-            writer.add([image], [entry], name=str(image_id), split=split)
+            else:
+                entry = Question(
+                    question_id=row["question_id"],
+                    question=row["question"],
+                    answers=tuple(annotation.pop("answers", ())),
+                    **annotation,
+                )
+                image = originals.image(f"{year}/COCO_{year}_{image_id:012d}.jpg")
+                writer.add([image], [entry], name=str(image_id), split=split)
     for key in annotations:
         writer.refuse(f"annotation of {key} has no question")
-    if missing:
+
+    if missing_split:
         writer.leave_out(
-            "answers.json, which takes the annotations of train and validation", f"no {missing[0]}"
+            "answers.json, which takes the annotations of train and validation",
+            f"no {missing_split}",
         )
     else:
         writer.files = partial(vocabulary_file, answer_vocabulary(first_choices))
 
 
-def _key(split: str, entry: Mapping[str, Any]) -> str:
-    return f"question {entry['question_id']} of {split}"
+def _question_key(split: str, row: Mapping[str, Any]) -> str:
+    return f"question {row['question_id']} of {split}"
 
 
-def _stems(*splits: str) -> dict[str, list[tuple[str, str]]]:
-    """Those with answers in normal form, which the official code reads, come first."""
-    parts = {
+def _vqav2_stems(*splits: str) -> dict[str, list[str]]:
+    names = {
         "validation": "val",
         "trainable-validation": "trainable_val",
         "rest-validation": "rest_val",
     }
-    return {
-        split: [(f"vqav2_{parts.get(split, split)}_fix", f"vqav2_{parts.get(split, split)}")]
-        for split in splits
-    }
+    return {split: [f"vqav2_{names.get(split, split)}"] for split in splits}
 
 
 _PAGE = "visualqa.org"
@@ -267,8 +263,10 @@ test2015/COCO_test2015_000000000001.jpg …
     arrow=ArrowFiles(
         layout="vqav2_{train,val,test,test-dev}, those that end in _fix first",
         split_rule="as published; test-dev's questions are also among test's",
-        stems=_stems(*_VQAV2_SUBSETS),
-        more_stems=_stems("trainable-validation", "rest-validation"),
+        stems=_vqav2_stems(*_VQAV2_SUBSETS),
+        more_stems=_vqav2_stems("trainable-validation", "rest-validation"),
+        # The official code reads files with answers in normal form.
+        endings=("_fix.arrow", ".arrow"),
         annotators=ANNOTATORS,
     ),
 )
@@ -307,48 +305,55 @@ class VgqaConfig(VgConfig):
 
 
 def _fill_vg(originals: Originals, writer: SetWriter, config: VgConfig) -> None:
-    for image_id, file, image in _described(originals, writer, config, "region_descriptions.json"):
-        phrases = [region["phrase"].strip() for region in image["regions"]]
-        for region in (
-            region for region, phrase in zip(image["regions"], phrases, strict=True) if not phrase
-        ):
-            writer.leave_out("empty description", str(region["region_id"]))
-        writer.add([file], list(filter(None, phrases)), name=image_id, split="train")
+    for image, row in _visual_genome_images(originals, writer, config, "region_descriptions.json"):
+        phrases = []
+        for region in row["regions"]:
+            phrase = region["phrase"].strip()
+            if phrase:
+                phrases.append(phrase)
+            else:
+                writer.leave_out("empty description", str(region["region_id"]))
+        writer.add([image], phrases, name=_visual_genome_id(row), split="train")
 
 
-def _described(
+def _visual_genome_images(
     originals: Originals, writer: SetWriter, config: VgConfig, file: str
-) -> Iterator[tuple[str, Image, Mapping[str, Any]]]:
-    """Yields images with what a file says of them, but those that COCO holds out."""
-    held_out: set[int] = set()
+) -> Iterator[tuple[Image, Mapping[str, Any]]]:
+    """Yields images with their rows of a file, without the images that COCO holds out."""
+    held_out: set[str] = set()
     if config.leave_out:
-        splits = config.karpathy or originals.annotation(
+        # Numbers of the images in COCO, and from those in Visual Genome.
+        karpathy = config.karpathy or originals.annotation(
             "dataset_coco.json", "karpathy/dataset_coco.json"
         )
-        numbers = originals.annotation("image_data.json", "annotations/image_data.json")
+        image_data = originals.annotation("image_data.json", "annotations/image_data.json")
         if config.karpathy:
-            originals.used.append(config.karpathy)
-        in_coco = {
-            image["cocoid"]: image["split"]
-            for image in originals.items(splits, "images")
-            if image["split"] in config.leave_out
+            originals.used.append(karpathy)
+        split_of = {
+            row["cocoid"]: row["split"]
+            for row in originals.items(karpathy, "images")
+            if row["split"] in config.leave_out
         }
-        if missing := set(config.leave_out) - set(in_coco.values()):
+        missing = sorted(set(config.leave_out) - set(split_of.values()))
+        if missing:
             raise ValueError(
-                f"{splits} has no image of split {', '.join(sorted(missing))}; check that it is the right file"
+                f"{karpathy} has no image of split {', '.join(missing)}; check that it is the right file"
             )
         held_out = {
-            image["image_id"] for image in originals.items(numbers) if image["coco_id"] in in_coco
+            str(row["image_id"])
+            for row in originals.items(image_data)
+            if row["coco_id"] in split_of
         }
-    for image in originals.items(originals.annotation(file, f"annotations/{file}")):
-        image_id = image.get("id", image.get("image_id"))
-        if image_id in held_out:
-            writer.leave_out(
-                f"image in COCO's {' or '.join(config.leave_out)} split", str(image_id)
-            )
+    for row in originals.items(originals.annotation(file, f"annotations/{file}")):
+        name = _visual_genome_id(row)
+        if name in held_out:
+            writer.leave_out(f"image in COCO's {' or '.join(config.leave_out)} split", name)
         else:
-            places = (f"{folder}/{image_id}.jpg" for folder in _VG_FOLDERS)
-            yield str(image_id), originals.image(*places), image
+            yield originals.image(*(f"{folder}/{name}.jpg" for folder in _VG_FOLDERS)), row
+
+
+def _visual_genome_id(row: Mapping[str, Any]) -> str:
+    return str(row.get("id", row.get("image_id")))
 
 
 VG = DatasetSpec(
@@ -376,26 +381,29 @@ def _fill_vgqa(originals: Originals, writer: SetWriter, config: VgqaConfig) -> N
     vocabulary = read_vocabulary(config.answers)
     writer.files = partial(vocabulary_file, vocabulary)
     originals.used.append(config.answers / ANSWERS_FILE)
-    known = frozenset(vocabulary)
-    for image_id, file, image in _described(originals, writer, config, "question_answers.json"):
-        answers: dict[str, set[str]] = defaultdict(set)  # of the vocabulary, by question
-        for pair in image["qas"]:
-            answers[pair["question"]] |= {normalise_answer(pair["answer"])} & known
-        questions: dict[str, Question] = {}  # those with exactly one answer, each once
-        for pair in image["qas"]:
-            text, answer, number = pair["question"], pair["answer"], pair["qa_id"]
-            if normalise_answer(answer) not in known:
+    usable_answers = frozenset(vocabulary)
+    for image, row in _visual_genome_images(originals, writer, config, "question_answers.json"):
+        answers: dict[str, set[str]] = defaultdict(set)  # by question
+        for pair in row["qas"]:
+            answers[pair["question"]] |= {normalise_answer(pair["answer"])} & usable_answers
+        questions: dict[str, Question] = {}
+        for pair in row["qas"]:
+            text = pair["question"]
+            number = pair["qa_id"]
+            if normalise_answer(pair["answer"]) not in usable_answers:
                 writer.leave_out("answer not in the vocabulary", str(number))
             elif len(answers[text]) > 1:
                 writer.leave_out("question with several answers", str(number))
             elif text in questions:
                 writer.leave_out("question that was asked before", str(number))
             else:
-                questions[text] = Question(question_id=number, question=text, answers=(answer,))
-        writer.add([file], list(questions.values()), name=image_id, split="train")
+                questions[text] = Question(
+                    question_id=number, question=text, answers=(pair["answer"],)
+                )
+        writer.add([image], questions.values(), name=_visual_genome_id(row), split="train")
 
 
-def _arrow(stem: str) -> ArrowFiles:
+def _vgqa_arrow(stem: str) -> ArrowFiles:
     return ArrowFiles(
         layout=f"{stem}_{{train,val}}",
         split_rule="as the files have them; validation holds the images of Karpathy's val and test splits of COCO, and "
@@ -423,9 +431,9 @@ dataset_coco.json (or in karpathy/, or --karpathy FILE)
     licences={"questions, answers and images": "CC-BY 4.0"},
     config=VgqaConfig,
     fill=_fill_vgqa,
-    arrow=_arrow("vgqa"),
+    arrow=_vgqa_arrow("vgqa"),
 )
-VGQA_COCO = DatasetSpec(name="vgqa-coco", schema=schemas.VQA, arrow=_arrow("vgqa_coco"))
+VGQA_COCO = DatasetSpec(name="vgqa-coco", schema=schemas.VQA, arrow=_vgqa_arrow("vgqa_coco"))
 
 _SNLI_VE_FILES = {
     "train": "snli_ve_train.jsonl",
@@ -437,21 +445,22 @@ _SNLI_VE_FILES = {
 def _fill_snli_ve(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     for split in filter(originals.wants, _SNLI_VE_FILES):
         file = _SNLI_VE_FILES[split]
-        path = originals.annotation(file, f"snli_ve/{file}")
-        for number, pair in enumerate(originals.lines(path), start=1):
-            place = f"{file}, line {number}"
-            identifier = pair.get("pairID") or f"{split}-{number}"
-            if pair["gold_label"] not in schemas.SNLI_VE.labels:
+        rows = originals.lines(originals.annotation(file, f"snli_ve/{file}"))
+        for number, row in enumerate(rows, start=1):
+            origin = f"{file}, line {number}"
+            identifier = row.get("pairID") or f"{split}-{number}"
+            label = row["gold_label"]
+            if label not in schemas.SNLI_VE.labels:
                 expected = ", ".join(schemas.SNLI_VE.labels)
-                writer.refuse(f"{place}: label {pair['gold_label']!r}, expected one of {expected}")
+                writer.refuse(f"{origin}: label {label!r}, expected one of {expected}")
             elif not writer.is_new(identifier):
-                writer.refuse(f"{place}: pair {identifier!r} comes twice")
+                writer.refuse(f"{origin}: pair {identifier!r} comes twice")
             else:
-                name = f"{pair['Flickr30K_ID']}.jpg"
-                text = pair["sentence2"].strip()
-                statement = Statement(statement_id=identifier, text=text, label=pair["gold_label"])
+                name = f"{row['Flickr30K_ID']}.jpg"
                 image = originals.image(f"flickr30k-images/{name}")
-                writer.add([image], [statement], name=name, split=split, origin=place)
+                text = row["sentence2"].strip()
+                statement = Statement(statement_id=identifier, text=text, label=label)
+                writer.add([image], [statement], name=name, split=split, origin=origin)
 
 
 SNLI_VE = DatasetSpec(
@@ -500,7 +509,8 @@ def _fill_nlvr2(originals: Originals, writer: SetWriter, config: PrepareConfig) 
         file = _NLVR2_FILES[split]
         path = originals.annotation(*(f"{folder}/{file}" for folder in _NLVR2_FOLDERS))
         for row in originals.lines(path):
-            identifier, label = row["identifier"], row.get("label", "")
+            identifier = row["identifier"]
+            label = row.get("label", "")
             if label not in schemas.NLVR2.labels and (label or split != _UNLABELLED):
                 writer.refuse(
                     f"{identifier} of {file}: label {label!r}, expected the text True or False"
@@ -508,20 +518,18 @@ def _fill_nlvr2(originals: Originals, writer: SetWriter, config: PrepareConfig) 
             elif not writer.is_new(f"{identifier} of {split}"):
                 writer.refuse(f"{identifier} of {file} comes twice")
             else:
-                statement = Statement(
-                    statement_id=identifier, text=row["sentence"].strip(), label=label
-                )
                 pair = identifier.rpartition("-")[0]
                 subset = pair.partition("-")[0]
-                folders = (
-                    [f"images/train/{row['directory']}"]
-                    if subset == "train"
-                    else [subset, f"images/{subset}"]
-                )
+                if subset == "train":
+                    folders = [f"images/train/{row['directory']}"]
+                else:
+                    folders = [subset, f"images/{subset}"]
                 images = [
-                    originals.image(*(f"{one}/{pair}-img{side}.png" for one in folders))
+                    originals.image(*(f"{folder}/{pair}-img{side}.png" for folder in folders))
                     for side in (0, 1)
                 ]
+                text = row["sentence"].strip()
+                statement = Statement(statement_id=identifier, text=text, label=label)
                 writer.add(images, [statement], name=pair, split=split)
 
 
@@ -557,8 +565,8 @@ test1/test1-0-0-img0.png … (or in images/)
         layout="nlvr2_{train,dev,test1}, and by --splits nlvr2_{balanced,unbalanced}_{dev,test1}",
         stems={"train": ("nlvr2_train",), "validation": ("nlvr2_dev",), "test1": ("nlvr2_test1",)},
         more_stems={
-            f"{part}-{split}": (f"nlvr2_{part}_{subset}",)
-            for part in ("balanced", "unbalanced")
+            f"{group}-{split}": (f"nlvr2_{group}_{subset}",)
+            for group in ("balanced", "unbalanced")
             for split, subset in (("validation", "dev"), ("test1", "test1"))
         },
     ),
@@ -567,13 +575,14 @@ test1/test1-0-0-img0.png … (or in images/)
 
 def _composition(name: str, label: str, *captions: str) -> Composition:
     return Composition(
-        example_id=name, captions=tuple(one.strip() for one in captions), label=label
+        example_id=name, captions=tuple(caption.strip() for caption in captions), label=label
     )
 
 
 def _fill_winoground(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     for row in originals.lines(originals.annotation("examples.jsonl")):
-        if not writer.is_new(name := str(row["id"])):
+        name = str(row["id"])
+        if not writer.is_new(name):
             writer.refuse(f"id {name!r} comes twice")
             continue
         images = [originals.image(f"images/{row[side]}.png") for side in ("image_0", "image_1")]
@@ -607,18 +616,13 @@ _CHANGES = (
 
 def _fill_sugarcrepe(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     for category in _CHANGES:
-        for number, row in read_json(
-            originals.annotation(f"{category}.json", f"data/{category}.json")
-        ).items():
-            entry = _composition(
-                f"{category}-{number}", category, row["caption"], row["negative_caption"]
-            )
-            writer.add(
-                [originals.image(f"val2017/{row['filename']}")],
-                [entry],
-                name=row["filename"],
-                split="test",
-            )
+        file = f"{category}.json"
+        rows = read_json(originals.annotation(file, f"data/{file}"))
+        for number, row in rows.items():
+            name = row["filename"]
+            captions = row["caption"], row["negative_caption"]
+            entry = _composition(f"{category}-{number}", category, *captions)
+            writer.add([originals.image(f"val2017/{name}")], [entry], name=name, split="test")
 
 
 SUGARCREPE = replace(
@@ -638,28 +642,26 @@ SUGARCREPE = replace(
 def _fill_aro(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     from PIL.Image import DecompressionBombError
 
-    from bridgetower.processor import open_image  # which needs torch; the help of commands does not
+    from bridgetower.processor import open_image  # imports torch, which help of commands must not
 
     for split in filter(originals.wants, ARO.splits):
         path = originals.annotation(f"visual_genome_{split}.json")
         for number, row in enumerate(originals.items(path)):
             category = row["relation_name"] if split == "relation" else "_".join(row["attributes"])
-            entry = _composition(
-                f"{split}-{number}", category, row["true_caption"], row["false_caption"]
-            )
-            left, top, width, height = (row[f"bbox_{name}"] for name in "xywh")
-            image, stream = originals.image(f"images/{row['image_path']}"), io.BytesIO()
+            captions = row["true_caption"], row["false_caption"]
+            entry = _composition(f"{split}-{number}", category, *captions)
+            x, y, width, height = (row[f"bbox_{name}"] for name in "xywh")
+            image = originals.image(f"images/{row['image_path']}")
+            region = io.BytesIO()
             try:
-                open_image(image.read()).crop((left, top, left + width, top + height)).save(
-                    stream, "PNG"
-                )
+                opened = open_image(image.read())
+                opened.crop((x, y, x + width, y + height)).save(region, "PNG")
             except (OSError, ValueError, DecompressionBombError) as error:
                 writer.refuse(f"{path.name}, item {number}: {error}")
                 continue
-            part = replace(
-                image, name=f"{image.name}#{left},{top},{width},{height}", content=stream.getvalue()
-            )
-            writer.add([part], [entry], name=entry.example_id, split=split)
+            name = f"{image.name}#{x},{y},{width},{height}"
+            region_image = replace(image, name=name, content=region.getvalue())
+            writer.add([region_image], [entry], name=entry.example_id, split=split)
 
 
 ARO = DatasetSpec(
@@ -675,8 +677,8 @@ ARO = DatasetSpec(
 )
 
 DATASETS: Mapping[str, DatasetSpec] = {
-    each.name: each
-    for each in (
+    spec.name: spec
+    for spec in (
         COCO,
         FLICKR30K,
         VG,
@@ -692,4 +694,4 @@ DATASETS: Mapping[str, DatasetSpec] = {
         ARO,
     )
 }
-"""Every published set, by name."""
+"""All published sets, by name."""

@@ -1,4 +1,4 @@
-"""A published set, the folder of its original files, and ViLT-style Arrow files, which owners of the originals have."""
+"""Specification of a published set, its original files, and its ViLT-style Arrow files."""
 
 from __future__ import annotations
 
@@ -29,46 +29,45 @@ from bridgetower.files import json_object
 from bridgetower.progress import counted, reading
 
 Row = Mapping[str, Any]
-Stems = Mapping[str, Sequence[str | tuple[str, ...]]]
 
 _NUMBERED = re.compile(r"(.*_)\d+")
 _OTHER_ANSWER = "(not among the answers)"  # no vocabulary has its normal form
-_VOTES = {0.3: 1, 0.6: 2, 0.9: 3, 1.0: 4}  # annotators by the score that they make together
+_ANNOTATORS_BY_SCORE = {0.3: 1, 0.6: 2, 0.9: 3, 1.0: 4}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Originals:
     """A folder of original files."""
 
-    folder: Path  # the folder
-    splits: Sequence[str]  # the splits that are wanted
-    progress: bool = False  # whether to show how far a file is read
-    used: list[Path] = field(default_factory=list)  # the annotation files that were found
-    # files with images in them that were found, too large to be read for a digest
-    large: list[Path] = field(default_factory=list)
+    folder: Path
+    splits: Sequence[str]  # to prepare
+    progress: bool = False  # whether a bar shows how much of a file is read
+    used: list[Path] = field(default_factory=list)  # files that decide the content of the set
 
     def wants(self, split: str) -> bool:
         return split in self.splits
 
-    def annotation(self, *places: str) -> Path:
-        """The file at the first of several places where there is one; without it the set would be another."""
-        found = next(
-            (self.folder / place for place in places if (self.folder / place).is_file()), None
-        )
-        if found is None:
-            raise FileNotFoundError(
-                f"no file {' or '.join(places)} in {self.folder}; put it there, or leave out what needs it (splits)"
-            )
-        self.used.append(found)
-        return found
+    def annotation(self, *paths: str) -> Path:
+        """Returns the first of several paths that is a file, and notes it as used.
 
-    def image(self, *places: str) -> Image:
-        """The image file at the first of several places where there is one; the first of all if there is none."""
-        place = next((one for one in places if (self.folder / one).is_file()), places[0])
-        return Image(name=place, location=str(self.folder / place))
+        Raises:
+            FileNotFoundError: None of them is a file; the set would lack something without it.
+        """
+        for path in paths:
+            if (self.folder / path).is_file():
+                self.used.append(self.folder / path)
+                return self.folder / path
+        raise FileNotFoundError(
+            f"no file {' or '.join(paths)} in {self.folder}; put it there, or leave out what needs it (splits)"
+        )
+
+    def image(self, *paths: str) -> Image:
+        """Returns the image at the first of several paths that is a file, else at the first path."""
+        name = next((path for path in paths if (self.folder / path).is_file()), paths[0])
+        return Image(name=name, location=str(self.folder / name))
 
     def items(self, path: Path, key: str | None = None) -> Iterator[Any]:
-        """Reads the items of a list in a JSON file one by one: the whole, or what stands under a key."""
+        """Reads the items of a list in a JSON file one by one: of the whole file, or of the list under a key."""
         item = None
         with reading(path, enabled=self.progress) as file:
             for item in JsonLists(file, path).items(key):
@@ -85,7 +84,7 @@ class Originals:
 
 
 class PublishedCount(NamedTuple):
-    """How many images (or pairs) and texts a split has, as far as it is published."""
+    """Published numbers of images (or pairs) and of texts of a split, None where unpublished."""
 
     images: int | None
     texts: int | None
@@ -95,30 +94,34 @@ class PublishedCount(NamedTuple):
 def published(
     source: str, counts: Mapping[str, tuple[int | None, int | None]]
 ) -> dict[str, list[PublishedCount]]:
-    """Images and texts of each split that one source publishes."""
-    return {name: [PublishedCount(*count, source)] for name, count in counts.items()}
+    """Returns the counts of each split that one source publishes: images, and texts."""
+    return {split: [PublishedCount(*count, source)] for split, count in counts.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
     """A set that can be prepared from its original files."""
 
-    name: str  # what it is called
-    schema: Schema  # what its rows hold
+    name: str
+    schema: Schema  # of its examples
     summary: str = ""  # help of its command: a line, and perhaps a paragraph
-    layout: str = ""  # the original files, a line each, as the help shows them
+    layout: str = ""  # the original files, a line each, for the help
     example: str = ""  # a command line for the help, if it takes more than the source
-    splits: Sequence[str] = ()  # the splits that are prepared by default
-    more_splits: Sequence[str] = ()  # further ones that it has
-    split_rule: str = ""  # how images are given to them, in words
+    splits: Sequence[str] = ()  # that are prepared by default
+    more_splits: Sequence[str] = ()  # that are prepared by name
+    split_rule: str = ""  # how images are given to splits, in words
     protocol: str = ""  # what else was decided about the originals, in words
-    licences: Mapping[str, str] = field(default_factory=dict)  # licence of each part
-    config: type[PrepareConfig] = PrepareConfig  # type of the settings
-    # published counts of each split; of several the first is the usual one
+    licences: Mapping[str, str] = field(default_factory=dict)
+    config: type[PrepareConfig] = PrepareConfig
+    # counts of each split, the usual one first
     published: Mapping[str, Sequence[PublishedCount]] = field(default_factory=dict)
     # reads the annotations and fills the writer; None if only Arrow files can be read
     fill: Callable[[Originals, SetWriter, Any], None] | None = None
-    arrow: ArrowFiles | None = None  # the set as ViLT-style Arrow files
+    arrow: ArrowFiles | None = None
+
+    @property
+    def all_splits(self) -> tuple[str, ...]:
+        return (*self.splits, *self.more_splits)
 
     @property
     def help(self) -> str:
@@ -127,12 +130,12 @@ class DatasetSpec:
         return f"{self.summary}\n\nSOURCE holds:\n{files}{example}"
 
     def published_count(self, split: str, images: int, texts: int) -> PublishedCount | None:
-        """What is published of a split: the counts that it has if they are among those published, else the first."""
-        known = self.published.get(split, ())
-        equal = (
-            each for each in known if each.images in (None, images) and each.texts in (None, texts)
-        )
-        return next(equal, known[0] if known else None)
+        """Returns the published count that equals the given one, else the usual one."""
+        counts = self.published.get(split, ())
+        for count in counts:
+            if count.images in (None, images) and count.texts in (None, texts):
+                return count
+        return counts[0] if counts else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,83 +155,99 @@ class ArrowConfig(PrepareConfig):
 class ArrowFiles:
     """The Arrow files of a set."""
 
-    layout: str  # their names, as the help shows them
-    # how images are given to splits, in words; empty if as in the published files
-    split_rule: str = ""
-    stems: Stems  # names of the files of each split, without their ending; of a tuple the first that is there
-    more_stems: Stems = field(
-        default_factory=dict
-    )  # the same of splits that are prepared only by name
-    annotators: int = 1  # who answered each question
+    layout: str  # their names, for the help
+    split_rule: str = ""  # how images are given to splits, in words; empty: as published
+    stems: Mapping[str, Sequence[str]]  # names of the files of each split, without their ending
+    # the same for splits that are prepared only by name
+    more_stems: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    endings: Sequence[str] = (".arrow",)  # the first one that exists is read
+    annotators: int = 1  # people who answered each question
 
     def paths(self, folder: Path, split: str) -> list[Path]:
-        """Files of a split, whether they are there or not, and those that are numbered higher than the usual ones."""
-        stems = {**self.stems, **self.more_stems}[split]
-        choices = [
-            [folder / f"{name}.arrow" for name in ([stem] if isinstance(stem, str) else stem)]
-            for stem in stems
-        ]
-        paths = [next((path for path in among if path.is_file()), among[0]) for among in choices]
-        if series := _NUMBERED.fullmatch(paths[-1].stem):
-            there = (
-                path.stem.removeprefix(series[1]) for path in folder.glob(f"{series[1]}*.arrow")
-            )
-            more = sorted(
-                int(rest) for rest in there if rest.isdecimal() and int(rest) >= len(stems)
-            )
-            paths += [folder / f"{series[1]}{number}.arrow" for number in more]
+        """Returns the paths of a split, existing or not, and further files of a numbered series."""
+        stems = self.stems[split] if split in self.stems else self.more_stems[split]
+        paths = []
+        for stem in stems:
+            candidates = [folder / f"{stem}{ending}" for ending in self.endings]
+            paths.append(next((path for path in candidates if path.is_file()), candidates[0]))
+        series = _NUMBERED.fullmatch(paths[-1].stem)
+        if series:
+            prefix = series[1]
+            numbers = (path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.arrow"))
+            further = sorted(int(number) for number in numbers if number.isdecimal())
+            paths += [
+                folder / f"{prefix}{number}.arrow" for number in further if number >= len(stems)
+            ]
         return paths
 
     def any_in(self, folder: Path) -> bool:
-        return any(
-            path.is_file()
-            for split in (*self.stems, *self.more_stems)
-            for path in self.paths(folder, split)
-        )
+        """Returns whether a folder has a file of the set."""
+        splits = (*self.stems, *self.more_stems)
+        return any(path.is_file() for split in splits for path in self.paths(folder, split))
 
 
-def _questions(writer: SetWriter, name: str, row: Row, annotators: int) -> list[Question]:
-    """Questions with answers that give the scores of the row."""
-    questions: list[Question] = []
-    for place, (question, number) in enumerate(
-        zip(row["questions"], row["question_id"], strict=True)
-    ):
-        answers = list(row["answers"][place]) if row["answers"] else []
+def _arrow_questions(writer: SetWriter, name: str, row: Row, annotators: int) -> list[Question]:
+    """Returns questions with as many answers as give the scores of the row."""
+    questions = []
+    for index, (text, number) in enumerate(zip(row["questions"], row["question_id"], strict=True)):
+        answers = list(row["answers"][index]) if row["answers"] else []
         if answers and annotators > 1:
-            scores = row["answer_scores"][place]
+            scores = row["answer_scores"][index]
+            votes = zip(answers, scores, strict=True)
             answers = [
-                one
-                for one, score in zip(answers, scores, strict=True)
-                for _ in range(_VOTES[round(score, 1)])
+                answer
+                for answer, score in votes
+                for _ in range(_ANNOTATORS_BY_SCORE[round(score, 1)])
             ]
             answers += [_OTHER_ANSWER] * (annotators - len(answers))
-        questions.append(Question(question_id=number, question=question, answers=tuple(answers)))
+        questions.append(Question(question_id=number, question=text, answers=tuple(answers)))
     return questions
 
 
-def _statements(writer: SetWriter, name: str, row: Row, annotators: int) -> list[Statement]:
-    """Statements about an image, or two; several of them under the identifier of one are bad.
+def _image_statements(writer: SetWriter, name: str, row: Row, annotators: int) -> list[Statement]:
+    """Returns statements about an image, numbered here because the files do not name them."""
+    names = dict(enumerate(SNLI_VE.labels))
+    return _labelled_statements(
+        writer,
+        identifiers=[f"{name}-{index}" for index in range(len(row["sentences"]))],
+        texts=[text for _, text in row["sentences"]],
+        labels=[names.get(number, number) for number in row["labels"]],
+        expected=f"0 to {len(names) - 1}",
+    )
 
-    For NLVR2 the official code writes a row per image pair, without the numbers of its sentences. What is made of its
-    name here is no identifier of NLVR2, so that nothing is computed or submitted by sentences that are not known.
+
+def _pair_statements(writer: SetWriter, name: str, row: Row, annotators: int) -> list[Statement]:
+    """Returns statements about an image pair.
+
+    The official code writes a row per pair, without the numbers of its sentences. Such statements get identifiers that
+    NLVR2 does not have, so that no metric or submission mixes them up with others.
     """
-    of_pairs, statements = writer.schema is NLVR2, list[Statement]()
-    if of_pairs:
-        texts, labels, expected = row["questions"], row["answers"], "the text True or False"
-    else:
-        texts, names = [text for _, text in row["sentences"]], dict(enumerate(SNLI_VE.labels))
-        labels, expected = (
-            [names.get(label, label) for label in row["labels"]],
-            f"0 to {len(names) - 1}",
-        )
-    known = of_pairs and nlvr2_sentence(name) is not None
-    if known and len(texts) > 1:
+    texts = row["questions"]
+    has_sentence = nlvr2_sentence(name) is not None
+    if has_sentence and len(texts) > 1:
         writer.refuse(
             f"{name}: {len(texts)} statements, expected the one that the identifier names"
         )
         return []
-    for place, (text, label) in enumerate(zip(texts, labels, strict=True)):
-        identifier = name if known else f"{name}{'#' if of_pairs else '-'}{place}"
+    return _labelled_statements(
+        writer,
+        identifiers=[name if has_sentence else f"{name}#{index}" for index in range(len(texts))],
+        texts=texts,
+        labels=row["answers"],
+        expected="the text True or False",
+    )
+
+
+def _labelled_statements(
+    writer: SetWriter,
+    *,
+    identifiers: Sequence[str],
+    texts: Sequence[str],
+    labels: Sequence[Any],
+    expected: str,
+) -> list[Statement]:
+    statements = []
+    for identifier, text, label in zip(identifiers, texts, labels, strict=True):
         if label in writer.schema.labels:
             statements.append(Statement(statement_id=identifier, text=text.strip(), label=label))
         else:
@@ -237,41 +256,41 @@ def _statements(writer: SetWriter, name: str, row: Row, annotators: int) -> list
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """What the files hold of one schema."""
+class ArrowRows:
+    """Rows of the Arrow files of a schema."""
 
-    protocol: str  # what they decide beside splits, in words
-    columns: Sequence[str]  # beside the images and the name of a row, each a list
+    protocol: str  # what the files decide beside splits, in words
+    columns: Sequence[str]  # lists, beside the images and the name of a row
     entries: Callable[[SetWriter, str, Row, int], Sequence[Any]]
     images: Sequence[str] = ("image",)
-    name: str | None = "image_id"  # column with the name of a row; None to number the rows
+    name: str | None = "image_id"  # column with the name of a row; None numbers the rows
 
 
-ROWS = {
-    CAPTIONS.name: Rows(
+ARROW_ROWS = {
+    CAPTIONS.name: ArrowRows(
         protocol="captions as the files have them, without spaces at their ends",
         columns=("caption",),
         entries=lambda writer, name, row, annotators: writer.filled_captions(name, row["caption"]),
     ),
-    VQA.name: Rows(
+    VQA.name: ArrowRows(
         protocol="questions as the files have them, which lack those of train and validation without an answer of the "
         "vocabulary; the files keep scores instead of the annotators' answers: there are as many answers as give these "
         "scores",
         columns=("questions", "answers", "answer_labels", "answer_scores", "question_id"),
-        entries=_questions,
+        entries=_arrow_questions,
     ),
-    SNLI_VE.name: Rows(
+    SNLI_VE.name: ArrowRows(
         protocol="statements as the files have them, without spaces at their ends; numbered anew, like the images, as "
         "the files name neither",
         columns=("sentences", "labels"),
-        entries=_statements,
+        entries=_image_statements,
         name=None,
     ),
-    NLVR2.name: Rows(
+    NLVR2.name: ArrowRows(
         protocol="statements as the files have them, without spaces at their ends; their identifiers are NLVR2's only "
         "where the files have the number of the sentence",
         columns=("questions", "answers"),
-        entries=_statements,
+        entries=_pair_statements,
         images=("image_0", "image_1"),
         name="identifier",
     ),
@@ -281,68 +300,80 @@ ROWS = {
 def fill_from_arrow(
     files: ArrowFiles, originals: Originals, writer: SetWriter, config: ArrowConfig
 ) -> None:
+    """Fills the writer with the rows of all files of the splits.
+
+    Raises:
+        FileNotFoundError: A split has no file. Gaps in a numbered series only count as bad.
+        ValueError: A file does not have the columns of its schema.
+    """
     answers: dict[int, str] = {}  # of a VQA set, by the numbers of their classes
-    for split in filter(originals.wants, (*files.stems, *files.more_stems)):
+    for split in (*files.stems, *files.more_stems):
+        if not originals.wants(split):
+            continue
         paths = files.paths(originals.folder, split)
-        missing = [path for path in paths if not path.is_file()]
-        in_series = [
-            path for path in missing if _NUMBERED.fullmatch(path.stem)
-        ]  # as many as could be downloaded
-        if missing and (len(missing) == len(paths) or in_series != missing):
-            name, folder = missing[0].name, missing[0].parent
-            raise FileNotFoundError(
-                f"no file {name} in {folder}; put it there, or leave out {split} (splits)"
-            )
-        for path in missing:
+        existing = [path for path in paths if path.is_file()]
+        for path in paths:
+            if path in existing:
+                continue
+            if not existing or not _NUMBERED.fullmatch(path.stem):
+                raise FileNotFoundError(
+                    f"no file {path.name} in {path.parent}; put it there, or leave out {split} (splits)"
+                )
             writer.refuse(f"no file {path.name} in {path.parent}")
-        there = [path for path in paths if path not in missing]
-        for path in counted(there, f"reading {split}", enabled=originals.progress):
-            originals.large.append(path)
-            _fill_from(path, files, writer, answers, split)
-    # Without gaps in the numbers: else some classes have answers that no question has.
+        for path in counted(existing, f"reading {split}", enabled=originals.progress):
+            originals.used.append(path)
+            _fill_from_file(path, writer, split, files.annotators, answers)
+
+    # A vocabulary without gaps: other numbers would belong to answers that no question has.
     if sorted(answers) == list(range(len(answers))):
         writer.files = partial(vocabulary_file, [answers[number] for number in sorted(answers)])
     else:
         writer.leave_out("answers.json", "some classes have no answer in these files")
 
 
-def _fill_from(
-    path: Path, files: ArrowFiles, writer: SetWriter, answers: dict[int, str], split: str
+def _fill_from_file(
+    path: Path, writer: SetWriter, split: str, annotators: int, answers: dict[int, str]
 ) -> None:
-    table, rows = ColumnFile(str(path)), ROWS[writer.schema.name]
-    names = [*rows.images, *rows.columns, *([rows.name] if rows.name else [])]
-    if missing := [name for name in names if name not in table.schema.names]:
+    layout = ARROW_ROWS[writer.schema.name]
+    table = ColumnFile(str(path))
+    columns = [*layout.images, *layout.columns, *filter(None, [layout.name])]
+    missing = [column for column in columns if column not in table.schema.names]
+    if missing:
         raise ValueError(
             f"{path} has no column {', '.join(missing)}; it has {', '.join(table.schema.names)}"
         )
-    for number, row in enumerate(
-        row for batch in table.batches(names) for row in batch.to_pylist()
-    ):
-        name = str(row[rows.name]) if rows.name else f"{path.stem}-{number}"
-        place = f"{path.name}, row {number}"
-        contents = [row[column] for column in rows.images]
-        if flat := [one for one in rows.columns if not isinstance(row[one], list)]:
-            raise ValueError(
-                f"{path} has {type(row[flat[0]]).__name__} in column {flat[0]}; expected lists"
-            )
+    rows = (row for batch in table.batches(columns) for row in batch.to_pylist())
+    for index, row in enumerate(rows):
+        for column in layout.columns:
+            if not isinstance(row[column], list):
+                kind = type(row[column]).__name__
+                raise ValueError(f"{path} has {kind} in column {column}; expected lists")
+
+        # Name and images.
+        name = str(row[layout.name]) if layout.name else f"{path.stem}-{index}"
+        origin = f"{path.name}, row {index}"
+        contents = [row[column] for column in layout.images]
         if not all(isinstance(content, bytes) and content for content in contents):
-            writer.refuse(f"{place}: no image of {name}")
-        elif not writer.is_new(f"{split} {name}"):
-            writer.refuse(f"{place}: {name} comes twice")
-        else:
-            for labels, words in zip(
-                row.get("answer_labels", ()), row.get("answers", ()), strict=False
-            ):
-                answers.update(zip(labels, words, strict=True))
-            if len(contents) == 1:
-                image = name
-                inner = [image if Path(image).suffix else f"{image}.jpg"]
-            else:  # a row of NLVR2 may be one of several about an image pair
-                image = name.rpartition("-")[0] if nlvr2_sentence(name) else name
-                inner = [f"{image}-img{side}.png" for side in (0, 1)]
-            images = [
-                Image(name=f"{path.name}/{file}", location=str(path), content=content)
-                for content, file in zip(contents, inner, strict=True)
-            ]
-            entries = rows.entries(writer, name, row, files.annotators)
-            writer.add(images, entries, name=image, split=split, origin=place)
+            writer.refuse(f"{origin}: no image of {name}")
+            continue
+        if not writer.is_new(f"{split} {name}"):
+            writer.refuse(f"{origin}: {name} comes twice")
+            continue
+        if len(contents) == 1:
+            example_name = name
+            image_names = [name if Path(name).suffix else f"{name}.jpg"]
+        else:  # NLVR2 may have several rows about an image pair
+            example_name = name.rpartition("-")[0] if nlvr2_sentence(name) else name
+            image_names = [f"{example_name}-img{side}.png" for side in (0, 1)]
+        images = [
+            Image(name=f"{path.name}/{image_name}", location=str(path), content=content)
+            for image_name, content in zip(image_names, contents, strict=True)
+        ]
+
+        # Answers and entries.
+        for numbers, texts in zip(
+            row.get("answer_labels", ()), row.get("answers", ()), strict=False
+        ):
+            answers.update(zip(numbers, texts, strict=True))
+        entries = layout.entries(writer, name, row, annotators)
+        writer.add(images, entries, name=example_name, split=split, origin=origin)
