@@ -11,11 +11,11 @@ from bridgetower_demo.costs import model_cost
 from bridgetower_demo.recipes import task_of
 from bridgetower_demo.toysets.collection import write_collection
 
-MIN_EVALUATED = {"train": 64, "validation": 12, "test": 20}
+FEW = {"train": 64, "validation": 12, "test": 20}
 
 
 def write_few(out, collection, **options):
-    splits = {split: islice(records, MIN_EVALUATED[split]) for split, records in collection.splits.items()}
+    splits = {split: islice(records, FEW[split]) for split, records in collection.splits.items()}
     return write_collection(out, replace(collection, splits=splits), **options)
 
 
@@ -46,5 +46,5 @@ if __name__ == "__main__":
     run.RECIPES = {
         name: replace(one, model=one.model.override(shallow)) for name, one in ours.items()
     }
-    run.train_all, plan.NUM_VALIDATION, plan.NUM_TEST = train_here, MIN_EVALUATED["validation"], MIN_EVALUATED["test"]
+    run.train_all, plan.NUM_VALIDATION, plan.NUM_TEST = train_here, FEW["validation"], FEW["test"]
     __main__.main(sys.argv[1:] or ["--from-scratch", "--minutes", "0.01"])

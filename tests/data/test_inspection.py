@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgetower.data.sets.datasets import DATASETS, prepare_set
-from bridgetower.data.sets.inspection import inspect, word_lengths
+from bridgetower.data.sets.inspection import inspect_set, word_lengths
 from bridgetower.reports.samples import write_samples
 from miniature import write_coco, write_nlvr2, write_vqav2
 from rows import CHOICES, Choice, record, write_set
@@ -32,7 +32,7 @@ def coco(sets, tmp_path):
 
 
 def test_captions(coco):
-    _, splits = inspect(coco, check=True)
+    _, splits = inspect_set(coco, check=True)
     split = splits["test"]
     assert (split.images, split.texts, dict(split.classes)) == (2, 11, {})
     assert split.words == {"shortest": 4, "median": 4, "mean": 4.0, "p95": 4, "longest": 4}
@@ -41,7 +41,7 @@ def test_captions(coco):
 
 
 def test_questions_and_statements(sets):
-    vqa, nlvr2 = (inspect(sets / name)[1] for name in ("vqav2", "nlvr2"))
+    vqa, nlvr2 = (inspect_set(sets / name)[1] for name in ("vqav2", "nlvr2"))
     assert list(vqa["train"].classes.items()) == [("yes/no", 14), ("number", 7), ("other", 7)]
     assert vqa["test-dev"].classes == {"unknown": 8}
     assert nlvr2["validation"].classes == {"True": 3, "False": 3}
@@ -55,13 +55,13 @@ def test_a_set_that_is_not_as_written(coco, table):
     content[len(content) // 3] ^= 1
     file.write_bytes(content)
     with pytest.raises((ValueError, OSError), match=rf"row \d+ of .*/{table}\.lance is damaged"):
-        inspect(coco, check=True)
+        inspect_set(coco, check=True)
 
 
 def test_a_set_that_is_not_published(coco):
     content = json.loads((coco / "dataset.json").read_text())
     (coco / "dataset.json").write_text(json.dumps({**content, "name": "mine"}))
-    assert inspect(coco)[1]["test"].published is None
+    assert inspect_set(coco)[1]["test"].published is None
 
 
 def test_published_counts_that_are_equal_come_first():
@@ -128,7 +128,7 @@ def test_all_texts_of_an_entry_are_counted_and_shown(tmp_path):
         1, entries=(Choice(choice_id="1", question="what is it?", answers=("a dog", "cat")),)
     )
     folder = write_set(tmp_path / "set", {"train": [row]}, CHOICES)
-    split = inspect(folder, schema=CHOICES)[1]["train"]
+    split = inspect_set(folder, schema=CHOICES)[1]["train"]
     assert (split.texts, split.words) == (
         1,
         {"shortest": 1, "median": 2, "mean": 2.0, "p95": 3, "longest": 3},

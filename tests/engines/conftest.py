@@ -25,7 +25,7 @@ OTHER = tiny.changed(
     heads__mlm=False,
 )
 ONE_LAYER = {f"{part}__num_layers": 1 for part in ("vision", "text", "fusion")}
-MIN_EVALUATED = tiny.changed(heads__itc=None, heads__mlm=False, **ONE_LAYER)
+FEW = tiny.changed(heads__itc=None, heads__mlm=False, **ONE_LAYER)
 
 
 def _export(config, folder, form="onnx"):
@@ -45,4 +45,4 @@ def other(made_once):
 @pytest.fixture(scope="session")
 def int8(made_once):
     """A folder with the parts of a model that has few of them, in int8."""
-    return made_once("int8", lambda folder: _export(MIN_EVALUATED, folder, "onnx-int8"))
+    return made_once("int8", lambda folder: _export(FEW, folder, "onnx-int8"))

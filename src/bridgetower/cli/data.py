@@ -99,14 +99,14 @@ def inspect_command(
         schema: Custom schema that the rows have: FILE.py:NAME or module:NAME.
     """
     require("train")
-    from bridgetower.data.sets.inspection import inspect as read_report
+    from bridgetower.data.sets.inspection import inspect_set
     from bridgetower.reports.samples import write_samples
 
     if html is not None:
         require_parent(html)
     progress = sys.stderr.isatty()
     custom_schema = None if schema is None else load_object("--schema", schema, Schema)
-    info, splits = read_report(folder, schema=custom_schema, check=check, progress=progress)
+    info, splits = inspect_set(folder, schema=custom_schema, check=check, progress=progress)
     if html is not None:
         write_samples(folder, html, schema=custom_schema, num_samples=num_samples, seed=seed)
     if is_json(json):

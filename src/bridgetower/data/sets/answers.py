@@ -1,4 +1,4 @@
-"""Answers of VQA: their normal form, their soft scores and the vocabulary that a classifier chooses from."""
+"""Answers of VQA: their normal form, their soft scores, and the vocabulary of a classifier."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 from bridgetower.data.sources.fetch import read_part_of_set
 from bridgetower.files import parse_json
 
-MIN_COUNT = 9  # questions that an answer of the vocabulary is the first choice of (official ViLT and METER code)
+# Questions whose first choice an answer of the vocabulary is (official ViLT and METER code).
+MIN_COUNT = 9
 ANSWERS_FILE = "answers.json"  # the vocabulary of a prepared set
 ANNOTATORS = 10  # people who answered each question of VQA
-# fewer do not reach score 1 by the rule for ten: the share that gave an answer is its score
+# With fewer annotators no answer reaches score 1 by the rule for ten: its share of them is its score.
 FEW_ANNOTATORS = 4
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -37,9 +38,9 @@ _CONTRACTED = """
 """
 # By each form without one of its apostrophes.
 _CONTRACTIONS = {
-    word[:place] + word[place + 1 :]: word
+    word[:index] + word[index + 1 :]: word
     for word in _CONTRACTED.split()
-    for place, letter in enumerate(word)
+    for index, letter in enumerate(word)
     if letter == "'"
 } | {"somebody'd": "somebodyd"}  # Official: the two are the wrong way round.
 
@@ -58,7 +59,10 @@ def normalise_answer(answer: str) -> str:
 
 
 def soft_targets(answers: Iterable[str], vocabulary: Container[str]) -> dict[str, float]:
-    """Returns scores by answer: of ten, the rounded mean over any nine; of one, as in Visual Genome, 1 (official)."""
+    """Returns the score of each answer of the vocabulary, as the official code.
+
+    With ten annotators it is the rounded mean over any nine of them. A single answer, as in Visual Genome, has score 1.
+    """
     counts = Counter(map(normalise_answer, answers))
     total = counts.total()
     return {
@@ -75,7 +79,11 @@ def answer_vocabulary(first_choices: Iterable[str]) -> Sequence[str]:
 
 
 def vocabulary_file(answers: Sequence[str]) -> dict[str, list[str]]:
-    """Returns the file with the answers of a set, in the order of the classes: its name and content, or none."""
+    """Returns the content of `answers.json` by its name, or nothing without answers.
+
+    Raises:
+        ValueError: An answer is not in normal form or comes twice.
+    """
     unfit = [answer for answer in answers if normalise_answer(answer) != answer]
     if unfit or len(set(answers)) != len(answers):
         raise ValueError(f"answers {unfit or 'that come twice'}; give each once, in normal form")
@@ -83,13 +91,12 @@ def vocabulary_file(answers: Sequence[str]) -> dict[str, list[str]]:
 
 
 def read_vocabulary(folder: str | Path) -> tuple[str, ...]:
-    advice = "a VQA set with a training split that `bridgetower prepare` wrote"
-    path, content = read_part_of_set(folder, ANSWERS_FILE, advice)
+    """Reads the answers of a prepared VQA set in the order of the classes."""
+    path, content = read_part_of_set(
+        folder, ANSWERS_FILE, "a VQA set with a training split that `bridgetower prepare` wrote"
+    )
     answers = parse_json(content, path, "run `bridgetower prepare` again")
-    if (
-        not isinstance(answers, list)
-        or not answers
-        or not all(isinstance(answer, str) for answer in answers)
-    ):
+    is_list = isinstance(answers, list) and all(isinstance(answer, str) for answer in answers)
+    if not is_list or not answers:
         raise ValueError(f"{path} is no list of answers; run `bridgetower prepare` again")
     return tuple(answers)

@@ -1,4 +1,4 @@
-"""Custom sets from any source: one kind for each task, such as images with captions, or questions about images."""
+"""Custom sets from any source, with a kind of set for each task, such as images with captions."""
 
 from __future__ import annotations
 
@@ -60,15 +60,12 @@ ANSWERS = Headings(
     likely=("answer_text", "correct_answer"),
 )
 
-_MEANT = {  # labels in other words, by schema
+# Other words for labels, by schema.
+_LABEL_SYNONYMS = {
     "snli-ve": {str(number): label for number, label in enumerate(schemas.SNLI_VE.labels)},
     "nlvr2": {
-        "true": "True",
-        "1": "True",
-        "yes": "True",
-        "false": "False",
-        "0": "False",
-        "no": "False",
+        **dict.fromkeys(("true", "1", "yes"), "True"),
+        **dict.fromkeys(("false", "0", "no"), "False"),
     },
 }
 
@@ -94,10 +91,11 @@ class CustomSetConfig(WritingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        test, validation = self.test_fraction, self.validation_fraction
-        if min(test, validation) < 0 or test + validation >= 1:
+        fractions = self.test_fraction, self.validation_fraction
+        if min(fractions) < 0 or sum(fractions) >= 1:
             raise ValueError(
-                f"fractions for test and validation are {test} and {validation}; give >= 0, together below 1"
+                f"fractions for test and validation are {fractions[0]} and {fractions[1]}; "
+                "give >= 0, together below 1"
             )
 
 
@@ -106,7 +104,7 @@ class PairsConfig(CustomSetConfig):
     """How images with captions are read and split.
 
     Attributes:
-        captions_from: What captions are; "folder": the name of the folder that an image is in.
+        captions_from: "text" takes captions from the text column, "folder" the name of the folder of each image.
     """
 
     captions_from: CaptionsFrom = "text"
@@ -144,11 +142,9 @@ class VqaSetConfig(CustomSetConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """What an example with labels can be, as `classes.json` holds it."""
+    """Classes of a prepared set, saved as `classes.json`."""
 
-    names: tuple[
-        str, ...
-    ]  # of the classes, in the order of their numbers; none if the labels are numbers
+    names: tuple[str, ...]  # in the order of the class numbers; empty if the labels are numbers
     multi_label: bool  # whether several may hold at once
 
     @property
@@ -165,15 +161,14 @@ def read_classes(folder: str | Path) -> Classes:
 
 
 @dataclass(kw_only=True)
-class Seen:
-    """What the rows of a source have had so far, which decides on further files of the set."""
+class SourceSummary:
+    """Rows of a source up to now, from which further files of the set are made."""
 
     rows: int = 0
-    labels: set[str] = field(default_factory=set)
-    several: dict[bool, str] = field(
-        default_factory=dict
-    )  # places of a row with a list of labels, and of one without
     ids: set[str] = field(default_factory=set)
+    labels: set[str] = field(default_factory=set)
+    # origin of a row with a list of labels (True), and of one with a single label (False)
+    origin_by_is_list: dict[bool, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,13 +178,13 @@ class CustomSetSpec:
     name: str  # of its command
     schema: schemas.Schema  # of its examples
     summary: str  # help of its command: a line, and perhaps paragraphs
-    config: type[CustomSetConfig] = CustomSetConfig  # type of the settings
-    # makes entries of a row, or raises ValueError with what is wrong
-    entries: Callable[[Example, Any, Seen], Sequence[Any]]
-    num_images: int | None = 1  # images of a row; None: one or none
-    texts: Headings | None = None  # what its texts are, beside captions; None: rows need no text
-    # makes the content of further files of the set, also from the entries of its training split
-    files: Callable[[Seen, Any, Iterator[Any]], Mapping[str, Any]] = lambda seen, config, training: {}
+    config: type[CustomSetConfig] = CustomSetConfig
+    # Returns the entries of a row, or raises a ValueError about the row.
+    entries: Callable[[Example, Any, SourceSummary], Sequence[Any]]
+    num_images: int | None = 1  # of a row; None: one or none
+    texts: Headings | None = None  # columns with its texts, beside captions; None needs no text
+    # Returns the content of further files by name, from the summary, the config and the training entries.
+    files: Callable[[SourceSummary, Any, Iterator[Any]], Mapping[str, Any]] = lambda *_: {}
 
 
 SOURCE_HELP = (
@@ -206,9 +201,9 @@ def prepare_custom(
     *,
     progress: bool = True,
 ) -> DatasetInfo:
-    """Writes a custom set to the folder `out`; a complete one of the same source is left as it is.
+    """Writes a custom set to a folder, unless the folder has the complete set of the same source.
 
-    An attempt that was killed is continued: images that were written are not read again.
+    A killed attempt continues: images that were written are not read again.
 
     Args:
         kind: Name of one of `CUSTOM_SETS`, or a custom kind.
@@ -226,10 +221,11 @@ def prepare_custom(
     spec = CUSTOM_SETS[kind] if isinstance(kind, str) else kind
     config = config or spec.config()
     check_config(spec.name, config, spec.config)
-    listing = sorted(f"{one.name} {one.version}" for one in list_files(str(source)))
-    digest = hashlib.sha256("\n".join(listing).encode(errors="replace")).hexdigest()
+    files = sorted(f"{file.name} {file.version}" for file in list_files(str(source)))
+    digest = hashlib.sha256("\n".join(files).encode(errors="replace")).hexdigest()
     settings = {"kind": spec.name, "source": digest, **config.settings}
-    if finished := finished_set(Path(out), settings, config.max_errors):
+    finished = finished_set(Path(out), settings, config.max_errors)
+    if finished:
         return finished
     columns = Columns(
         image=config.image_column,
@@ -237,46 +233,39 @@ def prepare_custom(
         captions_from=getattr(config, "captions_from", "text"),
         required=_required_columns(spec, config),
     )
-    shares = {"test": config.test_fraction, "validation": config.validation_fraction}
-    seen = Seen()
+    summary = SourceSummary()
+    allowed = (0, 1) if spec.num_images is None else (spec.num_images,)
     with SetWriter(
         Path(out),
         spec.schema,
         config,
-        shares=shares,
+        shares={"test": config.test_fraction, "validation": config.validation_fraction},
         seed=config.seed,
         by_content=True,
         progress=progress,
     ) as writer:
         for example in read(source, columns):
-            seen.rows += 1
-            images, origin = example.images, example.origin
+            summary.rows += 1
+            images = example.images
             try:
                 if example.problem:
                     raise ValueError(example.problem)
-                if len(images) != (
-                    min(1, len(images)) if spec.num_images is None else spec.num_images
-                ):
+                if len(images) not in allowed:
                     raise ValueError(
                         f"it has {len(images)} images; expected {spec.num_images or 'one or none'}"
                     )
-                entries = spec.entries(example, config, seen)
+                entries = spec.entries(example, config, summary)
             except ValueError as error:
-                writer.refuse(f"{origin}: {error}")
+                writer.refuse(f"{example.origin}: {error}")
                 continue
-            writer.add(
-                images,
-                entries,
-                name="" if images else example.id,
-                split=example.split,
-                origin=origin,
-            )
+            name = "" if images else example.id
+            writer.add(images, entries, name=name, split=example.split, origin=example.origin)
         info = DatasetInfo(
             name=Path(str(source).rstrip("/")).stem,
             split_rule="as the source gives them, else by a hash of seed and image",
             settings=settings,
         )
-        writer.files = lambda: spec.files(seen, config, writer.training_entries())
+        writer.files = lambda: spec.files(summary, config, writer.training_entries())
         return writer.finish(source, info)
 
 
@@ -297,7 +286,7 @@ def check_config(name: str, config: object, expected: type) -> None:
 
 
 def finished_set(out: Path, settings: Mapping[str, Any], max_errors: int) -> DatasetInfo | None:
-    """Returns what `out` holds if that is complete and was made in the same way; None if it has to be written."""
+    """Returns the description of a complete set of the same settings, or None if it has to be written."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give a folder")
     if not (out / INFO_FILE).exists():
@@ -316,95 +305,97 @@ def finished_set(out: Path, settings: Mapping[str, Any], max_errors: int) -> Dat
     return info
 
 
-def _captions(example: Example, config: PairsConfig, seen: Seen) -> Sequence[str]:
+def _caption_entries(
+    example: Example, config: PairsConfig, summary: SourceSummary
+) -> Sequence[str]:
     if not example.texts:
         raise ValueError("it has no caption")
     return list(dict.fromkeys(example.texts))
 
 
-def _labelled(
-    example: Example, config: LabelledConfig, seen: Seen, headings: Headings = LABELS
+def _labelled_entries(
+    example: Example, config: LabelledConfig, summary: SourceSummary, headings: Headings = LABELS
 ) -> Sequence[schemas.LabelledEntry]:
-    """A blank cell is an unknown label; an empty list, or a blank cell with a separator, is no class."""
-    cell, separator = _cell(example, config.label_column, headings), config.label_separator
-    labels: tuple[str, ...] | None = None
-    if (
-        cell is not None
-        and cell == cell
-        and not (separator is None and isinstance(cell, str) and not cell.strip())
-    ):
-        parts = (
-            cell if isinstance(cell, list) else str(cell).split(separator) if separator else [cell]
-        )
-        labels = tuple(dict.fromkeys(name for part in parts if (name := _text(part))))
+    """Returns an entry. A blank cell is an unknown label, or with a separator no class, as an empty list."""
+    cell = _find_cell(example, config.label_column, headings)
+    separator = config.label_separator
     text = joined_text(example)
     if not text and not example.images:
         raise ValueError("it has neither image nor text")
-    name = _id(example, seen)
-    if labels is not None:
-        seen.several.setdefault(separator is not None or isinstance(cell, list), example.origin)
-        seen.labels.update(labels)
-    return [
-        schemas.LabelledEntry(
-            example_id=name, text=text, labels=labels or (), labelled=labels is not None
-        )
-    ]
+    example_id = _unique_id(example, summary)
+    is_blank_text = isinstance(cell, str) and not cell.strip()
+    if cell is None or cell != cell or (is_blank_text and separator is None):
+        return [schemas.LabelledEntry(example_id=example_id, text=text, labelled=False)]
+    names = map(_cell_text, _cell_values(cell, separator))
+    labels = tuple(dict.fromkeys(filter(None, names)))
+    summary.labels.update(labels)
+    is_list = separator is not None or isinstance(cell, list)
+    summary.origin_by_is_list.setdefault(is_list, example.origin)
+    return [schemas.LabelledEntry(example_id=example_id, text=text, labels=labels)]
 
 
-def _classes(seen: Seen, config: LabelledConfig, training: Iterator[Any]) -> Mapping[str, Any]:
-    if len(seen.several) > 1:
+def _classes_file(
+    summary: SourceSummary, config: LabelledConfig, training: Iterator[Any]
+) -> Mapping[str, Any]:
+    origins = summary.origin_by_is_list
+    if len(origins) > 1:
         raise ValueError(
-            f"{seen.several[True]} has a list of labels and {seen.several[False]} a single one; give a list in each row"
+            f"{origins[True]} has a list of labels and {origins[False]} a single one; give a list in each row"
         )
-    if len(seen.labels) < 2:
-        found = f"{len(seen.labels)} classes ({', '.join(seen.labels)})"
+    if len(summary.labels) < 2:
         raise ValueError(
-            f"there are {found}; expected at least two: name the column of labels (label_column)"
+            f"there are {len(summary.labels)} classes ({', '.join(summary.labels)}); "
+            "expected at least two: name the column of labels (label_column)"
         )
-    by_number = sorted(
-        seen.labels, key=lambda one: (not one.isdecimal(), int(one) if one.isdecimal() else 0, one)
-    )
-    return {CLASSES_FILE: asdict(Classes(names=tuple(by_number), multi_label=True in seen.several))}
+    numbers = sorted(filter(str.isdecimal, summary.labels), key=lambda name: (int(name), name))
+    names = sorted(name for name in summary.labels if not name.isdecimal())
+    return {CLASSES_FILE: asdict(Classes(names=(*numbers, *names), multi_label=True in origins))}
 
 
-def _numbered(
-    example: Example, config: LabelledConfig, seen: Seen
+def _number_entries(
+    example: Example, config: LabelledConfig, summary: SourceSummary
 ) -> Sequence[schemas.LabelledEntry]:
-    (entry,) = _labelled(example, config, seen, NUMBERS)
+    (entry,) = _labelled_entries(example, config, summary, NUMBERS)
     with suppress(ValueError):
         if not entry.labelled or (len(entry.labels) == 1 and isfinite(float(entry.labels[0]))):
             return [entry]
     raise ValueError(f"its label {', '.join(entry.labels)!r} is no number")
 
 
-def _questions(example: Example, config: VqaSetConfig, seen: Seen) -> Sequence[schemas.Question]:
-    text = _text_of(example, config, QUESTIONS)
+def _question_entries(
+    example: Example, config: VqaSetConfig, summary: SourceSummary
+) -> Sequence[schemas.Question]:
+    text = _entry_text(example, config, QUESTIONS)
     if not text:
         raise ValueError("it has no question")
-    cell = _cell(example, config.answer_column, ANSWERS)
-    parts = cell if isinstance(cell, list) else [cell]
-    if config.answer_separator and isinstance(cell, str):
-        parts = cell.split(config.answer_separator)
-    answers = tuple(
-        filter(
-            None, (_text(part.get("answer") if isinstance(part, dict) else part) for part in parts)
-        )
-    )
-    number = _text(example.fields.get("question_id")) or str(seen.rows)
-    if not number.isdecimal() or number in seen.ids:
+    cell = _find_cell(example, config.answer_column, ANSWERS)
+    answers = []
+    for value in _cell_values(cell, config.answer_separator):
+        answers.append(_cell_text(value.get("answer") if isinstance(value, dict) else value))
+    number = _cell_text(example.fields.get("question_id")) or str(summary.rows)
+    if not number.isdecimal() or number in summary.ids:
         raise ValueError(
             f"question_id {number!r} comes twice or is no whole number; leave the column out"
         )
-    seen.ids.add(number)
-    types = {name: _text(example.fields.get(name)) for name in ("question_type", "answer_type")}
-    return [schemas.Question(question_id=int(number), question=text, answers=answers, **types)]
+    summary.ids.add(number)
+    return [
+        schemas.Question(
+            question_id=int(number),
+            question=text,
+            question_type=_cell_text(example.fields.get("question_type")),
+            answer_type=_cell_text(example.fields.get("answer_type")),
+            answers=tuple(filter(None, answers)),
+        )
+    ]
 
 
-def _answers(seen: Seen, config: VqaSetConfig, training: Iterator[Any]) -> Mapping[str, Any]:
+def _answers_file(
+    summary: SourceSummary, config: VqaSetConfig, training: Iterator[Any]
+) -> Mapping[str, Any]:
     questions = [dict.fromkeys(map(normalise_answer, entry["answers"])) for entry in training]
-    counts = Counter(answer for answers in questions for answer in answers)
+    num_questions = Counter(answer for answers in questions for answer in answers)
     vocabulary = [
-        answer for answer, count in counts.items() if answer and count >= config.min_count
+        answer for answer, count in num_questions.items() if answer and count >= config.min_count
     ]
     if questions and len(vocabulary) < 2:
         raise ValueError(
@@ -413,44 +404,45 @@ def _answers(seen: Seen, config: VqaSetConfig, training: Iterator[Any]) -> Mappi
     return vocabulary_file(vocabulary)
 
 
-def _statements(
-    example: Example, config: CustomSetConfig, seen: Seen, schema: schemas.Schema
+def _statement_entries(
+    example: Example, config: CustomSetConfig, summary: SourceSummary, schema: schemas.Schema
 ) -> Sequence[schemas.Statement]:
-    label = _text(_cell(example, None, LABELS)).lower()
-    label = _MEANT[schema.name].get(label, label)
+    label = _cell_text(_find_cell(example, None, LABELS)).lower()
+    label = _LABEL_SYNONYMS[schema.name].get(label, label)
     if label not in ("", *schema.labels):
         raise ValueError(f"its label is {label!r}; expected one of {', '.join(schema.labels)}")
-    text = _text_of(example, config, STATEMENTS)
+    text = _entry_text(example, config, STATEMENTS)
     if not text:
         raise ValueError("it has no statement")
-    return [schemas.Statement(statement_id=_id(example, seen), text=text, label=label)]
+    return [schemas.Statement(statement_id=_unique_id(example, summary), text=text, label=label)]
 
 
 def joined_text(example: Example) -> str:
-    """Returns what an example with a label says, as a set of labels has it."""
-    return " ".join(example.texts) or _text(_cell(example, None, STATEMENTS))
+    """Returns the text of a labelled example as one string."""
+    return " ".join(example.texts) or _cell_text(_find_cell(example, None, STATEMENTS))
 
 
-def _id(example: Example, seen: Seen) -> str:
-    name = _text(example.fields.get("id")) or str(seen.rows)
-    if name in seen.ids:
+def _unique_id(example: Example, summary: SourceSummary) -> str:
+    name = _cell_text(example.fields.get("id")) or str(summary.rows)
+    if name in summary.ids:
         raise ValueError(f"id {name!r} comes twice")
-    seen.ids.add(name)
+    summary.ids.add(name)
     return name
 
 
-def _text_of(example: Example, config: CustomSetConfig, headings: Headings) -> str:
-    found = "" if config.text_column else _text(_cell(example, None, headings))
-    return found or " ".join(example.texts)
+def _entry_text(example: Example, config: CustomSetConfig, headings: Headings) -> str:
+    """Returns the text of a usual column unless a column was named, else the joined captions."""
+    text = "" if config.text_column else _cell_text(_find_cell(example, None, headings))
+    return text or " ".join(example.texts)
 
 
-def _cell(example: Example, asked: str | None, headings: Headings) -> Any:
-    """Returns what is in the column that is asked for, else in the first one of a usual or a likely name."""
+def _find_cell(example: Example, column: str | None, headings: Headings) -> Any:
+    """Returns the cell of a column, by default the first one with a usual or a likely name."""
     fields = example.fields
-    if asked:
-        if asked not in fields:
-            raise ValueError(f"it has no column {asked}; it has {', '.join(fields)}")
-        return fields[asked]
+    if column:
+        if column not in fields:
+            raise ValueError(f"it has no column {column}; it has {', '.join(fields)}")
+        return fields[column]
     if usual := columns_named(fields, headings.usual):
         return fields[usual[0]]
     if likely := columns_named(fields, headings.likely):
@@ -459,16 +451,22 @@ def _cell(example: Example, asked: str | None, headings: Headings) -> Any:
     return None
 
 
-def _text(cell: object) -> str:
+def _cell_values(cell: Any, separator: str | None) -> list[Any]:
+    """Returns the values of a cell: a list, texts between separators, or the cell itself."""
+    if isinstance(cell, list):
+        return cell
+    return _cell_text(cell).split(separator) if separator else [cell]
+
+
+def _cell_text(cell: object) -> str:
     return "" if cell is None or cell != cell else str(cell).strip()
 
 
-def _spec(name: str, what: str, more: str, example: str, **others: Any) -> CustomSetSpec:
+def _spec(name: str, title: str, details: str, example: str, **fields: Any) -> CustomSetSpec:
     splits = "Splits come from a column `split`, from folders or file names; else images are split by a hash."
     example = f"Example: bridgetower prepare {name} {example}.csv --out data/{example}"
-    return CustomSetSpec(
-        name=name, summary=f"{what}\n\n{f'{more} {splits}'.strip()}\n\n{example}", **others
-    )
+    summary = f"{title}\n\n{f'{details} {splits}'.strip()}\n\n{example}"
+    return CustomSetSpec(name=name, summary=summary, **fields)
 
 
 _WITH_LABELS: Mapping[str, Any] = {
@@ -484,7 +482,7 @@ _SPECS = (
         "photos",
         schema=schemas.CAPTIONS,
         config=PairsConfig,
-        entries=_captions,
+        entries=_caption_entries,
         texts=CAPTIONS,
     ),
     _spec(
@@ -492,8 +490,8 @@ _SPECS = (
         "Images, texts or both with a label, or several.",
         "The names of the classes are in classes.json.",
         "memes",
-        entries=_labelled,
-        files=_classes,
+        entries=_labelled_entries,
+        files=_classes_file,
         **_WITH_LABELS,
     ),
     _spec(
@@ -501,10 +499,8 @@ _SPECS = (
         "Images, texts or both with a number, such as a rating.",
         "",
         "ratings",
-        entries=_numbered,
-        files=lambda seen, config, training: {
-            CLASSES_FILE: asdict(Classes(names=(), multi_label=False))
-        },
+        entries=_number_entries,
+        files=lambda *_: {CLASSES_FILE: asdict(Classes(names=(), multi_label=False))},
         **_WITH_LABELS,
     ),
     _spec(
@@ -514,8 +510,8 @@ _SPECS = (
         "charts",
         schema=schemas.VQA,
         config=VqaSetConfig,
-        entries=_questions,
-        files=_answers,
+        entries=_question_entries,
+        files=_answers_file,
         texts=QUESTIONS,
     ),
     _spec(
@@ -525,7 +521,7 @@ _SPECS = (
         "",
         "claims",
         schema=schemas.SNLI_VE,
-        entries=partial(_statements, schema=schemas.SNLI_VE),
+        entries=partial(_statement_entries, schema=schemas.SNLI_VE),
         texts=STATEMENTS,
     ),
     _spec(
@@ -535,11 +531,11 @@ _SPECS = (
         "",
         "pairs",
         schema=schemas.NLVR2,
-        entries=partial(_statements, schema=schemas.NLVR2),
+        entries=partial(_statement_entries, schema=schemas.NLVR2),
         texts=STATEMENTS,
         num_images=2,
     ),
 )
 
-CUSTOM_SETS: Mapping[str, CustomSetSpec] = {one.name: one for one in _SPECS}
-"""Every kind of custom set, by name."""
+CUSTOM_SETS: Mapping[str, CustomSetSpec] = {spec.name: spec for spec in _SPECS}
+"""All kinds of custom sets, by name."""

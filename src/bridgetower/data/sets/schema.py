@@ -1,4 +1,4 @@
-"""Schemas of prepared sets: what an example holds. Writing, reading, checking and inspection follow from it."""
+"""Schemas of the examples of prepared sets. Writing, reading, checking and inspection follow them."""
 
 from __future__ import annotations
 
@@ -12,50 +12,57 @@ from bridgetower.files import escaped
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """What an example holds: images, and an entry, such as a caption or a question."""
+    """Type of the examples of a set: images with an entry, such as a caption or a question."""
 
     name: str  # stands in `dataset.json`
     entries: str  # names them in headings
     # `str`, or a frozen dataclass with fields of `str`, `int`, `float`, `bool` or a tuple of them
     entry: type[Any] = str
     noun: str  # names an entry in errors
-    texts: tuple[
-        str, ...
-    ] = ()  # fields with texts, each a `str` or a tuple of them; none where an entry is its text
+    # fields with texts, each a `str` or a tuple of them; none where an entry is its text
+    texts: tuple[str, ...] = ()
     id: str | None = None  # field that identifies an entry
-    label: str | None = None  # field that `inspect` counts the values of
+    label: str | None = None  # field whose values `inspect` counts
     label_noun: str = "label"  # names a label in errors
-    labels: tuple[
-        str, ...
-    ] = ()  # its values, in the order of the class numbers; empty if it may have any
-    stripped: bool = True  # whether a text may not have spaces at its ends
+    labels: tuple[str, ...] = ()  # allowed labels in the order of class numbers; empty: any
+    stripped: bool = True  # whether spaces at the ends of texts are errors
     num_images: int = 1  # of an example
     optional: bool = False  # whether an image or a text may be missing, not both
 
     def texts_of(self, entry: Any) -> list[str]:
-        """Returns the texts of an entry, as a row holds it or as an object, in the order of the fields."""
+        """Returns the texts of an entry, which is an object or a dict from JSON, in the order of the fields."""
         if isinstance(entry, str):
             return [entry]
         values = entry if isinstance(entry, Mapping) else vars(entry)
-        found = (values[name] for name in self.texts)
-        return [text for value in found for text in ([value] if isinstance(value, str) else value)]
+        texts: list[str] = []
+        for name in self.texts:
+            value = values[name]
+            texts += [value] if isinstance(value, str) else value
+        return texts
 
     def problem_of(self, entry: Any) -> str | None:
-        """Returns why an entry cannot be used; None if it can."""
+        """Returns why an entry cannot be used, or None if it can."""
         if not isinstance(entry, self.entry):
             return f"{self.noun} is a {type(entry).__name__}, expected a {self.entry.__name__}"
-        name = f"{self.noun} {getattr(entry, self.id)!r}" if self.id else self.noun
+        values = {} if isinstance(entry, str) else vars(entry)
+        identifier = values.get(self.id)
+        name = f"{self.noun} {identifier!r}" if self.id else self.noun
+
+        # Texts.
         texts = self.texts_of(entry)
-        if not self.optional and not (texts and all(text.strip() for text in texts)):
+        is_filled = bool(texts) and all(text.strip() for text in texts)
+        if not self.optional and not is_filled:
             return f"{name} is empty" if len(texts) < 2 else f"{name} has an empty text"
         if self.stripped and any(text != text.strip() for text in texts):
             return f"{name} has spaces at its ends"
-        if self.id and getattr(entry, self.id) == "":
+
+        # Identifier, label, and that all of it can be stored.
+        if identifier == "":
             return f"{name} has no identifier"
-        label = getattr(entry, self.label) if self.label else ""
+        label = values.get(self.label, "")
         if self.labels and label not in ("", *self.labels):
             return f"{name} has the label {label!r}, expected one of {', '.join(self.labels)}"
-        content = json.dumps(entry if isinstance(entry, str) else vars(entry), ensure_ascii=False)
+        content = json.dumps(values or entry, ensure_ascii=False)
         return None if escaped(content) == content else f"{name} is not valid Unicode"
 
 
@@ -85,15 +92,13 @@ class LabelledEntry:
 
     example_id: str  # unique within the set
     text: str = ""  # empty if there is none
-    labels: tuple[
-        str, ...
-    ] = ()  # names of its classes; none if no class holds, or if they are not known
-    labelled: bool = True  # whether they are known
+    labels: tuple[str, ...] = ()  # names of its classes; empty if none holds or they are unknown
+    labelled: bool = True  # whether its classes are known
 
 
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """Captions that differ in little: caption n is that of image n, further ones are wrong."""
+    """Captions that differ in little: caption n belongs to image n, further captions are wrong."""
 
     example_id: str  # unique within the set
     captions: tuple[str, ...]
@@ -148,19 +153,18 @@ SCHEMAS: Mapping[str, Schema] = {
     schema.name: schema
     for schema in (CAPTIONS, VQA, SNLI_VE, NLVR2, CLASSIFICATION, COMPOSITIONALITY)
 }
-"""The schemas that there are, by name. The labels are in the order of the official class numbers."""
+"""All schemas by name. Their labels are in the order of the official class numbers."""
 
 
 def schema_named(name: str) -> Schema:
     if name not in SCHEMAS:
-        known = ", ".join(SCHEMAS)
         raise ValueError(
-            f"no schema called {name!r}; there are {known}: name your own, in inspect with --schema"
+            f"no schema called {name!r}; there are {', '.join(SCHEMAS)}: name your own, in inspect with --schema"
         )
     return SCHEMAS[name]
 
 
 def nlvr2_sentence(statement_id: str) -> str | None:
     """Names the sentence of an identifier of NLVR2, with which all its image pairs are one group."""
-    parts = statement_id.split("-")
-    return f"{parts[0]}-{parts[1]}-{parts[3]}" if len(parts) == 4 else None
+    fields = statement_id.split("-")
+    return f"{fields[0]}-{fields[1]}-{fields[3]}" if len(fields) == 4 else None

@@ -1,4 +1,4 @@
-"""The one store: Lance tables, to which rows come in commits, and whose rows are read by number and checked."""
+"""Lance tables whose rows are written in commits, read by number, and compared with checksums."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Uri = str | os.PathLike[str]  # where a table is: a local folder, or one in an object store
+Uri = str | os.PathLike[str]  # of a local folder, or of one in an object store
 CRC = "crc"  # column with the CRC-32 of the checked column, as Lance has no checksums
 
-_KEYS = ("AWS_", "AZURE_", "GOOGLE_", "HF_")  # variables with the settings of object stores
+_STORE_VARIABLES = ("AWS_", "AZURE_", "GOOGLE_", "HF_")  # settings of object stores
 _SUFFIX = ".lance"
 _CUT_OFF = "its last file was cut off; make room on the disk, and run the same command again"
-_CHECKED = b"bridgetower.checked"  # key of the metadata of a schema: names the checked column
+_CHECKED = b"bridgetower.checked"  # metadata of a schema that names the checked column
 # In an error of LanceDB, the answer of a store.
 _STATUS = re.compile(r"\bStatus \{ status: (\d{3})")
-# Of LanceDB's messages: places in its sources, kinds of errors, how Rust writes types.
+# Replacements in LanceDB's messages: lines of its sources, kinds of errors, types as Rust writes them.
 _INTERNALS = (
     (r",? ?\S*/\S+\.rs:\d+(?::\d+)?", ""),
     (
@@ -46,16 +46,15 @@ _INTERNALS = (
 
 
 class Table:
-    """A Lance table at one version, the newest one when it is opened if none is given."""
+    """A Lance table at one version, by default the newest."""
 
     def __init__(self, uri: Uri, *, version: int | None = None) -> None:
         self.uri = str(uri)
         folder, name = split_uri(self.uri)
-        if (
-            not is_url(self.uri) and not Path(self.uri).is_dir()
-        ):  # connecting would make the folder around it
+        # Connecting would create the folder around the table.
+        if not is_url(self.uri) and not Path(self.uri).is_dir():
             raise FileNotFoundError(f"no table {self.uri}")
-        with _named(self.uri, "read"):
+        with _one_line_errors(self.uri, "read"):
             try:
                 self.lance: Any = _connect(folder).open_table(name)
             except ValueError as error:
@@ -68,13 +67,14 @@ class Table:
 
     @classmethod
     def create(cls, uri: Uri, schema: pa.Schema, *, checked: str, replace: bool = False) -> Table:
+        """Creates an empty table, with a column for the CRC-32 of the checked column."""
         import pyarrow as pa
 
         folder, name = split_uri(str(uri))
         schema = schema.append(pa.field(CRC, pa.uint32()))
         schema = schema.with_metadata({**(schema.metadata or {}), _CHECKED: checked.encode()})
         mode: Literal["overwrite", "create"] = "overwrite" if replace else "create"
-        with _named(str(uri), "written"):
+        with _one_line_errors(str(uri), "written"):
             _connect(folder).create_table(name, schema=schema, mode=mode)
         return cls(uri)
 
@@ -87,20 +87,22 @@ class Table:
         return True
 
     def __len__(self) -> int:
-        with _named(self.uri, "read"):
+        with _one_line_errors(self.uri, "read"):
             return int(self.lance.count_rows())
 
     def __getstate__(self) -> dict[str, Any]:
-        keys = {name: value for name, value in os.environ.items() if name.startswith(_KEYS)}
-        return {"uri": self.uri, "version": self.version, "environment": keys}
+        environment = {
+            name: value for name, value in os.environ.items() if name.startswith(_STORE_VARIABLES)
+        }
+        return {"uri": self.uri, "version": self.version, "environment": environment}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        os.environ.update(state["environment"])  # a fork server has that of its own start
+        os.environ.update(state["environment"])  # a fork server has an older one
         self.__init__(state["uri"], version=state["version"])  # type: ignore[misc]
 
     @property
     def version(self) -> int:
-        with _named(self.uri, "read"):
+        with _one_line_errors(self.uri, "read"):
             return int(self.lance.version)
 
     @property
@@ -109,21 +111,24 @@ class Table:
 
     @cached_property
     def checked(self) -> str:
-        """The column of which there are CRCs; none in a table that is another's."""
+        """Name of the column with CRCs, empty in a table of another program."""
         return (self.schema.metadata or {}).get(_CHECKED, b"").decode()
 
     def append(self, rows: pa.Table) -> None:
-        """Adds rows in one commit; the CRCs are computed here."""
+        """Adds rows and their CRCs in one commit."""
         import pyarrow as pa
 
         rows = rows.append_column(CRC, pa.array(crcs_of(rows[self.checked]), pa.uint32()))
-        with _named(self.uri, "written"):
+        with _one_line_errors(self.uri, "written"):
             self.lance.add(rows.select(self.schema.names).cast(self.schema))
         self._crcs = None
         self.check_end()
 
     def check_end(self) -> None:
-        """Raises an OSError if the last row cannot be read: Lance commits files that a full disk has cut off."""
+        """Raises an OSError if the last row cannot be read.
+
+        Lance commits files that a full disk has cut off.
+        """
         if is_url(self.uri) or not len(self):
             return
         try:
@@ -131,31 +136,29 @@ class Table:
         except OSError as error:
             raise OSError(f"{self.uri} cannot be written: {_CUT_OFF}") from error
 
-    def compact(self, min_age: timedelta = timedelta(milliseconds=1)) -> None:  # of 0 LanceDB warns
+    def compact(self, min_age: timedelta = timedelta(milliseconds=1)) -> None:  # 0 would warn
         """Joins small files, and removes older versions once the joined files can be read."""
         try:
-            with _named(self.uri, "written"):
+            with _one_line_errors(self.uri, "written"):
                 self.lance.optimize(cleanup_older_than=timedelta(days=36500))
         finally:
             if not Table(self.uri)._has_whole_files():
                 raise OSError(f"{self.uri} cannot be written: {_CUT_OFF}")
-        with _named(self.uri, "written"):
+        with _one_line_errors(self.uri, "written"):
             self.lance.optimize(cleanup_older_than=min_age)
 
     def recover(self) -> None:
-        """Restores the newest version of which all files are whole, so that what was cut off can be written again."""
+        """Restores the newest version whose files are all whole, so that cut-off rows can be written again."""
         if is_url(self.uri) or not self.checked or self._has_whole_files():
             return
-        with _named(self.uri, "read"):
-            versions = sorted(
-                (int(entry["version"]) for entry in self.lance.list_versions()), reverse=True
-            )
-            for version in versions:
+        with _one_line_errors(self.uri, "read"):
+            versions = [int(entry["version"]) for entry in self.lance.list_versions()]
+            for version in sorted(versions, reverse=True):
                 self.lance.checkout(version)
                 if self._has_whole_files():
                     self.lance.restore()
                     self._crcs = None
-                    logger.warning("%s: its last files were cut off and are left out", self.uri)
+                    logger.warning("%s: its last rows were cut off; they are made again", self.uri)
                     return
             self.lance.checkout_latest()
 
@@ -168,51 +171,57 @@ class Table:
         return True
 
     def take(self, numbers: Sequence[int], columns: Sequence[str]) -> pa.Table:
-        """Returns columns of rows in the order of their numbers; the checked column is compared with its CRCs."""
-        wanted, places = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
-        with _named(self.uri, "read"):
-            found = self.lance.take_offsets(wanted.tolist()).select(list(columns)).to_arrow()
-        if len(found) != len(wanted):
-            raise OSError(f"{self.uri} has no row {wanted[-1]}; it has {len(self)}")
-        if (checked := self.checked) in columns:
-            wrong = np.flatnonzero(crcs_of(found[checked]) != self.crcs()[wanted])
-            if len(wrong):
-                raise OSError(
-                    f"row {wanted[wrong[0]]} of {self.uri} is damaged; make or copy the table again"
-                )
-        return found.take(places)
+        """Returns columns of rows in the order of their numbers, which may repeat.
+
+        Raises:
+            OSError: There is no such row, or the checked column of a row is damaged.
+        """
+        rows, order = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
+        with _one_line_errors(self.uri, "read"):
+            table = self.lance.take_offsets(rows.tolist()).select(list(columns)).to_arrow()
+        if len(table) != len(rows):
+            raise OSError(f"{self.uri} has no row {rows[-1]}; it has {len(self)}")
+        if self.checked in columns:
+            is_damaged = crcs_of(table[self.checked]) != self.crcs()[rows]
+            self._refuse_damaged(rows[is_damaged])
+        return table.take(order)
 
     def scan(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        for batch, wrong in self._batches(columns):
-            if wrong:
-                raise OSError(
-                    f"row {wrong[0]} of {self.uri} is damaged; make or copy the table again"
-                )
+        """Yields columns of all rows in batches, like `take`."""
+        for batch, damaged in self._batches(columns):
+            self._refuse_damaged(damaged)
             yield batch
+
+    def _refuse_damaged(self, rows: np.ndarray) -> None:
+        if len(rows):
+            raise OSError(f"row {rows[0]} of {self.uri} is damaged; make or copy the table again")
 
     def damaged(self) -> list[int]:
         """Returns the numbers of the rows whose checked column is not as it was written."""
-        return [row for _, wrong in self._batches([self.checked]) for row in wrong]
+        return [row for _, damaged in self._batches([self.checked]) for row in damaged.tolist()]
 
-    def _batches(self, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, list[int]]]:
-        """Yields columns of all rows, and the numbers of those whose checked column is damaged."""
-        checked, start = self.checked if self.checked in columns else "", 0
-        with _named(self.uri, "read"):
-            for batch in (
-                self.lance.search()
-                .select([*columns, CRC] if checked else list(columns))
-                .to_batches()
-            ):
-                wrong = crcs_of(batch[checked]) != batch[CRC].to_numpy() if checked else np.empty(0)
-                yield batch.select(list(columns)), (np.flatnonzero(wrong) + start).tolist()
+    def _batches(self, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+        """Yields columns of all rows, with the numbers of the rows whose checked column is damaged."""
+        checked = self.checked
+        names = [*columns, CRC] if checked in columns else list(columns)
+        start = 0
+        with _one_line_errors(self.uri, "read"):
+            for batch in self.lance.search().select(names).to_batches():
+                damaged = np.empty(0, np.int64)
+                if checked in columns:
+                    is_damaged = crcs_of(batch[checked]) != batch[CRC].to_numpy()
+                    damaged = np.flatnonzero(is_damaged) + start
+                yield batch.select(list(columns)), damaged
                 start += len(batch)
 
     def column(self, name: str) -> np.ndarray:
-        parts = [batch[name].to_numpy(zero_copy_only=False) for batch in self.scan([name])]
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+        """Returns a column of all rows."""
+        values = [batch[name].to_numpy(zero_copy_only=False) for batch in self.scan([name])]
+        return np.concatenate(values) if values else np.empty(0, np.int64)
 
     def writing(self) -> AbstractContextManager[None]:
-        return _named(self.uri, "written")  # in errors of writing through `lance`
+        """Names the table in errors of writing through `lance`."""
+        return _one_line_errors(self.uri, "written")
 
     def drop(self) -> None:
         if is_url(self.uri):
@@ -229,9 +238,10 @@ class Table:
 
 def _connect(folder: str) -> Any:
     os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are about its own doing
-    import lancedb  # not before: it starts a thread, which forked workers would lack
+    import lancedb  # late, because it starts a thread that forked workers would lack
 
-    is_http = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")  # as s3fs takes it
+    # s3fs accepts this variable without a further option.
+    is_http = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
     options = {"allow_http": "true"} if is_http else None
     try:
         return lancedb.connect(folder, storage_options=options)
@@ -244,7 +254,7 @@ def _connect(folder: str) -> Any:
 
 
 def crcs_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Returns the CRC-32 of each value of a column: of bytes, of texts, or of vectors; 0 where there is none."""
+    """Returns the CRC-32 of each value of a column of bytes, texts or vectors, and 0 for null."""
     import pyarrow as pa
 
     crcs: list[int] = []
@@ -254,8 +264,8 @@ def crcs_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
             crcs += [zlib.crc32(np.ascontiguousarray(row).data) for row in values]
         else:
             crcs += [
-                zlib.crc32(one.as_buffer()) if one.is_valid else 0
-                for one in chunk.cast(pa.large_binary())
+                zlib.crc32(value.as_buffer()) if value.is_valid else 0
+                for value in chunk.cast(pa.large_binary())
             ]
     return np.array(crcs, np.uint32)
 
@@ -275,18 +285,18 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _named(uri: str, what: Literal["read", "written"]) -> Iterator[None]:
-    """Turns LanceDB's errors into OSError of one line that names the table."""
+def _one_line_errors(uri: str, action: Literal["read", "written"]) -> Iterator[None]:
+    """Turns LanceDB's errors into OSErrors of one line that name the table."""
     try:
         yield
+    except FileNotFoundError:
+        raise
     except Exception as error:
-        kinds = (RuntimeError, OSError, ValueError) if what == "read" else (RuntimeError, OSError)
-        is_lance = (
-            isinstance(error, kinds) or type(error).__name__ == "RustPanic"
-        )  # of damaged files
-        if not is_lance or isinstance(error, FileNotFoundError):
+        kinds = (RuntimeError, OSError, ValueError) if action == "read" else (RuntimeError, OSError)
+        # Damaged files make LanceDB panic.
+        if not isinstance(error, kinds) and type(error).__name__ != "RustPanic":
             raise
-        raise OSError(f"{uri} cannot be {what}: {message_of(error)}") from error
+        raise OSError(f"{uri} cannot be {action}: {message_of(error)}") from error
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -295,11 +305,11 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def message_of(error: Exception) -> str:
-    """Returns LanceDB's message in one line, without places in its sources, with advice if the disk is full."""
+    """Returns LanceDB's message in one line, without lines of its sources, and advice for a full disk."""
     message = str(error).partition("\n")[0]
     if status := _STATUS.search(message):
-        said = re.search(r"<Message>([^<]*)</Message>", message)
-        return f"the store answers {status[1]}" + (f": {said[1]}" if said else "")
+        detail = re.search(r"<Message>([^<]*)</Message>", message)
+        return f"the store answers {status[1]}" + (f": {detail[1]}" if detail else "")
     for pattern, replacement in _INTERNALS:
         message = re.sub(pattern, replacement, message)
     is_full = any(f"(os error {number})" in str(error) for number in NO_ROOM)
