@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import RandomResizedCrop, functional
 from bridgetower.data.batches import views
 from bridgetower.data.batches.views import (
     POLICIES,
-    _matrices,
+    _random_matrices,
     augment,
     change,
     drop_words,
@@ -64,7 +64,7 @@ def crop_of(width, height, smallest, seed):
         boxes.append(box)
         return SimpleNamespace(resize=lambda *_: None)
 
-    views._crop(
+    views._random_crop(
         SimpleNamespace(width=width, height=height, crop=crop), SIZE, smallest, generator_of(seed)
     )
     (box,) = boxes
@@ -423,7 +423,7 @@ class TestPictures:
         seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
         pixels = torch.zeros(1000, 3, 60, 60, dtype=torch.uint8)
         pixels[..., 20:40, 20:40] = 100
-        matrices = _matrices(1000, seeds[0])
+        matrices = _random_matrices(1000, seeds[0])
         sides = augment(pixels, "affine", seeds[1]).float().mean(dim=1)
         light = sides.amax(dim=(1, 2))
         scales = (sides.sum(dim=(1, 2)) / light / 400).sqrt()

@@ -1,10 +1,11 @@
-"""Images with captions as training batches: one caption each, or a true one among false ones."""
+"""Images with captions as training batches, with one caption per image or a true one among false ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,124 +25,145 @@ from bridgetower.data.batches.views import drop_words
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.processor import Processor
 
-DRAWN = -1  # number of a caption that is drawn each time
+DRAWN = -1  # example number of a pair whose caption is drawn each time
+
+
+class DrawnCaptions(NamedTuple):
+    """Captions of pairs, after draws and dropped words."""
+
+    names: tuple[str, ...]
+    texts: list[str]
+    identities: Int[Tensor, " i"]  # of images, equal for images with the same captions
 
 
 class CaptionImages(PreparedImages):
-    """Images with their captions, numbered in the order in which their examples come; each caption of an image once."""
+    """Images with all their captions, numbered in the order of their first examples."""
 
     def __init__(
         self, config: DataConfig, splits: str | Sequence[str], processor: Processor
     ) -> None:
         super().__init__(config, splits, processor)
-        numbers, first, places = np.unique(
+        numbers, first_examples, indices = np.unique(
             self.image_of.numpy(), return_index=True, return_inverse=True
         )
-        order = first.argsort()
-        self._images = torch.from_numpy(numbers[order])
-        self.owner = torch.from_numpy(order.argsort()[places])  # the image of each example
+        order = first_examples.argsort()
+        self._numbers = torch.from_numpy(numbers[order])  # of the images, through all sets
+        self.owner = torch.from_numpy(order.argsort()[indices])  # the image of each example
         self._by_image = self.owner.argsort(stable=True)
-        self._caption_ends = self.owner.bincount(minlength=len(order)).cumsum(0)
+        self._num_captions = self.owner.bincount(minlength=len(order))
+        self._caption_ends = self._num_captions.cumsum(0)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._numbers)
 
     def captions(self, images: Sequence[int]) -> list[list[str]]:
         numbers = [self._examples_of(image) for image in images]
-        texts = iter(self.examples([number for own in numbers for number in own]))
-        return [[next(texts)["entry"] for _ in own] for own in numbers]
+        examples = iter(self.examples([number for of_image in numbers for number in of_image]))
+        return [[next(examples)["entry"] for _ in of_image] for of_image in numbers]
 
     def names(self, images: Sequence[int]) -> list[str]:
-        return [
-            example["id"]
-            for example in self.examples([self._examples_of(image)[0] for image in images])
-        ]
+        first_examples = [self._examples_of(image)[0] for image in images]
+        return [example["id"] for example in self.examples(first_examples)]
 
     def all_captions(self) -> list[list[str]]:
-        found: list[list[str]] = [[] for _ in range(len(self))]
+        captions: list[list[str]] = [[] for _ in range(len(self))]
         for image, example in zip(self.owner.tolist(), self.scan(), strict=True):
-            found[image].append(example["entry"])
-        return found
+            captions[image].append(example["entry"])
+        return captions
 
     def owners(self) -> Int[Tensor, " n"]:
-        """Returns the first image with the same captions as each image: itself where they are its own."""
-        first: dict[tuple[str, ...], int] = {}
-        every = enumerate(self.all_captions())
-        return torch.tensor([first.setdefault(tuple(captions), image) for image, captions in every])
+        """Returns for each image the first image with the same captions, often itself."""
+        first_images: dict[tuple[str, ...], int] = {}
+        owners = []
+        for image, captions in enumerate(self.all_captions()):
+            owners.append(first_images.setdefault(tuple(captions), image))
+        return torch.tensor(owners)
 
     def texts(
         self, max_captions: int | None = None, owners: Int[Tensor, " n"] | None = None
     ) -> tuple[list[str], Int[Tensor, " t"]]:
-        """Returns captions of every image, and the image that each belongs to."""
-        every = self.all_captions()
-        shown = range(len(self)) if owners is None else owners.unique().tolist()
-        chosen = [every[image][:max_captions] for image in shown]
-        index = torch.tensor(shown).repeat_interleave(
-            torch.tensor([len(captions) for captions in chosen])
-        )
-        return [caption for captions in chosen for caption in captions], index
+        """Returns captions and the image of each, optionally of different owners only."""
+        captions = self.all_captions()
+        images = range(len(self)) if owners is None else owners.unique().tolist()
+        texts: list[str] = []
+        image_index: list[int] = []
+        for image in images:
+            selected = captions[image][:max_captions]
+            texts += selected
+            image_index += [image] * len(selected)
+        return texts, torch.tensor(image_index)
 
     def pairs(self) -> Int[Tensor, "p 2"]:
-        """Lists pairs of an image and an example to train on, which is `DRAWN` where a caption is drawn each time."""
+        """Lists pairs of an image and an example to train on, or `DRAWN` if its caption is drawn each time."""
         if self.config.captions == "all":
             examples = self.repeated(torch.arange(self.num_examples))
             return torch.stack([self.owner[examples], examples], dim=1)
-        firsts = self._by_image[self._caption_ends - self.owner.bincount()]
-        images = self.owner[self.repeated(firsts)]
+        first_examples = self._by_image[self._caption_ends - self._num_captions]
+        images = self.owner[self.repeated(first_examples)]
         return torch.stack([images, torch.full_like(images, DRAWN)], dim=1)
 
     def set_numbers(self, images: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        return torch.searchsorted(
-            torch.tensor(self._image_starts[1:]), self._images[images], right=True
-        )
+        ends = torch.tensor(self._image_starts[1:])
+        return torch.searchsorted(ends, self._numbers[images], right=True)
 
-    def chosen(
+    def draw_captions(
         self,
         pairs: Sequence[Sequence[int]],
         generator: torch.Generator,
         identified: Sequence[int] = (),
-    ) -> tuple[tuple[str, ...], list[str], Int[Tensor, " i"]]:
-        """Returns names and captions of pairs, and a number for each identified image, the same for equal captions."""
+    ) -> DrawnCaptions:
+        """Returns the captions of pairs, and identities of the images `identified`."""
+        # One read of all examples.
         numbers = []
         for image, number in pairs:
-            own = self._examples_of(image)
-            numbers.append(
-                own[int(torch.randint(len(own), (), generator=generator))]
-                if number == DRAWN
-                else number
-            )
-        captions = [self._examples_of(image) for image in identified]
-        needed = list({*numbers, *(number for own in captions for number in own)})
-        found = dict(zip(needed, self.examples(needed), strict=True))
-        texts = [
-            drop_words(found[number]["entry"], self.config.word_dropout, generator)
-            for number in numbers
-        ]
-        contents = (repr([found[number]["entry"] for number in own]).encode() for own in captions)
-        identities = [
-            int.from_bytes(blake2b(content, digest_size=7).digest()) for content in contents
-        ]
-        return (
-            tuple(found[number]["id"] for number in numbers),
-            texts,
-            torch.tensor(identities, dtype=torch.int64),
+            if number == DRAWN:
+                choices = self._examples_of(image)
+                number = choices[int(torch.randint(len(choices), (), generator=generator))]
+            numbers.append(number)
+        examples_of_images = [self._examples_of(image) for image in identified]
+        needed = list(set(numbers).union(*examples_of_images))
+        examples = dict(zip(needed, self.examples(needed), strict=True))
+
+        texts = []
+        for number in numbers:
+            caption = examples[number]["entry"]
+            texts.append(drop_words(caption, self.config.word_dropout, generator))
+        identities = []
+        for members in examples_of_images:
+            captions = [examples[number]["entry"] for number in members]
+            digest = blake2b(repr(captions).encode(), digest_size=7).digest()
+            identities.append(int.from_bytes(digest))
+        return DrawnCaptions(
+            names=tuple(examples[number]["id"] for number in numbers),
+            texts=texts,
+            identities=torch.tensor(identities, dtype=torch.int64),
         )
 
-    def _in_sets(self, images: Sequence[int]) -> Sequence[int]:
-        found: list[int] = self._images[list(images)].tolist()
-        return found
+    def _image_numbers(self, images: Sequence[int]) -> Sequence[int]:
+        numbers: list[int] = self._numbers[list(images)].tolist()
+        return numbers
 
     def _examples_of(self, image: int) -> list[int]:
-        start = int(self._caption_ends[image - 1]) if image else 0
-        found: list[int] = self._by_image[start : self._caption_ends[image]].tolist()
-        return found
+        end = self._caption_ends[image]
+        numbers: list[int] = self._by_image[end - self._num_captions[image] : end].tolist()
+        return numbers
 
 
 class CaptionPairs(Dataset[CaptionBatch]):
+    """Pairs of an image and a caption as batches, with masked words.
+
+    Args:
+        images: The images with their captions.
+        masking: How words are masked; None masks none.
+        with_images: Whether batches have pixels.
+    """
+
     def __init__(
         self, images: CaptionImages, masking: MaskingConfig | None, *, with_images: bool = True
     ) -> None:
-        self.images, self.masking, self.with_images = images, masking, with_images
+        self.images = images
+        self.masking = masking
+        self.with_images = with_images
         self.pairs = images.pairs()
 
     def __len__(self) -> int:
@@ -155,25 +177,29 @@ class CaptionPairs(Dataset[CaptionBatch]):
         generator = torch.Generator().manual_seed(key.seed)
         images = self.pairs[list(key.examples), 0].tolist()
         batch = self._texts(key, generator, images)
-        counts = [
-            self._texts(other, torch.Generator().manual_seed(other.seed), ()).num_labels
-            for other in key.step
-        ]
-        fields = self.images.fields(images, generator) if self.with_images else {}
-        return replace(batch, **fields, step_labels=torch.stack(counts).sum() if counts else None)
+        if key.step:
+            counts = []
+            for other in key.step:
+                other_generator = torch.Generator().manual_seed(other.seed)
+                counts.append(self._texts(other, other_generator, ()).num_labels)
+            batch = replace(batch, step_labels=torch.stack(counts).sum())
+        if self.with_images:
+            batch = replace(batch, **self.images.fields(images, generator))
+        return batch
 
     def _texts(
         self, key: BatchKey, generator: torch.Generator, identified: Sequence[int]
     ) -> CaptionBatch:
+        """Returns a batch without images, whose draws come before those of the images."""
         processor = self.images.processor
-        ids, captions, identities = self.images.chosen(
-            self.pairs[list(key.examples)].tolist(), generator, identified
-        )
-        text = processor.pad(processor.token_ids(captions, truncate=True))
-        masked, labels = text.input_ids, torch.full_like(text.input_ids, IGNORED)
+        pairs = self.pairs[list(key.examples)].tolist()
+        captions = self.images.draw_captions(pairs, generator, identified)
+        tokens = processor.pad(processor.token_ids(captions.texts, truncate=True))
+        masked_input_ids = tokens.input_ids
+        labels = torch.full_like(tokens.input_ids, IGNORED)
         if self.masking is not None:
-            masked, labels = mask_tokens(
-                text.input_ids,
+            masked_input_ids, labels = mask_tokens(
+                tokens.input_ids,
                 config=self.masking,
                 special_ids=processor.special_ids,
                 mask_token_id=processor.mask_token_id,
@@ -182,20 +208,20 @@ class CaptionPairs(Dataset[CaptionBatch]):
                 continues_word=processor.continues_word if self.masking.whole_word else None,
             )
         return CaptionBatch(
-            input_ids=text.input_ids,
-            attention_mask=text.attention_mask,
-            masked_input_ids=masked,
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            masked_input_ids=masked_input_ids,
             mlm_labels=labels,
-            image_index=identities,
-            ids=ids,
+            image_index=captions.identities,
+            ids=captions.names,
             seed=key.seed,
         )
 
 
 class RankingPairs(Dataset[RankingBatch]):
-    """(image, true caption) pairs with false captions of images with other captions.
+    """Pairs of an image and its caption, with false captions of images that have other captions.
 
-    Official: a false caption is any of the set, now and then one of the image's own.
+    In the official code a false caption is any of the set, now and then one of the same image.
     """
 
     def __init__(self, images: CaptionImages, false_texts: int) -> None:
@@ -206,8 +232,10 @@ class RankingPairs(Dataset[RankingBatch]):
                 f"{', '.join(images.splits)} has no two images with different captions, so that there are no false "
                 "captions; use more data"
             )
-        self._by_group, self._ends = owners.argsort(stable=True), self._sizes.cumsum(0)
-        self.images, self.false_texts = images, false_texts
+        self._by_group = owners.argsort(stable=True)
+        self._ends = self._sizes.cumsum(0)
+        self.images = images
+        self.false_texts = false_texts
         self._pairs = images.pairs()
 
     def __len__(self) -> int:
@@ -220,27 +248,25 @@ class RankingPairs(Dataset[RankingBatch]):
     def __getitem__(self, key: BatchKey) -> RankingBatch:
         generator = torch.Generator().manual_seed(key.seed)
         pairs = self._pairs[list(key.examples)]
-        chosen, num_images = list[tuple[int, int]](), len(self.images)
-        for (
-            image,
-            number,
-        ) in (
-            pairs.tolist()
-        ):  # images with other captions begin after the end of its group, in a circle
+        num_images = len(self.images)
+        ranked_pairs: list[tuple[int, int]] = []
+        for image, number in pairs.tolist():
+            ranked_pairs.append((image, number))
+            # In a circle, images with other captions begin where the group of the image ends.
             group = self._group[image]
-            after = torch.randint(
-                num_images - int(self._sizes[group]), (self.false_texts,), generator=generator
-            )
-            others = self._by_group[(self._ends[group] + after) % num_images].tolist()
-            chosen += [(image, number), *((other, DRAWN) for other in others)]
-        images, processor = pairs[:, 0].tolist(), self.images.processor
-        ids, texts, identities = self.images.chosen(chosen, generator, images)
-        tokens = processor.pad(processor.token_ids(texts, truncate=True))
+            num_others = num_images - int(self._sizes[group])
+            offsets = torch.randint(num_others, (self.false_texts,), generator=generator)
+            false_images = self._by_group[(self._ends[group] + offsets) % num_images]
+            ranked_pairs += [(false_image, DRAWN) for false_image in false_images.tolist()]
+        images = pairs[:, 0].tolist()
+        processor = self.images.processor
+        captions = self.images.draw_captions(ranked_pairs, generator, images)
+        tokens = processor.pad(processor.token_ids(captions.texts, truncate=True))
         return RankingBatch(
             **self.images.fields(images, generator),
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
-            image_index=identities,
-            ids=ids[:: self.false_texts + 1],
+            image_index=captions.identities,
+            ids=captions.names[:: self.false_texts + 1],
             seed=key.seed,
         )

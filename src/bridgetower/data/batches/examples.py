@@ -1,8 +1,7 @@
-"""The images of prepared sets, decoded by batch, and the entries about them as examples, addressed by batch."""
+"""Images of prepared sets, decoded by batch, and the examples with entries about them."""
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,7 +28,17 @@ NO_IMAGE = -1  # number of the image of an example that has only a text
 
 
 class PreparedImages:
-    """The images and examples of splits of several prepared sets, each numbered through all sets."""
+    """Images and examples of splits of prepared sets, numbered consecutively over all sets.
+
+    Args:
+        config: Sets and how their images are read.
+        splits: Splits of `config.folders`; `config.train_only` always gives `train`.
+        processor: Makes pixels of images.
+        schema: Schema of all sets.
+
+    Raises:
+        ValueError: No folder is configured, or a set has another schema.
+    """
 
     def __init__(
         self,
@@ -43,27 +52,27 @@ class PreparedImages:
             raise ValueError(
                 "no data folder given; pass --data.folders DIR, made by `bridgetower prepare`"
             )
-        self.config, self.processor, self.schema = config, processor, schema
+        self.config = config
+        self.processor = processor
+        self.schema = schema
         self.splits = (splits,) if isinstance(splits, str) else tuple(splits)
         self.sets = [PreparedSet(folder, self.splits, schema) for folder in config.folders]
         self.sets += [PreparedSet(folder, ("train",), schema) for folder in config.train_only]
-        self._starts = [0, *accumulate(len(one.numbers) for one in self.sets)]
-        self._image_starts = [0, *accumulate(one.num_images for one in self.sets)]
-        groups = [
-            np.where(one.groups < 0, NO_IMAGE, one.groups + start)
-            for one, start in zip(self.sets, self._image_starts, strict=False)
-        ]
-        self.image_of = torch.from_numpy(
-            np.concatenate(groups)
-        ).long()  # the first image of each example
+        self._starts = [0, *accumulate(len(dataset.numbers) for dataset in self.sets)]
+        self._image_starts = [0, *accumulate(dataset.num_images for dataset in self.sets)]
+        first_images = []
+        for dataset, start in zip(self.sets, self._image_starts, strict=False):
+            is_text = dataset.groups < 0
+            first_images.append(np.where(is_text, NO_IMAGE, dataset.groups + start))
+        # The first image of each example.
+        self.image_of = torch.from_numpy(np.concatenate(first_images)).long()
+        # A wrong name of a transform is an error here, not in the first batch of a worker.
         if config.transform is not None:
-            custom_transform(
-                config.transform
-            )  # a wrong name is an error here, not in the first batch of a worker
-        # What batches have in the place of pixels: hidden states of images, or numbers inside a `FrozenDataset`.
-        self.frozen: Callable[[Sequence[int]], Tensor] | None = None
-        self.raw = False  # whether `views` leaves normalising to who has the pixels on a GPU
-        self._cache: dict[int, Tensor] = {}
+            custom_transform(config.transform)
+        # Reads features of images in place of pixels, see `frozen.py`.
+        self.read_features: Callable[[Sequence[int]], Tensor] | None = None
+        self.raw = False  # whether `views` leaves normalising to the GPU
+        self._pixels: dict[int, Tensor] = {}
         self._examples: list[dict[str, Any]] = []
 
     def __len__(self) -> int:
@@ -74,58 +83,70 @@ class PreparedImages:
         return self._starts[-1]
 
     def digests(self) -> dict[str, str]:
-        return {f"{one.folder} ({', '.join(one.splits)})": one.info.digest for one in self.sets}
+        """Returns the digest of each set, by its folder and splits."""
+        return {
+            f"{dataset.folder} ({', '.join(dataset.splits)})": dataset.info.digest
+            for dataset in self.sets
+        }
 
     def sets_of(self, examples: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Returns the index of the set of each example."""
         return torch.searchsorted(torch.tensor(self._starts[1:]), examples, right=True)
 
     def repeated(self, examples: Int[Tensor, " n"]) -> Int[Tensor, " m"]:
-        """Returns the examples of an epoch: those of a set as often as the config says."""
+        """Returns the examples of an epoch, each as often as `config.repeats` has it for its set."""
         if not self.config.repeats:
             return examples
-        times = torch.tensor(self.config.repeats)[self.sets_of(examples)]
-        return torch.cat([examples[times > number] for number in range(int(times.max()))])
+        repeats = torch.tensor(self.config.repeats)[self.sets_of(examples)]
+        return torch.cat([examples[repeats > number] for number in range(int(repeats.max()))])
 
     def examples(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Returns examples, each with its `id`, the numbers of its `images` and its `entry`."""
-        if self.config.cache:
-            self._examples = self._examples or list(self.scan())
+        if self.config.cache and not self._examples:
+            self._examples = list(self.scan())
         if self._examples:
             return [self._examples[number] for number in numbers]
-        found: dict[int, dict[str, Any]] = {}
-        for one, wanted, own in self._shares(numbers, self._starts):
-            rows = (self._renumbered(one, row) for row in self.sets[one].examples(own))
-            found |= zip(wanted, rows, strict=True)
-        return [found[number] for number in numbers]
+        return self._gather(
+            numbers,
+            self._starts,
+            lambda index, rows: [
+                self._renumbered(index, example) for example in self.sets[index].examples(rows)
+            ],
+        )
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps all examples in memory meanwhile: read one by one, each takes milliseconds."""
+        """Keeps all examples in memory meanwhile, because reading one takes milliseconds."""
         self._examples = self._examples or list(self.scan())
         yield
         if not self.config.cache:
             self._examples = []
 
     def scan(self) -> Iterator[dict[str, Any]]:
-        for number, one in enumerate(self.sets):
-            yield from (self._renumbered(number, row) for row in one.scan())
+        """Yields all examples in order, as `examples` returns them."""
+        for index, dataset in enumerate(self.sets):
+            for example in dataset.scan():
+                yield self._renumbered(index, example)
 
     def contents(self, images: Sequence[int]) -> list[bytes]:
-        images, found = self._in_sets(images), dict[int, bytes]()
-        for one, wanted, own in self._shares(images, self._image_starts):
-            found |= zip(wanted, self.sets[one].images(own), strict=True)
-        return [found[image] for image in images]
+        """Returns the encoded bytes of images."""
+        return self._gather(
+            self._image_numbers(images),
+            self._image_starts,
+            lambda index, rows: self.sets[index].images(rows),
+        )
 
     def pixels(self, images: Sequence[int]) -> list[UInt8[Tensor, "3 h w"]]:
-        wanted = [image for image in dict.fromkeys(images) if image not in self._cache]
-        decoded = dict(zip(wanted, self._decoded(wanted, self.processor.resize), strict=True))
-        if self.config.cache:
-            self._cache |= decoded
-        return [decoded[image] if image in decoded else self._cache[image] for image in images]
+        """Returns images at the size of the model as in evaluation, with `config.cache` decoded once each."""
+        pixels = self._pixels if self.config.cache else dict[int, Tensor]()
+        missing = [image for image in dict.fromkeys(images) if image not in pixels]
+        pixels.update(zip(missing, self._decoded(missing, self.processor.resize), strict=True))
+        return [pixels[image] for image in images]
 
     def views(
         self, images: Sequence[int], generator: torch.Generator
     ) -> Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]:
+        """Returns images as in training, after the random changes of the config."""
         if self.config.has_views:
             views = self._decoded(
                 images, lambda content: random_view(content, self.config, self.processor, generator)
@@ -141,61 +162,81 @@ class PreparedImages:
         return self.processor.normalise(torch.stack(self.pixels(images)))
 
     def fields(
-        self, images: Sequence[int], generator: torch.Generator, suffix: str = ""
+        self, images: Sequence[int], generator: torch.Generator | None = None, suffix: str = ""
     ) -> dict[str, Any]:
-        if self.frozen is not None:
-            return {f"image_states{suffix}": self.frozen(images)}
+        """Returns the field of a `Batch` with images: features if there are any, else pixels.
+
+        Without a generator pixels are as in evaluation, and `on_device` normalises them.
+        """
+        if self.read_features is not None:
+            return {f"image_states{suffix}": self.read_features(images)}
+        if generator is None:
+            return {f"pixel_values{suffix}": torch.stack(self.pixels(images))}
         return {f"pixel_values{suffix}": self.views(images, generator)}
 
     def batch(self, images: Sequence[int]) -> Batch:
-        """Returns images without augmentation, which `on_device` normalises."""
-        if self.frozen is not None:
-            return Batch(image_states=self.frozen(images))
-        return Batch(pixel_values=torch.stack(self.pixels(images)))
+        """Returns images alone, as in evaluation."""
+        return Batch(**self.fields(images))
 
     def on_device(self, batch: AnyBatch, device: torch.device) -> AnyBatch:
+        """Moves a batch, and normalises its raw pixels there."""
         moved: Any = batch.to(device)
-        raw = {
+        normalised = {
             name: self.processor.normalise(value)
             for name, value in vars(moved).items()
             if isinstance(value, Tensor) and value.dtype == torch.uint8
         }
-        return replace(moved, **raw) if raw else moved
+        return replace(moved, **normalised)  # type: ignore[no-any-return]
 
     def _decoded(
         self, images: Sequence[int], decode: Callable[[bytes], Tensor]
     ) -> list[UInt8[Tensor, "3 h w"]]:
-        there, found = [image for image in images if image >= 0], []
-        contents = dict(zip(there, self.contents(there), strict=True))
+        contents = iter(self.contents([image for image in images if image != NO_IMAGE]))
+        decoded = []
         for image in images:
+            if image == NO_IMAGE:
+                decoded.append(self.processor.resize(self.processor.blank_image()))
+                continue
             try:
-                resize, blank_image = self.processor.resize, self.processor.blank_image
-                found.append(resize(blank_image()) if image < 0 else decode(contents[image]))
+                decoded.append(decode(next(contents)))
             except ValueError as error:
-                ((number, _, own),) = self._shares(self._in_sets([image]), self._image_starts)
-                (name,) = self.sets[number].image_names(own)
-                raise ValueError(f"image {name} of {self.sets[number].folder}: {error}") from error
-        return found
+                (name,) = self._gather(
+                    self._image_numbers([image]),
+                    self._image_starts,
+                    lambda index, rows: [
+                        f"{self.sets[index].image_names(rows)[0]} of {self.sets[index].folder}"
+                    ],
+                )
+                raise ValueError(f"image {name}: {error}") from error
+        return decoded
 
-    def _in_sets(self, images: Sequence[int]) -> Sequence[int]:
+    def _image_numbers(self, images: Sequence[int]) -> Sequence[int]:
         return images
 
-    def _shares(
-        self, numbers: Sequence[int], starts: Sequence[int]
-    ) -> Iterator[tuple[int, list[int], list[int]]]:
-        """Yields the sets that some examples or images are of, with those of each, and their numbers in it."""
+    def _gather(
+        self,
+        numbers: Sequence[int],
+        starts: Sequence[int],
+        read: Callable[[int, list[int]], Sequence[Any]],
+    ) -> list[Any]:
+        """Reads each set once: `read` gets its index and the rows in it."""
+        values: dict[int, Any] = {}
         different = np.unique(np.asarray(numbers, np.int64))
         ends = np.searchsorted(different, starts)
-        for number in range(len(self.sets)):
-            if len(own := different[ends[number] : ends[number + 1]]):
-                yield number, own.tolist(), (own - starts[number]).tolist()
+        for index in range(len(self.sets)):
+            members = different[ends[index] : ends[index + 1]]
+            if len(members):
+                rows = (members - starts[index]).tolist()
+                values.update(zip(members.tolist(), read(index, rows), strict=True))
+        return [values[number] for number in numbers]
 
-    def _renumbered(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
-        return {**row, "images": [self._image_starts[number] + image for image in row["images"]]}
+    def _renumbered(self, index: int, example: dict[str, Any]) -> dict[str, Any]:
+        start = self._image_starts[index]
+        return {**example, "images": [start + image for image in example["images"]]}
 
 
 class LabelEncoder(Protocol):
-    """How the label of an entry becomes a tensor, of the same shape for all that have one."""
+    """Makes tensors of labels, of the same shape for all entries with a label."""
 
     def known(self, entry: Mapping[str, Any]) -> bool: ...
 
@@ -203,33 +244,39 @@ class LabelEncoder(Protocol):
 
 
 class ClassEncoder:
-    """Labels that name one class, or with `multi_label` any number of classes, in the order of their names."""
+    """Encodes labels as a class number, or with `multi_label` as a 0 or 1 for each class.
+
+    Args:
+        names: Names of the classes in the order of their numbers.
+        multi_label: Whether any number of classes may hold.
+    """
 
     def __init__(self, names: Sequence[str], *, multi_label: bool = False) -> None:
-        self.multi_label, self._number_of = (
-            multi_label,
-            {name: number for number, name in enumerate(names)},
-        )
+        self.multi_label = multi_label
+        self._number_of = {name: number for number, name in enumerate(names)}
 
     def known(self, entry: Mapping[str, Any]) -> bool:
         return bool(entry["labelled"] if "labels" in entry else entry["label"])
 
     def tensor(self, entry: Mapping[str, Any]) -> Int[Tensor, ""] | Float[Tensor, " k"]:
-        given = entry["labels"] if "labels" in entry else [entry["label"]]
-        if unknown := [label for label in given if label not in self._number_of]:
-            raise ValueError(
-                f"has the label {unknown[0]!r}; the model's head has the classes {', '.join(self._number_of)}: use a "
-                "set of these, or train a new head"
-            )
-        numbers = [self._number_of[label] for label in given]
+        labels = entry["labels"] if "labels" in entry else [entry["label"]]
+        for label in labels:
+            if label not in self._number_of:
+                raise ValueError(
+                    f"has the label {label!r}; the model's head has the classes {', '.join(self._number_of)}: use a "
+                    "set of these, or train a new head"
+                )
+        numbers = [self._number_of[label] for label in labels]
         if not self.multi_label:
             return torch.tensor(numbers[0])
-        marks = torch.zeros(len(self._number_of))
-        marks[numbers] = 1
-        return marks
+        targets = torch.zeros(len(self._number_of))
+        targets[numbers] = 1
+        return targets
 
 
 class NumberEncoder:
+    """Encodes labels that are numbers."""
+
     def known(self, entry: Mapping[str, Any]) -> bool:
         return bool(entry["labelled"])
 
@@ -238,7 +285,7 @@ class NumberEncoder:
 
 
 class AnswerEncoder:
-    """Answers of annotators as a score of each answer of a vocabulary."""
+    """Encodes answers of annotators as a score of each answer of a vocabulary."""
 
     def __init__(self, answers: Sequence[str]) -> None:
         self.answers = tuple(answers)
@@ -258,6 +305,19 @@ class AnswerEncoder:
 
 
 class EntryDataset(Dataset[Batch]):
+    """Entries about images as batches with labels.
+
+    Args:
+        images: The examples and their images.
+        encode: Makes tensors of their labels.
+        keep: Selects entries; default: all.
+        labelled: Whether an entry without a label is an error.
+        unique: Whether entries with the same identifier are an error.
+
+    Raises:
+        ValueError: No example is left, or as above.
+    """
+
     def __init__(
         self,
         images: PreparedImages,
@@ -268,31 +328,35 @@ class EntryDataset(Dataset[Batch]):
         unique: bool = False,
     ) -> None:
         assert images.schema.id is not None
-        self.images, self.encode, self._keep, self._id = images, encode, keep, images.schema.id
-        self.schema, splits = images.schema, ", ".join(images.splits)
+        self.images = images
+        self.encode = encode
+        self.schema = images.schema
+        self._keep = keep
+        self._id = images.schema.id
+        splits = ", ".join(images.splits)
         numbers = torch.arange(images.num_examples)
         if keep or labelled or unique:
-            chosen, ids = array("q"), set[Any]()
+            is_kept = torch.ones(images.num_examples, dtype=torch.bool)
+            ids: set[Any] = set()
             for number, example in enumerate(images.scan()):
                 entry = example["entry"]
-                if keep is None or keep(entry):
-                    chosen.append(number)
-                    if labelled and not encode.known(entry):
-                        raise ValueError(
-                            f"{self.schema.noun} {entry[self._id]} of split {splits} has no {self.schema.label_noun}; "
-                            f"choose a split that has ({SPLIT_OPTIONS})"
-                        )
-                    if unique:
-                        ids.add(entry[self._id])
-            if unique and len(ids) < len(chosen):
-                again = len(chosen) - len(ids)
+                if keep is not None and not keep(entry):
+                    is_kept[number] = False
+                    continue
+                ids.add(entry[self._id])
+                if labelled and not encode.known(entry):
+                    raise ValueError(
+                        f"{self.schema.noun} {entry[self._id]} of split {splits} has no {self.schema.label_noun}; "
+                        f"choose a split that has ({SPLIT_OPTIONS})"
+                    )
+            numbers = is_kept.nonzero()[:, 0]
+            if unique and len(ids) < len(numbers):
                 raise ValueError(
-                    f"{again} ids of {len(chosen)} come again; expected one example of each id"
+                    f"{len(numbers) - len(ids)} ids of {len(numbers)} come again; expected one example of each id"
                 )
-            numbers = torch.tensor(chosen, dtype=torch.int64)
         self._numbers = images.repeated(numbers)
         if not len(self._numbers):
-            folders = ", ".join(one.folder for one in images.sets)
+            folders = ", ".join(dataset.folder for dataset in images.sets)
             unfit = "" if keep is None else " is fit for this"
             raise ValueError(
                 f"no example in split {splits} of {folders}{unfit}; choose another ({SPLIT_OPTIONS})"
@@ -306,34 +370,38 @@ class EntryDataset(Dataset[Batch]):
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yields every example once, in the order of a set without repeats."""
-        return (row for row in self.images.scan() if self._keep is None or self._keep(row["entry"]))
+        for row in self.images.scan():
+            if self._keep is None or self._keep(row["entry"]):
+                yield row
 
     @property
     def set_numbers(self) -> Int[Tensor, " n"]:
         return self.images.sets_of(self._numbers)
 
     def __getitem__(self, key: BatchKey) -> Batch:
-        """Builds the batch that `key` names; it has labels where all its entries have."""
+        """Builds the batch of a key, with labels if all its entries have one."""
         generator = torch.Generator().manual_seed(key.seed)
         rows = self.images.examples(self._numbers[list(key.examples)].tolist())
         entries = [row["entry"] for row in rows]
-        schema, processor = self.schema, self.images.processor
-        text = processor.pad(processor.pair_ids([schema.texts_of(entry) for entry in entries]))
-        known = all(self.encode.known(entry) for entry in entries)
-        images: dict[str, Any] = {}
-        for place in range(schema.num_images):
-            numbers = [row["images"][place] if row["images"] else NO_IMAGE for row in rows]
-            images |= self.images.fields(numbers, generator, "_2" if place else "")
+        processor = self.images.processor
+        texts = [self.schema.texts_of(entry) for entry in entries]
+        tokens = processor.pad(processor.pair_ids(texts))
+        image_fields: dict[str, Any] = {}
+        for index, suffix in enumerate(("", "_2")[: self.schema.num_images]):
+            numbers = [row["images"][index] if row["images"] else NO_IMAGE for row in rows]
+            image_fields |= self.images.fields(numbers, generator, suffix)
+        has_labels = all(self.encode.known(entry) for entry in entries)
         return Batch(
             ids=tuple(str(entry[self._id]) for entry in entries),
             seed=key.seed,
-            input_ids=text.input_ids,
-            attention_mask=text.attention_mask,
-            labels=torch.stack([self.label(entry) for entry in entries]) if known else None,
-            **images,
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            labels=torch.stack([self.label(entry) for entry in entries]) if has_labels else None,
+            **image_fields,
         )
 
     def label(self, entry: Mapping[str, Any]) -> Tensor:
+        """Encodes the label of an entry, which an error names."""
         try:
             return self.encode.tensor(entry)
         except ValueError as error:
