@@ -109,7 +109,7 @@ class TestCache:
             os.utime(folder / CONTENT, (age, age))
         with cache:
             self.put(cache, "a")  # used again
-        cache.limit = 3 * frozen_module._size_of(folders[0])
+        cache.limit = 3 * frozen_module._folder_size(folders[0])
         with cache:
             self.put(cache, "d")
         assert [folder.exists() for folder in folders] == [True, False, True]
@@ -158,12 +158,12 @@ class TestCache:
 def examples(tiny_dataset, tiny_processor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     images = caption_images(tiny_dataset, "train", tiny_processor)
-    images.frozen = torch.tensor
     features = filled(folder / "images", [1] * 2 * len(images), num_views=2)
-    examples = FrozenDataset(CaptionPairs(images, MaskingConfig(probability=0.5)), features, 2, 0)
+    pairs = CaptionPairs(images, MaskingConfig(probability=0.5))
+    examples = FrozenDataset(pairs, images, features, 0)
     keys = examples.needed_texts()
     lengths = [len(key_ids(key)) for key in keys]
-    examples.texts = filled(folder / "texts", lengths), {key: row for row, key in enumerate(keys)}
+    examples.use_text_features(keys, filled(folder / "texts", lengths))
     return examples
 
 
@@ -192,13 +192,12 @@ class TestExamples:
         owners = examples.examples.pairs[[3, 0, 3], 0]
         assert all(torch.equal(rows // 2, owners) for rows in views)
         assert len({tuple((rows % 2).tolist()) for rows in views}) == 8  # any view of each
-        texts = examples.texts
         for ids, states in (
             (batch.input_ids, batch.text_states),
             (batch.masked_input_ids, batch.masked_states),
         ):
-            rows = [texts[1][one] for one in text_keys(ids, batch.attention_mask)]
-            assert torch.equal(states, texts[0].read(rows, ids.shape[1]))
+            rows = [examples.row_of_text[key] for key in text_keys(ids, batch.attention_mask)]
+            assert torch.equal(states, examples.text_features.read(rows, ids.shape[1]))
         hidden = batch.mlm_labels >= 0
         assert torch.equal(batch.input_ids[hidden], batch.mlm_labels[hidden])
         assert torch.equal(batch.input_ids[~hidden], batch.masked_input_ids[~hidden])

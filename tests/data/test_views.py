@@ -404,7 +404,7 @@ class TestPictures:
         )
         matrices = [[[1, 0, 0.5], [0, 1, 0]], [[-1, 0, 0], [0, -1, 0]], [[1, 0, 0], [0, 1, -0.125]]]
         monkeypatch.setattr(
-            views, "_matrices", lambda *_: torch.tensor(matrices, dtype=torch.float32)
+            views, "_random_matrices", lambda *_: torch.tensor(matrices, dtype=torch.float32)
         )
         monkeypatch.setattr(views, "_uniform", lambda *_: torch.tensor([1.0, 1.3, 0.5]))
         moved = augment(pixels, "affine", torch.Generator()).int()

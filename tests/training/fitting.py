@@ -105,10 +105,10 @@ def passes_of(config, cache):
 def recomputed(batch, run):
     """The same batch of `KEY` with pixels in the place of hidden states, of the views that have these."""
     examples = run.examples
-    images, features = run.images[0], examples.images
+    images, features = run.images[0], examples.image_features
     shown = examples.examples[replace(KEY, seed=0)]
     values = {name: None for name in ("text_states", "masked_states") if hasattr(batch, name)}
-    frozen, images.frozen = images.frozen, None
+    read_features, images.read_features = images.read_features, None
     view = View(images, features.num_views, examples.seed)
     for name in IMAGE_STATES:
         if (numbers := getattr(shown, name)) is not None:
@@ -125,5 +125,5 @@ def recomputed(batch, run):
                 name: None,
                 name.replace("image_states", "pixel_values"): torch.stack(pixels),
             }
-    images.frozen = frozen
+    images.read_features = read_features
     return replace(batch, **values)

@@ -81,8 +81,8 @@ def distance(one, other):
 def evaluates_alike(run):
     run.model.eval()
     metrics = run.evaluate()
-    assert run.images[1].frozen is not None
-    run.images[1].frozen = None
+    assert run.images[1].read_features is not None
+    run.images[1].read_features = None
     return metrics == pytest.approx(run.evaluate(), abs=1e-6)
 
 
@@ -144,7 +144,7 @@ class TestSteps:
     def test_half_precision_on_the_disk_loses_nothing_that_autocast_reads(self, all_runs, features):
         run = prepared(replace(all_runs["pretraining"], precision="bf16"), features)
         examples = run.examples
-        run.images[0].frozen = None
+        run.images[0].read_features = None
         view = View(run.images[0], 3, examples.seed)
         pixels = torch.stack([view(row) for row in range(32)])
         with autocast(CPU, "bf16"), torch.no_grad():  # in the batch in which it was computed

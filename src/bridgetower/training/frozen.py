@@ -84,15 +84,12 @@ def frozen_examples(context: TrainContext, cache: FeatureCache, *, progress: boo
     train_images, *evaluated_images = context.images
     features = towers.image_features(train_images, config.frozen_views, dtype, pools=pools)
     for images in evaluated_images:
-        images.frozen = towers.image_features(images, 1, torch.float32, pools=False).read
-    train_images.frozen = torch.tensor  # batches have indices of images in the place of pixels
-    examples = FrozenDataset(context.examples, features, config.frozen_views, config.seed)
-    with train_images.held():
-        keys = examples.needed_texts()
-    examples.texts = (
-        towers.text_features(keys, train_images.processor, dtype, pools=pools),
-        {key: row for row, key in enumerate(keys)},
-    )
+        evaluated_features = towers.image_features(images, 1, torch.float32, pools=False)
+        images.read_features = evaluated_features.read
+    examples = FrozenDataset(context.examples, train_images, features, config.seed)
+    keys = examples.needed_texts()
+    text_features = towers.text_features(keys, train_images.processor, dtype, pools=pools)
+    examples.use_text_features(keys, text_features)
     model.train()
     return examples
 
@@ -149,7 +146,7 @@ class _Towers:
             self.model.config.vision.num_tokens,
             dtype,
             pools=pools,
-            what=f"{len(images)} images",
+            description=f"{len(images)} images",
             num_views=num_views,
         )
 
@@ -176,7 +173,7 @@ class _Towers:
             sum(map(len, ids)) / len(ids),
             dtype,
             pools=pools,
-            what=f"{len(keys)} texts",
+            description=f"{len(keys)} texts",
         )
 
     def _features(
@@ -246,7 +243,7 @@ class _Towers:
             width=config.hidden_size,
             dtype=dtype,
             pooled=pools,
-            shown=self.progress,
+            progress=self.progress,
             **options,
         )
 

@@ -186,7 +186,7 @@ class PreparedImages:
             for name, value in vars(moved).items()
             if isinstance(value, Tensor) and value.dtype == torch.uint8
         }
-        return replace(moved, **normalised)  # type: ignore[no-any-return]
+        return replace(moved, **normalised)
 
     def _decoded(
         self, images: Sequence[int], decode: Callable[[bytes], Tensor]

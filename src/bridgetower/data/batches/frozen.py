@@ -1,4 +1,4 @@
-"""Hidden states of frozen towers: tables that runs share, and examples that have them in the place of pixels."""
+"""Features of frozen towers: tables that runs share, and a dataset that has them in place of pixels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bridgetower.data.batches.batch import Batch, BatchDataset, BatchKey, derive_seed, joined
+from bridgetower.data.batches.examples import PreparedImages
 from bridgetower.data.sets.store import Table
 from bridgetower.distributed import barrier, broadcast_object, rank, world_size
 from bridgetower.files import (
@@ -32,49 +33,61 @@ from bridgetower.files import (
 from bridgetower.progress import counted
 
 IMAGE_STATES = ("image_states", "image_states_2")
-TEXT_STATES = {
-    "input_ids": "text_states",
-    "masked_input_ids": "masked_states",
-}  # by the ids that they are of
-CONTENT = "content.json"  # what a folder of the cache holds; the file is as old as the last use of the folder
-_COMMIT_BYTES = 2**26  # of states, after which they are committed
-_KEPT = 65_536  # examples whose small tensors stay in memory
+TEXT_STATES = {"input_ids": "text_states", "masked_input_ids": "masked_states"}
+"""Fields of a `Batch` with features, by the fields of the ids that they belong to."""
+CONTENT = "content.json"  # description of a folder of the cache, as old as its last use
+
+_COMMIT_BYTES = 2**26
+_MAX_HELD = 65_536  # examples whose small tensors stay in memory
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """Hidden states of a frozen tower, a row for each view of an image or for each text."""
+    """Hidden states of a frozen tower, one row for each view of an image or for each text."""
 
-    table: Table  # has the rows in the order in which they were written
-    places: Int[np.ndarray, " n"]  # of the rows in the table
+    table: Table
+    row_indices: Int[
+        np.ndarray, " n"
+    ]  # of each row, in the table, which is in the order of writing
     num_layers: int
     width: int
     dtype: torch.dtype
-    num_views: int = 1  # of each image; with a negative number the last image is meant
-    pooled: bool = False  # to one vector each
+    num_views: int = 1  # of each image
+    pooled: bool = False  # to one vector per row
 
     def read(
-        self, rows: Sequence[int], length: int = 0
+        self, rows: Sequence[int], min_length: int = 0
     ) -> Float[Tensor, "b k l w"] | Float[Tensor, "b w"]:
-        """Returns some rows; those of fewer tokens than others, or than `length`, are filled up with zeros."""
-        found = self.table.take(self.places[list(rows)].tolist(), ["states"])["states"]
-        shape = self.num_layers, -1, self.width * self.dtype.itemsize
-        parts = [np.frombuffer(value.as_buffer(), np.uint8).reshape(shape) for value in found]
-        longest = 1 if self.pooled else max(length, *(part.shape[1] for part in parts))
-        states = np.zeros((len(parts), shape[0], longest, shape[2]), np.uint8)
-        for place, part in zip(states, parts, strict=True):
-            place[:, : part.shape[1]] = part
-        tensor = torch.from_numpy(states).view(self.dtype)
-        return tensor[:, 0, 0] if self.pooled else tensor
+        """Returns rows, padded with zeros to the longest of them or to a length. A negative row counts from the end."""
+        indices = self.row_indices[list(rows)].tolist()
+        contents = self.table.take(indices, ["states"])["states"]
+        token_bytes = self.width * self.dtype.itemsize
+        arrays = []
+        for content in contents:
+            array = np.frombuffer(content.as_buffer(), np.uint8)
+            arrays.append(array.reshape(self.num_layers, -1, token_bytes))
+        length = 1 if self.pooled else max(min_length, *(array.shape[1] for array in arrays))
+        padded = np.zeros((len(arrays), self.num_layers, length, token_bytes), np.uint8)
+        for row, array in enumerate(arrays):
+            padded[row, :, : array.shape[1]] = array
+        states = torch.from_numpy(padded).view(self.dtype)
+        return states[:, 0, 0] if self.pooled else states
 
 
 class FeatureCache:
-    """Tables of features, each in a folder named by a digest of what decides them, which a run holds until it ends."""
+    """Folders with tables of features, which a run holds until it ends.
+
+    Args:
+        folder: Where they are; runs may share it.
+        limit: Bytes that the folders may take, beyond what runs hold.
+    """
 
     def __init__(self, folder: Path, limit: int) -> None:
-        self.folder, self.limit, self._held = folder, limit, ExitStack()
+        self.folder = folder
+        self.limit = limit
+        self._held = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +99,7 @@ class FeatureCache:
         self,
         content: Mapping[str, Any],
         num_rows: int,
-        tokens: float,
+        num_tokens: float,
         compute: Callable[[Sequence[int]], Iterable[Float[Tensor, "k l w"]]],
         *,
         num_layers: int,
@@ -94,64 +107,87 @@ class FeatureCache:
         dtype: torch.dtype,
         num_views: int = 1,
         pooled: bool = False,
-        what: str = "rows",
-        shown: bool = False,
+        description: str = "rows",
+        progress: bool = False,
     ) -> FrozenFeatures:
-        """Computes what is missing, each process its share, in commits that outlast a kill; of two runs one waits."""
+        """Computes rows that are missing, a share of them in each process, and returns all.
+
+        Rows are committed as they are computed, and outlast a kill. Of two runs with the same content one waits.
+
+        Args:
+            content: All that decides the rows; its digest names the folder.
+            num_rows: Number of rows.
+            num_tokens: Mean number of tokens of a row, for the space that is needed.
+            compute: Yields the states of rows.
+            num_layers: Layers of the states.
+            width: Width of the states.
+            dtype: Type of the states.
+            num_views: Rows of each image.
+            pooled: Whether a row is one vector.
+            description: Names the rows in the bar.
+            progress: Show a bar.
+
+        Raises:
+            OSError: The disk has no room.
+        """
         import pyarrow as pa
 
-        description = json_text(content, indent=2).encode()
-        folder = self.folder / hashlib.sha256(description).hexdigest()[:16]
-        place = folder / "states.lance"
+        digest = hashlib.sha256(json_text(content, indent=2).encode()).hexdigest()
+        folder = self.folder / digest[:16]
+        path = folder / "states.lance"
         with ExitStack() as writing:
-            missing: Any = None
+            # The first process finds out which rows are missing.
+            is_missing: Any = None
             if rank() == 0:
                 self._held.enter_context(locked(folder, shared=True, wait=True))
                 writing.enter_context(locked(folder / "writing", wait=True))
-                missing = torch.ones(num_rows, dtype=torch.bool)
-                if Table.exists(place):
-                    earlier = Table(place)
-                    earlier.recover()
-                    missing[torch.from_numpy(earlier.column("row"))] = False
+                is_missing = torch.ones(num_rows, dtype=torch.bool)
+                if Table.exists(path):
+                    table = Table(path)
+                    table.recover()
+                    is_missing[torch.from_numpy(table.column("row"))] = False
                     os.utime(folder / CONTENT)
                 else:
-                    write_bytes(folder / CONTENT, description)
+                    write_bytes(folder / CONTENT, json_text(content, indent=2).encode())
                     schema = pa.schema([("row", pa.int64()), ("states", pa.large_binary())])
-                    Table.create(place, schema, checked="states", replace=place.exists())
-                if missing.any():
-                    self._make_room(
-                        int(missing.sum() * tokens * num_layers * width * dtype.itemsize)
-                    )
-            missing = broadcast_object(missing).nonzero()[:, 0]
+                    Table.create(path, schema, checked="states", replace=path.exists())
+                if is_missing.any():
+                    row_bytes = num_tokens * num_layers * width * dtype.itemsize
+                    self._make_room(int(is_missing.sum() * row_bytes))
+            missing = broadcast_object(is_missing).nonzero()[:, 0]
+
+            # Each process computes its share.
             if len(missing):
-                own = missing[rank() :: world_size()].tolist()
-                outputs = counted(compute(own), f"towers: {what}", enabled=shown, total=len(own))
-                table, contents, size = Table(place), list[bytes](), 0
-                for end, states in enumerate(outputs, start=1):
-                    contents.append(states.contiguous().view(torch.uint8).numpy().tobytes())
-                    size += len(contents[-1])
-                    if size >= _COMMIT_BYTES or end == len(own):
-                        rows = pa.array(own[end - len(contents) : end])
-                        table.append(
-                            pa.table({"row": rows, "states": pa.array(contents, pa.large_binary())})
-                        )
-                        contents, size = [], 0
+                rows = missing[rank() :: world_size()].tolist()
+                states = counted(
+                    compute(rows), f"towers: {description}", enabled=progress, total=len(rows)
+                )
+                table = Table(path)
+                pending: dict[int, bytes] = {}
+                pending_bytes = 0
+                for row, row_states in zip(rows, states, strict=True):
+                    pending[row] = row_states.contiguous().view(torch.uint8).numpy().tobytes()
+                    pending_bytes += len(pending[row])
+                    if pending_bytes >= _COMMIT_BYTES or row == rows[-1]:
+                        contents = pa.array(list(pending.values()), pa.large_binary())
+                        table.append(pa.table({"row": list(pending), "states": contents}))
+                        pending = {}
+                        pending_bytes = 0
                 barrier()
-        table = Table(place)
-        places = table.column("row").argsort()
-        return FrozenFeatures(table, places, num_layers, width, dtype, num_views, pooled)
+        table = Table(path)
+        row_indices = table.column("row").argsort()
+        return FrozenFeatures(table, row_indices, num_layers, width, dtype, num_views, pooled)
 
     def _make_room(self, needed: int) -> None:
-        """Removes folders that no run holds, the longest unused first, until limit and disk allow for more."""
+        """Removes the folders unused for longest until there is room, but none that a run holds."""
         with locked(self.folder, wait=True):
             remove_leftovers(self.folder)
-            found = sorted(self.folder.glob(f"*/{CONTENT}"), key=lambda path: path.stat().st_mtime)
-            sizes = {path.parent: _size_of(path.parent) for path in found}
+            contents = list(self.folder.glob(f"*/{CONTENT}"))
+            contents.sort(key=lambda path: path.stat().st_mtime)
+            sizes = {path.parent: _folder_size(path.parent) for path in contents}
             for folder in list(sizes):
-                if (
-                    sum(sizes.values()) + needed <= self.limit
-                    and needed <= shutil.disk_usage(self.folder).free
-                ):
+                is_within_limit = sum(sizes.values()) + needed <= self.limit
+                if is_within_limit and needed <= shutil.disk_usage(self.folder).free:
                     break
                 with suppress(FileExistsError), locked(folder):
                     remove_folder(folder)
@@ -164,24 +200,38 @@ class FeatureCache:
             )
 
 
-def _size_of(folder: Path) -> int:
+def _folder_size(folder: Path) -> int:
     size = 0
     for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # others may rename or remove it meanwhile
+        # Another process may rename or remove a file meanwhile.
+        with suppress(FileNotFoundError):
             size += path.stat().st_size if path.is_file() else 0
     return size
 
 
 class FrozenDataset(Dataset[Batch]):
-    """Examples in a fixed number of views, each drawn once, with what frozen towers made of their images and texts."""
+    """Wraps a dataset so that its batches have features of frozen towers in place of pixels, and beside ids.
+
+    Each example has a fixed number of views, as the features have, and its random choices are made once per view.
+
+    Args:
+        examples: The dataset.
+        images: The images that it takes pixels of; they give indices from now on.
+        features: Features of these images.
+        seed: Seed of the views.
+    """
 
     def __init__(
-        self, examples: BatchDataset, images: FrozenFeatures, num_views: int, seed: int
+        self, examples: BatchDataset, images: PreparedImages, features: FrozenFeatures, seed: int
     ) -> None:
-        self.examples, self.images, self.num_views, self.seed = examples, images, num_views, seed
-        # and the row of each by its key
-        self.texts: tuple[FrozenFeatures, dict[bytes, int]] | None = None
-        self._parts: dict[tuple[int, int], Batch] = {}
+        images.read_features = torch.tensor
+        self.examples = examples
+        self.images = images
+        self.image_features = features
+        self.text_features: FrozenFeatures | None = None
+        self.row_of_text: dict[bytes, int] = {}
+        self.seed = seed
+        self._held: dict[tuple[int, int], Batch] = {}
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -192,81 +242,94 @@ class FrozenDataset(Dataset[Batch]):
         return numbers
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_parts": {}}
+        return vars(self) | {"_held": {}}
 
     def __getitem__(self, key: BatchKey) -> Batch:
         generator = torch.Generator().manual_seed(key.seed)
-        batch, values = self._joined(key, generator), dict[str, Any]()
+        batch = self._drawn_views(key, generator)
+        values: dict[str, Any] = {}
+
+        # Images: any view of each.
+        num_views = self.image_features.num_views
         for name in IMAGE_STATES:
-            if (numbers := getattr(batch, name)) is not None:
-                views = torch.randint(self.images.num_views, (len(numbers),), generator=generator)
-                values[name] = self.images.read((numbers * self.images.num_views + views).tolist())
-        if self.texts is not None:
-            (features, row_of), fields = self.texts, list(_texts_of(batch))
-            rows = [
-                row_of[text] for ids, _ in fields for text in text_keys(ids, batch.attention_mask)
-            ]
-            states = features.read(rows, fields[0][0].shape[1]).chunk(len(fields))
-            values |= zip((name for _, name in fields), states, strict=True)
+            indices = getattr(batch, name)
+            if indices is not None:
+                views = torch.randint(num_views, (len(indices),), generator=generator)
+                values[name] = self.image_features.read((indices * num_views + views).tolist())
+
+        # Texts: one read for plain and masked ones.
+        if self.text_features is not None:
+            fields = [name for name in TEXT_STATES if getattr(batch, name, None) is not None]
+            keys = _text_keys_of(batch)
+            rows = [self.row_of_text[text] for text in keys]
+            states = self.text_features.read(rows, batch.input_ids.shape[1])
+            for field, field_states in zip(fields, states.chunk(len(fields)), strict=True):
+                values[TEXT_STATES[field]] = field_states
+
         if key.step:
-            others = (
-                self._joined(other, torch.Generator().manual_seed(other.seed)) for other in key.step
-            )
-            values["step_labels"] = torch.stack([other.num_labels for other in others]).sum()
+            counts = []
+            for other in key.step:
+                other_generator = torch.Generator().manual_seed(other.seed)
+                counts.append(self._drawn_views(other, other_generator).num_labels)
+            values["step_labels"] = torch.stack(counts).sum()
         whole: Batch = replace(batch, **values)
         return whole
 
-    def _part(self, example: int, view: int) -> Any:
-        """Returns a batch of one example in a view, with an explicit mask."""
-        if (found := self._parts.get((example, view))) is not None:
-            return found
-        seed = derive_seed(self.seed, "view of an example", example, view)
-        batch: Any = self.examples[BatchKey((example,), seed)]
-        mask = (
-            torch.ones_like(batch.input_ids)
-            if batch.attention_mask is None
-            else batch.attention_mask
-        )
-        part = replace(batch, attention_mask=mask)
-        if len(self._parts) < _KEPT:
-            self._parts[example, view] = part
-        return part
-
     def needed_texts(self) -> list[bytes]:
-        """Returns the keys of all texts in all views of the examples, without repeats, short ones first."""
-        parts = (
-            self._part(example, view)
-            for example in range(len(self))
-            for view in range(self.num_views)
-        )
-        keys = {
-            key
-            for part in parts
-            for ids, _ in _texts_of(part)
-            for key in text_keys(ids, part.attention_mask)
-        }
+        """Returns the keys of all texts in all views of the examples, each once, short texts first."""
+        keys: set[bytes] = set()
+        with self.images.held():
+            for example in range(len(self)):
+                for view in range(self.image_features.num_views):
+                    keys.update(_text_keys_of(self._view(example, view)))
         return sorted(keys, key=lambda key: (len(key), key))
 
-    def _joined(self, key: BatchKey, generator: torch.Generator) -> Any:
-        drawn = torch.randint(self.num_views, (len(key.examples),), generator=generator).tolist()
-        parts = [
-            self._part(example, view) for example, view in zip(key.examples, drawn, strict=True)
+    def use_text_features(self, keys: Sequence[bytes], features: FrozenFeatures) -> None:
+        """Adds the features of texts, a row for each key, to all batches."""
+        self.text_features = features
+        self.row_of_text = {key: row for row, key in enumerate(keys)}
+
+    def _view(self, example: int, view: int) -> Any:
+        """Returns a batch of one example, with an explicit mask."""
+        held = self._held.get((example, view))
+        if held is not None:
+            return held
+        seed = derive_seed(self.seed, "view of an example", example, view)
+        batch: Any = self.examples[BatchKey((example,), seed)]
+        if batch.attention_mask is None:
+            batch = replace(batch, attention_mask=torch.ones_like(batch.input_ids))
+        if len(self._held) < _MAX_HELD:
+            self._held[example, view] = batch
+        return batch
+
+    def _drawn_views(self, key: BatchKey, generator: torch.Generator) -> Any:
+        """Returns a batch of the examples of a key, of any view of each."""
+        num_views = self.image_features.num_views
+        views = torch.randint(num_views, (len(key.examples),), generator=generator).tolist()
+        batches = [
+            self._view(example, view) for example, view in zip(key.examples, views, strict=True)
         ]
-        return joined(parts, seed=key.seed)
+        return joined(batches, seed=key.seed)
 
 
-def _texts_of(batch: Batch) -> Iterator[tuple[Int[Tensor, "b l"], str]]:
-    for name, states in TEXT_STATES.items():
-        if (ids := getattr(batch, name, None)) is not None:
-            yield ids, states
+def _text_keys_of(batch: Any) -> list[bytes]:
+    keys: list[bytes] = []
+    for name in TEXT_STATES:
+        input_ids = getattr(batch, name, None)
+        if input_ids is not None:
+            keys += text_keys(input_ids, batch.attention_mask)
+    return keys
 
 
 def text_keys(
     input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"] | None
 ) -> list[bytes]:
-    """Returns for each text what it is found by; padding does not count."""
+    """Returns the ids of each text without padding, as bytes."""
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    return [ids[kept.bool()].numpy().tobytes() for ids, kept in zip(input_ids, mask, strict=True)]
+    return [
+        ids[text_mask.bool()].numpy().tobytes()
+        for ids, text_mask in zip(input_ids, mask, strict=True)
+    ]
 
 
 def key_ids(key: bytes) -> Int[Tensor, " l"]:
