@@ -149,7 +149,9 @@ class TestSteps:
         pixels = torch.stack([view(row) for row in range(32)])
         with autocast(CPU, "bf16"), torch.no_grad():  # in the batch in which it was computed
             expected = run.model.vision(pixels, run.model.config.vision_layers)
-        for stored, asked in zip(examples.image_features.read(range(32)).unbind(1), expected, strict=True):
+        for stored, asked in zip(
+            examples.image_features.read(range(32)).unbind(1), expected, strict=True
+        ):
             # to which autocast rounds what a projection reads
             assert torch.equal(stored, asked.bfloat16())
 

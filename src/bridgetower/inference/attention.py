@@ -24,12 +24,13 @@ from bridgetower.processor import ImageLike, Processor, Resized
 _VIEW_SIDE = 480  # pixels, at least
 WORDS_IN_A_BAND = 8
 
+# inches: a map, the text above, that on the left, a gap
 _TILE, _HEAD, _LABEL, _BAND = (
     1.55,
     2.2,
     1.2,
     0.45,
-)  # inches: a map, the text above, that on the left, a gap
+)
 Method = Literal["attention", "gradcam"]
 _LEGENDS: dict[Method, str] = {
     "attention": """Cross-attention of each word over the image, mean over the heads.

@@ -572,9 +572,8 @@ class Predictor:
         """Returns the log-odds of a match of every image with every text; each image is encoded once."""
         engine, processor = self.engine, self.processor
         ids = processor.token_ids(texts, truncate=truncate)
-        order = sorted(
-            range(len(ids)), key=lambda text: len(ids[text])
-        )  # so that batches hold little padding
+        # so that batches hold little padding
+        order = sorted(range(len(ids)), key=lambda text: len(ids[text]))
         scores = torch.empty(len(images), len(ids))
         pixels = decoded(processor, images, batch_size, num_workers, self.device)
 

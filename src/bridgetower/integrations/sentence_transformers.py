@@ -95,9 +95,8 @@ class _Module(InputModule):
             folder = Path(temporary, "model")
             write_checkpoint(checkpoint, folder)
             files = list(folder.iterdir())
-            files.sort(
-                key=lambda file: file.name == "config.json"
-            )  # last, as it makes a folder a model
+            # last, as it makes a folder a model
+            files.sort(key=lambda file: file.name == "config.json")
             for file in files:
                 file.replace(Path(output_path, file.name))
 
@@ -126,9 +125,8 @@ class _Module(InputModule):
         if self.network is None or self._is_training or self._has_trained:
             return self.predictor.engine
         weights = list(self.network.parameters())
-        state = [
-            (weight.data_ptr(), weight._version) for weight in weights
-        ]  # changes if others are loaded or moved
+        # changes if others are loaded or moved
+        state = [(weight.data_ptr(), weight._version) for weight in weights]
         if self._packed_engine is None or self._packed_state != state:
             shared = (*weights, self.network.origin, self.network.extensions)
             network = deepcopy(self.network, {id(value): value for value in shared})

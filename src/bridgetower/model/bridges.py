@@ -25,10 +25,11 @@ class Bridge(nn.Module):
     ) -> None:
         super().__init__()
         width = config.hidden_size
+        # `norm` has one layer, which it does not read
         self.kind, self.layer = (
             kind,
             1 if kind == "norm" else layer,
-        )  # `norm` has one layer, which it does not read
+        )
         self.norm = nn.LayerNorm(width, eps=config.bridge_layer_norm_eps)
         if kind == "scaled_add":
             self.scale = nn.Parameter(torch.ones(1))
@@ -53,9 +54,8 @@ class Bridge(nn.Module):
         else:
             mixed = self.linear(torch.cat([tower, stream], dim=-1))
         if self.kind == "gated":
-            mixed = stream + torch.sigmoid(mixed) * (
-                tower - stream
-            )  # unlike torch.lerp also of several dtypes
+            # unlike torch.lerp also of several dtypes
+            mixed = stream + torch.sigmoid(mixed) * (tower - stream)
         return self.norm(mixed)
 
 
@@ -130,9 +130,8 @@ class AdaptiveManager(Manager):
     ) -> Stream:
         stream, other = self.stream_norm(stream), self.other_norm(other_stream)
         query, key = self.query(stream), self.key(other)
-        context = self.attention(
-            query, key, other.to(key.dtype), other_mask
-        )  # a LayerNorm under autocast is float32
+        # a LayerNorm under autocast is float32
+        context = self.attention(query, key, other.to(key.dtype), other_mask)
         scores = self.scores(torch.cat([context, stream], dim=-1)).movedim(-1, 0)[..., None]
         return self.managed(tower_layers, scores) + self.stream_weight * stream
 

@@ -423,9 +423,8 @@ class BridgeTower(nn.Module):
     def image_embeds(self, image: Encoded) -> Float[Tensor, "b c"]:
         """Returns L2-normalised contrastive embeddings of images."""
         head = self.head("itc")
-        if (
-            self.compares_pairs
-        ):  # transformers reads the CLS that fusion gets, the official code the tower's
+        # transformers reads the CLS that fusion gets, the official code the tower's
+        if self.compares_pairs:
             bridged = (
                 self.image_projections[-1](image.cls) + self.token_type_embedding.weight[IMAGE]
             )

@@ -346,17 +346,14 @@ class _WrittenOut(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
     ) -> Tensor:
         kept = draw_kept((*query.shape[:3], key.shape[2]), dropout) if dropout else None
-        queries, keys, values = copies = [
-            tensor.flatten(0, 1) for tensor in (query, key, value)
-        ]  # [B·H, L, E]
+        # [B·H, L, E]
+        queries, keys, values = copies = [tensor.flatten(0, 1) for tensor in (query, key, value)]
         length, stored = max(queries.shape[1], keys.shape[1]), None
-        if (
-            any(ctx.needs_input_grad) and length <= 2 * queries.shape[2]
-        ):  # longer ones need more memory than two inputs
+        # longer ones need more memory than two inputs
+        if any(ctx.needs_input_grad) and length <= 2 * queries.shape[2]:
             stored = queries.new_empty(len(queries), queries.shape[1], keys.shape[1])
-        hidden = (
-            None if mask is None else ~mask.repeat_interleave(query.shape[1], dim=0)[:, None]
-        )  # [B·H, 1, M]
+        # [B·H, 1, M]
+        hidden = None if mask is None else ~mask.repeat_interleave(query.shape[1], dim=0)[:, None]
         inputs = (
             (query, key, value)
             if stored is None
@@ -523,11 +520,12 @@ def onednn_is_faster(products: Products) -> bool:
 
 @torch.inference_mode()
 def measure(products: Products) -> dict[str, float]:
+    # of a feed-forward layer of the base model at 288 pixels
     rows, inputs, outputs = (
         325,
         3072,
         768,
-    )  # of a feed-forward layer of the base model at 288 pixels
+    )
     hidden, weight, bias = (
         torch.ones(rows, inputs),
         torch.ones(outputs, inputs),

@@ -107,9 +107,8 @@ class Encoded:
         def pad(tensor: Tensor) -> Tensor:
             if tensor.ndim == 3:
                 return F.pad(tensor, (0, 0, 0, missing))
-            return (
-                F.pad(tensor, (0, missing)) if tensor.dtype == torch.bool else tensor
-            )  # the mask, or the CLS
+            # the mask, or the CLS
+            return F.pad(tensor, (0, missing)) if tensor.dtype == torch.bool else tensor
 
         return replace(self, mask=mask).map(pad)
 

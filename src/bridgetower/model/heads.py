@@ -82,10 +82,11 @@ class ClassifierHead(nn.Module):
 class ItcHead(nn.Module):
     """Contrastive head: features of each tower, officially its last CLS, to a shared space; learnable temperature."""
 
+    # official `compute_itc`, clamped before each loss
     MIN_TEMPERATURE, MAX_TEMPERATURE = (
         0.001,
         0.5,
-    )  # official `compute_itc`, clamped before each loss
+    )
 
     def __init__(
         self, image_size: int, text_size: int, itc_size: int, dropout: float = 0.0
@@ -94,9 +95,8 @@ class ItcHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.image = nn.Linear(image_size, itc_size)
         self.text = nn.Linear(text_size, itc_size)
-        self.temperature = nn.Parameter(
-            torch.tensor([0.07])
-        )  # one element, as FSDP2 shares out no scalars
+        # one element, as FSDP2 shares out no scalars
+        self.temperature = nn.Parameter(torch.tensor([0.07]))
 
     def logit_scale(self) -> Float[Tensor, ""]:
         """1 / temperature, clamped to [0.001, 0.5]; in training the parameter itself is, as in the official code."""

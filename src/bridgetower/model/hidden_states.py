@@ -121,9 +121,8 @@ def hidden_states(
         )
         image = model.project("image", bridged, None, IMAGE)
         text, bridged = _states(model.text, input_ids, mask, chosen["text"], config.text_layers)
-        fused = BridgeTower.fuse(
-            model, image, model.project("text", bridged, mask, TEXT), "all"
-        )  # all pairs at once
+        # all pairs at once
+        fused = BridgeTower.fuse(model, image, model.project("text", bridged, mask, TEXT), "all")
     return found._replace(vision=vision, text=text, pooled=fused.pooled)
 
 

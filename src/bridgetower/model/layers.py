@@ -35,9 +35,8 @@ GELU = {"gelu": "none", "gelu_tanh": "tanh"}
 
 def activated(hidden: Float[Tensor, "*n"], activation: Activation) -> Float[Tensor, "*n"]:
     if activation == "quick_gelu":
-        return F.silu(1.702 * hidden).div_(
-            1.702
-        )  # keeps one tensor for the gradient, where the formula keeps two
+        # keeps one tensor for the gradient, where the formula keeps two
+        return F.silu(1.702 * hidden).div_(1.702)
     return F.relu(hidden) if activation == "relu" else F.gelu(hidden, approximate=GELU[activation])
 
 

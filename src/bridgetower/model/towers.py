@@ -178,9 +178,8 @@ class VisionTransformer(Transformer, VisionTower):
         patches = self.patch_embedding(inputs).flatten(2).transpose(1, 2)  # [B, P-1, V]
         every = (self.class_embedding, self.distillation_embedding)
         prefix: list[Tensor] = [embedding for embedding in every if embedding is not None]
-        prefix_tokens = torch.stack(prefix).expand(
-            patches.shape[0], -1, -1
-        )  # len() would fix the number in an export
+        # len() would fix the number in an export
+        prefix_tokens = torch.stack(prefix).expand(patches.shape[0], -1, -1)
         hidden = torch.cat([prefix_tokens, patches], dim=1)
         positions = resize_position_embedding(self.position_embedding, (height, width), len(prefix))
         return self.pre_norm(hidden + positions)

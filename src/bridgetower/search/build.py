@@ -157,9 +157,8 @@ class _Update:
 
         # Content of the index.
         self.known: dict[str, tuple[int, str]] = {}  # state and version by path
-        self.group_paths = defaultdict[str, list[str]](
-            list
-        )  # by version of a table, shard or video
+        # by version of a table, shard or video
+        self.group_paths = defaultdict[str, list[str]](list)
         self.group_sizes: dict[str, int] = {}  # numbers of images, by the same version
         self.sizes: set[int] = set()  # of image files, in bytes
         columns = ["path", "version", "captions", "location", "size", "start", "part_size"]

@@ -77,9 +77,8 @@ class AuthMiddleware:
         video = _VIDEO.fullmatch(scope["path"])
         if self._key is None or video is None:
             return False
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[
-            0
-        ]  # of bytes it takes ASCII only
+        # of bytes it takes ASCII only
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         expiry = given.partition("-")[0]
         if not _EXPIRY.fullmatch(expiry):
             return False
@@ -94,9 +93,8 @@ class AuthMiddleware:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._digest is not None:
             digest = hashlib.sha256(given.strip().encode(errors="surrogateescape")).digest()
-            if hmac.compare_digest(
-                digest, self._digest
-            ):  # of one length, in the same time for any key
+            # of one length, in the same time for any key
+            if hmac.compare_digest(digest, self._digest):
                 return None
         fetch = (
             headers.get("origin"),

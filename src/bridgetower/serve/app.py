@@ -25,10 +25,11 @@ from bridgetower.serve.service import HEADS, MIB, Served, Service, Use
 
 router = APIRouter(tags=["server"])
 
+# the file at each path of the pages, which use the public routes
 PAGE = {
     "/": "index.html",
     "/docs": "docs.html",
-}  # the file at each path of the pages, which use the public routes
+}
 PAGE |= {f"/{name}": name for name in ("page.css", "page.js", "docs.js", "elements.js")}
 _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}

@@ -76,13 +76,11 @@ async def handle(request: Request, error: Exception) -> Response:
         message = f"{request.method} {quote(request.scope['path'])}: {error.detail}"
         error = ApiError(error.status_code, message, headers=error.headers)
     elif isinstance(error, RequestValidationError):
-        problems = [
-            {**problem, "loc": problem["loc"][1:]} for problem in error.errors()
-        ]  # without "body" or "query"
+        # without "body" or "query"
+        problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]
         error, kind = invalid_request(problems), request.headers.get("content-type", "")
-        if (
-            request.method == "POST" and not problems[0]["loc"] and "json" not in kind
-        ):  # FastAPI has not read it then
+        # FastAPI has not read it then
+        if request.method == "POST" and not problems[0]["loc"] and "json" not in kind:
             message = "the body is not sent as JSON; send it with the header Content-Type: application/json"
             error = ApiError(400, message)
     elif not isinstance(error, ApiError):

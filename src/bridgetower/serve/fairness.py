@@ -128,9 +128,8 @@ class FairQueue(Generic[_Job]):
     """Jobs in the order of weighted fair queueing by cost, over clients and over the requests of each client."""
 
     def __init__(self) -> None:
-        self._clients: WeakValueDictionary[Hashable, _Client] = (
-            WeakValueDictionary()
-        )  # as long as they have requests
+        # as long as they have requests
+        self._clients: WeakValueDictionary[Hashable, _Client] = WeakValueDictionary()
         self._backlog: _Backlog[_Client] = _Backlog()
 
     def __bool__(self) -> bool:

@@ -40,9 +40,8 @@ _AT_ONCE = 2000  # characters that are tokenised in less time than handing them 
 # characters, or texts of one more, that are tokenised in one piece of a thread's work
 _SLICE = 40_000
 
-_BARE = re.compile(
-    r"(?:/9j/|[A-Za-z0-9+])[A-Za-z0-9+/]{31}"
-)  # of a path, the first letter is no slash
+# of a path, the first letter is no slash
+_BARE = re.compile(r"(?:/9j/|[A-Za-z0-9+])[A-Za-z0-9+/]{31}")
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII | re.IGNORECASE)
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _SHOWN = 40
@@ -126,9 +125,8 @@ class Inputs:
         self, processor: Processor, decoders: Decoders, *, remote: RemoteImages | None = None
     ) -> None:
         self._processor, self.decoders, self._remote = processor, decoders, remote
-        self._threads = Turns(
-            available_cores(), "inputs", time.monotonic
-        )  # work is done in other processes too
+        # work is done in other processes too
+        self._threads = Turns(available_cores(), "inputs", time.monotonic)
 
     def warm(self) -> None:
         """Starts a decoder, and the tokenizer's threads: without memory for them later it would fail for ever."""

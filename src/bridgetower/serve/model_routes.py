@@ -346,9 +346,8 @@ async def scored(
     if not same:
         return model.predictor.reranking.match(torch.tensor(outcomes)).tolist(), same, items
     vectors = torch.stack(outcomes)
-    cosines = (
-        (vectors[: len(queries)] * vectors[len(queries) :]).sum(dim=-1).clamp(-1, 1)
-    )  # rounding may exceed it
+    # rounding may exceed it
+    cosines = (vectors[: len(queries)] * vectors[len(queries) :]).sum(dim=-1).clamp(-1, 1)
     return cosines.tolist(), same, items
 
 
@@ -398,9 +397,8 @@ async def _answered(
     sources: Sequence[str | None] = body.images or [None] * len(body.texts)
     given, sources_2 = body.texts or [""] * len(sources), getattr(body, "images_2", None) or []
     texts_param = type(body).model_fields["texts"].alias or "texts"
-    all_pairs = getattr(body, "all_pairs", False) or (
-        len(sources) == 1 and not sources_2
-    )  # one image for all texts
+    # one image for all texts
+    all_pairs = getattr(body, "all_pairs", False) or (len(sources) == 1 and not sources_2)
     model = service.model_for(head)
     spec = model.predictor.model.extensions.head_specs.get(head)
     reads = spec.inputs if spec else "pooled"

@@ -19,9 +19,8 @@ from bridgetower.serve.queues import Turns
 AT_ONCE = 8  # images that are fetched at the same time; more wait
 
 _PORTS = {"http": 80, "https": 443}
-_INTERNET = ipaddress.ip_network(
-    "2000::/3"
-)  # all of IPv6 that is not of this machine, local networks or mapped IPv4
+# all of IPv6 that is not of this machine, local networks or mapped IPv4
+_INTERNET = ipaddress.ip_network("2000::/3")
 _SPECIAL = [  # networks for special purposes, as IANA's registries have them; those in Python differ by its release
     ipaddress.ip_network(network)
     for network in (
@@ -124,9 +123,8 @@ class RemoteImages(httpcore.AnyIOBackend):
         """Connects to the first address that can be reached; each has its share of the time that is left."""
         deadline = asyncio.get_running_loop().time() + self._timeout
         try:
-            with (
-                self._look_ups.turn() as turn
-            ):  # whose thread may outlive the deadline: a look-up cannot be ended
+            # whose thread may outlive the deadline: a look-up cannot be ended
+            with self._look_ups.turn() as turn:
                 entries = await self._look_ups.run(
                     turn, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 )

@@ -120,9 +120,8 @@ class _Place:
         process = get_context("forkserver").Process(
             target=self._target, args=(self.replica,), daemon=True
         )
-        before = signal.pthread_sigmask(
-            signal.SIG_BLOCK, {signal.SIGTERM}
-        )  # which the server inherits
+        # which the server inherits
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             process.start()
         except EOFError as error:

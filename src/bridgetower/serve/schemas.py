@@ -181,9 +181,8 @@ def _json(value: object) -> bytes:
 STRINGS, OUTSIDE, TEXT = 2**15, 2**18, 2**23
 _BYTES_AT_ONCE = 2**14  # that are parsed in less time than handing them to a thread takes
 _PART = 2**16
-_PARSER = ThreadPoolExecutor(
-    1, thread_name_prefix="bodies"
-)  # one: while it parses, no other thread of Python runs
+# one: while it parses, no other thread of Python runs
+_PARSER = ThreadPoolExecutor(1, thread_name_prefix="bodies")
 
 
 class JsonRoute(APIRoute):

@@ -320,9 +320,8 @@ async def image(
             try:
                 if size is None:
                     return content, media_type(content)
-                background = (
-                    service.main.predictor.processor.config.background
-                )  # as the model sees it
+                # as the model sees it
+                background = service.main.predictor.processor.config.background
                 pixels, _ = service.main.decoders.open(content, size, background=background)
             except ValueError as error:
                 message = str(error).partition("; shrink it first")[0]

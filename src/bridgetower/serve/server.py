@@ -112,9 +112,8 @@ class Server(Embedded):
                 header_read_timeout=head_timeout, max_buffer_size=HEAD_BYTES
             ),
         )
-        self.workers_kill_timeout = round(
-            timeout + patience
-        )  # seconds for what was begun when it is stopped
+        # seconds for what was begun when it is stopped
+        self.workers_kill_timeout = round(timeout + patience)
         self._service, self._listener = service, listener
         self._signal: int | None = None
         self.started = threading.Event()
@@ -150,9 +149,8 @@ class Server(Embedded):
 
     def _init_shared_socket(self) -> None:
         """Listens; called by Granian."""
-        if hasattr(
-            socket, "TCP_USER_TIMEOUT"
-        ):  # disconnects clients that read nothing of their responses
+        # disconnects clients that read nothing of their responses
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
             milliseconds = round(1000 * self._service.config.timeout)
             self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

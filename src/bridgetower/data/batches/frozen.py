@@ -48,9 +48,8 @@ class FrozenFeatures:
     """Hidden states of a frozen tower, one row for each view of an image or for each text."""
 
     table: Table
-    row_indices: Int[
-        np.ndarray, " n"
-    ]  # of each row, in the table, which is in the order of writing
+    # of each row, in the table, which is in the order of writing
+    row_indices: Int[np.ndarray, " n"]
     num_layers: int
     width: int
     dtype: torch.dtype

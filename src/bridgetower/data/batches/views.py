@@ -25,9 +25,8 @@ _SIGNED = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 class Policy:
     """Random changes of an image."""
 
-    ops: Mapping[
-        str, tuple[float, float]
-    ]  # values of each change at magnitude 0 and at the highest
+    # values of each change at magnitude 0 and at the highest
+    ops: Mapping[str, tuple[float, float]]
     highest: int  # magnitude
     probability: float  # that a drawn change is made
     fill: int  # grey level outside the image
