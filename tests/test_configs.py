@@ -112,7 +112,7 @@ REFUSED = {
         ({"engine": "openvino", "precision": "fp16"}, "engine openvino has no fp16; .*: torch"),
         (
             {"engine": "onnxruntime", "precision": "bf16"},
-            "engine onnxruntime has no bf16; .*: torch, openvino",
+            "engine onnxruntime has no bf16; .*: openvino, torch",
         ),
         ({"precision": "int8"}, "engine torch has no int8; engines that have it: onnxruntime"),
         ({"engine": "openvino", "precision": "int8"}, "engine openvino has no int8"),

@@ -42,7 +42,7 @@ def test_made_up_requests(client, mode):
 
         answered()
     assert routes["/v1/embeddings"] == 5
-    assert len(routes) == (23 if mode == "positive" else 14)
+    assert len(routes) == (24 if mode == "positive" else 15)
 
 
 def test_head_is_get_without_the_body(client):

@@ -38,7 +38,7 @@ _ENGINES = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
 class _Unpacked(TorchEngine):
     """Computes with the weights that train, which packing would replace."""
 
-    def _started(self, method: str) -> Callable[..., Any]:
+    def _method(self, method: str) -> Callable[..., Any]:
         return getattr(self.model, method)
 
 
