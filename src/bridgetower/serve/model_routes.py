@@ -730,11 +730,11 @@ async def explain(body: ExplainRequest, service: Served) -> Response:
             "model": model.name,
             "method": attention.method,
             "words": list(attention.words),
-            "maps": (layer.tolist() for layer in maps),
             "prefix_shares": attention.prefix_shares.tolist(),
             "probability": attention.probability,
             "score": attention.score,
             "view": view,
             "usage": usage(model.tokens([Item(image=image, ids=ids)])),
+            "maps": (layer.tolist() for layer in maps),
         }
         return await json_of(service.writers, response)
