@@ -46,7 +46,7 @@ import time
 import traceback
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import zip_longest
@@ -564,18 +564,14 @@ class Workplace:
             os.dup2(stream, number)
         os.chdir(self.tree)
         paths = [str(self.tree / "src"), str(self.tree / "demo")]
-        kept = [
-            path
-            for path in os.environ.get("PYTHONPATH", "").split(os.pathsep)
-            if path and str(ROOT) not in path
-        ]
+        inherited = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
         os.environ.update(
-            PYTHONPATH=os.pathsep.join([*paths, *kept]),
+            PYTHONPATH=os.pathsep.join([*paths, *elsewhere(inherited)]),
             PYTHONDONTWRITEBYTECODE="1",
             OMP_NUM_THREADS="1",
         )
         sys.dont_write_bytecode = True
-        sys.path[:] = [*paths, *(path for path in sys.path if str(ROOT) not in path)]
+        sys.path[:] = [*paths, *elsewhere(sys.path)]
         status = 3
         try:
             coverage = started_coverage(self.tree, recording) if recording else None
@@ -601,6 +597,12 @@ class Workplace:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(int(status))
+
+
+def elsewhere(paths: Iterable[str]) -> list[str]:
+    """The paths outside the project's own code: its virtual environment may lie below its folder."""
+    code = (ROOT, ROOT / "src", ROOT / "demo", ROOT / "tests", ROOT / "tools")
+    return [path for path in paths if Path(path).resolve() not in code]
 
 
 def run_pytest(arguments: list[str], coverage: object = None) -> tuple[int, Events]:
