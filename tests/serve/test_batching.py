@@ -160,6 +160,17 @@ async def test_a_batch_ends_when_it_would_take_a_tenth_of_a_second():
     assert batches[-1].split() == ["a99"]
 
 
+async def test_clients_of_the_last_second_share_the_time_of_a_batch():
+    """Whoever comes while a batch is computed waits for a third of it where three sent something."""
+    requests = [("a", 1, [f"a{number}" for number in range(200)]), ("b", 1, ["b0", "b1"])]
+    batches = await ordered(requests, seconds=0.01, max_batch=64)
+    # Of 10 units at 100 a second, a third is reached with the fourth item of a client.
+    assert batches[0].split() == ["a0", "b0", "a1", "b1", "a2", "a3"]
+    assert batches[1].split() == ["a4", "a5", "a6", "a7"]
+    # A second later the client is alone.
+    assert len(batches[-2].split()) == 10
+
+
 async def test_lanes_do_not_wait_for_each_other():
     gates = {"slow": threading.Event(), "fast": threading.Event()}
     gates["fast"].set()

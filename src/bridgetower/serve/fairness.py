@@ -84,12 +84,18 @@ class _Backlog(Generic[_AnyFlow]):
         if not self.flows:
             self._heap.clear()
 
-    def take(self) -> _AnyFlow:
+    def first(self) -> _AnyFlow:
         """Returns the flow with the least work; of several, one that had no turn for longest."""
         while True:
-            work, turn, _, flow = heappop(self._heap)
+            work, turn, _, flow = self._heap[0]
             if flow in self.flows and (work, turn) == (flow.work, flow.turn):
-                break
+                return flow
+            heappop(self._heap)
+
+    def take(self) -> _AnyFlow:
+        """Gives the first flow its turn."""
+        flow = self.first()
+        heappop(self._heap)
         self._turns += 1
         flow.turn = self._turns
         self._push(flow)
@@ -109,8 +115,9 @@ class _Backlog(Generic[_AnyFlow]):
 
 
 class _Client(_Flow):
-    def __init__(self) -> None:
+    def __init__(self, name: Hashable) -> None:
         super().__init__()
+        self.name = name
         self.requests: _Backlog[RequestJobs[Any]] = _Backlog()
 
 
@@ -140,7 +147,7 @@ class FairQueue(Generic[_Job]):
         name = CLIENT.get()
         client = self._clients.get(name)
         if client is None:
-            client = self._clients[name] = _Client()
+            client = self._clients[name] = _Client(name)
         return RequestJobs(client)
 
     def add(self, request: RequestJobs[_Job], job: _Job) -> None:
@@ -150,6 +157,10 @@ class FairQueue(Generic[_Job]):
         if not request.waiting:
             client.requests.join(request)
         request.waiting.append(job)
+
+    def next_client(self) -> Hashable:
+        """Returns the client whose job is the next one."""
+        return self._backlog.first().name
 
     def take(self) -> tuple[RequestJobs[_Job], _Job]:
         """Removes the next job of the client, and of its request, with the least work so far."""

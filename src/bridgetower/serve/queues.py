@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ FETCHING = 1000
 """Requests that wait for other hosts; a client may have half of them."""
 
 _BATCH_SECONDS = 0.1  # after which a batch is closed, by the rate so far
+_RECENT_SECONDS = 1.0  # for which a client that had a job counts among those that share a batch
 # a request counts as at most this part of the queue: what is more of it, it keeps itself
 _REQUEST_SHARE = 4
 _ADDED = 100  # items that are added to a queue before the event loop goes on
@@ -76,14 +77,26 @@ class _Lane(Generic[_Item, _Result]):
         self.max_batch, self._queued = max_batch, queued
         self.queue: FairQueue[_Job[_Item, _Result]] = FairQueue()
         self.rate = math.inf  # cost per second
+        self._last_jobs: dict[Hashable, float] = {}  # seconds of the clock, by client
         self.wake = asyncio.Event()
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{name}")
 
-    def next_batch(self) -> list[_Job[_Item, _Result]]:
-        """Takes jobs until the batch is full, or takes as long as a batch may."""
+    def next_batch(self, now: float) -> list[_Job[_Item, _Result]]:
+        """Takes jobs until the batch is full, or takes as long as a batch may.
+
+        Clients share the time of a batch: whoever comes while it is computed waits for less of one client's work.
+        """
         batch: list[_Job[_Item, _Result]] = []
         seconds = 0.0
+        seconds_of: dict[Hashable, float] = {}
+        self._last_jobs = {
+            client: last for client, last in self._last_jobs.items() if now - last < _RECENT_SECONDS
+        }
         while self.queue and len(batch) < self.max_batch and seconds < _BATCH_SECONDS:
+            client = self.queue.next_client()
+            self._last_jobs[client] = now
+            if seconds_of.get(client, 0.0) >= _BATCH_SECONDS / len(self._last_jobs):
+                break
             request, job = self.queue.take()
             self._queued.dec(job.cost)
             if job.submitted.done.done():  # nobody waits for it any more
@@ -91,6 +104,7 @@ class _Lane(Generic[_Item, _Result]):
             self.queue.charge(request, job.cost)
             batch.append(job)
             seconds += job.cost / self.rate
+            seconds_of[client] = seconds_of.get(client, 0.0) + job.cost / self.rate
         return batch
 
 
@@ -199,7 +213,7 @@ class Scheduler(Generic[_Item, _Result]):
     async def _run(self, lane: _Lane[_Item, _Result]) -> None:
         while True:
             await lane.wake.wait()
-            batch = lane.next_batch()
+            batch = lane.next_batch(self._clock())
             if batch:
                 await self._compute_batch(lane, batch)
             elif self._closing:
