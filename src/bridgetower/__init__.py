@@ -21,7 +21,9 @@ os.environ.setdefault("LANCEDB_LOG", "error")  # it warns of each empty group of
 
 if TYPE_CHECKING:
     from bridgetower.checkpoints import convert as convert
+    from bridgetower.checkpoints import push_to_hub as push_to_hub
     from bridgetower.checkpoints import read_checkpoint as read_checkpoint
+    from bridgetower.checkpoints import save as save
     from bridgetower.inference.attention import draw_explanation as draw_explanation
     from bridgetower.inference.attention import explain as explain
     from bridgetower.inference.predictor import Predictor as Predictor
@@ -46,7 +48,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "RECIPES": "bridgetower.tasks.table",
-    "BridgeTower": "bridgetower.checkpoints",  # which its methods write with
+    "BridgeTower": "bridgetower.model.bridgetower",
     "Extensions": "bridgetower.model.extensions",
     "HeadSpec": "bridgetower.model.heads",
     "Index": "bridgetower.search.index",
@@ -64,7 +66,9 @@ _HOMES = {
     "explain": "bridgetower.inference.attention",
     "hidden_states": "bridgetower.model.hidden_states",
     "load": "bridgetower.inference.predictor",
+    "push_to_hub": "bridgetower.checkpoints",
     "read_checkpoint": "bridgetower.checkpoints",
+    "save": "bridgetower.checkpoints",
     "train": "bridgetower.training.run",
 }
 __all__ = sorted(_HOMES)

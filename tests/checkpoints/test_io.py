@@ -21,7 +21,9 @@ from bridgetower.checkpoints import (
     Gain,
     Reranking,
     convert,
+    push_to_hub,
     read_checkpoint,
+    save,
     update_weights,
     write_checkpoint,
     write_reranking,
@@ -424,18 +426,18 @@ class TestSave:
         }
         named = {"labels": {"vqa": ("yes", "no")}, "reranking": RERANKING, "processor": None}
         changed = replace(checkpoint, **values, **named)
-        changed.model().save(tmp_path / "saved")
+        save(changed.model(), tmp_path / "saved")
         convert(changed, tmp_path / "converted", "bridgetower")
         assert content(tmp_path / "saved") == content(tmp_path / "converted")
 
     def test_a_new_model_and_a_used_predictor(self, tiny_checkpoint, tmp_path):
         model = BridgeTower(tiny.CONFIG)
-        model.save(tmp_path / "new")
+        save(model, tmp_path / "new")
         assert tiny.equal(
             read_checkpoint(tmp_path / "new").model().state_dict(), model.state_dict()
         )
         with pytest.raises(FileExistsError, match="is not empty"):
-            model.save(tmp_path / "new")
+            save(model, tmp_path / "new")
         predictor = load(tiny_checkpoint, device="cpu")
         vectors = predictor.embed_texts(self.TEXTS)
         predictor.save(tmp_path / "again")
@@ -463,7 +465,7 @@ class TestSave:
             "metrics": {"recall@1": 0.5},
             "command": "train nano",
         }
-        url = predictor.model.push_to_hub("mine", private=True, token="hf_secret", **facts)
+        url = push_to_hub(predictor.model, "mine", private=True, token="hf_secret", **facts)
         assert url == "https://hub/owner/mine/commit/1"
         assert sent == [
             {"repo_id": "mine", "private": True, "exist_ok": True, "token": "hf_secret"}

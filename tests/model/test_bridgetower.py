@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tiny
 from bridgetower.model.bridges import BRIDGES
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.fusion import Encoded, Fused, TakenLayers
+from bridgetower.model.fusion import Encoded, Fused, IndexedLayers
 from bridgetower.model.presets import meter, meter_with_norms
 
 
@@ -483,8 +483,8 @@ def test_numbers_and_gradients_are_those_of_copies(kind, cached):
 def test_rows_of_rows():
     image, text = tiny.encodings(tiny.build())
     again = text[ROWS][torch.tensor([8, 3, 3])][slice(1, None)]
-    assert isinstance(again.layers, TakenLayers)
-    assert not isinstance(again.layers.layers, TakenLayers)
+    assert isinstance(again.layers, IndexedLayers)
+    assert not isinstance(again.layers.layers, IndexedLayers)
     expected = copied(copied(text, ROWS), torch.tensor([3, 3]))
     assert all(
         torch.equal(one, other) for one, other in zip(again.layers, expected.layers, strict=True)

@@ -14,14 +14,14 @@ from bridgetower.model.cpu import (
     BlockedAttention,
     OneDnnLinear,
     SharedDrawDropout,
-    activated_,
+    activate_,
     draw_kept,
     linear,
     optimize_for_cpu,
     pack_weights,
 )
 from bridgetower.model.fusion import FusionOutputs
-from bridgetower.model.layers import activated
+from bridgetower.model.layers import activate
 from bridgetower.model.presets import meter
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
@@ -184,7 +184,7 @@ class TestActivatedInput:
         hidden, weight = random(2, 5, 24).requires_grad_(), random(10, 24, seed=1).requires_grad_()
         leaves = [hidden, weight, random(10, seed=2).requires_grad_()]
         ours = linear(hidden, weight, leaves[2], activation)
-        theirs = F.linear(activated(hidden, activation), weight, leaves[2])
+        theirs = F.linear(activate(hidden, activation), weight, leaves[2])
         plain = linear(hidden, weight, leaves[2])
         off = (
             gradients(plain, leaves)[0]
@@ -197,7 +197,7 @@ class TestActivatedInput:
         hidden, weight = exact(2, 5, 24).requires_grad_(), exact(10, 24, seed=1).requires_grad_()
         ours, theirs = (
             linear(hidden, weight, None, activation),
-            F.linear(activated(hidden, activation), weight),
+            F.linear(activate(hidden, activation), weight),
         )
         check_gradients(ours, theirs, [hidden, weight], EXACT)
 
@@ -210,7 +210,7 @@ class TestActivatedInput:
             hidden = up(random(5, 8))
             linear(hidden, down.weight, down.bias, activation)
             assert [tensor.shape for tensor in kept if tensor.shape[0] == 5] == [(5, 8), (5, 6)]
-            F.linear(activated(hidden, activation), down.weight)
+            F.linear(activate(hidden, activation), down.weight)
         assert len([tensor for tensor in kept if tensor.shape == (5, 6)]) > 2, (
             "control: apart, both are kept"
         )
@@ -219,7 +219,7 @@ class TestActivatedInput:
         layer, hidden = made_linear(24, 10), random(3, 24)
         given, expected = (
             hidden.clone(),
-            F.linear(activated(hidden, activation), layer.weight, layer.bias),
+            F.linear(activate(hidden, activation), layer.weight, layer.bias),
         )
         with torch.no_grad():
             assert tiny.off(linear(hidden, layer.weight, layer.bias, activation), expected) < ATOL
@@ -450,8 +450,8 @@ def test_nothing_is_dropped_in_evaluation_or_at_rate_zero():
 def test_activations_in_place(activation):
     values = torch.linspace(-6, 6, 50, dtype=torch.float64)
     place = values.clone()
-    assert tiny.off(activated_(place, activation), activated(values, activation)) < 1e-12
-    assert tiny.off(place, activated(values, activation)) < 1e-12
+    assert tiny.off(activate_(place, activation), activate(values, activation)) < 1e-12
+    assert tiny.off(place, activate(values, activation)) < 1e-12
 
 
 class TestChunks:

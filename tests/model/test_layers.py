@@ -16,7 +16,7 @@ from bridgetower.model.layers import (
     PostNormLayer,
     PreNormLayer,
     SelfAttention,
-    activated,
+    activate,
 )
 from tiny import exact as random
 from tiny import made, mask_of
@@ -79,14 +79,14 @@ VALUES = torch.linspace(-6, 6, 50, dtype=torch.float64)
 
 def test_activation_formulas():
     assert (
-        tiny.off(activated(VALUES, "gelu"), 0.5 * VALUES * (1 + torch.erf(VALUES / 2**0.5))) < 1e-12
+        tiny.off(activate(VALUES, "gelu"), 0.5 * VALUES * (1 + torch.erf(VALUES / 2**0.5))) < 1e-12
     )
     assert (
-        tiny.off(activated(VALUES, "quick_gelu"), VALUES / (1 + torch.exp(-1.702 * VALUES))) < 1e-12
+        tiny.off(activate(VALUES, "quick_gelu"), VALUES / (1 + torch.exp(-1.702 * VALUES))) < 1e-12
     )
     inner = (2 / torch.pi) ** 0.5 * (VALUES + 0.044715 * VALUES**3)
-    assert tiny.off(activated(VALUES, "gelu_tanh"), 0.5 * VALUES * (1 + torch.tanh(inner))) < 1e-12
-    assert tiny.off(activated(VALUES, "relu"), (VALUES + VALUES.abs()) / 2) < 1e-12
+    assert tiny.off(activate(VALUES, "gelu_tanh"), 0.5 * VALUES * (1 + torch.tanh(inner))) < 1e-12
+    assert tiny.off(activate(VALUES, "relu"), (VALUES + VALUES.abs()) / 2) < 1e-12
 
 
 def test_feed_forward():

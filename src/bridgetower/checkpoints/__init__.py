@@ -4,7 +4,9 @@ from bridgetower.checkpoints.checkpoint import Checkpoint, fingerprint
 from bridgetower.checkpoints.hub import HubOptions, Source, is_downloaded
 from bridgetower.checkpoints.io import (
     convert,
+    push_to_hub,
     read_checkpoint,
+    save,
     update_weights,
     write_checkpoint,
     write_reranking,
@@ -18,13 +20,11 @@ from bridgetower.checkpoints.reranking import (
     Reranking,
     described,
 )
-from bridgetower.model.bridgetower import BridgeTower
 
 __all__ = [
     "ITC_ALONE",
     "ITC_WEIGHT",
     "UNMEASURED",
-    "BridgeTower",
     "Calibration",
     "Checkpoint",
     "Gain",
@@ -35,7 +35,9 @@ __all__ = [
     "described",
     "fingerprint",
     "is_downloaded",
+    "push_to_hub",
     "read_checkpoint",
+    "save",
     "update_weights",
     "write_checkpoint",
     "write_reranking",

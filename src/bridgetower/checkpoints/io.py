@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,8 +56,6 @@ _LOADING = {
 _FORMAT = {"format": "bridgetower", "version": 1}
 
 logger = logging.getLogger(__name__)
-
-BridgeTower.writer = sys.modules[__name__]  # of its methods `save` and `push_to_hub`
 
 
 @checked
@@ -312,24 +309,71 @@ def _names(path: str | Path, names: object) -> tuple[str, ...]:
 
 def checkpoint_of(model: BridgeTower) -> Checkpoint:
     """Returns the weights of a model with what came along when it was read."""
-    about: Checkpoint = model.origin or Checkpoint(
-        source="random weights", config=model.config, tensors={}, extensions=model.extensions
-    )
-    return replace(about, config=model.config, tensors=model.state_dict())
+    origin = model.origin
+    if not isinstance(origin, Checkpoint):
+        origin = Checkpoint(
+            source="random weights", config=model.config, tensors={}, extensions=model.extensions
+        )
+    return replace(origin, config=model.config, tensors=model.state_dict())
 
 
-def push(
-    model: BridgeTower, repo_id: str, *, private: bool | None, token: str | None, **facts: Any
+@checked
+def save(model: BridgeTower, folder: str | Path) -> None:
+    """Writes a model as a folder for `load`, with all that its checkpoint had besides the weights.
+
+    A new model has no preprocessing: write that of a `Processor` beside it, with `processor.save(folder)`.
+
+    Args:
+        model: With the weights to write.
+        folder: New or empty; it appears as a whole or not at all.
+
+    Raises:
+        FileExistsError: The folder holds something else.
+    """
+    convert(checkpoint_of(model), Path(folder), "bridgetower")
+
+
+@checked
+def push_to_hub(
+    model: BridgeTower,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    license: str | None = None,  # noqa: A002 - as model cards call it
+    datasets: Sequence[str] = (),
+    metrics: Mapping[str, float] = MappingProxyType({}),
+    command: str | None = None,
 ) -> str:
-    """Uploads a model's folder with its card, see `write_card`, to the hub; returns the URL of the commit."""
+    """Uploads what `save` writes, with a model card, and returns the URL of the commit.
+
+    Args:
+        model: With the weights to upload.
+        repo_id: Such as `owner/name`; it is made if it is not there.
+        private: Whether it is made so; None is the owner's default.
+        token: Of the hub; None is the one of `hf auth login`.
+        license: Of the weights, such as `mit`.
+        datasets: Ids on the hub of what it was trained on.
+        metrics: Measured values by name.
+        command: That trained it.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with TemporaryDirectory() as parent:
-        folder, checkpoint = Path(parent) / "model", checkpoint_of(model)
+        folder = Path(parent) / "model"
+        checkpoint = checkpoint_of(model)
         convert(checkpoint, folder, "bridgetower")
-        write_card(checkpoint, folder, repo_id, **facts)
+        write_card(
+            checkpoint,
+            folder,
+            repo_id,
+            license=license,
+            datasets=datasets,
+            metrics=metrics,
+            command=command,
+        )
         commit = api.upload_folder(
             repo_id=repo_id, folder_path=folder, commit_message=f"Upload {repo_id}"
         )

@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from bridgetower.arguments import AboveZero, AtLeast0, AtLeast1, Expected, checked
-from bridgetower.checkpoints import Checkpoint, HubOptions, Source, fingerprint, read_checkpoint
+from bridgetower.checkpoints import (
+    Checkpoint,
+    HubOptions,
+    Source,
+    fingerprint,
+    read_checkpoint,
+    save,
+)
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.engines.engine import Engine, EngineChoice, choose_engine
 from bridgetower.files import cache_folder
@@ -217,7 +224,7 @@ class Predictor:
         Raises:
             FileExistsError: The folder holds something else.
         """
-        self.model.save(folder)
+        save(self.model, folder)
 
     @property
     def device(self) -> torch.device:

@@ -1,16 +1,15 @@
-"""Bridges: how tower layers enter a stream of the fusion encoder."""
+"""Bridges, by which tower layers enter a stream of the fusion encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bridgetower.model.config import MANAGERS, BridgeKind, FusionConfig
+from bridgetower.model.config import MIXING_BRIDGES, FusionConfig
 from bridgetower.model.layers import DotProductAttention, KeyMask, Keys
 
 Stream = Float[Tensor, "b l d"]
@@ -25,11 +24,8 @@ class Bridge(nn.Module):
     ) -> None:
         super().__init__()
         width = config.hidden_size
-        # `norm` has one layer, which it does not read
-        self.kind, self.layer = (
-            kind,
-            1 if kind == "norm" else layer,
-        )
+        self.kind = kind
+        self.layer = layer
         self.norm = nn.LayerNorm(width, eps=config.bridge_layer_norm_eps)
         if kind == "scaled_add":
             self.scale = nn.Parameter(torch.ones(1))
@@ -41,6 +37,8 @@ class Bridge(nn.Module):
     def forward(
         self, stream: Stream, tower_layers: TowerLayers, other_stream: Keys, other_mask: KeyMask
     ) -> Stream:
+        if self.kind == "norm":
+            return self.norm(stream)
         tower = tower_layers[self.layer - 1]
         if self.kind == "add":
             mixed = tower + stream
@@ -49,45 +47,48 @@ class Bridge(nn.Module):
         elif self.kind == "interpolate":
             beta = self.beta.squeeze()
             mixed = tower * (1 - beta) + stream * beta
-        elif self.kind == "norm":
-            mixed = stream
         else:
             mixed = self.linear(torch.cat([tower, stream], dim=-1))
         if self.kind == "gated":
-            # unlike torch.lerp also of several dtypes
+            # Unlike torch.lerp, this takes tensors of several dtypes.
             mixed = stream + torch.sigmoid(mixed) * (tower - stream)
         return self.norm(mixed)
 
 
 class Manager(nn.Module):
-    """What both managers have: tower layers with a LayerNorm each, weighed, with noise in training."""
+    """Base class of both managers: a softmax over the tower layers weighs their LayerNorms."""
 
     def __init__(self, config: FusionConfig, num_tower_layers: int) -> None:
         super().__init__()
-        width, eps = config.hidden_size, config.bridge_layer_norm_eps
+        width = config.hidden_size
+        eps = config.bridge_layer_norm_eps
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in range(num_tower_layers))
         self.temperature = nn.Parameter(torch.ones(1))
 
-    def managed(self, tower_layers: TowerLayers, scores: Float[Tensor, "n #b #l #d"]) -> Stream:
+    def weighted_sum(
+        self, tower_layers: TowerLayers, scores: Float[Tensor, "n #b #l #d"]
+    ) -> Stream:
         layers = torch.stack(
             [norm(layer) for norm, layer in zip(self.norms, tower_layers, strict=True)]
         )
         if self.training:
             scores = scores + torch.randn_like(layers) / len(layers)
-        return (torch.softmax(scores / self.temperature.squeeze(), dim=0) * layers).sum(dim=0)
+        weights = torch.softmax(scores / self.temperature.squeeze(), dim=0)
+        return (weights * layers).sum(dim=0)
 
 
 class StaticManager(Manager):
     """Σᵢ softmaxᵢ(Wᵢ / τ) ⊙ LNᵢ(xᵢ) + c ⊙ LN(z) over all bridged layers xᵢ of the tower (ManagerTower, "SAUE").
 
-    W (a weight per layer and channel, at first 1/N), c and the temperature τ (at first 1) are learned; in training,
+    W (a weight per layer and channel, at first 1/N), c and the temperature τ (at first 1) are learned. In training,
     noise with standard deviation 1/N is added to W. Into the first fusion layer there is no z. Source: Xu et al.,
     "ManagerTower: Aggregating the Insights of Uni-Modal Experts for Vision-Language Representation Learning", ACL 2023.
     """
 
     def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
         super().__init__(config, num_tower_layers)
-        width, self.stream_norm = config.hidden_size, None
+        width = config.hidden_size
+        self.stream_norm = None
         self.weights = nn.Parameter(torch.full((num_tower_layers, width), 1 / num_tower_layers))
         if layer > 1:
             self.stream_norm = nn.LayerNorm(width, eps=config.bridge_layer_norm_eps)
@@ -100,23 +101,24 @@ class StaticManager(Manager):
         other_stream: Keys | None,
         other_mask: KeyMask,
     ) -> Stream:
-        managed = self.managed(tower_layers, self.weights[:, None, None, :])
+        tower = self.weighted_sum(tower_layers, self.weights[:, None, None, :])
         if self.stream_norm is None:
-            return managed
-        return managed + self.stream_weight * self.stream_norm(stream)
+            return tower
+        return tower + self.stream_weight * self.stream_norm(stream)
 
 
 class AdaptiveManager(Manager):
     """The manager whose weights depend on both streams (ManagerTower, "AAUE"): Σᵢ softmaxᵢ(sᵢ / τ) xᵢ' + c ⊙ z'.
 
-    s = V[softmax((Qz')(Ko')ᵀ / √d) o'; z'] has a score for each position and bridged layer; x', z' and o' are the
-    layers, the stream and the other stream, each after a LayerNorm of its own. All else is as in `StaticManager`, which
+    s = V[softmax((Qz')(Ko')ᵀ / √d) o'; z'] has a score for each position and bridged layer. x', z' and o' are the
+    layers, the stream and the other stream, each after its LayerNorm. All else is as in `StaticManager`, which
     the published code has into the first layer. Unlike there, padding of the other stream gets no attention.
     """
 
     def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
         super().__init__(config, num_tower_layers)
-        width, eps = config.hidden_size, config.bridge_layer_norm_eps
+        width = config.hidden_size
+        eps = config.bridge_layer_norm_eps
         self.stream_norm = nn.LayerNorm(width, eps=eps)
         self.other_norm = nn.LayerNorm(width, eps=eps)
         self.query = nn.Linear(width, width)
@@ -128,19 +130,25 @@ class AdaptiveManager(Manager):
     def forward(
         self, stream: Stream, tower_layers: TowerLayers, other_stream: Keys, other_mask: KeyMask
     ) -> Stream:
-        stream, other = self.stream_norm(stream), self.other_norm(other_stream)
-        query, key = self.query(stream), self.key(other)
-        # a LayerNorm under autocast is float32
+        stream = self.stream_norm(stream)
+        other = self.other_norm(other_stream)
+        query = self.query(stream)
+        key = self.key(other)
+        # Under autocast, a LayerNorm gives float32.
         context = self.attention(query, key, other.to(key.dtype), other_mask)
-        scores = self.scores(torch.cat([context, stream], dim=-1)).movedim(-1, 0)[..., None]
-        return self.managed(tower_layers, scores) + self.stream_weight * stream
+        scores = self.scores(torch.cat([context, stream], dim=-1))
+        tower = self.weighted_sum(tower_layers, scores.movedim(-1, 0)[..., None])
+        return tower + self.stream_weight * stream
+
+
+def _adaptive_manager(config: FusionConfig, layer: int, num_tower_layers: int) -> Manager:
+    manager = StaticManager if layer == 1 else AdaptiveManager
+    return manager(config, layer, num_tower_layers)
 
 
 BridgeBuilder = Callable[[FusionConfig, int, int], nn.Module]
 BRIDGES: dict[str, BridgeBuilder] = {
-    **{kind: partial(Bridge, kind=kind) for kind in get_args(BridgeKind) if kind not in MANAGERS},
+    **{kind: partial(Bridge, kind=kind) for kind in MIXING_BRIDGES},
     "static_manager": StaticManager,
-    "adaptive_manager": lambda config, layer, n: (StaticManager if layer == 1 else AdaptiveManager)(
-        config, layer, n
-    ),
+    "adaptive_manager": _adaptive_manager,
 }

@@ -1,4 +1,4 @@
-"""Architecture of a BridgeTower as frozen values: the towers, the fusion encoder, the heads, and the whole model."""
+"""Configs of the towers, the fusion encoder, the heads and the whole model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bridgetower.plain import NO_OPTION, check_choice, check_numbers, from_plain
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh", "relu"]
 Positions = Literal["roberta", "bert"]
 Settings = Annotated[Mapping[str, Any] | None, NO_OPTION]
-"""What another library builds a tower from, ready for JSON; it comes with the weights, so it is no option."""
+"""Arguments of another library for building a tower, ready for JSON. They come with the weights and are no option."""
 
 BridgeKind = Literal[
     "add",
@@ -24,16 +24,18 @@ BridgeKind = Literal[
     "adaptive_manager",
 ]
 MANAGERS = ("static_manager", "adaptive_manager")
+MIXING_BRIDGES = tuple(kind for kind in get_args(BridgeKind) if kind not in MANAGERS)
 ItcKind = Literal["tower", "fused"]
 Pooling = Literal["token", "mean"]
-Part = Literal["vision", "text", "fusion"]
+EncoderName = Literal["vision", "text", "fusion"]
 _Entry = TypeVar("_Entry")
 
 # Names of the classes of heads in the official order (`write_snli.py`; NLVR2's files hold these very strings).
 FIXED_LABELS = {"snli_ve": ("contradiction", "neutral", "entailment"), "nlvr2": ("False", "True")}
 
 EPS = (1e-20, 1.0)
-WIDTH, CLASSES = 65_536, 10_000_000
+WIDTH = 65_536
+CLASSES = 10_000_000
 _SIZES: dict[str, tuple[float, float]] = {
     "hidden_size": (1, WIDTH),
     "num_layers": (1, 1_000),
@@ -52,23 +54,24 @@ def check_image_size(image_size: int, patch_size: int) -> None:
         )
 
 
-def check_part(part: str, config: Any, **bounds: tuple[float, float]) -> None:
-    """Checks the fields of a part that others have too, and its numbers."""
-    check_numbers(config, f"{part}.", **bounds, **_SIZES)
+def check_encoder(encoder: EncoderName, config: Any, **bounds: tuple[float, float]) -> None:
+    """Checks the numbers of a config, and the fields that all encoders have."""
+    check_numbers(config, f"{encoder}.", **bounds, **_SIZES)
     if config.hidden_size % config.num_heads:
         raise ValueError(
-            f"{part}.hidden_size {config.hidden_size} is not a multiple of {part}.num_heads {config.num_heads}"
+            f"{encoder}.hidden_size {config.hidden_size} is not a multiple of "
+            f"{encoder}.num_heads {config.num_heads}"
         )
-    check_choice(f"{part}.activation", config.activation, Activation)
-    if part != "vision":
-        check_dropouts(part, config, "dropout", "attention_dropout")
+    check_choice(f"{encoder}.activation", config.activation, Activation)
+    if encoder != "vision":
+        check_dropouts(encoder, config, "dropout", "attention_dropout")
 
 
-def check_dropouts(part: str, config: Any, *names: str) -> None:
+def check_dropouts(section: str, config: Any, *names: str) -> None:
     for name in names:
         dropout = getattr(config, name)
         if dropout is not None and not 0 <= dropout < 1:
-            raise ValueError(f"{part}.{name} is {dropout}; expected a probability in [0, 1)")
+            raise ValueError(f"{section}.{name} is {dropout}; expected a probability in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +111,7 @@ class VisionConfig:
     settings: Settings = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        check_part("vision", self, image_size=(1, 8_192), patch_size=(1, 8_192))
+        check_encoder("vision", self, image_size=(1, 8_192), patch_size=(1, 8_192))
         check_image_size(self.image_size, self.patch_size)
 
     @property
@@ -162,7 +165,7 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("vocab_size", "type_vocab_size", "max_positions"), (1, CLASSES))
-        check_part("text", self, pad_token_id=(0, CLASSES), **counts)
+        check_encoder("text", self, pad_token_id=(0, CLASSES), **counts)
         if self.pad_token_id >= self.vocab_size or self.max_length < 1:
             raise ValueError(
                 f"text.pad_token_id {self.pad_token_id} with vocab_size {self.vocab_size} and max_positions "
@@ -228,17 +231,16 @@ class FusionConfig:
     attention_dropout: float | None = None
 
     def __post_init__(self) -> None:
-        check_part("fusion", self, bridge_layer_norm_eps=EPS, num_token_types=(2, 1_000))
-        reads_any_layers = self.bridge in MANAGERS or self.bridge not in (
-            None,
-            *get_args(BridgeKind),
-        )
+        check_encoder("fusion", self, bridge_layer_norm_eps=EPS, num_token_types=(2, 1_000))
+        reads_any_number = self.bridge not in (None, *MIXING_BRIDGES)
         for name in ("vision_layers", "text_layers"):
             layers = getattr(self, name)
-            whole = isinstance(layers, tuple) and all(type(layer) is int for layer in layers)
-            if layers is None or (whole and layers and reads_any_layers):
+            if layers is None:
                 continue
-            if not whole or len(layers) != self.num_bridged_layers:
+            is_valid = isinstance(layers, tuple) and all(type(layer) is int for layer in layers)
+            if is_valid and not (layers and reads_any_number):
+                is_valid = len(layers) == self.num_bridged_layers
+            if not is_valid:
                 raise ValueError(
                     f"fusion.{name} is {layers}; expected {self.num_bridged_layers} tower layers "
                     f"(bridge {self.bridge!r}, {self.num_layers} fusion layers)"
@@ -255,7 +257,7 @@ class FusionConfig:
 
     @property
     def first_bridge(self) -> int:
-        """The first fusion layer, counted from 1, whose input a bridge makes."""
+        """The first fusion layer, counted from 1, that a bridge feeds."""
         return 1 if self.bridge in MANAGERS else 2
 
     def num_tower_layers(self, tower: Literal["vision", "text"]) -> int:
@@ -263,8 +265,9 @@ class FusionConfig:
         return self.num_bridged_layers if layers is None else len(layers)
 
 
-# Fields of `HeadsConfig`: numbers of classes, whose names a checkpoint has; and what the heads on towers read.
+# Fields of `HeadsConfig` with numbers of classes, whose names a checkpoint has.
 CLASS_COUNTS = ("vqa", "classification")
+# Fields of `HeadsConfig` that say what the heads on towers read.
 FEATURE_FIELDS = ("image_pooling", "text_pooling", "itc_dropout")
 
 
@@ -359,15 +362,13 @@ class ModelConfig:
             raise ValueError(
                 "heads.itc is fused with fusion.layer_embeddings; expected the itc kind tower"
             )
-        for name, layers, count in (
+        for name, layers, depth in (
             ("vision", self.vision_layers, self.vision.num_layers),
             ("text", self.text_layers, self.text.num_layers),
         ):
-            if any(not 1 <= layer <= count for layer in layers) or list(layers) != sorted(
-                set(layers)
-            ):
+            if layers != tuple(sorted(set(layers) & set(range(1, depth + 1)))):
                 raise ValueError(
-                    f"fusion.{name}_layers is {layers}; expected increasing layers between 1 and {count}, "
+                    f"fusion.{name}_layers is {layers}; expected increasing layers between 1 and {depth}, "
                     f"the depth of the {name} tower"
                 )
 
@@ -391,27 +392,24 @@ class ModelConfig:
 
     def override(self, overrides: Mapping[str, Any]) -> ModelConfig:
         """Returns a copy with dotted fields replaced, such as `{"text.num_heads": 4, "vision.image_size": 384}`."""
-        groups: dict[str, dict[str, Any]] = {}
-        known = [
-            f"{part.name}.{item.name}"
-            for part in fields(self)
-            for item in fields(getattr(self, part.name))
-        ]
+        sections = {section.name: getattr(self, section.name) for section in fields(self)}
+        paths = [f"{name}.{field.name}" for name in sections for field in fields(sections[name])]
+        changes: dict[str, dict[str, Any]] = {}
         for path, value in overrides.items():
-            group, _, name = path.partition(".")
-            if path not in known:
-                raise ValueError(f"unknown config field {path!r}; known: {', '.join(known)}")
-            groups.setdefault(group, {})[name] = tuple(value) if isinstance(value, list) else value
-        return replace(
-            self,
-            **{group: replace(getattr(self, group), **values) for group, values in groups.items()},
-        )
+            if path not in paths:
+                raise ValueError(f"unknown config field {path!r}; known: {', '.join(paths)}")
+            section, _, name = path.partition(".")
+            changes.setdefault(section, {})[name] = (
+                tuple(value) if isinstance(value, list) else value
+            )
+        # All fields of a section change at once, as they are checked together.
+        changed = {name: replace(sections[name], **values) for name, values in changes.items()}
+        return replace(self, **changed)
 
 
 def look_up(field: str, name: str, table: Mapping[str, _Entry]) -> _Entry:
     if name not in table:
-        known = ", ".join(table)
         raise ValueError(
-            f"{field} is {name!r}; expected one of {known}, or a custom one, by extensions=NAME"
+            f"{field} is {name!r}; expected one of {', '.join(table)}, or a custom one, by extensions=NAME"
         )
     return table[name]

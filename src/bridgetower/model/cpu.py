@@ -36,7 +36,7 @@ from bridgetower.model.layers import (
     FeedForward,
     Keys,
     SelfAttention,
-    activated,
+    activate,
     is_plain,
 )
 
@@ -172,9 +172,9 @@ class RecomputedFeedForward(FeedForward):
         if torch.is_grad_enabled():
             if is_plain(self.down, OneDnnLinear):
                 return linear(up, self.down.weight, self.down.bias, self.activation)
-            return self.down(activated(up, self.activation))
+            return self.down(activate(up, self.activation))
         return self.down(
-            (activated_ if is_plain(self.up, OneDnnLinear) else activated)(up, self.activation)
+            (activate_ if is_plain(self.up, OneDnnLinear) else activate)(up, self.activation)
         )
 
 
@@ -272,15 +272,15 @@ class _Linear(torch.autograd.Function):
 
 
 def _input(hidden: Tensor, activation: Activation | None) -> Tensor:
-    return hidden if activation is None else activated(hidden, activation)
+    return hidden if activation is None else activate(hidden, activation)
 
 
 def _dense(weight: Tensor) -> Tensor:
     return weight.to_dense() if weight.is_mkldnn else weight
 
 
-def activated_(hidden: Float[Tensor, "*n"], activation: Activation) -> Float[Tensor, "*n"]:
-    """Like `activated` in the place of its input: new memory costs more time than the activation."""
+def activate_(hidden: Float[Tensor, "*n"], activation: Activation) -> Float[Tensor, "*n"]:
+    """Like `activate` in the place of its input: new memory costs more time than the activation."""
     if activation == "quick_gelu":
         return F.silu(hidden.mul_(1.702), inplace=True).div_(1.702)
     if activation == "relu":
@@ -305,7 +305,7 @@ class _Activated(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, activation: Activation) -> Tensor:
         ctx.save_for_backward(hidden)
         ctx.activation = activation
-        return activated(hidden, activation)
+        return activate(hidden, activation)
 
     @staticmethod
     @once_differentiable

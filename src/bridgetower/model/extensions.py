@@ -1,4 +1,4 @@
-"""Towers, bridges and heads by name: those of the package, and custom ones."""
+"""Tables of towers, and custom towers, bridges and heads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXT_ARCHITECTURES: dict[str, Callable[[TextConfig], TextTower]] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Extensions:
-    """Custom towers, bridges and heads, by their names in a `ModelConfig`, and what trains and judges models.
+    """Custom towers, bridges and heads, by their names in a `ModelConfig`, and custom parts of training.
 
     Attributes:
         vision_towers: Each makes a `VisionTower`, for `vision.architecture`.
@@ -69,11 +69,12 @@ class Extensions:
             "loggers": ("tensorboard", "wandb", "trackio", "mlflow"),
         }
         for kind, table in tables.items():
-            if taken := [name for name in getattr(self, kind) if name in table]:
-                raise ValueError(
-                    f"extensions.{kind} has {taken[0]!r}, a name of the package; expected none of {', '.join(table)}: "
-                    "give it another"
-                )
+            for name in getattr(self, kind):
+                if name in table:
+                    raise ValueError(
+                        f"extensions.{kind} has {name!r}, a name of the package; expected none of "
+                        f"{', '.join(table)}: give it another"
+                    )
 
     @property
     def head_specs(self) -> dict[str, HeadSpec]:

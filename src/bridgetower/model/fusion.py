@@ -1,4 +1,4 @@
-"""The cross-modal encoder: encodings of the towers in, which can be cut, joined and repeated, fused pairs out."""
+"""The fusion encoder: encodings of both towers, which can be indexed and joined, to fused pairs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,21 @@ from bridgetower.model.layers import (
     activation_checkpointing,
 )
 
+Modality = Literal["image", "text"]
 FusionOutputs = Literal["pooled", "text", "all"]
+FusionAttention = Literal["image self", "text self", "image to text", "text to image"]
+"""Attention in a fusion layer: within a stream, and from the positions of one stream to those of the other."""
 Index = Int[Tensor, " n"] | Bool[Tensor, " b"] | slice
 Mask = Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None
 
 
 class FirstLayerCache(NamedTuple):
-    """What the first fusion layer computes of one stream before it meets the other; one serves many pairs.
+    """Values of the first fusion layer that depend on one stream only, so that one serves many pairs.
 
-    That is self-attention with its norm, the queries of cross-attention, and what the other stream reads of this one.
+    Attributes:
+        attended: Self-attention with its norm.
+        query: Queries of cross-attention.
+        key_value: Keys and values that the other stream reads.
     """
 
     attended: Float[Tensor, "b l d"]
@@ -37,21 +43,22 @@ class FirstLayerCache(NamedTuple):
     key_value: Float[Tensor, "b l e"]
 
 
-class TakenLayers(Sequence[Tensor]):
-    """Rows of the layers of an encoding, each layer copied only when it is read, and not kept."""
+class IndexedLayers(Sequence[Tensor]):
+    """Rows of the layers of an encoding, of which each is copied when it is read and not kept."""
 
     def __init__(self, layers: Sequence[Float[Tensor, "b l d"]], rows: Int[Tensor, " n"]) -> None:
         self.layers: Sequence[Tensor] = layers
         self.rows: Tensor = rows
-        if isinstance(layers, TakenLayers):
-            self.layers, self.rows = layers.layers, layers.rows[rows]
+        if isinstance(layers, IndexedLayers):
+            self.layers = layers.layers
+            self.rows = layers.rows[rows]
 
     def __len__(self) -> int:
         return len(self.layers)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return TakenLayers(self.layers[index], self.rows)
+            return IndexedLayers(self.layers[index], self.rows)
         return self.layers[index][self.rows]
 
 
@@ -76,19 +83,19 @@ class Encoded:
 
     def __getitem__(self, index: Index) -> Encoded:
         """Selects samples; an index may repeat, so one encoding serves many pairs."""
-        if isinstance(index, slice) and not isinstance(self.layers, TakenLayers):
+        if isinstance(index, slice) and not isinstance(self.layers, IndexedLayers):
             return self.map(lambda tensor: tensor[index])
         rows = torch.arange(len(self), device=self.cls.device)[index]
-        return self.map(lambda tensor: tensor[rows], TakenLayers(self.layers, rows))
+        return self.map(lambda tensor: tensor[rows], IndexedLayers(self.layers, rows))
 
     def map(
         self, function: Callable[[Tensor], Tensor], layers: Sequence[Tensor] | None = None
     ) -> Encoded:
-        """Applies a function to all tensors, but those of the layers if they are given."""
-        layers = tuple(map(function, self.layers)) if layers is None else layers
-        mask, cache = self.mask, self.first_layer_cache
+        """Applies a function to all tensors, or to all but the layers if these are passed."""
+        mask = self.mask
+        cache = self.first_layer_cache
         return Encoded(
-            layers,
+            tuple(map(function, self.layers)) if layers is None else layers,
             function(self.cls),
             None if mask is None else function(mask),
             None if cache is None else FirstLayerCache(*map(function, cache)),
@@ -107,36 +114,36 @@ class Encoded:
         def pad(tensor: Tensor) -> Tensor:
             if tensor.ndim == 3:
                 return F.pad(tensor, (0, 0, 0, missing))
-            # the mask, or the CLS
-            return F.pad(tensor, (0, missing)) if tensor.dtype == torch.bool else tensor
+            is_mask = tensor.dtype == torch.bool  # else the CLS
+            return F.pad(tensor, (0, missing)) if is_mask else tensor
 
         return replace(self, mask=mask).map(pad)
 
     @staticmethod
-    def cat(parts: Sequence[Encoded]) -> Encoded:
+    def cat(batches: Sequence[Encoded]) -> Encoded:
         """Joins batches along samples, padding texts of different lengths to the longest."""
-        if not parts:
+        if not batches:
             raise ValueError("no encodings given; expected at least one")
-        lengths = {part.layers[0].shape[1] for part in parts if part.layers}
-        if len(lengths) > 1 or any(part.mask is not None for part in parts):
-            parts = [part.padded(max(lengths)) for part in parts]
-        masks = [part.mask for part in parts if part.mask is not None]
-        caches = [part.first_layer_cache for part in parts if part.first_layer_cache is not None]
+        lengths = {batch.layers[0].shape[1] for batch in batches if batch.layers}
+        if len(lengths) > 1 or any(batch.mask is not None for batch in batches):
+            batches = [batch.padded(max(lengths)) for batch in batches]
+        masks = [batch.mask for batch in batches if batch.mask is not None]
+        caches = [batch.first_layer_cache for batch in batches if batch.first_layer_cache]
         return Encoded(
-            tuple(map(torch.cat, zip(*(part.layers for part in parts), strict=True))),
-            torch.cat([part.cls for part in parts]),
+            tuple(map(torch.cat, zip(*(batch.layers for batch in batches), strict=True))),
+            torch.cat([batch.cls for batch in batches]),
             torch.cat(masks) if masks else None,
             FirstLayerCache(*map(torch.cat, zip(*caches, strict=True)))
-            if len(caches) == len(parts)
+            if len(caches) == len(batches)
             else None,
         )
 
 
-_NOT_COMPUTED = cast(Tensor, None)  # so that callers, who know what they asked for, need no checks
+_NOT_COMPUTED = cast(Tensor, None)  # callers know which outputs they chose and need no checks
 
 
 class Fused(NamedTuple):
-    """Outputs of the fusion encoder; those that were not asked for are None.
+    """Outputs of the fusion encoder, of which those that were not asked for are None.
 
     Attributes:
         text: The text stream, of outputs `text` and `all`.
@@ -150,17 +157,16 @@ class Fused(NamedTuple):
 
 
 class FusionLayer(nn.Module):
-    """One stream's layer: self-attention, cross-attention to the other stream's input, feed-forward; all post-norm."""
+    """One stream's layer: self-attention, cross-attention to the other stream's input, feed-forward, all post-norm."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
-        width, heads, eps = config.hidden_size, config.num_heads, config.layer_norm_eps
-        attention_dropout = (
-            config.dropout if config.attention_dropout is None else config.attention_dropout
-        )
-        self.self_attention = SelfAttention(width, heads, attention_dropout)
+        width = config.hidden_size
+        eps = config.layer_norm_eps
+        dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
+        self.self_attention = SelfAttention(width, config.num_heads, dropout)
         self.self_attention_norm = nn.LayerNorm(width, eps=eps)
-        self.cross_attention = CrossAttention(width, heads, attention_dropout)
+        self.cross_attention = CrossAttention(width, config.num_heads, dropout)
         self.cross_attention_norm = nn.LayerNorm(width, eps=eps)
         self.mlp = FeedForward(width, config.intermediate_size, config.activation)
         self.mlp_norm = nn.LayerNorm(width, eps=eps)
@@ -177,26 +183,29 @@ class FusionLayer(nn.Module):
         cache: FirstLayerCache | None = None,
         other_cache: FirstLayerCache | None = None,
     ) -> Float[Tensor, "b q d"]:
-        """Returns the stream's output; a cache stands for what is computed of one of the streams alone."""
+        """Returns the stream's output; a cache replaces what is computed of one of the streams alone."""
         if cache is None:
             attended, query = self._attend(hidden, mask, num_queries)
         else:
-            attended, query = cache.attended[:, :num_queries], cache.query[:, :num_queries]
-        key_value = (
-            self.cross_attention.key_value(other) if other_cache is None else other_cache.key_value
-        )
+            attended = cache.attended[:, :num_queries]
+            query = cache.query[:, :num_queries]
+        if other_cache is None:
+            key_value = self.cross_attention.key_value(other)
+        else:
+            key_value = other_cache.key_value
         crossed = self.cross_attention(query, key_value, other_mask)
         queries = self.cross_attention_norm(attended + self.dropout(crossed))
         return self.mlp_norm(queries + self.dropout(self.mlp(queries)))
 
-    # Of a sharded layer the weights are there while `forward`, `attend` or `key_value` runs, and gone after each.
+    # FSDP gathers the weights of a layer for one call of `forward`, `attend` or `key_value`, and frees them after it.
+    # So `forward` calls neither of the others.
     def key_value(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l e"]:
         return self.cross_attention.key_value(hidden)
 
     def _attend(
         self, hidden: Float[Tensor, "b l d"], mask: TokenMask, num_queries: int | None = None
     ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b q d"]]:
-        """Returns self-attention with its norm, and the queries of cross-attention: what needs this stream only."""
+        """Returns self-attention with its norm, and the queries of cross-attention."""
         attended = self.self_attention(hidden, mask, num_queries)
         attended = self.self_attention_norm(hidden[:, :num_queries] + self.dropout(attended))
         return attended, self.cross_attention.query(attended)
@@ -205,39 +214,52 @@ class FusionLayer(nn.Module):
 
 
 class FusionEncoder(nn.Module):
-    """K layers of two streams; layer ℓ > 1 reads BridgeLayer(previous output, tower layer ℓ) of its modality."""
+    """K layers of two streams, where layer ℓ > 1 reads BridgeLayer(previous output, tower layer ℓ) of its modality."""
 
     def __init__(
         self, config: FusionConfig, bridges: Mapping[str, BridgeBuilder] = BRIDGES
     ) -> None:
         super().__init__()
         self.checkpoint_activations = False
-        width, eps = config.hidden_size, config.bridge_layer_norm_eps
-        normalised = config.input_norm and config.first_bridge > 1
-        self.text_norm = nn.LayerNorm(width, eps=eps) if normalised else nn.Identity()
-        self.image_norm = nn.LayerNorm(width, eps=eps) if normalised else nn.Identity()
+        self.first_bridge = config.first_bridge
+        width = config.hidden_size
+        eps = config.bridge_layer_norm_eps
+        has_norms = config.input_norm and config.first_bridge > 1
+        self.text_norm = nn.LayerNorm(width, eps=eps) if has_norms else nn.Identity()
+        self.image_norm = nn.LayerNorm(width, eps=eps) if has_norms else nn.Identity()
         self.text_layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_layers))
         self.image_layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_layers))
-        self.first_bridge = config.first_bridge
+
         bridged = () if config.bridge is None else range(self.first_bridge, config.num_layers + 1)
         bridge = look_up("fusion.bridge", config.bridge or "add", bridges)
-        num_text, num_image = config.num_tower_layers("text"), config.num_tower_layers("vision")
+        num_text = config.num_tower_layers("text")
+        num_image = config.num_tower_layers("vision")
         self.text_bridges = nn.ModuleList(bridge(config, layer, num_text) for layer in bridged)
         self.image_bridges = nn.ModuleList(bridge(config, layer, num_image) for layer in bridged)
-        self._reads_all = not all(
-            isinstance(each, Bridge) for each in (*self.text_bridges, *self.image_bridges)
-        )
+        each_bridge = (*self.text_bridges, *self.image_bridges)
+        self._reads_layers_once = all(isinstance(bridge, Bridge) for bridge in each_bridge)
 
-    def cached(
-        self, modality: Literal["image", "text"], layers: TowerLayers, mask: TokenMask = None
+    def attentions(self, number: int) -> dict[FusionAttention, nn.Module]:
+        """Returns each `DotProductAttention` of a layer of both streams, counted from 1."""
+        image: Any = self.image_layers[number - 1]
+        text: Any = self.text_layers[number - 1]
+        return {
+            "image self": image.self_attention.attention,
+            "text self": text.self_attention.attention,
+            "image to text": image.cross_attention.attention,
+            "text to image": text.cross_attention.attention,
+        }
+
+    def cache_first_layer(
+        self, modality: Modality, layers: TowerLayers, mask: TokenMask = None
     ) -> FirstLayerCache:
         """Returns what the first layer computes of one stream alone."""
-        own: Any = self.image_layers[0] if modality == "image" else self.text_layers[0]
-        other: Any = self.text_layers[0] if modality == "image" else self.image_layers[0]
-        norm, bridges = getattr(self, f"{modality}_norm"), getattr(self, f"{modality}_bridges")
-        stream = self._first_input(tuple(layers), norm, bridges)
-        attended, query = self._checkpointed(own.attend)(stream, mask)
-        return FirstLayerCache(attended, query, other.key_value(stream))
+        other: Modality = "text" if modality == "image" else "image"
+        layer = getattr(self, f"{modality}_layers")[0]
+        other_layer = getattr(self, f"{other}_layers")[0]
+        stream = self._first_input(modality, tuple(layers))
+        attended, query = self._checkpointed(layer.attend)(stream, mask)
+        return FirstLayerCache(attended, query, other_layer.key_value(stream))
 
     def forward(
         self,
@@ -249,46 +271,53 @@ class FusionEncoder(nn.Module):
         text_cache: FirstLayerCache | None = None,
     ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b r d"] | None]:
         """Returns the text and the image stream, as far as `outputs` needs them: `text` has no image stream."""
-        if self._reads_all:
-            image, text = tuple(image), tuple(text)
-        text_stream = self._first_input(text, self.text_norm, self.text_bridges)
-        image_stream = self._first_input(image, self.image_norm, self.image_bridges)
+        if not self._reads_layers_once:
+            image = tuple(image)
+            text = tuple(text)
+        text_stream = self._first_input("text", text)
+        image_stream = self._first_input("image", image)
         last = len(self.text_layers) - 1
         for index, (text_layer, image_layer) in enumerate(
             zip(self.text_layers, self.image_layers, strict=True)
         ):
+            # The bridges, each of which reads both streams as the previous layers left them.
             if index > 0:
                 text_cache = image_cache = None
-                if self.text_bridges:
-                    number = index + 1 - self.first_bridge
-                    text_bridge, image_bridge = (
-                        self.text_bridges[number],
-                        self.image_bridges[number],
-                    )
-                    text_stream, image_stream = (
-                        text_bridge(text_stream, text, image_stream, None),
-                        image_bridge(image_stream, image, text_stream, text_mask),
-                    )
-            cut = 1 if outputs == "pooled" and index == last else None
-            caches = {"cache": text_cache, "other_cache": image_cache}
-            run_text, run_image = self._checkpointed(text_layer), self._checkpointed(image_layer)
-            text_output = run_text(
-                text_stream, image_stream, mask=text_mask, num_queries=cut, **caches
+            if index > 0 and self.text_bridges:
+                bridge = index + 1 - self.first_bridge
+                bridged_text = self.text_bridges[bridge](text_stream, text, image_stream, None)
+                image_stream = self.image_bridges[bridge](
+                    image_stream, image, text_stream, text_mask
+                )
+                text_stream = bridged_text
+
+            # The layers, of which each reads the *input* of the other.
+            num_queries = 1 if outputs == "pooled" and index == last else None
+            text_output = self._checkpointed(text_layer)(
+                text_stream,
+                image_stream,
+                mask=text_mask,
+                num_queries=num_queries,
+                cache=text_cache,
+                other_cache=image_cache,
             )
             if outputs == "text" and index == last:
                 return text_output, None
-            # Both streams read the other's *input*: neither sees the other's update of the same layer.
-            caches = {"cache": image_cache, "other_cache": text_cache}
-            image_stream = run_image(
-                image_stream, text_stream, other_mask=text_mask, num_queries=cut, **caches
+            image_stream = self._checkpointed(image_layer)(
+                image_stream,
+                text_stream,
+                other_mask=text_mask,
+                num_queries=num_queries,
+                cache=image_cache,
+                other_cache=text_cache,
             )
             text_stream = text_output
         return text_stream, image_stream
 
-    def _first_input(
-        self, layers: TowerLayers, norm: nn.Module, bridges: nn.ModuleList
-    ) -> Float[Tensor, "b l d"]:
-        return bridges[0](None, layers, None, None) if self.first_bridge == 1 else norm(layers[0])
+    def _first_input(self, modality: Modality, layers: TowerLayers) -> Float[Tensor, "b l d"]:
+        if self.first_bridge == 1:
+            return getattr(self, f"{modality}_bridges")[0](None, layers, None, None)
+        return getattr(self, f"{modality}_norm")(layers[0])
 
     def _checkpointed(self, layer: Any) -> Any:
         return activation_checkpointing(layer, when=self.checkpoint_activations)

@@ -1,4 +1,4 @@
-"""Heads on the model's outputs: masked words, matching, contrast, and the classifiers of the downstream tasks."""
+"""Heads on the model's outputs, for masked words, matching, contrast and classification."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bridgetower.model.config import Activation, HeadsConfig, ModelConfig
-from bridgetower.model.layers import activated
+from bridgetower.model.layers import activate
 
 
 class MlmHead(nn.Module):
@@ -33,11 +33,11 @@ class MlmHead(nn.Module):
         self.decoder = nn.Linear(hidden_size, vocab_size)
 
     def forward(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... vocab"]:
-        return self.decoder(self.norm(activated(self.dense(hidden), self.activation)))
+        return self.decoder(self.norm(activate(self.dense(hidden), self.activation)))
 
 
 class LinearHead(nn.Module):
-    """Linear: matching, with logits of no (0) and yes (1) from the pooled output."""
+    """Linear layer, which for matching gives logits of no (0) and yes (1)."""
 
     def __init__(self, input_size: int, num_classes: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class LinearHead(nn.Module):
 
 
 class RankHead(LinearHead):
-    """One score of a pair, to choose among several texts of an image: official `rank_output`."""
+    """Score of a pair, for choosing among several texts of an image (official `rank_output`)."""
 
     def __init__(self, pooled_size: int) -> None:
         super().__init__(pooled_size, 1)
@@ -80,13 +80,11 @@ class ClassifierHead(nn.Module):
 
 
 class ItcHead(nn.Module):
-    """Contrastive head: features of each tower, officially its last CLS, to a shared space; learnable temperature."""
+    """Contrastive head, which maps features of each tower, officially its last CLS, to a shared space."""
 
-    # official `compute_itc`, clamped before each loss
-    MIN_TEMPERATURE, MAX_TEMPERATURE = (
-        0.001,
-        0.5,
-    )
+    # As in the official `compute_itc`, which clamps before each loss.
+    MIN_TEMPERATURE = 0.001
+    MAX_TEMPERATURE = 0.5
 
     def __init__(
         self, image_size: int, text_size: int, itc_size: int, dropout: float = 0.0
@@ -95,11 +93,11 @@ class ItcHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.image = nn.Linear(image_size, itc_size)
         self.text = nn.Linear(text_size, itc_size)
-        # one element, as FSDP2 shares out no scalars
+        # FSDP shards no scalars, so the shape is [1].
         self.temperature = nn.Parameter(torch.tensor([0.07]))
 
     def logit_scale(self) -> Float[Tensor, ""]:
-        """1 / temperature, clamped to [0.001, 0.5]; in training the parameter itself is, as in the official code."""
+        """Returns 1 / temperature, clamped to [0.001, 0.5]. In training the parameter itself is clamped, officially."""
         if self.training:
             self.clamp_temperature()
             return 1 / self.temperature.squeeze()
@@ -126,17 +124,19 @@ class FusedItcHead(nn.Module):
 
 HeadInputs = Literal["pooled", "pooled_pair", "text", "image_cls", "text_cls", "both_cls"]
 HeadOutputs = Literal["softmax", "sigmoid", "number", "other"]
-"""Logits of classes of which one holds, logits of classes that hold independently, a number, or something else."""
+"""Logits of classes of which one holds, logits of independent classes, a number, or something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSpec:
-    """A head in one place; the model has it as `NAME_head` where the field NAME of its `HeadsConfig` is set.
+    """A head, which a model has as `NAME_head` if the field NAME of its `HeadsConfig` is set.
+
+    Facts for checkpoints, optimisers and error messages are here too, so that a new head is one entry of a table.
 
     Attributes:
         build: Makes the head for a model.
-        inputs: What it reads: the `pooled` output [B, E]; `pooled_pair`, those of two images side by side [B, 2E];
-            hidden states of the `text` stream [B, L, D]; the last CLS of a tower, or of both.
+        inputs: The `pooled` output [B, E]; `pooled_pair`, the outputs of two images side by side [B, 2E]; hidden states
+            of the `text` stream [B, L, D]; the last CLS of a tower, or of both.
         outputs: What they mean, or a function of the config that says so. `predict` serves every head but `other`.
         title: What errors call it; None is its name.
         recipe: A recipe of `bridgetower train` that trains it, which errors name.
@@ -174,15 +174,18 @@ def _classification_outputs(config: HeadsConfig) -> HeadOutputs:
 
 
 def chosen_heads(config: HeadsConfig) -> dict[str, object]:
-    chosen = {name: getattr(config, name) for name in HEADS if getattr(config, name)}
-    return chosen | dict.fromkeys(config.custom, True)
+    """Returns the fields of the heads that a config names, by the names of the heads."""
+    fields = {name: getattr(config, name) for name in HEADS if getattr(config, name)}
+    return fields | dict.fromkeys(config.custom, True)
 
 
 def _itc_head(config: ModelConfig) -> ItcHead | FusedItcHead:
-    size, text_size, heads = config.fusion.hidden_size, config.text.hidden_size, config.heads
+    heads = config.heads
+    fusion = config.fusion
+    text_size = config.text.hidden_size
     if heads.itc == "tower":
         return ItcHead(config.vision.hidden_size, text_size, heads.itc_size, heads.itc_dropout)
-    return FusedItcHead(size, text_size, config.fusion.pooled_size, heads.itc_size)
+    return FusedItcHead(fusion.hidden_size, text_size, fusion.pooled_size, heads.itc_size)
 
 
 def _classifier(
@@ -193,25 +196,23 @@ def _classifier(
     num_images: int = 1,
     outputs: HeadOutputs | Callable[[HeadsConfig], HeadOutputs] = "softmax",
 ) -> HeadSpec:
-    """A classifier of one or two images with a text; official `head_hidden_scale` counts in the output of one."""
+    """Returns a classifier of one or two images with a text."""
 
     def build(config: ModelConfig) -> ClassifierHead:
-        pooled_size, heads = config.fusion.pooled_size, config.heads
-        dropout = heads.nlvr2_dropout if num_images == 2 else 0.0
+        heads = config.heads
+        pooled_size = config.fusion.pooled_size
+        # The official `head_hidden_scale` is a multiple of the pooled output of one image.
         hidden_size = round(heads.hidden_scale * pooled_size)
+        dropout = heads.nlvr2_dropout if num_images == 2 else 0.0
         return ClassifierHead(num_images * pooled_size, hidden_size, num_classes(heads), dropout)
 
-    places = {"dense": 0, "norm": 1, "decoder": 3}  # of the official `nn.Sequential`
-    published = (
-        {} if official is None else {name: f"{official}.{place}" for name, place in places.items()}
-    )
-    inputs: HeadInputs = "pooled_pair" if num_images == 2 else "pooled"
+    indices = {"dense": 0, "norm": 1, "decoder": 3}  # in the official `nn.Sequential`
     return HeadSpec(
         build=build,
-        inputs=inputs,
+        inputs="pooled_pair" if num_images == 2 else "pooled",
         outputs=outputs,
         recipe=recipe,
-        published=published,
+        published={name: f"{official}.{index}" for name, index in indices.items() if official},
         hidden_scale=True,
     )
 

@@ -1,4 +1,4 @@
-"""Hidden states and attention weights of chosen layers, as an analysis or a probe reads them."""
+"""Hidden states and attention weights of chosen layers, for analyses and probes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from torch import Tensor, nn
 
 from bridgetower.arguments import Expected, checked
 from bridgetower.model.bridgetower import IMAGE, TEXT, BridgeTower
-from bridgetower.model.config import Part
-from bridgetower.model.fusion import Mask
-from bridgetower.model.towers import Tower, Transformer, VisionTower
+from bridgetower.model.config import EncoderName
+from bridgetower.model.fusion import FusionAttention, Mask
+from bridgetower.model.towers import Tower, Transformer
 
-FusionAttention = Literal["image self", "text self", "image to text", "text to image"]
-"""Attention in a fusion layer: within a stream, and from the positions of one stream to those of the other."""
 AttentionKind = Literal["vision", "text"] | FusionAttention
 Layers = Annotated[
-    Mapping[Part, Collection[int]],
+    Mapping[EncoderName, Collection[int]],
     Expected(
         "numbers of layers by part, such as {'vision': [0, 12], 'text': [12], 'fusion': [1, 6]}"
     ),
@@ -29,12 +27,12 @@ Layers = Annotated[
 
 
 class HiddenStates(NamedTuple):
-    """What layers give, each by its number, with the pooled output.
+    """Hidden states by the number of their layer, attention weights and the pooled output.
 
     Attributes:
         vision, text: Of tower layers [B, L, width], of the image tower before its final LayerNorm; 0 is the embeddings.
         fused_image, fused_text: Both streams after a fusion layer [B, L, D].
-        attentions: By kind, then by layer: softmax(q·kᵀ / √e) [B, heads, queries, keys]; empty unless asked for.
+        attentions: By kind, then by layer: softmax(q·kᵀ / √e) [B, heads, queries, keys]; empty without `attentions`.
         pooled: As `Fused.pooled`.
     """
 
@@ -56,107 +54,117 @@ def hidden_states(
     layers: Layers | None = None,
     attentions: bool = False,
 ) -> HiddenStates:
-    """Runs a model on pairs, and returns what chosen layers of its towers and its fusion encoder give."""
+    """Runs a model on pairs and returns the outputs of chosen layers of its towers and its fusion encoder."""
     mask = None if attention_mask is None else attention_mask.bool()
     config = model.config
-    there: dict[Part, range] = {
+    numbers = _layer_numbers(model, layers)
+    towers: dict[Literal["vision", "text"], Tower] = {"vision": model.vision, "text": model.text}
+    weights: dict[AttentionKind, dict[int, Tensor]] = {}
+    fused_image: dict[int, Tensor] = {}
+    fused_text: dict[int, Tensor] = {}
+    caller = get_ident()
+
+    with ExitStack() as hooks:
+
+        def record(
+            outputs: dict[int, Tensor], number: int, module: nn.Module, read: Callable[..., Tensor]
+        ) -> None:
+            def hook(*call: Any) -> None:  # module, inputs, output
+                if get_ident() == caller:  # other threads may use the model meanwhile
+                    outputs[number] = read(*call)
+
+            hooks.enter_context(module.register_forward_hook(hook))
+
+        # Attention weights of the towers.
+        for kind, tower in towers.items() if attentions else ():
+            for number in filter(None, numbers[kind]):
+                if not isinstance(tower, Transformer):
+                    raise ValueError(
+                        f"the attention of {type(tower).__name__} cannot be kept; leave {kind} out of layers"
+                    )
+                attention = tower.attention(number)
+                record(weights.setdefault(kind, {}), number, attention, _attention_weights)
+
+        # Outputs and attention weights of the fusion encoder.
+        for number in numbers["fusion"]:
+            record(fused_image, number, model.fusion.image_layers[number - 1], _output)
+            record(fused_text, number, model.fusion.text_layers[number - 1], _output)
+            for fusion_kind, attention in model.fusion.attentions(number).items():
+                if attentions:
+                    outputs = weights.setdefault(fusion_kind, {})
+                    record(outputs, number, attention, _attention_weights)
+
+        vision, bridged = _tower_states(
+            model.vision, pixel_values, None, numbers["vision"], config.vision_layers
+        )
+        image_encoded = model.project("image", bridged, None, IMAGE)
+        text, bridged = _tower_states(
+            model.text, input_ids, mask, numbers["text"], config.text_layers
+        )
+        text_encoded = model.project("text", bridged, mask, TEXT)
+        # The kernels for CPUs would fuse some pairs after others, and each hook would keep the last of them.
+        fused = BridgeTower.fuse(model, image_encoded, text_encoded, "all")
+    return HiddenStates(vision, text, fused_image, fused_text, weights, fused.pooled)
+
+
+def _layer_numbers(model: BridgeTower, layers: Layers | None) -> dict[EncoderName, tuple[int, ...]]:
+    """Returns the numbers of the chosen layers, by default of all."""
+    config = model.config
+    existing: dict[EncoderName, range] = {
+        # The embeddings of towers from outside this package are not known.
         "vision": range(not isinstance(model.vision, Transformer), config.vision.num_layers + 1),
         "text": range(not isinstance(model.text, Transformer), config.text.num_layers + 1),
         "fusion": range(1, config.fusion.num_layers + 1),
     }
-    chosen = {
-        part: tuple(numbers if layers is None else layers.get(part, ()))
-        for part, numbers in there.items()
+    numbers = {
+        encoder: tuple(span if layers is None else layers.get(encoder, ()))
+        for encoder, span in existing.items()
     }
-    unknown: list[str] = []
-    for part, numbers in chosen.items():
-        unknown += [f"{part} {number}" for number in numbers if number not in there[part]]
+    unknown = [
+        f"{encoder} {number}"
+        for encoder, span in existing.items()
+        for number in numbers[encoder]
+        if number not in span
+    ]
     if unknown:
-        known = ", ".join(
-            f"{part} {numbers[0]} to {numbers[-1]}" for part, numbers in there.items()
-        )
-        raise ValueError(f"layers has {', '.join(unknown)}; this model has {known}")
-    found = HiddenStates({}, {}, {}, {}, {}, pooled=torch.empty(0, 0))
-    caller = get_ident()  # other threads may use the model meanwhile
-    with ExitStack() as hooks:
-
-        def keep(
-            kept: dict[int, Tensor], number: int, layer: nn.Module, what: Callable[..., Tensor]
-        ) -> None:
-            def hook(*call: Any) -> None:  # module, inputs, output
-                if get_ident() == caller:
-                    kept[number] = what(*call)
-
-            hooks.enter_context(layer.register_forward_hook(hook))
-
-        def keep_weights(kind: AttentionKind, number: int, layer: Any) -> None:
-            if attentions:
-                keep(found.attentions.setdefault(kind, {}), number, layer.attention, _weights)
-
-        towers: dict[Literal["vision", "text"], Tower] = {
-            "vision": model.vision,
-            "text": model.text,
-        }
-        for part, tower in towers.items() if attentions else ():
-            layered = [number for number in chosen[part] if number > 0]
-            if layered and not isinstance(tower, Transformer):
-                raise ValueError(
-                    f"the attention of {type(tower).__name__} cannot be kept; leave {part} out of layers"
-                )
-            for number in layered:
-                keep_weights(part, number, tower.stacked_layers()[number - 1].attention)
-        for number in chosen["fusion"]:
-            image_layer, text_layer = (
-                model.fusion.image_layers[number - 1],
-                model.fusion.text_layers[number - 1],
-            )
-            keep(found.fused_image, number, image_layer, lambda module, inputs, output: output)
-            keep(found.fused_text, number, text_layer, lambda module, inputs, output: output)
-            keep_weights("image self", number, image_layer.self_attention)
-            keep_weights("text self", number, text_layer.self_attention)
-            keep_weights("image to text", number, image_layer.cross_attention)
-            keep_weights("text to image", number, text_layer.cross_attention)
-        vision, bridged = _states(
-            model.vision, pixel_values, None, chosen["vision"], config.vision_layers
-        )
-        image = model.project("image", bridged, None, IMAGE)
-        text, bridged = _states(model.text, input_ids, mask, chosen["text"], config.text_layers)
-        # all pairs at once
-        fused = BridgeTower.fuse(model, image, model.project("text", bridged, mask, TEXT), "all")
-    return found._replace(vision=vision, text=text, pooled=fused.pooled)
+        ranges = [f"{encoder} {span[0]} to {span[-1]}" for encoder, span in existing.items()]
+        raise ValueError(f"layers has {', '.join(unknown)}; this model has {', '.join(ranges)}")
+    return numbers
 
 
-def _weights(
+def _output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output
+
+
+def _attention_weights(
     attention: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor
 ) -> Tensor:
-    """The weights of a `DotProductAttention`, which never forms them."""
+    """Computes the weights of a `DotProductAttention`, which never forms them."""
     query, key, _, mask = inputs
-    queries, keys = attention.split_heads(query), attention.split_heads(key)
+    queries = attention.split_heads(query)
+    keys = attention.split_heads(key)
     scores = queries @ keys.mT / queries.shape[-1] ** 0.5
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
     return scores.float().softmax(dim=-1)
 
 
-def _states(
+def _tower_states(
     tower: Tower,
     inputs: Tensor,
     mask: Tensor | None,
-    chosen: Collection[int],
+    numbers: Collection[int],
     bridged: tuple[int, ...],
 ) -> tuple[dict[int, Tensor], list[Tensor]]:
-    """Returns the states of chosen layers, and those of the bridged ones as projections read them, of one run."""
-    numbers = tuple(sorted({*chosen, *bridged}))
+    """Returns the states of the layers `numbers`, and of the bridged ones as projections read them, of one run."""
+    read = tuple(sorted({*numbers, *bridged}))
     if isinstance(tower, Transformer):
-        run = tower.states(inputs, mask, numbers)
+        outputs = tower.states(inputs, mask, read)
+        norm = tower.post_norm
     else:
-        run = (
-            tower(inputs, numbers)
-            if isinstance(tower, VisionTower)
-            else tower(inputs, mask, numbers)
-        )
-    states = dict(zip(numbers, run, strict=True))
-    finish = tower.post_norm if isinstance(tower, Transformer) else nn.Identity()
-    return {number: states[number] for number in chosen}, [
-        finish(states[number]) for number in bridged
+        outputs = tower.run(inputs, mask, read)
+        norm = nn.Identity()
+    states = dict(zip(read, outputs, strict=True))
+    return {number: states[number] for number in numbers}, [
+        norm(states[number]) for number in bridged
     ]

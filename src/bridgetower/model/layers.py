@@ -1,4 +1,7 @@
-"""Building blocks that the towers and the fusion encoder share; `num_queries` computes the first positions only."""
+"""Building blocks that the towers and the fusion encoder share.
+
+With `num_queries`, a layer computes the first positions only.
+"""
 
 from __future__ import annotations
 
@@ -29,19 +32,19 @@ GRAPHS = 64
 
 logger = logging.getLogger(__name__)
 
+# Names of the approximations in PyTorch.
 GELU = {"gelu": "none", "gelu_tanh": "tanh"}
-"""What PyTorch calls the approximation."""
 
 
-def activated(hidden: Float[Tensor, "*n"], activation: Activation) -> Float[Tensor, "*n"]:
+def activate(hidden: Float[Tensor, "*n"], activation: Activation) -> Float[Tensor, "*n"]:
     if activation == "quick_gelu":
-        # keeps one tensor for the gradient, where the formula keeps two
+        # The formula x·σ(1.702x) would keep two tensors for the gradient.
         return F.silu(1.702 * hidden).div_(1.702)
     return F.relu(hidden) if activation == "relu" else F.gelu(hidden, approximate=GELU[activation])
 
 
 def activation_checkpointing(layer: Any, *, when: bool) -> Any:
-    """Returns `layer`, or if `when` a form of it that keeps its inputs only and runs again for its gradients."""
+    """Returns `layer`, or `when` true a form of it that keeps only its inputs and runs again for its gradients."""
     if when and torch.is_grad_enabled():
         return partial(checkpoint, layer, use_reentrant=False)
     return layer
@@ -49,7 +52,7 @@ def activation_checkpointing(layer: Any, *, when: bool) -> Any:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Returns the context of a forward pass, whose products run in bfloat16 if `precision` is `bf16`."""
-    if not torch.amp.is_autocast_available(device.type):  # such as meta
+    if not torch.amp.is_autocast_available(device.type):  # meta, for example
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
@@ -60,13 +63,14 @@ def has_cuda() -> bool:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copies a tensor without waiting: to a GPU from pinned memory, as a copy of other memory may be waited for."""
+    """Copies a tensor without waiting."""
+    # A copy to a GPU is asynchronous only from pinned memory.
     if tensor.device.type == "cpu" != device.type and has_cuda():
-        tensor = tensor.pin_memory()  # itself if it is pinned
+        tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
-class _NothingDrawn(TorchFunctionMode):
+class _SkipInit(TorchFunctionMode):
     """Makes the functions of `torch.nn.init` return their tensor as it is."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -78,8 +82,9 @@ class _NothingDrawn(TorchFunctionMode):
 
 @contextmanager
 def on_meta() -> Iterator[None]:
-    """Builds modules without memory for their weights, which are not initialised: PyTorch would import its compiler."""
-    with torch.device("meta"), _NothingDrawn():
+    """Builds modules without memory for their weights."""
+    # PyTorch imports its compiler to initialise weights on `meta`.
+    with torch.device("meta"), _SkipInit():
         yield
 
 
@@ -88,35 +93,37 @@ def compiler_options(backend: Any, *, strict: bool = True) -> dict[str, Any]:
 
     Unless it is `strict`, a graph that the backend cannot compile runs as it is, with a warning.
     """
-    options = {"backend": backend if strict else _or_as_it_is(backend)}
+    options = {"backend": backend if strict else _with_fallback(backend)}
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         return options | {"recompile_limit": GRAPHS}
-    from torch._dynamo import config  # imports the compiler, which takes seconds
+    # Older releases of PyTorch have no option for one function. The import takes seconds.
+    from torch._dynamo import config
 
-    # Older releases of PyTorch have no option for one function.
     config.recompile_limit = max(GRAPHS, config.recompile_limit)
     return options
 
 
-def _or_as_it_is(backend: Any) -> Callable[..., Any]:
-    def compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+def _with_fallback(backend: Any) -> Callable[..., Any]:
+    """Returns a backend of the compiler that runs a graph in PyTorch if it cannot be compiled."""
+    from torch._dynamo import lookup_backend
+
+    def compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
         try:
             return lookup_backend(backend)(graph, inputs)
         except Exception as error:  # noqa: BLE001 - of any compiler
             logger.warning("a part of a layer is not compiled: %s", str(error).partition("\n")[0])
             return graph.forward
 
-    from torch._dynamo import lookup_backend
-
-    return compiled
+    return compile_graph
 
 
 class DotProductAttention(nn.Module):
-    """Scaled dot-product attention of several heads, without weights of its own."""
+    """Scaled dot-product attention of several heads, without parameters."""
 
     def __init__(self, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
+        self.num_heads = num_heads
+        self.dropout = dropout
 
     def forward(
         self, query: Float[Tensor, "b q d"], key: Keys, value: Keys, mask: KeyMask
@@ -124,7 +131,8 @@ class DotProductAttention(nn.Module):
         """Returns softmax(q·kᵀ / √e)·v of every head, side by side; keys where `mask` is False get no weight."""
         query, key, value = map(self.split_heads, (query, key, value))
         attention_mask = None if mask is None else mask[:, None, None, :]
-        if torch.compiler.is_exporting():  # as engines recognise it
+        # Engines recognise attention in this form of a graph.
+        if torch.compiler.is_exporting():
             scores = query @ key.mT * query.shape[-1] ** -0.5
             if attention_mask is not None:
                 scores = scores + torch.where(attention_mask, 0.0, -3e38)  # finite in bfloat16
@@ -140,7 +148,7 @@ class DotProductAttention(nn.Module):
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Linear] = nn.Linear) -> bool:
-    """Whether reading the weight is as good as calling the layer: not of adapters, quantised layers and hooked ones."""
+    """Whether a layer is no more than its weight: no adapter, not quantised and without hooks."""
     hooks = (
         layer._forward_hooks,
         layer._forward_pre_hooks,
@@ -176,7 +184,9 @@ class SelfAttention(nn.Module):
             query, key, value = self.qkv(hidden).chunk(3, dim=-1)
             query = query[:, :num_queries]
         else:
-            width, weight, bias = hidden.shape[-1], self.qkv.weight, self.qkv.bias
+            width = hidden.shape[-1]
+            weight = self.qkv.weight
+            bias = self.qkv.bias
             key, value = self.product(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
             query = self.product(hidden[:, :num_queries], weight[:width], bias[:width])
         return self.out(self.attention(query, key, value, mask))
@@ -206,7 +216,7 @@ class FeedForward(nn.Module):
         self.activation = activation
 
     def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        return self.down(activated(self.up(hidden), self.activation))
+        return self.down(activate(self.up(hidden), self.activation))
 
 
 class PreNormLayer(nn.Module):
@@ -214,7 +224,8 @@ class PreNormLayer(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        width, eps = config.hidden_size, config.layer_norm_eps
+        width = config.hidden_size
+        eps = config.layer_norm_eps
         self.attention_norm = nn.LayerNorm(width, eps=eps)
         self.attention = SelfAttention(width, config.num_heads)
         self.mlp_norm = nn.LayerNorm(width, eps=eps)
@@ -233,7 +244,8 @@ class PostNormLayer(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        width, eps = config.hidden_size, config.layer_norm_eps
+        width = config.hidden_size
+        eps = config.layer_norm_eps
         dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
         self.attention = SelfAttention(width, config.num_heads, dropout)
         self.attention_norm = nn.LayerNorm(width, eps=eps)

@@ -1,11 +1,11 @@
-"""Towers that timm and transformers build; these packages are imported here only."""
+"""Towers that timm and transformers build. Only this module imports these packages."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,44 +15,41 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from bridgetower.extras import require
-from bridgetower.model.config import TextConfig, VisionConfig
+from bridgetower.model.config import EncoderName, TextConfig, VisionConfig
 from bridgetower.model.layers import TokenMask, on_meta
 from bridgetower.model.towers import TextTower, VisionTower
 
-_MODEL = "model."  # in front of the library's names of parameters
+# Prefix of a tower's parameters, before the library's names.
+_PREFIX = "model."
 _UNUSED_SETTINGS = (
-    *(
-        "_name_or_path",
-        "architectures",
-        "transformers_version",
-        "dtype",
-        "torch_dtype",
-        "id2label",
-        "label2id",
-    ),
-    *(
-        "problem_type",
-        "output_hidden_states",
-        "output_attentions",
-        "return_dict",
-        "chunk_size_feed_forward",
-    ),
+    "_name_or_path",
+    "architectures",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "output_hidden_states",
+    "output_attentions",
+    "return_dict",
+    "chunk_size_feed_forward",
 )
 _UNLIMITED = 8_192  # tokens, for a text tower without a position table
 
 
 class TimmTower(VisionTower):
-    """An image tower of timm: its final norm applies to every layer that is read, and it pools as timm does.
+    """An image tower of timm, whose final norm applies to every layer that is read.
 
-    `VisionConfig.settings` has `architecture`, a name of timm, and `arguments`, those of its `create_model`.
+    `VisionConfig.settings` has `architecture`, a name of timm, and `arguments` of its `create_model`.
     """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        same = ("patch_size", "hidden_size", "num_layers", "prefix_tokens")
-        self.model = _described(
-            "vision", config, "architecture", lambda given: _timm(given, config.image_size), same
-        )
+        settings = _settings("vision", config, "architecture")
+        self.model, built = _timm(settings, config.image_size)
+        names = ("patch_size", "hidden_size", "num_layers", "prefix_tokens")
+        _check_sizes("vision", config, built, *names)
 
     def forward(
         self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]
@@ -60,9 +57,7 @@ class TimmTower(VisionTower):
         outputs = self.model.forward_intermediates(
             pixel_values,
             indices=[layer - 1 for layer in layers],
-            return_prefix_tokens=bool(
-                self.model.num_prefix_tokens
-            ),  # not every architecture has them to return
+            return_prefix_tokens=self.model.num_prefix_tokens > 0,
             norm=True,
             stop_early=True,
             output_fmt="NLC",
@@ -82,9 +77,9 @@ class TimmTower(VisionTower):
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         converted = self.converted(
-            {name.removeprefix(_MODEL): tensor for name, tensor in tensors.items()}
+            {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
         )
-        fitted = {f"{_MODEL}{name}": tensor for name, tensor in converted.items()}
+        fitted = {f"{_PREFIX}{name}": tensor for name, tensor in converted.items()}
         wrong = [
             name for name, tensor in self.state_dict().items() if fitted[name].shape != tensor.shape
         ]
@@ -104,7 +99,7 @@ class TimmTower(VisionTower):
 
 
 class TransformersTower(TextTower):
-    """A text encoder of transformers, without its pooler; layer n is `hidden_states[n]` of its output.
+    """A text encoder of transformers without its pooler, whose layer n is `hidden_states[n]` of its output.
 
     `TextConfig.settings` is the config of transformers, with its `model_type`.
     """
@@ -112,10 +107,10 @@ class TransformersTower(TextTower):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        same = ("vocab_size", "hidden_size", "num_layers", "max_positions")
-        self.model = _described(
-            "text", config, "model_type", lambda given: _transformers(given, config.dropout), same
-        )
+        settings = _settings("text", config, "model_type")
+        self.model, built = _transformers(settings, config.dropout)
+        names = ("vocab_size", "hidden_size", "num_layers", "max_positions")
+        _check_sizes("text", config, built, *names)
 
     def forward(
         self, input_ids: Int[Tensor, "b l"], mask: TokenMask, layers: tuple[int, ...]
@@ -126,10 +121,10 @@ class TransformersTower(TextTower):
             input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
         )
         hidden = [output.hidden_states[layer] for layer in layers]
-        # On padding, numbers depend on the kernel, and are not numbers where a local window is all padding.
-        return (
-            hidden if mask is None else [layer.masked_fill(~mask[..., None], 0) for layer in hidden]
-        )
+        if mask is None:
+            return hidden
+        # Values on padding depend on the kernel, and are NaN where a local window is all padding.
+        return [layer.masked_fill(~mask[..., None], 0) for layer in hidden]
 
     def stacked_layers(self) -> list[nn.Module]:
         for module in self.model.modules():
@@ -158,8 +153,8 @@ def timm_data_config(
     from timm.data import resolve_data_config
     from timm.models import get_pretrained_cfg
 
-    known = get_pretrained_cfg(architecture)
-    values = {**(known.to_dict() if known else {}), **(pretrained or {})}
+    defaults = get_pretrained_cfg(architecture)
+    values = {**(defaults.to_dict() if defaults else {}), **(pretrained or {})}
     return dict(resolve_data_config({}, pretrained_cfg=values))
 
 
@@ -167,13 +162,13 @@ def timm_hub_id(name: str) -> str:
     require("towers", "timm")
     from timm.models import get_pretrained_cfg, is_model
 
-    known = get_pretrained_cfg(name) if is_model(name.partition(".")[0]) else None
-    if known is None or not known.hf_hub_id:
+    weights = get_pretrained_cfg(name) if is_model(name.partition(".")[0]) else None
+    if weights is None or not weights.hf_hub_id:
         raise ValueError(
             f"timm has no weights called {name!r}; expected a name such as vit_small_patch14_dinov2.lvd142m"
         )
-    owner = str(known.hf_hub_id)
-    return f"{owner}{known.architecture}.{known.tag}" if owner.endswith("/") else owner
+    hub_id = str(weights.hf_hub_id)
+    return f"{hub_id}{weights.architecture}.{weights.tag}" if hub_id.endswith("/") else hub_id
 
 
 def transformers_config(settings: Mapping[str, Any]) -> TextConfig:
@@ -182,18 +177,18 @@ def transformers_config(settings: Mapping[str, Any]) -> TextConfig:
 
 
 def read_transformers(folder: Path) -> tuple[TextConfig, dict[str, Tensor]]:
-    """Reads an encoder that transformers saved, as transformers reads it, without a network or code in the folder."""
+    """Reads an encoder as transformers does, without a network or code in the folder."""
     require("towers", "transformers")
     from transformers import AutoModel
 
     try:
-        # No code in the folder, not even after a question on the terminal, as by default.
-        options: dict[str, Any] = {
-            "local_files_only": True,
-            "trust_remote_code": False,
-            "output_loading_info": True,
-        }
-        loaded, report = AutoModel.from_pretrained(folder, dtype=torch.float32, **options)
+        loaded, report = AutoModel.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,  # the default asks on the terminal
+            output_loading_info=True,
+        )
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"transformers cannot read {folder} ({_first_line(error)})") from error
     values = loaded.config.to_dict()
@@ -203,10 +198,11 @@ def read_transformers(folder: Path) -> tuple[TextConfig, dict[str, Tensor]]:
     config = transformers_config(settings)
     with on_meta():
         expected = TransformersTower(config).state_dict()
-    there, names = loaded.state_dict(), [name.removeprefix(_MODEL) for name in expected]
+    tensors = loaded.state_dict()
+    names = [name.removeprefix(_PREFIX) for name in expected]
     if lacking := sorted(set(names) & set(report["missing_keys"])):
         raise ValueError(f"{folder} lacks tensors: {', '.join(lacking[:10])}")
-    return config, {f"{_MODEL}{name}": there[name] for name in names}
+    return config, {f"{_PREFIX}{name}": tensors[name] for name in names}
 
 
 def transformers_tokenizer(folder: Path) -> Tokenizer | None:
@@ -236,86 +232,84 @@ def transformers_tokenizer(folder: Path) -> Tokenizer | None:
     return tokenizer
 
 
-def _described(
-    part: str,
-    config: Any,
-    key: str,
-    build: Callable[[Mapping[str, Any]], tuple[Any, Any]],
-    same: Sequence[str],
-) -> Any:
-    """Builds what the settings of a config describe, whose other fields have to agree with them."""
+def _settings(
+    encoder: EncoderName, config: VisionConfig | TextConfig, key: str
+) -> Mapping[str, Any]:
     settings = config.settings or {}
     if not isinstance(settings.get(key), str):
         raise ValueError(
-            f"{part}.settings has no {key}, which {config.architecture!r} is built from; read the tower's weights"
+            f"{encoder}.settings has no {key}, which {config.architecture!r} is built from; read the tower's weights"
         )
-    model, described = build(settings)
-    for name in same:
-        given, built = getattr(config, name), getattr(described, name)
-        if given != built:
+    return settings
+
+
+def _check_sizes(encoder: EncoderName, config: Any, built: Any, *names: str) -> None:
+    """Checks that a config agrees with the config of what its settings build."""
+    for name in names:
+        if getattr(config, name) != getattr(built, name):
             raise ValueError(
-                f"{part}.{name} is {given}, but {part}.settings make a tower with {built}; leave it out"
+                f"{encoder}.{name} is {getattr(config, name)}, but {encoder}.settings make a tower with "
+                f"{getattr(built, name)}; leave it out"
             )
-    return model
 
 
 def _timm(settings: Mapping[str, Any], image_size: int | None) -> tuple[Any, VisionConfig]:
+    """Builds a model and returns it with its sizes."""
     require("towers", "timm")
     import timm
     from timm.models import is_model
 
-    architecture, arguments = settings["architecture"], settings.get("arguments", {})
+    architecture = settings["architecture"]
+    arguments = settings.get("arguments", {})
     if not is_model(architecture.partition(".")[0]):
         raise ValueError(
             f"timm has no architecture {architecture!r}; timm.list_models() names those that there are"
         )
     size = {} if image_size is None else {"img_size": image_size}
     try:
-        model = _built(
+        model = _build(
             lambda: timm.create_model(architecture, **{**arguments, **size, "num_classes": 0})
         )
     except TypeError as error:
         raise ValueError(
             f"timm cannot build {architecture} with {arguments or size} ({error})"
         ) from error
-    layers, run = (
-        getattr(model, "feature_info", None),
-        getattr(model, "forward_intermediates", None),
+
+    # Layers of one width and patch size, and a way to their outputs with the prefix tokens, which some models drop.
+    layers = getattr(model, "feature_info", None)
+    run = getattr(model, "forward_intermediates", None)
+    has_prefix_tokens = (
+        run is not None and "return_prefix_tokens" in inspect.signature(run).parameters
     )
-    sizes = (
-        {(layer["num_chs"], layer["reduction"]) for layer in layers}
-        if isinstance(layers, list)
-        else set()
+    has_blocks = all(
+        hasattr(model, name) for name in ("blocks", "patch_embed", "num_prefix_tokens")
     )
-    has = all(hasattr(model, name) for name in ("blocks", "patch_embed", "num_prefix_tokens"))
-    # Some return patches alone.
-    if (
-        len(sizes) != 1
-        or not has
-        or run is None
-        or "return_prefix_tokens" not in inspect.signature(run).parameters
-    ):
+    sizes = set[tuple[int, int]]()
+    if isinstance(layers, list):
+        sizes = {(layer["num_chs"], layer["reduction"]) for layer in layers}
+    if len(sizes) != 1 or not has_blocks or not has_prefix_tokens:
         raise ValueError(
             f"{architecture} is no vision transformer of timm whose layers are of one width and whose "
             "forward_intermediates returns prefix tokens; expected one such as vit_small_patch14_dinov2"
         )
-    ((width, patch),) = sizes
+    ((hidden_size, patch_size),) = sizes
+
+    # The image size, if the model decides it.
     if image_size is None:
-        height, width_ = (
-            getattr(model.patch_embed, "img_size", None) or model.pretrained_cfg["input_size"][1:]
-        )
-        if height != width_:
+        input_size = getattr(model.patch_embed, "img_size", None)
+        height, width = input_size or model.pretrained_cfg["input_size"][1:]
+        if height != width:
             raise ValueError(
-                f"timm's image size is {height} x {width_}; expected a square: give image_size"
+                f"timm's image size is {height} x {width}; expected a square: give image_size"
             )
         image_size = int(height)
     return model, VisionConfig(
         image_size=image_size,
-        patch_size=patch,
-        hidden_size=width,
+        patch_size=patch_size,
+        hidden_size=hidden_size,
         num_layers=len(model.blocks),
         num_heads=getattr(getattr(model.blocks[0], "attn", None), "num_heads", 1),
-        intermediate_size=4 * width,
+        intermediate_size=4 * hidden_size,
         pre_norm=False,
         patch_bias=True,
         activation="gelu",
@@ -326,7 +320,7 @@ def _timm(settings: Mapping[str, Any], image_size: int | None) -> tuple[Any, Vis
 
 
 def _transformers(settings: Mapping[str, Any], dropout: float) -> tuple[Any, TextConfig]:
-    """Builds a model in float32; `dropout` replaces every dropout probability, as in the towers of this package."""
+    """Builds a model in float32 with one dropout probability everywhere, and returns it with its sizes."""
     require("towers", "transformers")
     from transformers import AutoConfig, AutoModel
 
@@ -349,14 +343,14 @@ def _transformers(settings: Mapping[str, Any], dropout: float) -> tuple[Any, Tex
         raise ValueError(
             f"{kind} is an encoder with a decoder; expected an encoder such as modernbert"
         )
-    model = _built(lambda: AutoModel.from_config(config))
+    model = _build(lambda: AutoModel.from_config(config))
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
-    padded = [
+    skips_padding = any(
         module.padding_idx is not None
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding) and name.endswith("embeddings.position_embeddings")
-    ]
+    )
     return model, TextConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -365,24 +359,24 @@ def _transformers(settings: Mapping[str, Any], dropout: float) -> tuple[Any, Tex
         intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
         max_positions=getattr(config, "max_position_embeddings", None) or _UNLIMITED,
         pad_token_id=config.pad_token_id or 0,
-        positions="roberta" if any(padded) else "bert",
+        positions="roberta" if skips_padding else "bert",
         architecture="transformers",
         settings=settings,
     )
 
 
-def _built(build: Callable[[], Any]) -> Any:
-    """Builds a model; if it is described on `meta`, its buffers get values, since checkpoints do not hold all."""
+def _build(build: Callable[[], Any]) -> Any:
+    """Builds a model, on `meta` with values in its buffers, as checkpoints do not hold all of them."""
     if torch.get_default_device().type != "meta":
         return build()
     with torch.device("cpu"):
         model = build()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            described = nn.Parameter(
+            without_memory = nn.Parameter(
                 parameter.detach().to("meta"), requires_grad=parameter.requires_grad
             )
-            module.register_parameter(name, described)
+            module.register_parameter(name, without_memory)
     return model
 
 

@@ -1,4 +1,4 @@
-"""The published architectures, their towers by name, a nano model for CPUs, and the baselines of any model."""
+"""Configs of the published models and towers, of a nano model for CPUs, and of the METER baselines."""
 
 from dataclasses import replace
 from typing import Any
@@ -73,14 +73,16 @@ NANO = ModelConfig(
 
 def meter(config: ModelConfig, bridge: str | None = None) -> ModelConfig:
     """Returns the METER baseline of `config` (official `METERTransformerSS`): neither bridges nor input LayerNorms."""
-    vision, text = config.fusion.vision_layers, config.fusion.text_layers
-    read: dict[str, Any] = {
-        "vision_layers": vision and vision[-1:],
-        "text_layers": text and text[-1:],
-    }
-    return replace(
-        config, fusion=replace(config.fusion, bridge=bridge, input_norm=bridge is not None, **read)
+    vision_layers = config.fusion.vision_layers
+    text_layers = config.fusion.text_layers
+    fusion = replace(
+        config.fusion,
+        bridge=bridge,
+        input_norm=bridge is not None,
+        vision_layers=vision_layers and vision_layers[-1:],
+        text_layers=text_layers and text_layers[-1:],
     )
+    return replace(config, fusion=fusion)
 
 
 def meter_with_norms(config: ModelConfig) -> ModelConfig:

@@ -1,9 +1,10 @@
-"""The towers: pixel values and token ids to the hidden states of some layers."""
+"""The towers, which map pixel values or token ids to the hidden states of some layers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +21,13 @@ from bridgetower.model.layers import (
 
 
 class Tower(nn.Module, ABC):
-    """What both kinds of towers have in common."""
+    """Base class of image and text towers."""
 
     checkpoint_activations = False
-    """Whether layers are to keep only their inputs in training; towers may ignore it."""
+    """Whether layers keep only their inputs in training. Towers may ignore it."""
 
     def stacked_layers(self) -> list[nn.Module]:
-        """Returns the layers, first to last; a custom tower needs this for `train_top` only."""
+        """Returns the layers, first to last. A custom tower needs this for `train_top` only."""
         raise ValueError(
             f"{type(self).__name__} does not list its layers, so that some cannot be trained apart"
         )
@@ -38,19 +39,25 @@ class Tower(nn.Module, ABC):
     def states(
         self, inputs: Tensor, mask: TokenMask, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l w"]]:
-        """Returns the hidden states after some layers, from which `continued` of towers of this package goes on."""
+        """Returns the hidden states after some layers, from which `resume` of a `Transformer` continues."""
         raise ValueError(
             f"{type(self).__name__} cannot go on from cached states; leave out train_top or freeze_towers"
         )
 
     def pooled(self, hidden: Float[Tensor, "b l w"]) -> Float[Tensor, "b w"]:
-        """Returns the global vector of the last layer that is read, from its hidden states; here their CLS."""
+        """Returns the global vector of the last layer that is read, which is its CLS in most towers."""
         return hidden[:, 0]
+
+    def run(
+        self, inputs: Tensor, mask: TokenMask, layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b l w"]]:
+        """Calls the tower, which takes a mask if it is a text tower."""
+        arguments = (inputs,) if isinstance(self, VisionTower) else (inputs, mask)
+        return self(*arguments, layers)
 
     def cls(self, inputs: Tensor, number: int, mask: TokenMask = None) -> Float[Tensor, "b w"]:
         """Returns the global vector of one layer."""
-        given = (inputs,) if isinstance(self, VisionTower) else (inputs, mask)
-        return self.pooled(self(*given, (number,))[-1])
+        return self.pooled(self.run(inputs, mask, (number,))[-1])
 
 
 class VisionTower(Tower):
@@ -81,15 +88,15 @@ class TextTower(Tower):
     def forward(
         self, input_ids: Int[Tensor, "b l"], mask: TokenMask, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l t"]]:
-        """Returns the hidden states of some layers, counted from 1 and increasing; `mask` is False on padding."""
+        """Returns the hidden states of some layers, counted from 1 and increasing. `mask` is False on padding."""
 
 
 class Transformer(Tower):
-    """What the towers of this package have in common: their hidden states can be cached between layers."""
+    """Base class of this package's towers, whose hidden states can be cached between layers."""
 
     layers: nn.ModuleList
     post_norm: nn.Module
-    """Makes of the hidden states of a layer what the projections read."""
+    """Final norm, applied to the hidden states of each layer before projection."""
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Float[Tensor, "b l w"]: ...
@@ -97,29 +104,33 @@ class Transformer(Tower):
     def stacked_layers(self) -> list[nn.Module]:
         return list(self.layers)
 
+    def attention(self, number: int) -> nn.Module:
+        """Returns the `DotProductAttention` of a layer, counted from 1."""
+        layer: Any = self.layers[number - 1]
+        return layer.attention.attention
+
     def states(
         self, inputs: Tensor, mask: TokenMask, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l w"]]:
         return self._run(self.embed(inputs), 0, mask, layers)
 
-    def continued(
+    def resume(
         self, states: Mapping[int, Float[Tensor, "b l w"]], mask: TokenMask, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l w"]]:
-        """Returns what a run returns for some layers, from `states` by layer: those up to the last one."""
+        """Returns the outputs of some layers, from `states` by layer up to the last cached one."""
         start = max(states)
-        known = [states[layer] for layer in layers if layer <= start]
-        rest = self._run(
-            states[start], start, mask, tuple(layer for layer in layers if layer > start)
-        )
-        return [self.post_norm(hidden) for hidden in known + rest]
+        cached = [states[layer] for layer in layers if layer <= start]
+        missing = tuple(layer for layer in layers if layer > start)
+        computed = self._run(states[start], start, mask, missing)
+        return [self.post_norm(hidden) for hidden in cached + computed]
 
     def _run(
         self, hidden: Tensor, start: int, mask: Tensor | None, layers: tuple[int, ...]
     ) -> list[Tensor]:
+        """Returns the hidden states after some layers, from those after layer `start`."""
         outputs = [hidden] if start in layers else []
-        for number, layer in enumerate(
-            self.layers[start : max(layers, default=start)], start=start + 1
-        ):
+        stop = max(layers, default=start)
+        for number, layer in enumerate(self.layers[start:stop], start=start + 1):
             hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden, mask)
             if number in layers:
                 outputs.append(hidden)
@@ -138,7 +149,8 @@ class VisionTransformer(Transformer, VisionTower):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        width, patch = config.hidden_size, config.patch_size
+        width = config.hidden_size
+        patch = config.patch_size
         self.patch_embedding = nn.Conv2d(
             3, width, kernel_size=patch, stride=patch, bias=config.patch_bias
         )
@@ -176,9 +188,10 @@ class VisionTransformer(Transformer, VisionTower):
                 f"expected sides that are multiples of the patch size {self.config.patch_size}"
             )
         patches = self.patch_embedding(inputs).flatten(2).transpose(1, 2)  # [B, P-1, V]
-        every = (self.class_embedding, self.distillation_embedding)
-        prefix: list[Tensor] = [embedding for embedding in every if embedding is not None]
-        # len() would fix the number in an export
+        prefix: list[Tensor] = [self.class_embedding]
+        if self.distillation_embedding is not None:
+            prefix.append(self.distillation_embedding)
+        # In an export, len(patches) would be a constant.
         prefix_tokens = torch.stack(prefix).expand(patches.shape[0], -1, -1)
         hidden = torch.cat([prefix_tokens, patches], dim=1)
         positions = resize_position_embedding(self.position_embedding, (height, width), len(prefix))
@@ -186,28 +199,27 @@ class VisionTransformer(Transformer, VisionTower):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the weights as CLIP does, over those that all layers get."""
+        """Draws the weights as CLIP does."""
         config = self.config
-        width = config.hidden_size**-0.5
-        branch = width * (2 * config.num_layers) ** -0.5
-        spreads: list[tuple[Tensor | None, float]] = [
-            *(
-                (self.class_embedding, width),
-                (self.distillation_embedding, width),
-                (self.position_embedding, width),
-            ),
-            (self.patch_embedding.weight, (3 * config.patch_size**2) ** -0.5),
-        ]
+        width_std = config.hidden_size**-0.5
+        residual_std = width_std * (2 * config.num_layers) ** -0.5
+
+        # Embeddings.
+        self.class_embedding.normal_(std=width_std, generator=generator)
+        if self.distillation_embedding is not None:
+            self.distillation_embedding.normal_(std=width_std, generator=generator)
+        self.position_embedding.normal_(std=width_std, generator=generator)
+        patch_std = (3 * config.patch_size**2) ** -0.5
+        self.patch_embedding.weight.normal_(std=patch_std, generator=generator)
+
+        # Layers.
+        up_std = (2 * config.hidden_size) ** -0.5
         for layer in self.layers:
             assert isinstance(layer, PreNormLayer)
-            spreads += [(layer.attention.qkv.weight, width), (layer.attention.out.weight, branch)]
-            spreads += [
-                (layer.mlp.up.weight, (2 * config.hidden_size) ** -0.5),
-                (layer.mlp.down.weight, branch),
-            ]
-        for weight, spread in spreads:
-            if weight is not None:
-                weight.normal_(std=spread, generator=generator)
+            layer.attention.qkv.weight.normal_(std=width_std, generator=generator)
+            layer.attention.out.weight.normal_(std=residual_std, generator=generator)
+            layer.mlp.up.weight.normal_(std=up_std, generator=generator)
+            layer.mlp.down.weight.normal_(std=residual_std, generator=generator)
 
 
 class TextTransformer(Transformer, TextTower):
@@ -235,18 +247,17 @@ class TextTransformer(Transformer, TextTower):
         self.config.check_length(inputs.shape[1])
         try:
             words = self.word_embedding(inputs)
-        except IndexError as error:  # which only a CPU raises
-            low, high = inputs.min().item(), inputs.max().item()
-            most = self.config.vocab_size - 1
+        except IndexError as error:  # on a CPU
             raise ValueError(
-                f"input_ids are from {low} to {high}; expected 0 to {most}, as the model's own tokenizer gives"
+                f"input_ids are from {inputs.min().item()} to {inputs.max().item()}; expected 0 to "
+                f"{self.config.vocab_size - 1}, as the model's own tokenizer gives"
             ) from error
         hidden = words + self.token_type_embedding.weight[0]
         hidden = self.embedding_norm(hidden + self.position_embedding(self.position_ids(inputs)))
         return self.dropout(hidden)
 
     def position_ids(self, input_ids: Int[Tensor, "b l"]) -> Int[Tensor, "*b l"]:
-        """RoBERTa: cumsum(ids ≠ pad)·(ids ≠ pad) + pad, from the ids and not from the mask; BERT: the column."""
+        """Returns cumsum(ids ≠ pad)·(ids ≠ pad) + pad, as RoBERTa, from ids and not the mask, or columns, as BERT."""
         if self.config.positions == "bert":
             return torch.arange(input_ids.shape[1], device=input_ids.device)
         is_token = (input_ids != self.config.pad_token_id).long()
@@ -257,7 +268,8 @@ def resize_position_embedding(
     position_embedding: Float[Tensor, "p v"], grid: tuple[int, int], num_prefix_tokens: int = 1
 ) -> Float[Tensor, "q v"]:
     """Interpolates positions to another grid as official `adapt_position_encoding`: bicubic, without antialiasing."""
-    prefix, patches = position_embedding[:num_prefix_tokens], position_embedding[num_prefix_tokens:]
+    prefix = position_embedding[:num_prefix_tokens]
+    patches = position_embedding[num_prefix_tokens:]
     side = round(len(patches) ** 0.5)
     if grid == (side, side):
         return position_embedding

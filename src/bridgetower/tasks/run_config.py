@@ -12,7 +12,7 @@ from tyro.conf import AvoidSubcommands
 
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.model.config import ModelConfig, Part
+from bridgetower.model.config import EncoderName, ModelConfig
 from bridgetower.model.presets import BASE
 from bridgetower.objectives.config import NotAnOption, PretrainingConfig, TaskConfig
 from bridgetower.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers, from_plain
@@ -167,7 +167,7 @@ class RunConfig:
     batch_size: int = 256
     micro_batch_size: int | None = None
     contrast_over: ContrastOver = "micro-batch"
-    checkpoint_activations: tuple[Part, ...] = ()
+    checkpoint_activations: tuple[EncoderName, ...] = ()
     freeze_towers: bool = False
     train_top: int | None = None
     frozen_views: int = 1
@@ -202,7 +202,7 @@ class RunConfig:
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         for model_part in self.checkpoint_activations:
-            check_choice("checkpoint_activations", model_part, Part)
+            check_choice("checkpoint_activations", model_part, EncoderName)
         self._check_combinations()
 
     def _check_combinations(self) -> None:
