@@ -1,1 +1,1 @@
-"""What runs a model: PyTorch, or its exported parts in ONNX Runtime or OpenVINO."""
+"""Backends of a model: PyTorch, or exported graphs in ONNX Runtime or OpenVINO."""

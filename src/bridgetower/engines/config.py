@@ -1,4 +1,4 @@
-"""Tables of the engines and of the forms that models are exported to, without torch."""
+"""Tables of the engines and of the forms of exported models, without torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class EngineSpec:
     """An engine that computes the outputs of a model.
 
     Attributes:
-        forms: By the precisions that it has, what a model is exported to for it; None: it runs the model itself.
-        also_reads: Forms that it reads in place of those, if a folder has been exported to them.
-        extra: Extra that installs the package of the engine's name; None: it is always there.
+        forms: Form that a model is exported to, by precision; None: the engine runs the model itself.
+        also_reads: Further forms that it reads, if a folder has been exported to them.
+        extra: Extra that installs the package of the engine's name; None: it is always installed.
     """
 
     forms: Mapping[Precision, Form | None]
@@ -29,8 +29,8 @@ class EngineSpec:
     extra: Extra | None = None
 
 
-# From the fastest on a CPU to the slowest, as measured in docs/engines.md. What loads exported parts for an engine is
-# in `LOADERS` of `parts.py`.
+# From the fastest on a CPU to the slowest, as measured in docs/engines.md. `LOADERS` of `parts.py` has the function
+# that loads exported parts for an engine.
 ENGINES: Mapping[EngineName, EngineSpec] = {
     "openvino": EngineSpec(
         forms={"fp32": "onnx", "bf16": "onnx"}, also_reads=("openvino",), extra="openvino"
@@ -45,7 +45,7 @@ class FormSpec:
     """A form of exported parts.
 
     Attributes:
-        precision: In which an engine gives the model's numbers; exports are compared in it.
+        precision: Precision in which the outputs of an engine are compared with those of the model.
         tolerance: Largest difference from the model, as a share of an output's largest value where that is above one.
     """
 
@@ -53,7 +53,7 @@ class FormSpec:
     tolerance: float = 1e-4
 
 
-# What writes parts in a form is in `WRITERS` of `export.py`. The tolerance of int8 only finds broken exports.
+# `WRITERS` of `export.py` has the function that writes parts in a form. The tolerance of int8 is for broken exports.
 FORMS: Mapping[Form, FormSpec] = {
     "onnx": FormSpec(),
     "onnx-int8": FormSpec(precision="int8", tolerance=0.2),
@@ -62,7 +62,7 @@ FORMS: Mapping[Form, FormSpec] = {
 
 
 def engines_with(precision: Precision) -> list[EngineName]:
-    """Returns the engines that have a precision, from the fastest on a CPU to the slowest."""
+    """Returns the engines with a precision, from the fastest on a CPU to the slowest."""
     return [name for name, spec in ENGINES.items() if precision in spec.forms]
 
 

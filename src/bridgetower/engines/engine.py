@@ -1,4 +1,4 @@
-"""Engines of a predictor: the model itself on any device, or exported parts on the CPU.
+"""Engines of a predictor, which run the model itself on any device, or its exported parts on the CPU.
 
 Both have the methods of `BridgeTower`, but take float32 pixels and inputs on any device. Several threads may call them
 at once. Heads run in `model`.
@@ -36,15 +36,15 @@ from bridgetower.model.fusion import Encoded, Fused, FusionOutputs, Mask
 from bridgetower.model.layers import compiler_options, to_device
 
 _STARTING = Lock()
-# Each method of an engine, and the part of the model that it runs.
-_PARTS = {"encode_image": "vision", "encode_text": "text", "fuse": "fusion"}
+# The encoder that each method of an engine runs.
+_ENCODERS = {"encode_image": "vision", "encode_text": "text", "fuse": "fusion"}
 
 
 class TorchEngine:
     """The model itself, in evaluation mode and in the number format that it computes in.
 
-    On a CPU, its kernels are swapped in and the weights of each part packed when it is first used: loading takes no
-    second copy, and embedding texts none of the rest. A compiled model has few graphs, as inputs come in one form.
+    On a CPU, kernels are swapped in, and the weights of each encoder are packed when it is first used, so that loading
+    needs no second copy. A compiled model has few graphs, as inputs come in one form.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TorchEngine:
         return {**vars(self), "_compiled": {}, "_packed": set()}
 
     def _method(self, name: str) -> Callable[..., Any]:
-        """Returns a method of the model, ready to run; several threads may make the first call at once."""
+        """Returns a method of the model, ready to run, also if several threads make the first call at once."""
         with _STARTING:
             if self._compiler is None:
                 self._pack(name)
@@ -77,12 +77,12 @@ class TorchEngine:
         return self._compiled.get(name) or getattr(self.model, name)
 
     def _pack(self, method: str) -> None:
-        """Packs the weights of the part that a method runs, and at first those outside of all parts."""
+        """Packs the weights of the encoder that a method runs, and first those outside of all encoders."""
         if not self._packed:
-            parts = [getattr(self.model, part) for part in _PARTS.values()]
-            pack_weights(self.model, excluded=parts)
+            encoders = [getattr(self.model, name) for name in _ENCODERS.values()]
+            pack_weights(self.model, excluded=encoders)
         if method not in self._packed:
-            pack_weights(getattr(self.model, _PARTS[method]))
+            pack_weights(getattr(self.model, _ENCODERS[method]))
             self._packed.add(method)
 
     def encode_image(
@@ -109,7 +109,7 @@ class TorchEngine:
         return self._method("encode_text")(input_ids, mask, outputs=outputs)
 
     def cache_image(self, image: Encoded) -> Encoded:
-        # The cache is part of what `fuse` computes.
+        # The cache is made by layers of the fusion encoder.
         self._method("fuse")
         return self.model.cache_image(image)
 
@@ -119,13 +119,15 @@ class TorchEngine:
 
     def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
         if self._compiler is not None and image.layers and text.layers:
-            image, text = _in_one_form(image), _in_one_form(text)
+            image = _in_one_form(image)
+            text = _in_one_form(text)
         return self._method("fuse")(image, text, outputs)
 
 
 def _in_one_form(encoded: Encoded) -> Encoded:
-    """Copies selected rows, and makes the CLS, of which only the size is read, a view."""
+    """Copies selected rows, and makes the CLS a view."""
     layers = tuple(encoded.layers)
+    # Fusion reads only the size of the CLS.
     return replace(encoded, layers=layers, cls=layers[0][:, 0])
 
 
@@ -134,7 +136,7 @@ Engine = TorchEngine | PartsEngine
 
 @dataclass(frozen=True, kw_only=True)
 class EngineChoice:
-    """How a model is to be run; see `load`."""
+    """Engine, precision and device of a model, see `load`."""
 
     engine: EngineName = "torch"
     precision: Precision = "fp32"
@@ -192,13 +194,13 @@ class EngineChoice:
 def choose_engine(
     engine: EngineRequest, precision: Precision, device: str | int | torch.device | None
 ) -> EngineName:
-    """Returns the requested engine; `auto` is torch on a GPU, on a CPU the fastest that is installed."""
+    """Returns the requested engine. `auto` is torch on a GPU, and the fastest installed engine on a CPU."""
     if engine != "auto":
         return engine
     candidates = engines_with(precision)
     if "torch" in candidates and find_device(device).type != "cpu":
         return "torch"
-    # Other engines export what was not exported.
+    # A model that was not exported is exported first.
     can_export = is_installed("onnxscript")
     for name in candidates:
         if name == "torch" or (can_export and is_installed(name)):

@@ -1,8 +1,8 @@
-"""Exported folders: a checkpoint with an ONNX graph per part beside it, compared with the model before it is used.
+"""Exported folders, which are checkpoints with a graph of each part of the model beside them.
 
 ONNX lets a graph name a range of bytes in another file as a tensor, and a safetensors file is such ranges after a
 header. So the float32 parts of a model share one copy of its weights, in a file that this package loads as any
-checkpoint. Parts in int8 have their own.
+checkpoint. Parts in int8 have weights of their own.
 """
 
 from __future__ import annotations
@@ -68,23 +68,23 @@ def require_engine(form: Form) -> list[EngineName]:
 def write_exported(
     checkpoint: Checkpoint, folder: Path, form: Form = "onnx", *, progress: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Writes a checkpoint in float32 with its parts, compared with the model; nothing is left if they differ."""
+    """Writes a checkpoint in float32 with its parts, or nothing if their outputs differ from the model's."""
     engines = require_engine(form)
     spec = FORMS[form]
     tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
     with new_folder(folder) as temporary:
-        # The weights, in one file, as graphs refer to it.
+        # The weights are in one file, to which graphs refer.
         write_checkpoint(replace(checkpoint, tensors=tensors), temporary, shard_bytes=math.inf)
         model = read_checkpoint(temporary, extensions=checkpoint.extensions).model(copy=False)
 
-        # The parts, each compared with the model.
+        # Each part is compared with the model.
         runners = {engine: Runner(engine, temporary, spec.precision) for engine in engines}
         differences: dict[str, dict[str, float]] = {engine: {} for engine in engines}
         for name in counted(part_names(model), "exporting parts", enabled=progress):
-            part = ExportedPart(model, name)
-            WRITERS[form](part, temporary / f"{name}.onnx")
+            exported_part = ExportedPart(model, name)
+            WRITERS[form](exported_part, temporary / f"{name}.onnx")
             for engine, runner in runners.items():
-                difference = _largest_difference(part, partial(runner.run, name))
+                difference = _largest_difference(exported_part, partial(runner.run, name))
                 if difference > spec.tolerance:
                     raise ValueError(
                         f"part {name} in {engine} differs from the model by {difference:.1e}; expected at most "
@@ -92,10 +92,8 @@ def write_exported(
                     )
                 differences[engine][name] = difference
 
-        # The manifest, which names all files by their digests.
-        files = [
-            file for suffix in ("onnx", "xml", "bin") for file in temporary.glob(f"*.{suffix}")
-        ]
+        # The manifest names all files with their digests.
+        files = [file for file in temporary.iterdir() if file.suffix in (".onnx", ".xml", ".bin")]
         manifest = {
             "version": VERSION,
             "form": form,
@@ -109,13 +107,13 @@ def write_exported(
 
 
 def _largest_difference(
-    part: ExportedPart, run: Callable[[Sequence[Tensor]], list[Tensor]]
+    exported_part: ExportedPart, run: Callable[[Sequence[Tensor]], list[Tensor]]
 ) -> float:
     """Returns the largest difference of outputs from the model's, over examples of several sizes."""
     largest = 0.0
-    for inputs in part.examples():
+    for inputs in exported_part.examples():
         with torch.no_grad():
-            expected = part(*inputs)
+            expected = exported_part(*inputs)
         for output, reference in zip(run(inputs), expected, strict=True):
             scale = reference.abs().max().clamp(min=1)
             difference = (output - reference).abs().max() / scale
@@ -130,7 +128,7 @@ def is_exported(folder: Path, engine: EngineName, form: Form) -> bool:
 
 
 def exported_model(folder: Path, extensions: Extensions) -> BridgeTower:
-    """Returns the model of an exported folder, once its parts and their weights are known to be whole."""
+    """Checks the files of an exported folder and returns its model."""
     manifest = read_json(folder / MANIFEST)
     if manifest.get("version") != VERSION:
         raise ValueError(
@@ -177,7 +175,7 @@ def cached_export(
                     "%s is damaged (%s); it is removed and exported again", folder, error
                 )
                 remove_folder(folder)
-        # Others in the cache may belong to live processes.
+        # Temporary folders of other exports may belong to live processes.
         remove_leftovers(cache, folder.name)
         logger.info("%s: exporting it for this engine, once, to %s", checkpoint.source, folder)
         write_exported(checkpoint, folder, form, progress=progress)
@@ -185,7 +183,7 @@ def cached_export(
 
 
 def content_key(checkpoint: Checkpoint) -> str:
-    """Returns a name that checkpoints share if their config, their weights and all code of their parts are equal."""
+    """Returns a digest of the config, the weights and the code of a checkpoint."""
     model = checkpoint.model(copy=False)
     extensions = checkpoint.extensions
     builders = {
@@ -210,17 +208,17 @@ def products_overflow() -> bool:
     return {"avx512_vnni", "avx_vnni"}.isdisjoint(cpu_info().get("flags", "").split())
 
 
-def write_graph(part: ExportedPart, path: Path) -> None:
+def write_graph(exported_part: ExportedPart, path: Path) -> None:
     """Writes the graph of a part, which names its weights in the checkpoint beside it."""
     import onnx_ir as ir
     from onnxscript.optimizer import optimize_ir
 
-    # Weights that were computed in advance would be stored in the graph.
+    # Tensors computed of weights would be stored in the graph.
     def should_fold(node: Any) -> bool | None:
         has_weights = any(value is not None and value.is_initializer() for value in node.inputs)
         return False if has_weights else None
 
-    model = _graph(part, optimize=False).model
+    model = _graph(exported_part, optimize=False).model
     optimize_ir(model, should_fold=should_fold)
 
     # Constants that no checkpoint holds stay in the graph.
@@ -244,13 +242,13 @@ def write_graph(part: ExportedPart, path: Path) -> None:
 
 
 def _split_products(model: Any) -> None:
-    """Splits the weights of linear layers whose output is split, as engines would copy the output."""
+    """Splits the weights of a linear layer instead of its output, which engines would copy."""
     import onnx_ir as ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     graph = model.graph
     for split in [node for node in graph if node.op_type == "Split"]:
-        # The linear layer that the output comes from, with weights in a file and rows of equal pieces.
+        # The linear layer before a split, with weights in a file and equal pieces of their rows.
         layer = _linear_layer(split)
         if layer is None:
             continue
@@ -266,11 +264,11 @@ def _split_products(model: Any) -> None:
         if any(output.shape[-1] != width or output.is_graph_output() for output in split.outputs):
             continue
 
-        # A layer for each output, with a range of the bytes of weight and bias.
+        # A layer for each output, with ranges of the bytes of weight and bias.
         for number, output in enumerate(split.outputs):
             pieces = []
             for value in stored:
-                tensor = _piece(value, number, count)
+                tensor = _tensor_rows(value, number, count)
                 piece = ir.Value(
                     name=tensor.name, shape=tensor.shape, type=value.type, const_value=tensor
                 )
@@ -298,7 +296,7 @@ def _linear_layer(split: Any) -> tuple[Any, Any, Any] | None:
     return product.inputs[0], transpose.inputs[0], add.inputs[1]
 
 
-def _piece(value: Any, number: int, count: int) -> Any:
+def _tensor_rows(value: Any, number: int, count: int) -> Any:
     """Returns one of `count` equal pieces of the rows of a stored tensor."""
     import onnx_ir as ir
 
@@ -315,22 +313,22 @@ def _piece(value: Any, number: int, count: int) -> Any:
     )
 
 
-def write_openvino(part: ExportedPart, path: Path) -> None:
-    """Writes a part as OpenVINO's own files, weights included, in place of a graph."""
+def write_openvino(exported_part: ExportedPart, path: Path) -> None:
+    """Writes a part as OpenVINO's files with weights in place of a graph."""
     import openvino
 
-    write_graph(part, path)
+    write_graph(exported_part, path)
     model = openvino.Core().read_model(path)
     openvino.save_model(model, path.with_suffix(".xml"), compress_to_fp16=False)
     path.unlink()
 
 
-def write_int8_graph(part: ExportedPart, path: Path) -> None:
-    """Writes a part with linear layers in int8, weights included."""
+def write_int8_graph(exported_part: ExportedPart, path: Path) -> None:
+    """Writes the graph of a part with weights, those of linear layers in int8."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # Only weights that stand beside their product are quantised, so the graph is optimised first.
-    program = _graph(part, optimize=True)
+    # Only weights that are direct inputs of a product are quantised, so the graph is optimised first.
+    program = _graph(exported_part, optimize=True)
     program.model.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch, replacing(path) as temporary:
         program.save(Path(scratch) / "part.onnx", external_data=True)
@@ -350,43 +348,43 @@ WRITERS: Mapping[Form, Callable[[ExportedPart, Path], None]] = {
 }
 
 
-def _graph(part: ExportedPart, *, optimize: bool) -> Any:
+def _graph(exported_part: ExportedPart, *, optimize: bool) -> Any:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     with warnings.catch_warnings():
-        # The exporter warns of its own parts.
+        # The exporter warns of its own code.
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
-            part.exported(),
+            exported_part.exported(),
             dynamo=True,
             verbose=False,
             optimize=optimize,
             opset_version=_OPSET,
-            input_names=list(part.dynamic),
-            output_names=part.output_names,
+            input_names=list(exported_part.dynamic),
+            output_names=exported_part.output_names,
         )
-    # The metadata name files of this machine.
+    # Metadata name files of this machine.
     ClearMetadataAndDocStringPass()(program.model)
     return program
 
 
 def weights_fingerprint(folder: Path, form: Form) -> str:
-    """Returns what ties parts to the weights: the header of the file if graphs refer to it, else all bytes."""
+    """Returns a digest of the weights on which parts rely: of their header if graphs refer to it, else of all bytes."""
+    path = folder / _WEIGHTS
     if form != "onnx":
-        return sha256_of(folder / _WEIGHTS)
-    return hashlib.sha256(
-        json.dumps(_header(folder / _WEIGHTS), sort_keys=True).encode()
-    ).hexdigest()
+        return sha256_of(path)
+    return hashlib.sha256(json.dumps(_header(path), sort_keys=True).encode()).hexdigest()
 
 
 def tensor_ranges(weights: Path) -> dict[str, tuple[int, int]]:
-    """Returns where the tensors of a safetensors file lie: first byte and number of bytes."""
+    """Returns the first byte and the number of bytes of each tensor of a safetensors file."""
     first, header = _header(weights)
     offsets = {name: entry["data_offsets"] for name, entry in header.items()}
     return {name: (first + start, end - start) for name, (start, end) in offsets.items()}
 
 
 def _header(weights: Path) -> tuple[int, dict[str, Any]]:
+    """Returns the position of the first byte after the header, and the entries of the header."""
     with weights.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = parse_json(file.read(size), f"the header of {weights}")

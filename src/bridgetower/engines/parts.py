@@ -1,4 +1,4 @@
-"""The parts that a model is exported in, and the engine that runs them on a CPU."""
+"""Parts in which a model is exported, and the engine that runs them on a CPU."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def part_names(model: BridgeTower) -> tuple[PartName, ...]:
 
 
 class ExportedPart(nn.Module):
-    """A part of a model with random inputs, two images or texts, the second text padded, ready to be exported."""
+    """A part of a model with random inputs for its export: two images or texts, the second text padded."""
 
     def __init__(self, model: BridgeTower, name: PartName) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class ExportedPart(nn.Module):
         length = min(8, config.max_length)
         pixel_values = torch.randn(2, 3, side, side, generator=generator)
         input_ids = torch.randint(config.vocab_size - 1, (2, length), generator=generator)
-        input_ids += input_ids >= config.pad_token_id  # so that it is any other id
+        input_ids += input_ids >= config.pad_token_id  # any id but that of padding
         mask = torch.ones_like(input_ids)
         input_ids[1, length // 2 :] = config.pad_token_id
         mask[1, length // 2 :] = 0
@@ -114,7 +114,7 @@ class ExportedPart(nn.Module):
 
 
 class PartsEngine:
-    """Runs towers and fusion encoder as exported parts; of the model's weights, only those of the heads are read."""
+    """Runs towers and fusion encoder as exported parts, and reads no weights of the model but those of the heads."""
 
     def __init__(self, model: BridgeTower, runner: Runner) -> None:
         self.model = model.requires_grad_(False)
@@ -164,7 +164,7 @@ class PartsEngine:
         return Encoded(tuple(layers), cls, attention_mask)
 
     def cache_image(self, encoded: Encoded) -> Encoded:
-        return encoded  # parts share nothing between pairs
+        return encoded  # exported parts share nothing between pairs
 
     cache_text = cache_image
 
@@ -178,13 +178,13 @@ class PartsEngine:
                 f"{len(image)} images and {len(text)} texts; expected one text per image: index them first"
             )
         mask = torch.ones(text.layers[0].shape[:2]) if text.mask is None else text.mask
-        part: PartName = "fusion_text" if outputs == "text" else "fusion_pooled"
-        (output,) = self._run(part, *image.layers, *text.layers, mask.to(torch.int64))
+        name: PartName = "fusion_text" if outputs == "text" else "fusion_pooled"
+        (output,) = self._run(name, *image.layers, *text.layers, mask.to(torch.int64))
         return Fused(**{outputs: output})
 
-    def _run(self, part: PartName, *inputs: Tensor) -> list[Tensor]:
-        *layers, last = self._runner.run(part, inputs)
-        return [*layers, last.float()]  # what heads read
+    def _run(self, name: PartName, *inputs: Tensor) -> list[Tensor]:
+        *layers, last = self._runner.run(name, inputs)
+        return [*layers, last.float()]  # heads compute in float32
 
 
 Run = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -201,22 +201,22 @@ class Runner:
     def __reduce__(self) -> tuple[type[Runner], tuple[EngineName, Path, Precision]]:
         return Runner, self._arguments
 
-    def run(self, part: PartName, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Runs a part on inputs in the order of `ExportedPart`, which is also that of the outputs."""
+    def run(self, name: PartName, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Runs a part, whose inputs and outputs are in the order of `ExportedPart`."""
         with self._loading:
-            if part not in self._loaded:
+            if name not in self._loaded:
                 engine, folder, precision = self._arguments
-                self._loaded[part] = LOADERS[engine](folder / f"{part}.onnx", precision)
-        return self._loaded[part](inputs)
+                self._loaded[name] = LOADERS[engine](folder / f"{name}.onnx", precision)
+        return self._loaded[name](inputs)
 
 
 def load_onnxruntime(path: Path, precision: Precision) -> Run:
-    """Loads a graph, whose own weights are of the precision."""
+    """Loads a graph, whose weights have the precision."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Between two parts, threads of the one must not keep those of the other from the cores.
+    # Threads of one part would spin after its run, and keep those of the next part from the cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
@@ -230,7 +230,7 @@ def load_onnxruntime(path: Path, precision: Precision) -> Run:
 
 
 def load_openvino(path: Path, precision: Precision) -> Run:
-    """Loads a graph, or OpenVINO's own files that are in its place."""
+    """Loads a graph, or OpenVINO's files in its place."""
     import openvino
 
     if path.with_suffix(".xml").exists():
@@ -243,7 +243,7 @@ def load_openvino(path: Path, precision: Precision) -> Run:
     core = openvino.Core()
     model = core.read_model(path)
     _read_keys_by_rows(model)
-    # Hidden states are bfloat16 too, or all that is added to them is computed in float32.
+    # With hidden states in float32, sums with them would be computed in float32.
     if precision == "bf16":
         steps = openvino.preprocess.PrePostProcessor(model)
         for number, port in enumerate(model.inputs):
@@ -284,7 +284,7 @@ def load_openvino(path: Path, precision: Precision) -> Run:
 
 
 def _read_keys_by_rows(model: Any) -> None:
-    """Has the product of attention read keys by rows: OpenVINO would copy them for a transposition."""
+    """Lets the product of attention read keys by rows, as OpenVINO would copy them for a transposition."""
     from openvino import opset13
 
     for product in model.get_ops():
