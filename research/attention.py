@@ -32,7 +32,8 @@ from bridgetower.drawing import LINE_STYLES, STYLE, png
 from bridgetower.files import write_bytes, write_json
 from bridgetower.inference.predictor import load
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.hidden_states import FusionAttention, hidden_states
+from bridgetower.model.fusion import FusionAttention
+from bridgetower.model.hidden_states import hidden_states
 from bridgetower.progress import counted
 
 _TINY = 1e-30

@@ -249,7 +249,10 @@ class TestEncoder:
     @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
     def test_caches_change_nothing(self, config):
         encoder, (image, text, mask) = made(FusionEncoder(config)), inputs(config)
-        caches = encoder.cached("image", image), encoder.cached("text", text, mask)
+        caches = (
+            encoder.cache_first_layer("image", image),
+            encoder.cache_first_layer("text", text, mask),
+        )
         ours, expected = (
             encoder(image, text, mask, "all", *caches),
             encoder(image, text, mask, "all"),

@@ -46,7 +46,7 @@ class TimmTower(VisionTower):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        settings = _settings("vision", config, "architecture")
+        settings = _tower_settings("vision", config, "architecture")
         self.model, built = _timm(settings, config.image_size)
         names = ("patch_size", "hidden_size", "num_layers", "prefix_tokens")
         _check_sizes("vision", config, built, *names)
@@ -107,7 +107,7 @@ class TransformersTower(TextTower):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        settings = _settings("text", config, "model_type")
+        settings = _tower_settings("text", config, "model_type")
         self.model, built = _transformers(settings, config.dropout)
         names = ("vocab_size", "hidden_size", "num_layers", "max_positions")
         _check_sizes("text", config, built, *names)
@@ -232,7 +232,7 @@ def transformers_tokenizer(folder: Path) -> Tokenizer | None:
     return tokenizer
 
 
-def _settings(
+def _tower_settings(
     encoder: EncoderName, config: VisionConfig | TextConfig, key: str
 ) -> Mapping[str, Any]:
     settings = config.settings or {}
@@ -267,7 +267,7 @@ def _timm(settings: Mapping[str, Any], image_size: int | None) -> tuple[Any, Vis
         )
     size = {} if image_size is None else {"img_size": image_size}
     try:
-        model = _build(
+        model = _instantiate(
             lambda: timm.create_model(architecture, **{**arguments, **size, "num_classes": 0})
         )
     except TypeError as error:
@@ -343,7 +343,7 @@ def _transformers(settings: Mapping[str, Any], dropout: float) -> tuple[Any, Tex
         raise ValueError(
             f"{kind} is an encoder with a decoder; expected an encoder such as modernbert"
         )
-    model = _build(lambda: AutoModel.from_config(config))
+    model = _instantiate(lambda: AutoModel.from_config(config))
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     skips_padding = any(
@@ -365,7 +365,7 @@ def _transformers(settings: Mapping[str, Any], dropout: float) -> tuple[Any, Tex
     )
 
 
-def _build(build: Callable[[], Any]) -> Any:
+def _instantiate(build: Callable[[], Any]) -> Any:
     """Builds a model, on `meta` with values in its buffers, as checkpoints do not hold all of them."""
     if torch.get_default_device().type != "meta":
         return build()
