@@ -141,14 +141,11 @@ class AdaptiveManager(Manager):
         return tower + self.stream_weight * stream
 
 
-def _adaptive_manager(config: FusionConfig, layer: int, num_tower_layers: int) -> Manager:
-    manager = StaticManager if layer == 1 else AdaptiveManager
-    return manager(config, layer, num_tower_layers)
-
-
 BridgeBuilder = Callable[[FusionConfig, int, int], nn.Module]
 BRIDGES: dict[str, BridgeBuilder] = {
     **{kind: partial(Bridge, kind=kind) for kind in MIXING_BRIDGES},
     "static_manager": StaticManager,
-    "adaptive_manager": _adaptive_manager,
+    "adaptive_manager": lambda config, layer, num_tower_layers: (
+        StaticManager if layer == 1 else AdaptiveManager
+    )(config, layer, num_tower_layers),
 }
