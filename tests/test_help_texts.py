@@ -25,3 +25,43 @@ def test_help_states_one_default_and_names_what_is_given(command, capsys, monkey
     ] == []
     begun = re.compile(r"\W*--[a-z].*?(?: {2,}|\n\W*)(?:Of|To|In|Such|After|Its|Their)\b")
     assert [entry for entry in entries if begun.match(entry)] == []
+
+
+def help_of(capsys, *words):
+    """Returns the options of a help by panel, and its last line."""
+    with pytest.raises(SystemExit):
+        cli.main(list(words))
+    text = capsys.readouterr().out
+    panels = {}
+    for line in text.splitlines():
+        if title := re.match(r"╭─ ([\w. -]+?) ─", line):
+            panels[title[1]] = []
+        if option := re.match(r"│ (?:-h, )?--([\w.-]+)", line):
+            panels[list(panels)[-1]].append(option[1])
+    return panels, text.splitlines()[-1]
+
+
+def num_options(*command):
+    """Counts the options of a command, a flag and its opposite as one."""
+    return sum(not option.startswith("--no-") for option in cli._known_options(*command))
+
+
+def test_options_of_a_command_stand_before_those_of_all(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    panels, _ = help_of(capsys, "match", "--help")
+    assert list(panels) == ["positional arguments", "options", "model", "engine", "output"]
+    assert panels["options"] == ["help", "images", "texts", "all-pairs"]
+    assert sum(map(len, panels.values())) == num_options("match")
+    assert panels == help_of(capsys, "match", "--help-all")[0]
+
+
+def test_train_shows_what_matters_and_names_the_option_for_all(capsys):
+    panels, last_line = help_of(capsys, "train", "retrieval-coco", "--help")
+    names = [name for panel in panels.values() for name in panel]
+    assert len(names) <= 25
+    assert {"out", "init", "data.folders", "batch-size", "optimizer.lr", "max-epochs"} <= {*names}
+    all_panels, _ = help_of(capsys, "train", "retrieval-coco", "--help-all")
+    num_all = sum(map(len, all_panels.values()))
+    assert num_all == num_options("train", "retrieval-coco")
+    expected = f"{num_all - len(names)} more options: bridgetower train … --help-all"
+    assert last_line == expected

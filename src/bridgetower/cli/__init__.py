@@ -16,7 +16,7 @@ from typing import Any
 
 import bridgetower
 from bridgetower.cli.output import STDOUT, log_to, with_options
-from bridgetower.cli.parsing import Parse, deferred, known_options, meant, parsed, subcommands
+from bridgetower.cli.parsing import HELP, Parse, deferred, known_options, meant, parsed, subcommands
 from bridgetower.files import short_name, shortened, visible, writing
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
@@ -50,7 +50,6 @@ SHELLS = ("bash", "zsh", "fish")
 
 COMMANDS = {name: module for commands in GROUPS.values() for name, module in commands.items()}
 _MODEL_FIRST = {*GROUPS["use a model"], *GROUPS["convert"], "evaluate"} - {"explain"}
-_HELP = {"-h", "--help"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,7 +89,7 @@ def reported(arguments: Sequence[str] = ()) -> Iterator[None]:
 
 def _run(name: str = "", *arguments: str) -> None:
     """Runs a command, or prints the help or the version."""
-    if name in _HELP:
+    if name in HELP:
         print(_overview())
     elif name == "--version":
         print(f"bridgetower {bridgetower.__version__}")
@@ -122,7 +121,7 @@ def _completion_script(shell: str = "") -> str:
 
 def _complete_arguments(name: str, arguments: list[str]) -> list[str]:
     """Returns the arguments of a command with those that follow from others or from the environment."""
-    if name == "serve" and not _HELP & {*arguments}:
+    if name == "serve" and not HELP & {*arguments}:
         return import_module("bridgetower.cli.serve").with_environment(arguments, os.environ)
     if name == "train":
         return _with_one_length(arguments)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import functools
 import io
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import Annotated, Any, TextIO, get_type_hints
+
+from bridgetower.cli.panels import ALL, WIDEST, in_panels
+
+HELP = {"-h", "--help", ALL}
 
 Parse = Callable[[Sequence[str]], Callable[[], None]]
 """Returns the call that arguments stand for."""
@@ -52,13 +58,22 @@ def parsed(name: str, arguments: Sequence[str], parse: Parse) -> Callable[[], No
     """Returns the call of a command, or raises ValueError with what is wrong with its arguments in one line."""
     printed = io.StringIO()
     environment = dict(os.environ)
-    if not {"-h", "--help"} & {*arguments}:
-        os.environ["COLUMNS"] = "9999"  # keeps each line of an error whole
+    shows_help = bool(HELP & {*arguments})
+    # One column of panels, and each line of an error as it is.
+    width = min(WIDEST, shutil.get_terminal_size().columns) if shows_help else 9999
+    os.environ["COLUMNS"] = str(width)
+    help_text = _Help(sys.stdout)
+    words = ["--help" if word == ALL else word for word in arguments]
     try:
-        with redirect_stderr(printed), redirect_stdout(_ShortUsage(sys.stdout, name)):
-            return parse(arguments)
+        with redirect_stderr(printed), redirect_stdout(help_text):
+            return parse(words)
     except SystemExit as ended:
         if ended.code != 2:
+            text = help_text.getvalue()
+            # Names the kind of subcommands, not dozens of them.
+            kind = _SUBCOMMAND_KINDS.get(name)
+            text = re.sub(r"(usage:.*)\{[\w,-]{50,}\}", rf"\1{kind}", text)
+            sys.stdout.write(in_panels(text, name, show_all=ALL in arguments))
             raise
         raise ValueError(_problem(printed.getvalue(), name, arguments, parse)) from None
     finally:
@@ -66,18 +81,20 @@ def parsed(name: str, arguments: Sequence[str], parse: Parse) -> Callable[[], No
         os.environ.update(environment)
 
 
-class _ShortUsage:
-    """Standard output whose usage names the kind of subcommands, not dozens of them."""
+class _Help(io.StringIO):
+    """Keeps a help, which has colours if it is for a terminal."""
 
-    def __init__(self, stream: TextIO, name: str) -> None:
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
         self.stream = stream
-        self.kind = _SUBCOMMAND_KINDS.get(name)
 
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(self.stream, attribute)
+    def isatty(self) -> bool:
+        return self.stream.isatty()
 
-    def write(self, text: str) -> int:
-        return self.stream.write(re.sub(r"(usage:.*)\{[\w,-]{50,}\}", rf"\1{self.kind}", text))
+    @property
+    def encoding(self) -> str | None:  # type: ignore[override]
+        """The name by which tyro knows UTF-8."""
+        return codecs.lookup(self.stream.encoding or "ascii").name
 
 
 def known_options(parse: Parse, arguments: Sequence[str]) -> dict[str, list[str]]:
