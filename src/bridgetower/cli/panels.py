@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 ALL = "--help-all"
 """Option that shows every option of a command whose help shows the ones that matter most."""
@@ -68,9 +69,6 @@ _MAIN: Mapping[str, tuple[str, ...]] = {
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _OPTION = re.compile(r"[│|] (?:-\w, )?--([a-z][\w.-]*)")
 
-Panel = tuple[str, list[list[str]], str]
-"""The line above a panel, its entries, and the line below it. Lines before the first entry are one too."""
-
 
 def in_panels(text: str, command: str, *, show_all: bool) -> str:
     """Returns the help of a command with its options in panels.
@@ -91,69 +89,51 @@ def in_panels(text: str, command: str, *, show_all: bool) -> str:
             lines.append(line)
             continue
         end = next(row for row, below in enumerate(remaining) if "╰" in below)
-        panel = line, _entries(remaining[:end]), remaining[end]
+        entries = _entries(remaining[:end])
+        bottom = remaining[end]
         remaining = remaining[end + 1 :]
+
         if main is not None:
-            panel, count = _main_entries(panel, main)
-            num_left_out += count
+            names = [_option_name(entry[0]) for entry in entries]
+            num_left_out += sum(bool(name) and name not in main for name in names)
+            entries = [entry for entry, name in zip(entries, names, strict=True) if name in main]
         if title[1] == "options" and command not in _MAIN:
-            lines += _split(panel)
-        elif panel[1]:
-            lines += _joined(panel)
+            lines += _split_panel(line, entries, bottom)
+        elif entries:
+            lines += [line, *chain.from_iterable(entries), bottom]
     if num_left_out:
         lines.append(f"{num_left_out} more options: bridgetower {command} … {ALL}")
     return "\n".join(lines) + "\n"
 
 
 def _entries(lines: Sequence[str]) -> list[list[str]]:
-    """Returns the lines of each option."""
+    """Returns the lines of each option, after those before the first one."""
     entries: list[list[str]] = []
     for line in lines:
-        if not entries or _name(line):
+        if not entries or _option_name(line):
             entries.append([])
         entries[-1].append(line)
     return entries
 
 
-def _name(line: str) -> str:
+def _option_name(line: str) -> str:
     match = _OPTION.match(_COLOUR.sub("", line))
     return match[1] if match else ""
 
 
-def _main_entries(panel: Panel, main: Sequence[str]) -> tuple[Panel, int]:
-    """Returns a panel with the options that matter most, and the number of the others."""
-    top, entries, bottom = panel
-    kept = [entry for entry in entries if _name(entry[0]) in main]
-    return (top, kept, bottom), len(entries) - len(kept)
-
-
-def _split(panel: Panel) -> list[str]:
-    """Returns the lines of the panel of options as several, with the command's own first."""
-    top, entries, bottom = panel
+def _split_panel(top: str, entries: Sequence[list[str]], bottom: str) -> list[str]:
+    """Returns the panel of options as several, with the command's own first, unless it has few."""
     panel_of = {name: title for title, names in _PANELS.items() for name in names}
     entries_of: dict[str, list[list[str]]] = {"options": [], **{title: [] for title in _PANELS}}
     for entry in entries:
-        entries_of[panel_of.get(_name(entry[0]), "options")].append(entry)
-    if not entries_of["model"]:  # few options, which need no order
-        return _joined(panel)
+        entries_of[panel_of.get(_option_name(entry[0]), "options")].append(entry)
+    if not entries_of["model"]:
+        return [top, *chain.from_iterable(entries), bottom]
     lines: list[str] = []
     for title, of_panel in entries_of.items():
         if of_panel:
-            lines += _joined((_retitled(top, title), of_panel, bottom))
+            dashes = "─" * (1 + len("options") - len(title))
+            lines.append(top.replace("─ options ─", f"─ {title} {dashes}", 1))
+            lines += chain.from_iterable(of_panel)
+            lines.append(bottom)
     return lines
-
-
-def _retitled(top: str, title: str) -> str:
-    """Returns the line above a panel with another title, as wide as before."""
-    filled = f"╭─ {title} "
-    before = "╭─ options "
-    width = len(before) - len(filled)
-    dashes = "─" * abs(width)
-    if width >= 0:
-        return top.replace(f"{before}─", f"{filled}─{dashes}", 1)
-    return top.replace(f"{before}{dashes}", filled, 1)
-
-
-def _joined(panel: Panel) -> list[str]:
-    top, entries, bottom = panel
-    return [top, *(line for entry in entries for line in entry), bottom]
