@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bridgetower.checkpoints import push_to_hub as push_to_hub
     from bridgetower.checkpoints import read_checkpoint as read_checkpoint
     from bridgetower.checkpoints import save as save
+    from bridgetower.fitting.run import fit as fit
     from bridgetower.inference.attention import draw_explanation as draw_explanation
     from bridgetower.inference.attention import explain as explain
     from bridgetower.inference.predictor import Predictor as Predictor
@@ -64,6 +65,7 @@ _HOMES = {
     "draw_explanation": "bridgetower.inference.attention",
     "embed_source": "bridgetower.inference.vector_files",
     "explain": "bridgetower.inference.attention",
+    "fit": "bridgetower.fitting.run",
     "hidden_states": "bridgetower.model.hidden_states",
     "load": "bridgetower.inference.predictor",
     "push_to_hub": "bridgetower.checkpoints",
@@ -77,6 +79,7 @@ _EXTRAS: Mapping[str, Extra] = {
     "Searcher": "search",
     "build_index": "search",
     "draw_explanation": "plot",
+    "fit": "train",
     "train": "train",
 }
 """What is missing in a plain installation."""

@@ -16,7 +16,7 @@ from bridgetower.data.sets.schema import SCHEMAS
 from bridgetower.evaluation.config import Judgement, RetrievalConfig
 from bridgetower.inference.predictor import load
 from bridgetower.processor import open_image
-from bridgetower.reports.errors import _card, read_slices, write_errors
+from bridgetower.reports.errors import card, read_slices, write_errors
 from bridgetower.tasks.table import evaluate
 from rows import write_set
 
@@ -108,7 +108,7 @@ def test_images_are_on_the_background_of_the_model(tiny_processor):
         processor = copy(tiny_processor)
         processor.config = replace(processor.config, background=background)
         images = SimpleNamespace(contents=lambda numbers: [file.getvalue()], processor=processor)
-        small = _card(judgement(1), images)["images"][0][0]
+        small = card(judgement(1), images)["images"][0][0]
         expected = open_image(file.getvalue(), background=background).getpixel((4, 4))
         seen = Image.open(io.BytesIO(small)).convert("RGB").getpixel((4, 4))
         assert max(abs(a - b) for a, b in zip(seen, expected, strict=True)) <= 3

@@ -39,7 +39,12 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "mcp": "search",
         "serve": "serve",
     },
-    "train and evaluate": {"train": "runs", "evaluate": "evaluation", "compare": "runs"},
+    "train and evaluate": {
+        "fit": "fit",
+        "train": "runs",
+        "evaluate": "evaluation",
+        "compare": "runs",
+    },
     "prepare data": {"prepare": "data", "inspect": "data"},
     "convert": {"convert": "models", "export": "models"},
 }

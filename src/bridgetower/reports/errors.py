@@ -69,7 +69,7 @@ def write_errors(
         title=title,
         lead=lead,
         is_retrieval=is_retrieval,
-        misses=[_card(judgement, images) for judgement in worst_first[:misses]],
+        misses=[card(judgement, images) for judgement in worst_first[:misses]],
         confusions=None if is_retrieval else _confusions(worst_first),
         calibration=_calibration(judgements),
         slices=_slices(judgements, with_answers=not is_retrieval),
@@ -110,7 +110,7 @@ def _with_slices(
     ]
 
 
-def _card(judgement: Judgement, images: PreparedImages) -> dict[str, Any]:
+def card(judgement: Judgement, images: PreparedImages) -> dict[str, Any]:
     """Returns the fields of a judgement with thumbnails of its images and their titles."""
     indices = list(judgement.images)
     titles = [""] * len(indices)

@@ -148,6 +148,7 @@ class RunConfig:
             or every few epochs where there are more than 20. The end is measured too, with 0 alone; None: never.
         checkpoint_every: Steps between checkpoints that a killed run resumes from.
         select_by: Validation metric whose best checkpoint is kept; higher is better.
+        patience: Evaluations in a row without a better score after which the run ends; None: it ends at its last step.
         log_every: Steps between lines of `metrics.jsonl`, which also has the first and the last step; losses are those
             of that step, as means over the processes.
     """
@@ -184,6 +185,7 @@ class RunConfig:
     evaluate_every: int | EachEpoch | None = 0
     checkpoint_every: int = 500
     select_by: str = "rsum"
+    patience: int | None = None
     log_every: int = 10
 
     def __post_init__(self) -> None:
@@ -196,6 +198,7 @@ class RunConfig:
             "log_every",
             "frozen_views",
             "train_top",
+            "patience",
         )
         bounds = {"align_first": AT_LEAST_0, "max_skipped_steps": AT_LEAST_0}
         check_numbers(self, "", **bounds, **dict.fromkeys(counts, AT_LEAST_1))
@@ -226,6 +229,12 @@ class RunConfig:
                 self.evaluate_every not in ("epoch", None)
                 and not (type(self.evaluate_every) is int and self.evaluate_every >= 0),
                 f"evaluate_every is {self.evaluate_every!r}; expected steps, at least 0, or epoch, or None",
+            ),
+            (
+                self.patience is not None
+                and (self.evaluate_every in (0, None) or self.data.trains_on_validation),
+                f"patience {self.patience} needs evaluations while the run goes on, of a split that is not trained on; "
+                "set evaluate_every, or leave patience out",
             ),
             (
                 self.init is not None and in_init,

@@ -159,7 +159,7 @@ def train(
                 write_json(out / CONFIG, config.to_dict())
 
             # Build the model and its task, which may leave examples out.
-            context = build_task(config, checkpoint, _build_model(config, checkpoint), spec)
+            context = build_task(config, checkpoint, build_model(config, checkpoint), spec)
             check_batch_size(config, len(context.examples))
             del checkpoint  # on a GPU, its tensors are a second copy
             if config.freeze_towers:
@@ -263,7 +263,7 @@ def _check_model_and_task(out: Path, previous: RunConfig, config: RunConfig) -> 
         )
 
 
-def _build_model(config: RunConfig, checkpoint: Checkpoint) -> BridgeTower:
+def build_model(config: RunConfig, checkpoint: Checkpoint) -> BridgeTower:
     """Builds the model in training mode on the device of this process."""
     device = run_device(config.device)
     set_numerics(device, config.precision, deterministic=config.deterministic)

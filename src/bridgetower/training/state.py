@@ -72,6 +72,7 @@ class TrainingState:
     skipped: int = 0  # steps that changed no weight, as their gradients were not finite
     evaluated: int = 0  # step of the last evaluation
     best: float | None = None  # score of `best/`
+    stale: int = 0  # evaluations since then
     metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
 
 

@@ -113,8 +113,8 @@ class Trainer:
         """Trains to the end, writes `last/` and returns the last evaluation. A finished run only returns it."""
         if self.changed:
             self._accept_changes()
-        if 0 < self.state.step == self.max_steps and not self._needs_evaluation():
-            logger.info("%s is finished: all %d steps are done", self.out, self.state.step)
+        if self.state.step > 0 and self._is_done() and not self._needs_evaluation():
+            logger.info("%s is finished: %d steps are done", self.out, self.state.step)
             self._save_last()
             return self.state.metrics
 
@@ -131,7 +131,7 @@ class Trainer:
                 self.log.write("changed", self.state.step, self.changed)
             if self._needs_evaluation():  # the run was stopped before it could
                 self._evaluate()
-            while self.state.step < self.max_steps:
+            while not self._is_done():
                 is_stopping = self._step(batches, signals)
                 # The state is saved first: an evaluation may take longer than a launcher waits after its signal.
                 if is_stopping or self._needs_evaluation() or self._needs_saving():
@@ -146,12 +146,18 @@ class Trainer:
             self._save_last()
         return self.state.metrics
 
+    def _is_done(self) -> bool:
+        patience = self.config.patience
+        is_stale = patience is not None and self.state.stale >= patience
+        return is_stale or self.state.step == self.max_steps
+
     def _accept_changes(self) -> None:
         """Notes changed values of the config in the run folder."""
         if any(
             name.startswith(_MEASURED) and name != "evaluation.batch_size" for name in self.changed
         ):
             self.state.best = None
+            self.state.stale = 0
             # Before the config is written: a run that is killed after that finds nothing changed.
             self.saver.amend(self.state)
         if rank() == 0:
@@ -311,9 +317,13 @@ class Trainer:
                     config.data.validation_split,
                     ", the best so far" if is_best else "",
                 )
+            state.stale += 1
             if is_best:
                 state.best = score
+                state.stale = 0
                 save_checkpoint(self.context, self.out / "best", state.metrics)
+            if self._is_done() and state.step < self.max_steps and rank() == 0:
+                logger.info("stopping early: the last %d evaluations were not better", state.stale)
             state.evaluated = state.step
             self.saver.amend(state)
 

@@ -30,7 +30,7 @@ from bridgetower.data.sources.example import Example, check_bad
 from bridgetower.data.sources.fetch import list_files, read_part_of_set
 from bridgetower.data.sources.reader import read
 from bridgetower.files import json_object
-from bridgetower.plain import from_plain
+from bridgetower.plain import check_numbers, from_plain
 
 CLASSES_FILE = "classes.json"
 STATEMENTS = Headings(
@@ -80,6 +80,7 @@ class CustomSetConfig(WritingConfig):
         text_column: Column with the text or a list of texts; default: one of the usual names.
         test_fraction: Share of the images for test, where the source gives no splits.
         validation_fraction: Share of the images for validation, likewise.
+        folds: Number of folds for a cross-validation, called fold-1, fold-2 and so on, in place of the splits; 0: none.
         seed: Seed of the split; the same image comes into the same split whatever else the source has.
     """
 
@@ -87,10 +88,14 @@ class CustomSetConfig(WritingConfig):
     text_column: str | None = None
     test_fraction: float = 0.1
     validation_fraction: float = 0.1
+    folds: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_numbers(self, folds=(0, 20))
+        if self.folds == 1:
+            raise ValueError("folds is 1; expected 0, or 2 to 20")
         fractions = self.test_fraction, self.validation_fraction
         if min(fractions) < 0 or sum(fractions) >= 1:
             raise ValueError(
@@ -240,6 +245,7 @@ def prepare_custom(
         spec.schema,
         config,
         shares={"test": config.test_fraction, "validation": config.validation_fraction},
+        folds=config.folds,
         seed=config.seed,
         by_content=True,
         progress=progress,

@@ -111,6 +111,7 @@ class SetWriter:
         config: WritingConfig,
         *,
         shares: Mapping[str, float] | None = None,
+        folds: int = 0,
         seed: int = 0,
         by_content: bool = False,
         progress: bool = True,
@@ -121,7 +122,15 @@ class SetWriter:
         # Returns the content of further JSON files by name, such as a vocabulary of answers. Called at the end.
         self.files: Callable[[], Mapping[str, Any]] = dict
         self.bad: list[str] = []  # messages about unusable items
+        # Images without a split are drawn into these by their shares, and into the last one otherwise.
         self._shares = shares or {}
+        self._rest = "train"
+        self._training_splits = {"train"}
+        if folds:
+            names = fold_names(folds)
+            self._shares = dict.fromkeys(names[:-1], 1 / folds)
+            self._rest = names[-1]
+            self._training_splits = set(names)
         self._seed = seed
         self._by_content = by_content  # equal images are one image, and may have one split only
         self._progress = progress
@@ -237,10 +246,10 @@ class SetWriter:
         return list(filter(None, stripped))
 
     def training_entries(self) -> Iterator[Any]:
-        """Yields the entries of the training split as JSON holds them."""
+        """Yields the entries of the training split, or of all folds, as JSON holds them."""
         for batch in self._example_table.scan(["split", "example"]):
             for row in batch.to_pylist():
-                if row["split"] == "train":
+                if row["split"] in self._training_splits:
                     yield json.loads(row["example"])["entry"]
 
     def finish(
@@ -275,6 +284,10 @@ class SetWriter:
             raise ValueError(
                 f"{source}: {self._origin_by_has_split[True]} has a split and "
                 f"{self._origin_by_has_split[False]} none; give all or none"
+            )
+        if True in self._origin_by_has_split and self._rest != "train":
+            raise ValueError(
+                f"{self._origin_by_has_split[True]} has a split, and folds are in place of splits; leave folds out"
             )
         if False in self._origin_by_has_split:
             self._fill_empty_splits()
@@ -322,7 +335,7 @@ class SetWriter:
         group = rows[0] if rows else -1 - self._num_entries.total()
         if not split:
             mark = self._digests[group] if rows else name.encode()
-            split = split_of(mark, self._shares, self._seed)
+            split = split_of(mark, self._shares, self._seed) or self._rest
         if self._by_content:
             for image in images:
                 key = _hash(image.name, image.version)
@@ -390,8 +403,8 @@ class SetWriter:
 
     def _fill_empty_splits(self) -> None:
         """Moves a group into each split that the hash left empty, so that a small set can be evaluated."""
-        for split in SPLITS:
-            is_needed = split == "train" or self._shares.get(split, 0) > 0
+        for split in (self._rest, *reversed(self._shares)):
+            is_needed = split == self._rest or self._shares[split] > 0
             largest = max(self._groups, key=lambda name: len(self._groups[name]))
             if not is_needed or self._groups.get(split) or len(self._groups[largest]) < 2:
                 continue
@@ -427,7 +440,8 @@ def _warn_of_small_splits(source: object, info: DatasetInfo) -> None:
     for name, split in info.splits.items():
         count = split.images or split.examples
         noun = "image" if split.images else "example"
-        if name != "train" and count < MIN_EVALUATED:
+        # The results of folds are joined.
+        if name != "train" and not name.startswith("fold-") and count < MIN_EVALUATED:
             logger.warning(
                 "%s: %s has %d %s: metrics of so few hardly tell two models apart, and of more processes than that "
                 "some have nothing to evaluate; give more data",
@@ -572,14 +586,22 @@ def read_info(folder: str | Path) -> DatasetInfo:
 
 
 def split_of(mark: bytes, shares: Mapping[str, float], seed: int) -> str:
-    """Returns a split by a hash of the mark, so that no other image changes the split of an image."""
+    """Returns a split by a hash of the mark, so that no other image changes the split of an image.
+
+    The text is empty if the hash is beyond all shares.
+    """
     digest = hashlib.blake2b(b"%d %s" % (seed, mark), digest_size=8).digest()
     fraction = int.from_bytes(digest, "big") / 2**64
     for name, share in shares.items():
         if fraction < share:
             return name
         fraction -= share
-    return "train"
+    return ""
+
+
+def fold_names(folds: int) -> list[str]:
+    """Returns the names of the splits of a cross-validation."""
+    return [f"fold-{number}" for number in range(1, folds + 1)]
 
 
 def _version(image: Image) -> str:

@@ -1,0 +1,1 @@
+"""From a table to a measured model: columns, task, plan, training and report by one call."""

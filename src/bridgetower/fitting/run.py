@@ -1,0 +1,285 @@
+"""A fit from its source to its report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.data.sets.custom import CUSTOM_SETS, prepare_custom
+from bridgetower.distributed import broadcast_object, process_group, rank
+from bridgetower.evaluation.config import EvaluationOptions, Outcome, RetrievalConfig
+from bridgetower.files import write_json
+from bridgetower.fitting.measure import (
+    FitResult,
+    Scores,
+    TestedExamples,
+    joined_scores,
+    result_of,
+)
+from bridgetower.fitting.plan import FitPlan, measure_costs
+from bridgetower.fitting.report import write_report
+from bridgetower.fitting.rules import choose_splits, choose_trained, chosen_config, recipe_of
+from bridgetower.fitting.survey import FitColumns, choose_task, survey_source
+from bridgetower.inference.predictor import Predictor, load
+from bridgetower.model.config import HeadsConfig
+from bridgetower.tasks.run_config import CONFIG, TIMEOUT_MINUTES
+from bridgetower.tasks.spec import TaskSpec
+from bridgetower.tasks.table import evaluate, spec_of
+from bridgetower.training.data_parallel import run_device
+from bridgetower.training.run import train
+
+PUBLISHED = "BridgeTower/bridgetower-large-itm-mlm-itc"
+"""The model that a fit starts from by default."""
+
+SCRATCH = "none"
+"""Value of `init` that starts from random weights."""
+
+PLAN = "plan.json"
+RESULT = "result.json"
+REPORT = "report.html"
+
+_BAD_SHARE = 0.1  # of the rows may be left out
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOutcome:
+    """What a fit has made.
+
+    Attributes:
+        plan: What was done.
+        result: What was reached; None if only the plan was asked for.
+        model: Folder of the model, for `bridgetower.load`.
+    """
+
+    plan: FitPlan
+    result: FitResult | None
+    model: Path
+
+
+def fit(
+    source: str | Path,
+    out: str | Path,
+    init: str | None = None,
+    *,
+    columns: FitColumns | None = None,
+    plan_only: bool = False,
+    device: str = "auto",
+    max_epochs: int | None = None,
+    seed: int = 0,
+    timeout_minutes: float = TIMEOUT_MINUTES,
+    progress: bool = True,
+    on_plan: Callable[[FitPlan], None] = lambda plan: None,
+) -> FitOutcome:
+    """Prepares a source, trains the task that its columns make, and measures the model on what it was not trained on.
+
+    The task, the splits and the settings of the training follow from the data (docs/fit.md). A killed fit goes on where
+    it was, by the same call. Started by torchrun, all processes train.
+
+    Args:
+        source: As `bridgetower prepare` takes it: a folder of images, a table, tar shards, or the URL of one.
+        out: Folder with `data/`, `run/` (of the model), `folds/`, plan.json, result.json and report.html.
+        init: Model to start from, as `bridgetower.load` takes it; "none": random weights; None: `PUBLISHED`.
+        columns: Task and columns that are given; None: by the usual names.
+        plan_only: Stop after the plan, for which the source is prepared.
+        device: `auto` takes a GPU if there is one.
+        max_epochs: Passes over the training examples at most; None: by the number of examples.
+        seed: Of new weights, order and draws.
+        timeout_minutes: How long a process waits for the others.
+        progress: Show progress bars.
+        on_plan: Is called with the plan before the training starts.
+
+    Raises:
+        OSError: The source or the model cannot be read, or the disk has no room.
+        ValueError: The columns make no task, too many rows are bad, or the model does not fit the data.
+    """
+    out = Path(out)
+    columns = columns or FitColumns()
+    with process_group(device, timeout_minutes):
+        plan = None
+        error = None
+        if rank() == 0:
+            try:
+                plan = _make_plan(
+                    str(source),
+                    out,
+                    init,
+                    columns,
+                    device=device,
+                    max_epochs=max_epochs,
+                    seed=seed,
+                    progress=progress,
+                )
+                on_plan(plan)
+            except (ValueError, OSError) as problem:
+                error = problem
+        plan, error = broadcast_object((plan, error))
+        if error is not None:
+            raise error
+        assert plan is not None
+        if plan_only:
+            return FitOutcome(plan=plan, result=None, model=plan.checkpoint)
+
+        # Train the model of each fold and that of all, or the only one.
+        configs = {plan.fold_run(fold): plan.fold_config(fold) for fold in plan.folds}
+        configs[plan.run] = plan.config
+        for number, (run, config) in enumerate(configs.items(), start=1):
+            if rank() == 0:
+                logger.info("training %d of %d: %s", number, len(configs), run)
+            train(
+                config,
+                run,
+                resume=(run / CONFIG).exists(),
+                timeout_minutes=timeout_minutes,
+                progress=progress,
+            )
+
+        result = _measure(plan, device, progress=progress)
+        return FitOutcome(plan=plan, result=result, model=plan.checkpoint)
+
+
+def _make_plan(
+    source: str,
+    out: Path,
+    init: str | None,
+    columns: FitColumns,
+    *,
+    device: str,
+    max_epochs: int | None,
+    seed: int,
+    progress: bool,
+) -> FitPlan:
+    """Prepares the source and returns the plan, with what it takes."""
+    logger.info("reading the rows of %s", source)
+    survey = survey_source(source, columns)
+    task = choose_task(source, survey, columns)
+    splits = choose_splits(survey.images, survey.splits)
+    heads = _heads_of(init)
+    recipe = recipe_of(task.kind, heads)
+
+    # Prepare the set: what is wrong with an image is found here.
+    max_errors = int(_BAD_SHARE * survey.rows)
+    spec = CUSTOM_SETS[task.kind]
+    settings = {**task.settings, **splits.settings, "max_errors": max_errors}
+    folder = out / "data"
+    info = prepare_custom(task.kind, source, folder, spec.config(**settings), progress=progress)
+
+    # Choose the run, and time it.
+    num_examples = sum(info.splits[name].examples for name in splits.train)
+    device_type = run_device(device).type
+    trained = "all" if heads is None else choose_trained(num_examples, device_type)
+    config = chosen_config(
+        recipe,
+        splits,
+        num_examples=num_examples,
+        trained=trained,
+        init=None if init == SCRATCH else init or PUBLISHED,
+        folder=str(folder),
+        precision="bf16" if device_type == "cuda" else "fp32",
+    )
+    config = replace(config, device=device, seed=seed, max_epochs=max_epochs or config.max_epochs)
+    plan = FitPlan(
+        source=source,
+        out=out,
+        task=task,
+        splits=splits,
+        config=config,
+        trained=trained,
+        counts=info.counts(),
+        left_out=info.left_out,
+        max_errors=max_errors,
+    )
+    plan = replace(plan, costs=measure_costs(plan, info))
+    write_json(out / PLAN, plan.to_dict())
+    return plan
+
+
+def _heads_of(init: str | None) -> HeadsConfig | None:
+    """Returns the heads of the model to start from; None for random weights."""
+    if init == SCRATCH:
+        return None
+    try:
+        return read_checkpoint(init or PUBLISHED).config.heads
+    except FileNotFoundError as error:
+        if init is not None:
+            raise
+        raise FileNotFoundError(
+            f"no init is given, and {PUBLISHED} (866 million weights, 3.5 GB to download, for a GPU) is not at hand "
+            f"({error}); give init: a model's folder, demo for that of `make demo`, or none for random weights, which "
+            "learn captions and questions of small drawings"
+        ) from error
+
+
+def _measure(plan: FitPlan, device: str, *, progress: bool) -> FitResult:
+    """Measures the model on tested examples, and what it started from, and writes the report."""
+    spec = spec_of(plan.config.task)
+    folds = plan.folds
+    tested_splits = folds or (plan.splits.test,)
+    examples = TestedExamples.read(
+        plan.task.kind,
+        str(plan.data),
+        spec.schema,
+        tested_splits,
+        plan.splits.train,
+    )
+    outcomes: list[Outcome] = []
+    befores: list[Outcome] = []
+    before = _model_before(plan, device)
+    predictor = None
+    for split in tested_splits:
+        folder = plan.fold_run(split) / "last" if folds else plan.checkpoint
+        predictor = load(str(folder), device=device)
+        outcomes.append(_evaluated(plan, spec, predictor, split, progress=progress))
+        if before is not None:
+            befores.append(_evaluated(plan, spec, before, split, progress=progress))
+    assert predictor is not None
+
+    scores = joined_scores([examples.scores(outcome) for outcome in outcomes])
+    baselines: list[tuple[str, Scores]] = []
+    if befores:
+        before_scores = joined_scores([examples.scores(outcome) for outcome in befores])
+        baselines.append((f"the model before, {plan.config.init}", before_scores))
+    if constant := examples.constant_scores(scores):
+        baselines.append(constant)
+    names = predictor.class_names(spec.head) if spec.head else ()
+    num_images = max(outcome.counts.get("num_images", 0) for outcome in outcomes)
+    result = result_of(plan.task.kind, scores, baselines, examples.chance(names, num_images))
+    if rank() == 0:
+        write_json(plan.out / RESULT, {**result.to_dict(), "model": str(plan.checkpoint)})
+        judgements = [examples.judgements(outcome) for outcome in outcomes]
+        write_report(plan.out / REPORT, plan, result, outcomes, judgements)
+    return result
+
+
+def _model_before(plan: FitPlan, device: str) -> Predictor | None:
+    """Returns the model that the fit started from if it can do the task without being trained."""
+    init = plan.config.init
+    if init is None:
+        return None
+    heads = read_checkpoint(init).config.heads
+    if plan.task.kind == "pairs":
+        return load(init, device=device) if heads.itc else None
+    if plan.task.kind == "vqa":
+        return load(init, device=device) if heads.vqa else None
+    return None
+
+
+def _evaluated(
+    plan: FitPlan, spec: TaskSpec, predictor: Predictor, split: str, *, progress: bool
+) -> Outcome:
+    benchmark = next(iter(spec.benchmarks))
+    config = RetrievalConfig(batch_size=plan.config.evaluation.batch_size)
+    if spec.name == "pretraining":
+        config = replace(plan.config.evaluation, protocol="standard")
+    return evaluate(
+        predictor,
+        benchmark,
+        [plan.data],
+        split,
+        config,
+        EvaluationOptions(work=plan.out / "work", progress=progress),
+    )
