@@ -287,6 +287,31 @@ class TestSplits:
         assert abs(names.count("test") / 20_000 - 0.2) < 0.01
         assert abs(names.count("validation") / 20_000 - 0.05) < 0.005
 
+    def test_folds_share_out_all_images(self, tmp_path):
+        """Also where the hash leaves one empty. Answers and classes are those of all folds."""
+        rows = [{"question": "what?", "answer": f"answer {n}"} for n in range(40)]
+        prepared(tmp_path, "vqa", rows, VqaSetConfig(folds=5))
+        splits = read_info(tmp_path / "out").splits
+        assert list(splits) == [f"fold-{n}" for n in range(1, 6)]
+        assert sum(split.images for split in splits.values()) == 40
+        assert min(split.images for split in splits.values()) > 0
+        assert len(read_vocabulary(tmp_path / "out")) == 40
+        draws = [split_of(b"%d" % n, dict.fromkeys("abcd", 0.2), 3) for n in range(20_000)]
+        assert all(
+            abs(draws.count(fold) / 20_000 - 0.2) < 0.01 for fold in ("a", "b", "c", "d", "")
+        )
+
+        few = table(tmp_path / "few", [{"image": f"{n}.png", "caption": "x"} for n in range(5)])
+        prepare_custom("pairs", few, tmp_path / "few-out", PairsConfig(folds=4))
+        assert {split.images for split in read_info(tmp_path / "few-out").splits.values()} <= {1, 2}
+
+    def test_folds_are_refused_beside_splits(self, tmp_path):
+        rows = [{"caption": "x", "split": "train"}]
+        with pytest.raises(ValueError, match="leave folds out"):
+            prepared(tmp_path, "pairs", rows, PairsConfig(folds=5))
+        with pytest.raises(ValueError, match="expected 0, or 2 to 20"):
+            PairsConfig(folds=1)
+
     def test_equal_images_come_into_one_split_as_one_image(self, tmp_path):
         for number in range(30):
             photo(tmp_path / "in" / f"{number}.png", number % 3)

@@ -85,7 +85,7 @@ class TestSelection:
         assert [folder for folder, _ in saved] == [*[tmp_path / "best"] * 2, tmp_path / "last"]
         assert validations(tmp_path) == [(2, 1.0), (4, 3.0), (6, 3.0), (7, 2.0)]
         assert states.saved(tmp_path) == TrainingState(
-            step=7, evaluated=7, best=3.0, metrics=metrics
+            step=7, evaluated=7, best=3.0, stale=2, metrics=metrics
         )
         seen = []
         other = build(
@@ -96,6 +96,29 @@ class TestSelection:
         run(other, tmp_path / "other")
         assert torch.equal(saved[1][1], seen[0])
         assert not torch.equal(saved[0][1], seen[0])
+
+    @pytest.mark.parametrize(
+        ("scores", "steps", "best"),
+        [
+            ([1.0, 3.0, 3.0, 2.0, 9.0, 1.0], 8, 3.0),
+            ([1.0, 3.0, 2.0, 4.0, 4.0, 5.0], 12, 5.0),  # two in a row, not in all
+        ],
+    )
+    def test_patience_ends_a_run_that_no_longer_improves(
+        self, build, tmp_path, scores, steps, best
+    ):
+        """A run that ended early is finished, and more patience continues it."""
+        left = iter(scores)
+        options = {"evaluate": lambda: {"rsum": next(left)}, "max_steps": 12, "evaluate_every": 2}
+        Trainer(build(patience=2, **options), tmp_path, resume=False, progress=False).run()
+        assert (states.saved(tmp_path).step, states.saved(tmp_path).best) == (steps, best)
+        again = build(patience=2, **options)
+        Trainer(again, tmp_path, resume=True, progress=False).run()
+        assert states.saved(tmp_path).step == steps
+        if steps < 12:
+            longer = build(patience=3, **options)
+            Trainer(longer, tmp_path, resume=True, progress=False).run()
+            assert (states.saved(tmp_path).step, states.saved(tmp_path).best) == (12, 9.0)
 
     @pytest.mark.parametrize(
         ("name", "best"),

@@ -14,7 +14,7 @@ from bridgetower.cli.output import emit, emit_following, emit_rows, is_json
 from bridgetower.data.sets.custom import SOURCE_HELP
 from bridgetower.extras import require
 from bridgetower.fitting.survey import FitColumns
-from bridgetower.tasks.run_config import TIMEOUT_MINUTES
+from bridgetower.tasks.run_config import TIMEOUT_MINUTES, Device
 
 if TYPE_CHECKING:
     from bridgetower.fitting.measure import FitResult
@@ -34,8 +34,9 @@ def fit_command(
     init: str | None = None,
     columns: Annotated[FitColumns, arg(name="")] = FitColumns(),  # noqa: B008 - frozen
     plan: bool = False,
+    max_errors: int | None = None,
     max_epochs: int | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     seed: int = 0,
     timeout_minutes: float = TIMEOUT_MINUTES,
     json: Json = False,
@@ -58,6 +59,7 @@ def fit_command(
         init: Model to start from; default: the published one; `none`: random weights.
         columns: Columns, where the usual names are not theirs.
         plan: Stop after the plan.
+        max_errors: Rows that may be left out because they cannot be used; default: a tenth of them.
         max_epochs: Passes over the training examples at most; default: by their number.
         device: cpu, cuda or auto, which takes a GPU if there is one.
         seed: Of new weights, order and draws.
@@ -66,21 +68,27 @@ def fit_command(
     require("train")
     require("plot")
     from bridgetower.fitting.run import fit
+    from bridgetower.training.trainer import Interrupted
 
     as_json = is_json(json)
-    outcome = fit(
-        source,
-        out,
-        None if init is None else demo_or(init),
-        columns=columns,
-        plan_only=plan,
-        device=device,
-        max_epochs=max_epochs,
-        seed=seed,
-        timeout_minutes=timeout_minutes,
-        progress=sys.stderr.isatty(),
-        on_plan=lambda made: None if as_json else print_plan(made),
-    )
+    try:
+        outcome = fit(
+            source,
+            out,
+            None if init is None else demo_or(init),
+            columns=columns,
+            plan_only=plan,
+            max_errors=max_errors,
+            device=device,
+            max_epochs=max_epochs,
+            seed=seed,
+            timeout_minutes=timeout_minutes,
+            progress=sys.stderr.isatty(),
+            on_plan=lambda made: None if as_json else print_plan(made),
+        )
+    except Interrupted as stopped:
+        print(f"{stopped}, as does the same command", file=sys.stderr)
+        raise SystemExit(128 + stopped.signal) from None
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:

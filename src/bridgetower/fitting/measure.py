@@ -209,7 +209,7 @@ def format_score(value: float, unit: str) -> str:
 
 
 @dataclass
-class TestedExamples:
+class HeldOutExamples:
     """The rows of tested splits by the id of their entry, and the answers of the training entries."""
 
     kind: str
@@ -219,7 +219,7 @@ class TestedExamples:
     @classmethod
     def read(
         cls, kind: str, folder: str, schema: Schema, tested: Sequence[str], trained: Sequence[str]
-    ) -> TestedExamples:
+    ) -> HeldOutExamples:
         rows: dict[str, Row] = {}
         for row in PreparedSet(folder, tested, schema).scan():
             entry = row["entry"]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from bridgetower.data.sets.prepared_set import fold_names
 from bridgetower.model.config import HeadsConfig
-from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.run_config import Precision, RunConfig
 from bridgetower.tasks.table import RECIPES
 
 Trained = Literal["fusion", "top", "all"]
@@ -149,7 +149,8 @@ def chosen_config(
     trained: Trained,
     init: str | None,
     folder: str,
-    precision: str,
+    precision: Precision,
+    max_length: int | None,
 ) -> RunConfig:
     """Returns the run for a set.
 
@@ -161,6 +162,7 @@ def chosen_config(
         init: The model to start from; None: random weights.
         folder: Of the set.
         precision: Of the forward pass.
+        max_length: Tokens that the text tower takes; None: of a new model.
     """
     batch_size = _batch_size(num_examples)
     steps_per_epoch = num_examples // batch_size
@@ -171,6 +173,7 @@ def chosen_config(
         folders=(folder,),
         train_splits=splits.train,
         validation_split=splits.validation or splits.test or splits.train[0],
+        max_length=min(recipe.data.max_length, max_length or recipe.data.max_length),
         num_workers=0,
     )
     optimizer = recipe.optimizer

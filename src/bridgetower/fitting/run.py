@@ -14,8 +14,8 @@ from bridgetower.evaluation.config import EvaluationOptions, Outcome, RetrievalC
 from bridgetower.files import write_json
 from bridgetower.fitting.measure import (
     FitResult,
+    HeldOutExamples,
     Scores,
-    TestedExamples,
     joined_scores,
     result_of,
 )
@@ -24,8 +24,8 @@ from bridgetower.fitting.report import write_report
 from bridgetower.fitting.rules import choose_splits, choose_trained, chosen_config, recipe_of
 from bridgetower.fitting.survey import FitColumns, choose_task, survey_source
 from bridgetower.inference.predictor import Predictor, load
-from bridgetower.model.config import HeadsConfig
-from bridgetower.tasks.run_config import CONFIG, TIMEOUT_MINUTES
+from bridgetower.model.config import ModelConfig
+from bridgetower.tasks.run_config import CONFIG, TIMEOUT_MINUTES, Device
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import evaluate, spec_of
 from bridgetower.training.data_parallel import run_device
@@ -68,7 +68,8 @@ def fit(
     *,
     columns: FitColumns | None = None,
     plan_only: bool = False,
-    device: str = "auto",
+    max_errors: int | None = None,
+    device: Device = "auto",
     max_epochs: int | None = None,
     seed: int = 0,
     timeout_minutes: float = TIMEOUT_MINUTES,
@@ -86,6 +87,7 @@ def fit(
         init: Model to start from, as `bridgetower.load` takes it; "none": random weights; None: `PUBLISHED`.
         columns: Task and columns that are given; None: by the usual names.
         plan_only: Stop after the plan, for which the source is prepared.
+        max_errors: Rows that may be left out because they cannot be used; None: a tenth of them.
         device: `auto` takes a GPU if there is one.
         max_epochs: Passes over the training examples at most; None: by the number of examples.
         seed: Of new weights, order and draws.
@@ -109,6 +111,7 @@ def fit(
                     out,
                     init,
                     columns,
+                    max_errors=max_errors,
                     device=device,
                     max_epochs=max_epochs,
                     seed=seed,
@@ -148,7 +151,8 @@ def _make_plan(
     init: str | None,
     columns: FitColumns,
     *,
-    device: str,
+    max_errors: int | None,
+    device: Device,
     max_epochs: int | None,
     seed: int,
     progress: bool,
@@ -158,11 +162,12 @@ def _make_plan(
     survey = survey_source(source, columns)
     task = choose_task(source, survey, columns)
     splits = choose_splits(survey.images, survey.splits)
-    heads = _heads_of(init)
-    recipe = recipe_of(task.kind, heads)
+    model = _config_of(init)
+    recipe = recipe_of(task.kind, None if model is None else model.heads)
 
     # Prepare the set: what is wrong with an image is found here.
-    max_errors = int(_BAD_SHARE * survey.rows)
+    if max_errors is None:
+        max_errors = int(_BAD_SHARE * survey.rows)
     spec = CUSTOM_SETS[task.kind]
     settings = {**task.settings, **splits.settings, "max_errors": max_errors}
     folder = out / "data"
@@ -171,7 +176,7 @@ def _make_plan(
     # Choose the run, and time it.
     num_examples = sum(info.splits[name].examples for name in splits.train)
     device_type = run_device(device).type
-    trained = "all" if heads is None else choose_trained(num_examples, device_type)
+    trained = "all" if model is None else choose_trained(num_examples, device_type)
     config = chosen_config(
         recipe,
         splits,
@@ -180,6 +185,7 @@ def _make_plan(
         init=None if init == SCRATCH else init or PUBLISHED,
         folder=str(folder),
         precision="bf16" if device_type == "cuda" else "fp32",
+        max_length=None if model is None else model.text.max_length,
     )
     config = replace(config, device=device, seed=seed, max_epochs=max_epochs or config.max_epochs)
     plan = FitPlan(
@@ -198,12 +204,12 @@ def _make_plan(
     return plan
 
 
-def _heads_of(init: str | None) -> HeadsConfig | None:
-    """Returns the heads of the model to start from; None for random weights."""
+def _config_of(init: str | None) -> ModelConfig | None:
+    """Returns the config of the model to start from; None for random weights."""
     if init == SCRATCH:
         return None
     try:
-        return read_checkpoint(init or PUBLISHED).config.heads
+        return read_checkpoint(init or PUBLISHED).config
     except FileNotFoundError as error:
         if init is not None:
             raise
@@ -219,7 +225,7 @@ def _measure(plan: FitPlan, device: str, *, progress: bool) -> FitResult:
     spec = spec_of(plan.config.task)
     folds = plan.folds
     tested_splits = folds or (plan.splits.test,)
-    examples = TestedExamples.read(
+    examples = HeldOutExamples.read(
         plan.task.kind,
         str(plan.data),
         spec.schema,

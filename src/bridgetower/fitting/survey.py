@@ -222,8 +222,11 @@ def choose_task(source: str, survey: Survey, columns: FitColumns) -> Task:
     statements = _first_named(names, STATEMENTS)
     has_texts = survey.texts > 0
     label_values = survey.values.get(labels, ColumnValues())
-    if labels and not label_values.num_filled and columns.label_column is None:
-        labels = ""
+    if columns.label_column is None:
+        # Folders of images with captions sort them, and need not be classes.
+        are_folders = survey.roles is None and survey.texts > 0
+        if are_folders or not label_values.num_filled:
+            labels = ""
 
     kind = columns.task
     reason = "as --task says"

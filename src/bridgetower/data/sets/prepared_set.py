@@ -403,7 +403,7 @@ class SetWriter:
 
     def _fill_empty_splits(self) -> None:
         """Moves a group into each split that the hash left empty, so that a small set can be evaluated."""
-        for split in (self._rest, *reversed(self._shares)):
+        for split in (self._rest, *reversed(list(self._shares))):
             is_needed = split == self._rest or self._shares[split] > 0
             largest = max(self._groups, key=lambda name: len(self._groups[name]))
             if not is_needed or self._groups.get(split) or len(self._groups[largest]) < 2:

@@ -1,0 +1,137 @@
+"""Scores, intervals and baselines of a fit, by hand and by scipy."""
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from bridgetower.evaluation.config import Judgement, Outcome
+from bridgetower.fitting.measure import HeldOutExamples, Scores, interval_of, result_of
+
+
+def test_the_interval_is_that_of_a_bootstrap_over_images():
+    draw = np.random.default_rng(0)
+    values = draw.normal(0.4, 0.2, 300)
+    interval = interval_of(values.tolist(), list(range(300)))
+    oracle = bootstrap(
+        (values,), np.mean, n_resamples=4000, method="percentile", random_state=1
+    ).confidence_interval
+    assert interval.mean == pytest.approx(values.mean())
+    assert (interval.low, interval.high) == pytest.approx((oracle.low, oracle.high), abs=0.003)
+
+    # Nine equal values of an image are one observation.
+    repeated = interval_of(np.repeat(values, 9).tolist(), np.repeat(np.arange(300), 9).tolist())
+    assert (repeated.low, repeated.high) == pytest.approx((interval.low, interval.high))
+    alone = interval_of(np.repeat(values, 9).tolist(), list(range(2700)))
+    assert alone.high - alone.low == pytest.approx((interval.high - interval.low) / 3, rel=0.15)
+
+
+def judged(kind, scores, **fields):
+    judgements = [
+        Judgement(
+            id=str(number),
+            images=(number,),
+            text="",
+            target="",
+            prediction="",
+            score=score,
+            error=0.0,
+            probability=None,
+            **fields,
+        )
+        for number, score in enumerate(scores)
+    ]
+    return Outcome(metrics={}, counts={}, judge=lambda: judgements)
+
+
+def labelled(labels):
+    return {
+        str(number): {
+            "images": [number],
+            "entry": {"labels": [label], "labelled": True, "text": ""},
+        }
+        for number, label in enumerate(labels)
+    }
+
+
+def test_the_majority_is_that_of_the_training_labels():
+    tested = labelled(["dog"] * 6 + ["cat"] * 4)
+    training = [row["entry"] for row in labelled(["cat"] * 3 + ["dog"] * 2).values()]
+    examples = HeldOutExamples("classification", tested, training)
+    scores = examples.scores(judged("classification", [1.0] * 9 + [0.0]))
+    name, majority = examples.constant_scores(scores)
+    assert name == "most frequent answer of training, cat"
+    assert majority.interval().mean == pytest.approx(0.4)
+    assert examples.chance(("cat", "dog", "cow"), 0) == pytest.approx(1 / 3)
+
+
+def test_answers_are_scored_and_guessed_as_the_official_metric_does():
+    answers = ["red", "red", "red", "blue", "blue"] + ["dark red"] * 5
+    row = {"images": [0], "entry": {"answers": answers}}
+    examples = HeldOutExamples("vqa", {"7": row}, [{"answers": ["Blue."]}, {"answers": []}])
+    scores = Scores(values={"7": 1.0}, images={"7": 0})
+    name, majority = examples.constant_scores(scores)
+    # Of ten annotators two said blue: the mean over nine of min(1, count / 3).
+    assert name.endswith("blue")
+    assert majority.values["7"] == pytest.approx(0.6)
+    # red .9, blue .6, dark red 1, and one that nobody gave.
+    assert examples.chance(("red", "blue", "dark red", "green"), 0) == pytest.approx(2.5 / 4)
+
+
+def test_numbers_are_compared_by_their_error_with_the_median():
+    rows = labelled(["1", "2", "9"])
+    training = [row["entry"] for row in labelled(["2", "4", "100"]).values()]
+    examples = HeldOutExamples("regression", rows, training)
+    predictions = [{"id": name, "number": 2.0} for name in rows]
+    outcome = Outcome(metrics={}, counts={}, predictions=predictions)
+    scores = examples.scores(outcome)
+    assert list(scores.values.values()) == [1.0, 0.0, 7.0]
+    name, median = examples.constant_scores(scores)
+    assert name == "median of training, 4.0"
+    assert list(median.values.values()) == [3.0, 2.0, 5.0]
+    assert [entry.score for entry in examples.judgements(outcome)] == [1.0, 1.0, 0.0]
+
+
+def scores_of(values):
+    names = [str(number) for number in range(len(values))]
+    return Scores(
+        values=dict(zip(names, values, strict=True)),
+        images={name: number for number, name in enumerate(names)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "before", "is_improved"),
+    [
+        ("classification", [1.0] * 60 + [0.0] * 40, [0.0] * 100, True),
+        ("classification", [1.0] * 51 + [0.0] * 49, [0.0] * 49 + [1.0] * 51, False),
+        # The same difference of means, in each example.
+        ("regression", [1.0] * 100, [1.1] * 100, True),
+        ("regression", [1.1] * 100, [1.0] * 100, False),
+    ],
+)
+def test_an_improvement_is_beyond_the_interval_of_its_difference(kind, model, before, is_improved):
+    result = result_of(kind, scores_of(model), [("before", scores_of(before))], None)
+    assert [entry.is_improved for entry in result.baselines] == [is_improved]
+    expected = "Better than before" if is_improved else "No improvement over before is shown"
+    assert result.verdict.startswith(expected)
+
+
+def test_texts_count_as_found_by_the_rank_of_their_image():
+    examples = HeldOutExamples("pairs", {}, [])
+    judgements = [
+        Judgement(
+            id="a.png",
+            images=(0,),
+            text=text,
+            target="",
+            prediction="",
+            score=0.0,
+            error=float(rank - 1),
+            probability=None,
+        )
+        for text, rank in (("first", 1), ("fifth", 5), ("sixth", 6))
+    ]
+    outcome = Outcome(metrics={}, counts={}, judge=lambda: judgements)
+    assert list(examples.scores(outcome).values.values()) == [1.0, 1.0, 0.0]
+    assert examples.constant_scores(examples.scores(outcome)) is None
+    assert examples.chance((), 50) == pytest.approx(0.1)
