@@ -87,7 +87,7 @@ def fit_command(
             on_plan=lambda made: None if as_json else print_plan(made),
         )
     except Interrupted as stopped:
-        print(f"{stopped}, as does the same command", file=sys.stderr)
+        print(f"{str(stopped).partition(';')[0]}; the same command continues it", file=sys.stderr)
         raise SystemExit(128 + stopped.signal) from None
     if os.environ.get("RANK", "0") != "0":
         return

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, product
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import LOADED, FirstModel, Json, Loading, LoadOptions, Model
-from bridgetower.cli.output import emit_result, emit_results
+from bridgetower.cli.output import emit_result
+from bridgetower.cli.rows import RowOutput, row_output
 from bridgetower.extras import require
 from bridgetower.inference.config import EmbedConfig, ScoreConfig, SourceConfig
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
     from bridgetower.data.sources.example import Example
     from bridgetower.inference.embed import Embedded
-    from bridgetower.inference.items import Choice
     from bridgetower.inference.predictor import Options, Predictor
 
 Images = Annotated[tuple[Path, ...], arg(help="Image files.")]
@@ -37,12 +38,14 @@ class UseOptions(LoadOptions):
         batch_size: Inputs at once.
         truncate: Cut texts that are too long instead of refusing them.
         num_workers: Processes that decode images while others are computed; 0 decodes here, for a GPU in threads.
+        out: File for the results in place of printing them, which ends in .csv, .jsonl or .parquet.
         json: Print JSON on a terminal too.
     """
 
     batch_size: int = 32
     truncate: bool = False
     num_workers: int = 0
+    out: Path | None = None
     json: bool = False
 
     @property
@@ -74,22 +77,9 @@ class UseOptions(LoadOptions):
         pair_lists(images[0], texts, advice, images_2=images[1] if images[1:] else None)
         return self.load(model, **which)
 
-    def emit(
-        self,
-        inputs: Mapping[str, Sequence[object]],
-        name: str,
-        results: Iterable[float | Sequence[Choice]],
-    ) -> None:
-        """Prints each result beside its inputs. A single image or text goes with all of the others."""
-        count = max(map(len, inputs.values()))
-        columns = [
-            list(values) * count if len(values) == 1 else values for values in inputs.values()
-        ]
-        printed = [
-            result if isinstance(result, float) else list(map(vars, result)) for result in results
-        ]
-        rows = zip(*columns, printed, strict=True)
-        emit_results((dict(zip((*inputs, name), row, strict=True)) for row in rows), json=self.json)
+    def rows(self) -> AbstractContextManager[RowOutput]:
+        """Opens the output of the command's results."""
+        return row_output(self.out, json=self.json)
 
 
 Using = Annotated[UseOptions, arg(name="")]
@@ -186,15 +176,18 @@ def match_command(
         texts: Texts; text n goes with image n, one with all images, and all with one image.
         all_pairs: Score every image with every text.
     """
-    advice = ", or --all-pairs to match every image with every text"
-    predictor = using.load_for(model, texts[:1] if all_pairs else texts, images, advice=advice)
-    names = list(map(str, images))
-    scores = predictor.match(names, texts, all_pairs=all_pairs, **using.options).flatten().tolist()
-    if all_pairs:
-        pairs = list(product(names, texts))
-        names = [name for name, _ in pairs]
-        texts = tuple(text for _, text in pairs)
-    using.emit({"image": names, "text": texts}, predictor.reranking.shown, scores)
+    with using.rows() as rows:
+        advice = ", or --all-pairs to match every image with every text"
+        predictor = using.load_for(model, texts[:1] if all_pairs else texts, images, advice=advice)
+        names = list(map(str, images))
+        scores = (
+            predictor.match(names, texts, all_pairs=all_pairs, **using.options).flatten().tolist()
+        )
+        if all_pairs:
+            pairs = list(product(names, texts))
+            names = [name for name, _ in pairs]
+            texts = tuple(text for _, text in pairs)
+        rows.add_results({"image": names, "text": texts}, predictor.reranking.shown, scores)
 
 
 def fill_mask_command(
@@ -211,16 +204,19 @@ def fill_mask_command(
         texts: Texts with <mask> ([MASK] for a BERT model) where a word is missing; text n goes with image n.
         top: Candidates per mask.
     """
-    names = list(map(str, images))
-    filled = using.load_for(model, texts, images, top=top).fill_mask(
-        names, texts, top=top, **using.options
-    )
-    rows = []
-    for number, masks in enumerate(filled):
-        image = names[number % len(names)]
-        text = texts[number % len(texts)]
-        rows += [{"image": image, "text": text, "words": list(map(vars, words))} for words in masks]
-    emit_results(rows, json=using.json)
+    with using.rows() as rows:
+        names = list(map(str, images))
+        filled = using.load_for(model, texts, images, top=top).fill_mask(
+            names, texts, top=top, **using.options
+        )
+        filled_rows = []
+        for number, masks in enumerate(filled):
+            image = names[number % len(names)]
+            text = texts[number % len(texts)]
+            filled_rows += [
+                {"image": image, "text": text, "words": list(map(vars, words))} for words in masks
+            ]
+        rows.add(filled_rows)
 
 
 def explain_command(
@@ -287,10 +283,11 @@ def answer_command(
         questions: Questions; question n is about image n, or all about one image.
         top: Answers per question.
     """
-    predictor = using.load_for(model, questions, images, top=top, answers_questions=True)
-    names = list(map(str, images))
-    answers = predictor.answer(names, questions, top=top, **using.options)
-    using.emit({"image": names, "question": questions}, "answers", answers)
+    with using.rows() as rows:
+        predictor = using.load_for(model, questions, images, top=top, answers_questions=True)
+        names = list(map(str, images))
+        answers = predictor.answer(names, questions, top=top, **using.options)
+        rows.add_results({"image": names, "question": questions}, "answers", answers)
 
 
 def entail_command(
@@ -306,10 +303,11 @@ def entail_command(
     Args:
         statements: Statements; statement n is about image n, or all about one image.
     """
-    names = list(map(str, images))
-    predictor = using.load_for(model, statements, images)
-    judgements = predictor.entail(names, statements, **using.options)
-    using.emit({"image": names, "statement": statements}, "judgements", judgements)
+    with using.rows() as rows:
+        names = list(map(str, images))
+        predictor = using.load_for(model, statements, images)
+        judgements = predictor.entail(names, statements, **using.options)
+        rows.add_results({"image": names, "statement": statements}, "judgements", judgements)
 
 
 def reason_command(
@@ -332,15 +330,16 @@ def reason_command(
         images_2: As many image files, the right ones.
         statements: Statements; statement n is about image n of both.
     """
-    predictor = using.load_for(model, statements, images, images_2)
-    left_names = list(map(str, images))
-    right_names = list(map(str, images_2))
-    judgements = predictor.reason(left_names, right_names, statements, **using.options)
-    using.emit(
-        {"image": left_names, "image_2": right_names, "statement": statements},
-        "judgements",
-        judgements,
-    )
+    with using.rows() as rows:
+        predictor = using.load_for(model, statements, images, images_2)
+        left_names = list(map(str, images))
+        right_names = list(map(str, images_2))
+        judgements = predictor.reason(left_names, right_names, statements, **using.options)
+        rows.add_results(
+            {"image": left_names, "image_2": right_names, "statement": statements},
+            "judgements",
+            judgements,
+        )
 
 
 def predict_command(
@@ -369,30 +368,31 @@ def predict_command(
     """
     from bridgetower.arguments import check_at_least_1
 
-    check_at_least_1(top=top)
-    columns = {
-        "image": list(map(str, images)),
-        "image_2": list(map(str, images_2)),
-        "text": list(texts),
-    }
-    inputs = {name: values for name, values in columns.items() if values}
-    if not inputs:
-        raise ValueError("nothing to predict; give --images FILE … or --texts TEXT …")
-    for image in (*images, *images_2):
-        image.stat()
-    predictor = using.load(model)
-    results = predictor.predict(
-        head,
-        inputs.get("image"),
-        inputs.get("text"),
-        inputs.get("image_2"),
-        top=top,
-        **using.options,
-    )
-    if predictor.class_names(head):
-        using.emit(inputs, "classes", results)
-    else:
-        using.emit(inputs, "number", results.tolist())
+    with using.rows() as rows:
+        check_at_least_1(top=top)
+        columns = {
+            "image": list(map(str, images)),
+            "image_2": list(map(str, images_2)),
+            "text": list(texts),
+        }
+        inputs = {name: values for name, values in columns.items() if values}
+        if not inputs:
+            raise ValueError("nothing to predict; give --images FILE … or --texts TEXT …")
+        for image in (*images, *images_2):
+            image.stat()
+        predictor = using.load(model)
+        results = predictor.predict(
+            head,
+            inputs.get("image"),
+            inputs.get("text"),
+            inputs.get("image_2"),
+            top=top,
+            **using.options,
+        )
+        if predictor.class_names(head):
+            rows.add_results(inputs, "classes", results)
+        else:
+            rows.add_results(inputs, "number", results.tolist())
 
 
 def classify_command(
@@ -464,16 +464,17 @@ def _classify_inputs(
     model: str, images: tuple[Path, ...], texts: Texts, top: int | None, using: UseOptions
 ) -> None:
     """Prints what the classification head gives of images, texts or both."""
-    predictor = using.load_for(model, texts, images) if images and texts else using.load(model)
-    names = list(map(str, images))
-    inputs = {"image": names, "text": texts}
-    inputs = {name: values for name, values in inputs.items() if values}
-    if predictor.model.head_outputs("classification") == "number":
-        numbers = predictor.estimate(names or None, texts or None, **using.options)
-        using.emit(inputs, "number", numbers.tolist())
-        return
-    classes = predictor.classify(names or None, texts or None, top=top, **using.options)
-    using.emit(inputs, "classes", classes)
+    with using.rows() as rows:
+        predictor = using.load_for(model, texts, images) if images and texts else using.load(model)
+        names = list(map(str, images))
+        inputs = {"image": names, "text": texts}
+        inputs = {name: values for name, values in inputs.items() if values}
+        if predictor.model.head_outputs("classification") == "number":
+            numbers = predictor.estimate(names or None, texts or None, **using.options)
+            rows.add_results(inputs, "number", numbers.tolist())
+            return
+        classes = predictor.classify(names or None, texts or None, top=top, **using.options)
+        rows.add_results(inputs, "classes", classes)
 
 
 def _classify_by_labels(
@@ -487,21 +488,26 @@ def _classify_by_labels(
     using: UseOptions,
 ) -> None:
     """Prints the labels of each image, by the cosine of its vector with theirs."""
+    from bridgetower.data.sources.example import check_bad
     from bridgetower.data.sources.reader import read
     from bridgetower.inference.embed import embed_examples
     from bridgetower.inference.items import TEMPLATES, label_choices, prompts_of
     from bridgetower.inference.vector_files import given_examples
 
-    prompts = prompts_of(labels, templates or TEMPLATES)
-    examples = given_examples(images, (), pairs=False) if source is None else read(source)
-    predictor = using.load(model)
-    label_vectors = predictor.embed_texts(
-        prompts, batch_size=using.batch_size, truncate=using.truncate
-    )
-    batches = embed_examples(predictor, examples, "images", config)
-    for names, _, outputs in _usable(batches, source or "the input", config.max_errors):
-        classes = label_choices(predictor.model, outputs, label_vectors, labels, top)
-        using.emit({"image": names}, "classes", classes)
+    with using.rows() as rows:
+        prompts = prompts_of(labels, templates or TEMPLATES)
+        examples = given_examples(images, (), pairs=False) if source is None else read(source)
+        predictor = using.load(model)
+        label_vectors = predictor.embed_texts(
+            prompts, batch_size=using.batch_size, truncate=using.truncate
+        )
+        batches = embed_examples(predictor, examples, "images", config)
+        problems: list[str] = []
+        for names, _, outputs in _usable(batches, problems):
+            classes = label_choices(predictor.model, outputs, label_vectors, labels, top)
+            rows.add_results({"image": names}, "classes", classes)
+    others = f"the classes of the others are {rows.destination}"
+    check_bad(source or "the input", problems, config.max_errors, others)
 
 
 def _classify_rows(
@@ -509,42 +515,47 @@ def _classify_rows(
 ) -> None:
     """Prints what the classification head gives of each row of a source."""
     from bridgetower.data.sets.custom import joined_text
+    from bridgetower.data.sources.example import check_bad
     from bridgetower.data.sources.reader import read
     from bridgetower.inference.embed import embed_examples
     from bridgetower.inference.items import choices
 
-    examples = read(source)
-    predictor = using.load(model)
-    predictor.model.head("classification", recipe="classification; or give labels, which need none")
-    is_number = predictor.model.head_outputs("classification") == "number"
+    with using.rows() as rows:
+        examples = read(source)
+        predictor = using.load(model)
+        predictor.model.head(
+            "classification", recipe="classification; or give labels, which need none"
+        )
+        is_number = predictor.model.head_outputs("classification") == "number"
 
-    def with_text(example: Example) -> Example:
-        text = joined_text(example)
-        if example.images or text:
-            return replace(example, texts=(text,))
-        return replace(example, problem=example.problem or "it has neither image nor text")
+        def with_text(example: Example) -> Example:
+            text = joined_text(example)
+            if example.images or text:
+                return replace(example, texts=(text,))
+            return replace(example, problem=example.problem or "it has neither image nor text")
 
-    batches = embed_examples(predictor, map(with_text, examples), "classes", config)
-    for names, texts, outputs in _usable(batches, source, config.max_errors):
-        inputs = {"id": names, "text": texts}
-        if is_number:
-            using.emit(inputs, "number", outputs[:, 0].tolist())
-        else:
-            classes = choices(outputs, predictor.class_names("classification"), top)
-            using.emit(inputs, "classes", classes)
+        batches = embed_examples(predictor, map(with_text, examples), "classes", config)
+        problems: list[str] = []
+        for names, texts, outputs in _usable(batches, problems):
+            inputs = {"id": names, "text": texts}
+            if is_number:
+                rows.add_results(inputs, "number", outputs[:, 0].tolist())
+            else:
+                classes = choices(outputs, predictor.class_names("classification"), top)
+                rows.add_results(inputs, "classes", classes)
+    others = f"the classes of the others are {rows.destination}"
+    check_bad(source, problems, config.max_errors, others)
 
 
 def _usable(
-    batches: Iterable[Sequence[Embedded]], source: str, max_errors: int
+    batches: Iterable[Sequence[Embedded]], problems: list[str]
 ) -> Iterator[tuple[list[str], list[str], Tensor]]:
-    """Yields names, first texts and outputs of the good examples of each batch, then refuses too many bad ones."""
+    """Yields names, first texts and outputs of the good examples of each batch; notes the problems of the others."""
     import numpy as np
     import torch
 
-    from bridgetower.data.sources.example import check_bad
     from bridgetower.inference.embed import example_name
 
-    problems: list[str] = []
     for batch in batches:
         good = []
         for result in batch:
@@ -557,4 +568,3 @@ def _usable(
             texts = [next(iter(result.example.texts), "") for result in good]
             vectors = chain.from_iterable(result.vectors.values() for result in good)
             yield names, texts, torch.from_numpy(np.concatenate([*vectors]))
-    check_bad(source, problems, max_errors, "the classes of the others are printed")
