@@ -214,7 +214,7 @@ def _config_of(init: str | None) -> ModelConfig | None:
         if init is not None:
             raise
         raise FileNotFoundError(
-            f"no init is given, and {PUBLISHED} (866 million weights, 3.5 GB to download, for a GPU) is not at hand "
+            f"no init is given, and {PUBLISHED} (916 million weights, 3.7 GB to download) is not at hand "
             f"({error}); give init: a model's folder, demo for that of `make demo`, or none for random weights, which "
             "learn captions and questions of small drawings"
         ) from error
