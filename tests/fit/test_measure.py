@@ -61,7 +61,7 @@ def test_the_majority_is_that_of_the_training_labels():
     name, majority = examples.constant_scores(scores)
     assert name == "most frequent answer of training, cat"
     assert majority.interval().mean == pytest.approx(0.4)
-    assert examples.chance(("cat", "dog", "cow"), 0) == pytest.approx(1 / 3)
+    assert examples.chance(("cat", "dog", "cow"), []) == pytest.approx(1 / 3)
 
 
 def test_answers_are_scored_and_guessed_as_the_official_metric_does():
@@ -74,7 +74,7 @@ def test_answers_are_scored_and_guessed_as_the_official_metric_does():
     assert name.endswith("blue")
     assert majority.values["7"] == pytest.approx(0.6)
     # red .9, blue .6, dark red 1, and one that nobody gave.
-    assert examples.chance(("red", "blue", "dark red", "green"), 0) == pytest.approx(2.5 / 4)
+    assert examples.chance(("red", "blue", "dark red", "green"), []) == pytest.approx(2.5 / 4)
 
 
 def test_numbers_are_compared_by_their_error_with_the_median():
@@ -134,4 +134,7 @@ def test_texts_count_as_found_by_the_rank_of_their_image():
     outcome = Outcome(metrics={}, counts={}, judge=lambda: judgements)
     assert list(examples.scores(outcome).values.values()) == [1.0, 1.0, 0.0]
     assert examples.constant_scores(examples.scores(outcome)) is None
-    assert examples.chance((), 50) == pytest.approx(0.1)
+    folds = [
+        Outcome(metrics={"chance_text_to_image_r5": chance}, counts={}) for chance in (0.25, 0.35)
+    ]
+    assert examples.chance((), folds) == pytest.approx(0.3)

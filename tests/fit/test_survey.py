@@ -43,20 +43,30 @@ TASKS = {
         "vqa",
         {"answer_separator": ";"},
     ),
-    "classes": ("file,label", [(name, "dog") for name in NAMES], "classification", {}),
+    "classes": (
+        "file,label",
+        [(name, "dog" if name < "5" else "cat") for name in NAMES],
+        "classification",
+        {},
+    ),
     "classes beside captions": (
         "image,caption,label",
-        [(name, "a dog", "good") for name in NAMES],
+        [(name, "a dog", f"good {name < '5'}") for name in NAMES],
         "classification",
         {},
     ),
     "several classes": (
         "image,tags",
-        [(name, "dog|wet") for name in NAMES],
+        [(name, "dog|wet" if name < "5" else "dog") for name in NAMES],
         "classification",
         {"label_separator": "|"},
     ),
-    "classes as numbers": ("image,label", [(name, "1") for name in NAMES], "classification", {}),
+    "classes as numbers": (
+        "image,label",
+        [(name, int(name < "5")) for name in NAMES],
+        "classification",
+        {},
+    ),
     "ratings": ("image,rating", [(name, "3") for name in NAMES], "regression", {}),
     "numbers called labels": (
         "image,label",
@@ -112,7 +122,7 @@ def test_each_column_has_a_line(tmp_path):
 
 
 def test_named_columns_and_a_named_task_come_first(tmp_path):
-    rows = [(name, "a dog", "x", "1") for name in NAMES]
+    rows = [(name, "a dog", name, "1") for name in NAMES]
     heading = "image,caption,kind,label"
     task = task_of(tmp_path, heading, rows, label_column="kind")
     assert (task.kind, task.settings) == ("classification", {"label_column": "kind"})
@@ -138,6 +148,7 @@ def test_a_folder_of_folders_has_classes(tmp_path):
         ("name,caption", ("dog", "a dog"), "no column of images; it has name, caption"),
         ("image,height", ("0.png", "4"), "has image, height: name the column"),
         ("image,caption", ("", "a dog"), "no row with an image"),
+        ("image,label", ("0.png", "dog"), "one label only \\(dog\\); expected at least two"),
     ],
 )
 def test_columns_that_make_no_task_are_named(heading, row, message, tmp_path):

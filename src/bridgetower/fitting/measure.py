@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -278,10 +278,11 @@ class HeldOutExamples:
         noun = "median" if metric.is_error else "most frequent answer"
         return f"{noun} of training, {answer}", Scores(values=values, images=scores.images)
 
-    def chance(self, names: Sequence[str], num_images: int) -> float | None:
+    def chance(self, names: Sequence[str], outcomes: Sequence[Outcome]) -> float | None:
         """Returns the mean score of a guess among the names of the classes or, of texts, among the images."""
         if self.kind == "pairs":
-            return min(1.0, RECALL_RANK / num_images)
+            metric = f"chance_text_to_image_r{RECALL_RANK}"
+            return fmean(outcome.metrics[metric] for outcome in outcomes)
         entries = [row["entry"] for row in self.rows.values()]
         return METRICS[self.kind].chance(entries, names)
 

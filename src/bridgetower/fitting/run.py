@@ -11,7 +11,7 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.sets.custom import CUSTOM_SETS, prepare_custom
 from bridgetower.distributed import broadcast_object, process_group, rank
 from bridgetower.evaluation.config import EvaluationOptions, Outcome, RetrievalConfig
-from bridgetower.files import write_json
+from bridgetower.files import require_space, write_json
 from bridgetower.fitting.measure import (
     FitResult,
     HeldOutExamples,
@@ -199,7 +199,9 @@ def _make_plan(
         left_out=info.left_out,
         max_errors=max_errors,
     )
-    plan = replace(plan, costs=measure_costs(plan, info))
+    costs = measure_costs(plan, info)
+    require_space(out, costs.disk, f"features, states and models of {1 + splits.folds} trainings")
+    plan = replace(plan, costs=costs)
     write_json(out / PLAN, plan.to_dict())
     return plan
 
@@ -252,8 +254,7 @@ def _measure(plan: FitPlan, device: str, *, progress: bool) -> FitResult:
     if constant := examples.constant_scores(scores):
         baselines.append(constant)
     names = predictor.class_names(spec.head) if spec.head else ()
-    num_images = max(outcome.counts.get("num_images", 0) for outcome in outcomes)
-    result = result_of(plan.task.kind, scores, baselines, examples.chance(names, num_images))
+    result = result_of(plan.task.kind, scores, baselines, examples.chance(names, outcomes))
     if rank() == 0:
         write_json(plan.out / RESULT, {**result.to_dict(), "model": str(plan.checkpoint)})
         judgements = [examples.judgements(outcome) for outcome in outcomes]

@@ -216,7 +216,7 @@ def choose_task(source: str, survey: Survey, columns: FitColumns) -> Task:
         ValueError: The columns make no task.
     """
     names = list(survey.values)
-    labels = columns.label_column or _first_named(names, NUMBERS)
+    labels = columns.label_column or _first_named(names, LABELS) or _first_named(names, NUMBERS)
     answers = columns.answer_column or _first_named(names, ANSWERS)
     questions = _first_named(names, QUESTIONS)
     statements = _first_named(names, STATEMENTS)
@@ -245,6 +245,12 @@ def choose_task(source: str, survey: Survey, columns: FitColumns) -> Task:
         raise ValueError(
             f"{source} has images and no captions, questions, labels or numbers; it has {', '.join(known)}: name the "
             "column with text_column, label_column or answer_column"
+        )
+
+    if kind == "classification" and len(label_values.counts) == 1 and labels:
+        raise ValueError(
+            f"{labels} has one label only ({next(iter(label_values.counts))}); expected at least two, or name another "
+            "column with label_column"
         )
 
     # The columns, each in a line, and the settings that prepare needs.
