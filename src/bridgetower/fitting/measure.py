@@ -51,16 +51,19 @@ class Scores:
 
 def interval_of(values: Sequence[float], images: Sequence[int], seed: int = 0) -> Interval:
     """Returns the mean of values, and its interval over draws of images, each of which brings all of its values."""
-    numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
-    sums = np.zeros(len(numbers))
-    counts = np.zeros(len(numbers))
-    for image, value in zip(images, values, strict=True):
-        sums[numbers[image]] += value
-        counts[numbers[image]] += 1
+    # The sum and the number of the values of each image.
+    _, rows = np.unique(images, return_inverse=True)
+    counts = np.bincount(rows)
+    sums = np.bincount(rows, weights=values)
+
+    # How often each draw has each image.
     generator = np.random.default_rng(seed)
-    weights = generator.multinomial(len(numbers), np.full(len(numbers), 1 / len(numbers)), DRAWS)
-    low, high = np.percentile(weights @ sums / (weights @ counts), (2.5, 97.5))
-    return Interval(mean=float(sums.sum() / counts.sum()), low=float(low), high=float(high))
+    num_images = len(counts)
+    shares = np.full(num_images, 1 / num_images)
+    weights = generator.multinomial(num_images, shares, DRAWS)
+    means = weights @ sums / (weights @ counts)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return Interval(mean=float(np.mean(values)), low=float(low), high=float(high))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +269,7 @@ class HeldOutExamples:
         return Scores(values=values, images=images)
 
     def constant_scores(self, scores: Scores) -> tuple[str, Scores] | None:
-        """Returns the answer that fits most training entries, and its scores; None where no answer fits all."""
+        """Returns the answer that fits most training entries with its scores, or None where no answer fits all."""
         metric = METRICS[self.kind]
         if metric.target is None or metric.constant is None:
             return None

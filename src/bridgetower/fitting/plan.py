@@ -103,8 +103,8 @@ class FitPlan:
 
     def fold_config(self, fold: str) -> RunConfig:
         """Returns the run that trains on all folds but one."""
-        others = tuple(name for name in self.folds if name != fold)
-        data = replace(self.config.data, train_splits=others, validation_split=fold)
+        other_folds = tuple(name for name in self.folds if name != fold)
+        data = replace(self.config.data, train_splits=other_folds, validation_split=fold)
         return replace(self.config, data=data)
 
     def commands(self) -> list[str]:
@@ -112,18 +112,18 @@ class FitPlan:
         benchmark = next(iter(spec_of(self.config.task).benchmarks))
         prepare = ["prepare", self.task.kind, self.source, "--out", str(self.data)]
         for name, value in {**self.task.settings, **self.splits.settings}.items():
-            prepare += [_option(name), str(value)]
+            prepare += [_option_of(name), str(value)]
         if self.max_errors:
             prepare += ["--max-errors", str(self.max_errors)]
         commands = [prepare]
         for fold in self.folds:
             run = self.fold_run(fold)
-            commands.append(train_command(self.fold_config(fold), run))
-            commands.append(evaluate_command(run / "last", benchmark, self.data, fold))
-        commands.append(train_command(self.config, self.run))
+            commands.append(training_arguments(self.fold_config(fold), run))
+            commands.append(evaluation_arguments(run / "last", benchmark, self.data, fold))
+        commands.append(training_arguments(self.config, self.run))
         if not self.folds:
             commands.append(
-                evaluate_command(self.checkpoint, benchmark, self.data, self.splits.test)
+                evaluation_arguments(self.checkpoint, benchmark, self.data, self.splits.test)
             )
         return [shlex.join(["bridgetower", *command]) for command in commands]
 
@@ -149,23 +149,23 @@ class FitPlan:
         }
 
 
-def train_command(config: RunConfig, out: Path) -> list[str]:
+def training_arguments(config: RunConfig, out: Path) -> list[str]:
     """Returns the arguments of the command that trains a run: its recipe, and what differs from that."""
     arguments = ["train", config.recipe]
     for name, _, value in differences(RECIPES[config.recipe].to_dict(), config.to_dict()):
         if isinstance(value, bool):
-            arguments.append(_option(name) if value else _option(f"no_{name}"))
+            arguments.append(_option_of(name) if value else _option_of(f"no_{name}"))
         else:
             values = value if isinstance(value, list | tuple) else [value]
-            arguments += [_option(name), *map(str, values)]
+            arguments += [_option_of(name), *map(str, values)]
     return [*arguments, "--out", str(out)]
 
 
-def evaluate_command(model: Path, benchmark: str, data: Path, split: str) -> list[str]:
+def evaluation_arguments(model: Path, benchmark: str, data: Path, split: str) -> list[str]:
     return ["evaluate", str(model), benchmark, "--data", str(data), "--split", split]
 
 
-def _option(name: str) -> str:
+def _option_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 

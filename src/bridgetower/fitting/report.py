@@ -42,8 +42,8 @@ def write_report(
         assert outcome.images is not None
         share = -(-_EXAMPLES // len(outcomes))
         for cards, is_right in ((right, True), (wrong, False)):
-            shown = [entry for entry in of_split if (entry.score >= 0.5) == is_right][:share]
-            cards += [card(judgement, outcome.images) for judgement in shown]
+            entries = [entry for entry in of_split if (entry.score >= 0.5) == is_right][:share]
+            cards += [card(judgement, outcome.images) for judgement in entries]
     template = page_templates().get_template("fit.html")
     page = template.render(
         title=f"{Path(plan.source).name}: {plan.task.kind}",
@@ -51,7 +51,9 @@ def write_report(
         is_retrieval=plan.task.kind == "pairs",
         result=_result_table(result),
         examples=[*right[:_EXAMPLES], *wrong[:_EXAMPLES]],
-        confusions=_confusions(flat) if plan.task.kind not in ("pairs", "regression") else None,
+        confusions=_confusion_table(flat)
+        if plan.task.kind not in ("pairs", "regression")
+        else None,
         plan=plan,
     )
     write_text(path, page)
@@ -67,7 +69,7 @@ def _result_table(result: FitResult) -> ReportTable:
     )
 
 
-def _confusions(judgements: Sequence[Judgement]) -> ReportTable | None:
+def _confusion_table(judgements: Sequence[Judgement]) -> ReportTable | None:
     """Returns how often each right answer got each answer of the model."""
     targets = Counter(judgement.target for judgement in judgements)
     names = [name for name, _ in targets.most_common(_MAX_CLASSES)]

@@ -73,9 +73,9 @@ def choose_splits(num_images: int, of_source: Counter[str]) -> Splits:
     Raises:
         ValueError: The source has splits that do not allow a measurement, or fewer images than folds.
     """
-    given = set(of_source) - {""}
-    if given and "" not in of_source:
-        return _splits_of_source(given)
+    names = set(of_source) - {""}
+    if names and "" not in of_source:
+        return _splits_of_source(names)
     if num_images < 2 * FOLDS:
         raise ValueError(
             f"there are {num_images} images; expected at least {2 * FOLDS}, of which a few are tested"
@@ -96,14 +96,14 @@ def choose_splits(num_images: int, of_source: Counter[str]) -> Splits:
     )
 
 
-def _splits_of_source(given: set[str]) -> Splits:
-    if "train" not in given or len(given) == 1:
+def _splits_of_source(names: set[str]) -> Splits:
+    if "train" not in names or len(names) == 1:
         raise ValueError(
-            f"the source has only the split {', '.join(sorted(given))}; expected train and test, or no splits"
+            f"the source has only the split {', '.join(sorted(names))}; expected train and test, or no splits"
         )
-    if {"validation", "test"} <= given:
+    if {"validation", "test"} <= names:
         return Splits(validation="validation", test="test", reason="those of the source")
-    test = "test" if "test" in given else "validation"
+    test = "test" if "test" in names else "validation"
     return Splits(
         test=test,
         reason=f"those of the source, which has no {'validation' if test == 'test' else 'test'}: "

@@ -162,7 +162,7 @@ def _make_plan(
     survey = survey_source(source, columns)
     task = choose_task(source, survey, columns)
     splits = choose_splits(survey.images, survey.splits)
-    model = _config_of(init)
+    model = _starting_config(init)
     recipe = recipe_of(task.kind, None if model is None else model.heads)
 
     # Prepare the set: what is wrong with an image is found here.
@@ -206,8 +206,8 @@ def _make_plan(
     return plan
 
 
-def _config_of(init: str | None) -> ModelConfig | None:
-    """Returns the config of the model to start from; None for random weights."""
+def _starting_config(init: str | None) -> ModelConfig | None:
+    """Returns the config of the model to start from, or None for random weights."""
     if init == SCRATCH:
         return None
     try:

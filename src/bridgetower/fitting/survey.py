@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from bridgetower.data.sets.custom import (
     ANSWERS,
@@ -27,8 +27,7 @@ from bridgetower.data.sources.columns import (
     missing_column_message,
     roles_of,
 )
-from bridgetower.data.sources.example import Example, FileGroup
-from bridgetower.data.sources.fetch import suffix_of
+from bridgetower.data.sources.fetch import ListedFile, suffix_of
 from bridgetower.data.sources.reader import file_groups, read_group
 from bridgetower.data.sources.tables import ROW_READERS
 
@@ -44,7 +43,7 @@ _SEPARATED_SHARE = 0.2  # of the cells have a separator, if it separates
 
 @dataclass(frozen=True, kw_only=True)
 class FitColumns:
-    """Names of columns that are given, and marks between values of a cell; None looks for the usual names.
+    """Columns and a task that the user names. None looks for the usual names.
 
     Attributes:
         task: Kind of set, a name of `CUSTOM_SETS`; None: by the columns.
@@ -161,199 +160,183 @@ def survey_source(source: str, columns: FitColumns) -> Survey:
     reading = Columns(image=columns.image_column, text=columns.text_column)
     survey = Survey()
     image_names: set[str] = set()
-    groups = file_groups(source)
-    for group in groups:
-        if survey.roles is None and group.kind == "table":
-            survey.roles = _roles_of_table(group, reading)
+    first_row: Mapping[str, Any] = {}
+    table = None
+    for group in file_groups(source):
+        if table is None and group.kind == "table":
+            (table,) = group.files
+            first_row = _first_row(table)
+            survey.roles = roles_of(table, first_row, reading)
         for example in read_group(group, reading):
             survey.rows += 1
             if example.problem:
                 survey.problems.append(f"{example.origin}: {example.problem}")
                 continue
-            _count(survey, example)
+            survey.images_per_row = max(survey.images_per_row, len(example.images))
+            survey.texts += bool(example.texts)
+            survey.splits[example.split] += 1
+            for name, cell in example.fields.items():
+                survey.values.setdefault(name, ColumnValues()).add(cell)
             image_names.update(image.name for image in example.images)
     survey.images = len(image_names)
+
     if not survey.rows:
         raise ValueError(f"{source} has no rows; give one with images and texts or labels")
     if not survey.images:
-        _refuse_without_images(source, groups, survey)
+        if table is not None and survey.roles is not None and not survey.roles.images:
+            required = RequiredColumn(headings=(IMAGES,))
+            message = missing_column_message(table, required, list(first_row), [required])
+            raise ValueError(message)
+        problem = f": {survey.problems[0]}" if survey.problems else ""
+        raise ValueError(f"{source} has no row with an image{problem}")
     return survey
 
 
-def _count(survey: Survey, example: Example) -> None:
-    survey.images_per_row = max(survey.images_per_row, len(example.images))
-    survey.texts += bool(example.texts)
-    survey.splits[example.split] += 1
-    for name, cell in example.fields.items():
-        survey.values.setdefault(name, ColumnValues()).add(cell)
-
-
-def _first_row(group: FileGroup) -> Mapping[str, Any]:
-    (file,) = group.files
-    suffix = suffix_of(file.location).split(".")[1]
-    rows = (cells for _, cells in ROW_READERS[f".{suffix}"](file) if not isinstance(cells, str))
+def _first_row(table: ListedFile) -> Mapping[str, Any]:
+    suffix = suffix_of(table.location).split(".")[1]
+    rows = (cells for _, cells in ROW_READERS[f".{suffix}"](table) if not isinstance(cells, str))
     return next(rows, {})
 
 
-def _roles_of_table(group: FileGroup, columns: Columns) -> ColumnRoles:
-    return roles_of(group.files[0], _first_row(group), columns)
+class TaskColumns(NamedTuple):
+    """The columns of a source that a task may be learnt from, empty where there is none."""
+
+    label: str
+    answer: str
+    question: str
+    statement: str
+
+    @classmethod
+    def of(cls, survey: Survey, columns: FitColumns) -> TaskColumns:
+        """Finds the columns that the user names, else those with usual names."""
+        label = (
+            columns.label_column or _first_named(survey, LABELS) or _first_named(survey, NUMBERS)
+        )
+        if columns.label_column is None:
+            # Folders of images with captions sort them, and need not be classes.
+            are_folders = survey.roles is None and survey.texts > 0
+            is_empty = label not in survey.values or not survey.values[label].num_filled
+            if are_folders or is_empty:
+                label = ""
+        return cls(
+            label=label,
+            answer=columns.answer_column or _first_named(survey, ANSWERS),
+            question=_first_named(survey, QUESTIONS),
+            statement=_first_named(survey, STATEMENTS),
+        )
 
 
-def _refuse_without_images(source: str, groups: Sequence[FileGroup], survey: Survey) -> None:
-    tables = [group for group in groups if group.kind == "table"]
-    if tables and not (survey.roles and survey.roles.images):
-        required = RequiredColumn(headings=(IMAGES,))
-        names = list(_first_row(tables[0]))
-        raise ValueError(missing_column_message(tables[0].files[0], required, names, [required]))
-    problem = f": {survey.problems[0]}" if survey.problems else ""
-    raise ValueError(f"{source} has no row with an image{problem}")
+def _first_named(survey: Survey, headings: Headings) -> str:
+    for names in (headings.usual, headings.likely):
+        if named := columns_named(survey.values, names):
+            return named[0]
+    return ""
 
 
 def choose_task(source: str, survey: Survey, columns: FitColumns) -> Task:
-    """Returns the task that the columns make, or the one that is given.
+    """Returns the task that the columns make, or the one that the user names.
 
     Raises:
-        ValueError: The columns make no task.
+        ValueError: The columns make no task, or all labels are the same.
     """
-    names = list(survey.values)
-    labels = columns.label_column or _first_named(names, LABELS) or _first_named(names, NUMBERS)
-    answers = columns.answer_column or _first_named(names, ANSWERS)
-    questions = _first_named(names, QUESTIONS)
-    statements = _first_named(names, STATEMENTS)
-    has_texts = survey.texts > 0
-    label_values = survey.values.get(labels, ColumnValues())
-    if columns.label_column is None:
-        # Folders of images with captions sort them, and need not be classes.
-        are_folders = survey.roles is None and survey.texts > 0
-        if are_folders or not label_values.num_filled:
-            labels = ""
-
+    task_columns = TaskColumns.of(survey, columns)
+    label = task_columns.label
     kind = columns.task
     reason = "as --task says"
     if kind is None:
-        kind, reason = _task_of(
-            survey,
-            labels=label_values if labels else None,
-            label_name=labels,
-            has_answers=bool(answers),
-            has_questions=bool(questions or has_texts),
-            has_statements=bool(statements or has_texts),
-        )
+        kind, reason = _kind_of(survey, task_columns)
     if kind is None:
-        roles = survey.roles
-        known = [*(roles.images if roles else ()), *names]
+        names = [*(survey.roles.images if survey.roles else ()), *survey.values]
         raise ValueError(
-            f"{source} has images and no captions, questions, labels or numbers; it has {', '.join(known)}: name the "
+            f"{source} has images and no captions, questions, labels or numbers; it has {', '.join(names)}: name the "
             "column with text_column, label_column or answer_column"
         )
-
-    if kind == "classification" and len(label_values.counts) == 1 and labels:
+    if (
+        kind == "classification"
+        and label in survey.values
+        and len(survey.values[label].counts) == 1
+    ):
         raise ValueError(
-            f"{labels} has one label only ({next(iter(label_values.counts))}); expected at least two, or name another "
-            "column with label_column"
+            f"{label} has one label only ({next(iter(survey.values[label].counts))}); expected at least two, or name "
+            "another column with label_column"
         )
 
-    # The columns, each in a line, and the settings that prepare needs.
-    settings: dict[str, Any] = {}
-    for name in ("image_column", "text_column"):
-        if getattr(columns, name) is not None:
-            settings[name] = getattr(columns, name)
-    lines = _role_lines(survey, kind)
-    used: set[str] = set()
+    # The columns of the kind, each with what it holds.
+    nouns: dict[str, str] = {}
     if kind == "vqa":
-        used |= {questions, answers}
-        settings |= _separated(
-            "answer", answers, columns.answer_column, columns.answer_separator, survey
-        )
-        if questions and not columns.text_column:
-            lines.append(f"{questions}: questions")
-        lines.append(f"{answers}: answers, {_summary(survey, answers)}")
+        nouns = {task_columns.question: "questions", task_columns.answer: "answers"}
     elif kind != "pairs":
-        used |= {labels, statements}
-        if statements and not columns.text_column:
-            lines.append(f"{statements}: statements")
-        noun = "numbers" if kind == "regression" else "labels"
-        lines.append(f"{labels or 'folders'}: {noun}, {_summary(survey, labels)}")
-        if kind in ("classification", "regression"):
-            settings |= _separated(
-                "label", labels, columns.label_column, columns.label_separator, survey
-            )
-    unused = [name for name in names if name not in used and name not in ("id", "question_id")]
+        nouns = {task_columns.statement: "statements"}
+        nouns[label or "folders"] = "numbers" if kind == "regression" else "labels"
+    if columns.text_column:
+        nouns = {
+            name: noun for name, noun in nouns.items() if noun in ("answers", "labels", "numbers")
+        }
+    lines = _lines_of_roles(survey, kind)
+    for name, noun in nouns.items():
+        if name:
+            values = survey.values.get(name)
+            lines.append(f"{name}: {noun}{f', {values.summary()}' if values else ''}")
+    unused = [name for name in survey.values if name not in (*nouns, "id", "question_id")]
     if unused:
         lines.append(f"not used: {', '.join(unused)}")
     lines.append(f"task: {kind} ({reason}); --task chooses another one")
-    return Task(kind=kind, lines=lines, settings=settings)
+    return Task(kind=kind, lines=lines, settings=_settings_of(kind, survey, columns, task_columns))
 
 
-def _first_named(names: Sequence[str], headings: Headings) -> str:
-    named = columns_named(names, headings.usual) or columns_named(names, headings.likely)
-    return named[0] if named else ""
-
-
-def _task_of(
-    survey: Survey,
-    *,
-    labels: ColumnValues | None,
-    label_name: str,
-    has_answers: bool,
-    has_questions: bool,
-    has_statements: bool,
-) -> tuple[str | None, str]:
-    """Returns the kind of set for the columns, and the reason; None if they make none."""
-    if has_answers and has_questions:
+def _kind_of(survey: Survey, columns: TaskColumns) -> tuple[str | None, str]:
+    """Returns the kind of set that the columns make, and the reason. The kind is None if they make none."""
+    has_texts = survey.texts > 0
+    if columns.answer and (columns.question or has_texts):
         return "vqa", "there are questions with answers"
-    if labels is not None:
+    if columns.label:
+        labels = survey.values.get(columns.label, ColumnValues())
+        has_statements = bool(columns.statement or has_texts)
         if survey.images_per_row == 2 and has_statements:
             return "image-pairs", "there are pairs of images with statements and labels"
         values = {text.lower() for text in labels.counts}
         if has_statements and values and values <= set(SNLI_VE.labels):
-            return "entailment", f"{label_name} has {', '.join(sorted(values))}"
-        is_rating = columns_named([label_name], NUMBERS.names) and not columns_named(
-            [label_name], LABELS.names
-        )
+            return "entailment", f"{columns.label} has {', '.join(sorted(values))}"
+        is_rating = not columns_named([columns.label], LABELS.names)
         has_many = len(labels.counts) > _MAX_CLASSES_OF_NUMBERS or not labels.are_whole
         if labels.are_numbers and (is_rating or has_many):
-            return "regression", f"{label_name} has numbers"
-        return "classification", f"{label_name} has {len(labels.counts):,} labels"
-    if survey.texts:
+            return "regression", f"{columns.label} has numbers"
+        return "classification", f"{columns.label} has {len(labels.counts):,} labels"
+    if has_texts:
         return "pairs", "there are images with texts"
     return None, ""
 
 
-def _role_lines(survey: Survey, kind: str) -> list[str]:
+def _lines_of_roles(survey: Survey, kind: str) -> list[str]:
     """Returns a line for each column of images, texts, ids and splits."""
     roles = survey.roles
-    lines = []
     if roles is None:
-        lines.append(f"{survey.images:,} images, of which {survey.texts:,} have a text")
-    else:
-        for number, name in enumerate(roles.images, start=1):
-            noun = "images" if len(roles.images) == 1 else f"images {number} of each pair"
-            lines.append(f"{name}: {noun}, {survey.images:,} different")
-        nouns = {"pairs": "captions", "vqa": "questions"}
-        if roles.text:
-            lines.append(f"{roles.text}: {nouns.get(kind, 'texts')}, in {survey.texts:,} rows")
-        if roles.id:
-            lines.append(f"{roles.id}: ids")
-        if roles.split:
-            counts = ", ".join(f"{split} {count:,}" for split, count in survey.splits.items())
-            lines.append(f"{roles.split}: splits, {counts}")
+        return [f"{survey.images:,} images, of which {survey.texts:,} have a text"]
+    lines = []
+    for number, name in enumerate(roles.images, start=1):
+        noun = "images" if len(roles.images) == 1 else f"images {number} of each pair"
+        lines.append(f"{name}: {noun}, {survey.images:,} different")
+    if roles.text:
+        noun = {"pairs": "captions", "vqa": "questions"}.get(kind, "texts")
+        lines.append(f"{roles.text}: {noun}, in {survey.texts:,} rows")
+    if roles.id:
+        lines.append(f"{roles.id}: ids")
+    if roles.split:
+        counts = ", ".join(f"{split} {count:,}" for split, count in survey.splits.items())
+        lines.append(f"{roles.split}: splits, {counts}")
     return lines
 
 
-def _summary(survey: Survey, column: str) -> str:
-    return survey.values[column].summary() if column in survey.values else "names of folders"
-
-
-def _separated(
-    noun: str, column: str, given_column: str | None, separator: str | None, survey: Survey
+def _settings_of(
+    kind: str, survey: Survey, columns: FitColumns, task_columns: TaskColumns
 ) -> dict[str, Any]:
-    """Returns the settings of a column whose cells may have several values."""
-    settings: dict[str, Any] = {}
-    if given_column is not None:
-        settings[f"{noun}_column"] = given_column
-    if separator is None and column in survey.values:
-        separator = survey.values[column].separator()
-    if separator is not None:
-        settings[f"{noun}_separator"] = separator
-    return settings
+    """Returns what `prepare` needs to know: named columns, and marks between the values of a cell."""
+    names = ["image_column", "text_column"]
+    separated = {"vqa": "answer", "classification": "label", "regression": "label"}.get(kind)
+    if separated is not None:
+        names += [f"{separated}_column", f"{separated}_separator"]
+    settings = {name: getattr(columns, name) for name in names}
+    if separated is not None and settings[f"{separated}_separator"] is None:
+        values = survey.values.get(getattr(task_columns, separated), ColumnValues())
+        settings[f"{separated}_separator"] = values.separator()
+    return {name: value for name, value in settings.items() if value is not None}
