@@ -24,15 +24,11 @@ from bridgetower.engines import engine
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.inference import items as inference
 from bridgetower.inference.items import (
-    Item,
-    LikeliestTokens,
     decoded,
-    filled_words,
     two_stage_order,
 )
 from bridgetower.inference.predictor import Predictor, load
 from bridgetower.model.fusion import Encoded
-from served import PNGS
 
 TEXTS = ["red circle on black", "a bar", "a square that is blue on a grey ground"]
 MASKED = [f"{text} <mask>" for text in TEXTS]
@@ -861,23 +857,3 @@ def test_queries_are_ranked_each_on_its_own():
     match[match < 0.5] = torch.nan
     rows = [two_stage_order(*row) for row in zip(cosine, match, strict=True)]
     assert torch.equal(two_stage_order(cosine, match), torch.stack(rows))
-
-
-def test_distributions_at_masks_are_those_that_words_are_taken_from(predictor):
-    texts = ["a <mask> on <mask>", "<mask> bar"]
-    ids = [tuple(tokens) for tokens in predictor.processor.token_ids(texts)]
-    images = [predictor.processor.resize(content) for content in PNGS[:2]]
-    pairs = list(zip(images, ids, strict=True))
-    whole = predictor.compute(
-        [Item(kind="mask_probabilities", image=image, ids=tokens) for image, tokens in pairs]
-    )
-    for found, content, text, masks in zip(whole, PNGS, texts, (2, 1), strict=False):
-        assert found.shape == (masks, predictor.processor.vocab_size)
-        torch.testing.assert_close(found.sum(dim=1), torch.ones(masks))
-        best = found.topk(3)
-        words = filled_words(predictor.processor, LikeliestTokens(best.indices, best.values))
-        expected = predictor.fill_mask(content, text, top=3)
-        for one, other in zip(words, expected, strict=True):
-            assert [word.word for word in one] == [word.word for word in other]
-            found_, expected_ = ([word.probability for word in each] for each in (one, other))
-            assert found_ == pytest.approx(expected_, abs=1e-6)

@@ -37,14 +37,12 @@ def predict_classes(
         probabilities, classes = outputs.max(dim=1)
         return classes, probabilities
 
-    classes, probabilities = predict(
-        task, examples, likeliest, batch_size=batch_size, options=options
-    )
-    return Predictions(classes, probabilities)
+    outputs = predict_examples(task, examples, likeliest, batch_size=batch_size, options=options)
+    return Predictions(*outputs)
 
 
 @torch.inference_mode()
-def predict(
+def predict_examples(
     task: nn.Module,
     examples: BatchDataset,
     read: Callable[[Tensor], tuple[Tensor, ...]],
@@ -55,7 +53,7 @@ def predict(
     """Predicts every example. Each process predicts its share and gets all.
 
     Args:
-        read: Turns the outputs of a batch into the tensors that are wanted of it, a row for each example.
+        read: Turns the outputs of a batch into tensors, with a row for each example.
     """
     first = rank() % len(examples)  # with fewer examples than processes, some are predicted twice
     local_indices = range(first, len(examples), world_size())
@@ -66,9 +64,8 @@ def predict(
     batches: Iterable[Any] = load_items(
         examples.__getitem__, keys, num_workers=options.num_workers, device=device
     )
-    batches = counted(
-        batches, "predicting batches", enabled=options.progress and rank() == 0, total=len(keys)
-    )
+    has_bar = options.progress and rank() == 0
+    batches = counted(batches, "predicting batches", enabled=has_bar, total=len(keys))
 
     results = []
     for batch in batches:
@@ -144,9 +141,8 @@ def classification_metrics(
         ranked_labels = labels[:, classes].numpy()
         scores = probabilities[:, classes].numpy()
         metrics["auroc"] = float(roc_auc_score(ranked_labels, scores, average="macro"))
-        metrics["average_precision"] = float(
-            average_precision_score(ranked_labels, scores, average="macro")
-        )
+        precision = average_precision_score(ranked_labels, scores, average="macro")
+        metrics["average_precision"] = float(precision)
     return metrics
 
 

@@ -1,4 +1,4 @@
-"""How models are evaluated, and what an evaluation leaves; importable without torch."""
+"""Settings and results of evaluations. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class RetrievalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """How an evaluation runs; nothing here changes its result."""
+    """Options of an evaluation that do not change its result."""
 
-    # where retrieval keeps what it has until it is finished, to go on from there after a kill
+    # Folder in which retrieval keeps scores until it is finished, from which a killed run continues.
     work: Path | None = None
-    # removes that when it is closed; None: the end of the evaluation does
+    # Removes that folder when it is closed. None: the end of the evaluation does.
     until_written: ExitStack | None = None
     num_workers: int = 0  # processes that decode; 0 decodes in this one
     progress: bool = False
@@ -73,41 +73,32 @@ class Judgement:
     score: float  # from 0, wrong, to 1, right
     error: float  # the worst misses have the largest values
     probability: float | None  # that the model gives to its answer
-    predicted_image: int | None = (
-        None  # number of the image that was found, where one is looked for
-    )
-    # kinds that the example is of, by column
+    predicted_image: int | None = None  # its number, where an image is looked for
+    # Kinds of the example, by column.
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What was found out about a model."""
+    """Results of an evaluation."""
 
     metrics: Mapping[str, float]  # empty where the answers are not known
     counts: Mapping[str, int]  # of what was judged
     details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # metrics by group
     predictions: Sequence[Mapping[str, Any]] = ()  # one row per example, with its id
-    # name and content of the file that a test server takes
-    submission: tuple[str, str] | None = None
+    submission: tuple[str, str] | None = None  # name and content of the file for a test server
     notes: Sequence[str] = ()  # what cannot be given, and why
     judge: Callable[[], list[Judgement]] | None = None  # gives the examples whose answers are known
     images: PreparedImages | None = None  # that the judgements name
 
     def report(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the content of `metrics.json`: what was measured and how, versions, counts, metrics."""
-        versions = {name: version(name) for name in ("bridgetower", "torch")} | {
-            "python": platform.python_version()
-        }
-        notes = {"notes": list(self.notes)} if self.notes else {}
-        return {
-            **settings,
-            **self.counts,
-            **self.metrics,
-            **self.details,
-            **notes,
-            "versions": versions,
-        }
+        versions = {name: version(name) for name in ("bridgetower", "torch")}
+        versions["python"] = platform.python_version()
+        report = {**settings, **self.counts, **self.metrics, **self.details}
+        if self.notes:
+            report["notes"] = list(self.notes)
+        return {**report, "versions": versions}
 
     def write(self, folder: Path, settings: Mapping[str, Any]) -> None:
         if self.predictions:

@@ -66,9 +66,8 @@ def evaluate_masked_words(
     loader: Iterable[tuple[CaptionBatch, list[Batch]]] = load_items(
         pairs.__getitem__, local_batches.tolist(), num_workers=options.num_workers, device=device
     )
-    loader = counted(
-        loader, "masked words", enabled=options.progress and rank() == 0, total=len(local_batches)
-    )
+    has_bar = options.progress and rank() == 0
+    loader = counted(loader, "masked words", enabled=has_bar, total=len(local_batches))
 
     # Loss and accuracy are means over the hidden words of a batch, which is weighed by their number.
     prefixes = ("mlm_", "mlm_wrong_image_") if len(images) > 1 else ("mlm_",)

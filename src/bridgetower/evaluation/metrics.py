@@ -19,7 +19,7 @@ PAIRS_AT_ONCE = 2**22
 """Pairs that are compared at once: to count a row's, `sum` makes eight bytes of each."""
 
 RECALL_KS = (1, 5, 10)
-"""The ranks that the field reports; RSUM is the sum of both directions at these three."""
+"""The ranks that the field reports. RSUM is the sum of both directions at these three."""
 
 ITC_WEIGHTS = (0.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, ITC_ALONE)
 """The weights that a fit tries."""
@@ -31,10 +31,15 @@ BINS = 10
 """Of equal width, from 0 to 1."""
 
 _Z = 1.96  # of a 95 % interval
-_LOW_BITS = 2**32 - 1
+
+PairIndex = Int[Tensor, " n"]
+"""The image or the text of each pair."""
+
+PairScores = Float[Tensor, " n"]
+PairMask = Bool[Tensor, " n"]
 
 ScoresOf = Callable[[slice, Int[Tensor, " b"]], Float[Tensor, "i b"]]
-"""Gives the scores of the images and the texts of these rows, the same at every call; higher is more alike."""
+"""Gives the scores of the images and the texts of these rows, the same at every call. Higher is more alike."""
 
 
 class GroundTruth(NamedTuple):
@@ -52,7 +57,7 @@ class BestRanks(NamedTuple):
     tied: Int[Tensor, " q"]  # items that score the same, itself included
     right: Int[Tensor, " q"]  # right items among the tied; 0: the query can have no hit
 
-    def rows(self, selected: slice | Int[Tensor, " n"]) -> BestRanks:
+    def rows(self, selected: slice | PairIndex) -> BestRanks:
         """Returns the ranks of some queries."""
         return BestRanks(self.higher[selected], self.tied[selected], self.right[selected])
 
@@ -100,17 +105,15 @@ class RetrievalRecalls(NamedTuple):
 
     @property
     def rsum(self) -> float:
-        """Sum of all recalls; at ranks 1, 5 and 10 the published RSUM in percent is 100 times this (6: perfect)."""
+        """Sum of all recalls, 6 if perfect. At ranks 1, 5 and 10 the published RSUM is 100 times this."""
         return sum(self.image_to_text.values()) + sum(self.text_to_image.values())
 
     def named(self, stage: str) -> dict[str, float]:
         """Returns metrics: `STAGE_image_to_text_r1`, `STAGE_text_to_image_r1`, …, `STAGE_rsum`."""
-        metrics = {
-            f"{stage}_image_to_text_r{k}": recall for k, recall in self.image_to_text.items()
-        }
-        metrics |= {
-            f"{stage}_text_to_image_r{k}": recall for k, recall in self.text_to_image.items()
-        }
+        metrics: dict[str, float] = {}
+        for direction in ("image_to_text", "text_to_image"):
+            for k, recall in getattr(self, direction).items():
+                metrics[f"{stage}_{direction}_r{k}"] = recall
         metrics[f"{stage}_rsum"] = self.rsum
         return metrics
 
@@ -123,14 +126,10 @@ def recalls_of(
     Without ties this is the share of hits in `torch.topk`. Tied scores count by their chance of a hit when they are
     ordered at random: constant scores give exactly `chance_recalls`, and the order of the rows never matters.
     """
-    image_to_text: dict[int, float] = {}
-    text_to_image: dict[int, float] = {}
-    for k in ks:
-        image_to_text[k] = fmean(
-            hit_chances(images, k).mean().item() for images, _ in ranks_of_folds
-        )
-        text_to_image[k] = fmean(hit_chances(texts, k).mean().item() for _, texts in ranks_of_folds)
-    return RetrievalRecalls(image_to_text, text_to_image)
+    recalls = []
+    for ranks in zip(*ranks_of_folds, strict=True):
+        recalls.append({k: fmean(hit_chances(fold, k).mean().item() for fold in ranks) for k in ks})
+    return RetrievalRecalls(*recalls)
 
 
 def streamed_recalls(
@@ -199,7 +198,7 @@ class _Blocks:
 
     def _read(
         self,
-    ) -> Iterator[tuple[slice, Float[Tensor, "i b"], Int[Tensor, " n"], Int[Tensor, " n"]]]:
+    ) -> Iterator[tuple[slice, Float[Tensor, "i b"], PairIndex, PairIndex]]:
         """Yields the columns of a block, its scores, and the rows of images and texts that belong together."""
         for start in range(0, self.num_texts, self.block_size):
             columns = slice(start, start + self.block_size)
@@ -216,18 +215,19 @@ def _zero_ranks(count: int) -> BestRanks:
 def chance_recalls(
     truth: GroundTruth, *, fold_size: int | None = None, ks: Sequence[int] = RECALL_KS
 ) -> RetrievalRecalls:
-    """Expected recalls of a random ranking: with M items of which n are right, the mean of 1 − C(M−n, k)/C(M, k)."""
+    """Expected recalls of a random ranking.
+
+    With M items of which n are right, it is the mean of 1 − C(M−n, k)/C(M, k).
+    """
     ranks_of_folds = []
     for _, _, (index, owners) in folds(truth, fold_size):
         num_texts = torch.bincount(index, minlength=len(owners))[owners]
         num_images = torch.bincount(owners, minlength=len(owners))[index]
-        image_ranks = BestRanks(
-            torch.zeros_like(num_texts), torch.full_like(num_texts, len(index)), num_texts
-        )
-        text_ranks = BestRanks(
-            torch.zeros_like(num_images), torch.full_like(num_images, len(owners)), num_images
-        )
-        ranks_of_folds.append((image_ranks, text_ranks))
+        ranks = []
+        for right, num_items in ((num_texts, len(index)), (num_images, len(owners))):
+            tied = torch.full_like(right, num_items)
+            ranks.append(BestRanks(torch.zeros_like(right), tied, right))
+        ranks_of_folds.append((ranks[0], ranks[1]))
     return recalls_of(ranks_of_folds, ks)
 
 
@@ -235,18 +235,18 @@ def chance_recalls(
 class Candidates:
     """Pairs by image, then by text, each once: candidates of images or texts, and extra_pairs."""
 
-    image: Int[Tensor, " n"]
-    text: Int[Tensor, " n"]
-    image_side: Bool[Tensor, " n"]  # whether the pair is a candidate of its image
-    text_side: Bool[Tensor, " n"]  # and of its text
-    cosine: Float[Tensor, " n"]  # NaN where it is neither
+    image: PairIndex
+    text: PairIndex
+    image_side: PairMask  # whether the pair is a candidate of its image
+    text_side: PairMask  # and of its text
+    cosine: PairScores  # NaN where it is neither
     truth: GroundTruth
     config: RetrievalConfig
     # matching score, once they are matched
-    itm: Float[Tensor, " n"] = field(default_factory=lambda: torch.empty(0))
+    itm: PairScores = field(default_factory=lambda: torch.empty(0))
 
     @property
-    def sides(self) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
+    def sides(self) -> tuple[PairMask, PairMask]:
         """Which pairs rank texts for images, and which images for texts.
 
         `standard` ranks each direction on its own candidates. `paper` ranks both on those of either side: the official
@@ -258,10 +258,10 @@ class Candidates:
         return self.image_side, self.text_side
 
     @cached_property
-    def belong(self) -> Bool[Tensor, " n"]:
+    def belong(self) -> PairMask:
         return self.truth.owners[self.image] == self.truth.text_image_index[self.text]
 
-    def scores(self, itc_weight: float) -> Float[Tensor, " n"]:
+    def scores(self, itc_weight: float) -> PairScores:
         return torch.add(self.itm, self.cosine, alpha=itc_weight) if itc_weight else self.itm
 
     def best_ranks(self, itc_weight: float = 0.0) -> tuple[BestRanks, BestRanks]:
@@ -275,8 +275,8 @@ class Candidates:
 
     def _ranks_of(
         self,
-        queries: Int[Tensor, " n"],
-        side: Bool[Tensor, " n"],
+        queries: PairIndex,
+        side: PairMask,
         num_queries: int,
         itc_weight: float,
     ) -> BestRanks:
@@ -295,7 +295,7 @@ class Candidates:
         )
 
     def recalls(self, itc_weight: float = 0.0, ks: Sequence[int] = RECALL_KS) -> RetrievalRecalls:
-        """Returns the recalls of the ranking of candidates; of folds, in which these were selected, the mean."""
+        """Returns the recalls of the ranking of candidates, or their mean over the folds of the config."""
         image_ranks, text_ranks = self.best_ranks(itc_weight)
         ranks_of_folds = []
         for images, texts, _ in folds(self.truth, self.config.fold_size):
@@ -305,9 +305,8 @@ class Candidates:
     def error(self, reranking: Reranking) -> float:
         """Returns the expected calibration error of the probabilities of a match of the candidates of texts."""
         probabilities = reranking.match(self.itm[self.text_side])
-        return expected_calibration_error(
-            reliability(probabilities, self.belong[self.text_side].float())
-        )
+        bins = reliability(probabilities, self.belong[self.text_side].float())
+        return expected_calibration_error(bins)
 
     def fitted(self) -> Reranking:
         """Returns the weight of ITC with the best mean recall, a calibration, and the gain over ITC alone.
@@ -332,12 +331,22 @@ class Candidates:
         # The gain on each half, with the weight that is best on the other half.
         difference = torch.empty(len(all_texts), dtype=torch.float64)
         for half in (True, False):
-            other_weight = _best_weight(
-                image_hits, text_hits, is_odd_image != half, is_odd_text != half
-            )
+            other_images = is_odd_image != half
+            other_texts = is_odd_text != half
+            other_weight = _best_weight(image_hits, text_hits, other_images, other_texts)
             texts = is_odd_text == half
             difference[texts] = (text_hits[other_weight] - text_hits[ITC_ALONE])[texts]
-        gain = _mean_gain(difference, group_of_text, len(different_images))
+
+        # The interval of the mean gain, in which the texts of a group count as one draw.
+        mean = float(difference.mean())
+        num_groups = len(different_images)
+        sums = torch.zeros(num_groups, dtype=torch.float64)
+        sums.index_add_(0, group_of_text, difference - mean)
+        variance = sums.square().sum() * num_groups / (num_groups - 1)
+        half_width = _Z * float(variance.sqrt() / len(difference))
+        gain = Gain(
+            difference=mean, low=mean - half_width, high=mean + half_width, texts=len(difference)
+        )
         return Reranking(itc_weight=weight, calibration=calibration, gain=gain)
 
     def _hits_by_weight(self) -> tuple[dict[float, Tensor], dict[float, Tensor]]:
@@ -345,13 +354,9 @@ class Candidates:
         image_hits: dict[float, Tensor] = {}
         text_hits: dict[float, Tensor] = {}
         for weight in ITC_WEIGHTS:
-            image_ranks, text_ranks = self.best_ranks(weight)
-            image_hits[weight] = torch.stack([hit_chances(image_ranks, k) for k in RECALL_KS]).mean(
-                dim=0
-            )
-            text_hits[weight] = torch.stack([hit_chances(text_ranks, k) for k in RECALL_KS]).mean(
-                dim=0
-            )
+            for hits, ranks in zip((image_hits, text_hits), self.best_ranks(weight), strict=True):
+                chances = [hit_chances(ranks, k) for k in RECALL_KS]
+                hits[weight] = torch.stack(chances).mean(dim=0)
         return image_hits, text_hits
 
 
@@ -371,21 +376,6 @@ def _best_weight(
     return best_weights[len(best_weights) // 2]
 
 
-def _mean_gain(
-    difference: Float[Tensor, " t"], group_of_text: Int[Tensor, " t"], num_groups: int
-) -> Gain:
-    """Returns the mean difference with a 95 % interval in which the texts of a group count as one draw."""
-    mean = float(difference.mean())
-    sums = torch.zeros(num_groups, dtype=torch.float64).index_add_(
-        0, group_of_text, difference - mean
-    )
-    variance = sums.square().sum() * num_groups / (num_groups - 1)
-    half_width = _Z * float(variance.sqrt() / len(difference))
-    return Gain(
-        difference=mean, low=mean - half_width, high=mean + half_width, texts=len(difference)
-    )
-
-
 class Bin(NamedTuple):
     """Predictions of similar probability."""
 
@@ -395,20 +385,15 @@ class Bin(NamedTuple):
     right: float  # share
 
 
-def reliability(probabilities: Float[Tensor, " n"], right: Float[Tensor, " n"]) -> list[Bin]:
+def reliability(probabilities: PairScores, right: PairScores) -> list[Bin]:
     """Returns the bins that have examples."""
     numbers = (probabilities.double() * BINS).long().clamp(max=BINS - 1)
-    counts = torch.bincount(numbers, minlength=BINS).tolist()
-    probability_sums = torch.bincount(
-        numbers, weights=probabilities.double(), minlength=BINS
-    ).tolist()
-    right_sums = torch.bincount(numbers, weights=right.double(), minlength=BINS).tolist()
     bins = []
-    for number, count in enumerate(counts):
-        if count:
-            bins.append(
-                Bin(number, count, probability_sums[number] / count, right_sums[number] / count)
-            )
+    for number in numbers.unique().tolist():
+        in_bin = numbers == number
+        probability = probabilities[in_bin].double().mean().item()
+        share = right[in_bin].double().mean().item()
+        bins.append(Bin(number, int(in_bin.sum()), probability, share))
     return bins
 
 
@@ -418,10 +403,8 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
     return error / sum(bin_.examples for bin_ in bins)
 
 
-def calibrate(
-    log_odds: Float[Tensor, " n"], matching: Bool[Tensor, " n"], halves: Bool[Tensor, " n"]
-) -> Calibration | None:
-    """Fits Platt's calibration; its error is measured on each half with a fit on the other half.
+def calibrate(log_odds: PairScores, matching: PairMask, halves: PairMask) -> Calibration | None:
+    """Fits Platt's calibration. Its error is measured on each half with a fit on the other half.
 
     Args:
         log_odds: Of a match, of each pair.
@@ -448,8 +431,8 @@ def calibrate(
     )
 
 
-def _platt(log_odds: Float[Tensor, " n"], matching: Bool[Tensor, " n"]) -> tuple[float, float]:
-    """Returns slope and intercept of a logistic regression; without a positive slope, those of the share alone."""
+def _platt(log_odds: PairScores, matching: PairMask) -> tuple[float, float]:
+    """Returns slope and intercept of a logistic regression, or without a positive slope 0 and the share of matches."""
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression().fit(log_odds.double().numpy()[:, None], matching.numpy())
@@ -480,28 +463,29 @@ def candidate_pairs(
     for rows, columns, _ in folds(truth, config.fold_size):
         images = all_images[rows]
         best_texts = torch.empty(len(images), 0, dtype=torch.int64)
+        best_cosines = torch.empty(len(images), 0)
         for texts in columns.split(max(1, pairs_at_once // len(images))):
-            scores = scores_of(rows, texts)
+            scores = scores_of(rows, texts).float()
             check_not_nan(scores, "similarities")
-            best_texts = _highest(
-                torch.cat([best_texts, _highest(_packed(scores, texts), k)], dim=1), k
-            )
-            found_images, cosines = _unpacked(_highest(_packed(scores.T, images), k))
-            text_side.add(found_images * num_texts + texts[:, None], cosines)
-        found_texts, cosines = _unpacked(best_texts)
-        image_side.add(images[:, None] * num_texts + found_texts, cosines)
+            best_images, cosines = _best(images.expand(len(texts), -1), scores.T, k)
+            text_side.add(best_images * num_texts + texts[:, None], cosines)
+            seen_texts = torch.cat([best_texts, texts.expand(len(images), -1)], dim=1)
+            seen_cosines = torch.cat([best_cosines, scores], dim=1)
+            best_texts, best_cosines = _best(seen_texts, seen_cosines, k)
+        image_side.add(images[:, None] * num_texts + best_texts, best_cosines)
 
     # A pair's number is image · num_texts + text.
-    further = [] if extra_pairs is None else [extra_pairs[0] * num_texts + extra_pairs[1]]
-    numbers = torch.cat([*image_side.numbers, *text_side.numbers, *further]).unique()
-    cosine = torch.full(numbers.shape, torch.nan)
-    is_image_side = image_side.write(numbers, cosine)
-    is_text_side = text_side.write(numbers, cosine)
+    numbers = [*image_side.numbers, *text_side.numbers]
+    if extra_pairs is not None:
+        extra_images, extra_texts = extra_pairs
+        numbers.append(extra_images * num_texts + extra_texts)
+    pairs = torch.cat(numbers).unique()
+    cosine = torch.full(pairs.shape, torch.nan)
     return Candidates(
-        image=numbers // num_texts,
-        text=numbers % num_texts,
-        image_side=is_image_side,
-        text_side=is_text_side,
+        image=pairs // num_texts,
+        text=pairs % num_texts,
+        image_side=image_side.write(pairs, cosine),
+        text_side=text_side.write(pairs, cosine),
         cosine=cosine,
         truth=truth,
         config=config,
@@ -512,16 +496,14 @@ class _Side:
     """Candidates of all images, or of all texts: the numbers of pairs and their cosines."""
 
     def __init__(self) -> None:
-        self.numbers: list[Int[Tensor, " n"]] = []
-        self.cosines: list[Float[Tensor, " n"]] = []
+        self.numbers: list[PairIndex] = []
+        self.cosines: list[PairScores] = []
 
     def add(self, numbers: Int[Tensor, "q k"], cosines: Float[Tensor, "q k"]) -> None:
         self.numbers.append(numbers.flatten())
         self.cosines.append(cosines.flatten())
 
-    def write(
-        self, sorted_numbers: Int[Tensor, " n"], cosine: Float[Tensor, " n"]
-    ) -> Bool[Tensor, " n"]:
+    def write(self, sorted_numbers: PairIndex, cosine: PairScores) -> PairMask:
         """Writes the cosines of the pairs among all pairs, and returns which ones they are."""
         rows = torch.searchsorted(sorted_numbers, torch.cat(self.numbers))
         cosine[rows] = torch.cat(self.cosines)
@@ -530,23 +512,9 @@ class _Side:
         return is_candidate
 
 
-def _packed(scores: Float[Tensor, "q m"], items: Int[Tensor, " m"]) -> Int[Tensor, "q m"]:
-    """Packs each (score, item) into an int64 that sorts by score, and ties by lower item."""
-    bits = _sortable((scores.float() + 0.0).view(torch.int32))  # adding makes 0.0 of -0.0
-    return bits.long().bitwise_left_shift_(32).bitwise_or_(_LOW_BITS - items)
-
-
-def _unpacked(packed: Int[Tensor, "q k"]) -> tuple[Int[Tensor, "q k"], Float[Tensor, "q k"]]:
-    """Returns the items and the scores of packed ones."""
-    items = _LOW_BITS - (packed & _LOW_BITS)
-    scores = _sortable((packed >> 32).int()).view(torch.float32)
-    return items, scores
-
-
-def _sortable(bits: Int[Tensor, "*s"]) -> Int[Tensor, "*s"]:
-    """Turns bits of float32 into integers of the same order, and back: only negative ones are in reverse."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-def _highest(packed: Int[Tensor, "q m"], k: int) -> Int[Tensor, "q k"]:
-    return packed.topk(min(k, packed.shape[1]), sorted=False).values
+def _best(
+    items: Int[Tensor, "q m"], scores: Float[Tensor, "q m"], k: int
+) -> tuple[Int[Tensor, "q k"], Float[Tensor, "q k"]]:
+    """Returns the k items of each row with the highest scores. Of equal ones the first are taken."""
+    sorted_scores, order = scores.sort(dim=1, descending=True, stable=True)
+    return items.gather(1, order[:, :k]), sorted_scores[:, :k]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bridgetower.checkpoints import ITC_WEIGHT, UNMEASURED, Reranking
@@ -29,6 +29,9 @@ from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, Judgement
 from bridgetower.evaluation.metrics import (
     Candidates,
     GroundTruth,
+    PairIndex,
+    PairMask,
+    PairScores,
     RetrievalRecalls,
     ScoresOf,
     candidate_pairs,
@@ -134,10 +137,10 @@ class PairScorer:
 
     def score(
         self,
-        image: Int[Tensor, " n"],
-        text: Int[Tensor, " n"],
+        image: PairIndex,
+        text: PairIndex,
         head: Callable[[Tensor], Tensor] | None = None,
-    ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+    ) -> tuple[PairScores, PairMask]:
         """Returns the log-odds of a match of pairs, with protocol `paper` its logit, and whether they are accepted.
 
         Args:
@@ -160,12 +163,12 @@ class PairScorer:
                 pairs = chunk.pairs
                 logits = chunk.logits
                 if logits is None:
-                    rows = torch.stack(
-                        [image[pairs] - chunk.images.start, self._row_of_text[text[pairs]]], dim=1
-                    )
-                    advance = partial(bars.advance, bar)
                     logits = self._score_chunk(
-                        next(encoded), rows, head or self.model.itm_logits, advance
+                        next(encoded),
+                        image[pairs] - chunk.images.start,
+                        self._row_of_text[text[pairs]],
+                        head or self.model.itm_logits,
+                        partial(bars.advance, bar),
                     )
                     self._write(chunk.name, logits)
                 odds = log_odds(logits)
@@ -175,7 +178,7 @@ class PairScorer:
         _, match, accepted = gather_by_id(local_pairs, match, accepted)
         return match, accepted
 
-    def _chunks(self, image: Int[Tensor, " n"], text: Int[Tensor, " n"]) -> list[_Chunk]:
+    def _chunks(self, image: PairIndex, text: PairIndex) -> list[_Chunk]:
         """Splits the local images so that neither the encodings nor the pairs of a chunk are too many."""
         num_images = len(self._local_images)
         image_bytes = encoded_bytes(self.model, "vision", self.model.config.vision.num_tokens)
@@ -202,7 +205,8 @@ class PairScorer:
     def _score_chunk(
         self,
         image: Encoded,
-        pairs: Int[Tensor, "n 2"],
+        image_rows: PairIndex,
+        text_rows: PairIndex,
         head: Callable[[Tensor], Tensor],
         advance: Callable[[int], object],
     ) -> Float[Tensor, "n 2"]:
@@ -211,13 +215,20 @@ class PairScorer:
         def text_of(rows: Sequence[int]) -> Encoded:
             return self.model.cache_text(self._encode_texts(rows))
 
-        by_text = pairs[:, 1].argsort(stable=True)
+        by_text = text_rows.argsort(stable=True)
+        scores = score_pairs(
+            self.model,
+            head,
+            image,
+            text_of,
+            image_rows[by_text],
+            text_rows[by_text],
+            batch_size=self.config.batch_size,
+        )
         blocks = []
-        for scores in score_pairs(
-            self.model, head, image, text_of, pairs[by_text], batch_size=self.config.batch_size
-        ):
-            blocks.append(scores.float())
-            advance(len(scores))
+        for block in scores:
+            blocks.append(block.float())
+            advance(len(block))
         logits = torch.cat(blocks).cpu()[by_text.argsort()]  # waits for a GPU once
         num_nan = int(logits.isnan().any(dim=1).sum())
         if num_nan:
@@ -285,7 +296,8 @@ def resumable(scorer: PairScorer) -> Iterator[PairScorer]:
         yield scorer
         barrier()
         return
-    conditions = {  # that decide the scores
+    # All that decides the scores.
+    conditions = {
         "weights": exact_fingerprint(model.state_dict()),
         "preprocessing": fingerprint(model.config, {}, images.processor),
         "data": images.digests(),
@@ -322,8 +334,7 @@ class RetrievalResult:
     image_vectors: Float[Tensor, "i c"]  # contrastive, of length one
     text_vectors: Float[Tensor, "t c"]  # the same of the texts that are ranked
     truth: GroundTruth
-    # by stage: itc; of candidates by matching and by both scores; chance
-    recalls: Mapping[str, RetrievalRecalls]
+    recalls: Mapping[str, RetrievalRecalls]  # by stage: itc, matching, two_stage, chance
     candidates: Candidates | None = None  # the pairs that were matched, and their scores
     reranking: Reranking | None = None  # with which they were ranked; None with protocol `paper`
     # expected calibration error of `Reranking.match` on candidates of texts; None likewise
@@ -331,16 +342,15 @@ class RetrievalResult:
     itm_accuracy: float | None = None  # of each text with its own image and with a random other one
 
     def metrics(self) -> dict[str, float]:
-        """Flat metrics: recalls `itc_…`, `matching_…`, `two_stage_…` and `chance_…`, the others, the last `rsum`."""
+        """Returns recalls `itc_…`, `matching_…`, `two_stage_…` and `chance_…`, the other metrics, and `rsum`."""
         metrics: dict[str, float] = {}
         for stage, recalls in self.recalls.items():
             metrics |= recalls.named(stage)
         if self.reranking is not None:
             metrics[ITC_WEIGHT] = self.reranking.itc_weight
-        if self.ece is not None:
-            metrics["ece"] = self.ece
-        if self.itm_accuracy is not None:
-            metrics["itm_accuracy"] = self.itm_accuracy
+        for name, value in (("ece", self.ece), ("itm_accuracy", self.itm_accuracy)):
+            if value is not None:
+                metrics[name] = value
         metrics["rsum"] = self.recalls.get("two_stage", self.recalls["itc"]).rsum
         return metrics
 
@@ -361,69 +371,56 @@ def evaluate_retrieval(
     """
     model.head("itc")
     texts, truth = ranked_texts(images, config)
-    matching: _Matching | None = None
     with resumable(PairScorer(model, images, texts, config, options)) as scorer:
         image_vectors, text_vectors = scorer.vectors()
 
         def cosines(rows: slice, texts: Int[Tensor, " b"]) -> Float[Tensor, "r b"]:
             return similarity(image_vectors[rows], text_vectors[texts], torch.ones(()))
 
+        result = RetrievalResult(
+            image_vectors=image_vectors,
+            text_vectors=text_vectors,
+            truth=truth,
+            recalls={"itc": streamed_recalls(cosines, truth, fold_size=config.fold_size)},
+        )
         if model.itm_head is not None and config.candidates:
-            matching = _match_candidates(scorer, cosines, truth, config, reranking)
-
-    recalls = {"itc": streamed_recalls(cosines, truth, fold_size=config.fold_size)}
-    if matching is not None:
-        recalls |= matching.recalls
-    recalls["chance"] = chance_recalls(truth, fold_size=config.fold_size)
-    return RetrievalResult(
-        image_vectors=image_vectors,
-        text_vectors=text_vectors,
-        truth=truth,
-        recalls=recalls,
-        candidates=matching and matching.candidates,
-        reranking=matching and matching.reranking,
-        ece=matching and matching.ece,
-        itm_accuracy=matching and matching.accuracy,
-    )
+            result = _with_matching(result, scorer, cosines, reranking)
+    chance = chance_recalls(truth, fold_size=config.fold_size)
+    return replace(result, recalls={**result.recalls, "chance": chance})
 
 
-class _Matching(NamedTuple):
-    """The second stage of retrieval."""
-
-    candidates: Candidates
-    recalls: dict[str, RetrievalRecalls]  # of `matching` alone and of `two_stage`
-    accuracy: float  # of each text with its own image and with a random other one
-    reranking: Reranking | None  # None with protocol `paper`
-    ece: float | None
-
-
-def _match_candidates(
-    scorer: PairScorer,
-    cosines: ScoresOf,
-    truth: GroundTruth,
-    config: RetrievalConfig,
-    reranking: Reranking | None,
-) -> _Matching:
-    """Scores the candidates of the first stage, and the pairs that the accuracy is measured on."""
+def _with_matching(
+    result: RetrievalResult, scorer: PairScorer, cosines: ScoresOf, reranking: Reranking | None
+) -> RetrievalResult:
+    """Adds the second stage of retrieval. Without `reranking` it is fitted."""
+    truth = result.truth
+    config = scorer.config
     num_texts = len(truth.text_image_index)
     control_images, control_texts = _control_pairs(truth)
     pairs = candidate_pairs(cosines, truth, config, extra_pairs=(control_images, control_texts))
     match, accepted = scorer.score(pairs.image, pairs.text)
     candidates = replace(pairs, itm=match)
-    is_control = torch.isin(
-        pairs.image * num_texts + pairs.text, control_images * num_texts + control_texts
-    )
+    control_numbers = control_images * num_texts + control_texts
+    is_control = torch.isin(pairs.image * num_texts + pairs.text, control_numbers)
     accuracy = (accepted == pairs.belong)[is_control].double().mean().item()
 
     alone = candidates.recalls()
+    two_stage = alone
+    ece = None
     if config.protocol == "paper":
-        return _Matching(candidates, {"matching": alone, "two_stage": alone}, accuracy, None, None)
-    if reranking is None:
-        reranking = candidates.fitted()
-    two_stage = candidates.recalls(reranking.itc_weight) if reranking.itc_weight else alone
-    ece = candidates.error(reranking)
-    return _Matching(
-        candidates, {"matching": alone, "two_stage": two_stage}, accuracy, reranking, ece
+        reranking = None
+    else:
+        reranking = reranking or candidates.fitted()
+        ece = candidates.error(reranking)
+        if reranking.itc_weight:
+            two_stage = candidates.recalls(reranking.itc_weight)
+    return replace(
+        result,
+        recalls={**result.recalls, "matching": alone, "two_stage": two_stage},
+        candidates=candidates,
+        reranking=reranking,
+        ece=ece,
+        itm_accuracy=accuracy,
     )
 
 
@@ -485,7 +482,7 @@ def evaluate_all_pairs(
     return {**one_stage.named("one_stage"), **chance.named("chance"), "rsum": one_stage.rsum}
 
 
-def _control_pairs(truth: GroundTruth) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+def _control_pairs(truth: GroundTruth) -> tuple[PairIndex, PairIndex]:
     """Returns each text with its own image and with one of other captions, drawn with a fixed seed, by image."""
     right_images = truth.text_image_index
     different_images, index = right_images.unique(return_inverse=True)
@@ -514,14 +511,13 @@ def rankings(
     result: RetrievalResult, direction: Direction, queries: Iterable[int]
 ) -> Iterator[Ranking]:
     """Yields the ranking of all items for each query."""
-    images = (result.image_vectors, result.truth.owners)
-    texts = (result.text_vectors, result.truth.text_image_index)
+    query_vectors = result.image_vectors
+    item_vectors = result.text_vectors
+    owner_of_query = result.truth.owners
+    owner_of_item = result.truth.text_image_index
     if direction == "text_to_image":
-        queries_side, items_side = texts, images
-    else:
-        queries_side, items_side = images, texts
-    query_vectors, owner_of_query = queries_side
-    item_vectors, owner_of_item = items_side
+        query_vectors, item_vectors = item_vectors, query_vectors
+        owner_of_query, owner_of_item = owner_of_item, owner_of_query
     second_stage = _SecondStage(result, direction, len(query_vectors))
     for query in queries:
         cosine = similarity(query_vectors[[query]], item_vectors, torch.ones(()))[0]
@@ -549,10 +545,12 @@ class _SecondStage:
         if pairs is None:
             return
         image_side, text_side = pairs.sides
+        query = pairs.image
+        item = pairs.text
+        side = image_side
         if direction == "text_to_image":
-            query, item, side = pairs.text, pairs.image, text_side
-        else:
-            query, item, side = pairs.image, pairs.text, image_side
+            query, item = item, query
+            side = text_side
         rows = side.nonzero().squeeze(1)
         rows = rows[query[rows].argsort(stable=True)]
         itc_weight = result.reranking.itc_weight if result.reranking else 0.0
@@ -561,9 +559,7 @@ class _SecondStage:
         self.scores = pairs.scores(itc_weight)[rows]
         self.itm = pairs.itm[rows]
 
-    def of_query(
-        self, query: int
-    ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
+    def of_query(self, query: int) -> tuple[PairIndex, PairScores, PairScores]:
         """Returns the items of a query, their scores and their matching scores."""
         start = self.ends[query - 1] if query else 0
         rows = slice(start, self.ends[query])
@@ -573,7 +569,7 @@ class _SecondStage:
 def retrieval_judgements(
     result: RetrievalResult, images: CaptionImages, texts: Sequence[str]
 ) -> list[Judgement]:
-    """Returns every text with the first image of its ranking. The miss is the rank of the right image minus one."""
+    """Judges every text by the first image of its ranking. The error is the rank of the right image minus one."""
     reranking = result.reranking or UNMEASURED
     captions = images.all_captions()
     names = images.names(range(len(images)))
@@ -583,22 +579,19 @@ def retrieval_judgements(
     for text, right_image, ranking in zip(texts, right_images, rankings_of_texts, strict=True):
         first_image = int(ranking.order[0])
         is_first = ranking.rank == 1
-        probability = (
-            None if ranking.itm is None else float(reranking.match(torch.tensor(ranking.itm)))
+        probability = None
+        if ranking.itm is not None:
+            probability = float(reranking.match(torch.tensor(ranking.itm)))
+        judgement = Judgement(
+            id=names[right_image],
+            images=(right_image,),
+            text=text,
+            target="first of all" if is_first else f"image {ranking.rank} of {len(ranking.order)}",
+            prediction=captions[first_image][0],
+            score=float(is_first),
+            error=float(ranking.rank - 1),
+            probability=probability,
+            predicted_image=first_image,
         )
-        judgements.append(
-            Judgement(
-                id=names[right_image],
-                images=(right_image,),
-                text=text,
-                target="first of all"
-                if is_first
-                else f"image {ranking.rank} of {len(ranking.order)}",
-                prediction=captions[first_image][0],
-                score=float(is_first),
-                error=float(ranking.rank - 1),
-                probability=probability,
-                predicted_image=first_image,
-            )
-        )
+        judgements.append(judgement)
     return judgements

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import product
 from statistics import fmean
 from typing import Any
 
@@ -51,11 +52,8 @@ class ZeroShot(nn.Module):
         with torch.inference_mode():
             texts = []
             for start in range(0, len(ids), _TEXTS_AT_ONCE):
-                texts.append(
-                    encoded_texts(
-                        model, processor, ids[start : start + _TEXTS_AT_ONCE], self.outputs
-                    )
-                )
+                batch = ids[start : start + _TEXTS_AT_ONCE]
+                texts.append(encoded_texts(model, processor, batch, self.outputs))
             if matching:
                 self.texts = model.cache_text(Encoded.cat(texts))
             else:
@@ -87,58 +85,52 @@ def evaluate_compositions(
     config: RetrievalConfig,
     options: EvaluationOptions,
 ) -> tuple[dict[str, float], dict[str, dict[str, float]], list[dict[str, Any]]]:
-    """Returns metrics, those by category, and the scores of the `images` and captions of the `entry` of each row.
+    """Returns metrics, metrics by category, and the scores of the `images` and captions of the `entry` of each row.
 
-    Of each there are those by cosine, `itc`, and by `matching`, as far as the model has the heads.
+    Scores are cosines, `itc`, and log-odds of `matching`, as far as the model has the heads.
     """
     if model.itc_head is None:
         model.head("itm")
 
     # Each image and each text is encoded once.
-    pairs = [
-        (image, caption)
-        for row in rows
-        for image in row["images"]
-        for caption in row["entry"]["captions"]
-    ]
-    text_index_of = {
-        text: index for index, text in enumerate(dict.fromkeys(caption for _, caption in pairs))
-    }
-    image_numbers = torch.tensor([image for image, _ in pairs])
-    different_images, image_index = image_numbers.unique(return_inverse=True)
-    text_index = torch.tensor([text_index_of[caption] for _, caption in pairs])
+    image_numbers = []
+    captions = []
+    for row in rows:
+        for image, caption in product(row["images"], row["entry"]["captions"]):
+            image_numbers.append(image)
+            captions.append(caption)
+    different_images, image_index = torch.tensor(image_numbers).unique(return_inverse=True)
+    texts = list(dict.fromkeys(captions))
+    row_of_text = {text: index for index, text in enumerate(texts)}
+    text_index = torch.tensor([row_of_text[caption] for caption in captions])
 
-    scores_of_pairs: dict[str, Tensor] = {}
-    with resumable(
-        PairScorer(model, images, list(text_index_of), config, options, different_images)
-    ) as scorer:
+    scores: dict[str, Tensor] = {}
+    with resumable(PairScorer(model, images, texts, config, options, different_images)) as scorer:
         if model.itc_head is not None:
             image_vectors, text_vectors = scorer.vectors()
-            scores_of_pairs["itc"] = (image_vectors[image_index] * text_vectors[text_index]).sum(
-                dim=1
-            )
+            products = image_vectors[image_index] * text_vectors[text_index]
+            scores["itc"] = products.sum(dim=1)
         if model.itm_head is not None:
             by_image = image_index.argsort(stable=True)
-            scores, _ = scorer.score(image_index[by_image], text_index[by_image])
-            scores_of_pairs["matching"] = scores[by_image.argsort()]
+            match, _ = scorer.score(image_index[by_image], text_index[by_image])
+            scores["matching"] = match[by_image.argsort()]
 
+    # The scores of an example are a table of images by captions.
     metrics: dict[str, float] = {}
     details: dict[str, dict[str, float]] = {}
     predictions: list[dict[str, Any]] = [{} for _ in rows]
     categories = [row["entry"]["label"] for row in rows]
-    shapes = [(len(row["images"]), len(row["entry"]["captions"])) for row in rows]
-    sizes = [num_images * num_captions for num_images, num_captions in shapes]
-    for kind, values in scores_of_pairs.items():
-        tables = [
-            table.view(shape) for table, shape in zip(values.split(sizes), shapes, strict=True)
-        ]
+    sizes = [len(row["images"]) * len(row["entry"]["captions"]) for row in rows]
+    for kind, values in scores.items():
+        tables = []
+        for row, prediction, table in zip(rows, predictions, values.split(sizes), strict=True):
+            tables.append(table.view(len(row["images"]), -1))
+            prediction[kind] = tables[-1].tolist()
         means, by_category = composition_metrics(tables, categories)
         if len(by_category) <= _MAX_CATEGORY_METRICS:
             means |= by_category
         metrics |= {f"{kind}_{name}": value for name, value in means.items()}
         details[f"{kind}_by_category"] = by_category
-        for prediction, table in zip(predictions, tables, strict=True):
-            prediction[kind] = table.tolist()
     return metrics, details, predictions
 
 
@@ -171,8 +163,8 @@ def composition_metrics(
 
     by_category = {category: fmean(group_hits_of[category]) for category in sorted(group_hits_of)}
     macro = fmean(by_category.values())
-    has_several_images = max(map(len, scores)) > 1
-    if not has_several_images:
+    has_one_image = max(map(len, scores)) == 1
+    if has_one_image:
         return {"accuracy": fmean(group_hits), "macro_accuracy": macro}, by_category
     metrics = {
         "text_score": fmean(text_hits),

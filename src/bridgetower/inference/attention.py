@@ -1,4 +1,4 @@
-"""Where words look in an image, and by Grad-CAM what decides the match, by fusion layer: computed, and drawn."""
+"""Attention maps and Grad-CAM of each word of a text over an image, by fusion layer, and drawings of them."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from bridgetower.arguments import checked
 from bridgetower.checkpoints.reranking import Match, described
-from bridgetower.inference.items import fetched, matched
+from bridgetower.inference.items import Pixels, fetched, log_odds, matched
 from bridgetower.inference.predictor import Predictor
 from bridgetower.model.hidden_states import hidden_states
 from bridgetower.processor import ImageLike, Processor, Resized
 
-_VIEW_SIDE = 480  # pixels, at least
 WORDS_IN_A_BAND = 8
+_VIEW_SIDE = 480  # pixels, at least
+# Sizes of a drawing in inches.
+_TILE = 1.55  # side of a map
+_HEADER = 2.2  # height of the image and the text above the maps
+_LABEL_WIDTH = 1.2  # of the text left of the maps
+_BAND_GAP = 0.45
+_ROW_HEIGHT = _TILE + 0.25
+_COLUMN_WIDTH = _TILE + 0.1
 
-# inches: a map, the text above, that on the left, a gap
-_TILE, _HEAD, _LABEL, _BAND = (
-    1.55,
-    2.2,
-    1.2,
-    0.45,
-)
 Method = Literal["attention", "gradcam"]
 _LEGENDS: dict[Method, str] = {
     "attention": """Cross-attention of each word over the image, mean over the heads.
@@ -93,114 +93,116 @@ def explain(
     Raises:
         ValueError: The text has no word or is too long, the image cannot be used, or there is no matching head.
     """
-    processor, image = predictor.processor, fetched(image)
+    processor = predictor.processor
+    image = fetched(image)
     (ids,) = processor.token_ids([text], truncate=truncate)
-    found = attention_of(predictor, processor.resize(image), ids, method)
-    return replace(found, text=text, view=view_of(processor, image))
+    explanation = attention_of(predictor, processor.resize(image), ids, method)
+    return replace(explanation, text=text, view=view_of(processor, image))
 
 
 def attention_of(
-    predictor: Predictor,
-    image: UInt8[Tensor, "3 h w"],
-    ids: Sequence[int],
-    method: Method = "attention",
+    predictor: Predictor, image: Pixels, ids: Sequence[int], method: Method = "attention"
 ) -> Explanation:
-    """Does the part of `explain` that needs the model, with an image as `Processor.resize` returns it."""
-    model, processor, gradcam = predictor.model, predictor.processor, method == "gradcam"
-    words, tokens = words_of(processor, ids)
-    if gradcam:
-        model.head("itm")  # says what is missing
-        words, tokens = (
-            (processor.decode(ids[:1], skip_special_tokens=False), *words),
-            [[0], *tokens],
-        )
-    parameter, caller = next(model.parameters()), get_ident()
-    pixel_values = processor.normalise(image[None]).to(parameter.device, parameter.dtype)
-    contexts: list[
-        tuple[Tensor, Tensor]
-    ] = []  # of each layer: a zero that is added to the context, and the values
+    """Explains a resized image and a tokenized text, without the view of the image."""
+    model = predictor.model
+    processor = predictor.processor
+    is_gradcam = method == "gradcam"
+    words, positions = words_of(processor, ids)
+    if is_gradcam:
+        model.head("itm")  # raises if the model has none
+        words.insert(0, processor.decode(ids[:1], skip_special_tokens=False))
+        positions.insert(0, [0])
+
+    # The gradient of a zero that is added to a context is the gradient of the context.
+    zeros: list[Tensor] = []
+    values: list[Tensor] = []  # of each layer [1, heads, P, e]
+    caller = get_ident()
 
     def add_zero(attention: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if get_ident() != caller:  # another thread that uses the model meanwhile
+        if get_ident() != caller:  # another thread uses the model meanwhile
             return None
-        values = attention.split_heads(inputs[2].detach())
-        contexts.append((zero := torch.zeros_like(output, requires_grad=True), values))
-        return output + zero
+        values.append(attention.split_heads(inputs[2].detach()))
+        zeros.append(torch.zeros_like(output, requires_grad=True))
+        return output + zeros[-1]
 
+    parameter = next(model.parameters())
+    pixel_values = processor.normalise(image[None]).to(parameter.device, parameter.dtype)
+    input_ids = processor.pad([ids]).input_ids.to(parameter.device)
+    all_layers = range(1, model.config.fusion.num_layers + 1)
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(not gradcam))
-        stack.enter_context(torch.set_grad_enabled(gradcam))
-        layers: Any = model.fusion.text_layers if gradcam else ()
-        for layer in layers:
-            stack.enter_context(layer.cross_attention.attention.register_forward_hook(add_zero))
-        found = hidden_states(
-            model,
-            pixel_values,
-            processor.pad([ids]).input_ids.to(parameter.device),
-            layers={"fusion": range(1, model.config.fusion.num_layers + 1)},
-            attentions=True,
+        stack.enter_context(torch.inference_mode(not is_gradcam))
+        stack.enter_context(torch.set_grad_enabled(is_gradcam))
+        if is_gradcam:
+            layers: Any = model.fusion.text_layers
+            for layer in layers:
+                stack.enter_context(layer.cross_attention.attention.register_forward_hook(add_zero))
+        states = hidden_states(
+            model, pixel_values, input_ids, layers={"fusion": all_layers}, attentions=True
         )
-        weights = torch.stack(
-            list(found.attentions["text to image"].values())
-        ).detach()  # [K, 1, heads, L, P]
-        logits = None if model.itm_head is None else model.itm_logits(found.pooled)
-        match: Match = (
-            {} if logits is None else predictor.reranking.named(matched(logits.detach()))[0]
-        )
-        if gradcam and logits is not None:
-            gradients = torch.autograd.grad(
-                (logits[:, 1] - logits[:, 0]).sum(), [zero for zero, _ in contexts]
-            )
-            heads = weights.shape[2]
-            for layer_weights, gradient, (_, values) in zip(
-                weights, gradients, contexts, strict=True
-            ):
-                # The context is weights · values, so this is its gradient with respect to the weights.
-                by_head = gradient.unflatten(-1, (heads, -1)).transpose(1, 2)
-                layer_weights *= (by_head @ values.mT).clamp(min=0)
-    mean = weights[:, 0].float().cpu().mean(dim=1)  # [K, L, P]
-    attention = torch.stack([mean[:, places].mean(dim=1) for places in tokens], dim=1)  # [K, W, P]
-    prefix, patches = attention.tensor_split([model.config.vision.num_prefix_tokens], dim=-1)
-    rows = pixel_values.shape[-2] // model.config.vision.patch_size
-    shares = prefix.sum(dim=-1) / attention.sum(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
-    maps = patches if gradcam else patches / patches.sum(dim=-1, keepdim=True)
-    maps = maps.unflatten(-1, (rows, -1))
-    return Explanation(words=words, maps=maps, prefix_shares=shares, method=method, **match)
+        cross_attention = states.attentions["text to image"]
+        weights = torch.stack(list(cross_attention.values())).detach()  # [K, 1, heads, L, P]
+        match: Match = {}
+        if model.itm_head is not None:
+            logits = model.itm_logits(states.pooled)
+            (match,) = predictor.reranking.named(matched(logits.detach()))
+        if is_gradcam:
+            # A context is weights · values, from which the gradient of the weights follows.
+            gradients = torch.stack(torch.autograd.grad(log_odds(logits).sum(), zeros))
+            by_head = gradients.unflatten(-1, (weights.shape[2], -1)).transpose(2, 3)
+            weights *= (by_head @ torch.stack(values).mT).clamp(min=0)
+
+    # The mean over the heads, and over the tokens of each word [K, W, P].
+    by_token = weights[:, 0].float().cpu().mean(dim=1)
+    by_word = torch.stack([by_token[:, tokens].mean(dim=1) for tokens in positions], dim=1)
+
+    # Maps are of the patches alone.
+    vision = model.config.vision
+    prefix, patches = by_word.tensor_split([vision.num_prefix_tokens], dim=-1)
+    tiny = torch.finfo(torch.float32).tiny
+    shares = prefix.sum(dim=-1) / by_word.sum(dim=-1).clamp(min=tiny)
+    if not is_gradcam:
+        patches = patches / patches.sum(dim=-1, keepdim=True)
+    maps = patches.unflatten(-1, (pixel_values.shape[-2] // vision.patch_size, -1))
+    return Explanation(words=tuple(words), maps=maps, prefix_shares=shares, method=method, **match)
 
 
-def words_of(processor: Processor, ids: Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:
-    """Groups tokens to words; returns each word and the positions of its tokens."""
-    positions: list[list[int]] = []
+def words_of(processor: Processor, ids: Sequence[int]) -> tuple[list[str], list[list[int]]]:
+    """Groups tokens to words. Returns the words, and the positions of the tokens of each."""
+    groups: list[list[int]] = []
     for position, token in enumerate(ids):
         if token in processor.special_ids:
             continue
-        if ids[position - 1] not in processor.special_ids and bool(processor.continues_word[token]):
-            positions[-1].append(position)
+        follows_token = ids[position - 1] not in processor.special_ids
+        if follows_token and processor.continues_word[token]:
+            groups[-1].append(position)
         else:
-            positions.append([position])
-    named = [
-        (processor.decode([ids[place] for place in places]).strip(), places) for places in positions
-    ]
-    words = [(word, places) for word, places in named if word]
+            groups.append([position])
+    words = []
+    positions = []
+    for group in groups:
+        word = processor.decode([ids[position] for position in group]).strip()
+        if word:
+            words.append(word)
+            positions.append(group)
     if not words:
         raise ValueError("the text has no word; give one with a word at least")
-    return tuple(word for word, _ in words), [places for _, places in words]
+    return words, positions
 
 
 def view_of(processor: Processor, image: ImageLike) -> Image.Image:
-    """The square of an image that the model gets, in a resolution for display."""
+    """Returns the square of an image that the model gets, in a resolution for display."""
     config = processor.config
     side = -(-_VIEW_SIDE // config.image_size) * config.image_size
     pixels = None
-    # The sizes of hf are rounded, so that a larger view could show another part.
+    # The sizes of hf are rounded, so that a larger view could show another region.
     if config.profile != "hf" and not isinstance(image, Resized):
         larger = processor.with_image_size(side)
         with suppress(ValueError):  # the longer side of an image may be too long at that size only
             pixels = larger.resize(image)
-    pixels = processor.resize(image) if pixels is None else pixels
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize(
-        (side, side), Image.Resampling.BICUBIC
-    )
+    if pixels is None:
+        pixels = processor.resize(image)
+    square = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return square.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def draw_explanation(explanation: Explanation) -> Image.Image:
@@ -214,22 +216,24 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     from bridgetower.drawing import FAINT, INK, PLAIN, drawn, shortened
 
     num_layers, num_words = explanation.maps.shape[:2]
-    bands = -(-num_words // WORDS_IN_A_BAND)
-    columns = -(-num_words // bands)
-    width = max(_LABEL + columns * (_TILE + 0.1) + 0.2, 7.0)
-    height = _HEAD + bands * (num_layers * (_TILE + 0.25) + _BAND)
+    num_bands = -(-num_words // WORDS_IN_A_BAND)
+    num_columns = -(-num_words // num_bands)
+    band_height = num_layers * _ROW_HEIGHT + _BAND_GAP
+    width = max(_LABEL_WIDTH + num_columns * _COLUMN_WIDTH + 0.2, 7.0)
+    height = _HEADER + num_bands * band_height
+    figure = Figure(figsize=(width, height))
+
+    def show(image: Image.Image, x: float, top: float) -> Any:
+        box = (x / width, 1 - (top + _TILE) / height, _TILE / width, _TILE / height)
+        axes = figure.add_axes(box)
+        axes.axis("off")
+        axes.imshow(image)
+        return axes
+
+    # The header has the image, the text and how well they match.
     assert explanation.view is not None, "it comes from `explain`"
-    figure, view = (
-        Figure(figsize=(width, height)),
-        explanation.view.convert("RGB").resize((168, 168)),
-    )
-
-    def box(x: float, y: float, side: float) -> tuple[float, float, float, float]:
-        return x / width, 1 - (y + side) / height, side / width, side / height
-
-    axes = figure.add_axes(box(0.2, 0.2, _TILE))
-    axes.axis("off")
-    axes.imshow(view)
+    view = explanation.view.convert("RGB").resize((168, 168))
+    show(view, 0.2, 0.2)
     title = f"“{shortened(explanation.text, round(7 * (width - 2)))}”"
     match = described(explanation.probability, explanation.score)
     lines = (
@@ -237,54 +241,42 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
         (f"match: {match}" if match else "", 0.7, 11, INK),
         (_LEGENDS[explanation.method], 1.6, 9, FAINT),
     )
-    for line, place, size, colour in lines:
-        figure.text(
-            (_TILE + 0.4) / width, 1 - place / height, line, fontsize=size, color=colour, **PLAIN
-        )
-    for word, name in enumerate(explanation.words):
-        band, column = divmod(word, columns)
+    x = (_TILE + 0.4) / width
+    for line, top, size, colour in lines:
+        figure.text(x, 1 - top / height, line, fontsize=size, color=colour, **PLAIN)
+
+    # Each map has the share of the class token below, the first ones a word above or a layer to the left.
+    for word_index, word in enumerate(explanation.words):
+        band, column = divmod(word_index, num_columns)
+        x = _LABEL_WIDTH + column * _COLUMN_WIDTH
         for layer, maps in enumerate(explanation.maps):
-            top = _HEAD + band * (num_layers * (_TILE + 0.25) + _BAND) + layer * (_TILE + 0.25)
-            axes, peak = (
-                figure.add_axes(box(_LABEL + column * (_TILE + 0.1), top, _TILE)),
-                float(maps.max()),
-            )
-            axes.axis("off")
-            axes.imshow(heat(view, maps[word] / (peak or 1)))
-            share = f"class token {100 * float(explanation.prefix_shares[layer, word]):.0f} %"
-            axes.text(
-                0.5,
-                -0.02,
-                share,
-                ha="center",
-                va="top",
-                fontsize=7,
-                color=FAINT,
-                transform=axes.transAxes,
-            )
+            peak = float(maps.max())
+            top = _HEADER + band * band_height + layer * _ROW_HEIGHT
+            axes = show(heat(view, maps[word_index] / (peak or 1)), x, top)
+            share = f"class token {100 * float(explanation.prefix_shares[layer, word_index]):.0f} %"
+            below: Any = {"ha": "center", "va": "top", "fontsize": 7, "color": FAINT}
+            axes.text(0.5, -0.02, share, **below, transform=axes.transAxes)
             if layer == 0:
-                axes.set_title(shortened(name, 16), fontsize=11, pad=4, **PLAIN)
+                axes.set_title(shortened(word, 16), fontsize=11, pad=4, **PLAIN)
             if column == 0:
-                largest = (
-                    f"{100 * peak:.1f} %" if explanation.method == "attention" else f"{peak:.2g}"
-                )
+                is_share = explanation.method == "attention"
+                largest = f"{100 * peak:.1f} %" if is_share else f"{peak:.2g}"
                 label = f"layer {layer + 1}\nup to {largest}"
-                axes.text(
-                    -0.08, 0.5, label, ha="right", va="center", fontsize=9, transform=axes.transAxes
-                )
+                beside: Any = {"ha": "right", "va": "center", "fontsize": 9}
+                axes.text(-0.08, 0.5, label, **beside, transform=axes.transAxes)
     return drawn(figure)
 
 
 def heat(view: Image.Image, values: Float[Tensor, "r c"]) -> Image.Image:
-    """Lays a map of values from 0 to 1 over an image: where it is 0 the image is dark, where it is 1 it glows."""
+    """Lays a map over an image, which is dark where the map is 0 and glows where it is 1."""
     import matplotlib
 
     grid = Image.fromarray(values.clamp(0, 1).numpy().astype(np.float32))
     smooth = np.asarray(grid.resize(view.size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
+    pixels = np.asarray(view, dtype=np.float32) / 255
     grey = np.asarray(view.convert("L"), dtype=np.float32)[..., None] / 255
-    dark = 0.35 * (0.6 * grey + 0.4 * np.asarray(view, dtype=np.float32) / 255)
+    dark = 0.35 * (0.6 * grey + 0.4 * pixels)
     opacity = 0.85 * smooth**0.7
-    mixed = (1 - opacity) * dark + opacity * matplotlib.colormaps["inferno"](smooth[..., 0])[
-        ..., :3
-    ]
+    colours = matplotlib.colormaps["inferno"](smooth[..., 0])[..., :3]
+    mixed = (1 - opacity) * dark + opacity * colours
     return Image.fromarray((255 * mixed.clip(0, 1)).round().astype(np.uint8))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,7 +25,7 @@ from bridgetower.data.sources.fetch import is_url
 from bridgetower.distributed import available_cores
 from bridgetower.extras import require
 from bridgetower.inference.config import Content, SourceConfig
-from bridgetower.inference.items import Item, Tokens
+from bridgetower.inference.items import Item, Pixels, Tokens
 from bridgetower.inference.predictor import Predictor, load
 from bridgetower.processor import Processor
 from bridgetower.processor.loading import load_items
@@ -77,9 +77,8 @@ class Embedded:
     vectors: dict[str, list[np.ndarray]] = field(default_factory=dict)  # by images, texts, pairs
     problem: str = ""
     may_pass: bool = False  # another attempt may succeed, as after an error of a network
-    may_be_mended: bool = (
-        False  # the file may change, which the version of the source does not tell
-    )
+    # The file may change, which the version of the source does not tell.
+    may_be_mended: bool = False
 
 
 def embed_tasks(
@@ -150,32 +149,22 @@ def embed_examples(
     for results, pixels in load_items(decode, batches, num_workers=num_workers):
         rows = iter(pixels)
         images = [next(rows) if result.width else blank for result in results]
+
+        # Vectors of one kind of content are computed together, and added to the examples that have it.
         for content in ("images", "texts", "pairs"):
-            _compute_vectors(predictor, content, item, results, images, config.batch_size)
+            items = []
+            vectors = []  # to which the vector of each item is added
+            for result, image in zip(results, images, strict=True):
+                if content in result.vectors:
+                    item_image = None if content == "texts" else image
+                    texts = [None] if content == "images" else result.ids
+                    items += [replace(item, image=item_image, ids=ids) for ids in texts]
+                    vectors += [result.vectors[content]] * len(texts)
+            for start in range(0, len(items), config.batch_size):
+                outputs: Any = predictor.compute(items[start : start + config.batch_size])
+                for output, destination in zip(outputs, vectors[start:], strict=False):
+                    destination.append(output.numpy())
         yield results
-
-
-def _compute_vectors(
-    predictor: Predictor,
-    content: str,
-    item: Item,
-    results: Sequence[Embedded],
-    images: Sequence[UInt8[Tensor, "3 h w"] | None],
-    batch_size: int,
-) -> None:
-    """Adds the vectors of one kind of content to the examples that have it."""
-    items = []
-    vectors = []  # to which the vector of each item is added
-    for result, image in zip(results, images, strict=True):
-        if content in result.vectors:
-            pixels = None if content == "texts" else image
-            texts = [None] if content == "images" else result.ids
-            items += [replace(item, image=pixels, ids=ids) for ids in texts]
-            vectors += [result.vectors[content]] * len(texts)
-    for start in range(0, len(items), batch_size):
-        outputs = predictor.compute(items[start : start + batch_size])
-        for output, destination in zip(outputs, vectors[start:], strict=False):
-            destination.append(output.numpy())  # type: ignore[union-attr]  # no words
 
 
 def decode_examples(
@@ -183,7 +172,7 @@ def decode_examples(
 ) -> tuple[list[Embedded], UInt8[Tensor, "n 3 h w"]]:
     """Reads the images and tokenizes the texts of examples. Returns the pixels of all images in one tensor."""
     results = []
-    pixels: list[Tensor] = []
+    pixels: list[Pixels] = []
     for example in batch:
         contents = _contents(example, of)
         images = tuple(replace(image, content=None) for image in example.images)
@@ -210,7 +199,7 @@ def _contents(example: Example, of: Of) -> tuple[str, ...]:
 
 def _read_image(
     result: Embedded, images: Sequence[Image], processor: Processor
-) -> Iterator[UInt8[Tensor, "3 h w"]]:
+) -> Iterator[Pixels]:
     """Yields the pixels of the only image of an example, or notes why it has none."""
     if len(images) != 1:
         result.problem = "it has no image"
@@ -329,14 +318,9 @@ def connect_to_ray(config: SourceConfig) -> AbstractContextManager[Any]:
 
 def number_items(items: Iterable[T]) -> Iterator[tuple[int, T, bool]]:
     """Yields items with their numbers, and whether each is the last."""
-    remaining = iter(items)
-    number = 0
-    item = next(remaining, None)
-    while item is not None:
-        following = next(remaining, None)
-        yield number, item, following is None
-        number += 1
-        item = following
+    end: Any = object()
+    for number, (item, following) in enumerate(pairwise(chain(items, [end]))):
+        yield number, item, following is end
 
 
 def load_model(model: Model) -> Predictor:

@@ -1,15 +1,15 @@
-"""From inputs to results: items of every kind are encoded, fused and read by heads together, for every caller."""
+"""Items of inference, which every caller computes: inputs are encoded, fused and read by heads together."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from bridgetower.model.heads import predictions
 from bridgetower.model.layers import to_device
 from bridgetower.processor import ImageLike, Processor, loaded
 
-Kind = Literal["embedding", "match", "score", "fill_mask", "mask_probabilities", "prediction"]
+Kind = Literal["embedding", "match", "score", "fill_mask", "prediction"]
 Tokens = tuple[int, ...]
 Pixels = UInt8[Tensor, "3 h w"]
 
@@ -35,12 +35,13 @@ TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}", "an image of a {}")
 _MASKS = 64
 
 _Key = TypeVar("_Key", bound=Hashable)
+_Value = TypeVar("_Value")
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class FilledWord:
-    """A candidate for a masked word, as it would stand in the text; its probability is over the whole vocabulary."""
+    """A candidate for a masked word, as it stands in the text. Its probability is over the whole vocabulary."""
 
     word: str
     probability: float
@@ -58,7 +59,7 @@ class Choice:
 
 
 class LikeliestTokens(NamedTuple):
-    """The likeliest tokens for each mask of a text, likeliest first; `filled_words` makes words of them."""
+    """The likeliest tokens for each mask of a text, likeliest first. `filled_words` makes words of them."""
 
     ids: Int[Tensor, "m k"]
     probabilities: Float[Tensor, "m k"]
@@ -76,8 +77,8 @@ class Item:
         head: Of a prediction.
         image: As `Processor.resize` returns it. One object in several items is encoded once.
         image_2: The second image, for a head that reads two.
-        ids: Of the text, with a mask for `fill_mask` and `mask_probabilities`. Equal ones are encoded once.
-        top: Words per mask of `fill_mask`; classes of a prediction are chosen by `choices`.
+        ids: Of the text, with a mask for `fill_mask`. Equal ones are encoded once.
+        top: Words per mask of `fill_mask`. Classes of a prediction are chosen by `choices`.
     """
 
     kind: Kind = "embedding"
@@ -88,10 +89,10 @@ class Item:
     top: int = 1
 
 
-def compute(
+def compute_items(
     engine: Engine, processor: Processor, items: Sequence[Item], *, gradients: bool = False
 ) -> list[Outcome]:
-    """Computes items together, with each image and text encoded once; with `gradients` not in inference mode."""
+    """Computes items together. Each image and text is encoded once, in inference mode unless `gradients` is set."""
     computation = Computation(engine, processor, items, gradients=gradients)
     computation.start()
     return computation.outcomes()
@@ -100,7 +101,7 @@ def compute(
 def compute_batches(
     engine: Engine, processor: Processor, batches: Iterable[Sequence[Item]]
 ) -> Iterator[list[Outcome]]:
-    """Yields the outcomes of batches of items; a batch is read when a GPU has been given the next."""
+    """Yields the outcomes of batches of items. A batch is read when a GPU has been given the next."""
     waiting = deque[Computation]()
     for items in batches:
         computation = Computation(engine, processor, items)
@@ -110,6 +111,20 @@ def compute_batches(
             yield waiting.popleft().outcomes()
     for computation in waiting:
         yield computation.outcomes()
+
+
+class _EncodedRows(NamedTuple):
+    """Images or texts of items, of which equal ones were encoded once."""
+
+    encoded: Encoded
+    positions: Mapping[int, int]  # in `encoded`, by the row of the item
+
+    def select(self, rows: Sequence[int]) -> Encoded:
+        """Returns the encodings of items. All in their order need neither an index on the device nor a copy."""
+        index = [self.positions[row] for row in rows]
+        if index == list(range(len(self.encoded))):
+            return self.encoded
+        return self.encoded[to_device(torch.tensor(index), self.encoded.cls.device)]
 
 
 class Computation:
@@ -129,40 +144,50 @@ class Computation:
         self._items = items
         self._mode = nullcontext if gradients else torch.inference_mode
         self._outcomes: list[Outcome] = [0.0] * len(items)
-        # Rows of the items, results on the host, and which of the results each row has; None: one each.
-        self._copies: list[tuple[list[int], Tensor, list[int] | None]] = []
+        self._copies: list[tuple[list[int], Tensor]] = []  # rows of items, and their results
         self._copied: torch.cuda.Event | None = None
 
     def start(self) -> None:
         """Encodes each image and text once, and fuses pairs by what is computed of them."""
-        engine, items = self._engine, self._items
+        image_rows = []
+        text_rows = []
+        pair_rows = []
+        for row, item in enumerate(self._items):
+            if item.ids is None:
+                image_rows.append(row)
+            elif item.image is None:
+                text_rows.append(row)
+            else:
+                pair_rows.append(row)
+
+        engine = self._engine
         with self._mode():
-            self._start_alone()
-            pair_rows = [
-                row
-                for row, item in enumerate(items)
-                if item.ids is not None and item.image is not None
-            ]
+            # Of images and texts that are not fused, heads read the last CLS of a tower only.
+            if image_rows:
+                images = self._encode_images(image_rows, outputs="cls")
+                self._read_alone(image_rows, images, self._model.image_embeds)
+            if text_rows:
+                texts = self._encode_texts(text_rows, outputs="cls")
+                self._read_alone(text_rows, texts, self._model.text_embeds)
             if not pair_rows:
                 return
-            pixels, image_index = _distinct((items[row].image for row in pair_rows), id)
-            ids, text_index = _distinct(items[row].ids for row in pair_rows)
-            images = engine.cache_image(encoded_images(engine, self._processor, pixels))
-            texts = engine.cache_text(encoded_texts(engine, self._processor, ids))
-            groups = grouped(self._group_of(items[row]) for row in pair_rows)
-            for group, positions in groups.items():
-                rows = [pair_rows[position] for position in positions]
-                image = _select(images, [image_index[position] for position in positions])
-                text = _select(texts, [text_index[position] for position in positions])
-                if group == "score":
+
+            # Pairs are fused by what is computed of them.
+            images = self._encode_images(pair_rows)
+            texts = self._encode_texts(pair_rows)
+            for inputs, rows in grouped(pair_rows, self._head_inputs).items():
+                image = images.select(rows)
+                text = texts.select(rows)
+                if inputs == "score":
                     self._copy(rows, self._scores(image, text))
-                elif group in ("fill_mask", "mask_probabilities"):
-                    self._read_masks(rows, engine.fuse(image, text, "text").text)
+                elif inputs == "fill_mask":
+                    self._fill_masks(rows, engine.fuse(image, text, "text").text)
                 else:
                     pooled = engine.fuse(image, text, "pooled").pooled
-                    if group == "pooled_pair":
-                        second = self._pooled_of_second_images(rows, text)
-                        pooled = torch.cat([pooled, second], dim=-1)
+                    if inputs == "pooled_pair":
+                        images_2 = self._encode_images(rows, are_second=True)
+                        pooled_2 = engine.fuse(images_2.select(rows), text, "pooled").pooled
+                        pooled = torch.cat([pooled, pooled_2], dim=-1)
                     self._read_pooled(rows, pooled)
 
     def outcomes(self) -> list[Outcome]:
@@ -170,55 +195,49 @@ class Computation:
         if self._copied is not None:
             self._copied.synchronize()
         with self._mode():
-            for rows, results, index in self._copies:
-                values = _finite(results) if index is None else _finite(results)[index]
-                self._set(rows, values.tolist() if values.ndim == 1 else values)
+            for rows, results in self._copies:
+                values = _finite(results)
+                outcomes = values.tolist() if values.ndim == 1 else values
+                for row, outcome in zip(rows, outcomes, strict=True):
+                    self._outcomes[row] = outcome
         return self._outcomes
 
-    def _set(self, rows: list[int], outcomes: Iterable[Outcome]) -> None:
-        for row, outcome in zip(rows, outcomes, strict=True):
-            self._outcomes[row] = outcome
+    def _encode_images(
+        self, rows: list[int], *, outputs: EncodeOutputs = "layers", are_second: bool = False
+    ) -> _EncodedRows:
+        items = [self._items[row] for row in rows]
+        pixels, index = _distinct(
+            [item.image_2 if are_second else item.image for item in items], id
+        )
+        token_type = SECOND_IMAGE if are_second else IMAGE
+        encoded = encoded_images(self._engine, self._processor, pixels, outputs, token_type)
+        if outputs == "layers":
+            encoded = self._engine.cache_image(encoded)
+        return _EncodedRows(encoded, dict(zip(rows, index, strict=True)))
 
-    def _copy(self, rows: list[int], results: Tensor, index: list[int] | None = None) -> None:
-        """Queues a copy of results to the host."""
-        device = self._engine.device
-        copied = results.to("cpu", non_blocking=device.type not in ("cpu", "mps"))
-        self._copies.append((rows, copied, index))
-        if device.type == "cuda":
-            self._copied = torch.cuda.Event()
-            self._copied.record(torch.cuda.current_stream(device))
-
-    def _start_alone(self) -> None:
-        """Computes images and texts that are not fused, which needs the last CLS of a tower only."""
-        items = self._items
-        image_rows = [row for row, item in enumerate(items) if item.ids is None]
-        if image_rows:
-            pixels, index = _distinct((items[row].image for row in image_rows), id)
-            image = encoded_images(self._engine, self._processor, pixels, "cls")
-            self._read_alone(image_rows, index, image, self._model.image_embeds)
-        text_rows = [row for row, item in enumerate(items) if item.image is None]
-        if text_rows:
-            ids, index = _distinct(items[row].ids for row in text_rows)
-            text = encoded_texts(self._engine, self._processor, ids, "cls")
-            self._read_alone(text_rows, index, text, self._model.text_embeds)
+    def _encode_texts(self, rows: list[int], *, outputs: EncodeOutputs = "layers") -> _EncodedRows:
+        ids, index = _distinct([self._items[row].ids for row in rows], tuple)
+        encoded = encoded_texts(self._engine, self._processor, ids, outputs)
+        if outputs == "layers":
+            encoded = self._engine.cache_text(encoded)
+        return _EncodedRows(encoded, dict(zip(rows, index, strict=True)))
 
     def _read_alone(
         self,
         rows: list[int],
-        index: list[int],
-        encoded: Encoded,
+        inputs: _EncodedRows,
         embed: Callable[[Encoded], Float[Tensor, "b c"]],
     ) -> None:
-        for head, positions in grouped(self._items[row].head for row in rows).items():
-            results = self._predict(head, encoded.cls) if head else unit_length(embed(encoded))
-            self._copy(
-                [rows[position] for position in positions],
-                results,
-                [index[position] for position in positions],
-            )
+        for head, head_rows in grouped(rows, lambda row: self._items[row].head).items():
+            encoded = inputs.select(head_rows)
+            if head:
+                self._copy(head_rows, self._predict(head, encoded.cls))
+            else:
+                self._copy(head_rows, unit_length(embed(encoded)))
 
-    def _group_of(self, item: Item) -> str:
+    def _head_inputs(self, row: int) -> str:
         """Returns a name that items share which are fused together."""
+        item = self._items[row]
         if item.kind == "prediction":
             return self._model.extensions.head_specs[item.head].inputs
         return "pooled" if item.kind in ("embedding", "match") else item.kind
@@ -236,16 +255,12 @@ class Computation:
             scores.append((image_vectors * text_vectors).sum(dim=1))
         return torch.stack(scores, dim=1)
 
-    def _pooled_of_second_images(self, rows: list[int], text: Encoded) -> Float[Tensor, "n e"]:
-        engine = self._engine
-        pixels, index = _distinct((self._items[row].image_2 for row in rows), id)
-        encoded = encoded_images(engine, self._processor, pixels, token_type=SECOND_IMAGE)
-        images_2 = engine.cache_image(encoded)
-        return engine.fuse(_select(images_2, index), text, "pooled").pooled
-
     def _read_pooled(self, rows: list[int], pooled: Float[Tensor, "b e"]) -> None:
-        readers = [(self._items[row].kind, self._items[row].head) for row in rows]
-        for (kind, head), positions in grouped(readers).items():
+        items = [self._items[row] for row in rows]
+        positions_by_head = grouped(
+            range(len(rows)), lambda position: (items[position].kind, items[position].head)
+        )
+        for (kind, head), positions in positions_by_head.items():
             features = pooled
             if len(positions) < len(rows):
                 features = pooled[to_device(torch.tensor(positions), self._engine.device)]
@@ -261,29 +276,36 @@ class Computation:
         logits = self._model.head(head)(features).float().reshape(len(features), -1)
         return predictions(logits, self._model.head_outputs(head))
 
-    def _read_masks(self, rows: list[int], hidden: Float[Tensor, "n l d"]) -> None:
-        """Computes the probabilities of words at each mask, or for `fill_mask` the likeliest tokens."""
-        # Some masks at a time, whose rows are as long as the vocabulary.
-        input_ids = self._processor.pad([self._items[row].ids or () for row in rows]).input_ids
-        masked = input_ids == self._processor.mask_token_id
-        row_index, column_index = (
-            to_device(index, hidden.device) for index in masked.nonzero(as_tuple=True)
-        )
-        at_masks = hidden[row_index, column_index].split(_MASKS)
-        logits = (self._model.mlm_logits(states).float().cpu() for states in at_masks)
-        probabilities = (_finite(part.softmax(dim=-1)) for part in logits)
-        counts: list[int] = masked.sum(dim=1).tolist()
-        if self._items[rows[0]].kind == "mask_probabilities":
-            self._set(rows, torch.cat(list(probabilities)).split(counts))
-            return
+    def _copy(self, rows: list[int], results: Tensor) -> None:
+        """Queues a copy of results to the host."""
+        device = self._engine.device
+        copy = results.to("cpu", non_blocking=device.type not in ("cpu", "mps"))
+        self._copies.append((rows, copy))
+        if device.type == "cuda":
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(device))
 
-        # The likeliest tokens at each mask.
-        tops = [self._items[row].top for row in rows]
-        ranked = [part.topk(min(max(tops), part.shape[-1])) for part in probabilities]
-        values = torch.cat([part.values for part in ranked]).split(counts)
-        token_ids = torch.cat([part.indices for part in ranked]).split(counts)
-        for row, top, ids, likelihoods in zip(rows, tops, token_ids, values, strict=True):
-            self._outcomes[row] = LikeliestTokens(ids[:, :top], likelihoods[:, :top])
+    def _fill_masks(self, rows: list[int], hidden: Float[Tensor, "n l d"]) -> None:
+        """Computes the likeliest tokens at each mask."""
+        items = [self._items[row] for row in rows]
+        input_ids = self._processor.pad([item.ids or () for item in items]).input_ids
+        is_mask = input_ids == self._processor.mask_token_id
+        row_index, column_index = is_mask.nonzero(as_tuple=True)
+        device = hidden.device
+        at_masks = hidden[to_device(row_index, device), to_device(column_index, device)]
+        top = max(item.top for item in items)
+        ids = []
+        probabilities = []
+        for states in at_masks.split(_MASKS):
+            logits = self._model.mlm_logits(states).float().cpu()
+            likeliest = _finite(logits.softmax(dim=-1)).topk(min(top, logits.shape[-1]))
+            ids.append(likeliest.indices)
+            probabilities.append(likeliest.values)
+        counts = is_mask.sum(dim=1).tolist()
+        ids_by_row = torch.cat(ids).split(counts)
+        probabilities_by_row = torch.cat(probabilities).split(counts)
+        for row, item, *tokens in zip(rows, items, ids_by_row, probabilities_by_row, strict=True):
+            self._outcomes[row] = LikeliestTokens(*(values[:, : item.top] for values in tokens))
 
 
 def decoded(
@@ -293,45 +315,48 @@ def decoded(
     num_workers: int,
     device: torch.device,
 ) -> Iterator[Pixels]:
-    """Yields resized images, which are decoded batch by batch; an object that a batch has several times, once.
+    """Yields resized images, decoded batch by batch. An object that comes again in a batch is decoded once.
 
-    Without workers, threads decode what comes next while a GPU computes; a CPU has its cores for computing.
+    Without workers, threads decode what comes next while a GPU computes. A CPU has its cores for computing.
     """
-    batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
-    different: list[dict[int, tuple[int, ImageLike]]] = [{} for _ in batches]
-    for number, image in enumerate(images):
-        different[number // batch_size].setdefault(id(image), (number, image))
-    numbered = [list(each.values()) for each in different]
-    resize = partial(_resized, processor)
+    numbered = list(enumerate(images))
+    batches = [
+        _distinct(numbered[start : start + batch_size], lambda item: id(item[1]))
+        for start in range(0, len(images), batch_size)
+    ]
+    different = [items for items, _ in batches]
+    resize = partial(_fetch_and_resize, processor)
     if num_workers or device.type == "cpu":
-        opened: Iterable[Iterable[Pixels]] = loaded(resize, numbered, num_workers=num_workers)
+        opened: Iterable[Iterable[Pixels]] = loaded(resize, different, num_workers=num_workers)
     else:
-        opened = _ahead(resize, numbered)
-    for batch, keys, pixels in zip(batches, different, opened, strict=True):
-        found = dict(zip(keys, pixels, strict=True))
-        yield from (found[id(image)] for image in batch)
+        opened = _ahead(resize, different)
+    for (_, index), pixels in zip(batches, opened, strict=True):
+        rows = list(pixels)  # one object for each image
+        yield from (rows[number] for number in index)
 
 
 def _ahead(
-    load: Callable[[_Key], _Result], batches: Iterable[Sequence[_Key]]
+    load: Callable[[_Value], _Result], batches: Iterable[Sequence[_Value]]
 ) -> Iterator[list[_Result]]:
+    """Loads batches in threads, one batch ahead of what is read."""
     with ThreadPoolExecutor(available_cores()) as pool:
-        begun = ([pool.submit(load, item) for item in batch] for batch in batches)
+        begun = ([pool.submit(load, value) for value in batch] for batch in batches)
         waiting = deque(islice(begun, 2))
         while waiting:
-            yield [item.result() for item in waiting.popleft()]
+            yield [future.result() for future in waiting.popleft()]
             waiting.extend(islice(begun, 1))
 
 
-def _resized(processor: Processor, numbered: tuple[int, ImageLike]) -> Pixels:
-    return processor.resize_numbered((numbered[0], fetched(numbered[1])))
+def _fetch_and_resize(processor: Processor, numbered: tuple[int, ImageLike]) -> Pixels:
+    number, image = numbered
+    return processor.resize_numbered((number, fetched(image)))
 
 
 def fetched(image: ImageLike) -> ImageLike:
-    """Returns the bytes of an image at a URL, for somebody who waits; other images as they are."""
-    return (
-        read_location(image, patience=BRIEF) if isinstance(image, str) and is_url(image) else image
-    )
+    """Returns the bytes of an image at a URL, with the patience of a caller who waits, or other images as they are."""
+    if isinstance(image, str) and is_url(image):
+        return read_location(image, patience=BRIEF)
+    return image
 
 
 def encoded_images(
@@ -341,50 +366,41 @@ def encoded_images(
     outputs: EncodeOutputs = "layers",
     token_type: int = IMAGE,
 ) -> Encoded:
-    """Encodes resized images; a GPU gets their bytes, a quarter of the normalised numbers, and normalises them."""
+    """Encodes resized images. A GPU gets their bytes, a quarter of the normalised numbers, and normalises them."""
     values = processor.normalise(to_device(torch.stack(list(pixels)), engine.device))
     return engine.encode_image(values, token_type, outputs=outputs)
 
 
 def encoded_texts(
-    encodes: BridgeTower | Engine,
+    engine: BridgeTower | Engine,
     processor: Processor,
     ids: Sequence[Sequence[int]],
     outputs: EncodeOutputs = "layers",
 ) -> Encoded:
     input_ids, mask = processor.pad(ids)
-    mask = None if mask is None else to_device(mask, encodes.device)
-    return encodes.encode_text(to_device(input_ids, encodes.device), mask, outputs=outputs)
-
-
-def _select(encoded: Encoded, rows: list[int]) -> Encoded:
-    """Selects rows; all of them in their order need neither an index on the device nor a copy."""
-    if rows == list(range(len(encoded))):
-        return encoded
-    return encoded[to_device(torch.tensor(rows), encoded.cls.device)]
+    mask = None if mask is None else to_device(mask, engine.device)
+    return engine.encode_text(to_device(input_ids, engine.device), mask, outputs=outputs)
 
 
 def score_pairs(
-    fuses: BridgeTower | Engine,
+    engine: BridgeTower | Engine,
     head: Callable[[Float[Tensor, "b e"]], Float[Tensor, "b k"]],
     image: Encoded,
     text_of: Callable[[tuple[int, ...]], Encoded],
-    pairs: Int[Tensor, "n 2"],
+    image_rows: Int[Tensor, " n"],
+    text_rows: Int[Tensor, " n"],
     *,
     batch_size: int,
 ) -> Iterator[Float[Tensor, "b k"]]:
-    """Yields a head's outputs of (image, text) pairs that are sorted by text; each text is encoded once."""
-    device = image.cls.device
-    texts, text_rows = pairs[:, 1].unique(return_inverse=True)
-    for block in split_rows(range(len(texts)), batch_size):
-        text = text_of(tuple(texts[block.start : block.stop].tolist()))
-        start, stop = torch.searchsorted(
-            text_rows, torch.tensor([block.start, block.stop])
-        ).tolist()
-        rows = torch.stack([pairs[start:stop, 0], text_rows[start:stop] - block.start])
+    """Yields a head's outputs of pairs that are sorted by text. Each text is encoded once, by `text_of`."""
+    for texts in text_rows.unique().split(batch_size):
+        text = text_of(tuple(texts.tolist()))
+        pairs = torch.isin(text_rows, texts)
+        index = torch.searchsorted(texts, text_rows[pairs])
+        rows = torch.stack([image_rows[pairs], index])
         for batch in rows.split(batch_size, dim=1):
-            image_rows, rows_of_text = to_device(batch, device)
-            yield head(fuses.fuse(image[image_rows], text[rows_of_text]).pooled)
+            image_index, text_index = to_device(batch, image.cls.device)
+            yield head(engine.fuse(image[image_index], text[text_index]).pooled)
 
 
 def encoded_bytes(model: BridgeTower, tower: Literal["vision", "text"], num_tokens: int) -> int:
@@ -401,7 +417,7 @@ def log_odds(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
 def two_stage_order(
     cosine: Float[Tensor, "*q n"], scores: Float[Tensor, "*q n"]
 ) -> Int[Tensor, "*q n"]:
-    """Ranks items by two stages: the candidates by the score of the second one, then the rest by cosine."""
+    """Ranks items in two stages: candidates by their score, then those without one (NaN) by cosine."""
     by_cosine = cosine.argsort(dim=-1, descending=True, stable=True)
     scores = scores.nan_to_num(nan=-torch.inf).gather(-1, by_cosine)
     return by_cosine.gather(-1, scores.argsort(dim=-1, descending=True, stable=True))
@@ -410,9 +426,10 @@ def two_stage_order(
 def choices(
     probabilities: Float[Tensor, "n k"], names: Sequence[str], top: int | None = None
 ) -> list[list[Choice]]:
+    """Returns the `top` likeliest classes of each row, or all of them, likeliest first."""
     best = probabilities.topk(min(top or len(names), probabilities.shape[-1]))
     return [
-        [Choice(names[number], probability) for number, probability in row]
+        [Choice(names[index], probability) for index, probability in row]
         for row in map(zip, best.indices.tolist(), best.values.tolist())
     ]
 
@@ -434,7 +451,7 @@ def unit_length(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
 
 
 def matched(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
-    """Returns the log-odds of a match, in float32 on the CPU; `Reranking.match` makes numbers to show."""
+    """Returns the log-odds of a match, in float32 on the CPU. `Reranking.match` makes numbers to show."""
     return _finite(log_odds(logits).cpu())
 
 
@@ -442,11 +459,11 @@ def split_rows(rows: range, size: int) -> list[range]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def grouped(keys: Iterable[_Key]) -> dict[_Key, list[int]]:
-    """Returns the positions of each key, in the order in which keys first appear."""
-    groups: dict[_Key, list[int]] = {}
-    for position, key in enumerate(keys):
-        groups.setdefault(key, []).append(position)
+def grouped(values: Iterable[_Value], key: Callable[[_Value], _Key]) -> dict[_Key, list[_Value]]:
+    """Returns the values of each key, in the order in which keys first appear."""
+    groups: dict[_Key, list[_Value]] = {}
+    for value in values:
+        groups.setdefault(key(value), []).append(value)
     return groups
 
 
@@ -458,28 +475,34 @@ def _finite(results: Tensor) -> Tensor:
     return results
 
 
-def _distinct(
-    sources: Iterable[_Result | None], key: Callable[[_Result], Hashable] = lambda source: source
-) -> tuple[list[_Result], list[int]]:
-    """Returns the sources that differ by their key, and for each source its index among them."""
-    present = [source for source in sources if source is not None]
-    different = {key(source): source for source in present}
-    index_of = {name: index for index, name in enumerate(different)}
-    return list(different.values()), [index_of[key(source)] for source in present]
+def _distinct(values: Iterable[Any], key: Callable[[Any], Hashable]) -> tuple[list[Any], list[int]]:
+    """Returns the first value of each key, and for each value its index among them."""
+    different: list[Any] = []
+    index: dict[Hashable, int] = {}
+    positions = []
+    for value in values:
+        position = index.setdefault(key(value), len(different))
+        if position == len(different):
+            different.append(value)
+        positions.append(position)
+    return different, positions
 
 
 def prompts_of(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Returns the texts of labels: each in all templates, then the next."""
+    """Returns each label in all templates."""
     if len(labels) < 2 or not all(label.strip() for label in labels):
         raise ValueError(f"labels are {labels!r}; expected two or more, none empty")
-    if repeated := sorted(label for label, count in Counter(labels).items() if count > 1):
+    repeated = sorted(label for label, count in Counter(labels).items() if count > 1)
+    if repeated:
         raise ValueError(f"labels has {repeated[0]!r} twice; expected different ones")
     if not templates:
         raise ValueError(f"templates are {templates!r}; expected a list of one or more")
-    if odd := [template for template in templates if template.count("{}") != 1]:
-        raise ValueError(
-            f"template {odd[0]!r} has {odd[0].count('{}')} places for a label; expected one {{}}"
-        )
+    for template in templates:
+        count = template.count("{}")
+        if count != 1:
+            raise ValueError(
+                f"template {template!r} has {count} places for a label; expected one {{}}"
+            )
     return [template.replace("{}", label) for label in labels for template in templates]
 
 
@@ -490,13 +513,12 @@ def label_choices(
     labels: Sequence[str],
     top: int | None = None,
 ) -> list[list[Choice]]:
-    """Returns the likeliest labels of every image; the probabilities of all labels of an image sum to one."""
+    """Returns the likeliest labels of every image. The probabilities of all labels of an image sum to one."""
     scale = float(model.head("itc").logit_scale())
-    return choices(
-        (scale * images @ label_vectors(prompts, len(labels)).T).softmax(dim=-1), labels, top
-    )
+    logits = scale * images @ label_vectors(prompts, len(labels)).T
+    return choices(logits.softmax(dim=-1), labels, top)
 
 
 def label_vectors(prompts: Float[Tensor, "p c"], num_labels: int) -> Float[Tensor, "k c"]:
-    """Returns the vectors of labels, each the mean over its templates at length one, as CLIP's are."""
+    """Returns the vectors of labels, each the mean over its templates at length one, as in CLIP."""
     return l2_normalize(prompts.unflatten(0, (num_labels, -1)).mean(dim=1))

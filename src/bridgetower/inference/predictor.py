@@ -1,11 +1,11 @@
-"""One object for using a model: embed images, texts and pairs, match them, fill masked words, answer."""
+"""The predictor: one object that embeds images, texts and pairs, matches them, fills masked words and answers."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, cached_property, partial
-from itertools import chain, islice
+from functools import cache, cached_property
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, Unpack, cast
 
@@ -31,9 +31,11 @@ from bridgetower.inference.items import (
     Item,
     Kind,
     Outcome,
+    Pixels,
+    Tokens,
     choices,
-    compute,
     compute_batches,
+    compute_items,
     decoded,
     encoded_bytes,
     encoded_images,
@@ -67,7 +69,6 @@ MaybeImages = Annotated[
     ImageLike | Iterable[ImageLike | None] | None,
     Expected("an image or a list of images, some of which may be None"),
 ]
-
 
 Items = Annotated[Sequence[Item], Expected("a list of items")]
 
@@ -140,8 +141,8 @@ def load(
         cache=cache_folder() if cache is None else Path(cache),
         compile=compile,
     )
-    # The fingerprint is of weights rounded to bfloat16: rounded otherwise first, or before a resize, they would differ.
-    rounded = choice.dtype == torch.float16 or (
+    # The fingerprint is of weights in bfloat16, which differ if they are rounded to float16, or before a resize.
+    needs_exact_weights = choice.dtype == torch.float16 or (
         choice.dtype == torch.bfloat16 and image_size is not None
     )
     checkpoint = read_checkpoint(
@@ -150,20 +151,20 @@ def load(
         tokenizer=tokenizer,
         answers=answers,
         overrides=overrides,
-        dtype=torch.float32 if rounded else choice.dtype,
+        dtype=torch.float32 if needs_exact_weights else choice.dtype,
         extensions=extensions,
         **hub,
     )
-    unchanged = image_size in (None, checkpoint.config.vision.image_size)
+    is_resized = image_size not in (None, checkpoint.config.vision.image_size)
     if image_size is not None:
         checkpoint = checkpoint.resized(image_size)
-    if fast_decode and (processor := checkpoint.processor):
-        fast = Processor(replace(processor.config, fast_decode=True), processor.tokenizer)
-        checkpoint = replace(checkpoint, processor=fast)
-    predictor = Predictor(
-        checkpoint, choice.start(checkpoint, Path(source) if unchanged else None), precision
-    )
-    if rounded:
+    if fast_decode and checkpoint.processor is not None:
+        config = replace(checkpoint.processor.config, fast_decode=True)
+        processor = Processor(config, checkpoint.processor.tokenizer)
+        checkpoint = replace(checkpoint, processor=processor)
+    started = choice.start(checkpoint, None if is_resized else Path(source))
+    predictor = Predictor(checkpoint, started, precision)
+    if needs_exact_weights:
         predictor.fingerprint = fingerprint(
             checkpoint.config, checkpoint.tensors, predictor.processor
         )
@@ -199,19 +200,20 @@ class Predictor:
                 f"{checkpoint.source} has no preprocessing; expected processor.json or preprocessor_config.json"
             )
         self.source = checkpoint.source
-        self.engine, self.precision = engine, precision
+        self.engine = engine
+        self.precision = precision
         self.processor: Processor = checkpoint.processor
         self.reranking = checkpoint.reranking
-        self._about = replace(checkpoint, tensors={}, extra_tensors={})
+        self._checkpoint = replace(checkpoint, tensors={}, extra_tensors={})
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of all that the vectors depend on; the same in every precision."""
+        """Digest of all that the vectors depend on, which is the same in every precision."""
         return fingerprint(self.model.config, self.model.state_dict(), self.processor)
 
     @property
     def model(self) -> BridgeTower:
-        """The network in PyTorch, in evaluation mode; once used on a CPU, its weights are packed."""
+        """The network in PyTorch, in evaluation mode. Once used on a CPU, its weights are packed."""
         return self.engine.model
 
     @checked
@@ -240,10 +242,10 @@ class Predictor:
         num_workers: AtLeast0 = 0,
         progress: bool = False,
     ) -> Float[Tensor, "n c"]:
-        """Returns L2-normalised vectors that can be compared with those of texts; for the options see `Options`."""
+        """Returns L2-normalised vectors that can be compared with those of texts. For the options see `Options`."""
         self.model.head("itc")
         options = Options(batch_size=batch_size, num_workers=num_workers, progress=progress)
-        return torch.stack(self._computed("embedding", image_list(images), None, **options))
+        return torch.stack(self._compute("embedding", image_list(images), None, **options))
 
     @checked
     def embed_texts(
@@ -254,10 +256,10 @@ class Predictor:
         truncate: bool = False,
         progress: bool = False,
     ) -> Float[Tensor, "n c"]:
-        """Returns L2-normalised vectors that can be compared with those of images; for the options see `Options`."""
+        """Returns L2-normalised vectors that can be compared with those of images. For the options see `Options`."""
         self.model.head("itc")
         options = Options(batch_size=batch_size, truncate=truncate, progress=progress)
-        return torch.stack(self._computed("embedding", None, text_list(texts), **options))
+        return torch.stack(self._compute("embedding", None, text_list(texts), **options))
 
     @checked
     def embed_pairs(
@@ -268,7 +270,7 @@ class Predictor:
         They are comparable with the vectors of images and texts only in transformers' contrastive models, which have a
         head for them; elsewhere they are the pooled fusion output.
         """
-        return torch.stack(self._computed("embedding", *pair_lists(images, texts), **options))
+        return torch.stack(self._compute("embedding", *pair_lists(images, texts), **options))
 
     @checked
     @torch.inference_mode()
@@ -301,9 +303,10 @@ class Predictor:
             pairs = pair_lists(
                 images, texts, ", or all_pairs=True to match every image with every text"
             )
-            return self.reranking.match(torch.tensor(self._computed("match", *pairs, **options)))
-        given, words, room = image_list(images), text_list(texts), int(memory_gib * 2**30) // 2
-        return self.reranking.match(self._matched(given, words, room, **options))
+            return self.reranking.match(torch.tensor(self._compute("match", *pairs, **options)))
+        num_bytes = int(memory_gib * 2**30)
+        log_odds = self._match_all(image_list(images), text_list(texts), num_bytes, **options)
+        return self.reranking.match(log_odds)
 
     @checked
     def fill_mask(
@@ -317,16 +320,16 @@ class Predictor:
             top: Candidates per mask.
             **options: See `Options`.
         """
-        given, words, _ = pair_lists(images, texts)
-        ids = self.processor.token_ids(words, truncate=options.get("truncate", False))
-        for text, tokens in zip(words, ids, strict=True):
+        paired_images, paired_texts, _ = pair_lists(images, texts)
+        ids = self.processor.token_ids(paired_texts, truncate=options.get("truncate", False))
+        for text, tokens in zip(paired_texts, ids, strict=True):
             if self.processor.mask_token_id not in tokens:
                 raise ValueError(
                     f"no mask in {text!r}; put {self.processor.mask_token} where a word is missing"
                 )
-        likeliest = self._computed("fill_mask", given, words, top=top, **options)
+        likeliest = self._compute("fill_mask", paired_images, paired_texts, top=top, **options)
         filled = [filled_words(self.processor, tokens) for tokens in likeliest]
-        return filled[0] if isinstance(texts, str) and is_image(images) else filled
+        return filled[0] if _is_single(images, texts) else filled
 
     @checked
     @torch.inference_mode()
@@ -339,9 +342,9 @@ class Predictor:
         attentions: bool = False,
         truncate: bool = False,
     ) -> HiddenStates:
-        """Returns what layers of the model give for pairs, which run together; give many in parts, or name few layers.
+        """Returns hidden states of layers for pairs, which run together.
 
-        The model runs in PyTorch, whatever the engine is.
+        The model runs in PyTorch, whatever the engine is. Pass many pairs in several calls, or name few layers.
 
         Args:
             images, texts: Image n goes with text n.
@@ -349,25 +352,26 @@ class Predictor:
             attentions: The attention weights of these layers too.
             truncate: Cut longer texts instead of refusing them.
         """
-        given, words, _ = pair_lists(images, texts)
-        device, batch = self.model.device, self.processor.texts(words, truncate=truncate)
-        found = hidden_states(
-            self.model,
-            self.processor.images(list(map(fetched, given))).to(
-                device, self.model.token_type_embedding.weight.dtype
-            ),
-            batch.input_ids.to(device),
-            None if batch.attention_mask is None else batch.attention_mask.to(device),
+        paired_images, paired_texts, _ = pair_lists(images, texts)
+        batch = self.processor.texts(paired_texts, truncate=truncate)
+        pixel_values = self.processor.images(list(map(fetched, paired_images)))
+        model = self.model
+        mask = batch.attention_mask
+        states = hidden_states(
+            model,
+            pixel_values.to(model.device, model.token_type_embedding.weight.dtype),
+            batch.input_ids.to(model.device),
+            None if mask is None else mask.to(model.device),
             layers=layers,
             attentions=attentions,
         )
-        return tree_map(lambda tensor: tensor.float().cpu(), found)
+        return tree_map(lambda tensor: tensor.float().cpu(), states)
 
     @checked
     def class_names(self, head: str) -> tuple[str, ...]:
         """Returns the names of the classes of a head, in its order."""
         self.model.head(head)
-        return self._about.class_names(head)
+        return self._checkpoint.class_names(head)
 
     @checked
     def predict(
@@ -390,7 +394,35 @@ class Predictor:
             top: Classes per input; None: all of them.
             **options: See `Options`.
         """
-        outputs = self._head_outputs(head, images, texts, images_2, **options)
+        model = self.model
+        model.head(head)
+        spec = model.extensions.head_specs[head]
+        if model.head_outputs(head) == "other":
+            raise ValueError(
+                f"the {spec.title or head} head predicts no classes and no number; use match, fill_mask or embed_images"
+            )
+        reads_two = spec.inputs == "pooled_pair"
+        if reads_two != (images_2 is not None):
+            count = "two images" if reads_two else "one image"
+            raise ValueError(f"the {head} head reads {count}; expected images_2 for two alone")
+
+        # The lists of images and texts that the head reads.
+        inputs: Any
+        if reads_two:
+            inputs = pair_lists(cast(Images, images), cast(Texts, texts), images_2=images_2)
+        elif spec.inputs == "pooled":
+            inputs = either_lists(images, texts, self.processor.blank_image())
+        else:
+            reads_images = spec.inputs == "image_cls"
+            if (images is None) == reads_images or (texts is None) != reads_images:
+                modality = "images" if reads_images else "texts"
+                raise ValueError(f"the {head} head reads {modality} alone; give nothing else")
+            inputs = (
+                image_list(cast(Images, images)) if reads_images else None,
+                None if texts is None else text_list(texts),
+            )
+
+        outputs = torch.stack(self._compute("prediction", *inputs, head=head, **options))
         names = self.class_names(head)
         if not names:
             return outputs[:, 0]
@@ -401,7 +433,7 @@ class Predictor:
     def answer(
         self, images: Images, questions: Texts, *, top: AtLeast1 = 5, **options: Unpack[Options]
     ) -> Any:
-        """Returns the `top` likeliest answers (lists of `Choice`) to each question about its image; see `Options`."""
+        """Returns the `top` likeliest answers (lists of `Choice`) to each question about its image."""
         return self.predict("vqa", images, questions, top=top, **options)
 
     @checked
@@ -449,12 +481,11 @@ class Predictor:
             raise ValueError("labels are compared with images alone; give images and no texts")
         names = list(labels)
         prompts = prompts_of(names, list(templates))
-        of_images: Any = {name: value for name, value in options.items() if name != "truncate"}
-        of_texts: Any = {
-            name: options[name] for name in ("batch_size", "truncate") if name in options
-        }
-        label_vectors = self.embed_texts(prompts, **of_texts)
-        image_vectors = self.embed_images(cast(Images, images), **of_images)
+        self.model.head("itc")
+        label_vectors = torch.stack(self._compute("embedding", None, prompts, **options))
+        image_vectors = torch.stack(
+            self._compute("embedding", image_list(cast(Images, images)), None, **options)
+        )
         lists = label_choices(self.model, image_vectors, label_vectors, names, top)
         return lists[0] if _is_single(images) else lists
 
@@ -465,7 +496,7 @@ class Predictor:
         texts: Texts | None = None,
         **options: Unpack[Options],
     ) -> Float[Tensor, " n"]:
-        """Returns a number for each image, text, or both, after training on a table of numbers; see `classify`."""
+        """Returns a number for each image, text, or both, after training on a table of numbers. See `classify`."""
         self.model.head("classification")
         if self.model.head_outputs("classification") != "number":
             raise ValueError(
@@ -475,43 +506,10 @@ class Predictor:
 
     @checked
     def compute(self, items: Items) -> list[Outcome]:
-        """Computes items of any kind together; see `inference.compute`."""
-        return compute(self.engine, self.processor, items)
+        """Computes items of any kind together, with each image and text encoded once."""
+        return compute_items(self.engine, self.processor, items)
 
-    def _head_outputs(
-        self,
-        head: str,
-        images: Any,
-        texts: Any,
-        images_2: Images | None,
-        **options: Unpack[Options],
-    ) -> Float[Tensor, "n k"]:
-        """Computes a head's probabilities or numbers of what it reads."""
-        self.model.head(head)
-        spec = self.model.extensions.head_specs[head]
-        if self.model.head_outputs(head) == "other":
-            raise ValueError(
-                f"the {spec.title or head} head predicts no classes and no number; use match, fill_mask or embed_images"
-            )
-        reads_two = spec.inputs == "pooled_pair"
-        if reads_two != (images_2 is not None):
-            count = "two images" if reads_two else "one image"
-            raise ValueError(f"the {head} head reads {count}; expected images_2 for two alone")
-        inputs: Any
-        if reads_two:
-            inputs = pair_lists(images, texts, images_2=images_2)
-        elif spec.inputs == "pooled":
-            inputs = either_lists(images, texts, self.processor.blank_image())
-        else:
-            reads_images = spec.inputs == "image_cls"
-            if (images is None) == reads_images or (texts is None) != reads_images:
-                raise ValueError(
-                    f"the {head} head reads {'images' if reads_images else 'texts'} alone; give nothing else"
-                )
-            inputs = (image_list(images), None) if reads_images else (None, text_list(texts))
-        return torch.stack(self._computed("prediction", *inputs, head=head, **options))
-
-    def _computed(
+    def _compute(
         self,
         kind: Kind,
         images: Sequence[ImageLike] | None,
@@ -525,93 +523,89 @@ class Predictor:
         num_workers: int = 0,
         progress: bool = False,
     ) -> list[Any]:
-        """Computes something of images, of texts, or of every image, or every two, with its text."""
+        """Computes items of images, of texts, or of images and second images with their texts."""
+        processor = self.processor
         count = len(images if images is not None else texts or ())
-        ids = (
-            [None] * count
-            if texts is None
-            else [*map(tuple, self.processor.token_ids(texts, truncate=truncate))]
-        )
+        ids: list[Tokens | None] = [None] * count
+        if texts is not None:
+            ids = [tuple(tokens) for tokens in processor.token_ids(texts, truncate=truncate)]
         order = list(range(count))
-        if images is None:
-            order.sort(key=lambda row: len(ids[row] or ()))  # so that batches hold little padding
-        opened = partial(
-            decoded,
-            self.processor,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            device=self.device,
+        if images is None:  # sorted by length, so that batches hold little padding
+            order.sort(key=lambda row: len(ids[row] or ()))
+
+        def pixels(images: Sequence[ImageLike] | None) -> Iterable[Pixels | None]:
+            if images is None:
+                return repeat(None)
+            return decoded(processor, images, batch_size, num_workers, self.device)
+
+        items = (
+            Item(kind=kind, head=head, image=image, image_2=image_2, ids=ids[row], top=top)
+            for row, image, image_2 in zip(order, pixels(images), pixels(images_2), strict=False)
         )
-        shown = [None if some is None else opened(some) for some in (images, images_2)]
-        batches = split_rows(range(count), batch_size)
-
-        def batches_of_items() -> Iterator[list[Item]]:
-            for batch in counted(batches, "batches", enabled=progress and len(batches) > 1):
-                rows = order[batch.start : batch.stop]
-                first, second = (
-                    [None] * len(rows) if each is None else list(islice(each, len(rows)))
-                    for each in shown
-                )
-                yield [
-                    Item(kind=kind, head=head, image=image, image_2=image_2, ids=ids[row], top=top)
-                    for row, image, image_2 in zip(rows, first, second, strict=True)
-                ]
-
-        outcomes = chain.from_iterable(
-            compute_batches(self.engine, self.processor, batches_of_items())
+        num_batches = -(-count // batch_size)
+        batches = counted(
+            iter(lambda: list(islice(items, batch_size)), []),
+            "batches",
+            enabled=progress and num_batches > 1,
+            total=num_batches,
         )
-        found: list[Any] = [None] * count
-        for row, outcome in zip(order, outcomes, strict=True):
-            found[row] = outcome
-        return found
+        outcomes = chain.from_iterable(compute_batches(self.engine, processor, batches))
+        outcome_of_row = dict(zip(order, outcomes, strict=True))
+        return [outcome_of_row[row] for row in range(count)]
 
-    def _matched(
+    def _match_all(
         self,
         images: Sequence[ImageLike],
         texts: Sequence[str],
-        room: int,
+        num_bytes: int,
         *,
         batch_size: int = 32,
         truncate: bool = False,
         num_workers: int = 0,
         progress: bool = False,
     ) -> Float[Tensor, "i t"]:
-        """Returns the log-odds of a match of every image with every text; each image is encoded once."""
-        engine, processor = self.engine, self.processor
+        """Returns the log-odds of a match of every image with every text. Encodes each image once."""
+        engine = self.engine
+        model = engine.model
+        processor = self.processor
         ids = processor.token_ids(texts, truncate=truncate)
-        # so that batches hold little padding
-        order = sorted(range(len(ids)), key=lambda text: len(ids[text]))
-        scores = torch.empty(len(images), len(ids))
+        by_length = sorted(range(len(ids)), key=lambda text: len(ids[text]))
+
+        def encode_texts(rows: tuple[int, ...]) -> Encoded:
+            batch_ids = [ids[by_length[row]] for row in rows]
+            return engine.cache_text(encoded_texts(engine, processor, batch_ids))
+
+        # A block of images takes half of the memory, and texts that are encoded once a quarter.
+        text_of = encode_texts
+        if len(ids) * encoded_bytes(model, "text", max(map(len, ids))) <= num_bytes // 4:
+            text_of = cache(encode_texts)
+        image_bytes = encoded_bytes(model, "vision", model.config.vision.num_tokens)
+        blocks = split_rows(range(len(images)), max(1, num_bytes // 2 // image_bytes))
+
         pixels = decoded(processor, images, batch_size, num_workers, self.device)
-
-        def text_of(places: tuple[int, ...]) -> Encoded:
-            return engine.cache_text(
-                encoded_texts(engine, processor, [ids[order[place]] for place in places])
-            )
-
-        image_bytes = encoded_bytes(engine.model, "vision", engine.model.config.vision.num_tokens)
-        text_bytes = encoded_bytes(engine.model, "text", max(map(len, ids)))
-        if len(ids) * text_bytes <= room // 2:
-            text_of = cache(text_of)
+        scores = torch.empty(len(images), len(ids))
         with count_bars(enabled=progress) as bars:
             bar = bars.add_task("pairs", total=scores.numel())
-            for block in split_rows(range(len(images)), max(1, room // image_bytes)):
-                shown = (list(islice(pixels, len(rows))) for rows in split_rows(block, batch_size))
-                image = Encoded.cat(
-                    [engine.cache_image(encoded_images(engine, processor, some)) for some in shown]
+            for block in blocks:
+                encoded = []
+                for rows in split_rows(block, batch_size):
+                    batch = list(islice(pixels, len(rows)))
+                    encoded.append(engine.cache_image(encoded_images(engine, processor, batch)))
+                outputs = score_pairs(
+                    engine,
+                    model.itm_logits,
+                    Encoded.cat(encoded),
+                    text_of,
+                    image_rows=torch.arange(len(block)).repeat(len(ids)),
+                    text_rows=torch.arange(len(ids)).repeat_interleave(len(block)),
+                    batch_size=batch_size,
                 )
-                pairs = torch.cartesian_prod(torch.arange(len(ids)), torch.arange(len(image))).flip(
-                    1
-                )
-                found = []
-                for logits in score_pairs(
-                    engine, engine.model.itm_logits, image, text_of, pairs, batch_size=batch_size
-                ):
-                    found.append(logits)
-                    bars.advance(bar, len(logits))
-                scores[block.start : block.stop, order] = (
-                    matched(torch.cat(found)).reshape(len(ids), len(image)).T
-                )
+                logits = []
+                for pair_logits in outputs:
+                    logits.append(pair_logits)
+                    bars.advance(bar, len(pair_logits))
+                by_text = matched(torch.cat(logits)).reshape(len(ids), len(block))
+                scores[block.start : block.stop, by_length] = by_text.T
         return scores
 
 

@@ -33,10 +33,18 @@ from bridgetower.data.sources.example import (
     Image,
     check_bad,
 )
-from bridgetower.data.sources.fetch import is_url, list_files, suffix_of, version_of
+from bridgetower.data.sources.fetch import ListedFile, is_url, list_files, suffix_of, version_of
 from bridgetower.data.sources.reader import file_groups, read, read_group
 from bridgetower.extras import require
-from bridgetower.files import escaped, json_text, locked, remove_leftovers, replacing, unfit_name
+from bridgetower.files import (
+    escaped,
+    json_text,
+    locked,
+    remove_leftovers,
+    replacing,
+    unfit_name,
+    write_text,
+)
 from bridgetower.inference.config import EmbedConfig, Quantize, ScoreConfig
 from bridgetower.inference.embed import (
     Embedded,
@@ -161,7 +169,9 @@ def embed_source(
             worker_model = predictor if config.ray is None else model
             num_cut = _fill_table(table, groups, worker_model, config, progress)
             indices, bad = _split_rows(table)
-            _write_report(report, bad)
+            report.unlink(missing_ok=True)
+            if bad:
+                write_text(report, "".join(json_text(row) + "\n" for row in bad))
         else:
             indices = np.arange(len(table))
             lines = report.read_text(encoding="utf-8").splitlines() if report.is_file() else []
@@ -212,14 +222,6 @@ def _table_uri(out: str) -> str:
         return out
     folder = out.removesuffix(f"/{path.name}") if is_url(out) else path.parent
     return f"{folder}/.{re.sub(r'[^A-Za-z0-9_.-]', '_', path.name)}.lance"
-
-
-def _write_report(path: Path, bad: Sequence[Mapping[str, Any]]) -> None:
-    path.unlink(missing_ok=True)
-    if bad:
-        with replacing(path) as temporary:
-            lines = [json_text(row) + "\n" for row in bad]
-            temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def _split_rows(table: Table) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -352,12 +354,9 @@ def _append_results(table: Table, quantize: Quantize | None, results: Sequence[E
             "is_image": bool(example.images),
             "may_pass": result.may_pass or result.may_be_mended,
         }
-        if result.problem:
-            rows.append({**row, "text": None})
-            vectors.append(blank)
-        for text, vector in _texts_and_vectors(result):
+        for text, vector in list(_texts_and_vectors(result, quantize)) or [(None, blank)]:
             rows.append({**row, "text": text})
-            vectors.append(quantized(vector[None], quantize)[0])
+            vectors.append(vector)
     # Lance would write a table without its first rows.
     if not is_url(table.uri) and not Path(table.uri, "_versions").is_dir():
         raise FileNotFoundError(
@@ -464,10 +463,9 @@ def print_vectors(
             name = example_name(result.example)
             if result.problem:
                 problems.append(f"{name!r}: {result.problem}")
-            for text, vector in _texts_and_vectors(result):
+            for text, vector in _texts_and_vectors(result, config.quantize):
                 row = {"id": name, "text": text, "is_image": bool(result.example.images)}
-                values = quantized(vector[None], config.quantize)[0].tolist()
-                sys.stdout.write(_json_line(row, values))
+                sys.stdout.write(_json_line(row, vector.tolist()))
 
     config = replace(config, num_workers=config.num_workers or 0, commit_seconds=0)
     embed_tasks([lambda: examples], config.of, model, config, write)
@@ -484,34 +482,33 @@ def given_examples(images: Sequence[Path], texts: Sequence[str], *, pairs: bool)
         raise ValueError(
             f"{len(images)} images and {len(texts)} texts; expected one text per image"
         )
-    versions = []  # of each location
+    files = []
     for path in images:
         if path.is_dir() and not pairs:
-            for file in list_files(str(path)):
-                if suffix_of(file.location) in IMAGE_SUFFIXES:
-                    versions.append((file.location, file.version))
+            listed = list_files(str(path))
+            files += [file for file in listed if suffix_of(file.location) in IMAGE_SUFFIXES]
         else:
-            versions.append((str(path), version_of(str(path)) if path.is_file() else ""))
-    examples = [
-        Example(
-            id=location,
-            images=(Image(name=location, location=location, version=version),),
-            origin=location,
-        )
-        for location, version in versions
-    ]
-    if pairs:
-        return [
-            replace(example, texts=(text,)) for example, text in zip(examples, texts, strict=True)
-        ]
-    return examples + [Example(id="", texts=(text,), origin=repr(text)) for text in texts]
+            version = version_of(str(path)) if path.is_file() else ""
+            files.append(ListedFile(str(path), str(path), version))
+    examples = []
+    for number, file in enumerate(files):
+        location = file.location
+        image = Image(name=location, location=location, version=file.version)
+        caption = (texts[number],) if pairs else ()
+        examples.append(Example(id=location, images=(image,), texts=caption, origin=location))
+    if not pairs:
+        examples += [Example(id="", texts=(text,), origin=repr(text)) for text in texts]
+    return examples
 
 
-def _texts_and_vectors(result: Embedded) -> Iterator[tuple[str | None, np.ndarray]]:
-    """Yields the vectors of an example, each with its text or without one."""
+def _texts_and_vectors(
+    result: Embedded, quantize: Quantize | None
+) -> Iterator[tuple[str | None, np.ndarray]]:
+    """Yields the quantized vectors of an example, each with its text or without one."""
     for content, vectors in result.vectors.items():
         texts = (None,) if content == "images" else result.example.texts
-        yield from zip(texts, vectors, strict=True)
+        for text, vector in zip(texts, vectors, strict=True):
+            yield text, quantized(vector, quantize)
 
 
 def _json_line(row: Mapping[str, Any], values: Sequence[float]) -> str:
@@ -524,7 +521,7 @@ def _json_line(row: Mapping[str, Any], values: Sequence[float]) -> str:
 
 
 def quantized(vectors: np.ndarray, kind: Quantize | None) -> np.ndarray:
-    """Quantizes vectors [n, c].
+    """Quantizes one or several vectors.
 
     In int8, 127 is the largest absolute number of each vector. In binary, a byte has the signs of 8 numbers.
     """
@@ -533,9 +530,9 @@ def quantized(vectors: np.ndarray, kind: Quantize | None) -> np.ndarray:
     if kind == "float16":
         return vectors.astype(np.float16)
     if kind == "int8":
-        largest = np.abs(vectors).max(axis=1, keepdims=True)
+        largest = np.abs(vectors).max(axis=-1, keepdims=True)
         return np.rint(vectors * (127 / np.where(largest > 0, largest, 127))).astype(np.int8)
-    return np.packbits(vectors > 0, axis=1)
+    return np.packbits(vectors > 0, axis=-1)
 
 
 def write_lock(uri: str | os.PathLike[str]) -> AbstractContextManager[None]:

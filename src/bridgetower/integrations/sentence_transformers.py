@@ -17,7 +17,7 @@ from bridgetower.engines.engine import Engine, TorchEngine
 from bridgetower.extras import require
 from bridgetower.inference.items import (
     Item,
-    compute,
+    compute_items,
     encoded_images,
     encoded_texts,
     fetched,
@@ -201,7 +201,7 @@ class EmbeddingModule(_Module):
         items = [features["items"][index] for index in features["input_ids"].tolist()]
         engine = self._engine()
         needs_gradients = self.network is not None and self._is_training
-        vectors: list[Any] = compute(
+        vectors: list[Any] = compute_items(
             engine, self.predictor.processor, items, gradients=needs_gradients
         )
         widths = sorted({len(vector) for vector in vectors})
@@ -250,7 +250,7 @@ class MatchingModule(_Module):
             text = encoded_texts(engine, processor, [item.ids for item in items])
             scores = log_odds(self.network.itm_logits(engine.fuse(image, text).pooled))
         else:
-            scores = torch.tensor(compute(engine, processor, items))
+            scores = torch.tensor(compute_items(engine, processor, items))
         calibration = self.predictor.reranking.calibration
         if calibration is not None:
             scores = calibration.log_odds(scores)

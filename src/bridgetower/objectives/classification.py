@@ -60,13 +60,12 @@ class ClassificationTask(nn.Module):
         if batch.num_images == 1:
             features = model.fuse(image, text).pooled
         else:
-            second = model.encode_image(
-                batch.pixel_values_2, SECOND_IMAGE, states=batch.image_states_2
-            )
+            states = batch.image_states_2
+            image_2 = model.encode_image(batch.pixel_values_2, SECOND_IMAGE, states=states)
             text = model.cache_text(text)
-            features = torch.cat(
-                [model.fuse(image, text).pooled, model.fuse(second, text).pooled], dim=-1
-            )
+            pooled = model.fuse(image, text).pooled
+            pooled_2 = model.fuse(image_2, text).pooled
+            features = torch.cat([pooled, pooled_2], dim=-1)
         return model.head(self.head)(features)
 
 
@@ -83,13 +82,11 @@ def task_of_head(model: BridgeTower, head: str) -> ClassificationTask:
             value = F.binary_cross_entropy_with_logits(logits, labels) * labels.shape[1]
             return value, {"vqa_score": scores.mean().detach()}
         if outputs == "sigmoid":
-            right = ((logits > 0) == (labels > 0.5)).float().mean()
-            return F.binary_cross_entropy_with_logits(logits, labels.float()), {
-                "label_accuracy": right.detach()
-            }
+            is_right = (logits > 0) == (labels > 0.5)
+            value = F.binary_cross_entropy_with_logits(logits, labels.float())
+            return value, {"label_accuracy": is_right.float().mean().detach()}
         value, accuracy = class_loss(logits, labels)
         return value, {"accuracy": accuracy}
 
-    return ClassificationTask(
-        model, head, loss=loss, probabilities=partial(predictions, outputs=outputs)
-    )
+    probabilities = partial(predictions, outputs=outputs)
+    return ClassificationTask(model, head, loss=loss, probabilities=probabilities)

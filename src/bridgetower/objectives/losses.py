@@ -17,6 +17,10 @@ from bridgetower.data.batches.batch import IGNORED
 from bridgetower.distributed import all_gather
 from bridgetower.model.layers import autocast, to_device
 
+Scalar = Float[Tensor, ""]
+ImageIndex = Int[Tensor, " b"]
+"""A number for the image of each pair, equal for the same image, across ranks."""
+
 _warn_once = cache(logging.getLogger(__name__).warning)
 
 
@@ -24,9 +28,9 @@ _warn_once = cache(logging.getLogger(__name__).warning)
 class Losses:
     """Losses of a batch."""
 
-    terms: dict[str, Float[Tensor, ""]]  # of each objective, before its weight
-    total: Float[Tensor, ""]  # weighted sum
-    metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)  # such as accuracies
+    terms: dict[str, Scalar]  # of each objective, before its weight
+    total: Scalar  # weighted sum
+    metrics: dict[str, Scalar] = field(default_factory=dict)  # such as accuracies
 
     @classmethod
     def weigh(
@@ -45,23 +49,21 @@ def mlm_loss(
     hidden: Float[Tensor, "b m d"],
     labels: Int[Tensor, "b l"],
     positions: Int[Tensor, " n"] | None = None,
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Mean cross-entropy over labelled positions; logits are computed there only."""
+) -> tuple[Scalar, Scalar]:
+    """Mean cross-entropy and accuracy over labelled positions. Logits are computed there only."""
     if positions is None:
         positions = (labels != IGNORED).flatten().nonzero()[:, 0]
     targets = labels.flatten()[positions]
     tokens = hidden[:, : labels.shape[1]].flatten(0, 1)
     if len(targets) == 0:
-        # all processes need gradients of the same parameters
+        # All processes need gradients of the same parameters.
         loss = head(tokens[:1]).float().sum() * 0.0
         return loss, hidden.new_zeros(())
     logits = head(tokens[positions])
     return F.cross_entropy(logits.float(), targets), _accuracy(logits, targets)
 
 
-def class_loss(
-    logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def class_loss(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> tuple[Scalar, Scalar]:
     return F.cross_entropy(logits.float(), labels), _accuracy(logits, labels)
 
 
@@ -79,8 +81,8 @@ def info_nce(
     columns: Sequence[Float[Tensor, "s c"]],
     column_index: Int[Tensor, " s"],
     *,
-    logit_scale: Float[Tensor, ""],
-) -> Float[Tensor, ""]:
+    logit_scale: Scalar,
+) -> Scalar:
     """Mean over pairs and `DIRECTIONS` of the contrastive loss of each pair against all columns.
 
     All columns of the same image are positives with equal weight. With one text per image these soft targets are the
@@ -97,28 +99,26 @@ def info_nce(
 
 def itc_loss(
     embeds: Sequence[Float[Tensor, "b c"]],
-    image_index: Int[Tensor, " b"],
-    logit_scale: Float[Tensor, ""],
+    image_index: ImageIndex,
+    logit_scale: Scalar,
     *,
     gather_with_grads: bool = True,
-    loss: Callable[..., Float[Tensor, ""]] = info_nce,
-) -> Float[Tensor, ""]:
+    loss: Callable[..., Scalar] = info_nce,
+) -> Scalar:
     """Contrastive loss of this rank's rows against the features of all ranks."""
-    columns = [
-        all_gather(local_embeds, gather_with_grads=gather_with_grads) for local_embeds in embeds
-    ]
+    columns = [all_gather(local, gather_with_grads=gather_with_grads) for local in embeds]
     return loss(embeds, image_index, columns, all_gather(image_index), logit_scale=logit_scale)
 
 
 def similarity(
-    rows: Float[Tensor, "r c"], columns: Float[Tensor, "s c"], logit_scale: Float[Tensor, ""]
+    rows: Float[Tensor, "r c"], columns: Float[Tensor, "s c"], logit_scale: Scalar
 ) -> Float[Tensor, "r s"]:
     """Scaled cosines in float32 under any autocast: bfloat16 has three digits, and these logits go up to 1000."""
     with autocast(rows.device, "fp32"):
         return logit_scale.float() * rows.float() @ columns.float().T
 
 
-def _accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+def _accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Scalar:
     return (logits.argmax(dim=-1) == labels).float().mean().detach()
 
 
@@ -127,38 +127,35 @@ class Features:
     """Inputs of the contrastive loss."""
 
     embeds: tuple[Float[Tensor, "b c"], ...]  # of images, texts and perhaps of both fused
-    image_index: Int[Tensor, " b"]  # equal for the same image, across ranks
+    image_index: ImageIndex
 
 
 @dataclass(frozen=True)
 class Contrast:
     """The loss of a step, with its gradients for the embeddings of one micro-batch and for the scale."""
 
-    loss: Float[Tensor, ""]
+    loss: Scalar
     embeds: tuple[Float[Tensor, "b c"], ...]
-    logit_scale: Float[Tensor, ""]
+    logit_scale: Scalar
     num_micro_batches: int
 
-    def through(
-        self, embeds: Sequence[Float[Tensor, "b c"]], logit_scale: Float[Tensor, ""]
-    ) -> Float[Tensor, ""]:
+    def through(self, embeds: Sequence[Float[Tensor, "b c"]], logit_scale: Scalar) -> Scalar:
         """Returns a loss that gives these features the right gradients in a mean over all micro-batches."""
         products = []
         for gradient, features in zip(self.embeds, embeds, strict=True):
             products.append((gradient * features).sum())
-        linear = (
-            self.num_micro_batches * torch.stack(products).sum() + self.logit_scale * logit_scale
-        )
-        # in this order the value is that of the loss to the bit
+        total = self.num_micro_batches * torch.stack(products).sum()
+        linear = total + self.logit_scale * logit_scale
+        # In this order the value is that of the loss to the bit.
         return linear - linear.detach() + self.loss
 
 
 def contrast_micro_batches(
     micro_batches: Sequence[Features],
-    logit_scale: Float[Tensor, ""],
+    logit_scale: Scalar,
     *,
     gather_with_grads: bool = True,
-    loss: Callable[..., Float[Tensor, ""]] = info_nce,
+    loss: Callable[..., Scalar] = info_nce,
 ) -> list[Contrast]:
     """Returns the gradients of each micro-batch for the pairs of all of them and of all processes (Gao et al. 2021)."""
     scale = logit_scale.detach().requires_grad_()
@@ -169,36 +166,33 @@ def contrast_micro_batches(
     local_columns = [_leaf(torch.cat(embeds)) for embeds in embeds_by_kind]
     with torch.enable_grad():
         gathered = [
-            all_gather(embeds, gather_with_grads=gather_with_grads) for embeds in local_columns
+            all_gather(local, gather_with_grads=gather_with_grads) for local in local_columns
         ]
     columns = [_leaf(embeds) for embeds in gathered]
     column_index = all_gather(torch.cat([micro_batch.image_index for micro_batch in micro_batches]))
 
     # The embeddings of a micro-batch are rows. Only the similarities of one are in memory.
-    rows_of_micro_batches = [
-        [_leaf(embeds) for embeds in micro_batch.embeds] for micro_batch in micro_batches
-    ]
+    rows_of_micro_batches = []
     total = torch.zeros_like(logit_scale)
-    for micro_batch, rows in zip(micro_batches, rows_of_micro_batches, strict=True):
+    for micro_batch, size in zip(micro_batches, sizes, strict=True):
+        rows = [_leaf(embeds) for embeds in micro_batch.embeds]
+        rows_of_micro_batches.append(rows)
         with torch.enable_grad():
             mean = loss(rows, micro_batch.image_index, columns, column_index, logit_scale=scale)
-            share = mean * (len(micro_batch.image_index) / sum(sizes))
+            share = mean * (size / sum(sizes))
         share.backward()
         total = total + share.detach()
 
     # An embedding has gradients as a row and as a column.
-    column_gradients = torch.autograd.grad(
-        gathered, local_columns, [_gradient(embeds) for embeds in columns]
-    )
-    gradients_of_micro_batches = zip(
-        *(gradients.split(sizes) for gradients in column_gradients), strict=True
-    )
+    gradients_of_columns = [_gradient(embeds) for embeds in columns]
+    local_gradients = torch.autograd.grad(gathered, local_columns, gradients_of_columns)
+    split_gradients = [gradient.split(sizes) for gradient in local_gradients]
     contrasts = []
-    for rows, gradients in zip(rows_of_micro_batches, gradients_of_micro_batches, strict=True):
-        summed = tuple(
-            _gradient(row) + gradient for row, gradient in zip(rows, gradients, strict=True)
-        )
-        contrasts.append(Contrast(total, summed, _gradient(scale), len(micro_batches)))
+    for rows, *gradients in zip(rows_of_micro_batches, *split_gradients, strict=True):
+        summed = []
+        for row, gradient in zip(rows, gradients, strict=True):
+            summed.append(_gradient(row) + gradient)
+        contrasts.append(Contrast(total, tuple(summed), _gradient(scale), len(micro_batches)))
     return contrasts
 
 
@@ -207,9 +201,8 @@ def _leaf(embeds: Tensor) -> Tensor:
 
 
 def _gradient(leaf: Tensor) -> Tensor:
-    if leaf.grad is None:  # texts among three embeddings are no keys
-        return torch.zeros_like(leaf)
-    return leaf.grad
+    # Texts among three embeddings are no keys.
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 class Pairs(NamedTuple):
@@ -220,10 +213,10 @@ class Pairs(NamedTuple):
     labels: Int[Tensor, " n"]  # 1: they match; 0: they do not
 
 
-def random_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> Pairs:
+def random_pairs(image_index: ImageIndex, generator: torch.Generator) -> Pairs:
     """Keeps the image of exactly b // 2 texts and gives every other text a random other image.
 
-    Source: official `compute_itm` with `draw_false_image`; here the false image comes from the batch.
+    Source: official `compute_itm` with `draw_false_image`. Here the false image comes from the batch.
     """
     count = len(image_index)
     labels = torch.zeros(count, dtype=torch.long)
@@ -238,7 +231,7 @@ def random_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> 
     return Pairs(images, texts, is_match.long())
 
 
-def uniform_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> Pairs:
+def uniform_pairs(image_index: ImageIndex, generator: torch.Generator) -> Pairs:
     """Positives, then each text with another image, then each image with another text: 3b pairs, drawn uniformly."""
     count = len(image_index)
     equal = torch.zeros(count, count, device=image_index.device)
@@ -248,7 +241,7 @@ def uniform_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) ->
 def hard_pairs(
     image_to_text: Float[Tensor, "b t"],
     text_to_image: Float[Tensor, "b i"],
-    image_index: Int[Tensor, " b"],
+    image_index: ImageIndex,
     all_image_index: Int[Tensor, " t"],
     local_columns: slice,
     generator: torch.Generator,
@@ -262,7 +255,7 @@ def hard_pairs(
     negative_images = _draw(text_to_image, is_negative, generator)
     negative_texts = _draw(image_to_text, is_negative, generator)
     images, texts, _ = pairs_with_negatives(negative_images, negative_texts, local_columns)
-    # also where nothing else could be drawn
+    # Where no negative could be drawn, the first column may match.
     is_match = all_image_index[images] == all_image_index[texts]
     return Pairs(images, texts, is_match.long())
 
@@ -280,13 +273,11 @@ def pairs_with_negatives(
     return Pairs(images, texts, labels)
 
 
-def matching_loss(
-    logits: Float[Tensor, "n 2"], labels: Int[Tensor, " n"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def matching_loss(logits: Float[Tensor, "n 2"], labels: Int[Tensor, " n"]) -> tuple[Scalar, Scalar]:
     """Cross-entropy and accuracy. Without negatives the loss is 0: it would teach to accept every pair."""
     loss, accuracy = class_loss(logits, labels)
     has_negatives = (labels == 0).any()
-    # on a GPU the condition would wait for it
+    # On a GPU the condition would wait for it.
     if labels.device.type == "cpu" and not has_negatives:
         _warn_once(
             "all images of a micro-batch are the same, so that matching (ITM) has no negatives and is left out of it; "
@@ -298,8 +289,8 @@ def matching_loss(
 def _draw(
     logits: Float[Tensor, "b n"], allowed: Bool[Tensor, "b n"], generator: torch.Generator
 ) -> Int[Tensor, " b"]:
-    """Draws an allowed column per row from the softmax, as `torch.multinomial` does; without any, the first column."""
-    # the loss of NaN features is NaN, and its error names the batch
+    """Draws an allowed column per row from the softmax, as `torch.multinomial` does. Without any it is the first."""
+    # The loss of NaN features is NaN, and its error names the batch.
     finite = logits.detach().float().nan_to_num()
     weights = finite.masked_fill(~allowed, -torch.inf).softmax(dim=1).nan_to_num()
     draws = torch.empty(weights.shape).exponential_(generator=generator)

@@ -17,7 +17,7 @@ from bridgetower.model.config import look_up
 from bridgetower.model.fusion import Encoded
 from bridgetower.objectives import losses
 from bridgetower.objectives.config import Phase, PretrainingConfig, RankingConfig
-from bridgetower.objectives.losses import Contrast, Features, Losses, Pairs, similarity
+from bridgetower.objectives.losses import Contrast, Features, Losses, Pairs, Scalar, similarity
 
 Texts = Literal["plain", "masked"]
 
@@ -29,7 +29,7 @@ class Step:
     phase: Phase
     batch: CaptionBatch
     image: Encoded
-    # of the kinds that the objectives of the phase read
+    # Of the kinds that the objectives of the phase read.
     texts: dict[Texts, Encoded] = field(default_factory=dict)
     contrast: Contrast | None = None  # ITC of all pairs of the step, where it is computed outside
 
@@ -45,7 +45,7 @@ class Objective:
         fuses: Whether it reads all hidden states, to fuse them; else only the vectors of images and texts are computed.
     """
 
-    loss: Callable[[PretrainingTask, Step], tuple[Float[Tensor, ""], dict[str, Tensor]]]
+    loss: Callable[[PretrainingTask, Step], tuple[Scalar, dict[str, Tensor]]]
     heads: tuple[str, ...] = ()
     texts: tuple[Texts, ...] = ("plain",)
     fuses: bool = True
@@ -59,7 +59,7 @@ class PretrainingTask(nn.Module):
     computed outside, from `features`, and handed to `forward`. The share of the run that is done decides the phase.
     """
 
-    contrast_loss: Callable[..., Float[Tensor, ""]] = staticmethod(losses.info_nce)
+    contrast_loss: Callable[..., Scalar] = staticmethod(losses.info_nce)
     """Contrastive loss of some pairs against all; a subclass may have another one."""
 
     def __init__(self, model: BridgeTower, config: PretrainingConfig) -> None:
@@ -74,11 +74,10 @@ class PretrainingTask(nn.Module):
                 needed_heads += look_up("phases", name, self.objectives).heads
             if phase.itm and phase.negatives == "hard":
                 needed_heads.append("itc")
-        missing = [
-            head
-            for head in dict.fromkeys(needed_heads)
-            if getattr(model, f"{head}_head", None) is None
-        ]
+        missing = []
+        for head in dict.fromkeys(needed_heads):
+            if getattr(model, f"{head}_head", None) is None:
+                missing.append(head)
         if missing:
             raise ValueError(
                 f"the model has no {' and no '.join(missing)} head; set heads.{missing[0]} in its config"
@@ -98,7 +97,6 @@ class PretrainingTask(nn.Module):
 
     def forward(self, batch: CaptionBatch, contrast: Contrast | None = None) -> Losses:
         phase = self.config.phase(self.progress)
-        weights = phase.weights
         active = self._active_objectives(phase)
         reads_masked = any("masked" in objective.texts for objective in active.values())
         # With `contrast`, dropout has to be that of `features`, which encodes no masked texts.
@@ -115,7 +113,7 @@ class PretrainingTask(nn.Module):
                 )
             terms[name], objective_metrics = objective.loss(self, step)
             metrics |= objective_metrics
-        return Losses.weigh(terms, weights, metrics)
+        return Losses.weigh(terms, phase.weights, metrics)
 
     def predict(self, batch: CaptionBatch) -> Float[Tensor, " b"]:
         """Returns the probability that each text belongs to its image."""
@@ -147,9 +145,8 @@ class PretrainingTask(nn.Module):
             text_outputs: EncodeOutputs = "layers" if fuses_plain or embeds_pairs else "cls"
             texts = self._encode_texts(batch, text_outputs, masked=masked)
         image_outputs: EncodeOutputs = "layers" if fuses_images or embeds_pairs else "cls"
-        image = model.encode_image(
-            batch.pixel_values, outputs=image_outputs, states=batch.image_states
-        )
+        states = batch.image_states
+        image = model.encode_image(batch.pixel_values, outputs=image_outputs, states=states)
 
         if cache and fuses_images:
             image = model.cache_image(image)
@@ -158,9 +155,8 @@ class PretrainingTask(nn.Module):
         return Step(phase, batch, image, texts)
 
     def _active_objectives(self, phase: Phase) -> dict[str, Objective]:
-        return {
-            name: objective for name, objective in self.objectives.items() if name in phase.weights
-        }
+        weights = phase.weights
+        return {name: self.objectives[name] for name in self.objectives if name in weights}
 
     def _encode_texts(
         self, batch: CaptionBatch, outputs: EncodeOutputs, *, masked: bool
@@ -182,7 +178,7 @@ class PretrainingTask(nn.Module):
 
     def itc(
         self, image: Encoded, text: Encoded, batch: CaptionBatch, contrast: Contrast | None = None
-    ) -> Float[Tensor, ""]:
+    ) -> Scalar:
         """Contrastive loss over the features of all ranks, or `contrast` with the features of this batch."""
         embeds = self._embeds(image, text)
         scale = self.model.head("itc").logit_scale()
@@ -198,10 +194,9 @@ class PretrainingTask(nn.Module):
 
     def contrast(self, micro_batches: Sequence[Features]) -> list[Contrast]:
         """Returns ITC over the features of all micro-batches of a step and of all ranks, for each micro-batch."""
-        if (
-            type(self).itc is not PretrainingTask.itc
-            and type(self).contrast_loss is PretrainingTask.contrast_loss
-        ):
+        overrides_itc = type(self).itc is not PretrainingTask.itc
+        overrides_loss = type(self).contrast_loss is not PretrainingTask.contrast_loss
+        if overrides_itc and not overrides_loss:
             raise ValueError(
                 f"{type(self).__name__} overrides itc, which sees one micro-batch only: with --contrast-over step "
                 "override contrast_loss, or contrast"
@@ -214,16 +209,12 @@ class PretrainingTask(nn.Module):
             loss=self.contrast_loss,
         )
 
-    def itm(
-        self, image: Encoded, text: Encoded, pairs: Pairs
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def itm(self, image: Encoded, text: Encoded, pairs: Pairs) -> tuple[Scalar, Scalar]:
         """Matching loss and accuracy of `pairs`, one fusion over all of them."""
         fused = self.model.fuse(image[pairs.image_rows], text[pairs.text_rows], outputs="pooled")
         return losses.matching_loss(self.model.itm_logits(fused.pooled), pairs.labels)
 
-    def mlm(
-        self, image: Encoded, masked: Encoded, batch: CaptionBatch
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def mlm(self, image: Encoded, masked: Encoded, batch: CaptionBatch) -> tuple[Scalar, Scalar]:
         """Masked-word loss and accuracy with the weight of the batch, read from the text stream with the true image."""
         fused = self.model.fuse(image, masked, outputs="text")
         loss, accuracy = losses.mlm_loss(
@@ -236,20 +227,23 @@ class PretrainingTask(nn.Module):
     def pairs(
         self, image: Encoded, text: Encoded, batch: CaptionBatch, phase: Phase
     ) -> tuple[Pairs, tuple[Encoded, Encoded]]:
-        """Draws the pairs of the phase; returns them and the encodings that their rows refer to."""
+        """Draws the pairs of the phase. Returns them and the encodings that their rows refer to."""
         generator = torch.Generator().manual_seed(batch.seed)
-        if phase.negatives == "random":
-            return losses.random_pairs(batch.image_index, generator), (image, text)
-        if phase.negatives == "uniform":
-            return losses.uniform_pairs(batch.image_index, generator), (image, text)
         index = batch.image_index
+        if phase.negatives == "random":
+            return losses.random_pairs(index, generator), (image, text)
+        if phase.negatives == "uniform":
+            return losses.uniform_pairs(index, generator), (image, text)
+
+        # Hard negatives are drawn from the pairs of this rank, or of all ranks.
         all_index = index
         local_columns = slice(0, len(batch))
         if self.config.negatives_from == "world" and world_size() > 1:
             image = replace(image, first_layer_cache=None).map(all_gather)
             text = gather_texts(replace(text, first_layer_cache=None))
             all_index = all_gather(index)
-            local_columns = slice(rank() * len(batch), (rank() + 1) * len(batch))
+            start = rank() * len(batch)
+            local_columns = slice(start, start + len(batch))
         with torch.no_grad():
             scale = self.model.head("itc").logit_scale()
             image_embeds = self.model.image_embeds(image)
@@ -278,17 +272,17 @@ def gather_texts(text: Encoded) -> Encoded:
     return text.padded(longest).map(all_gather)
 
 
-def _itc(task: PretrainingTask, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+def _itc(task: PretrainingTask, step: Step) -> tuple[Scalar, dict[str, Tensor]]:
     return task.itc(step.image, step.texts["plain"], step.batch, step.contrast), {}
 
 
-def _itm(task: PretrainingTask, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+def _itm(task: PretrainingTask, step: Step) -> tuple[Scalar, dict[str, Tensor]]:
     pairs, candidates = task.pairs(step.image, step.texts["plain"], step.batch, step.phase)
     loss, accuracy = task.itm(*candidates, pairs)
     return loss, {"itm_accuracy": accuracy}
 
 
-def _mlm(task: PretrainingTask, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+def _mlm(task: PretrainingTask, step: Step) -> tuple[Scalar, dict[str, Tensor]]:
     loss, accuracy = task.mlm(step.image, step.texts["masked"], step.batch)
     return loss, {"mlm_accuracy": accuracy}
 

@@ -101,7 +101,7 @@ class Comparison:
         return spreads
 
     def differences(self, arm: str) -> dict[str, numbers.Difference]:
-        """Returns the measures of the first arm minus those of another by common seeds; empty if there are none."""
+        """Returns the measures of the first arm minus the measures of another by common seeds, if there are any."""
         ours = {run.seed: run.measures(self.reach) for run in self.arm_runs(self.arms[0])}
         theirs = {run.seed: run.measures(self.reach) for run in self.arm_runs(arm)}
         seeds = sorted(ours.keys() & theirs.keys())
@@ -131,7 +131,10 @@ class Comparison:
         }
 
     def rows(self, digits: int = 3, scale: float = 1.0) -> tuple[list[str], list[list[str]]]:
-        """Returns the titles and cells of a table: arms first, then the paired differences from the first arm."""
+        """Returns the titles and cells of a table: arms first, then the paired differences from the first arm.
+
+        A star marks a difference whose interval leaves zero out.
+        """
         titles = dict(MEASURES)
         formats: dict[str, Any] = {name: {"scale": scale, "digits": digits} for name in titles}
         if self.reach is None:
@@ -144,31 +147,32 @@ class Comparison:
         rows = []
         for arm in self.arms:
             spreads = self.spreads(arm)
-            cells = [
-                numbers.mean_std(spreads[name], **options) for name, options in formats.items()
-            ]
+            cells = []
+            for name, options in formats.items():
+                cells.append(numbers.mean_std(spreads[name], **options))
             seconds = numbers.mean_std(spreads["seconds_per_step"], digits=3)
             rows.append([arm, str(len(self.arm_runs(arm))), *cells, seconds])
 
         for arm in self.arms[1:]:
             differences = self.differences(arm)
+            cells = [numbers.NO_VALUE] * len(formats)
+            num_seeds = 0
             if differences:
-                cells = [
-                    _with_mark(differences[name], options) for name, options in formats.items()
-                ]
                 num_seeds = len(differences["area"]["values"])
-            else:
-                cells = [numbers.NO_VALUE] * len(formats)
-                num_seeds = 0
-            rows.append([f"{self.arms[0]} {numbers.MINUS} {arm}", str(num_seeds), *cells, ""])
+                cells = []
+                for name, options in formats.items():
+                    cell = numbers.with_interval(differences[name], **options)
+                    leaves_zero_out = numbers.verdict(differences[name]) in ("higher", "lower")
+                    cells.append(f"{cell} *" if leaves_zero_out else cell)
+            header = f"{self.arms[0]} {numbers.MINUS} {arm}"
+            rows.append([header, str(num_seeds), *cells, ""])
         return ["", "seeds", *titles.values(), "seconds per step"], rows
 
     def markdown(self) -> str:
         """Returns the table in Markdown."""
         titles, rows = self.rows()
-        return "\n".join(
-            f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows)
-        )
+        lines = [titles, ["---"] * len(titles), *rows]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
     def write(self, folder: Path, title: str) -> None:
         """Writes comparison.json, curves.png and comparison.html into a folder."""
@@ -189,12 +193,6 @@ class Comparison:
 
 def _evaluations(run: FinishedRun) -> str:
     return f"{run.arm}, seed {run.seed} has {len(run.steps)} evaluations up to step {run.steps[-1]}"
-
-
-def _with_mark(difference: numbers.Difference, options: Mapping[str, Any]) -> str:
-    """Returns a difference with its interval, and a star if the interval leaves zero out."""
-    mark = " *" if numbers.verdict(difference) in ("higher", "lower") else ""
-    return numbers.with_interval(difference, **options) + mark
 
 
 def draw_curves(
@@ -230,7 +228,7 @@ def draw_curves(
 def finished_runs(
     folders: Sequence[Path], arms: Sequence[str | None], metric: str | None
 ) -> tuple[str, list[FinishedRun]]:
-    """Reads the runs in folders; returns the metric that they are compared by, and the runs.
+    """Reads the runs in folders. Returns the metric that they are compared by, and the runs.
 
     Args:
         folders: Output folders of trainings.
@@ -250,41 +248,33 @@ def finished_runs(
     for folder, config, arm in zip(folders, configs, arms, strict=True):
         evaluations = read_metrics(folder, "validation")
         if not evaluations or metric not in evaluations[-1]:
-            known = (
-                sorted(set(evaluations[-1]) - {"kind", "step", "time"})
-                if evaluations
-                else "no evaluations"
-            )
-            raise ValueError(f"{folder} has no {metric}; its evaluations have {known}")
+            names_of_metrics: object = "no evaluations"
+            if evaluations:
+                names_of_metrics = sorted(set(evaluations[-1]) - {"kind", "step", "time"})
+            raise ValueError(f"{folder} has no {metric}; its evaluations have {names_of_metrics}")
         curve = {int(line["step"]): float(line[metric]) for line in evaluations if metric in line}
         seed = int(config.get("seed", 0))
-        runs.append(
-            FinishedRun(
-                arm or next(names), seed, curve, _seconds_per_step(folder, config["batch_size"])
-            )
-        )
+
+        # The time of the logged steps. The steps after the last line of the log are not known.
+        lines = read_metrics(folder, "train")
+        seconds = sum(line["seconds"] for line in lines)
+        num_pairs = sum(line["seconds"] * line["pairs_per_second"] for line in lines)
+        num_steps = max(1, round(num_pairs / config["batch_size"]))
+        runs.append(FinishedRun(arm or next(names), seed, curve, seconds / num_steps))
     return metric, runs
-
-
-def _seconds_per_step(folder: Path, batch_size: int) -> float:
-    """Returns the mean time of the logged steps; that of steps after the last log line is not known."""
-    lines = read_metrics(folder, "train")
-    seconds = sum(line["seconds"] for line in lines)
-    num_pairs = sum(line["seconds"] * line["pairs_per_second"] for line in lines)
-    return seconds / max(1, round(num_pairs / batch_size))
 
 
 def arm_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names each run by the values of its config, but for the seed, in which the runs differ."""
     flat_configs = [dict(flattened(config)) for config in configs]
-    fields = dict.fromkeys(
-        field for config in flat_configs for field in config if field not in ("seed", "recipe")
-    )
-    differing = [
-        field for field in fields if len({repr(config.get(field)) for config in flat_configs}) > 1
-    ]
+    fields = dict.fromkeys(field for config in flat_configs for field in config)
+    differing = []
+    for field in fields:
+        values = {repr(config.get(field)) for config in flat_configs}
+        if field not in ("seed", "recipe") and len(values) > 1:
+            differing.append(field)
     names = []
     for config in flat_configs:
-        values = ", ".join(f"{field}={config.get(field)}" for field in differing)
-        names.append(values or str(config.get("recipe")))
+        name = ", ".join(f"{field}={config.get(field)}" for field in differing)
+        names.append(name or str(config.get("recipe")))
     return names

@@ -54,13 +54,19 @@ def write_errors(
             "no right answer is known of this split, or its task judges none; a report takes some"
         )
     if slices is not None:
-        judgements = _with_slices(judgements, slices)
+        if not any(judgement.id in slices for judgement in judgements):
+            raise ValueError(
+                f"the slices have none of the {len(judgements)} examples, such as id {judgements[0].id}"
+            )
+        judgements = [
+            replace(judgement, groups={**judgement.groups, **slices.get(judgement.id, {})})
+            for judgement in judgements
+        ]
     is_retrieval = judgements[0].predicted_image is not None
-    wrong = [
-        judgement
-        for judgement in judgements
-        if judgement.score < 1 and judgement.prediction != judgement.target
-    ]
+    wrong = []
+    for judgement in judgements:
+        if judgement.score < 1 and judgement.prediction != judgement.target:
+            wrong.append(judgement)
     worst_first = sorted(wrong, key=lambda judgement: -judgement.error)
     accuracy = percent(fmean(judgement.score for judgement in judgements))
     lead = f"{accuracy} of {count(len(judgements))} examples are right; {count(len(wrong))} are not, or not quite."
@@ -91,23 +97,11 @@ def read_slices(path: Path) -> dict[str, dict[str, str]]:
         raise ValueError(
             f"{path} has a row with more cells than its header; quote texts with commas"
         )
-    return {
-        row["id"]: {column: value for column, value in row.items() if column != "id" and value}
-        for row in rows
-    }
-
-
-def _with_slices(
-    judgements: Sequence[Judgement], slices: Mapping[str, Mapping[str, str]]
-) -> list[Judgement]:
-    if not any(judgement.id in slices for judgement in judgements):
-        raise ValueError(
-            f"the slices have none of the {len(judgements)} examples, such as id {judgements[0].id}"
-        )
-    return [
-        replace(judgement, groups={**judgement.groups, **slices.get(judgement.id, {})})
-        for judgement in judgements
-    ]
+    slices = {}
+    for row in rows:
+        example_id = row.pop("id")
+        slices[example_id] = {column: value for column, value in row.items() if value}
+    return slices
 
 
 def card(judgement: Judgement, images: PreparedImages) -> dict[str, Any]:
@@ -127,24 +121,19 @@ def _confusions(wrong: Sequence[Judgement]) -> ReportTable | None:
     if not wrong:
         return None
     pairs = Counter((judgement.target, judgement.prediction) for judgement in wrong)
-    rows = [
-        Row(expected, (given, count(number)))
-        for (expected, given), number in pairs.most_common(_MAX_CONFUSIONS)
-    ]
+    rows = []
+    for (target, prediction), num_examples in pairs.most_common(_MAX_CONFUSIONS):
+        rows.append(Row(target, (prediction, count(num_examples))))
     return ReportTable("The most frequent", ("right answer", "the model", "examples"), rows)
 
 
 def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
     """Returns how often answers are right by their probability, or None if they have none."""
-    points = [
-        (judgement.probability, judgement.score)
-        for judgement in judgements
-        if judgement.probability is not None
-    ]
-    if not points:
+    judged = [judgement for judgement in judgements if judgement.probability is not None]
+    if not judged:
         return None
-    probabilities, scores = torch.tensor(points, dtype=torch.float64).T
-    bins = reliability(probabilities, scores)
+    points = [(judgement.probability, judgement.score) for judgement in judged]
+    bins = reliability(*torch.tensor(points, dtype=torch.float64).T)
 
     rows = []
     for bin_ in bins:
@@ -155,9 +144,9 @@ def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
 
     with rc_context(STYLE):
         drawing = Figure(figsize=(4.8, 3.4), layout="constrained")
-        axes = drawing.add_subplot(
-            xlabel="probability [%]", ylabel="right answers [%]", xlim=(0, 100), ylim=(0, 103)
-        )
+        axes = drawing.add_subplot()
+        axes.set(xlabel="probability [%]", ylabel="right answers [%]")
+        axes.set(xlim=(0, 100), ylim=(0, 103))
         axes.plot([0, 100], [0, 100], color=FAINT, linestyle=":")
         mean_probabilities = [100 * bin_.probability for bin_ in bins]
         accuracies = [100 * bin_.right for bin_ in bins]
@@ -182,8 +171,10 @@ def _slices(judgements: Sequence[Judgement], *, with_answers: bool) -> list[Repo
     for column, scores_by_value in scores_of.items():
         if not 1 < len(scores_by_value) <= _MAX_SLICES:
             continue
-        worst_first = sorted(scores_by_value.items(), key=lambda item: (fmean(item[1]), item[0]))
-        rows = [Row(value, _accuracy_cells(scores)) for value, scores in worst_first]
+        worst_first = sorted(
+            scores_by_value, key=lambda value: (fmean(scores_by_value[value]), value)
+        )
+        rows = [Row(value, _accuracy_cells(scores_by_value[value])) for value in worst_first]
         name = column.replace("_", " ")
         tables.append(ReportTable(f"By {name}", (name, "examples", "right", "95 % interval"), rows))
     return tables
@@ -195,7 +186,8 @@ def _accuracy_cells(scores: Sequence[float]) -> tuple[str, str, str]:
     share = fmean(scores)
     scale = 1 + _Z**2 / n
     centre = (share + _Z**2 / (2 * n)) / scale
-    half_width = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / scale
+    variance = share * (1 - share) / n
+    half_width = _Z * math.sqrt(variance + _Z**2 / (4 * n**2)) / scale
     lower = max(0.0, centre - half_width)
     upper = min(1.0, centre + half_width)
     return count(n), percent(share), f"{percent(lower)} to {percent(upper)}"

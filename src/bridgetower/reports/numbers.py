@@ -38,9 +38,8 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
     num_seeds = len(differences["values"])
     interval = None
     if differences["std"] is not None:
-        half_width = (
-            float(student_t.ppf(0.975, num_seeds - 1)) * differences["std"] / num_seeds**0.5
-        )
+        quantile = float(student_t.ppf(0.975, num_seeds - 1))
+        half_width = quantile * differences["std"] / num_seeds**0.5
         interval = (differences["mean"] - half_width, differences["mean"] + half_width)
     return Difference(**differences, interval_95=interval)
 
@@ -62,7 +61,7 @@ def verdict(difference: Difference) -> Verdict:
 
 
 def mean_std(spread: Spread, *, scale: float = 1.0, digits: int = 1, sign: bool = False) -> str:
-    """Returns `12.3 ± 0.4`, or the value alone for one seed; with `sign`, `+12.3 ± 0.4`."""
+    """Returns `12.3 ± 0.4`, with `sign` `+12.3 ± 0.4`, or the value alone for one seed."""
     mean = number(scale * spread["mean"], digits=digits, sign=sign)
     if spread["std"] is None:
         return mean

@@ -22,18 +22,18 @@ def write_samples(
     """Writes an HTML page with samples of every split, images and entries, in one file."""
     check_at_least_1(num_samples=num_samples)
     dataset = PreparedSet(folder, None, schema)
-    samples: dict[str, list[object]] = {split: [] for split in dataset.splits}
+    samples = {}
     for split_index, split in enumerate(dataset.splits):
         # A sample is an image, or a text without one, with all its examples.
         rows = np.flatnonzero(dataset.split_of == split_index)
         groups = np.unique(dataset.groups[rows])
         generator = random.Random(f"{seed}/{split}")
         sampled = generator.sample(range(len(groups)), min(num_samples, len(groups)))
+        samples[split] = []
         for group in groups[sorted(sampled)]:
             examples = dataset.examples(rows[dataset.groups[rows] == group].tolist())
-            images = [
-                thumbnail(content, _WHITE) for content in dataset.images(examples[0]["images"])
-            ]
+            contents = dataset.images(examples[0]["images"])
+            images = [thumbnail(content, _WHITE) for content in contents]
             entries = [example["entry"] for example in examples]
             samples[split].append({**examples[0], "images": images, "entries": entries})
     template = page_templates().get_template("samples.html")

@@ -77,7 +77,7 @@ def compute(
 ) -> list[Outcome]:
     """Returns for each item what the predictor's method for it returns, those of one model computed together."""
     outcomes: list[Outcome] = [0.0] * len(items)
-    groups = grouped((predictor_of(item), type(item)) for item in items)
+    groups = grouped(range(len(items)), lambda row: (predictor_of(items[row]), type(items[row])))
     for (predictor, kind), rows in groups.items():
         if kind is Explaining:
             for row in rows:

@@ -76,9 +76,9 @@ class Evaluation(ExampleSource):
     @cached_property
     def outputs(self) -> Float[Tensor, "n k"]:
         """The outputs of the module for every example, in order."""
-        from bridgetower.evaluation.class_metrics import predict
+        from bridgetower.evaluation.class_metrics import predict_examples
 
-        (outputs,) = predict(
+        (outputs,) = predict_examples(
             self.module(),
             self.examples,
             lambda outputs: (outputs,),
