@@ -59,7 +59,8 @@ def predict_examples(
     local_indices = range(first, len(examples), world_size())
     keys = []
     for start in range(0, len(local_indices), batch_size):
-        keys.append(BatchKey(tuple(local_indices[start : start + batch_size]), 0))
+        indices = local_indices[start : start + batch_size]
+        keys.append(BatchKey(tuple(indices), 0))
     device = next(task.parameters()).device
     batches: Iterable[Any] = load_items(
         examples.__getitem__, keys, num_workers=options.num_workers, device=device
@@ -134,7 +135,8 @@ def classification_metrics(
     }
     if num_classes > 5 and not multi_label:
         top5 = probabilities.topk(5).indices
-        metrics["top5_accuracy"] = labels.gather(1, top5).any(dim=1).double().mean().item()
+        is_hit = labels.gather(1, top5).any(dim=1)
+        metrics["top5_accuracy"] = is_hit.double().mean().item()
 
     classes = ranked_classes(labels, multi_label=multi_label)
     if classes:

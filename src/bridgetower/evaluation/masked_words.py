@@ -37,12 +37,13 @@ class MaskedPairs:
         """Returns the texts of a batch and its images, followed by other images if the set has any."""
         images = self.pairs.images
         start = batch_index * BATCH_SIZE
-        rows = range(start, min(start + BATCH_SIZE, len(self.pairs)))
+        stop = min(start + BATCH_SIZE, len(self.pairs))
+        rows = range(start, stop)
         texts = []
         for row in rows:
             pair = self.pairs[BatchKey((row,), derive_seed("masked words", row))]
             texts.append(replace(pair, attention_mask=torch.ones_like(pair.mlm_labels)))
-        right_images: list[int] = self.pairs.pairs[rows.start : rows.stop, 0].tolist()
+        right_images: list[int] = self.pairs.pairs[start:stop, 0].tolist()
         image_batches = [images.batch(right_images)]
         if len(images) > 1:
             pairs = zip(right_images, rows, strict=True)
@@ -83,7 +84,8 @@ def evaluate_masked_words(
             fused = model.fuse(image, text, outputs="text")
             loss, accuracy = mlm_loss(model.mlm_logits, fused.text, texts.mlm_labels)
             means[batch_index, kind] = torch.stack([loss, accuracy]).cpu()
-    _, sums, num_words = gather_by_id(local_batches, means * num_words[:, None, None], num_words)
+    sums = means * num_words[:, None, None]
+    _, sums, num_words = gather_by_id(local_batches, sums, num_words)
 
     metrics = {}
     per_word = sums.sum(dim=0) / max(int(num_words.sum()), 1)

@@ -86,7 +86,8 @@ def folds(
     for start in range(0, len(owners), size):
         images = slice(start, start + size)
         texts = (index // size == start // size).nonzero().squeeze(1)
-        yield images, texts, GroundTruth(index[texts] - start, owners[images] - start)
+        fold = GroundTruth(index[texts] - start, owners[images] - start)
+        yield images, texts, fold
 
 
 def check_not_nan(values: Tensor, name: str) -> None:
@@ -128,7 +129,10 @@ def recalls_of(
     """
     recalls = []
     for ranks in zip(*ranks_of_folds, strict=True):
-        recalls.append({k: fmean(hit_chances(fold, k).mean().item() for fold in ranks) for k in ks})
+        recall_of: dict[int, float] = {}
+        for k in ks:
+            recall_of[k] = fmean(hit_chances(fold, k).mean().item() for fold in ranks)
+        recalls.append(recall_of)
     return RetrievalRecalls(*recalls)
 
 
@@ -180,8 +184,9 @@ class _Blocks:
             image_ranks.right.add_(torch.bincount(ties_of_image, minlength=self.num_images))
             text_ranks.right.add_(torch.bincount(ties_of_text, minlength=self.num_texts))
 
-            image_ranks.higher.add_((scores > best_of_image[:, None]).sum(dim=1))
-            image_ranks.tied.add_((scores == best_of_image[:, None]).sum(dim=1))
+            best_of_row = best_of_image[:, None]
+            image_ranks.higher.add_((scores > best_of_row).sum(dim=1))
+            image_ranks.tied.add_((scores == best_of_row).sum(dim=1))
             text_ranks.higher[columns] = (scores > best_of_text[columns]).sum(dim=0)
             text_ranks.tied[columns] = (scores == best_of_text[columns]).sum(dim=0)
         return image_ranks, text_ranks
@@ -326,7 +331,8 @@ class Candidates:
         is_odd_image = group % 2 == 1
         is_odd_text = group_of_text % 2 == 1
         side = self.text_side
-        calibration = calibrate(self.itm[side], self.belong[side], is_odd_text[self.text[side]])
+        is_odd_pair = is_odd_text[self.text[side]]
+        calibration = calibrate(self.itm[side], self.belong[side], is_odd_pair)
 
         # The gain on each half, with the weight that is best on the other half.
         difference = torch.empty(len(all_texts), dtype=torch.float64)
@@ -399,8 +405,12 @@ def reliability(probabilities: PairScores, right: PairScores) -> list[Bin]:
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
     """Returns the mean difference between probability and share of right predictions, weighed by examples."""
-    error = sum(bin_.examples * abs(bin_.probability - bin_.right) for bin_ in bins)
-    return error / sum(bin_.examples for bin_ in bins)
+    error = 0.0
+    num_examples = 0
+    for bin_ in bins:
+        error += bin_.examples * abs(bin_.probability - bin_.right)
+        num_examples += bin_.examples
+    return error / num_examples
 
 
 def calibrate(log_odds: PairScores, matching: PairMask, halves: PairMask) -> Calibration | None:
@@ -435,7 +445,8 @@ def _platt(log_odds: PairScores, matching: PairMask) -> tuple[float, float]:
     """Returns slope and intercept of a logistic regression, or without a positive slope 0 and the share of matches."""
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression().fit(log_odds.double().numpy()[:, None], matching.numpy())
+    inputs = log_odds.double().numpy()[:, None]
+    model = LogisticRegression().fit(inputs, matching.numpy())
     slope = float(model.coef_[0, 0])
     if slope <= 0:
         return 0.0, float(matching.double().mean().logit())
@@ -467,9 +478,11 @@ def candidate_pairs(
         for texts in columns.split(max(1, pairs_at_once // len(images))):
             scores = scores_of(rows, texts).float()
             check_not_nan(scores, "similarities")
-            best_images, cosines = _best(images.expand(len(texts), -1), scores.T, k)
+            block_images = images.expand(len(texts), -1)
+            best_images, cosines = _best(block_images, scores.T, k)
             text_side.add(best_images * num_texts + texts[:, None], cosines)
-            seen_texts = torch.cat([best_texts, texts.expand(len(images), -1)], dim=1)
+            block_texts = texts.expand(len(images), -1)
+            seen_texts = torch.cat([best_texts, block_texts], dim=1)
             seen_cosines = torch.cat([best_cosines, scores], dim=1)
             best_texts, best_cosines = _best(seen_texts, seen_cosines, k)
         image_side.add(images[:, None] * num_texts + best_texts, best_cosines)

@@ -172,7 +172,8 @@ class PairScorer:
                     )
                     self._write(chunk.name, logits)
                 odds = log_odds(logits)
-                match[pairs] = logits[:, 1] if self.config.protocol == "paper" else odds
+                is_paper = self.config.protocol == "paper"
+                match[pairs] = logits[:, 1] if is_paper else odds
                 accepted[pairs] = odds > 0
                 bars.update(bar, completed=pairs.stop)
         _, match, accepted = gather_by_id(local_pairs, match, accepted)
@@ -185,7 +186,8 @@ class PairScorer:
         images_by_memory = _CHUNK_BYTES // image_bytes
         images_by_pairs = PAIRS_PER_CHUNK * num_images // max(1, len(image))
         size = max(1, min(images_by_memory, images_by_pairs))
-        digest = hashlib.sha256(torch.stack([image, text]).numpy().data).hexdigest()[:8]
+        pairs = torch.stack([image, text])
+        digest = hashlib.sha256(pairs.numpy().data).hexdigest()[:8]
         chunks = []
         for number, images in enumerate(split_rows(range(num_images), size)):
             start, stop = torch.searchsorted(
@@ -238,7 +240,8 @@ class PairScorer:
     def _encode_images(
         self, batches: Sequence[range], outputs: EncodeOutputs = "layers"
     ) -> Iterator[Encoded]:
-        numbers = [self._numbers[self._local_images[list(rows)]].tolist() for rows in batches]
+        local_numbers = self._numbers[self._local_images]
+        numbers = [local_numbers[list(rows)].tolist() for rows in batches]
         workers = self.options.num_workers
         loader: Iterator[Batch] = load_items(
             self.images.batch, numbers, num_workers=workers, device=self._device
@@ -402,7 +405,8 @@ def _with_matching(
     candidates = replace(pairs, itm=match)
     control_numbers = control_images * num_texts + control_texts
     is_control = torch.isin(pairs.image * num_texts + pairs.text, control_numbers)
-    accuracy = (accepted == pairs.belong)[is_control].double().mean().item()
+    is_right = accepted == pairs.belong
+    accuracy = is_right[is_control].double().mean().item()
 
     alone = candidates.recalls()
     two_stage = alone
@@ -463,7 +467,8 @@ def evaluate_all_pairs(
     texts, truth = ranked_texts(images, config)
     fold_of_image = torch.arange(len(images)) // fold_size
     fold_of_text = truth.text_image_index // fold_size
-    image, text = (fold_of_image[:, None] == fold_of_text).nonzero().unbind(1)
+    is_same_fold = fold_of_image[:, None] == fold_of_text
+    image, text = is_same_fold.nonzero().unbind(1)
     with resumable(PairScorer(model, images, texts, config, options)) as scorer:
         scores, _ = scorer.score(image, text, logits)
     everything = torch.ones_like(image, dtype=torch.bool)

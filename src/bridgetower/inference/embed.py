@@ -25,7 +25,7 @@ from bridgetower.data.sources.fetch import is_url
 from bridgetower.distributed import available_cores
 from bridgetower.extras import require
 from bridgetower.inference.config import Content, SourceConfig
-from bridgetower.inference.items import Item, Pixels, Tokens
+from bridgetower.inference.items import Item, Pixels, Tokens, batched, compute_batches
 from bridgetower.inference.predictor import Predictor, load
 from bridgetower.processor import Processor
 from bridgetower.processor.loading import load_items
@@ -131,7 +131,7 @@ def embed_examples(
     item = _ITEMS.get(of, Item())
     if of not in ("pairs", *_ITEMS):
         predictor.model.head("itc")  # raises if the model has none
-    blank = predictor.processor.blank_image().pixels if of == "classes" else None
+    blank = predictor.processor.blank_image().pixels  # of an example that has a text alone
 
     # Few examples are decoded before processes would have started.
     remaining = iter(examples)
@@ -144,7 +144,7 @@ def embed_examples(
             if len(first) >= MIN_FOR_WORKERS:
                 num_workers = available_cores()
 
-    batches = iter(lambda: list(islice(remaining, config.batch_size)), [])
+    batches = batched(remaining, config.batch_size)
     decode = partial(decode_examples, predictor.processor, of, config.truncate)
     for results, pixels in load_items(decode, batches, num_workers=num_workers):
         rows = iter(pixels)
@@ -160,10 +160,10 @@ def embed_examples(
                     texts = [None] if content == "images" else result.ids
                     items += [replace(item, image=item_image, ids=ids) for ids in texts]
                     vectors += [result.vectors[content]] * len(texts)
-            for start in range(0, len(items), config.batch_size):
-                outputs: Any = predictor.compute(items[start : start + config.batch_size])
-                for output, destination in zip(outputs, vectors[start:], strict=False):
-                    destination.append(output.numpy())
+            item_batches = batched(items, config.batch_size)
+            outputs: Any = compute_batches(predictor.engine, predictor.processor, item_batches)
+            for output, destination in zip(chain.from_iterable(outputs), vectors, strict=True):
+                destination.append(output.numpy())
         yield results
 
 

@@ -455,6 +455,11 @@ def matched(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
     return _finite(log_odds(logits).cpu())
 
 
+def batched(values: Iterable[_Value], size: int) -> Iterator[list[_Value]]:
+    remaining = iter(values)
+    return iter(lambda: list(islice(remaining, size)), [])
+
+
 def split_rows(rows: range, size: int) -> list[range]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 

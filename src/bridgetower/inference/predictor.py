@@ -33,6 +33,7 @@ from bridgetower.inference.items import (
     Outcome,
     Pixels,
     Tokens,
+    batched,
     choices,
     compute_batches,
     compute_items,
@@ -544,7 +545,7 @@ class Predictor:
         )
         num_batches = -(-count // batch_size)
         batches = counted(
-            iter(lambda: list(islice(items, batch_size)), []),
+            batched(items, batch_size),
             "batches",
             enabled=progress and num_batches > 1,
             total=num_batches,

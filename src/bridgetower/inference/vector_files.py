@@ -193,8 +193,8 @@ def embed_source(
 
         # A Lance table is the output itself.
         if suffix != ".lance":
-            score_columns = partial(_score_columns, predictor, groups)
-            _export(table, Path(out), indices, score_columns if is_scores else _vector_columns)
+            score_columns = partial(_score_columns, predictor, groups) if is_scores else None
+            _export(table, Path(out), indices, score_columns)
             table.drop()
         elif not is_finished:
             with table.writing():
@@ -372,17 +372,18 @@ def _export(
     table: Table,
     out: Path,
     indices: np.ndarray,
-    to_columns: Callable[[pa.Table], pa.Table],
+    score_columns: Callable[[pa.Table], pa.Table] | None,
 ) -> None:
-    """Writes rows of the table to a file, whole or not at all. `to_columns` gives the columns of a Parquet file."""
+    """Writes rows of the table to a file, whole or not at all. `score_columns` makes columns of its vectors."""
     names = ["id", "text", "vector", "is_image", "part", "number"]
-    batches = (
+    batches: Iterator[pa.Table] = (
         table.take(indices[start : start + _EXPORTED].tolist(), names)
         for start in range(0, len(indices), _EXPORTED)
     )
     with replacing(out) as temporary:
         if out.suffix == ".parquet":
-            _write_parquet(temporary, map(to_columns, batches), table.schema.metadata)
+            tables = map(score_columns or (lambda rows: rows.select(names[:3])), batches)
+            _write_parquet(temporary, tables, table.schema.metadata)
         elif out.suffix == ".jsonl":
             rows = chain.from_iterable(batch.to_pylist() for batch in batches)
             with temporary.open("w", encoding="utf-8") as file:
@@ -418,10 +419,6 @@ def _write_npy(
             file.write(np.ascontiguousarray(vectors).data)
             rows = batch.select(["id", "text"]).to_pylist()
             ids.writelines(json_text(row) + "\n" for row in rows)
-
-
-def _vector_columns(rows: pa.Table) -> pa.Table:
-    return rows.select(["id", "text", "vector"])
 
 
 def _score_columns(predictor: Predictor, groups: Sequence[Group], rows: pa.Table) -> pa.Table:

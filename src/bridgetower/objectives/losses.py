@@ -220,7 +220,8 @@ def random_pairs(image_index: ImageIndex, generator: torch.Generator) -> Pairs:
     """
     count = len(image_index)
     labels = torch.zeros(count, dtype=torch.long)
-    labels[torch.randperm(count, generator=generator)[: count // 2]] = 1
+    order = torch.randperm(count, generator=generator)
+    labels[order[: count // 2]] = 1
     labels = to_device(labels, image_index.device)
     texts = torch.arange(count, device=image_index.device)
     is_other_image = image_index[:, None] != image_index[None]
@@ -292,6 +293,7 @@ def _draw(
     """Draws an allowed column per row from the softmax, as `torch.multinomial` does. Without any it is the first."""
     # The loss of NaN features is NaN, and its error names the batch.
     finite = logits.detach().float().nan_to_num()
-    weights = finite.masked_fill(~allowed, -torch.inf).softmax(dim=1).nan_to_num()
+    logits_of_allowed = finite.masked_fill(~allowed, -torch.inf)
+    weights = logits_of_allowed.softmax(dim=1).nan_to_num()
     draws = torch.empty(weights.shape).exponential_(generator=generator)
     return (weights / to_device(draws, weights.device)).argmax(dim=1)

@@ -20,6 +20,7 @@ from bridgetower.objectives.config import Phase, PretrainingConfig, RankingConfi
 from bridgetower.objectives.losses import Contrast, Features, Losses, Pairs, Scalar, similarity
 
 Texts = Literal["plain", "masked"]
+LossAndMetrics = tuple[Scalar, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Objective:
         fuses: Whether it reads all hidden states, to fuse them; else only the vectors of images and texts are computed.
     """
 
-    loss: Callable[[PretrainingTask, Step], tuple[Scalar, dict[str, Tensor]]]
+    loss: Callable[[PretrainingTask, Step], LossAndMetrics]
     heads: tuple[str, ...] = ()
     texts: tuple[Texts, ...] = ("plain",)
     fuses: bool = True
@@ -92,8 +93,10 @@ class PretrainingTask(nn.Module):
     @property
     def fuses(self) -> bool:
         """Whether any phase reads more than the vectors of images and texts."""
+        if self.model.compares_pairs:
+            return True
         names = {name for phase in self.config.phases for name in phase.weights}
-        return self.model.compares_pairs or any(self.objectives[name].fuses for name in names)
+        return any(self.objectives[name].fuses for name in names)
 
     def forward(self, batch: CaptionBatch, contrast: Contrast | None = None) -> Losses:
         phase = self.config.phase(self.progress)
@@ -135,8 +138,9 @@ class PretrainingTask(nn.Module):
         phase = self.config.phase(self.progress)
         active = self._active_objectives(phase).values()
         reads_plain = any("plain" in objective.texts for objective in active)
-        fuses_plain = any("plain" in objective.texts and objective.fuses for objective in active)
-        fuses_images = any(objective.fuses for objective in active)
+        fusing = [objective for objective in active if objective.fuses]
+        fuses_plain = any("plain" in objective.texts for objective in fusing)
+        fuses_images = bool(fusing)
         embeds_pairs = phase.itc > 0 and model.compares_pairs
 
         # Texts come before images: the gradients of word embeddings, one for each call, need much memory.
@@ -267,30 +271,34 @@ class PretrainingTask(nn.Module):
 
 def gather_texts(text: Encoded) -> Encoded:
     """Gathers the encodings of all ranks, with gradients, padded to the longest text of any rank."""
-    length = torch.tensor([text.layers[0].shape[1]], device=text.cls.device)
-    longest = int(all_gather(length).max())
+    length = text.layers[0].shape[1]
+    lengths = all_gather(torch.tensor([length], device=text.cls.device))
+    longest = int(lengths.max())
     return text.padded(longest).map(all_gather)
 
 
-def _itc(task: PretrainingTask, step: Step) -> tuple[Scalar, dict[str, Tensor]]:
-    return task.itc(step.image, step.texts["plain"], step.batch, step.contrast), {}
+def itc_objective(task: PretrainingTask, step: Step) -> LossAndMetrics:
+    text = step.texts["plain"]
+    return task.itc(step.image, text, step.batch, step.contrast), {}
 
 
-def _itm(task: PretrainingTask, step: Step) -> tuple[Scalar, dict[str, Tensor]]:
-    pairs, candidates = task.pairs(step.image, step.texts["plain"], step.batch, step.phase)
+def itm_objective(task: PretrainingTask, step: Step) -> LossAndMetrics:
+    text = step.texts["plain"]
+    pairs, candidates = task.pairs(step.image, text, step.batch, step.phase)
     loss, accuracy = task.itm(*candidates, pairs)
     return loss, {"itm_accuracy": accuracy}
 
 
-def _mlm(task: PretrainingTask, step: Step) -> tuple[Scalar, dict[str, Tensor]]:
-    loss, accuracy = task.mlm(step.image, step.texts["masked"], step.batch)
+def mlm_objective(task: PretrainingTask, step: Step) -> LossAndMetrics:
+    text = step.texts["masked"]
+    loss, accuracy = task.mlm(step.image, text, step.batch)
     return loss, {"mlm_accuracy": accuracy}
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "itc": Objective(loss=_itc, heads=("itc",), fuses=False),
-    "itm": Objective(loss=_itm, heads=("itm",)),
-    "mlm": Objective(loss=_mlm, heads=("mlm",), texts=("masked",)),
+    "itc": Objective(loss=itc_objective, heads=("itc",), fuses=False),
+    "itm": Objective(loss=itm_objective, heads=("itm",)),
+    "mlm": Objective(loss=mlm_objective, heads=("mlm",), texts=("masked",)),
 }
 """In the order in which they are computed."""
 
@@ -319,7 +327,8 @@ class RankingTask(nn.Module):
         if self.config.itm:  # of the true texts, half of them with another image of the batch
             generator = torch.Generator().manual_seed(batch.seed)
             pairs = losses.random_pairs(batch.image_index, generator)
-            fused = self.model.fuse(image[pairs.image_rows], text[pairs.text_rows * num_texts])
+            pair_texts = text[pairs.text_rows * num_texts]
+            fused = self.model.fuse(image[pairs.image_rows], pair_texts)
             logits = self.model.itm_logits(fused.pooled)
             terms["itm"], metrics["itm_accuracy"] = losses.matching_loss(logits, pairs.labels)
         return Losses.weigh(terms, {"rank": 1.0, "itm": self.config.itm}, metrics)
@@ -335,6 +344,7 @@ class RankingTask(nn.Module):
         image = model.cache_image(model.encode_image(batch.pixel_values, states=batch.image_states))
         text = model.encode_text(batch.input_ids, batch.attention_mask, states=batch.text_states)
         num_texts = len(text) // len(image)
-        rows = torch.arange(len(image), device=image.cls.device).repeat_interleave(num_texts)
-        scores = model.head("rank")(model.fuse(image[rows], text).pooled)
+        rows = torch.arange(len(image), device=image.cls.device)
+        fused = model.fuse(image[rows.repeat_interleave(num_texts)], text)
+        scores = model.head("rank")(fused.pooled)
         return image, text, scores.unflatten(0, (-1, num_texts))

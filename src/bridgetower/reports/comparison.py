@@ -102,13 +102,15 @@ class Comparison:
 
     def differences(self, arm: str) -> dict[str, numbers.Difference]:
         """Returns the measures of the first arm minus the measures of another by common seeds, if there are any."""
-        ours = {run.seed: run.measures(self.reach) for run in self.arm_runs(self.arms[0])}
-        theirs = {run.seed: run.measures(self.reach) for run in self.arm_runs(arm)}
+        ours = {run.seed: run for run in self.arm_runs(self.arms[0])}
+        theirs = {run.seed: run for run in self.arm_runs(arm)}
         seeds = sorted(ours.keys() & theirs.keys())
+        our_measures = [ours[seed].measures(self.reach) for seed in seeds]
+        their_measures = [theirs[seed].measures(self.reach) for seed in seeds]
         differences = {}
-        for name in ours[seeds[0]] if seeds else ():
-            our_values = [ours[seed][name] for seed in seeds]
-            their_values = [theirs[seed][name] for seed in seeds]
+        for name in our_measures[0] if seeds else ():
+            our_values = [measures[name] for measures in our_measures]
+            their_values = [measures[name] for measures in their_measures]
             differences[name] = numbers.paired_difference(our_values, their_values)
         return differences
 
@@ -122,7 +124,8 @@ class Comparison:
                 "curves": [{str(step): run.curve[step] for step in run.steps} for run in runs],
                 "measures": self.spreads(arm),
             }
-        differences = {f"{self.arms[0]} - {arm}": self.differences(arm) for arm in self.arms[1:]}
+        first, *further = self.arms
+        differences = {f"{first} - {arm}": self.differences(arm) for arm in further}
         return {
             "metric": self.metric,
             "reach": self.reach,
@@ -136,12 +139,13 @@ class Comparison:
         A star marks a difference whose interval leaves zero out.
         """
         titles = dict(MEASURES)
-        formats: dict[str, Any] = {name: {"scale": scale, "digits": digits} for name in titles}
+        scaled = {"scale": scale, "digits": digits}
+        formats: dict[str, Any] = {"area": scaled, "final": scaled}
         if self.reach is None:
             del titles["steps_to_reach"]
-            del formats["steps_to_reach"]
         else:
-            titles["steps_to_reach"] += f" {round(scale * self.reach, 3):g}"
+            reach = round(scale * self.reach, 3)
+            titles["steps_to_reach"] += f" {reach:g}"
             formats["steps_to_reach"] = {"digits": 0}
 
         rows = []
@@ -151,12 +155,13 @@ class Comparison:
             for name, options in formats.items():
                 cells.append(numbers.mean_std(spreads[name], **options))
             seconds = numbers.mean_std(spreads["seconds_per_step"], digits=3)
-            rows.append([arm, str(len(self.arm_runs(arm))), *cells, seconds])
+            num_seeds = len(self.arm_runs(arm))
+            rows.append([arm, str(num_seeds), *cells, seconds])
 
         for arm in self.arms[1:]:
             differences = self.differences(arm)
-            cells = [numbers.NO_VALUE] * len(formats)
             num_seeds = 0
+            cells = [numbers.NO_VALUE] * len(formats)
             if differences:
                 num_seeds = len(differences["area"]["values"])
                 cells = []
@@ -192,7 +197,8 @@ class Comparison:
 
 
 def _evaluations(run: FinishedRun) -> str:
-    return f"{run.arm}, seed {run.seed} has {len(run.steps)} evaluations up to step {run.steps[-1]}"
+    steps = run.steps
+    return f"{run.arm}, seed {run.seed} has {len(steps)} evaluations up to step {steps[-1]}"
 
 
 def draw_curves(
@@ -239,7 +245,7 @@ def finished_runs(
         if not (folder / CONFIG).exists():
             expected = "expected the --out of bridgetower train"
             raise FileNotFoundError(f"{folder} holds no run ({CONFIG} is missing); {expected}")
-    configs: list[Mapping[str, Any]] = [read_json(folder / CONFIG) for folder in folders]
+    configs = [read_json(folder / CONFIG) for folder in folders]
     metric = metric or str(configs[0].get("select_by"))
     unnamed = [config for config, arm in zip(configs, arms, strict=True) if arm is None]
     names = iter(arm_names(unnamed))
@@ -252,7 +258,10 @@ def finished_runs(
             if evaluations:
                 names_of_metrics = sorted(set(evaluations[-1]) - {"kind", "step", "time"})
             raise ValueError(f"{folder} has no {metric}; its evaluations have {names_of_metrics}")
-        curve = {int(line["step"]): float(line[metric]) for line in evaluations if metric in line}
+        curve = {}
+        for line in evaluations:
+            if metric in line:
+                curve[int(line["step"])] = float(line[metric])
         seed = int(config.get("seed", 0))
 
         # The time of the logged steps. The steps after the last line of the log are not known.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +69,9 @@ def write_errors(
             wrong.append(judgement)
     worst_first = sorted(wrong, key=lambda judgement: -judgement.error)
     accuracy = percent(fmean(judgement.score for judgement in judgements))
-    lead = f"{accuracy} of {count(len(judgements))} examples are right; {count(len(wrong))} are not, or not quite."
+    num_examples = count(len(judgements))
+    num_wrong = count(len(wrong))
+    lead = f"{accuracy} of {num_examples} examples are right; {num_wrong} are not, or not quite."
     template = page_templates().get_template("errors.html")
     page = template.render(
         title=title,
@@ -160,15 +162,17 @@ def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
 
 def _slices(judgements: Sequence[Judgement], *, with_answers: bool) -> list[ReportTable]:
     """Returns a table of accuracies for each column with several values."""
-    scores_of: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    scores_by_column: dict[str, dict[str, list[float]]] = {}
     for judgement in judgements:
+        groups = dict(judgement.groups)
         if with_answers:
-            scores_of["right answer"][judgement.target].append(judgement.score)
-        for column, value in judgement.groups.items():
-            scores_of[column][value].append(judgement.score)
+            groups = {"right answer": judgement.target, **groups}
+        for column, value in groups.items():
+            scores_by_value = scores_by_column.setdefault(column, {})
+            scores_by_value.setdefault(value, []).append(judgement.score)
 
     tables = []
-    for column, scores_by_value in scores_of.items():
+    for column, scores_by_value in scores_by_column.items():
         if not 1 < len(scores_by_value) <= _MAX_SLICES:
             continue
         worst_first = sorted(
@@ -188,6 +192,6 @@ def _accuracy_cells(scores: Sequence[float]) -> tuple[str, str, str]:
     centre = (share + _Z**2 / (2 * n)) / scale
     variance = share * (1 - share) / n
     half_width = _Z * math.sqrt(variance + _Z**2 / (4 * n**2)) / scale
-    lower = max(0.0, centre - half_width)
-    upper = min(1.0, centre + half_width)
-    return count(n), percent(share), f"{percent(lower)} to {percent(upper)}"
+    lower = percent(max(0.0, centre - half_width))
+    upper = percent(min(1.0, centre + half_width))
+    return count(n), percent(share), f"{lower} to {upper}"

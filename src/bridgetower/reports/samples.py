@@ -28,13 +28,16 @@ def write_samples(
         rows = np.flatnonzero(dataset.split_of == split_index)
         groups = np.unique(dataset.groups[rows])
         generator = random.Random(f"{seed}/{split}")
-        sampled = generator.sample(range(len(groups)), min(num_samples, len(groups)))
+        num_sampled = min(num_samples, len(groups))
+        sampled = generator.sample(range(len(groups)), num_sampled)
         samples[split] = []
         for group in groups[sorted(sampled)]:
-            examples = dataset.examples(rows[dataset.groups[rows] == group].tolist())
+            rows_of_group = rows[dataset.groups[rows] == group]
+            examples = dataset.examples(rows_of_group.tolist())
             contents = dataset.images(examples[0]["images"])
             images = [thumbnail(content, _WHITE) for content in contents]
             entries = [example["entry"] for example in examples]
             samples[split].append({**examples[0], "images": images, "entries": entries})
     template = page_templates().get_template("samples.html")
-    write_text(path, template.render(info=dataset.info, schema=dataset.schema, samples=samples))
+    page = template.render(info=dataset.info, schema=dataset.schema, samples=samples)
+    write_text(path, page)

@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image as PilImage
 
 from bridgetower.data.sets.store import Table, Uri, split_uri
-from bridgetower.data.sources.example import Example, FileGroup, Image, check_bad
+from bridgetower.data.sources.example import Example, FileGroup, check_bad
 from bridgetower.data.sources.fetch import is_url, suffix_of, version_of
 from bridgetower.data.sources.reader import file_groups, read_group
 from bridgetower.files import unfit_name
@@ -436,7 +436,7 @@ class _Update:
                 self._note(
                     f"{row.origin} has its image as base64, which `index` cannot point to; save it as a file"
                 )
-            elif usable and not _is_same_image(image, usable[0].images[0]):
+            elif usable and not image.is_same(usable[0].images[0]):
                 problem = f"{row.id!r} already names another image, that of {usable[0].origin}"
                 self._note(f"{row.origin}: {problem}; give each a name of its own")
             else:
@@ -448,11 +448,6 @@ def _names_images(group: FileGroup) -> bool:
     """Tells whether files are a table in text, whose rows name images."""
     is_binary = suffix_of(group.files[0].location) in (".parquet", ".arrow")
     return group.kind == "captions" or (group.kind == "table" and not is_binary)
-
-
-def _is_same_image(image: Image, other: Image) -> bool:
-    has_same_content = image.content is not None and image.content == other.content
-    return image == other or has_same_content
 
 
 def _state(row: Mapping[str, Any]) -> int:

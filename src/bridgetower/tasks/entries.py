@@ -104,7 +104,7 @@ class RegressionConfig(TaskConfig):
     kind: NotAnOption = "regression"
 
 
-def _question_examples(source: ExampleSource) -> EntryDataset:
+def question_examples(source: ExampleSource) -> EntryDataset:
     from bridgetower.data.batches.examples import AnswerEncoder, EntryDataset
 
     # `test-dev` of VQAv2 is part of `test`, and its server takes the answers to all of it.
@@ -122,7 +122,7 @@ def _question_examples(source: ExampleSource) -> EntryDataset:
     )
 
 
-def _evaluate_questions(evaluation: Evaluation) -> Outcome:
+def judge_questions(evaluation: Evaluation) -> Outcome:
     from bridgetower.evaluation.class_metrics import vqa_score, vqa_scores
 
     entries = list(evaluation.examples)
@@ -158,7 +158,7 @@ def _evaluate_questions(evaluation: Evaluation) -> Outcome:
     )
 
 
-def _statement_examples(source: ExampleSource, schema: Schema) -> EntryDataset:
+def statement_examples(source: ExampleSource, schema: Schema) -> EntryDataset:
     from bridgetower.data.batches.examples import ClassEncoder, EntryDataset
 
     is_test = source.use == "test"
@@ -167,7 +167,7 @@ def _statement_examples(source: ExampleSource, schema: Schema) -> EntryDataset:
     )
 
 
-def _evaluate_statements(evaluation: Evaluation) -> Outcome:
+def judge_statements(evaluation: Evaluation) -> Outcome:
     entries = list(evaluation.examples)
     predictions = evaluation.likeliest()
     labels = [label for label, _ in predictions]
@@ -216,7 +216,7 @@ def statement_metrics(
     return metrics
 
 
-def _labelled_examples(source: ExampleSource) -> EntryDataset:
+def labelled_examples(source: ExampleSource) -> EntryDataset:
     from bridgetower.data.batches.examples import ClassEncoder, EntryDataset, NumberEncoder
     from bridgetower.model.heads import HEADS
 
@@ -281,7 +281,7 @@ def _known_labels(evaluation: Evaluation) -> tuple[list[int], Tensor | None]:
     return list(labels_by_row), labels
 
 
-def _evaluate_numbers(evaluation: Evaluation) -> Outcome:
+def judge_numbers(evaluation: Evaluation) -> Outcome:
     from bridgetower.evaluation.class_metrics import number_metrics
 
     numbers = evaluation.outputs[:, 0]
@@ -293,7 +293,7 @@ def _evaluate_numbers(evaluation: Evaluation) -> Outcome:
     )
 
 
-def _evaluate_classes(evaluation: Evaluation) -> Outcome:
+def judge_classes(evaluation: Evaluation) -> Outcome:
     from torch.nn.functional import one_hot
 
     from bridgetower.evaluation.class_metrics import classification_metrics
@@ -338,7 +338,7 @@ def _evaluate_classes(evaluation: Evaluation) -> Outcome:
     )
 
 
-def _evaluate_zero_shot(evaluation: Evaluation) -> Outcome:
+def judge_zero_shot(evaluation: Evaluation) -> Outcome:
     from bridgetower.evaluation.zero_shot import ZeroShot
     from bridgetower.inference.items import TEMPLATES
 
@@ -352,10 +352,10 @@ def _evaluate_zero_shot(evaluation: Evaluation) -> Outcome:
         task.templates or TEMPLATES,
         task.matching,
     )
-    return _evaluate_classes(replace(evaluation, module=lambda: classifier))
+    return judge_classes(replace(evaluation, module=lambda: classifier))
 
 
-def _evaluate_compositions(evaluation: Evaluation) -> Outcome:
+def judge_compositions(evaluation: Evaluation) -> Outcome:
     from bridgetower.evaluation.zero_shot import evaluate_compositions
 
     metrics, details, predictions = evaluate_compositions(
@@ -368,7 +368,7 @@ def _evaluate_compositions(evaluation: Evaluation) -> Outcome:
     return evaluation.outcome(predictions, id_name="id", metrics=metrics, details=details)
 
 
-def _unavailable_ranking(evaluation: Evaluation, metric: str) -> str | None:
+def unavailable_ranking(evaluation: Evaluation, metric: str) -> str | None:
     from bridgetower.evaluation.class_metrics import ranked_classes
 
     if metric not in ("auroc", "average_precision"):
@@ -500,8 +500,8 @@ VQA = TaskSpec(
     config=VqaConfig,
     schema=schemas.VQA,
     head="vqa",
-    examples=_question_examples,
-    evaluate=_evaluate_questions,
+    examples=question_examples,
+    evaluate=judge_questions,
     class_names=lambda data, config: read_vocabulary(first_folder(data)),
     recipes=(VQA_NANO,),
     fine_tuning=(VQAV2_BASE, VQAV2_LARGE, VQAV2_BASE_NO_PRETRAINING, VQAV2_LARGE_NO_PRETRAINING),
@@ -513,8 +513,8 @@ SNLI_VE = TaskSpec(
     config=SnliVeConfig,
     schema=schemas.SNLI_VE,
     head="snli_ve",
-    examples=partial(_statement_examples, schema=schemas.SNLI_VE),
-    evaluate=_evaluate_statements,
+    examples=partial(statement_examples, schema=schemas.SNLI_VE),
+    evaluate=judge_statements,
     fine_tuning=(SNLI_VE_BASE,),
     benchmarks={"snli-ve": SnliVeConfig()},
 )
@@ -525,7 +525,7 @@ NLVR2 = replace(
     config=Nlvr2Config,
     schema=schemas.NLVR2,
     head="nlvr2",
-    examples=partial(_statement_examples, schema=schemas.NLVR2),
+    examples=partial(statement_examples, schema=schemas.NLVR2),
     fine_tuning=(NLVR2_BASE,),
     benchmarks={"nlvr2": Nlvr2Config()},
 )
@@ -535,11 +535,11 @@ CLASSIFICATION = TaskSpec(
     config=ClassificationConfig,
     schema=schemas.CLASSIFICATION,
     head="classification",
-    examples=_labelled_examples,
-    evaluate=_evaluate_classes,
+    examples=labelled_examples,
+    evaluate=judge_classes,
     class_names=lambda data, config: read_classes(first_folder(data)).names,
     multi_label=lambda data: read_classes(first_folder(data)).multi_label,
-    unavailable=_unavailable_ranking,
+    unavailable=unavailable_ranking,
     fine_tuning=(CLASSIFICATION_RECIPE,),
     benchmarks={"classification": ClassificationConfig()},
 )
@@ -549,7 +549,7 @@ ZERO_SHOT = replace(
     name="zero-shot",
     config=ZeroShotConfig,
     head=None,
-    evaluate=_evaluate_zero_shot,
+    evaluate=judge_zero_shot,
     fine_tuning=(),
     benchmarks={"zero-shot": ZeroShotConfig(), "zero-shot-matching": ZeroShotConfig(matching=True)},
 )
@@ -558,8 +558,8 @@ COMPOSITIONALITY = TaskSpec(
     name="compositionality",
     config=CompositionConfig,
     schema=schemas.COMPOSITIONALITY,
-    examples=partial(_statement_examples, schema=schemas.COMPOSITIONALITY),
-    evaluate=_evaluate_compositions,
+    examples=partial(statement_examples, schema=schemas.COMPOSITIONALITY),
+    evaluate=judge_compositions,
     benchmarks={"compositionality": CompositionConfig()},
 )
 
@@ -567,7 +567,7 @@ REGRESSION = replace(
     CLASSIFICATION,
     name="regression",
     config=RegressionConfig,
-    evaluate=_evaluate_numbers,
+    evaluate=judge_numbers,
     fine_tuning=(REGRESSION_RECIPE,),
     benchmarks={"regression": RegressionConfig()},
 )

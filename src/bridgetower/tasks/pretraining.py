@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bridgetower.model.bridgetower import BridgeTower
 
 
-def _build(model: BridgeTower, config: PretrainingConfig | RankingConfig) -> nn.Module:
+def build_caption_task(model: BridgeTower, config: PretrainingConfig | RankingConfig) -> nn.Module:
     from bridgetower.objectives.pretraining import PretrainingTask, RankingTask
 
     if isinstance(config, RankingConfig):
@@ -35,7 +35,7 @@ def _build(model: BridgeTower, config: PretrainingConfig | RankingConfig) -> nn.
     return PretrainingTask(model, config)
 
 
-def _examples(source: ExampleSource) -> CaptionPairs | RankingPairs:
+def caption_examples(source: ExampleSource) -> CaptionPairs | RankingPairs:
     from bridgetower.data.batches.captions import CaptionImages, CaptionPairs, RankingPairs
 
     images = CaptionImages(source.data, source.splits, source.processor)
@@ -45,7 +45,7 @@ def _examples(source: ExampleSource) -> CaptionPairs | RankingPairs:
     return CaptionPairs(images, task.masking if task.needs_masking else None)
 
 
-def _evaluate(evaluation: Evaluation) -> Outcome:
+def judge_retrieval(evaluation: Evaluation) -> Outcome:
     """Measures retrieval, by the scores of all pairs if the model has no contrastive head."""
     from bridgetower.evaluation.retrieval import ranked_texts, retrieval_judgements
 
@@ -80,7 +80,7 @@ def _all_pairs_metrics(evaluation: Evaluation) -> dict[str, float]:
     )
 
 
-def _validate(evaluation: Evaluation) -> dict[str, float]:
+def validate_captions(evaluation: Evaluation) -> dict[str, float]:
     from bridgetower.evaluation.masked_words import evaluate_masked_words
     from bridgetower.evaluation.retrieval import evaluate_matching
 
@@ -106,7 +106,7 @@ _METRIC_HEADS = {
 """Heads that metrics need, other than the contrastive one alone."""
 
 
-def _unavailable_metric(evaluation: Evaluation, metric: str) -> str | None:
+def unavailable_metric(evaluation: Evaluation, metric: str) -> str | None:
     model = evaluation.model
     heads = _METRIC_HEADS.get(metric, ("itc",))
     missing = [head for head in heads if getattr(model, f"{head}_head") is None]
@@ -245,11 +245,11 @@ PRETRAINING = TaskSpec(
     name="pretraining",
     config=PretrainingConfig,
     schema=CAPTIONS,
-    build=_build,
-    examples=_examples,
-    evaluate=_evaluate,
-    validate=_validate,
-    unavailable=_unavailable_metric,
+    build=build_caption_task,
+    examples=caption_examples,
+    evaluate=judge_retrieval,
+    validate=validate_captions,
+    unavailable=unavailable_metric,
     recipes=(
         PRETRAIN_BASE,
         PRETRAIN_BASE_ITC,

@@ -216,18 +216,18 @@ class RunConfig:
             "data.captions": self.data.captions != DataConfig.captions,
             "data.word_dropout": self.data.word_dropout != DataConfig.word_dropout,
         }
-        ignored = ", ".join(name for name, is_set in of_captions.items() if is_set)
+        ignored = ", ".join(filter(of_captions.get, of_captions))
+        evaluates_at_steps = type(self.evaluate_every) is int and self.evaluate_every >= 0
         towers = " ".join(name for name in self.checkpoint_activations if name != "fusion")
         start = {"tokenizer": self.tokenizer, "vision": self.vision, "text": self.text}
         in_init = ", ".join(f"{name} {value}" for name, value in start.items() if value is not None)
         for is_wrong, message in (
             (
-                self.max_steps is None and self.max_epochs is None,
+                {self.max_steps, self.max_epochs} == {None},
                 "max_steps and max_epochs are None; give one of them",
             ),
             (
-                self.evaluate_every not in ("epoch", None)
-                and not (type(self.evaluate_every) is int and self.evaluate_every >= 0),
+                self.evaluate_every not in ("epoch", None) and not evaluates_at_steps,
                 f"evaluate_every is {self.evaluate_every!r}; expected steps, at least 0, or epoch, or None",
             ),
             (

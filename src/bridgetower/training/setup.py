@@ -46,6 +46,9 @@ from bridgetower.tasks.table import spec_of
 TRAINED_ON = "validation_is_trained_on"
 """Metric of a run whose validation split is also trained on."""
 
+_WIDE_HEADS = {head for head, spec in HEADS.items() if spec.hidden_scale}
+# Fields that a kept head keeps.
+_KEPT_FIELDS = {"itc": ("itc_size",), "mlm": ("mlm_layer_norm_eps", "mlm_activation")}
 _ITC_FIELDS = ("itc", "itc_size", *FEATURE_FIELDS)
 """Settings of the contrastive head that are those of `init`, unless the run changes one of them in its recipe."""
 
@@ -330,14 +333,12 @@ def _merged_heads(
 
     # A kept head keeps its width, its epsilon and its features.
     fields: list[str] = []
-    if any(HEADS[head].hidden_scale for head in kept_heads if head in HEADS):
-        fields.append("hidden_scale")
-    if "itc" in kept_heads:
-        fields.append("itc_size")
-    if "mlm" in kept_heads:
-        fields += ["mlm_layer_norm_eps", "mlm_activation"]
-    if {"itc", *heads.custom} & set(kept_heads):
-        fields += FEATURE_FIELDS
+    for head in kept_heads:
+        fields += _KEPT_FIELDS.get(head, ())
+        if head in _WIDE_HEADS:
+            fields.append("hidden_scale")
+        if head == "itc" or head in heads.custom:
+            fields += FEATURE_FIELDS
     return replace(heads, **{name: getattr(old, name) for name in fields}), kept_heads
 
 

@@ -311,9 +311,8 @@ def finished_set(out: Path, settings: Mapping[str, Any], max_errors: int) -> Dat
     return info
 
 
-def _caption_entries(
-    example: Example, config: PairsConfig, summary: SourceSummary
-) -> Sequence[str]:
+def caption_entries(example: Example, config: PairsConfig, summary: SourceSummary) -> Sequence[str]:
+    """Returns the different captions of an example."""
     if not example.texts:
         raise ValueError("it has no caption")
     return list(dict.fromkeys(example.texts))
@@ -340,9 +339,10 @@ def _labelled_entries(
     return [schemas.LabelledEntry(example_id=example_id, text=text, labels=labels)]
 
 
-def _classes_file(
+def classes_file(
     summary: SourceSummary, config: LabelledConfig, training: Iterator[Any]
 ) -> Mapping[str, Any]:
+    """Returns the content of `classes.json`."""
     origins = summary.origin_by_is_list
     if len(origins) > 1:
         raise ValueError(
@@ -358,9 +358,10 @@ def _classes_file(
     return {CLASSES_FILE: asdict(Classes(names=(*numbers, *names), multi_label=True in origins))}
 
 
-def _number_entries(
+def number_entries(
     example: Example, config: LabelledConfig, summary: SourceSummary
 ) -> Sequence[schemas.LabelledEntry]:
+    """Returns the entry of an example whose label is a number."""
     (entry,) = _labelled_entries(example, config, summary, NUMBERS)
     with suppress(ValueError):
         if not entry.labelled or (len(entry.labels) == 1 and isfinite(float(entry.labels[0]))):
@@ -368,9 +369,10 @@ def _number_entries(
     raise ValueError(f"its label {', '.join(entry.labels)!r} is no number")
 
 
-def _question_entries(
+def question_entries(
     example: Example, config: VqaSetConfig, summary: SourceSummary
 ) -> Sequence[schemas.Question]:
+    """Returns the questions of an example."""
     text = _entry_text(example, config, QUESTIONS)
     if not text:
         raise ValueError("it has no question")
@@ -395,9 +397,10 @@ def _question_entries(
     ]
 
 
-def _answers_file(
+def answers_file(
     summary: SourceSummary, config: VqaSetConfig, training: Iterator[Any]
 ) -> Mapping[str, Any]:
+    """Returns the content of `answers.json`."""
     questions = [dict.fromkeys(map(normalise_answer, entry["answers"])) for entry in training]
     num_questions = Counter(answer for answers in questions for answer in answers)
     vocabulary = [
@@ -488,7 +491,7 @@ _SPECS = (
         "photos",
         schema=schemas.CAPTIONS,
         config=PairsConfig,
-        entries=_caption_entries,
+        entries=caption_entries,
         texts=CAPTIONS,
     ),
     _spec(
@@ -497,7 +500,7 @@ _SPECS = (
         "The names of the classes are in classes.json.",
         "memes",
         entries=_labelled_entries,
-        files=_classes_file,
+        files=classes_file,
         **_WITH_LABELS,
     ),
     _spec(
@@ -505,7 +508,7 @@ _SPECS = (
         "Images, texts or both with a number, such as a rating.",
         "",
         "ratings",
-        entries=_number_entries,
+        entries=number_entries,
         files=lambda *_: {CLASSES_FILE: asdict(Classes(names=(), multi_label=False))},
         **_WITH_LABELS,
     ),
@@ -516,8 +519,8 @@ _SPECS = (
         "charts",
         schema=schemas.VQA,
         config=VqaSetConfig,
-        entries=_question_entries,
-        files=_answers_file,
+        entries=question_entries,
+        files=answers_file,
         texts=QUESTIONS,
     ),
     _spec(

@@ -298,10 +298,13 @@ class SetWriter:
         for name, value in self.files().items():
             write_json(self.out / name, value)
         further_splits = sorted(self._num_entries.keys() - set(SPLITS))
-        order = [split for split in SPLITS if split in self._num_entries] + further_splits
+        order = [*filter(self._num_entries.get, SPLITS), *further_splits]
         left_out = {**self._left_out, "cannot be used": self.bad} if self.bad else self._left_out
-        counts = {reason: len(names) for reason, names in left_out.items()}
-        examples = {reason: names[:_MAX_LISTED] for reason, names in left_out.items()}
+        counts = dict(info.left_out)
+        examples = dict(info.some_left_out)
+        for reason, names in left_out.items():
+            counts[reason] = len(names)
+            examples[reason] = names[:_MAX_LISTED]
         info = replace(
             info,
             kind=self.schema.name,
@@ -312,8 +315,8 @@ class SetWriter:
                 )
                 for split in order
             },
-            left_out={**info.left_out, **counts},
-            some_left_out={**info.some_left_out, **examples},
+            left_out=counts,
+            some_left_out=examples,
             versions={"images": self._image_table.version, "examples": self._example_table.version},
             digest="".join(_content(self._image_table, self._example_table, sorted(order)).digests),
         )

@@ -50,10 +50,11 @@ class Schema:
 
         # Texts.
         texts = self.texts_of(entry)
-        is_filled = bool(texts) and all(text.strip() for text in texts)
-        if not self.optional and not is_filled:
+        stripped_texts = [text.strip() for text in texts]
+        shortest = min(map(len, stripped_texts), default=0)
+        if shortest == 0 and not self.optional:
             return f"{name} is empty" if len(texts) < 2 else f"{name} has an empty text"
-        if self.stripped and any(text != text.strip() for text in texts):
+        if self.stripped and texts != stripped_texts:
             return f"{name} has spaces at its ends"
 
         # Identifier, label, and that all of it can be stored.

@@ -68,6 +68,11 @@ class Image:
     def is_file(self) -> bool:
         return not (self.piece or self.cell or self.moment or self.is_inline)
 
+    def is_same(self, image: Image) -> bool:
+        """Whether two images have one source or the same bytes."""
+        has_same_content = self.content is not None and self.content == image.content
+        return self == image or has_same_content
+
     def read(self, patience: Patience = PATIENT) -> bytes:
         """Returns the bytes of the image file, of a frame of a video those of a JPEG."""
         if self.content is not None:

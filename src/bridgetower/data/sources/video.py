@@ -101,11 +101,11 @@ def moments_of(
             return equal_moments(end, length, spoken), problems
 
         # Scenes are moments where nothing is said for long.
-        edges = [0.0, *(time for cue in spoken for time in (cue.start, cue.end)), end]
+        bounds = [Moment(0.0, 0.0), *spoken, Moment(end, end)]
         silences = [
-            (start, stop)
-            for start, stop in zip(edges[::2], edges[1::2], strict=True)
-            if stop - start > _LONGEST_SILENCE or not spoken
+            (before.end, after.start)
+            for before, after in pairwise(bounds)
+            if after.start - before.end > _LONGEST_SILENCE or not spoken
         ]
         cuts = scene_cuts(video) if silences else []
     scenes = _scenes(silences, cuts, cutting.max_moments)

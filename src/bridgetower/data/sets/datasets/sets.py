@@ -44,7 +44,7 @@ _CAPTIONS_PROTOCOL = "every caption of an image once, in its order, without spac
 _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 
 
-def _fill_karpathy(
+def fill_karpathy(
     file: str, originals: Originals, writer: SetWriter, config: PrepareConfig
 ) -> None:
     for row in originals.items(originals.annotation(file, f"karpathy/{file}"), "images"):
@@ -76,7 +76,7 @@ val2014/COCO_val2014_000000000042.jpg …
         _KARPATHY,
         {"train": (113_287, 566_747), "validation": (5_000, 25_010), "test": (5_000, 25_010)},
     ),
-    fill=partial(_fill_karpathy, "dataset_coco.json"),
+    fill=partial(fill_karpathy, "dataset_coco.json"),
     arrow=ArrowFiles(
         layout="coco_caption_karpathy_{train,restval,val,test}",
         stems={
@@ -106,7 +106,7 @@ flickr30k-images/1000092795.jpg …
         _KARPATHY,
         {"train": (29_000, 145_000), "validation": (1_014, 5_070), "test": (1_000, 5_000)},
     ),
-    fill=partial(_fill_karpathy, "dataset_flickr30k.json"),
+    fill=partial(fill_karpathy, "dataset_flickr30k.json"),
     arrow=ArrowFiles(
         layout="f30k_caption_karpathy_{train,val,test}",
         stems={
@@ -147,7 +147,7 @@ _VQAV2_SUBSETS = {
 _ANNOTATED = ("train", "validation")
 
 
-def _fill_vqav2(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+def fill_vqav2(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     # Annotations of the splits, and the answers for the vocabulary, which takes both splits.
     first_choices: list[str] = []
     annotations: dict[str, str] = {}  # as JSON, 650,000 with ten answers take 200 MB
@@ -259,7 +259,7 @@ test2015/COCO_test2015_000000000001.jpg …
         "test": [PublishedCount(81_434, 447_793, _PAGE)],
         "test-dev": [PublishedCount(None, 107_394, _PAGE)],
     },
-    fill=_fill_vqav2,
+    fill=fill_vqav2,
     arrow=ArrowFiles(
         layout="vqav2_{train,val,test,test-dev}, those that end in _fix first",
         split_rule="as published; test-dev's questions are also among test's",
@@ -304,7 +304,7 @@ class VgqaConfig(VgConfig):
     answers: Path = field(metadata=NOT_CONTENT)
 
 
-def _fill_vg(originals: Originals, writer: SetWriter, config: VgConfig) -> None:
+def fill_vg(originals: Originals, writer: SetWriter, config: VgConfig) -> None:
     for image, row in _visual_genome_images(originals, writer, config, "region_descriptions.json"):
         phrases = []
         for region in row["regions"]:
@@ -372,12 +372,12 @@ with --leave-out also: dataset_coco.json (or in karpathy/, or --karpathy FILE)
     licences={"descriptions and images": "CC-BY 4.0"},
     config=VgConfig,
     published=published("Visual Genome's page", {"train": (108_077, None)}),
-    fill=_fill_vg,
+    fill=fill_vg,
     arrow=ArrowFiles(layout="vg", stems={"train": ("vg",)}),
 )
 
 
-def _fill_vgqa(originals: Originals, writer: SetWriter, config: VgqaConfig) -> None:
+def fill_vgqa(originals: Originals, writer: SetWriter, config: VgqaConfig) -> None:
     vocabulary = read_vocabulary(config.answers)
     writer.files = partial(vocabulary_file, vocabulary)
     originals.used.append(config.answers / ANSWERS_FILE)
@@ -430,7 +430,7 @@ dataset_coco.json (or in karpathy/, or --karpathy FILE)
     ),
     licences={"questions, answers and images": "CC-BY 4.0"},
     config=VgqaConfig,
-    fill=_fill_vgqa,
+    fill=fill_vgqa,
     arrow=_vgqa_arrow("vgqa"),
 )
 VGQA_COCO = DatasetSpec(name="vgqa-coco", schema=schemas.VQA, arrow=_vgqa_arrow("vgqa_coco"))
@@ -442,7 +442,7 @@ _SNLI_VE_FILES = {
 }
 
 
-def _fill_snli_ve(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+def fill_snli_ve(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     for split in filter(originals.wants, _SNLI_VE_FILES):
         file = _SNLI_VE_FILES[split]
         rows = originals.lines(originals.annotation(file, f"snli_ve/{file}"))
@@ -482,7 +482,7 @@ flickr30k-images/1000092795.jpg …
         "SNLI-VE's page",
         {"train": (29_783, 529_527), "validation": (1_000, 17_858), "test": (1_000, 17_901)},
     ),
-    fill=_fill_snli_ve,
+    fill=fill_snli_ve,
     arrow=ArrowFiles(
         layout="snli_{train,dev,test}",
         stems={"train": ("snli_train",), "validation": ("snli_dev",), "test": ("snli_test",)},
@@ -504,7 +504,7 @@ _UNLABELLED = "test2"  # which was held back, and may come without labels
 _USUAL = ("train", "validation", "test1")
 
 
-def _fill_nlvr2(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+def fill_nlvr2(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     for split in filter(originals.wants, _NLVR2_FILES):
         file = _NLVR2_FILES[split]
         path = originals.annotation(*(f"{folder}/{file}" for folder in _NLVR2_FOLDERS))
@@ -560,7 +560,7 @@ test1/test1-0-0-img0.png … (or in images/)
             "test2": (None, 6_970),
         },
     ),
-    fill=_fill_nlvr2,
+    fill=fill_nlvr2,
     arrow=ArrowFiles(
         layout="nlvr2_{train,dev,test1}, and by --splits nlvr2_{balanced,unbalanced}_{dev,test1}",
         stems={"train": ("nlvr2_train",), "validation": ("nlvr2_dev",), "test1": ("nlvr2_test1",)},
@@ -579,7 +579,7 @@ def _composition(name: str, label: str, *captions: str) -> Composition:
     )
 
 
-def _fill_winoground(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+def fill_winoground(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     for row in originals.lines(originals.annotation("examples.jsonl")):
         name = str(row["id"])
         if not writer.is_new(name):
@@ -600,7 +600,7 @@ WINOGROUND = DatasetSpec(
     protocol="every example; its category is collapsed_tag",
     licences={"images and captions": "for research, under the licence of facebook/winoground"},
     published=published("Thrush et al. 2022", {"test": (None, 400)}),
-    fill=_fill_winoground,
+    fill=fill_winoground,
 )
 
 _CHANGES = (
@@ -614,7 +614,7 @@ _CHANGES = (
 )
 
 
-def _fill_sugarcrepe(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+def fill_sugarcrepe(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     for category in _CHANGES:
         file = f"{category}.json"
         rows = read_json(originals.annotation(file, f"data/{file}"))
@@ -635,11 +635,11 @@ SUGARCREPE = replace(
     protocol="every example; its category is its file",
     published={},
     licences={"captions": "MIT", "images": "terms of use of Flickr"},
-    fill=_fill_sugarcrepe,
+    fill=fill_sugarcrepe,
 )
 
 
-def _fill_aro(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+def fill_aro(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     from PIL.Image import DecompressionBombError
 
     from bridgetower.processor import open_image  # imports torch, which help of commands must not
@@ -673,7 +673,7 @@ ARO = DatasetSpec(
     split_rule="a split for each part that is a file",
     protocol="every example, its region of the image as PNG; its category is the relation, or both attributes",
     licences={"captions": "MIT", "images": "CC-BY 4.0"},
-    fill=_fill_aro,
+    fill=fill_aro,
 )
 
 DATASETS: Mapping[str, DatasetSpec] = {

@@ -186,7 +186,7 @@ class ArrowFiles:
         return any(path.is_file() for split in splits for path in self.paths(folder, split))
 
 
-def _arrow_questions(writer: SetWriter, name: str, row: Row, annotators: int) -> list[Question]:
+def arrow_questions(writer: SetWriter, name: str, row: Row, annotators: int) -> list[Question]:
     """Returns questions with as many answers as give the scores of the row."""
     questions = []
     for index, (text, number) in enumerate(zip(row["questions"], row["question_id"], strict=True)):
@@ -204,7 +204,7 @@ def _arrow_questions(writer: SetWriter, name: str, row: Row, annotators: int) ->
     return questions
 
 
-def _image_statements(writer: SetWriter, name: str, row: Row, annotators: int) -> list[Statement]:
+def image_statements(writer: SetWriter, name: str, row: Row, annotators: int) -> list[Statement]:
     """Returns statements about an image, numbered here because the files do not name them."""
     names = dict(enumerate(SNLI_VE.labels))
     return _labelled_statements(
@@ -216,7 +216,7 @@ def _image_statements(writer: SetWriter, name: str, row: Row, annotators: int) -
     )
 
 
-def _pair_statements(writer: SetWriter, name: str, row: Row, annotators: int) -> list[Statement]:
+def pair_statements(writer: SetWriter, name: str, row: Row, annotators: int) -> list[Statement]:
     """Returns statements about an image pair.
 
     The official code writes a row per pair, without the numbers of its sentences. Such statements get identifiers that
@@ -277,20 +277,20 @@ ARROW_ROWS = {
         "vocabulary; the files keep scores instead of the annotators' answers: there are as many answers as give these "
         "scores",
         columns=("questions", "answers", "answer_labels", "answer_scores", "question_id"),
-        entries=_arrow_questions,
+        entries=arrow_questions,
     ),
     SNLI_VE.name: ArrowRows(
         protocol="statements as the files have them, without spaces at their ends; numbered anew, like the images, as "
         "the files name neither",
         columns=("sentences", "labels"),
-        entries=_image_statements,
+        entries=image_statements,
         name=None,
     ),
     NLVR2.name: ArrowRows(
         protocol="statements as the files have them, without spaces at their ends; their identifiers are NLVR2's only "
         "where the files have the number of the sentence",
         columns=("questions", "answers"),
-        entries=_pair_statements,
+        entries=pair_statements,
         images=("image_0", "image_1"),
         name="identifier",
     ),
