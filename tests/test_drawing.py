@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bridgetower.drawing import require_image_name, shortened, write_image
+from bridgetower.drawing import require_image_name, shortened_line, write_image
 from bridgetower.inference.attention import Explanation, draw_explanation, heat
 
 
@@ -23,8 +23,8 @@ def test_written_as_the_name_says(tmp_path):
 
 
 def test_a_line_is_cut_to_its_length():
-    assert shortened("a dog\n and cats", 12) == "a dog and c…"
-    assert shortened("a dog", 5) == "a dog"
+    assert shortened_line("a dog\n and cats", 12) == "a dog and c…"
+    assert shortened_line("a dog", 5) == "a dog"
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def drawn(figure: Figure) -> Image.Image:
     return Image.open(BytesIO(png(figure))).convert("RGB")
 
 
-def shortened(text: str, length: int) -> str:
+def shortened_line(text: str, length: int) -> str:
     """Returns a text in one line, cut with an ellipsis to some letters."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"

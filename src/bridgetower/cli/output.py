@@ -83,7 +83,7 @@ def emit_result(
     if is_json(json):
         emit(value)
         return
-    rows = [(name.replace("_", " "), _cell_text(entry)) for name, entry in value.items()]
+    rows = [(name.replace("_", " "), _displayed_text(entry)) for name, entry in value.items()]
     emit_rows(None, ("", ""), rows, texts=(0, 1))
     emit_following(*following)
 
@@ -94,7 +94,7 @@ def emit_results(rows: Iterable[Mapping[str, object]], *, json: bool) -> None:
         for row in rows:
             emit(row)
         return
-    cells = [{name: _cell_text(value) for name, value in row.items()} for row in rows]
+    cells = [{name: _displayed_text(value) for name, value in row.items()} for row in rows]
     if not cells:
         return
     names = [name for name in cells[0] if any(row[name] for row in cells)]
@@ -110,18 +110,18 @@ def emit_following(*arguments: object) -> None:
         print("Next:", "bridgetower", *words)
 
 
-def _cell_text(value: object) -> str:
+def _displayed_text(value: object) -> str:
     match value:
         case {"probability": float(probability), **named} if len(named) == 1:  # a class, a word
-            return f"{_cell_text(*named.values())}  {probability:.3f}"
+            return f"{_displayed_text(*named.values())}  {probability:.3f}"
         case Mapping() if any(isinstance(entry, Mapping) for entry in value.values()):
-            return "\n".join(f"{name}: {_cell_text(entry)}" for name, entry in value.items())
+            return "\n".join(f"{name}: {_displayed_text(entry)}" for name, entry in value.items())
         case Mapping():
-            return ", ".join(f"{name} {_cell_text(entry)}" for name, entry in value.items())
+            return ", ".join(f"{name} {_displayed_text(entry)}" for name, entry in value.items())
         case list() | tuple():
             has_mappings = any(isinstance(entry, Mapping) for entry in value)
             separator = "\n" if has_mappings else ", "
-            return separator.join(map(_cell_text, value))
+            return separator.join(map(_displayed_text, value))
         case None:
             return ""
         case float():

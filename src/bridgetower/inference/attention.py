@@ -213,7 +213,7 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     """
     from matplotlib.figure import Figure
 
-    from bridgetower.drawing import FAINT, INK, PLAIN, drawn, shortened
+    from bridgetower.drawing import FAINT, INK, PLAIN, drawn, shortened_line
 
     num_layers, num_words = explanation.maps.shape[:2]
     num_bands = -(-num_words // WORDS_IN_A_BAND)
@@ -234,7 +234,7 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     assert explanation.view is not None, "it comes from `explain`"
     view = explanation.view.convert("RGB").resize((168, 168))
     show(view, 0.2, 0.2)
-    title = f"“{shortened(explanation.text, round(7 * (width - 2)))}”"
+    title = f"“{shortened_line(explanation.text, round(7 * (width - 2)))}”"
     match = described(explanation.probability, explanation.score)
     lines = (
         (title, 0.4, 15, INK),
@@ -257,7 +257,7 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
             below: Any = {"ha": "center", "va": "top", "fontsize": 7, "color": FAINT}
             axes.text(0.5, -0.02, share, **below, transform=axes.transAxes)
             if layer == 0:
-                axes.set_title(shortened(word, 16), fontsize=11, pad=4, **PLAIN)
+                axes.set_title(shortened_line(word, 16), fontsize=11, pad=4, **PLAIN)
             if column == 0:
                 is_share = explanation.method == "attention"
                 largest = f"{100 * peak:.1f} %" if is_share else f"{peak:.2g}"

@@ -25,7 +25,7 @@ from bridgetower.data.sources.fetch import is_url
 from bridgetower.distributed import available_cores
 from bridgetower.extras import require
 from bridgetower.inference.config import Content, SourceConfig
-from bridgetower.inference.items import Item, Pixels, Tokens, batched, compute_batches
+from bridgetower.inference.items import Item, Pixels, Tokens, batched
 from bridgetower.inference.predictor import Predictor, load
 from bridgetower.processor import Processor
 from bridgetower.processor.loading import load_items
@@ -160,8 +160,7 @@ def embed_examples(
                     texts = [None] if content == "images" else result.ids
                     items += [replace(item, image=item_image, ids=ids) for ids in texts]
                     vectors += [result.vectors[content]] * len(texts)
-            item_batches = batched(items, config.batch_size)
-            outputs: Any = compute_batches(predictor.engine, predictor.processor, item_batches)
+            outputs: Any = map(predictor.compute, batched(items, config.batch_size))
             for output, destination in zip(chain.from_iterable(outputs), vectors, strict=True):
                 destination.append(output.numpy())
         yield results
@@ -179,7 +178,7 @@ def decode_examples(
         result = Embedded(example=replace(example, images=images), problem=example.problem)
         needs_image = contents != ("texts",) and (example.images or of != "classes")
         if needs_image and not result.problem:
-            pixels += _read_image(result, example.images, processor)
+            pixels += _read_only_image(result, example.images, processor)
         if contents != ("images",) and not result.problem:
             _tokenize_texts(result, processor, truncate)
         if not result.problem:
@@ -197,7 +196,7 @@ def _contents(example: Example, of: Of) -> tuple[str, ...]:
     return (of or ("images" if example.images else "texts"),)
 
 
-def _read_image(
+def _read_only_image(
     result: Embedded, images: Sequence[Image], processor: Processor
 ) -> Iterator[Pixels]:
     """Yields the pixels of the only image of an example, or notes why it has none."""

@@ -162,7 +162,7 @@ def embed_source(
             for path in (Path(out), report, Path(uri), Path(out).with_suffix(".ids.jsonl")):
                 remove_leftovers(path.parent, path.name)
         # The table has the results of this run and of those that were killed.
-        table = _open_table(uri, _plan(groups, predictor, config), predictor, config)
+        table = _open_run_table(uri, _plan(groups, predictor, config), predictor, config)
         is_finished = "part" not in table.schema.names
         num_cut = 0
         if not is_finished:
@@ -249,7 +249,7 @@ def _plan(groups: Sequence[Group], predictor: Predictor, config: Config) -> dict
     }
 
 
-def _open_table(uri: str, plan: dict[str, Any], predictor: Predictor, config: Config) -> Table:
+def _open_run_table(uri: str, plan: dict[str, Any], predictor: Predictor, config: Config) -> Table:
     """Opens the table of an unfinished or finished run with the same plan, or creates one."""
     import pyarrow as pa
 

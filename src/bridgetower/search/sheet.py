@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from bridgetower.checkpoints import described
-from bridgetower.drawing import FAINT, INK, PLAIN, SERIES, drawn, shortened
+from bridgetower.drawing import FAINT, INK, PLAIN, SERIES, drawn, shortened_line
 from bridgetower.processor import ImageLike, open_reduced
 from bridgetower.search.indexed import Hit
 
@@ -83,7 +83,7 @@ def contact_sheet(
         x = _MARGIN + column * (_TILE + _GAP)
         y = head + row * (_TILE + _LINES + _GAP)
         draw(partial(content, hit), x, y, _TILE)
-        write(shortened(f"{index + 1} · {Path(hit.path).name}", 28), x, y + _TILE + 0.22, 10)
+        write(shortened_line(f"{index + 1} · {Path(hit.path).name}", 28), x, y + _TILE + 0.22, 10)
         scores = f"cosine {hit.cosine:.3f}"
         colour = FAINT
         if match := described(hit.probability, hit.score):
@@ -97,7 +97,7 @@ def contact_sheet(
 
 def _title(hits: Sequence[Hit | None], text: str | None, max_letters: int) -> tuple[str, str]:
     """Returns the query, and how many hits it has."""
-    query = "images like this one" if text is None else f"“{shortened(text, max_letters)}”"
+    query = "images like this one" if text is None else f"“{shortened_line(text, max_letters)}”"
     drawn_hits = [hit for hit in hits if hit is not None]
     if not drawn_hits:
         return query, "nothing was found"

@@ -331,7 +331,7 @@ def _labelled_entries(
     is_blank_text = isinstance(cell, str) and not cell.strip()
     if cell is None or cell != cell or (is_blank_text and separator is None):
         return [schemas.LabelledEntry(example_id=example_id, text=text, labelled=False)]
-    names = map(_cell_text, _cell_values(cell, separator))
+    names = map(_stripped_text, _cell_values(cell, separator))
     labels = tuple(dict.fromkeys(filter(None, names)))
     summary.labels.update(labels)
     is_list = separator is not None or isinstance(cell, list)
@@ -379,8 +379,8 @@ def question_entries(
     cell = _find_cell(example, config.answer_column, ANSWERS)
     answers = []
     for value in _cell_values(cell, config.answer_separator):
-        answers.append(_cell_text(value.get("answer") if isinstance(value, dict) else value))
-    number = _cell_text(example.fields.get("question_id")) or str(summary.rows)
+        answers.append(_stripped_text(value.get("answer") if isinstance(value, dict) else value))
+    number = _stripped_text(example.fields.get("question_id")) or str(summary.rows)
     if not number.isdecimal() or number in summary.ids:
         raise ValueError(
             f"question_id {number!r} comes twice or is no whole number; leave the column out"
@@ -390,8 +390,8 @@ def question_entries(
         schemas.Question(
             question_id=int(number),
             question=text,
-            question_type=_cell_text(example.fields.get("question_type")),
-            answer_type=_cell_text(example.fields.get("answer_type")),
+            question_type=_stripped_text(example.fields.get("question_type")),
+            answer_type=_stripped_text(example.fields.get("answer_type")),
             answers=tuple(filter(None, answers)),
         )
     ]
@@ -416,7 +416,7 @@ def answers_file(
 def _statement_entries(
     example: Example, config: CustomSetConfig, summary: SourceSummary, schema: schemas.Schema
 ) -> Sequence[schemas.Statement]:
-    label = _cell_text(_find_cell(example, None, LABELS)).lower()
+    label = _stripped_text(_find_cell(example, None, LABELS)).lower()
     label = _LABEL_SYNONYMS[schema.name].get(label, label)
     if label not in ("", *schema.labels):
         raise ValueError(f"its label is {label!r}; expected one of {', '.join(schema.labels)}")
@@ -428,11 +428,11 @@ def _statement_entries(
 
 def joined_text(example: Example) -> str:
     """Returns the text of a labelled example as one string."""
-    return " ".join(example.texts) or _cell_text(_find_cell(example, None, STATEMENTS))
+    return " ".join(example.texts) or _stripped_text(_find_cell(example, None, STATEMENTS))
 
 
 def _unique_id(example: Example, summary: SourceSummary) -> str:
-    name = _cell_text(example.fields.get("id")) or str(summary.rows)
+    name = _stripped_text(example.fields.get("id")) or str(summary.rows)
     if name in summary.ids:
         raise ValueError(f"id {name!r} comes twice")
     summary.ids.add(name)
@@ -441,7 +441,7 @@ def _unique_id(example: Example, summary: SourceSummary) -> str:
 
 def _entry_text(example: Example, config: CustomSetConfig, headings: Headings) -> str:
     """Returns the text of a usual column unless a column was named, else the joined captions."""
-    text = "" if config.text_column else _cell_text(_find_cell(example, None, headings))
+    text = "" if config.text_column else _stripped_text(_find_cell(example, None, headings))
     return text or " ".join(example.texts)
 
 
@@ -464,10 +464,10 @@ def _cell_values(cell: Any, separator: str | None) -> list[Any]:
     """Returns the values of a cell: a list, texts between separators, or the cell itself."""
     if isinstance(cell, list):
         return cell
-    return _cell_text(cell).split(separator) if separator else [cell]
+    return _stripped_text(cell).split(separator) if separator else [cell]
 
 
-def _cell_text(cell: object) -> str:
+def _stripped_text(cell: object) -> str:
     return "" if cell is None or cell != cell else str(cell).strip()
 
 

@@ -214,7 +214,7 @@ class SetWriter:
                 self.refuse(f"{origin}: {problem}")
             else:
                 usable_entries.append(entry)
-        images = [replace(image, version=_version(image)) for image in images]
+        images = [replace(image, version=_image_version(image)) for image in images]
         for image in images:
             key = _hash(image.name, image.version)
             if key not in self._images:
@@ -318,7 +318,9 @@ class SetWriter:
             left_out=counts,
             some_left_out=examples,
             versions={"images": self._image_table.version, "examples": self._example_table.version},
-            digest="".join(_content(self._image_table, self._example_table, sorted(order)).digests),
+            digest="".join(
+                _read_contents(self._image_table, self._example_table, sorted(order)).digests
+            ),
         )
         write_json(self.out / INFO_FILE, asdict(info))
         _warn_of_small_splits(source, info)
@@ -512,7 +514,7 @@ class PreparedSet:
         self._examples = Table(f"{self.folder}/examples.lance", version=versions["examples"])
         self.num_images = len(self._images)  # of all splits
         names = sorted(self.info.splits)
-        content = _content(self._images, self._examples, names)
+        content = _read_contents(self._images, self._examples, names)
         for table, digest in zip((self._images, self._examples), content.digests, strict=True):
             if digest not in self.info.digest:
                 raise OSError(f"{table.uri} is damaged; make or copy the set again")
@@ -565,7 +567,7 @@ class _Content(NamedTuple):
     groups: np.ndarray  # of each example
 
 
-def _content(images: Table, examples: Table, splits: Sequence[str]) -> _Content:
+def _read_contents(images: Table, examples: Table, splits: Sequence[str]) -> _Content:
     """Reads the checksums of both tables, and the columns of the examples that place them."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -607,7 +609,7 @@ def fold_names(folds: int) -> list[str]:
     return [f"fold-{number}" for number in range(1, folds + 1)]
 
 
-def _version(image: Image) -> str:
+def _image_version(image: Image) -> str:
     """Returns what tells an image from an older image of the same name, which an earlier attempt may have written."""
     if image.version:
         return image.version
