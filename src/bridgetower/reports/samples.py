@@ -22,7 +22,7 @@ def write_samples(
     """Writes an HTML page with samples of every split, images and entries, in one file."""
     check_at_least_1(num_samples=num_samples)
     dataset = PreparedSet(folder, None, schema)
-    samples = {}
+    samples: dict[str, list[object]] = {}
     for split_index, split in enumerate(dataset.splits):
         # A sample is an image, or a text without one, with all its examples.
         rows = np.flatnonzero(dataset.split_of == split_index)
