@@ -42,8 +42,8 @@ class FinishedRun(NamedTuple):
         last_step = self.steps[-1]
         measures = {"area": fmean(self.curve.values()), "final": self.curve[last_step]}
         if reach is not None:
-            steps_reached = [step for step in self.steps if self.curve[step] >= reach]
-            measures["steps_to_reach"] = steps_reached[0] if steps_reached else last_step
+            steps_reached = (step for step in self.steps if self.curve[step] >= reach)
+            measures["steps_to_reach"] = next(steps_reached, last_step)
         return measures
 
 
@@ -88,7 +88,8 @@ class Comparison:
 
     def arm_runs(self, arm: str) -> list[FinishedRun]:
         """Returns the runs of an arm in order of their seeds."""
-        return sorted((run for run in self.runs if run.arm == arm), key=lambda run: run.seed)
+        runs = [run for run in self.runs if run.arm == arm]
+        return sorted(runs, key=lambda run: run.seed)
 
     def spreads(self, arm: str) -> dict[str, numbers.Spread]:
         """Returns the measures of an arm over its seeds, and the seconds of a step."""
@@ -266,8 +267,11 @@ def finished_runs(
 
         # The time of the logged steps. The steps after the last line of the log are not known.
         lines = read_metrics(folder, "train")
-        seconds = sum(line["seconds"] for line in lines)
-        num_pairs = sum(line["seconds"] * line["pairs_per_second"] for line in lines)
+        seconds = 0.0
+        num_pairs = 0.0
+        for line in lines:
+            seconds += line["seconds"]
+            num_pairs += line["seconds"] * line["pairs_per_second"]
         num_steps = max(1, round(num_pairs / config["batch_size"]))
         runs.append(FinishedRun(arm or next(names), seed, curve, seconds / num_steps))
     return metric, runs

@@ -141,7 +141,8 @@ def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
     for bin_ in bins:
         lower = 100 * bin_.number // BINS
         upper = 100 * (bin_.number + 1) // BINS
-        cells = (count(bin_.examples), percent(bin_.probability), percent(bin_.right))
+        examples = count(bin_.examples)
+        cells = (examples, percent(bin_.probability), percent(bin_.right))
         rows.append(Row(f"{lower} to {upper} %", cells))
 
     with rc_context(STYLE):
