@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from bridgetower.data.batches.batch import BatchKey
-from bridgetower.data.sets.prepared_set import DatasetInfo, fold_names
+from bridgetower.data.sets.prepared_set import DatasetInfo, fold_names, read_info
+from bridgetower.distributed import world_size
 from bridgetower.files import differences
 from bridgetower.fitting.rules import Splits, Trained
 from bridgetower.fitting.survey import Task
@@ -169,8 +170,10 @@ def _option_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def measure_costs(plan: FitPlan, info: DatasetInfo) -> Costs:
-    """Times two steps of the plan, the second of which counts, and what comes before and after the steps.
+def measure_costs(plan: FitPlan) -> Costs:
+    """Times two steps of the plan, the second of which counts, and scales them to the whole set.
+
+    Every process of a distributed run has to call it.
 
     Raises:
         ValueError: The model and the data do not fit.
@@ -181,24 +184,24 @@ def measure_costs(plan: FitPlan, info: DatasetInfo) -> Costs:
     model_bytes = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     context = build_task(config, checkpoint, build_model(config, checkpoint), spec)
     del checkpoint
-    size = min(TIMED_EXAMPLES, config.batch_size, len(context.examples))
+    local_batch = config.batch_size // world_size()
+    size = min(TIMED_EXAMPLES, local_batch, len(context.examples))
     for _ in range(2):
         tower_seconds, step_seconds = _timed_step(context, size)
 
-    # Scale to the whole set.
+    info = read_info(plan.data)
     num_images = sum(split.images for split in info.splits.values())
     num_runs = 1 + plan.splits.folds
     steps = num_runs * context.max_steps
-    share = config.batch_size / size
+    share = local_batch / size
     seconds = {"reading the model": 5.0 * num_runs}
     if config.freeze_towers:
-        seconds["features"] = tower_seconds / size * num_images
+        seconds["features"] = tower_seconds / size * num_images / world_size()
         step_seconds = max(step_seconds - tower_seconds, 0.2 * step_seconds)
     seconds["training"] = steps * step_seconds * share
     evaluated = _evaluated_examples(plan, info, context)
-    seconds["evaluating"] = (
-        evaluated * step_seconds / size / 3
-    )  # a forward pass is a third of a step
+    # A forward pass takes a third of a step.
+    seconds["evaluating"] = evaluated * step_seconds / size / 3 / world_size()
     disk = model_bytes * (2 + _STATES_KEPT * _OPTIMIZER_COPIES) * num_runs
     if config.freeze_towers:
         disk += feature_bytes(context, num_images)

@@ -117,13 +117,19 @@ def fit(
                     seed=seed,
                     progress=progress,
                 )
-                on_plan(plan)
             except (ValueError, OSError) as problem:
                 error = problem
         plan, error = broadcast_object((plan, error))
         if error is not None:
             raise error
         assert plan is not None
+        # Losses compare the pairs of all processes, so that all time their steps.
+        plan = replace(plan, costs=measure_costs(plan))
+        if rank() == 0:
+            assert plan.costs is not None
+            require_space(out, plan.costs.disk, "features, states and models")
+            write_json(out / PLAN, plan.to_dict())
+            on_plan(plan)
         if plan_only:
             return FitOutcome(plan=plan, result=None, model=plan.checkpoint)
 
@@ -157,7 +163,7 @@ def _make_plan(
     seed: int,
     progress: bool,
 ) -> FitPlan:
-    """Prepares the source and returns the plan, with what it takes."""
+    """Prepares the source and returns the plan, without its costs."""
     logger.info("reading the rows of %s", source)
     survey = survey_source(source, columns)
     task = choose_task(source, survey, columns)
@@ -173,7 +179,7 @@ def _make_plan(
     folder = out / "data"
     info = prepare_custom(task.kind, source, folder, spec.config(**settings), progress=progress)
 
-    # Choose the run, and time it.
+    # Choose the run.
     num_examples = sum(info.splits[name].examples for name in splits.train)
     device_type = run_device(device).type
     trained = "all" if model is None else choose_trained(num_examples, device_type)
@@ -188,7 +194,7 @@ def _make_plan(
         max_length=None if model is None else model.text.max_length,
     )
     config = replace(config, device=device, seed=seed, max_epochs=max_epochs or config.max_epochs)
-    plan = FitPlan(
+    return FitPlan(
         source=source,
         out=out,
         task=task,
@@ -199,11 +205,6 @@ def _make_plan(
         left_out=info.left_out,
         max_errors=max_errors,
     )
-    costs = measure_costs(plan, info)
-    require_space(out, costs.disk, f"features, states and models of {1 + splits.folds} trainings")
-    plan = replace(plan, costs=costs)
-    write_json(out / PLAN, plan.to_dict())
-    return plan
 
 
 def _starting_config(init: str | None) -> ModelConfig | None:
@@ -288,5 +289,5 @@ def _evaluated(
         [plan.data],
         split,
         config,
-        EvaluationOptions(work=plan.out / "work", progress=progress),
+        EvaluationOptions(progress=progress),
     )
