@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -100,10 +101,22 @@ def test_models_that_lack_a_head(score, places, tiny_checkpoint, expected):
         score(places["table.csv"], model)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_rows_are_the_same_in_every_format(score, predictor, places, tmp_path, suffix):
+    _, expected_rows = score(places["table.csv"])
+    out = tmp_path / f"scores{suffix}"
+    embed_source(places["table.csv"], out, predictor, ScoreConfig())
+    if suffix == ".jsonl":
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+    else:
+        rows = pacsv.read_csv(out).to_pylist()
+    assert rows == expected_rows
+
+
 def test_command(run, refused, places, predictor, tmp_path):
     (report,) = run(
         "score", places["table.csv"], "--model", predictor.source, "--out", tmp_path / "s.parquet"
     )
     assert (report["pairs"], report["out"]) == (5, str(tmp_path / "s.parquet"))
     message = refused("score", predictor.source, places["table.csv"], "--out", tmp_path / "s.npy")
-    assert "has no suffix of scores; expected one of .parquet" in message
+    assert "has no suffix of scores; expected one of .csv, .jsonl, .parquet" in message

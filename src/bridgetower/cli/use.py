@@ -153,7 +153,7 @@ def score_command(
     Args:
         source: Table (CSV, TSV, JSON lines, Parquet, Arrow), tar shard, folder of images with captions, of shards or of
             Parquet or Arrow files; or the URL of one (https, s3, gs, hf, …).
-        out: File of the scores, which ends in .parquet.
+        out: File of the scores, which ends in .csv, .jsonl or .parquet.
     """
     require("search")
     from bridgetower.inference.vector_files import embed_source

@@ -65,6 +65,7 @@ Group = FileGroup | Sequence[Example]
 """Examples that are read together: files of a source, or examples in memory."""
 
 _SUFFIXES = (".jsonl", ".parquet", ".npy", ".lance")
+_SCORE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 _EXPORTED = 4096  # rows at once
 _DTYPES: dict[Quantize | None, str] = {
     None: "float32",
@@ -124,7 +125,8 @@ def embed_source(
 
     Args:
         source: As for `bridgetower.data.sources.reader.read`, or examples.
-        out: File or table, which ends in `.jsonl`, `.parquet`, `.npy` or `.lance`; of scores `.parquet`.
+        out: File or table, which ends in `.jsonl`, `.parquet`, `.npy` or `.lance`; of scores in `.csv`, `.jsonl` or
+            `.parquet`.
         model: A loaded model, what to load, or what returns one; nothing is loaded for a source that is wrong.
         config: How. From 500 items on, processes decode images unless `num_workers` is 0: a script needs
             `if __name__ == "__main__":` then, because they import it again.
@@ -144,7 +146,7 @@ def embed_source(
     suffix = Path(out).suffix
     is_scores = config.of == "scores"
     results = "scores" if is_scores else "vectors"
-    suffixes = (".parquet",) if is_scores else _SUFFIXES
+    suffixes = _SCORE_SUFFIXES if is_scores else _SUFFIXES
     if suffix not in suffixes:
         raise ValueError(
             f"{out!r} has no suffix of {results}; expected one of {', '.join(suffixes)}"
@@ -384,6 +386,8 @@ def _export(
         if out.suffix == ".parquet":
             tables = map(score_columns or (lambda rows: rows.select(names[:3])), batches)
             _write_parquet(temporary, tables, table.schema.metadata)
+        elif score_columns is not None:
+            _write_scores(temporary, map(score_columns, batches), out.suffix)
         elif out.suffix == ".jsonl":
             rows = chain.from_iterable(batch.to_pylist() for batch in batches)
             with temporary.open("w", encoding="utf-8") as file:
@@ -404,6 +408,21 @@ def _write_parquet(
     with pq.ParquetWriter(path, schema) as writer:
         for rows in chain([first], tables):
             writer.write_table(rows.cast(schema))
+
+
+def _write_scores(path: Path, tables: Iterator[pa.Table], suffix: str) -> None:
+    """Writes scores as CSV or JSON lines."""
+    from pyarrow.csv import CSVWriter
+
+    if suffix == ".csv":
+        first = next(tables)
+        with CSVWriter(path, first.schema) as writer:
+            for rows in chain([first], tables):
+                writer.write_table(rows.cast(first.schema))
+    else:
+        with path.open("w", encoding="utf-8") as file:
+            for rows in tables:
+                file.writelines(json_text(row) + "\n" for row in rows.to_pylist())
 
 
 def _write_npy(
