@@ -20,7 +20,10 @@ from bridgetower.data.batches.batch import (
 )
 from bridgetower.data.config import MaskingConfig
 
-BOS, PAD, EOS, MASK = 0, 1, 2, 119
+BOS = 0
+PAD = 1
+EOS = 2
+MASK = 119
 SPECIAL = (BOS, PAD, EOS)
 VOCAB = 120
 
@@ -61,7 +64,8 @@ class TestJoined:
 def make_ids(num_rows, length):
     """Rows of ordinary tokens between start and end, the second half of the rows padded."""
     ids = torch.randint(3, MASK, (num_rows, length), generator=torch.Generator().manual_seed(0))
-    ids[:, 0], ids[:, -1] = BOS, EOS
+    ids[:, 0] = BOS
+    ids[:, -1] = EOS
     ids[num_rows // 2 :, length - length // 3 :] = PAD
     return ids
 
@@ -130,23 +134,24 @@ class TestMasking:
         assert not torch.isin(masked[predicted], torch.tensor(SPECIAL)).any()
 
     def test_only_the_generator_decides_and_moves_on(self):
-        ids, generator, before = (
-            make_ids(16, 30),
-            torch.Generator().manual_seed(4),
-            torch.get_rng_state(),
-        )
-        first, again = mask(ids, generator=generator), mask(ids, generator=generator)
+        ids = make_ids(16, 30)
+        generator = torch.Generator().manual_seed(4)
+        before = torch.get_rng_state()
+        first = mask(ids, generator=generator)
+        again = mask(ids, generator=generator)
         assert all(map(torch.equal, first, mask(ids, 4)))
         assert not torch.equal(first[1], again[1])
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_words_are_predicted_whole(self):
-        ids, config = make_ids(200, 30), MaskingConfig(whole_word=True)
+        ids = make_ids(200, 30)
+        config = MaskingConfig(whole_word=True)
         masked, labels = mask(ids, config=config, continues_word=torch.arange(VOCAB) >= 60)
         special = torch.isin(ids, torch.tensor([*SPECIAL, MASK]))  # one ends a word
         carries_on = torch.zeros_like(special)
         carries_on[:, 1:] = (ids[:, 1:] >= 60) & ~special[:, :-1] & ~special[:, 1:]
-        predicted, by_token = labels != IGNORED, mask(ids)[1] != IGNORED
+        predicted = labels != IGNORED
+        by_token = mask(ids)[1] != IGNORED
         torn = [
             ((one[:, 1:] != one[:, :-1]) & carries_on[:, 1:]).sum() for one in (predicted, by_token)
         ]
@@ -179,7 +184,9 @@ class TestSampler:
             assert set(seen) <= set(range(count))
 
     def test_epochs_and_seeds_differ(self):
-        first, second, other = keys(16), keys(16, range(4, 8)), keys(16, seed=1)
+        first = keys(16)
+        second = keys(16, range(4, 8))
+        other = keys(16, seed=1)
         assert len({tuple(key.examples for key in part) for part in (first, second, other)}) == 3
         assert len({key.seed for part in (first, second, other) for key in part}) == 12
 

@@ -51,7 +51,8 @@ class TestImages:
         write_set(
             tmp_path / "set", {"train": [record(n, entries=texts) for n, texts in enumerate(given)]}
         )
-        pairs, once = load(tmp_path / "set"), [list(dict.fromkeys(texts)) for texts in given]
+        pairs = load(tmp_path / "set")
+        once = [list(dict.fromkeys(texts)) for texts in given]
         # in an order that changes from process to process
         official = [set(texts) for texts in given]
         assert len(pairs) == sum(map(len, official)) < sum(map(len, given))
@@ -65,10 +66,8 @@ class TestImages:
         assert rows.tolist() == [row for row, texts in enumerate(once) for _ in texts[:3]]
 
     def test_images_with_the_same_captions_share_them(self, load, tiny_dataset):
-        alone, twice = (
-            load(split="test").images,
-            load(tiny_dataset, tiny_dataset, split="test").images,
-        )
+        alone = load(split="test").images
+        twice = load(tiny_dataset, tiny_dataset, split="test").images
         assert alone.owners().tolist() == list(range(9))
         assert twice.owners().tolist() == [*range(9), *range(9)]
         assert twice.texts(2, twice.owners())[0] == alone.texts(2)[0]
@@ -82,7 +81,8 @@ class TestImages:
 
     def test_cache_keeps_what_was_decoded(self, load, monkeypatch):
         for cache, decoded in ((True, 1), (False, 2)):
-            images, calls = load(cache=cache).images, []
+            images = load(cache=cache).images
+            calls = []
             resize = images.processor.resize
 
             def counted(image, calls=calls, resize=resize):
@@ -113,7 +113,8 @@ class TestImages:
 
 class TestPairs:
     def test_all_captions_or_one_drawn(self, load):
-        everything, one = load(), load(captions="one")
+        everything = load()
+        one = load(captions="one")
         assert len(everything) == sum(map(len, everything.images.all_captions()))
         assert len(one) == len(everything.images)
         image = next(
@@ -140,7 +141,8 @@ class TestPairs:
 
     def test_batch_is_a_function_of_its_key(self, load):
         options = {"captions": "one", "augmentation": "affine", "word_dropout": 0.3}
-        pairs, key = load(**options), BatchKey((3, 0, 11, 3), 17)
+        pairs = load(**options)
+        key = BatchKey((3, 0, 11, 3), 17)
         first = pairs[key]
         _ = pairs[BatchKey((1, 2), 3)], torch.randn(5)
         torch.manual_seed(99)
@@ -152,7 +154,8 @@ class TestPairs:
     def test_content(self, load):
         pairs = load(masking=0.5)
         chosen = (5, 0, 9)
-        batch, images = pairs[BatchKey(chosen, 1)], pairs.images
+        batch = pairs[BatchKey(chosen, 1)]
+        images = pairs.images
         numbers = pairs.pairs[list(chosen)].tolist()
         assert torch.equal(batch.image_index, identities(images, [image for image, _ in numbers]))
         assert batch.ids == tuple(images.names([image for image, _ in numbers]))
@@ -172,7 +175,9 @@ class TestPairs:
         assert batch.seed == 1
 
     def test_each_table_is_read_once_for_a_batch(self, load, monkeypatch):
-        pairs, read, take = load(captions="one"), [], Table.take
+        pairs = load(captions="one")
+        read = []
+        take = Table.take
         monkeypatch.setattr(
             Table, "take", lambda it, *given: read.append(Path(it.uri).name) or take(it, *given)
         )
@@ -187,7 +192,8 @@ class TestPairs:
         pairs = load(captions="one", word_dropout=0.3, augmentation="affine")
         step = BatchKey((0, 1), 5), BatchKey((2, 3), 6), BatchKey((4, 5), 7)
         expected = sum(int(pairs[key].num_labels) for key in step)
-        read, views = [], CaptionImages.views
+        read = []
+        views = CaptionImages.views
         monkeypatch.setattr(
             CaptionImages,
             "views",
@@ -200,11 +206,9 @@ class TestPairs:
 
     def test_views_change_pictures_and_dropped_words_texts(self, load):
         key = BatchKey((0, 1, 2), 5)
-        plain, turned, fewer = (
-            load()[key],
-            load(augmentation="affine")[key],
-            load(word_dropout=0.5)[key],
-        )
+        plain = load()[key]
+        turned = load(augmentation="affine")[key]
+        fewer = load(word_dropout=0.5)[key]
         assert not torch.equal(plain.pixel_values, turned.pixel_values)
         assert torch.equal(plain.masked_input_ids, turned.masked_input_ids)
         assert torch.equal(plain.pixel_values, fewer.pixel_values)
@@ -222,14 +226,16 @@ class TestPairs:
 
     def test_a_transform_of_ones_own(self, load, own):
         pairs = load(transform=f"{own}:invert")
-        images, rows = pairs.images, pairs.pairs[[0, 1, 2], 0].tolist()
+        images = pairs.images
+        rows = pairs.pairs[[0, 1, 2], 0].tolist()
         inverted = images.processor.normalise(255 - torch.stack(images.pixels(rows)))
         assert torch.equal(pairs[BatchKey((0, 1, 2), 5)].pixel_values, inverted)
         # not in evaluation
         torch.testing.assert_close(images.pixel_values(rows), load().images.pixel_values(rows))
 
     def test_its_draws_are_those_of_the_key_and_leave_the_generator_alone(self, load, own):
-        pairs, before = load(transform=f"{own}:noise"), torch.get_rng_state()
+        pairs = load(transform=f"{own}:noise")
+        before = torch.get_rng_state()
         first, again = (pairs[BatchKey((0, 1), 5)].pixel_values for _ in range(2))
         assert torch.equal(first, again)
         assert torch.equal(torch.get_rng_state(), before)
@@ -257,7 +263,8 @@ class TestPairs:
         for whole_word in (True, False):
             pairs = load()
             pairs.masking = MaskingConfig(probability=0.4, whole_word=whole_word)
-            batch, processor = pairs[BatchKey(tuple(range(20)), 0)], pairs.images.processor
+            batch = pairs[BatchKey(tuple(range(20)), 0)]
+            processor = pairs.images.processor
             hidden = batch.mlm_labels >= 0
             after_special = torch.isin(
                 batch.input_ids[:, :-1], torch.tensor(list(processor.special_ids))
@@ -302,7 +309,8 @@ class TestRanking:
     def test_the_true_caption_comes_first(self, images):
         pairs = RankingPairs(images, false_texts=3)
         assert len(pairs) == images.num_examples
-        found, chosen = self.texts(pairs, (4, 0), 7), images.pairs()[[4, 0]].tolist()
+        found = self.texts(pairs, (4, 0), 7)
+        chosen = images.pairs()[[4, 0]].tolist()
         assert len(found) == 8
         assert [found[0], found[4]] == [
             row["entry"] for row in images.examples([number for _, number in chosen])
@@ -311,7 +319,8 @@ class TestRanking:
         assert torch.equal(pairs[BatchKey((4, 0), 7)].image_index, expected)
 
     def test_false_captions_are_any_of_other_images(self, images):
-        pairs, seen = RankingPairs(images, false_texts=15), set()
+        pairs = RankingPairs(images, false_texts=15)
+        seen = set()
         for seed in range(12):
             false = self.texts(pairs, (seed,), seed)[1:]
             assert not set(false) & set(images.captions([int(images.pairs()[seed, 0])])[0])
@@ -320,10 +329,12 @@ class TestRanking:
 
     def test_batch_is_a_function_of_its_key(self, images):
         images.config = replace(images.config, augmentation="affine")
-        pairs, key = RankingPairs(images, false_texts=2), BatchKey((3, 0), 17)
+        pairs = RankingPairs(images, false_texts=2)
+        key = BatchKey((3, 0), 17)
         first = pairs[key]
         torch.manual_seed(99)
-        again, other = pairs[key], pairs[BatchKey((3, 0), 18)]
+        again = pairs[key]
+        other = pairs[BatchKey((3, 0), 18)]
         assert torch.equal(first.pixel_values, again.pixel_values)
         assert torch.equal(first.input_ids, again.input_ids)
         assert (first.ids, first.seed) == (again.ids, again.seed)

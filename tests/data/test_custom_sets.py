@@ -518,10 +518,8 @@ class TestAttempts:
 
     def test_a_complete_set_is_left_as_it_is_and_another_one_refused(self, tmp_path):
         source = table(tmp_path, [{"image": f"{n}.png", "caption": f"c{n}"} for n in range(20)], 20)
-        first, before = (
-            prepare_custom("pairs", source, tmp_path / "out"),
-            snapshot(tmp_path / "out"),
-        )
+        first = prepare_custom("pairs", source, tmp_path / "out")
+        before = snapshot(tmp_path / "out")
         assert (
             prepare_custom(
                 "pairs", source, tmp_path / "out", PairsConfig(num_workers=1, max_errors=3)

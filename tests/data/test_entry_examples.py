@@ -68,7 +68,8 @@ class TestWhichThereAre:
         assert examples[BatchKey((5, 0), 0)].ids == (names[5], names[0])
 
     def test_those_that_are_kept(self, pictures):
-        images, encode = pictures("snli-ve"), ClassEncoder(FIXED_LABELS["snli_ve"])
+        images = pictures("snli-ve")
+        encode = ClassEncoder(FIXED_LABELS["snli_ve"])
         repeated = pictures("snli-ve", count=2, repeats=(1, 3))
         keep = {"keep": lambda entry: entry["label"] == "neutral"}
         neutral, more = (EntryDataset(one, encode, **keep) for one in (images, repeated))
@@ -81,7 +82,8 @@ class TestWhichThereAre:
             EntryDataset(images, encode, keep=lambda entry: False)
 
     def test_questions_without_an_answer_of_the_vocabulary(self, load):
-        everything, answerable = load("vqa"), load("vqa", "train", "train")
+        everything = load("vqa")
+        answerable = load("vqa", "train", "train")
         left_out = [1021, 1051]
         assert len(everything) == 16
         assert [entry["question_id"] for entry in answerable] == [
@@ -168,8 +170,10 @@ class TestBatch:
     def test_is_a_function_of_its_key(self, load, kind):
         examples = load(kind, random_crop=0.5, rand_augment="geometry", rand_magnitude=5)
         key = BatchKey((3, 0, 3), 17)
-        first, _ = examples[key], torch.manual_seed(99)
-        again, other = examples[key], examples[BatchKey(key.examples, 18)]
+        first = examples[key]
+        _ = torch.manual_seed(99)
+        again = examples[key]
+        other = examples[BatchKey(key.examples, 18)]
         assert torch.equal(first.labels, again.labels)
         for name in ("pixel_values", "pixel_values_2") if kind == "nlvr2" else ("pixel_values",):
             assert torch.equal(getattr(first, name), getattr(again, name))
@@ -220,7 +224,8 @@ class TestImages:
     def test_several_splits_and_sets_that_are_only_trained_on(
         self, pictures, folders, tiny_processor
     ):
-        folder, splits = str(folders["nlvr2"]), ("train", "validation")
+        folder = str(folders["nlvr2"])
+        splits = ("train", "validation")
         both = pictures("nlvr2", splits, train_only=(folder,), repeats=(1, 3))
         assert both.num_examples == 13 + 8
         assert both.examples([8])[0]["id"] == "validation-0-0"

@@ -73,7 +73,8 @@ class TestBad:
             prepare_set("coco", coco, tmp_path / "out")
         broken.write_bytes(whole)
         changed.write_bytes(jpeg(1, size=(64, 64)))
-        read, asked = prepared_set._read_image, []
+        read = prepared_set._read_image
+        asked = []
         monkeypatch.setattr(
             prepared_set, "_read_image", lambda image: (asked.append(image.name), read(image))[1]
         )
@@ -106,7 +107,10 @@ class TestComplete:
     def test_is_left_alone_and_another_one_refused(self, coco, tmp_path):
         first = prepare_set("coco", coco, tmp_path / "out")
         assert {path.name for path in (tmp_path / "out").iterdir()} <= {
-            *(".lock", "dataset.json", "images.lance", "examples.lance")
+            ".lock",
+            "dataset.json",
+            "images.lance",
+            "examples.lance",
         }
         before = snapshot(tmp_path / "out")
         assert (
@@ -174,7 +178,9 @@ class TestFaults:
             assert opened.examples(range(len(rows))) == rows
             return [opened.groups.tolist(), rows, opened.images([row["images"][0] for row in rows])]
 
-        whole, draw, errors = content(), np.random.default_rng(3), []
+        whole = content()
+        draw = np.random.default_rng(3)
+        errors = []
         file = max(
             (tmp_path / "out" / f"{table}.lance" / "data").iterdir(),
             key=lambda path: path.stat().st_size,
@@ -210,7 +216,8 @@ class TestInAStore:
     """Of which the tests have a real server."""
 
     def test_is_the_same_also_where_requests_fail(self, store, tiny_dataset):
-        url, splits = store.upload(tiny_dataset, "bucket/set"), ["train", "test"]
+        url = store.upload(tiny_dataset, "bucket/set")
+        splits = ["train", "test"]
         here = PreparedSet(tiny_dataset, splits)
         rows = list(here.scan())
         numbers = [row["images"][0] for row in rows]

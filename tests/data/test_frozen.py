@@ -22,7 +22,8 @@ from bridgetower.data.sets.store import Table
 from bridgetower.files import locked
 from rows import caption_images
 
-LAYERS, WIDTH = 2, 3
+LAYERS = 2
+WIDTH = 3
 SHAPE = {"num_layers": LAYERS, "width": WIDTH, "dtype": torch.float32}
 
 
@@ -81,7 +82,8 @@ def test_a_row_that_is_there_is_not_computed_again(tmp_path, monkeypatch):
 
     with FeatureCache(tmp_path, 2**40) as cache, pytest.raises(KeyboardInterrupt):
         cache.features({}, 5, 2, compute, **SHAPE)
-    first, computed = computed, []
+    first = computed
+    computed = []
     with FeatureCache(tmp_path, 2**40) as cache:
         features = cache.features({}, 5, 2, compute, **SHAPE)
     assert first + computed == [0, 1, 2, 3, 4]

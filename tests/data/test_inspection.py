@@ -115,7 +115,8 @@ class TestSamples:
 
 @given(st.lists(st.integers(0, 20), min_size=1))
 def test_lengths_are_those_of_the_sorted_list(values):
-    lengths, ordered = word_lengths(Counter(values)), sorted(values)
+    lengths = word_lengths(Counter(values))
+    ordered = sorted(values)
     assert (lengths["shortest"], lengths["longest"]) == (ordered[0], ordered[-1])
     assert lengths["median"] == ordered[(len(ordered) - 1) // 2]
     assert lengths["mean"] == pytest.approx(sum(values) / len(values), abs=0.0051)

@@ -575,7 +575,8 @@ def test_json_that_is_nested_without_end(tmp_path):
 
 def member(name, content=b"", kind=tarfile.REGTYPE, size=None):
     info = tarfile.TarInfo(name)
-    info.size, info.type = len(content) if size is None else size, kind
+    info.size = len(content) if size is None else size
+    info.type = kind
     return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
 
 

@@ -175,7 +175,8 @@ for start in range(int(sys.argv[2]), 100000, 50):
 
 def test_killed_writers_leave_whole_commits(tmp_path, forked):
     """Two at a time, which lose nothing of each other."""
-    place, starts = tmp_path / "images.lance", (0, 100_000 - 500)
+    place = tmp_path / "images.lance"
+    starts = (0, 100_000 - 500)
     Table.create(place, IMAGES, checked="image")
     writers = [
         subprocess.Popen(

@@ -27,11 +27,11 @@ SEGMENTS = [
 def write_talk(path, seconds=12):
     """A clip with a tone whose loudness rises every second."""
     with av.open(str(path), "w") as container:
-        shown, heard = (
-            container.add_stream("libx264", rate=5),
-            container.add_stream("aac", rate=22_050, layout="stereo"),
-        )
-        shown.width, shown.height, shown.pix_fmt = 96, 64, "yuv420p"
+        shown = container.add_stream("libx264", rate=5)
+        heard = container.add_stream("aac", rate=22_050, layout="stereo")
+        shown.width = 96
+        shown.height = 64
+        shown.pix_fmt = "yuv420p"
         for number in range(5 * seconds):
             container.mux(shown.encode(av.VideoFrame.from_image(drawn(number // 5))))
         for second in range(seconds):
@@ -39,7 +39,9 @@ def write_talk(path, seconds=12):
             frame = av.AudioFrame.from_ndarray(
                 np.stack([tone, tone]).astype(np.float32), "fltp", "stereo"
             )
-            frame.rate, frame.pts, frame.time_base = 22_050, second * 22_050, Fraction(1, 22_050)
+            frame.rate = 22_050
+            frame.pts = second * 22_050
+            frame.time_base = Fraction(1, 22_050)
             container.mux(heard.encode(frame))
         container.mux([*shown.encode(), *heard.encode()])
     return path
@@ -48,7 +50,8 @@ def write_talk(path, seconds=12):
 @pytest.fixture
 def server(monkeypatch):
     class Stub(BaseHTTPRequestHandler):
-        sent, answers = [], []
+        sent = []
+        answers = []
 
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -101,7 +104,8 @@ def test_what_is_sent_and_what_becomes_of_it(tmp_path, server, monkeypatch):
     assert [text for _, text in found] == ["one", "two", "A red square"]
     assert [start for (start, _), _ in found] == pytest.approx([1, 6, 10.5], abs=0.1)
     assert len(server.sent) == 3
-    loudness, starts = [], []
+    loudness = []
+    starts = []
     for path, key, fields in server.sent:
         assert (path, key) == ("/v1/audio/transcriptions", "Bearer sk-1")
         assert (fields["model"], fields["response_format"]) == (b"tiny", b"verbose_json")

@@ -35,7 +35,10 @@ from bridgetower.data.sources.video import (
 from sources import served
 from videos import SAID, SIZE, SRT, write_clip
 
-RED, LIME, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+RED = (255, 0, 0)
+LIME = (0, 255, 0)
+BLUE = (0, 0, 255)
+WHITE = (255, 255, 255)
 SCENES = [(0, 3), (3, 6), (6, 9), (9, 12)]
 
 
@@ -71,11 +74,14 @@ def write_sizes(path, *sizes):
         for number, size in enumerate(sizes):
             writer = av.CodecContext.create("mpeg2video", "w")
             writer.width, writer.height, writer.pix_fmt = *size, "yuv420p"
-            writer.framerate, writer.time_base, writer.max_b_frames = Fraction(5), Fraction(1, 5), 0
+            writer.framerate = Fraction(5)
+            writer.time_base = Fraction(1, 5)
+            writer.max_b_frames = 0
             packets = []
             for place in range(15):
                 frame = av.VideoFrame.from_image(Image.new("RGB", size, ("red", "lime")[number]))
-                frame.pts, frame.time_base = 15 * number + place, Fraction(1, 5)
+                frame.pts = 15 * number + place
+                frame.time_base = Fraction(1, 5)
                 packets += writer.encode(frame)
             for packet in [*packets, *writer.encode()]:
                 packet.stream = stream
@@ -93,13 +99,13 @@ class TestFrames:
     @pytest.mark.parametrize(
         ("name", "codec"),
         [
-            *(
-                ("a.mkv", "libx264"),
-                ("a.mov", "libx264"),
-                ("a.webm", "libvpx-vp9"),
-                ("av1.mp4", "libsvtav1"),
-            ),
-            *(("a.avi", "mpeg4"), ("a.ts", "mpeg2video"), ("a.flv", "flv")),
+            ("a.mkv", "libx264"),
+            ("a.mov", "libx264"),
+            ("a.webm", "libvpx-vp9"),
+            ("av1.mp4", "libsvtav1"),
+            ("a.avi", "mpeg4"),
+            ("a.ts", "mpeg2video"),
+            ("a.flv", "flv"),
         ],
     )
     def test_formats(self, tmp_path, name, codec):
@@ -333,7 +339,8 @@ class TestMoments:
                 frame = av.VideoFrame.from_image(
                     Image.new("RGB", SIZE, "red" if time < 5.1 else "blue")
                 )
-                frame.pts, frame.time_base = round(time * 100), Fraction(1, 100)
+                frame.pts = round(time * 100)
+                frame.time_base = Fraction(1, 100)
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
         assert [one.start for one in moments_of(tmp_path / "a.mkv", Cutting())[0]] == pytest.approx(
@@ -550,18 +557,14 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("name", "of"),
         [
-            *(
-                ("a.vtt", "a.mp4"),
-                ("a.en.srt", "a.mp4"),
-                ("a.zh-Hans.vtt", "a.mp4"),
-                ("a.pt_BR.sdh.srt", "a.mp4"),
-            ),
-            *(
-                ("a.2.vtt", "a.2.mp4"),
-                ("a.it.vtt", "a.it.MKV"),
-                ("a.it.en.vtt", "a.it.MKV"),
-                ("a.3.vtt", None),
-            ),
+            ("a.vtt", "a.mp4"),
+            ("a.en.srt", "a.mp4"),
+            ("a.zh-Hans.vtt", "a.mp4"),
+            ("a.pt_BR.sdh.srt", "a.mp4"),
+            ("a.2.vtt", "a.2.mp4"),
+            ("a.it.vtt", "a.it.MKV"),
+            ("a.it.en.vtt", "a.it.MKV"),
+            ("a.3.vtt", None),
         ],
     )
     def test_whose_subtitles_a_file_has(self, tmp_path, name, of):

@@ -76,7 +76,8 @@ def generator_of(seed):
 
 
 def off(one, other):
-    first, second = functional.pil_to_tensor(one).int(), functional.pil_to_tensor(other).int()
+    first = functional.pil_to_tensor(one).int()
+    second = functional.pil_to_tensor(other).int()
     return int((first - second).abs().max())
 
 
@@ -142,7 +143,8 @@ class TestView:
         ramp = content(Image.linear_gradient("L").rotate(90).convert("RGB"))
         spans = []
         for smallest in (1.0, 0.5, 0.05):
-            config, widths = DataConfig(random_crop=smallest), []
+            config = DataConfig(random_crop=smallest)
+            widths = []
             for seed in range(30):
                 pixels = random_view(
                     ramp, config, processor(), torch.Generator().manual_seed(seed)
@@ -168,7 +170,8 @@ class TestView:
     @pytest.mark.parametrize("smallest", [0.08, 0.5])
     def test_crops_have_the_areas_and_sides_that_are_drawn(self, smallest):
         """Of the first draw that fits: a share of the area, and the logarithm of the ratio, between their ends."""
-        shares, ratios = [], []
+        shares = []
+        ratios = []
         for seed in range(400):
             left, top, right, bottom = crop_of(60, 40, smallest, seed)
             assert 0 <= left < right <= 60
@@ -176,7 +179,8 @@ class TestView:
             draws = torch.Generator().manual_seed(seed)
             for _ in range(10):
                 area, ratio = torch.rand(2, generator=draws).tolist()
-                area, ratio = 2400 * (1 - (1 - area) * (1 - smallest)), (3 / 4) ** (1 - 2 * ratio)
+                area = 2400 * (1 - (1 - area) * (1 - smallest))
+                ratio = (3 / 4) ** (1 - 2 * ratio)
                 height = math.sqrt(area / ratio)
                 if round(height) <= 40 and round(height * ratio) <= 60:
                     assert (right - left, bottom - top) == (round(height * ratio), round(height))
@@ -196,7 +200,8 @@ class TestView:
             [(left, top, right - left, bottom - top) for left, top, right, bottom in boxes]
         )
         torch.manual_seed(0)
-        crop, image = RandomResizedCrop(SIZE, scale=(0.3, 1.0)), functional.pil_to_tensor(picture())
+        crop = RandomResizedCrop(SIZE, scale=(0.3, 1.0))
+        image = functional.pil_to_tensor(picture())
         drawn = [crop.make_params([image]) for _ in range(3000)]
         theirs = np.array(
             [[one[name] for name in ("left", "top", "width", "height")] for one in drawn]
@@ -262,10 +267,12 @@ def warped(image, forward, fill):
     inverse = np.linalg.inv(np.array([*forward, [0, 0, 1]]))
     y, x = np.mgrid[:height, :width]
     from_x, from_y, _ = np.einsum("ij,jhw->ihw", inverse, np.stack([x, y, np.ones_like(x)]))
-    low_x, low_y = np.floor(from_x).astype(int), np.floor(from_y).astype(int)
+    low_x = np.floor(from_x).astype(int)
+    low_y = np.floor(from_y).astype(int)
     found = np.zeros_like(pixels)
     for right, down in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        column, row = low_x + right, low_y + down
+        column = low_x + right
+        row = low_y + down
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         values = np.where(
             inside[..., None], pixels[row.clip(0, height - 1), column.clip(0, width - 1)], fill
@@ -276,7 +283,8 @@ def warped(image, forward, fill):
 
 
 class TestBilinear:
-    COS, SIN = math.cos(math.radians(15)), math.sin(math.radians(15))
+    COS = math.cos(math.radians(15))
+    SIN = math.sin(math.radians(15))
     # BLIP's functions; getRotationMatrix2D around W / 2, H / 2
     FORWARD: ClassVar = {
         "shear_x": (0.15, [[1, -0.15, 0], [0, 1, 0]]),
@@ -388,7 +396,8 @@ class TestPictures:
 
     def test_nothing_is_mirrored(self):
         pixels = augment(self.halves(), "affine", torch.Generator().manual_seed(0)).float()
-        left, right = pixels[..., :7].mean(dim=(1, 2, 3)), pixels[..., 13:].mean(dim=(1, 2, 3))
+        left = pixels[..., :7].mean(dim=(1, 2, 3))
+        right = pixels[..., 13:].mean(dim=(1, 2, 3))
         assert (right > left + 50).all()
         turned = augment(
             self.halves().transpose(2, 3), "affine", torch.Generator().manual_seed(0)

@@ -23,7 +23,8 @@ class Group:
         context = multiprocessing.get_context("forkserver")
         self.folder = tempfile.TemporaryDirectory()
         rendezvous = (Path(self.folder.name) / "rendezvous").as_uri()
-        self.pipes, self.processes = [], []
+        self.pipes = []
+        self.processes = []
         for rank in range(world_size):
             pipe, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, world_size, rendezvous, theirs))

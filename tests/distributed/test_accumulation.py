@@ -51,7 +51,8 @@ def step(config, out):
     hook = register_optimizer_step_pre_hook(record)
     train(config, out, progress=False)
     hook.remove()
-    (gradients,), (metrics,) = seen, read_metrics(out, "train")
+    (gradients,) = seen
+    (metrics,) = read_metrics(out, "train")
     return SimpleNamespace(gradients=gradients, metrics=metrics)
 
 
@@ -121,7 +122,8 @@ def found(alone, configs, tmp_path_factory):
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("name", PARTS)
 def test_any_cut_gives_the_gradients_and_metrics_of_one_batch(name, cut, alone, found):
-    (processes, size), whole = cut, alone[name, 8]
+    (processes, size) = cut
+    whole = alone[name, 8]
     assert len(found[processes]) == processes
     for process in found[processes]:
         one = process[name, size]
@@ -138,7 +140,8 @@ def test_any_cut_gives_the_gradients_and_metrics_of_one_batch(name, cut, alone, 
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_control_the_official_mean_over_micro_batches_differs(cut, alone, found):
-    (processes, size), whole = cut, alone["words", 8]
+    (processes, size) = cut
+    whole = alone["words", 8]
     # of one batch they are the same
     assert torch.equal(alone["words, officially", 8].gradients, whole.gradients)
     for process in found[processes]:

@@ -20,7 +20,8 @@ BATCHES = [
     tiny.caption_batch((0, 1), (5, 3), PLAIN, seed=3),
     tiny.caption_batch((2, 3), (4, 7), PLAIN, seed=4),
 ]
-CONTRAST, BOTH = Phase(mlm=0, itm=0, itc=1), Phase(mlm=1, itm=1)
+CONTRAST = Phase(mlm=0, itm=0, itc=1)
+BOTH = Phase(mlm=1, itm=1)
 KINDS = {
     "contrast, then words": (replace(CONTRAST, until=0.5), Phase(mlm=1, itm=0)),
     "frozen towers": (replace(BOTH, itc=1),),
@@ -84,7 +85,8 @@ class Changing(PretrainingTask):
 
 
 def steps(task, batch):
-    replicas, seen = Replicated(task), []
+    replicas = Replicated(task)
+    seen = []
     for progress in STEPS:
         task.progress = progress
         replicas(batch).total.backward()
@@ -96,7 +98,9 @@ def averaged():
     """Gradients of each kind, those of a task that changes, and how many exchanges three micro-batches took so far."""
     found = {kind: steps(task_of(kind), batches(kind)[rank()]) for kind in KINDS}
     changing = steps(task_of("no words in one process", Changing), BATCHES[rank()])
-    replicas, counts, seen = Replicated(task_of("frozen towers")), [0], []
+    replicas = Replicated(task_of("frozen towers"))
+    counts = [0]
+    seen = []
 
     def count(state, bucket):
         counts[0] += 1

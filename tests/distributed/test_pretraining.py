@@ -78,7 +78,8 @@ PHASES = {
 
 
 def step(texts, name):
-    (phase, changes), drawn = PHASES[name], []
+    (phase, changes) = PHASES[name]
+    drawn = []
     task = make_task(phase, **changes)
     original = task.pairs
 
@@ -103,7 +104,8 @@ def step(texts, name):
 def evaluate(checkpoint, dataset):
     loaded = read_checkpoint(checkpoint)
     images = CaptionImages(DataConfig(folders=(str(dataset),)), "test", loaded.processor)
-    config, model = RetrievalConfig(candidates=3, batch_size=4), loaded.model()
+    config = RetrievalConfig(candidates=3, batch_size=4)
+    model = loaded.model()
     result = evaluate_retrieval(model, images, config)
     accuracy = evaluate_matching(model, images, config)
     with pytest.MonkeyPatch.context() as patch:
@@ -163,7 +165,8 @@ def joined_pairs(parts, *, global_rows):
 
 def alone(texts, name, processes):
     phase, changes = PHASES[name]
-    task, batch = make_task(phase, **changes), whole_batch(LENGTHS[texts])
+    task = make_task(phase, **changes)
+    batch = whole_batch(LENGTHS[texts])
     image = task.model.encode_image(batch.pixel_values)
     text = task.model.encode_text(batch.input_ids, batch.attention_mask)
     parts = {"itc": task.itc(image, text, batch)}
@@ -295,10 +298,8 @@ def at_once(kind):
 
 
 def in_parts(kind):
-    task, parts = (
-        PretrainingTask(tiny.build(KINDS[kind]).train(), ITC),
-        micro_batches(rank(), world_size()),
-    )
+    task = PretrainingTask(tiny.build(KINDS[kind]).train(), ITC)
+    parts = micro_batches(rank(), world_size())
     contrasts = contrast_of_step(task, parts, lambda micro: seed(rank(), micro))
     parallel = DistributedDataParallel(task, find_unused_parameters=True)
     losses = []

@@ -97,10 +97,8 @@ def trained(configs, out):
         }
         metrics = train(config, out / name, **given)
         hook.remove()
-        weights, entries = (
-            dict(read_checkpoint(out / name / "last").tensors),
-            read_metrics(out / name, "train"),
-        )
+        weights = dict(read_checkpoint(out / name / "last").tensors)
+        entries = read_metrics(out / name, "train")
         found[name] = SimpleNamespace(
             gradients=gradients, entries=entries, weights=weights, metrics=metrics
         )
@@ -385,7 +383,8 @@ def test_one_process_and_two_continue_what_the_other_has_written(interval, whole
     before = states.saved(out).step
     resume(interval, out)
     assert states.saved(out).step == before + 1 == interval.max_steps
-    kept, last = states.tensors(out), load_file(out / "last" / "model.safetensors")
+    kept = states.tensors(out)
+    last = load_file(out / "last" / "model.safetensors")
     assert all(torch.equal(kept[f"model.{name}"], weight) for name, weight in last.items())
     others = load_file(whole_run / "last" / "model.safetensors")
     assert max(float((last[name] - weight).abs().max()) for name, weight in others.items()) < 0.05

@@ -143,7 +143,8 @@ def losing(folder):
 def test_killed_and_started_again_by_torchrun_it_ends_with_the_same_bits(
     torchrun, tiny_dataset, folder, losing, whole
 ):
-    out, restarting = folder / "again", (*torchrun, "--max-restarts", "1")
+    out = folder / "again"
+    restarting = (*torchrun, "--max-restarts", "1")
     program = (losing, "kill")
     code, _, error = finish(
         start(restarting, tiny_dataset, out, "--checkpoint-every", "4", program=program)
@@ -225,7 +226,8 @@ def test_processes_on_cpus_leave_gpus_alone(tiny_dataset, folder, monkeypatch):
         "MASTER_PORT": str(port),
     }.items():
         monkeypatch.setenv(name, value)
-    backends, original = [], torch.distributed.init_process_group
+    backends = []
+    original = torch.distributed.init_process_group
 
     def init_process_group(backend, **options):
         backends.append(backend)

@@ -38,7 +38,8 @@ def packed(engine):
 
 def fused(model, outputs, dtype=torch.float32):
     pixel_values = tiny.images(3).to(dtype)
-    image, text = model.encode_image(pixel_values, IMAGE), model.encode_text(*tiny.texts([5, 3, 4]))
+    image = model.encode_image(pixel_values, IMAGE)
+    text = model.encode_text(*tiny.texts([5, 3, 4]))
     return model.fuse(model.cache_image(image), model.cache_text(text), outputs)
 
 
@@ -50,7 +51,8 @@ class TestNumbers:
     def test_fused(self, outputs):
         model, own = made()
         assert packed(own) == {False}
-        ours, theirs = fused(own, outputs), fused(model, outputs)
+        ours = fused(own, outputs)
+        theirs = fused(model, outputs)
         assert packed(own) == {True}
         for name in ("pooled", "text", "image"):
             if getattr(theirs, f"_{name}", None) is not None:
@@ -150,7 +152,8 @@ print(json.dumps([len(kinds), ordinary, sum(counters["graph_break"].values()), f
 
 @pytest.mark.nightly
 def test_compiled_in_few_graphs_for_all_kinds_of_calls_and_beyond_their_limit(forked):
-    command, tests = [forked / "python", "-c", COMPILED], Path(__file__).parents[1]
+    command = [forked / "python", "-c", COMPILED]
+    tests = Path(__file__).parents[1]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tests)
     kinds, graphs, breaks, off, beyond = json.loads(result.stdout.splitlines()[-1])
     assert kinds == 15

@@ -70,7 +70,8 @@ def part_of(module, inputs, *names):
 
 class TestWriting:
     def test_is_a_checkpoint_with_the_largest_differences(self, exported, tiny_checkpoint):
-        ours, source = read_checkpoint(exported), read_checkpoint(tiny_checkpoint)
+        ours = read_checkpoint(exported)
+        source = read_checkpoint(tiny_checkpoint)
         assert ours.config == source.config
         assert tiny.equal(ours.tensors, source.tensors)
         assert ours.processor is not None
@@ -124,7 +125,9 @@ class TestWriting:
 class TestGraphs:
     def test_name_ranges_of_the_weights_and_hold_none(self, exported):
         weights = exported / "model.safetensors"
-        content, tensors, ranges = weights.read_bytes(), load_file(weights), tensor_ranges(weights)
+        content = weights.read_bytes()
+        tensors = load_file(weights)
+        ranges = tensor_ranges(weights)
         assert ranges.keys() == tensors.keys()
         for name, (offset, length) in ranges.items():
             assert content[offset : offset + length] == tensors[name].numpy().tobytes()
@@ -161,7 +164,8 @@ class TestGraphs:
                 pieces += first(inputs).chunk(2, -1), second(inputs).chunk(2, -1)
                 return tuple(2 * piece for some in pieces for piece in some)
 
-        module, inputs = Splits(), torch.randn(2, 4, 5)
+        module = Splits()
+        inputs = torch.randn(2, 4, 5)
         part = part_of(module, inputs, *(f"piece{number}" for number in range(8)))
         save_file(module.model.state_dict(), tmp_path / "model.safetensors")
         write_graph(part, tmp_path / "text.onnx")
@@ -277,7 +281,8 @@ class TestDamage:
     def test_other_weights_of_the_same_layout_are_run(self, copied):
         checkpoint = read_checkpoint(copied)
         doubled = {name: 2 * tensor for name, tensor in checkpoint.tensors.items()}
-        ids, mask = torch.tensor([[0, 5, 2]]), torch.ones(1, 3, dtype=torch.int64)
+        ids = torch.tensor([[0, 5, 2]])
+        mask = torch.ones(1, 3, dtype=torch.int64)
         update_weights(replace(checkpoint, tensors=doubled), copied)
         expected = exported_model(copied, NO_EXTENSIONS).encode_text(ids, mask).cls
         output = Runner("onnxruntime", copied).run("text", [ids, mask])[-1]
@@ -289,10 +294,8 @@ class TestCache:
         half = {name: tensor.half() for name, tensor in checkpoint.tensors.items()}
         checkpoint = replace(checkpoint, tensors=half, reranking=Reranking(itc_weight=16.0))
         damaged = tmp_path / f"{content_key(checkpoint)}-onnx"
-        own, of_another = (
-            tmp_path / f".{damaged.name}.partial-killed",
-            tmp_path / ".converted.partial-live",
-        )
+        own = tmp_path / f".{damaged.name}.partial-killed"
+        of_another = tmp_path / ".converted.partial-live"
         for left in (damaged, own, of_another):
             left.mkdir()
         (damaged / "text.onnx").touch()
@@ -340,10 +343,8 @@ class TestCache:
         class Tower(patches):
             pass
 
-        config, own = (
-            tiny.changed(vision__architecture="patches"),
-            Extensions(vision_towers={"patches": Tower}),
-        )
+        config = tiny.changed(vision__architecture="patches")
+        own = Extensions(vision_towers={"patches": Tower})
         tensors = BridgeTower(config, own).state_dict()
         checkpoint = Checkpoint(source="mine", config=config, tensors=tensors, extensions=own)
         key = content_key(checkpoint)

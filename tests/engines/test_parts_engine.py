@@ -57,7 +57,8 @@ def outputs(runs, lengths, *, padded):
     ids, mask = tiny.texts(lengths, config, width=config.text.max_length if padded else None)
     pixel_values = tiny.images(len(lengths), config)
     given = None if len(set(lengths)) == 1 and not padded else mask
-    image, text = runs.encode_image(pixel_values), runs.encode_text(ids, given)
+    image = runs.encode_image(pixel_values)
+    text = runs.encode_text(ids, given)
     found = {f"image {n}": layer for n, layer in enumerate(image.layers)}
     found |= {f"text {n}": layer[mask.bool()] for n, layer in enumerate(text.layers)}
     found |= {"image cls": image.cls, "text cls": text.cls, "pooled": runs.fuse(image, text).pooled}
@@ -74,10 +75,8 @@ class TestEquality:
     @pytest.mark.parametrize("lengths", [[5], [5, 3, 4], [1], [*range(1, 15)]], ids=str)
     @pytest.mark.parametrize("padded", [False, True])
     def test_with_the_model(self, engine, lengths, padded):
-        ours, expected = (
-            outputs(engine, lengths, padded=padded),
-            outputs(engine.model, lengths, padded=padded),
-        )
+        ours = outputs(engine, lengths, padded=padded)
+        expected = outputs(engine.model, lengths, padded=padded)
         assert ours.keys() == expected.keys()
         for name, wanted in expected.items():
             torch.testing.assert_close(
@@ -97,16 +96,16 @@ class TestEquality:
         other = tiny.build(with_two.model.config)
         with torch.no_grad():
             other.text.layers[0].mlp.up.bias[0] += 0.01
-        ours, expected = (
-            outputs(with_two, [5, 3], padded=False),
-            outputs(other, [5, 3], padded=False),
-        )
+        ours = outputs(with_two, [5, 3], padded=False)
+        expected = outputs(other, [5, 3], padded=False)
         assert tiny.off(ours["pooled"], expected["pooled"]) > 2e-5
         assert tiny.off(ours["image cls"], expected["image cls"]) < 2e-5
         ids, mask = tiny.texts([5, 3])
-        image, text = with_two.encode_image(tiny.images(2)), with_two.encode_text(ids, mask)
+        image = with_two.encode_image(tiny.images(2))
+        text = with_two.encode_text(ids, mask)
         unmasked = replace(text, mask=torch.ones_like(mask, dtype=torch.bool))
-        right, wrong = with_two.fuse(image, text).pooled, with_two.fuse(image, unmasked).pooled
+        right = with_two.fuse(image, text).pooled
+        wrong = with_two.fuse(image, unmasked).pooled
         torch.testing.assert_close(right[0], wrong[0], **CLOSE)
         assert tiny.off(right[1], wrong[1]) > 1e-3
 
@@ -158,9 +157,11 @@ def test_coarse_precisions_are_near_the_model_but_not_equal(request, folder, eng
 
 @torch.inference_mode()
 def test_numbers_in_int8_depend_on_the_batch(int8):
-    engine, (ids, mask) = opened(int8), tiny.texts([5] * 8)
+    engine = opened(int8)
+    (ids, mask) = tiny.texts([5] * 8)
     expected = engine.model.encode_text(ids[:1], mask[:1]).cls
-    batch, alone = engine.encode_text(ids, mask).cls, engine.encode_text(ids[:1], mask[:1]).cls
+    batch = engine.encode_text(ids, mask).cls
+    alone = engine.encode_text(ids[:1], mask[:1]).cls
     assert 0.1 < tiny.off(batch[:1], alone) / tiny.off(alone, expected) < 10
 
 
@@ -182,7 +183,8 @@ def test_refusals(with_two):
             ValueError, match=f"text of {limit + 1} tokens; the position table holds {limit}"
         ):
             with_two.encode_text(torch.full((1, limit + 1), 5), outputs=kind)
-    image, text = with_two.encode_image(tiny.images(2)), with_two.encode_text(*tiny.texts([3, 3]))
+    image = with_two.encode_image(tiny.images(2))
+    text = with_two.encode_text(*tiny.texts([3, 3]))
     with pytest.raises(ValueError, match='outputs="all" is not exported'):
         with_two.fuse(image, text, outputs="all")
     with pytest.raises(ValueError, match="2 images and 1 texts"):
@@ -213,7 +215,8 @@ class TestSignals:
     """They are handled after models of OpenVINO went, in whatever order."""
 
     def test_a_stack_that_was_installed_meanwhile_is_not_left(self):
-        before, memory = signal_stack(), mmap.mmap(-1, size := 64 * 1024)
+        before = signal_stack()
+        memory = mmap.mmap(-1, size := 64 * 1024)
         other = SignalStack(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 0, size)
         with kept_signal_stack():
             ctypes.CDLL(None).sigaltstack(ctypes.byref(other), None)

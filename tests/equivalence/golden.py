@@ -30,7 +30,9 @@ class Tolerance:
         )
 
 
-FEATURES, EPS, GRADIENTS = Tolerance(2e-5), Tolerance(1e-6), Tolerance(1e-6)
+FEATURES = Tolerance(2e-5)
+EPS = Tolerance(1e-6)
+GRADIENTS = Tolerance(1e-6)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Case:
     @property
     def overrides(self):
         """What an official file of unpublished towers does not tell: their numbers of heads."""
-        vision, text = self.meta["arch"]["vision"], self.meta["arch"]["text"]
+        vision = self.meta["arch"]["vision"]
+        text = self.meta["arch"]["text"]
         heads = vision["num_heads"] if self.naming == "timm" else vision["heads"]
         return {"vision.num_heads": heads, "text.num_heads": text["num_attention_heads"]}
 

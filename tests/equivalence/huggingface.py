@@ -97,12 +97,14 @@ def random_model(kind, changes=None, seed=0):
 
 
 def inputs(model, image_size=None, seed=2):
-    config, generator = model.config, torch.Generator().manual_seed(seed)
+    config = model.config
+    generator = torch.Generator().manual_seed(seed)
     side = image_size or config.vision_config.image_size
     padding = config.text_config.pad_token_id
     ids = torch.randint(padding + 2, config.text_config.vocab_size, (2, 7), generator=generator)
     mask = torch.ones_like(ids)
-    ids[1, 4:], mask[1, 4:] = padding, 0
+    ids[1, 4:] = padding
+    mask[1, 4:] = 0
     pixel_values = torch.randn(2, 3, side, side, generator=generator)
     return {"pixel_values": pixel_values, "input_ids": ids, "attention_mask": mask}
 

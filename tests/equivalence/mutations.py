@@ -81,14 +81,15 @@ def image_layer_reads_updated_text(checkpoint, inputs):
 
 
 _ALL = (
-    *(gelu_tanh_in_bert_layers, gelu_instead_of_quickgelu, text_mask_ignored, token_types_swapped),
-    *(
-        position_ids_off_by_one,
-        ln_post_skipped,
-        text_link_towers_reversed,
-        cross_eps_1e5,
-        image_transposed,
-    ),
+    gelu_tanh_in_bert_layers,
+    gelu_instead_of_quickgelu,
+    text_mask_ignored,
+    token_types_swapped,
+    position_ids_off_by_one,
+    ln_post_skipped,
+    text_link_towers_reversed,
+    cross_eps_1e5,
+    image_transposed,
     image_layer_reads_updated_text,
 )
 MUTATIONS = {function.__name__: function for function in _ALL}

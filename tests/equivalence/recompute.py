@@ -85,7 +85,9 @@ def with_false_images(model, image, inputs):
 
 def pretraining_outputs(task, inputs):
     """Features on plain text, MLM, ITM (and ITC) as the official training step computes them, and their sum."""
-    model, batch, weights = task.model, caption_batch(inputs), task.config.phases[0]
+    model = task.model
+    batch = caption_batch(inputs)
+    weights = task.config.phases[0]
     image, text = encode(model, inputs)
     outputs = features(model, image, text) | mlm_outputs(task, image, batch)
     candidates = with_false_images(model, image, inputs)
@@ -99,7 +101,8 @@ def pretraining_outputs(task, inputs):
 
 def optimizer_config(official, max_steps):
     """Our optimiser under an official run config; its warm-up is a share of the steps or, from 1 up, their number."""
-    warmup, power = official["warmup_steps"], official["decay_power"]
+    warmup = official["warmup_steps"]
+    power = official["decay_power"]
     if isinstance(warmup, int):
         warmup = (
             warmup + 0.5

@@ -15,7 +15,8 @@ from golden import FOLDER_VARIABLE, folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
-NUM_ANSWERS, POSITIONS = 23, 21
+NUM_ANSWERS = 23
+POSITIONS = 21
 GROWN = {
     "vqa_classifier.3.weight": NUM_ANSWERS,
     "vqa_classifier.3.bias": NUM_ANSWERS,
@@ -27,7 +28,8 @@ def write_larger(source: Path, target: Path) -> None:
     """Copies the case c, with a head for more answers and a longer position table."""
     shutil.copytree(source, target)
     content = read_torch_archive(source / "checkpoint.ckpt")
-    settings, tensors = content["hyper_parameters"]["config"], content["state_dict"]
+    settings = content["hyper_parameters"]["config"]
+    tensors = content["state_dict"]
     for name, rows in GROWN.items():
         assert rows > len(tensors[name])
         tensors[name] = torch.cat([tensors[name], tensors[name][: rows - len(tensors[name])]])

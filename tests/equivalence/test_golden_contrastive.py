@@ -15,7 +15,8 @@ def starting(recorded, *prefixes):
 
 
 def similarities(task, encoded):
-    image, text = task.model.image_embeds(encoded[0]), task.model.text_embeds(encoded[1])
+    image = task.model.image_embeds(encoded[0])
+    text = task.model.text_embeds(encoded[1])
     scale = task.model.head("itc").logit_scale()
     return image, text, scale, scale * image @ text.T
 
@@ -57,7 +58,8 @@ class TestHardNegatives:
         assert torch.equal(pairs.labels, recorded.inputs["hard_itm_labels"])
 
     def test_control_exchanged_draws_fail(self, recorded, task, encoded):
-        images, texts = recorded.inputs["hard_neg_image_idx"], recorded.inputs["hard_neg_text_idx"]
+        images = recorded.inputs["hard_neg_image_idx"]
+        texts = recorded.inputs["hard_neg_text_idx"]
         pairs = pairs_with_negatives(texts.roll(1), images.roll(1), slice(0, len(images)))
         assert wrong(itm_outputs(task, *encoded, pairs, prefix="hard_"), recorded.outputs) != {}
 
@@ -67,7 +69,8 @@ class TestHardNegatives:
         pairs = hard_pairs(
             logits, logits.T, index, index, slice(0, len(logits)), torch.Generator().manual_seed(0)
         )
-        layout, count = negatives(recorded, "hard_"), len(logits)
+        layout = negatives(recorded, "hard_")
+        count = len(logits)
         assert torch.equal(pairs.labels, layout.labels)
         # Each text with a negative image, then each image with a negative text: one side of a pair is given.
         assert torch.equal(pairs.image_rows[:count], layout.image_rows[:count])
@@ -82,10 +85,8 @@ def test_soft_targets_over_the_texts_of_an_image(recorded, task):
     first = (index[:, None] == index[None]).int().argmax(dim=1)
     image, text = encode(task.model, recorded.inputs | {"image": recorded.inputs["image"][first]})
     ours = itm_outputs(task, image, text, negatives(recorded, "ft_"), prefix="ft_")
-    embeds, scale = (
-        (task.model.image_embeds(image), task.model.text_embeds(text)),
-        task.model.head("itc").logit_scale(),
-    )
+    embeds = (task.model.image_embeds(image), task.model.text_embeds(text))
+    scale = task.model.head("itc").logit_scale()
     ours["ft_itc_loss"] = itc_loss(embeds, index, scale)
     check(ours, starting(recorded, "ft_"))
     # Hard targets would not do as a control: where images are equal, so are their rows, and the sums coincide.

@@ -77,7 +77,8 @@ class TestTasks:
             outputs(recorded, model, batch)
         )
         head = getattr(model, f"{HEADS[recorded.meta['case']][0]}_head")
-        eps, head.norm.eps = head.norm.eps, 1e-2
+        eps = head.norm.eps
+        head.norm.eps = 1e-2
         assert wrong(outputs(recorded, model, batch), recorded.outputs) != {}
         head.norm.eps = eps
         head.train().dropout.p = 0.5
@@ -85,11 +86,9 @@ class TestTasks:
         assert wrong(outputs(recorded, model, batch), recorded.outputs) != {}
 
     def test_heads_are_those_of_the_file_with_the_official_settings(self, recorded, batch):
-        model, config, official = (
-            recorded.load(),
-            recorded.checkpoint.config,
-            recorded.meta["config"],
-        )
+        model = recorded.load()
+        config = recorded.checkpoint.config
+        official = recorded.meta["config"]
         heads = ("vqa", "snli_ve", "nlvr2", "mlm", "itm", "itc")
         there = {head for head in heads if getattr(model, f"{head}_head") is not None}
         assert config.heads.hidden_scale == official["head_hidden_scale"]
@@ -104,7 +103,8 @@ class TestTasks:
 
 def test_score_of_the_likeliest_answers():
     recorded = case("c_vqa")
-    batch, task = batch_of(recorded), task_of_head(recorded.load(), "vqa")
+    batch = batch_of(recorded)
+    task = task_of_head(recorded.load(), "vqa")
     assert task(batch).metrics["vqa_score"].item() == pytest.approx(
         recorded.meta["vqa_score_metric"]
     )
@@ -137,7 +137,8 @@ class TestFeaturesOfTwoImages:
                 ours |= features(model, image, text, prefix)
             return ours
 
-        model, inputs = recorded.load(), recorded.inputs
+        model = recorded.load()
+        inputs = recorded.inputs
         text = model.encode_text(inputs["text_ids"], inputs["text_masks"])
         ours = features_under((1, 2))
         check(ours, {name: recorded.outputs[name] for name in ours})
@@ -152,7 +153,8 @@ class TestFeaturesOfTwoImages:
             }
 
     def test_the_text_is_encoded_once_and_images_are_not_exchanged(self, recorded, batch):
-        model, calls = recorded.load(), []
+        model = recorded.load()
+        calls = []
         model.text.register_forward_hook(lambda *_: calls.append(1))
         exchanged = replace(
             batch, pixel_values=batch.pixel_values_2, pixel_values_2=batch.pixel_values

@@ -12,18 +12,21 @@ from golden import FOLDER_VARIABLE, Case, case
 
 # By letter, in the order in which they were recorded; l and n hold no model.
 MODELS = (
-    *(
-        "a_pretrain",
-        "b_itc",
-        "b2_itc_world2",
-        "c_vqa",
-        "d_snli",
-        "e_nlvr2",
-        "f_irtr",
-        "g_ln_separate",
-        "h_timm_vit",
-    ),
-    *("i_bert", "j_meter", "k_resize", "m_gradients", "o_eps_clip_roberta", "o_eps_vit_bert"),
+    "a_pretrain",
+    "b_itc",
+    "b2_itc_world2",
+    "c_vqa",
+    "d_snli",
+    "e_nlvr2",
+    "f_irtr",
+    "g_ln_separate",
+    "h_timm_vit",
+    "i_bert",
+    "j_meter",
+    "k_resize",
+    "m_gradients",
+    "o_eps_clip_roberta",
+    "o_eps_vit_bert",
 )
 OTHERS = ("l_optimizer", "n_preprocess")
 
@@ -57,12 +60,14 @@ class TestFolder:
 class TestNames:
     def test_every_official_tensor_is_read_extra_or_reported(self, recorded):
         read = {name for source in recorded.table().values() for name in source.names}
-        extra_tensors, dropped = recorded.extra_tensor_names(), set(recorded.checkpoint.dropped)
+        extra_tensors = recorded.extra_tensor_names()
+        dropped = set(recorded.checkpoint.dropped)
         assert len(read) + len(extra_tensors) + len(dropped) == len(read | extra_tensors | dropped)
         assert read | extra_tensors | dropped == set(official_tensors(recorded))
 
     def test_round_trip_is_bit_for_bit(self, recorded):
-        official, table = official_tensors(recorded), recorded.table()
+        official = official_tensors(recorded)
+        table = recorded.table()
         back = export_tensors(table, import_tensors(table, official))
         assert all(torch.equal(tensor, official[name]) for name, tensor in back.items())
         name = "text.layers.0.attention.qkv.weight"  # control: exchanged query and key are seen

@@ -94,7 +94,8 @@ def train(recorded, training, **changes):
     task = pretraining_task(recorded, model)
     optimizer = build_optimizer(parameter_groups(model, config), config)
     factor = schedule(config, training["max_steps"])
-    losses, rates = [], []
+    losses = []
+    rates = []
     for step in training["steps"]:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor(step["step"])

@@ -47,7 +47,8 @@ def recorded_groups(name):
 
 
 def build(name):
-    official, checkpoint = recorded_groups(name)["params"], case(MODELS[name]).checkpoint
+    official = recorded_groups(name)["params"]
+    checkpoint = case(MODELS[name]).checkpoint
     heads = {"mlm": "mlm_score.bias", "itm": "itm_score.fc.weight"}
     return BridgeTower(
         checkpoint.config.override(
@@ -90,12 +91,12 @@ class TestGroups:
 
     @pytest.mark.parametrize("name", MODELS)
     def test_every_parameter_is_in_one_group_with_its_multiplier_and_decay(self, name):
-        recorded, config, model = recorded_groups(name), groups_config(name), build(name)
-        official, ours, groups = (
-            recorded["params"],
-            our_groups(name, model),
-            parameter_groups(model, config),
-        )
+        recorded = recorded_groups(name)
+        config = groups_config(name)
+        model = build(name)
+        official = recorded["params"]
+        ours = our_groups(name, model)
+        groups = parameter_groups(model, config)
         assert disagreeing(ours, official) == []
         left_overs = (*LEFT_OVERS, *(("temperature",) if model.itc_head is None else ()))
         known = {key for key in official if any(fnmatch(key, pattern) for pattern in left_overs)}
@@ -120,7 +121,8 @@ class TestGroups:
 
     @pytest.mark.parametrize("change", ["head_multiplier", "fusion_multiplier"])
     def test_control_another_multiplier_fails(self, change):
-        official, model = recorded_groups("pretrain")["params"], build("pretrain")
+        official = recorded_groups("pretrain")["params"]
+        model = build("pretrain")
         assert disagreeing(our_groups("pretrain", model, **{change: 3.0}), official) != []
 
 

@@ -28,7 +28,8 @@ def layer_modules(config):
         for index in range(config.vision.num_layers)
     }
     for stream in ("text", "image"):
-        layers, bridges = range(config.fusion.num_layers), range(config.fusion.num_layers - 1)
+        layers = range(config.fusion.num_layers)
+        bridges = range(config.fusion.num_layers - 1)
         modules |= {
             f"cross_{stream}_layer_{index}": f"fusion.{stream}_layers.{index}" for index in layers
         }
@@ -66,10 +67,8 @@ class TestOutputs:
 
     def test_parts_that_are_read_alone_and_the_accuracy_of_matching(self, recorded, task, encoded):
         image, text = encoded
-        pooled, stream = (
-            task.model.fuse(image, text, "pooled").pooled,
-            task.model.fuse(image, text, "text").text,
-        )
+        pooled = task.model.fuse(image, text, "pooled").pooled
+        stream = task.model.fuse(image, text, "text").text
         assert wrong({"cls_feats": pooled, "text_feats": stream}, recorded.outputs) == {}
         false = task.model.encode_image(recorded.inputs["false_image_0"])
         pairs = recorded_pairs(recorded.inputs["itm_labels"])
@@ -77,10 +76,8 @@ class TestOutputs:
         assert accuracy.item() == pytest.approx(recorded.meta["metrics"]["itm_accuracy"])
 
     def test_control_other_pairs_and_labels_give_other_losses(self, recorded, task):
-        labels, vocab_size = (
-            recorded.inputs["text_labels_mlm"],
-            recorded.checkpoint.config.text.vocab_size,
-        )
+        labels = recorded.inputs["text_labels_mlm"]
+        vocab_size = recorded.checkpoint.config.text.vocab_size
         next_word = torch.where(labels == IGNORED, IGNORED, (labels + 1) % vocab_size)
         for changed, expected in (
             (

@@ -20,7 +20,8 @@ STAGES = ("plain", "chunked", "gather_inputs", "save_memory")  # of the official
 
 @pytest.fixture(scope="module")
 def ours(recorded):
-    model, inputs = recorded.load(), recorded.inputs
+    model = recorded.load()
+    inputs = recorded.inputs
     encoded = (
         model.encode_image(inputs["images"]),
         model.encode_text(inputs["text_ids"], inputs["text_masks"]),
@@ -63,7 +64,8 @@ def score_pairs(model, image, text, pairs, batch_size):
 
 
 def two_stage_scores(pairs, itm, protocol):
-    whole, ranked = dense.table(pairs, itm), dense.ranked(pairs, itm, protocol)
+    whole = dense.table(pairs, itm)
+    ranked = dense.ranked(pairs, itm, protocol)
     return [
         torch.where(dense.table(pairs, side, other=False), whole, DROPPED) for side in ranked.sides
     ]
@@ -100,7 +102,8 @@ class TestEncodings:
         assert wrong(found, recorded.outputs) == {}
 
     def test_each_text_with_its_image(self, recorded, ours):
-        index, (image, text) = recorded.inputs["text_image_index"], ours.encoded
+        index = recorded.inputs["text_image_index"]
+        (image, text) = ours.encoded
         pooled = ours.model.fuse(image[index], text).pooled
         found = {"paired_cls_feats": pooled, "paired_itm_logits": ours.model.itm_head(pooled)}
         assert wrong(found, recorded.outputs) == {}
@@ -109,10 +112,14 @@ class TestEncodings:
 
 
 def test_reranked_texts_of_an_image_and_images_of_a_text(recorded, ours):
-    inputs, pairs, scores = recorded.inputs, ours.pairs, dense.table(ours.pairs, ours.itm)
-    row, texts = int(inputs["image_rerank_image"]), inputs["image_rerank_texts"]
+    inputs = recorded.inputs
+    pairs = ours.pairs
+    scores = dense.table(ours.pairs, ours.itm)
+    row = int(inputs["image_rerank_image"])
+    texts = inputs["image_rerank_texts"]
     assert set(texts.tolist()) == set(pairs.text[pairs.image_side & (pairs.image == row)].tolist())
-    column, images = int(inputs["text_rerank_text"]), inputs["text_rerank_images"]
+    column = int(inputs["text_rerank_text"])
+    images = inputs["text_rerank_images"]
     assert set(images.tolist()) == set(
         pairs.image[pairs.text_side & (pairs.text == column)].tolist()
     )
@@ -128,7 +135,8 @@ class TestMetrics:
 
     def test_candidates_are_the_official_ones(self, recorded, candidates):
         for side in ("image_side", "text_side"):
-            name, side = f"scores_{side}", getattr(candidates, side)
+            name = f"scores_{side}"
+            side = getattr(candidates, side)
             assert torch.equal(
                 dense.table(candidates, side, other=False), recorded.outputs[name] > DROPPED
             )
@@ -148,7 +156,8 @@ class TestMetrics:
         standard = dense.ranked(candidates, scored, "standard").recalls()
         assert standard != dense.ranked(swapped, scored, "standard").recalls()
         assert standard != dense.ranked(candidates, scored, "paper").recalls()
-        expected, similarity = recorded.meta["recalls"]["itc_only"], recorded.outputs["sims_matrix"]
+        expected = recorded.meta["recalls"]["itc_only"]
+        similarity = recorded.outputs["sims_matrix"]
         ks = ranks(expected)
         shifted = streamed_recalls(dense.scores_of(similarity), truth_of(index.roll(1)), ks=ks)
         assert official_recalls(shifted, ks) != pytest.approx(expected, abs=1e-6)

@@ -31,7 +31,8 @@ def outputs_of_case(recorded, model):
 def test_separate_norms():
     """Trained checkpoints of `vit_layernorm_shared=False` are those of the official `infer`."""
     recorded = case("g_ln_separate")
-    model, other = recorded.load(), {f"fusion_{kind}_feats" for kind in ("text", "image", "cls")}
+    model = recorded.load()
+    other = {f"fusion_{kind}_feats" for kind in ("text", "image", "cls")}
     check(outputs_of_case(recorded, model), recorded.outputs, without=("image_embedss", *other))
     ours = features(model, *encode(model, recorded.inputs), prefix="fusion_")
     assert set(wrong(ours, recorded.outputs)) == set(ours) == other
@@ -47,7 +48,8 @@ def test_separate_norms():
 
 def test_timm():
     recorded = case("h_timm_vit")
-    model, size = recorded.load(), recorded.meta["resize_to"]
+    model = recorded.load()
+    size = recorded.meta["resize_to"]
     ours = outputs_of_case(recorded, model)
     ours["image_embedss"] = bridged_layers(
         model, model.encode_image(recorded.inputs["image"]), token_type=1
@@ -85,11 +87,11 @@ def test_meter():
 def test_other_sizes():
     """Of a checkpoint that is resized, and of images, for which it is not; another interpolation fails."""
     recorded = case("k_resize")
-    whole, sizes, ours = recorded.load(), recorded.meta["evaluated_at"], {}
-    config, table = (
-        recorded.checkpoint.config.vision,
-        recorded.checkpoint.tensors["vision.position_embedding"],
-    )
+    whole = recorded.load()
+    sizes = recorded.meta["evaluated_at"]
+    ours = {}
+    config = recorded.checkpoint.config.vision
+    table = recorded.checkpoint.tensors["vision.position_embedding"]
     trained = config.image_size // config.patch_size
     patches = table[1:].unflatten(0, (trained, trained)).permute(2, 0, 1)[None]
     for size in sizes:
@@ -97,7 +99,8 @@ def test_other_sizes():
             outputs = features(model, *encode(model, recorded.inputs, suffix=f"_{size}"))
             outputs = {f"{name}_{size}": value for name, value in outputs.items()}
             assert wrong(outputs, recorded.outputs) == {}
-        name, side = f"positional_embedding_{size}", size // config.patch_size
+        name = f"positional_embedding_{size}"
+        side = size // config.patch_size
         ours |= outputs | {name: model.vision.position_embedding}
         if size != config.image_size:
             resized = F.interpolate(
@@ -204,8 +207,11 @@ def test_every_picture_under_every_transform_is_recorded():
 
 @pytest.mark.parametrize("kind", PROFILES)
 def test_pictures(kind):
-    recorded, (other,) = case("n_preprocess"), set(PROFILES) - {kind}
-    size, swapped, coarse = recorded.meta["size"], 0.0, 0.0
+    recorded = case("n_preprocess")
+    (other,) = set(PROFILES) - {kind}
+    size = recorded.meta["size"]
+    swapped = 0.0
+    coarse = 0.0
     for name, picture in recorded.inputs.items():
         expected = recorded.outputs[f"{kind}_{name}"]
         torch.testing.assert_close(

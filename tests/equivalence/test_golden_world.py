@@ -20,7 +20,8 @@ def matching(task, image, text, arm, recorded_arm):
     images, texts = (torch.tensor(recorded_arm[f"neg_{kind}_idx"]) for kind in ("image", "text"))
     own = slice(0, len(images))
     if arm == "hard_global":
-        image, text = image.map(all_gather), gather_texts(text)
+        image = image.map(all_gather)
+        text = gather_texts(text)
         own = slice(rank() * len(images), (rank() + 1) * len(images))
     return itm_outputs(task, image, text, pairs_with_negatives(images, texts, own))
 

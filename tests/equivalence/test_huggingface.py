@@ -62,7 +62,8 @@ class Case:
 
     @torch.no_grad()
     def off(self, checkpoint=None):
-        model, batch = (checkpoint or self.checkpoint).model(), self.batch()
+        model = (checkpoint or self.checkpoint).model()
+        batch = self.batch()
         return off(hf.our_outputs(model, batch), hf.their_outputs(self.theirs, batch))
 
 
@@ -91,10 +92,12 @@ class TestEveryKind:
 
     def test_gradients(self, case):
         case.theirs.zero_grad()
-        model, batch = case.checkpoint.model(), case.batch()
+        model = case.checkpoint.model()
+        batch = case.batch()
         hf.backpropagate(hf.their_outputs(case.theirs, batch), batch)
         hf.backpropagate(hf.our_outputs(model, batch), batch)
-        theirs, ours = hf.their_gradients(case.theirs), hf.our_gradients(case.checkpoint, model)
+        theirs = hf.their_gradients(case.theirs)
+        ours = hf.our_gradients(case.checkpoint, model)
         assert ours.keys() == theirs.keys(), "the same parameters were reached"
         assert [
             name for name in ours if tiny.off(ours[name], theirs[name]) > limit(theirs[name])
@@ -180,10 +183,8 @@ def limit(gradient):
 
 
 def is_unread(case, name):
-    depth, last = (
-        case.checkpoint.config.vision.num_layers,
-        case.checkpoint.config.fusion.num_layers - 1,
-    )
+    depth = case.checkpoint.config.vision.num_layers
+    last = case.checkpoint.config.fusion.num_layers - 1
     parts = [
         "text_model.pooler.",
         "ln_separate.",
@@ -205,7 +206,8 @@ def test_round_trip_through_our_own_folder_in_half_precision(tmp_path, kind):
     theirs.save_pretrained(tmp_path / "hf")
     convert(read_checkpoint(tmp_path / "hf"), tmp_path / "ours", "bridgetower")
     convert(read_checkpoint(tmp_path / "ours"), tmp_path / "back", "hf")
-    back, start = hf.reload(tmp_path / "back", kind).state_dict(), theirs.state_dict()
+    back = hf.reload(tmp_path / "back", kind).state_dict()
+    start = theirs.state_dict()
     assert {value.dtype for value in back.values()} == {torch.float16}
     assert tiny.equal(back, start)
 
@@ -218,7 +220,8 @@ def test_contrastive_loss_is_that_of_transformers(tmp_path):
     }
     theirs = case.theirs(**inputs, return_loss=True).loss
     theirs.backward()
-    value, gradients = theirs.item(), hf.their_gradients(case.theirs)
+    value = theirs.item()
+    gradients = hf.their_gradients(case.theirs)
     model = case.checkpoint.model()
     task = PretrainingTask(model, PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),)))
     loss = task(batch).total
@@ -276,13 +279,12 @@ class TestControls:
         assert tiny.off(ours, theirs) > 10 * ATOL
 
     def test_gradients_of_another_model(self, case):
-        model, other = (
-            case.checkpoint.model(),
-            hf.random_model("mlm", hf.VARIANTS["three eps"], seed=5),
-        )
+        model = case.checkpoint.model()
+        other = hf.random_model("mlm", hf.VARIANTS["three eps"], seed=5)
         hf.backpropagate(hf.their_outputs(other, case.batch()), case.batch())
         hf.backpropagate(hf.our_outputs(model, case.batch()), case.batch())
-        theirs, ours = hf.their_gradients(other), hf.our_gradients(case.checkpoint, model)
+        theirs = hf.their_gradients(other)
+        ours = hf.our_gradients(case.checkpoint, model)
         assert max(tiny.off(ours[name], theirs[name]) for name in ours) > 0.1
 
     def test_a_forgotten_mapping_of_any_parameter(self, case):
@@ -307,7 +309,8 @@ class TestControls:
 def test_other_image_sizes(tmp_path):
     """Positions are interpolated; 64 x 16 has as many patches as 32 x 32, in another grid."""
     case = make_case(tmp_path / "hf", "backbone", {})
-    model, generator = case.checkpoint.model(), torch.Generator().manual_seed(3)
+    model = case.checkpoint.model()
+    generator = torch.Generator().manual_seed(3)
     for size in ((48, 48), (16, 16), (32, 64), (64, 16)):
         batch = case.batch() | {"pixel_values": torch.randn(2, 3, *size, generator=generator)}
         theirs = hf.their_outputs(case.theirs, batch, interpolate_pos_encoding=True)
@@ -364,10 +367,8 @@ class TestWithPreprocessing:
             )
             config = ProcessorConfig(profile="hf", image_size=32, max_length=18, patch_size=16)
             Processor(config, tokenizer).save_huggingface(source)
-        theirs, processor = (
-            hf.KINDS[kind].from_pretrained(source).eval(),
-            AutoProcessor.from_pretrained(source),
-        )
+        theirs = hf.KINDS[kind].from_pretrained(source).eval()
+        processor = AutoProcessor.from_pretrained(source)
         encoded = processor(cls.images(), list(cls.TEXTS), padding=True, return_tensors="pt")
         batch = {name: encoded[name] for name in ("pixel_values", "input_ids", "attention_mask")}
         with torch.no_grad():
@@ -383,7 +384,8 @@ class TestWithPreprocessing:
 
     def test_predictions(self, loaded):
         model, theirs = loaded
-        images, texts = self.images(), list(self.TEXTS)
+        images = self.images()
+        texts = list(self.TEXTS)
         if "pooled" in theirs:
             expected = torch.nn.functional.normalize(theirs["pooled"], dim=-1)
             assert tiny.off(model.embed_pairs(images, texts), expected) < ATOL

@@ -65,14 +65,16 @@ def answers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def converted(tokenizer, answers, tmp_path_factory):
-    recorded, target = case("c_vqa"), tmp_path_factory.mktemp("converted") / "model"
+    recorded = case("c_vqa")
+    target = tmp_path_factory.mktemp("converted") / "model"
     files = {"tokenizer": tokenizer, "answers": answers, "overrides": recorded.overrides}
     convert(read_checkpoint(recorded.path("checkpoint.ckpt"), **files), target, "bridgetower")
     return target
 
 
 def test_the_file_itself_answers_and_judges(tokenizer, answers):
-    recorded, picture = case("c_vqa"), Image.new("RGB", (32, 32), "red")
+    recorded = case("c_vqa")
+    picture = Image.new("RGB", (32, 32), "red")
     files = {"tokenizer": tokenizer, "answers": answers, "overrides": recorded.overrides}
     model = bridgetower.load(recorded.path("checkpoint.ckpt"), **files, device="cpu")
     assert len(model.answer(picture, "what colour is it", top=2 * num_answers())) == num_answers()

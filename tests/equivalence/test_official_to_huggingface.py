@@ -50,7 +50,8 @@ def made(changes):
 def difference(checkpoint, folder, kind):
     theirs = hf.reload(folder, kind)
     batch = hf.inputs(theirs)
-    ours, expected = hf.our_outputs(checkpoint.model(), batch), hf.their_outputs(theirs, batch)
+    ours = hf.our_outputs(checkpoint.model(), batch)
+    expected = hf.their_outputs(theirs, batch)
     return max(tiny.off(ours[name], expected[name]) for name in expected)
 
 

@@ -47,7 +47,8 @@ def test_correlations(seed, step):
     labels = torch.randn(100, generator=generator)
     predicted = labels + torch.randn(100, generator=generator)
     if step:
-        labels, predicted = (labels / step).round(), (predicted / step).round()
+        labels = (labels / step).round()
+        predicted = (predicted / step).round()
     expected = stats.pearsonr(predicted.double(), labels.double()).statistic
     assert pearson_correlation(predicted, labels) == pytest.approx(expected, abs=1e-12)
     expected = stats.spearmanr(predicted, labels).statistic
@@ -59,7 +60,8 @@ def test_classes_that_all_examples_or_none_have_are_not_ranked():
     generator = torch.Generator().manual_seed(0)
     probabilities = torch.rand(40, 4, generator=generator)
     labels = torch.rand(40, 4, generator=generator) < 0.4
-    labels[:, 0], labels[:, 2] = True, False
+    labels[:, 0] = True
+    labels[:, 2] = False
     found = classification_metrics(probabilities, labels, multi_label=True)
     ranked = [1, 3]
     aurocs = [roc_auc_score(labels[:, index], probabilities[:, index]) for index in ranked]
@@ -110,7 +112,8 @@ def second_normal_form(answer):
             letters.append("" if spaced or has_number else " ")
         else:
             letters.append(letter)
-    text, periods = "".join(letters), 0
+    text = "".join(letters)
+    periods = 0
     kept = []
     for place, letter in enumerate(text):
         removable = letter == "." and not (place + 1 < len(text) and text[place + 1].isdigit())
@@ -131,10 +134,8 @@ def second_score(prediction, answers):
     clean = [re.sub(r"[\n\t]", " ", answer).strip() for answer in answers]
     predicted = re.sub(r"[\n\t]", " ", prediction).strip()
     if any(answer != clean[0] for answer in clean):
-        clean, predicted = (
-            [second_normal_form(answer) for answer in clean],
-            second_normal_form(predicted),
-        )
+        clean = [second_normal_form(answer) for answer in clean]
+        predicted = second_normal_form(predicted)
     total = 0.0
     for left_out in range(len(clean)):
         agreeing = 0
@@ -146,47 +147,44 @@ def second_score(prediction, answers):
 
 
 WORDS = [
-    *(
-        "yes",
-        "no",
-        "Yes",
-        "2",
-        "two",
-        "ten",
-        "none",
-        "the dog",
-        "a dog",
-        "dog",
-        "dogs",
-        "an apple",
-        "red",
-        "red ",
-    ),
-    *(
-        "Red",
-        "black & white",
-        "black and white",
-        "u.s.",
-        "U.S. flag",
-        "no.1",
-        "3.",
-        "1,000",
-        "1000",
-        "two-way",
-    ),
-    *(
-        "yes,no",
-        "(left)",
-        "left, right",
-        "12 o'clock",
-        "a",
-        "",
-        "t-shirt",
-        "t shirt",
-        "what?",
-        "new\nline",
-    ),
-    *("tab\there", "...", "one two", "#5"),
+    "yes",
+    "no",
+    "Yes",
+    "2",
+    "two",
+    "ten",
+    "none",
+    "the dog",
+    "a dog",
+    "dog",
+    "dogs",
+    "an apple",
+    "red",
+    "red ",
+    "Red",
+    "black & white",
+    "black and white",
+    "u.s.",
+    "U.S. flag",
+    "no.1",
+    "3.",
+    "1,000",
+    "1000",
+    "two-way",
+    "yes,no",
+    "(left)",
+    "left, right",
+    "12 o'clock",
+    "a",
+    "",
+    "t-shirt",
+    "t shirt",
+    "what?",
+    "new\nline",
+    "tab\there",
+    "...",
+    "one two",
+    "#5",
 ]
 
 
@@ -200,28 +198,32 @@ def made_up(seed):
 
 # No contractions among them, whose table has no second version.
 PIECES = [
-    *(
-        " ",
-        " ",
-        " ",
-        "  ",
-        "a",
-        "an",
-        "the",
-        "The",
-        "one",
-        "None",
-        "ten",
-        "TWO",
-        "zero",
-        "dog",
-        "x",
-        "1",
-        "20",
-        "3.5",
-    ),
+    " ",
+    " ",
+    " ",
+    "  ",
+    "a",
+    "an",
+    "the",
+    "The",
+    "one",
+    "None",
+    "ten",
+    "TWO",
+    "zero",
+    "dog",
+    "x",
+    "1",
+    "20",
+    "3.5",
     *(mark for mark in ';/[]"{}()=+\\_-><@`,?!.:&#'),
-    *("1,0", ",", ".", ". ", " ,", "- ", "\u00e9"),
+    "1,0",
+    ",",
+    ".",
+    ". ",
+    " ,",
+    "- ",
+    "\u00e9",
 ]
 
 

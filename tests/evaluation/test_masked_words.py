@@ -20,7 +20,8 @@ class TestEvaluation:
     @pytest.mark.parametrize("batch_size", [64, 4])
     def test_equals_a_loop_over_single_texts(self, tiny_model, images, batch_size, monkeypatch):
         monkeypatch.setattr(masked_words, "BATCH_SIZE", batch_size)
-        losses, hits = {"": [], "wrong_image_": []}, {"": [], "wrong_image_": []}
+        losses = {"": [], "wrong_image_": []}
+        hits = {"": [], "wrong_image_": []}
         pairs = MaskedPairs(images, MASKING)
         batches = [pairs[number][0] for number in range(len(pairs))]
         own = pairs.pairs.pairs[:, 0].tolist()
@@ -39,10 +40,8 @@ class TestEvaluation:
             labels = batch.mlm_labels[row, :length]
             for kind, picture in (("", image), ("wrong_image_", other)):
                 with torch.no_grad():
-                    pixels, ids = (
-                        images.pixel_values([picture]),
-                        batch.masked_input_ids[row, None, :length],
-                    )
+                    pixels = images.pixel_values([picture])
+                    ids = batch.masked_input_ids[row, None, :length]
                     logits = tiny_model.mlm_logits(tiny_model(pixels, ids).text)[0]
                 for position in (labels >= 0).nonzero()[:, 0].tolist():
                     losses[kind].append(F.cross_entropy(logits[position], labels[position]).item())

@@ -160,10 +160,8 @@ def test_constant_scores_are_worth_chance(constant):
 
 def test_any_image_with_the_captions_is_right():
     # 3, 4, 5 share those of 0, 1, 1
-    owners, index = (
-        torch.tensor([0, 1, 2, 0, 1, 1]),
-        torch.tensor([0, 0, 1, 2]),
-    )
+    owners = torch.tensor([0, 1, 2, 0, 1, 1])
+    index = torch.tensor([0, 0, 1, 2])
     scores = torch.zeros(6, 4)
     # texts: 0 finds image 3, 1 is tied, 2 finds 5, 3 finds 2
     scores[3, 0] = scores[5, 2] = scores[2, 3] = 1.0
@@ -217,7 +215,8 @@ class TestTwoStages:
         cosine, scores, truth, fold_size = case
         config = RetrievalConfig(candidates=k, fold_size=fold_size)
         pairs = candidate_pairs(dense.scores_of(cosine), truth, config, pairs_at_once=pairs_at_once)
-        sides, expected = torch.zeros(2, *cosine.shape, dtype=torch.bool), []
+        sides = torch.zeros(2, *cosine.shape, dtype=torch.bool)
+        expected = []
         for rows, texts, own in folds(truth, fold_size):
             part = cosine[rows][:, texts]
             chosen = dense.topk(part, k, dim=1), dense.topk(part, k, dim=0)
@@ -247,7 +246,8 @@ class TestTwoStages:
 
     def test_other_pairs_are_listed_and_not_ranked(self):
         cosine, index = make_case()
-        config, others = RetrievalConfig(candidates=2), (torch.arange(12), torch.arange(12))
+        config = RetrievalConfig(candidates=2)
+        others = (torch.arange(12), torch.arange(12))
         pairs = candidate_pairs(
             dense.scores_of(cosine), truth_of(index), config, extra_pairs=others
         )
@@ -312,7 +312,8 @@ class TestCalibrate:
 
     def test_an_error_is_not_that_of_the_fit(self):
         """What a half alone shows does not hold on the other: a fit to both would look right."""
-        log_odds, halves = torch.linspace(-3, 3, 1000), torch.arange(1000) % 2 == 1
+        log_odds = torch.linspace(-3, 3, 1000)
+        halves = torch.arange(1000) % 2 == 1
         matching = torch.where(halves, log_odds > 0, log_odds < 0)
         found = calibrate(log_odds, matching, halves)
         assert found.ece_after > 0.4

@@ -38,10 +38,8 @@ def everything(tiny_checkpoint, tiny_dataset, tiny_processor):
     model = read_checkpoint(tiny_checkpoint).model()
     images = caption_images(tiny_dataset, "test", tiny_processor)
     captions, _ = images.texts()
-    similarity, logits = (
-        torch.empty(len(images), len(captions)),
-        torch.empty(len(images), len(captions), 2),
-    )
+    similarity = torch.empty(len(images), len(captions))
+    logits = torch.empty(len(images), len(captions), 2)
     pixel_values = images.pixel_values(range(len(images)))
     image = model.image_embeds(model.encode_image(pixel_values))
     for column, caption in enumerate(captions):  # alone, so that nothing is padded
@@ -88,7 +86,8 @@ class TestBothScores:
     @pytest.mark.parametrize("itc_weight", [1.0, 16.0, ITC_ALONE])
     def test_brute_force(self, retrieve, images, everything, itc_weight):
         result = retrieve(candidates=5, reranking=Reranking(itc_weight=itc_weight))
-        (similarity, logits), (_, owner) = everything, images.texts()
+        (similarity, logits) = everything
+        (_, owner) = images.texts()
         # not below what is dropped
         scores = logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)
         expected = two_stage_recalls(similarity, scores, 5, owner)
@@ -120,10 +119,8 @@ class TestBothScores:
     ):
         """Random matching must not spoil ITC, matching that knows something must help; the fit sees other data."""
         validation, test = (made_up_candidates(seed, itm_signal, itc_signal) for seed in (0, 1))
-        alone, fitted = (
-            test.recalls(ITC_ALONE).rsum,
-            test.recalls(validation.fitted().itc_weight).rsum,
-        )
+        alone = test.recalls(ITC_ALONE).rsum
+        fitted = test.recalls(validation.fitted().itc_weight).rsum
         assert fitted >= alone + gain
         assert bool(validation.fitted().helps) == (gain > 0)
         if not itm_signal:  # the control: that is what matching alone does
@@ -149,7 +146,8 @@ class TestBothScores:
 
     def test_a_gain_is_not_that_of_the_fit(self):
         """Matching is right in one half and wrong in the other: the best weight of a half is bad for the other."""
-        right, half = torch.eye(40, dtype=torch.bool), torch.arange(40) % 2 == 1
+        right = torch.eye(40, dtype=torch.bool)
+        half = torch.arange(40) % 2 == 1
         generator = torch.Generator().manual_seed(0)
         noise = torch.rand(40, 40, generator=generator)
         itm = torch.where(
@@ -164,7 +162,8 @@ class TestBothScores:
     def test_the_interval_is_one_of_95_percent(self):
         """With a text for each image it is the mean ± 1.96 standard errors."""
         found = made_up_candidates(0, 1.0, 1.0)
-        gain, images = found.fitted().gain, torch.arange(100) % 2
+        gain = found.fitted().gain
+        images = torch.arange(100) % 2
         hits = {}
         for weight in ITC_WEIGHTS:
             places = found.best_ranks(weight)
@@ -229,7 +228,8 @@ def cut(candidates, images, texts=None):
 
 def made_up_candidates(seed, itm_signal, itc_signal):
     """Scores of 100 images with a text each: noise, and a signal on the right pairs."""
-    generator, right = torch.Generator().manual_seed(seed), torch.eye(100)
+    generator = torch.Generator().manual_seed(seed)
+    right = torch.eye(100)
     itm = 3 * (2 * itm_signal * right + torch.randn(100, 100, generator=generator))
     cosine = (0.1 * (2 * itc_signal * right + torch.randn(100, 100, generator=generator))).clamp(
         -1, 1
@@ -239,7 +239,8 @@ def made_up_candidates(seed, itm_signal, itc_signal):
 
 
 def test_without_candidates_there_is_one_stage(retrieve):
-    alone, both = retrieve(candidates=0), retrieve(candidates=3)
+    alone = retrieve(candidates=0)
+    both = retrieve(candidates=3)
     assert (alone.candidates, alone.recalls.keys(), alone.itm_accuracy) == (
         None,
         {"itc", "chance"},
@@ -336,7 +337,8 @@ class TestAccuracy:
         _, logits = everything
         # which pair each of the scored ones is
         nearest = torch.cdist(scored, logits.flatten(0, 1)).argmin(dim=1)
-        rows, columns = nearest // len(captions), nearest % len(captions)
+        rows = nearest // len(captions)
+        columns = nearest % len(captions)
         assert torch.bincount(columns).tolist() == [2] * len(captions)
         own = rows == owner[columns]
         assert torch.bincount(columns[own]).tolist() == [1] * len(captions)

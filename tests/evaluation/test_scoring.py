@@ -55,7 +55,8 @@ def stop(model, images, work, batches, config=CONFIG):
 
 
 def test_cosines_are_those_of_the_vectors_in_float32(tiny_model, images):
-    head, outputs = tiny_model.head("itc"), {"image": [], "text": []}
+    head = tiny_model.head("itc")
+    outputs = {"image": [], "text": []}
     for name, kept in outputs.items():
         getattr(head, name).register_forward_hook(
             lambda module, inputs, output, to=kept: to.append(output)
@@ -76,7 +77,8 @@ def test_pairs_of_like_length_are_scored_together(tiny_model, images):
     lengths = []
 
     def note(module, inputs):
-        mask, width = inputs[2], inputs[1][0].shape[1]
+        mask = inputs[2]
+        width = inputs[1][0].shape[1]
         lengths.append([width] * len(inputs[1][0]) if mask is None else mask.sum(dim=1).tolist())
 
     tiny_model.fusion.register_forward_pre_hook(note)
@@ -109,7 +111,8 @@ class TestWork:
 
     def test_damaged_parts_are_computed_again(self, tiny_model, images, tmp_path, caplog):
         expected = evaluate_retrieval(tiny_model, images, CONFIG).metrics()
-        work, kept = tmp_path / "work", tmp_path / "kept"
+        work = tmp_path / "work"
+        kept = tmp_path / "kept"
         stop(tiny_model, images, work, 12)
         (folder,) = work.iterdir()
         folder.rename(kept)
@@ -137,7 +140,8 @@ class TestWork:
     def test_is_kept_until_the_results_are_written(
         self, tiny_checkpoint, tiny_dataset, tmp_path, refused
     ):
-        work, out = tmp_path / "work", tmp_path / "out"
+        work = tmp_path / "work"
+        out = tmp_path / "out"
         out.write_text("in the way")
         command = (
             "evaluate",
@@ -162,7 +166,8 @@ class TestWork:
         self, tiny_model, tiny_dataset, tiny_processor, tmp_path, monkeypatch
     ):
         """Pairs and rows are the same in all, so that nothing but the name of the work keeps them apart."""
-        folder, work = tmp_path / "changed", tmp_path / "work"
+        folder = tmp_path / "changed"
+        work = tmp_path / "work"
         shutil.copytree(tiny_dataset, folder)
         originals = caption_images(folder, "test", tiny_processor)
         stop(tiny_model, originals, work, 12)
@@ -190,7 +195,8 @@ class TestWork:
         )
         stop(tiny_model, caption_images(folder, "test", grey), work, 7)
         monkeypatch.setattr(scoring_module, "world_size", lambda: 2)
-        texts, options = ranked_texts(changed, CONFIG)[0], EvaluationOptions(work=work)
+        texts = ranked_texts(changed, CONFIG)[0]
+        options = EvaluationOptions(work=work)
         with (
             pytest.raises(NotImplementedError),
             resumable(PairScorer(tiny_model, changed, texts, CONFIG, options)),
@@ -260,7 +266,8 @@ def test_killed_and_called_again_it_gives_the_same_figures(
             arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tests
         )
 
-    whole, work = start(0, tmp_path / "whole"), tmp_path / "work"
+    whole = start(0, tmp_path / "whole")
+    work = tmp_path / "work"
     assert start(3, work).wait() == -signal.SIGKILL
     scores = {path: path.stat().st_mtime_ns for path in work.glob("*/process-0/scores-*")}
     assert len(scores) == 2

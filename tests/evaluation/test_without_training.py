@@ -30,10 +30,8 @@ def predictor(tiny_checkpoint):
 
 def test_top_5_as_scikit_learn_has_it():
     generator = torch.Generator().manual_seed(0)
-    scores, labels = (
-        torch.rand(200, 7, generator=generator),
-        torch.randint(6, (200,), generator=generator),
-    )
+    scores = torch.rand(200, 7, generator=generator)
+    labels = torch.randint(6, (200,), generator=generator)
     marks = torch.nn.functional.one_hot(labels, 7).bool()  # none is of the last class
     expected = top_k_accuracy_score(labels, scores, k=5, labels=range(7))
     assert classification_metrics(scores, marks, multi_label=False)[
@@ -80,13 +78,15 @@ def coloured(tmp_path_factory):
     prepare_custom(
         "classification", folder / "table.jsonl", folder / "set", LabelledConfig(), progress=False
     )
-    images, labels = [folder / row["image"] for row in rows], [row.get("label") for row in rows]
+    images = [folder / row["image"] for row in rows]
+    labels = [row.get("label") for row in rows]
     return SimpleNamespace(set=folder / "set", images=images, labels=labels)
 
 
 @pytest.mark.parametrize("benchmark", ["zero-shot", "zero-shot-matching"])
 def test_classes_as_a_user_classifies_and_matches(benchmark, predictor, coloured):
-    config, names = RetrievalConfig(batch_size=5), sorted(COLOURS)
+    config = RetrievalConfig(batch_size=5)
+    names = sorted(COLOURS)
     outcome = evaluate(predictor, benchmark, [coloured.set], "test", config, templates=TEMPLATES)
     if benchmark == "zero-shot":
         chosen = predictor.classify(coloured.images, labels=names, templates=TEMPLATES)
@@ -134,7 +134,8 @@ def test_command(predictor, coloured, run, refused):
 def test_compositions_have_the_scores_of_the_model(predictor, tmp_path, name, split):
     WRITERS[name](tmp_path / "in")
     prepare_set(name, tmp_path / "in", tmp_path / "set", progress=False)
-    config, options = RetrievalConfig(batch_size=3), EvaluationOptions(work=tmp_path / "work")
+    config = RetrievalConfig(batch_size=3)
+    options = EvaluationOptions(work=tmp_path / "work")
     outcome = evaluate(predictor, "compositionality", [tmp_path / "set"], split, config, options)
     rows = read_rows(tmp_path / "set", split)
     entries = {

@@ -48,7 +48,8 @@ def passed(device: str, precision: str) -> tuple[dict[str, Tensor], Tensor]:
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_losses_and_gradients_are_those_of_the_cpu(precision):
-    found, expected = passed("cuda", precision), passed("cpu", "fp32")
+    found = passed("cuda", precision)
+    expected = passed("cpu", "fp32")
     for name, loss in expected[0].items():
         torch.testing.assert_close(found[0][name], loss, atol=0.0, rtol=TOLERANCES[precision])
     distance = float((found[1] - expected[1]).norm() / expected[1].norm())
@@ -63,10 +64,8 @@ def test_a_step_does_not_wait_for_the_gpu():
     model = tiny.build(PLAIN).to("cuda").train()
     task: nn.Module = PretrainingTask(model, TASK)
     parts = TrainContext(config=config, task=task, model=model, examples=[])  # type: ignore[arg-type]
-    optimizer, wrapped = (
-        build_optimizer(parameter_groups(model, config.optimizer), config.optimizer),
-        Replicated(task),
-    )
+    optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
+    wrapped = Replicated(task)
     batches = [
         tiny.caption_batch((0, 1, 2, 3), (5, 3, 7, 4), PLAIN, seed=seed).pin_memory()
         for seed in range(3)
@@ -126,8 +125,10 @@ def test_two_gpus_train(tiny_dataset, tmp_path, parallel):
     ("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.06), ("fp16", 0.01)]
 )
 def test_a_predictor_gives_what_it_gives_on_the_cpu(tiny_checkpoint, precision, tolerance):
-    images, texts = list(PNGS[:3]), ["a red bar", "a circle", "a blue square on grey"]
-    results, fingerprints = [], set()
+    images = list(PNGS[:3])
+    texts = ["a red bar", "a circle", "a blue square on grey"]
+    results = []
+    fingerprints = set()
     for options in ({"device": "cpu"}, {"device": "cuda", "precision": precision}):
         model = load(tiny_checkpoint, **options)
         results.append(

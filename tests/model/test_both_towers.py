@@ -30,7 +30,9 @@ class TestEmbed:
     @pytest.mark.parametrize("config", [CONFIG, TIMM, DISTILLED], ids=["clip", "timm", "distilled"])
     def test_formula(self, config):
         """Prefix tokens first, then the patches row by row, each a linear map of its pixels."""
-        tower, pixels, patch = made(config), images(), config.patch_size
+        tower = made(config)
+        pixels = images()
+        patch = config.patch_size
         weight = tower.patch_embedding.weight.flatten(1)
         prefix = [tower.class_embedding, tower.distillation_embedding]
         tokens = [embedding.expand(2, -1) for embedding in prefix if embedding is not None]
@@ -56,7 +58,8 @@ class TestLayers:
     @pytest.mark.parametrize("read", [(1,), (1, 2, 3, 4), (2, 4)], ids=str)
     @pytest.mark.parametrize("config", [CONFIG, TIMM], ids=["clip", "timm"])
     def test_read_layers(self, config, read):
-        tower, ran = made(config), []
+        tower = made(config)
+        ran = []
         hidden = tower.embed(images())
         expected = {}
         for number, layer in enumerate(tower.layers, start=1):
@@ -77,11 +80,9 @@ class TestOtherSizes:
     @pytest.mark.parametrize("config", [CONFIG, DISTILLED], ids=["clip", "distilled"])
     @pytest.mark.parametrize(("height", "width"), [(40, 40), (8, 8), (16, 32), (72, 8)])
     def test_positions_are_interpolated(self, config, height, width):
-        tower, pixels, prefix = (
-            made(config),
-            images(height=height, width=width),
-            config.num_prefix_tokens,
-        )
+        tower = made(config)
+        pixels = images(height=height, width=width)
+        prefix = config.num_prefix_tokens
         grid = (height // 8, width // 8)
         patches = tower.patch_embedding(pixels).flatten(2).transpose(1, 2)
         positions = resize_position_embedding(tower.position_embedding, grid, prefix)[prefix:]
@@ -105,10 +106,8 @@ class TestResize:
     def test_a_distillation_row_moves_no_patch(self):
         position = random(10, 4)
         distilled = torch.cat([position[:1], random(1, 4), position[1:]])
-        ours, expected = (
-            resize_position_embedding(distilled, (5, 4), 2),
-            resize_position_embedding(position, (5, 4)),
-        )
+        ours = resize_position_embedding(distilled, (5, 4), 2)
+        expected = resize_position_embedding(position, (5, 4))
         assert torch.equal(ours[:2], distilled[:2])
         assert torch.equal(ours[2:], expected[1:])
 
@@ -126,10 +125,8 @@ class TestResize:
 
     def test_rows_and_columns_are_told_apart(self):
         position = random(10, 4)
-        tall, wide = (
-            resize_position_embedding(position, (4, 2)),
-            resize_position_embedding(position, (2, 4)),
-        )
+        tall = resize_position_embedding(position, (4, 2))
+        wide = resize_position_embedding(position, (2, 4))
         swapped = torch.cat(
             [position[:1], position[1:].unflatten(0, (3, 3)).transpose(0, 1).flatten(0, 1)]
         )
@@ -189,7 +186,8 @@ class TestPositions:
 class TestTextEmbed:
     @pytest.mark.parametrize("config", [TEXT, BERT], ids=["roberta", "bert"])
     def test_formula(self, config):
-        tower, (ids, _) = made_text(config), texts(5, 3)
+        tower = made_text(config)
+        (ids, _) = texts(5, 3)
         for row in range(2):
             for column in range(5):
                 word = int(ids[row, column])
@@ -214,7 +212,9 @@ class TestTextEmbed:
 class TestTextLayers:
     @pytest.mark.parametrize("read", [(3,), (1,), (1, 2, 3)], ids=str)
     def test_read_layers(self, read):
-        tower, (ids, mask), ran = made_text(), texts(5, 3), []
+        tower = made_text()
+        (ids, mask) = texts(5, 3)
+        ran = []
         hidden = tower.embed(ids)
         expected = {}
         for number, layer in enumerate(tower.layers, start=1):

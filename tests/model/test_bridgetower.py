@@ -76,7 +76,8 @@ def close(one, other):
 class TestComposition:
     def test_forward_is_encode_and_fuse(self, model):
         image, text = tiny.encodings(model)
-        fused, whole = model.fuse(image, text, "all"), model(tiny.images(3), *tiny.texts([5, 3, 4]))
+        fused = model.fuse(image, text, "all")
+        whole = model(tiny.images(3), *tiny.texts([5, 3, 4]))
         assert all(
             torch.equal(getattr(fused, name), getattr(whole, name))
             for name in ("text", "image", "pooled")
@@ -91,8 +92,11 @@ class TestComposition:
         def vector(embedding, layer):
             return 0.0 if embedding is None else embedding.weight[layer - 1]
 
-        config, pixels, (ids, mask) = model.config, tiny.images(2), tiny.texts([5, 3])
-        image, text = model.encode_image(pixels), model.encode_text(ids, mask)
+        config = model.config
+        pixels = tiny.images(2)
+        (ids, mask) = tiny.texts([5, 3])
+        image = model.encode_image(pixels)
+        text = model.encode_text(ids, mask)
         states = (
             model.vision(pixels, config.vision_layers),
             model.text(ids, mask.bool(), config.text_layers),
@@ -136,15 +140,19 @@ class TestBatches:
     @given(lengths=LENGTHS, more=st.integers(0, 6), name=st.sampled_from(list(VARIANTS)))
     def test_padding_changes_nothing(self, lengths, more, name):
         model = built(name)
-        pixels, (ids, mask) = tiny.images(len(lengths)), tiny.texts(lengths)
+        pixels = tiny.images(len(lengths))
+        (ids, mask) = tiny.texts(lengths)
         wider = tiny.texts(lengths, width=max(lengths) + more)
-        one, other = model(pixels, ids, mask), model(pixels, *wider)
+        one = model(pixels, ids, mask)
+        other = model(pixels, *wider)
         assert tiny.off(one.pooled, other.pooled) < ATOL
         assert tiny.off(one.image, other.image) < ATOL
         assert tiny.off(one.text[mask.bool()], other.text[wider[1].bool()]) < ATOL
 
     def test_masks(self, model):
-        pixels, (ids, mask), full = tiny.images(2), tiny.texts([5, 3]), tiny.texts([5, 5])
+        pixels = tiny.images(2)
+        (ids, mask) = tiny.texts([5, 3])
+        full = tiny.texts([5, 5])
         assert tiny.off(model(pixels, ids, mask).pooled, model(pixels, ids).pooled) > 1e-3
         assert close(model(pixels, *full), model(pixels, full[0]))
         assert torch.equal(
@@ -157,7 +165,8 @@ class TestBatches:
     )
     def test_order_and_batching_change_nothing(self, order, cut, name):
         model = built(name)
-        pixels, (ids, mask) = tiny.images(4), tiny.texts([5, 3, 4, 1])
+        pixels = tiny.images(4)
+        (ids, mask) = tiny.texts([5, 3, 4, 1])
         whole = model(pixels, ids, mask)
         for rows in (order[:cut], order[cut:]):
             part = Fused(whole.text[rows], whole.image[rows], whole.pooled[rows])
@@ -166,7 +175,8 @@ class TestBatches:
 
 def gradients(model, outputs, loss):
     pixels = tiny.images(3).requires_grad_()
-    image, text = model.encode_image(pixels), model.encode_text(*tiny.texts([5, 3, 4]))
+    image = model.encode_image(pixels)
+    text = model.encode_text(*tiny.texts([5, 3, 4]))
     leaves = {**dict(model.named_parameters()), "pixel_values": pixels}
     leaves |= {f"image layer {number}": layer for number, layer in enumerate(image.layers)}
     leaves |= {f"text layer {number}": layer for number, layer in enumerate(text.layers)}
@@ -209,10 +219,8 @@ class TestReading:
 
     def test_a_name_that_is_not_there(self):
         # without the annotations' own check
-        fuse, model = (
-            inspect.unwrap(BridgeTower.fuse),
-            tiny.build(),
-        )
+        fuse = inspect.unwrap(BridgeTower.fuse)
+        model = tiny.build()
         with pytest.raises(
             ValueError, match="outputs is 'typo'; expected one of pooled, text, all"
         ):
@@ -340,7 +348,9 @@ def same(one, other):
 @settings(max_examples=15, deadline=None)
 @given(rows=st.lists(st.integers(0, 2), min_size=1, max_size=6))
 def test_indexing_with_repeats_is_encoding_repeats(rows):
-    model, pixels, (ids, mask) = built(), tiny.images(3), tiny.texts([5, 3, 4])
+    model = built()
+    pixels = tiny.images(3)
+    (ids, mask) = tiny.texts([5, 3, 4])
     index = torch.tensor(rows)
     assert same(model.encode_image(pixels)[index], model.encode_image(pixels[index]))
     assert same(model.encode_text(ids, mask)[index], model.encode_text(ids[index], mask[index]))
@@ -390,9 +400,11 @@ def test_cat_of_different_lengths(parts, masked):
     lengths = [length for part in parts for length in part]
     whole = model.encode_text(*tiny.texts(lengths))
     ids, mask = tiny.texts(lengths)
-    pieces, start = [], 0
+    pieces = []
+    start = 0
     for part in parts:
-        rows, width = slice(start, start + len(part)), max(part)
+        rows = slice(start, start + len(part))
+        width = max(part)
         pieces.append(model.encode_text(ids[rows, :width], mask[rows, :width] if masked else None))
         start += len(part)
     joined = Encoded.cat(pieces)
@@ -405,7 +417,8 @@ def test_cat_of_different_lengths(parts, masked):
 
 
 def test_cat_of_images_or_nothing():
-    model, pixels = tiny.build(), tiny.images(4)
+    model = tiny.build()
+    pixels = tiny.images(4)
     joined = Encoded.cat([model.encode_image(pixels[:1]), model.encode_image(pixels[1:])])
     assert joined.mask is None
     assert same(joined, model.encode_image(pixels))
@@ -439,7 +452,8 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _count(self, storage):
-        key, size = storage._cdata, storage.nbytes()
+        key = storage._cdata
+        size = storage.nbytes()
         if key not in self.known:
             self.known.add(key)
             self.now += size
@@ -463,7 +477,8 @@ def test_numbers_and_gradients_are_those_of_copies(kind, cached):
         model = tiny.build(tiny.changed(fusion__bridge=kind))
         image, text = tiny.encodings(model)
         if cached and name == "taken":
-            image, text = model.cache_image(image), model.cache_text(text)
+            image = model.cache_image(image)
+            text = model.cache_text(text)
         fused = model.fuse(take(image, ROWS), take(text, OTHERS), outputs="all")
         outputs = {"text": fused.text, "image": fused.image, "pooled": fused.pooled}
         weights = tiny.cotangents(outputs)
@@ -533,10 +548,8 @@ class TestFirstLayerCache:
     )
     def test_pairs_that_share_caches(self, pairs, name, outputs):
         model = built(name)
-        image, text = (
-            model.encode_image(tiny.images(3)),
-            model.encode_text(*tiny.texts([5, 3, 4, 1])),
-        )
+        image = model.encode_image(tiny.images(3))
+        text = model.encode_text(*tiny.texts([5, 3, 4, 1]))
         rows, columns = torch.tensor(pairs).T
         plain = model.fuse(image[rows], text[columns], outputs)
         image, text = cached(model, image, text)
@@ -545,7 +558,8 @@ class TestFirstLayerCache:
 
     @pytest.mark.parametrize("outputs", OUTPUTS)
     def test_gradients(self, model, outputs):
-        rows, columns = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 1, 1, 2, 0])
+        rows = torch.tensor([0, 0, 1, 2, 2])
+        columns = torch.tensor([0, 1, 1, 2, 0])
 
         outcomes = []
         for encoded in (tiny.encodings(model), cached(model, *tiny.encodings(model))):
@@ -558,7 +572,8 @@ class TestFirstLayerCache:
         assert max(float(gradient.abs().max()) for gradient in plain.values()) > 1e-3
 
     def test_the_first_self_attention_runs_once_per_item(self):
-        model, counts = tiny.build(), []
+        model = tiny.build()
+        counts = []
         for layers in (model.fusion.image_layers, model.fusion.text_layers):
             layers[0].self_attention.register_forward_hook(
                 lambda _, inputs, __: counts.append(len(inputs[0]))
@@ -617,13 +632,13 @@ class TestCls:
         ids=["tower", "fused", "separate", "bert_and_timm"],
     )
     def test_embeddings_and_gradients(self, config):
-        model, pixels, words = tiny.build(config), tiny.images(3), tiny.texts([5, 3, 4])
+        model = tiny.build(config)
+        pixels = tiny.images(3)
+        words = tiny.texts([5, 3, 4])
         results = []
         for outputs in ("layers", "cls"):
-            image, text = (
-                model.encode_image(pixels, outputs=outputs),
-                model.encode_text(*words, outputs=outputs),
-            )
+            image = model.encode_image(pixels, outputs=outputs)
+            text = model.encode_text(*words, outputs=outputs)
             embeds = torch.cat([model.image_embeds(image), model.text_embeds(text)])
             reached = {
                 n: p
@@ -638,7 +653,8 @@ class TestCls:
         ] == []
 
     def test_the_last_layer_runs_at_the_cls_only(self):
-        model, lengths = tiny.build(), []
+        model = tiny.build()
+        lengths = []
 
         def count(_, inputs, __):
             lengths.append(inputs[0].shape[1])
@@ -652,6 +668,7 @@ class TestCls:
 
     def test_cannot_be_fused(self):
         model = tiny.build()
-        image, text = model.encode_image(tiny.images(3), outputs="cls"), tiny.encodings(model)[1]
+        image = model.encode_image(tiny.images(3), outputs="cls")
+        text = tiny.encodings(model)[1]
         with pytest.raises(ValueError, match='hold the CLS only; encode with outputs="layers"'):
             model.fuse(image, text)

@@ -72,7 +72,8 @@ class TestPresets:
 
     @pytest.mark.parametrize("config", [BASE, LARGE, NANO], ids=["base", "large", "nano"])
     def test_meter_and_its_control(self, config):
-        baseline, control = meter(config), meter_with_norms(config)
+        baseline = meter(config)
+        control = meter_with_norms(config)
         assert (baseline.fusion.bridge, baseline.fusion.input_norm) == (None, False)
         assert (control.fusion.bridge, control.fusion.input_norm) == ("norm", True)
         assert replace(control.fusion, bridge=config.fusion.bridge) == config.fusion
@@ -100,20 +101,18 @@ class TestPresets:
     @pytest.mark.parametrize(
         ("name", "millions"),
         [
-            *(("clip-b16", 86), ("clip-b32", 87), ("clip-l14", 303)),
-            *(
-                ("vit-b16", 86),
-                ("vit-b32", 87),
-                ("vit-l16", 303),
-                ("deit-b16", 86),
-                ("deit-b16-distilled", 86),
-            ),
-            *(
-                ("roberta-base", 124),
-                ("roberta-large", 354),
-                ("bert-base", 109),
-                ("bert-large", 334),
-            ),
+            ("clip-b16", 86),
+            ("clip-b32", 87),
+            ("clip-l14", 303),
+            ("vit-b16", 86),
+            ("vit-b32", 87),
+            ("vit-l16", 303),
+            ("deit-b16", 86),
+            ("deit-b16-distilled", 86),
+            ("roberta-base", 124),
+            ("roberta-large", 354),
+            ("bert-base", 109),
+            ("bert-large", 334),
         ],
     )
     def test_size_of_every_tower(self, name, millions):
@@ -249,13 +248,14 @@ class TestErrors:
                 for name in ("num_heads", "layer_norm_eps")
             ),
             *(f"{part}.intermediate_size" for part in ("vision", "text", "fusion")),
-            *("vision.image_size", "vision.patch_size", "text.vocab_size", "text.type_vocab_size"),
-            *(
-                "text.max_positions",
-                "fusion.bridge_layer_norm_eps",
-                "heads.itc_size",
-                "heads.mlm_layer_norm_eps",
-            ),
+            "vision.image_size",
+            "vision.patch_size",
+            "text.vocab_size",
+            "text.type_vocab_size",
+            "text.max_positions",
+            "fusion.bridge_layer_norm_eps",
+            "heads.itc_size",
+            "heads.mlm_layer_norm_eps",
         ],
     )
     def test_out_of_bounds(self, field):

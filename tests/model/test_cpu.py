@@ -27,9 +27,11 @@ from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from tiny import exact, mask_of
 
-ATOL, EXACT = 1e-5, 1e-10
+ATOL = 1e-5
+EXACT = 1e-10
 VARIANTS = {"bridges": tiny.CONFIG, "meter": meter(tiny.CONFIG)}
-WIDTH, HEADS = 12, 3
+WIDTH = 12
+HEADS = 3
 LARGE = 700  # positions whose scores of one head are a block of their own
 RATE = 0.3
 
@@ -82,11 +84,13 @@ class TestWholeModel:
 
     @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
     def test_losses_and_gradients(self, config):
-        plain, ours = tiny.build(config), tiny.build(config)
+        plain = tiny.build(config)
+        ours = tiny.build(config)
         names = list(plain.state_dict())
         optimize_for_cpu(ours)
         assert list(ours.state_dict()) == names
-        expected, found = self.step(plain), self.step(ours)
+        expected = self.step(plain)
+        found = self.step(ours)
         assert expected.keys() == found.keys()
         assert [
             n
@@ -119,7 +123,8 @@ class TestNormalisedInput:
 
     @staticmethod
     def layers():
-        norm, layer = nn.LayerNorm(24, eps=1e-3), made_linear(24, 10)
+        norm = nn.LayerNorm(24, eps=1e-3)
+        layer = made_linear(24, 10)
         with torch.no_grad():
             norm.weight.copy_(random(24, seed=3))
             norm.bias.copy_(random(24, seed=4))
@@ -162,7 +167,8 @@ class TestNormalisedInput:
 
 def test_parts_of_tensors():
     """Operands that are not dense: the first tokens of each text, the first rows of a weight, a transposed gradient."""
-    hidden, weight = random(3, 6, 24).requires_grad_(), random(30, 24, seed=1).requires_grad_()
+    hidden = random(3, 6, 24).requires_grad_()
+    weight = random(30, 24, seed=1).requires_grad_()
     ours, theirs = (
         product(hidden[:, :2], weight[10:20], None).mT for product in (linear, F.linear)
     )
@@ -181,7 +187,8 @@ def test_frozen_parts_get_no_gradient():
 @pytest.mark.parametrize("activation", get_args(Activation))
 class TestActivatedInput:
     def test_values_and_gradients(self, activation):
-        hidden, weight = random(2, 5, 24).requires_grad_(), random(10, 24, seed=1).requires_grad_()
+        hidden = random(2, 5, 24).requires_grad_()
+        weight = random(10, 24, seed=1).requires_grad_()
         leaves = [hidden, weight, random(10, seed=2).requires_grad_()]
         ours = linear(hidden, weight, leaves[2], activation)
         theirs = F.linear(activate(hidden, activation), weight, leaves[2])
@@ -194,15 +201,15 @@ class TestActivatedInput:
         check_gradients(ours, theirs, leaves)
 
     def test_gradients_where_pytorch_computes_the_product(self, activation):
-        hidden, weight = exact(2, 5, 24).requires_grad_(), exact(10, 24, seed=1).requires_grad_()
-        ours, theirs = (
-            linear(hidden, weight, None, activation),
-            F.linear(activate(hidden, activation), weight),
-        )
+        hidden = exact(2, 5, 24).requires_grad_()
+        weight = exact(10, 24, seed=1).requires_grad_()
+        ours = linear(hidden, weight, None, activation)
+        theirs = F.linear(activate(hidden, activation), weight)
         check_gradients(ours, theirs, [hidden, weight], EXACT)
 
     def test_it_is_not_kept_for_the_gradient(self, activation):
-        up, down = made_linear(8, 6), made_linear(6, 4)
+        up = made_linear(8, 6)
+        down = made_linear(6, 4)
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda tensor: kept.append(tensor) or tensor, lambda it: it
@@ -216,11 +223,10 @@ class TestActivatedInput:
         )
 
     def test_a_packed_weight_elsewhere_and_without_gradients(self, activation):
-        layer, hidden = made_linear(24, 10), random(3, 24)
-        given, expected = (
-            hidden.clone(),
-            F.linear(activate(hidden, activation), layer.weight, layer.bias),
-        )
+        layer = made_linear(24, 10)
+        hidden = random(3, 24)
+        given = hidden.clone()
+        expected = F.linear(activate(hidden, activation), layer.weight, layer.bias)
         with torch.no_grad():
             assert tiny.off(linear(hidden, layer.weight, layer.bias, activation), expected) < ATOL
         doubled = linear(hidden.double(), layer.weight.double(), layer.bias.double(), activation)
@@ -234,7 +240,8 @@ class TestActivatedInput:
 class TestElsewhere:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
     def test_other_number_formats(self, dtype):
-        layer, hidden = made_linear(8, 6).to(dtype), random(3, 8).to(dtype)
+        layer = made_linear(8, 6).to(dtype)
+        hidden = random(3, 8).to(dtype)
         assert torch.equal(layer(hidden), F.linear(hidden, layer.weight, layer.bias))
         pack_weights(layer)
         assert layer.weight.is_mkldnn == (
@@ -265,7 +272,8 @@ class TestPacked:
         assert packed.weight.is_mkldnn
         assert not plain.weight.is_mkldnn
         hidden = random(*shape).requires_grad_()
-        ours, theirs = packed(hidden), F.linear(hidden, plain.weight, plain.bias)
+        ours = packed(hidden)
+        theirs = F.linear(hidden, plain.weight, plain.bias)
         torch.testing.assert_close(ours, theirs, atol=ATOL, rtol=0)
         if ours.numel():
             check_gradients(ours, theirs, [hidden])
@@ -380,7 +388,8 @@ def test_few_weights_are_kept_for_the_gradients(length, stored):
 
 @pytest.mark.parametrize("keys", [5, LARGE])
 def test_dropout_of_weights(keys):
-    leaves, rate = streams(2, keys, keys), 0.4
+    leaves = streams(2, keys, keys)
+    rate = 0.4
     torch.manual_seed(0)
     ours = attend(*leaves, mask=None, dropout=rate)
     torch.manual_seed(0)
@@ -474,7 +483,8 @@ class TestChunks:
 
     @pytest.mark.parametrize("outputs", get_args(FusionOutputs))
     def test_they_change_nothing(self, model, calls, outputs):
-        image, text = model.encode_image(tiny.images(3)), model.encode_text(*tiny.texts([5, 3, 4]))
+        image = model.encode_image(tiny.images(3))
+        text = model.encode_text(*tiny.texts([5, 3, 4]))
         whole = model.fuse(image, text, outputs)
         assert calls == [3], "with gradients: all at once"
         with torch.no_grad():

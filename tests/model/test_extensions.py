@@ -30,7 +30,8 @@ def build(seed=0):
 
 def test_everything_reaches_the_outputs():
     model = build()
-    image, text = model.encode_image(tiny.images(3)), model.encode_text(*tiny.texts([5, 3, 4]))
+    image = model.encode_image(tiny.images(3))
+    text = model.encode_text(*tiny.texts([5, 3, 4]))
     assert [layer.shape for layer in image.layers] == 3 * [(3, CONFIG.vision.num_tokens, 16)]
     fused = model.fuse(image, text)
     losses = [model.head("mood")(fused.pooled), model.image_embeds(image), model.text_embeds(text)]
@@ -46,14 +47,16 @@ def test_everything_reaches_the_outputs():
 
 
 def test_the_global_vector_is_that_of_the_tower():
-    model, pixels = build(), tiny.images(3)
+    model = build()
+    pixels = tiny.images(3)
     expected = model.vision(pixels, (4,))[0].mean(dim=1)
     for outputs in ("layers", "cls"):
         assert tiny.off(model.encode_image(pixels, outputs=outputs).cls, expected) < 1e-6
 
 
 def test_kernels_of_a_cpu_leave_them_as_they_are():
-    model, batch = build(), (tiny.images(3), *tiny.texts([5, 3, 4]))
+    model = build()
+    batch = (tiny.images(3), *tiny.texts([5, 3, 4]))
     expected = model(*batch).pooled
     optimize_for_cpu(model)
     swapped = [name for name, module in model.named_modules() if isinstance(module, OneDnnLinear)]
@@ -63,7 +66,8 @@ def test_kernels_of_a_cpu_leave_them_as_they_are():
 
 
 def test_a_checkpoint_names_them(tmp_path):
-    model, batch = build(), (tiny.images(3), *tiny.texts([5, 3, 4]))
+    model = build()
+    batch = (tiny.images(3), *tiny.texts([5, 3, 4]))
     checkpoint = Checkpoint(
         source="mine", config=CONFIG, tensors=model.state_dict(), extensions=OWN
     )

@@ -35,11 +35,9 @@ def inputs(config=CONFIG):
 
 
 class TestBridge:
-    TOWER, STREAM, OTHER = (
-        random(2, 4, WIDTH),
-        random(2, 4, WIDTH, seed=1),
-        random(2, 5, WIDTH, seed=2),
-    )
+    TOWER = random(2, 4, WIDTH)
+    STREAM = random(2, 4, WIDTH, seed=1)
+    OTHER = random(2, 5, WIDTH, seed=2)
 
     def output(self, kind):
         bridge = made(BRIDGES[kind](CONFIG, 2, 2))
@@ -82,7 +80,8 @@ class TestBridge:
 
 class TestManager:
     LAYERS = tuple(random(2, 4, WIDTH, seed=number) for number in range(5))
-    STREAM, OTHER = random(2, 4, WIDTH, seed=11), random(2, 6, WIDTH, seed=12)
+    STREAM = random(2, 4, WIDTH, seed=11)
+    OTHER = random(2, 6, WIDTH, seed=12)
     MASK = torch.arange(6)[None] < torch.tensor([6, 3])[:, None]
 
     def build(self, kind, layer=2):
@@ -96,7 +95,8 @@ class TestManager:
         )
 
     def test_static(self):
-        manager, given = self.build("static_manager"), (self.STREAM, self.LAYERS, self.OTHER, None)
+        manager = self.build("static_manager")
+        given = (self.STREAM, self.LAYERS, self.OTHER, None)
         stream = manager.stream_weight * normed(manager.stream_norm, self.STREAM)
         assert (
             tiny.off(
@@ -112,10 +112,8 @@ class TestManager:
 
     def test_adaptive(self):
         manager = self.build("adaptive_manager")
-        stream, other = (
-            normed(manager.stream_norm, self.STREAM),
-            normed(manager.other_norm, self.OTHER),
-        )
+        stream = normed(manager.stream_norm, self.STREAM)
+        other = normed(manager.other_norm, self.OTHER)
         attention = manager.query(stream) @ manager.key(other).mT / WIDTH**0.5
         attention = attention.masked_fill(~self.MASK[:, None], -torch.inf).softmax(dim=-1)
         scores = manager.scores(torch.cat([attention @ other, stream], dim=-1))
@@ -147,7 +145,9 @@ class TestManager:
     def test_any_number_of_tower_layers(self, kind):
         config = replace(CONFIG, bridge=kind, vision_layers=(1, 2, 3, 4), text_layers=(2, 3))
         encoder = made(FusionEncoder(config))
-        image, text, mask = self.LAYERS[:4], tuple(layer[:, :3] for layer in self.LAYERS[:2]), None
+        image = self.LAYERS[:4]
+        text = tuple(layer[:, :3] for layer in self.LAYERS[:2])
+        mask = None
         before = encoder(image, text, mask, "all")
         for number in range(4):
             changed = (*image[:number], image[number] + self.STREAM, *image[number + 1 :])
@@ -174,8 +174,10 @@ class TestManager:
 
 class TestLayer:
     def test_formula(self):
-        layer, (image, text, mask) = made(FusionLayer(CONFIG)), inputs()
-        hidden, other = text[0], image[0]
+        layer = made(FusionLayer(CONFIG))
+        (image, text, mask) = inputs()
+        hidden = text[0]
+        other = image[0]
         after_self = layer.self_attention_norm(hidden + layer.self_attention(hidden, mask))
         cross = layer.cross_attention
         crossed = cross(cross.query(after_self), cross.key_value(other), None)
@@ -184,7 +186,8 @@ class TestLayer:
         assert tiny.off(layer(hidden, other, mask=mask), expected) < ATOL
 
     def test_the_two_masks(self):
-        layer, (image, text, mask) = made(FusionLayer(CONFIG)), inputs()
+        layer = made(FusionLayer(CONFIG))
+        (image, text, mask) = inputs()
         far = 100 * random(*text[0].shape, seed=5) * ~mask[..., None]
         of_text = layer(text[0], image[0], mask=mask), layer(text[0] + far, image[0], mask=mask)
         assert tiny.off(of_text[0][mask], of_text[1][mask]) < ATOL
@@ -197,7 +200,8 @@ class TestLayer:
 
     @pytest.mark.parametrize("queries", [1, 2])
     def test_first_queries_only(self, queries):
-        layer, (image, text, mask) = made(FusionLayer(CONFIG)), inputs()
+        layer = made(FusionLayer(CONFIG))
+        (image, text, mask) = inputs()
         everything = layer(text[0], image[0], mask=mask)
         assert (
             tiny.off(
@@ -209,9 +213,11 @@ class TestLayer:
 
 def by_hand(encoder, config, mask):
     image, text, _ = inputs(config)
-    image_stream, text_stream = image[0], text[0]
+    image_stream = image[0]
+    text_stream = text[0]
     if config.input_norm:
-        image_stream, text_stream = encoder.image_norm(image_stream), encoder.text_norm(text_stream)
+        image_stream = encoder.image_norm(image_stream)
+        text_stream = encoder.text_norm(text_stream)
     for number in range(config.num_layers):
         if number > 0 and config.bridge is not None:
             entering = (image[number], text[number]) if config.bridge == "add" else (0, 0)
@@ -228,7 +234,8 @@ class TestEncoder:
     @pytest.mark.parametrize("config", [CONFIG, METER, NORMS], ids=["bridges", "meter", "norms"])
     @pytest.mark.parametrize("masked", [True, False])
     def test_formula(self, config, masked):
-        encoder, (image, text, mask) = made(FusionEncoder(config)), inputs(config)
+        encoder = made(FusionEncoder(config))
+        (image, text, mask) = inputs(config)
         ours = encoder(image, text, mask if masked else None, "all")
         expected = by_hand(encoder, config, mask if masked else None)
         assert max(tiny.off(one, other) for one, other in zip(ours, expected, strict=True)) < ATOL
@@ -236,7 +243,8 @@ class TestEncoder:
     @pytest.mark.parametrize("outputs", ["pooled", "text"])
     @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
     def test_reading_less(self, config, outputs):
-        encoder, (image, text, mask) = made(FusionEncoder(config)), inputs(config)
+        encoder = made(FusionEncoder(config))
+        (image, text, mask) = inputs(config)
         whole_text, whole_image = encoder(image, text, mask, "all")
         some_text, some_image = encoder(image, text, mask, outputs)
         if outputs == "text":
@@ -248,24 +256,22 @@ class TestEncoder:
 
     @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
     def test_caches_change_nothing(self, config):
-        encoder, (image, text, mask) = made(FusionEncoder(config)), inputs(config)
+        encoder = made(FusionEncoder(config))
+        (image, text, mask) = inputs(config)
         caches = (
             encoder.cache_first_layer("image", image),
             encoder.cache_first_layer("text", text, mask),
         )
-        ours, expected = (
-            encoder(image, text, mask, "all", *caches),
-            encoder(image, text, mask, "all"),
-        )
+        ours = encoder(image, text, mask, "all", *caches)
+        expected = encoder(image, text, mask, "all")
         assert all(tiny.off(*pair) < ATOL for pair in zip(ours, expected, strict=True))
 
     @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
     def test_bfloat16_autocast_trains(self, config):
-        encoder, (image, text, mask) = made(FusionEncoder(config)).float(), inputs(config)
-        image, text = (
-            tuple(layer.float() for layer in image),
-            tuple(layer.float() for layer in text),
-        )
+        encoder = made(FusionEncoder(config)).float()
+        (image, text, mask) = inputs(config)
+        image = tuple(layer.float() for layer in image)
+        text = tuple(layer.float() for layer in text)
         expected = encoder(image, text, mask, "all")
         for optimize in (lambda _: None, optimize_for_cpu):
             optimize(encoder)
@@ -280,7 +286,9 @@ class TestEncoder:
             )
 
     def test_reading_text_leaves_the_last_image_layer_out(self):
-        encoder, (image, text, mask), ran = made(FusionEncoder(CONFIG)), inputs(), []
+        encoder = made(FusionEncoder(CONFIG))
+        (image, text, mask) = inputs()
+        ran = []
         for number, layer in enumerate(encoder.image_layers, start=1):
             layer.register_forward_hook(lambda *_, number=number: ran.append(number))
         encoder(image, text, mask, "text")
@@ -301,7 +309,8 @@ class TestEncoder:
 
     def test_dropout_after_each_part_of_a_layer(self):
         """Where all is dropped, nothing but the norms is left of self-attention, cross-attention and feed-forward."""
-        layer, hidden = made(FusionLayer(CONFIG)).train(), random(3, 5, WIDTH)
+        layer = made(FusionLayer(CONFIG)).train()
+        hidden = random(3, 5, WIDTH)
         layer.dropout.p = 1.0
         expected = layer.mlp_norm(layer.cross_attention_norm(layer.self_attention_norm(hidden)))
         assert tiny.off(layer(hidden, random(3, 4, WIDTH, seed=1)), expected) < ATOL

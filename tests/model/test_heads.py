@@ -30,7 +30,8 @@ NONE = tiny.changed(heads__mlm=False, heads__itm=False, heads__itc=None)
 
 @pytest.mark.parametrize("shape", [(2, 5), (7,), (0,)], ids=str)
 def test_mlm(shape):
-    head, hidden = made(MlmHead(16, 50, 1e-3)), random(*shape, 16)
+    head = made(MlmHead(16, 50, 1e-3))
+    hidden = random(*shape, 16)
     middle = F.layer_norm(
         F.gelu(head.dense(hidden)), (16,), head.norm.weight, head.norm.bias, eps=1e-3
     )
@@ -45,14 +46,17 @@ def test_the_decoder_of_masked_words_is_not_tied():
 
 
 def test_itm_and_rank():
-    pooled, itm, rank = random(3, 32), made(LinearHead(32, 2)), made(RankHead(32))
+    pooled = random(3, 32)
+    itm = made(LinearHead(32, 2))
+    rank = made(RankHead(32))
     assert tiny.off(itm(pooled), pooled @ itm.fc.weight.T + itm.fc.bias) < ATOL
     assert tiny.off(rank(pooled), pooled @ rank.fc.weight[0] + rank.fc.bias) < ATOL
 
 
 class TestClassifier:
     def test_formula(self):
-        head, pooled = made(ClassifierHead(32, 20, 7)), random(3, 32)
+        head = made(ClassifierHead(32, 20, 7))
+        pooled = random(3, 32)
         middle = F.layer_norm(head.dense(pooled), (20,), head.norm.weight, head.norm.bias, eps=1e-5)
         assert (
             tiny.off(head(pooled), F.gelu(middle) @ head.decoder.weight.T + head.decoder.bias)
@@ -60,7 +64,8 @@ class TestClassifier:
         )
 
     def test_dropout_in_training_only(self):
-        head, pooled = made(ClassifierHead(32, 20, 7, dropout=0.5)), random(3, 32)
+        head = made(ClassifierHead(32, 20, 7, dropout=0.5))
+        pooled = random(3, 32)
         assert torch.equal(head(pooled), head(pooled))
         torch.manual_seed(0)
         assert not torch.equal(head.train()(pooled), head(pooled))
@@ -123,10 +128,8 @@ class TestItc:
 @pytest.mark.parametrize("kind", ["tower", "fused"])
 def test_embeddings(kind):
     model = tiny.build(tiny.changed(heads__itc=kind)).double()
-    image, text = (
-        model.encode_image(tiny.images(3).double()),
-        model.encode_text(*tiny.texts([5, 3, 4])),
-    )
+    image = model.encode_image(tiny.images(3).double())
+    text = model.encode_text(*tiny.texts([5, 3, 4]))
     pooled = model.fuse(image, text).pooled
     head = model.head("itc")
     cls = image.cls if kind == "tower" else image.layers[-1][:, 0]
@@ -163,7 +166,8 @@ class TestWithoutHeads:
 
     def test_errors_of_what_reads_heads(self):
         model = tiny.build(NONE)
-        image, text = model.encode_image(tiny.images(1)), model.encode_text(*tiny.texts([4]))
+        image = model.encode_image(tiny.images(1))
+        text = model.encode_text(*tiny.texts([4]))
         fused = model.fuse(image, text, "all")
         for read, given, title in (
             (model.image_embeds, image, "contrastive (ITC)"),
@@ -216,7 +220,9 @@ MEANS = tiny.changed(**POOLING, vision__distillation_token=True)
 
 
 def test_means_by_hand():
-    model, pixels, (ids, mask) = tiny.build(MEANS), tiny.images(3), tiny.texts([5, 3, 4])
+    model = tiny.build(MEANS)
+    pixels = tiny.images(3)
+    (ids, mask) = tiny.texts([5, 3, 4])
     image = model.vision(pixels, MEANS.vision_layers)[-1][:, 2:].mean(dim=1)
     last = model.text(ids, mask.bool(), MEANS.text_layers)[-1]
     text = torch.stack(
@@ -230,13 +236,15 @@ def test_means_by_hand():
         assert tiny.off(encoded[0].cls, image) < 1e-6
         assert tiny.off(encoded[1].cls, text) < 1e-6
     head = model.itc_head
-    image_embeds, text_embeds = model.image_embeds(encoded[0]), model.text_embeds(encoded[1])
+    image_embeds = model.image_embeds(encoded[0])
+    text_embeds = model.text_embeds(encoded[1])
     assert tiny.off(image_embeds, F.normalize(head.image(image), dim=-1)) < 1e-6
     assert tiny.off(text_embeds, F.normalize(head.text(text), dim=-1)) < 1e-6
 
 
 def test_dropout_of_features():
-    model, pixels = tiny.build(MEANS), tiny.images(2)
+    model = tiny.build(MEANS)
+    pixels = tiny.images(2)
     image = model.encode_image(pixels)
     assert torch.equal(model.image_embeds(image), model.image_embeds(image))
     model.train()

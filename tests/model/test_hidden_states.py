@@ -56,7 +56,8 @@ def test_everything(optimize):
     pixels, ids, mask = batch()
     with torch.no_grad():
         fused = model(pixels, ids, mask)
-        vision, text = model.vision(pixels, (2, 3, 4)), model.text(ids, mask.bool(), (1, 2, 3))
+        vision = model.vision(pixels, (2, 3, 4))
+        text = model.text(ids, mask.bool(), (1, 2, 3))
         ours = [model.vision.post_norm(given.vision[number]) for number in (2, 3, 4)]
     ours += [
         *(given.text[number] for number in (1, 2, 3)),
@@ -154,7 +155,8 @@ def test_gradients_reach_the_weights():
 
 def test_another_thread_that_uses_the_model():
     model = tiny.build(CONFIG)
-    expected, others = found(model, attentions=True), tiny.encodings(tiny.build(CONFIG, seed=3))
+    expected = found(model, attentions=True)
+    others = tiny.encodings(tiny.build(CONFIG, seed=3))
 
     def use_elsewhere(*_):
         if current_thread() is main_thread():
@@ -173,10 +175,8 @@ def test_another_thread_that_uses_the_model():
 
 def test_of_a_predictor(tiny_checkpoint):
     predictor = load(tiny_checkpoint, device="cpu")
-    pixels, texts = (
-        torch.randint(0, 256, (2, 40, 60, 3), dtype=torch.uint8).numpy(),
-        ["a red square", "two"],
-    )
+    pixels = torch.randint(0, 256, (2, 40, 60, 3), dtype=torch.uint8).numpy()
+    texts = ["a red square", "two"]
     given = predictor.hidden_states(
         list(pixels), texts, layers={"text": [1], "fusion": [2]}, attentions=True
     )

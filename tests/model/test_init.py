@@ -39,11 +39,9 @@ def drawn(config=tiny.CONFIG, seed=0, start=float("nan")):
     ids=["tower", "fused", "meter", "norms_distilled", "concatenate"],
 )
 def test_every_weight_is_set_as_the_seed_says(config):
-    one, again, other = (
-        drawn(config).state_dict(),
-        drawn(config, start=3.0).state_dict(),
-        drawn(config, seed=2),
-    )
+    one = drawn(config).state_dict()
+    again = drawn(config, start=3.0).state_dict()
+    other = drawn(config, seed=2)
     assert [name for name, value in one.items() if not value.isfinite().all()] == []
     assert tiny.equal(one, again), "where it starts does not matter"
     changed = {
@@ -113,7 +111,8 @@ class TestSpreads:
                 "text.vocab_size": 2000,
             }
         )
-        width, branch = 768**-0.5, 768**-0.5 / math.sqrt(2 * 2)
+        width = 768**-0.5
+        branch = 768**-0.5 / math.sqrt(2 * 2)
         vision = {
             "class_embedding": width,
             "position_embedding": width,

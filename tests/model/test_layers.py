@@ -21,7 +21,8 @@ from bridgetower.model.layers import (
 from tiny import exact as random
 from tiny import made, mask_of
 
-WIDTH, HEADS = 12, 3
+WIDTH = 12
+HEADS = 3
 SIZES = {"hidden_size": WIDTH, "num_heads": HEADS, "intermediate_size": 20, "layer_norm_eps": 1e-3}
 POST = TextConfig(dropout=0.5, **SIZES)
 ATOL = 1e-10
@@ -42,7 +43,9 @@ def in_parts(hidden, layer, count):
 
 class TestAttention:
     def test_self_attention(self):
-        layer, hidden, mask = made(SelfAttention(WIDTH, HEADS)), random(2, 5, WIDTH), mask_of(5, 2)
+        layer = made(SelfAttention(WIDTH, HEADS))
+        hidden = random(2, 5, WIDTH)
+        mask = mask_of(5, 2)
         expected = layer.out(attended(*in_parts(hidden, layer.qkv, 3), HEADS, mask))
         assert tiny.off(layer(hidden, mask), expected) < ATOL
         assert tiny.off(layer(hidden, mask_of(5, 5)), layer(hidden)) < ATOL, (
@@ -51,7 +54,9 @@ class TestAttention:
 
     def test_cross_attention(self):
         layer = made(CrossAttention(WIDTH, HEADS))
-        hidden, other, mask = random(2, 3, WIDTH), random(2, 5, WIDTH, seed=1), mask_of(4, 5)
+        hidden = random(2, 3, WIDTH)
+        other = random(2, 5, WIDTH, seed=1)
+        mask = mask_of(4, 5)
         expected = layer.out(
             attended(layer.query(hidden), *in_parts(other, layer.key_value, 2), HEADS, mask)
         )
@@ -60,13 +65,16 @@ class TestAttention:
     @settings(max_examples=25, deadline=None)
     @given(length=st.integers(1, 6), queries=st.integers(1, 6), masked=st.booleans())
     def test_first_queries_only(self, length, queries, masked):
-        layer, hidden = made(SelfAttention(WIDTH, HEADS)), random(2, length, WIDTH)
+        layer = made(SelfAttention(WIDTH, HEADS))
+        hidden = random(2, length, WIDTH)
         mask = mask_of(length, 1) if masked else None
         some = layer(hidden, mask, num_queries=queries)
         assert tiny.off(some, layer(hidden, mask)[:, :queries]) < ATOL
 
     def test_masked_positions_are_not_read(self):
-        layer, hidden, mask = made(SelfAttention(WIDTH, HEADS)), random(2, 5, WIDTH), mask_of(5, 2)
+        layer = made(SelfAttention(WIDTH, HEADS))
+        hidden = random(2, 5, WIDTH)
+        mask = mask_of(5, 2)
         changed = hidden + 100 * random(2, 5, WIDTH, seed=3) * ~mask[..., None]
         assert tiny.off(layer(hidden, mask)[mask], layer(changed, mask)[mask]) < ATOL
         assert tiny.off(layer(hidden)[mask], layer(changed)[mask]) > 0.01, (
@@ -90,13 +98,15 @@ def test_activation_formulas():
 
 
 def test_feed_forward():
-    layer, hidden = made(FeedForward(WIDTH, 20, "quick_gelu")), random(2, 5, WIDTH)
+    layer = made(FeedForward(WIDTH, 20, "quick_gelu"))
+    hidden = random(2, 5, WIDTH)
     up = layer.up(hidden)
     assert tiny.off(layer(hidden), layer.down(up / (1 + torch.exp(-1.702 * up)))) < ATOL
 
 
 def test_pre_norm():
-    layer, hidden = made(pre_norm("quick_gelu")), random(2, 5, WIDTH)
+    layer = made(pre_norm("quick_gelu"))
+    hidden = random(2, 5, WIDTH)
     after = hidden + layer.attention(norm(hidden, layer.attention_norm, 1e-3))
     assert tiny.off(layer(hidden), after + layer.mlp(norm(after, layer.mlp_norm, 1e-3))) < ATOL
     assert tiny.off(layer(hidden), made(pre_norm("gelu"))(hidden)) > 1e-3, (
@@ -106,7 +116,9 @@ def test_pre_norm():
 
 
 def test_post_norm():
-    layer, hidden, mask = made(PostNormLayer(POST)), random(2, 5, WIDTH), mask_of(5, 3)
+    layer = made(PostNormLayer(POST))
+    hidden = random(2, 5, WIDTH)
+    mask = mask_of(5, 3)
     after = norm(hidden + layer.attention(hidden, mask), layer.attention_norm, 1e-3)
     assert (
         tiny.off(layer(hidden, mask), norm(after + layer.mlp(after), layer.mlp_norm, 1e-3)) < ATOL
@@ -120,7 +132,8 @@ def norm(hidden, layer, eps):
 
 
 def test_pooler():
-    layer, hidden = made(Pooler(WIDTH)), random(2, 5, WIDTH)
+    layer = made(Pooler(WIDTH))
+    hidden = random(2, 5, WIDTH)
     assert tiny.off(layer(hidden), torch.tanh(layer.dense(hidden[:, 0]))) < ATOL
 
 

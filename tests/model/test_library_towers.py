@@ -62,10 +62,8 @@ def published_text(config, weights):
 def test_every_layer_of_an_image_tower(family):
     config = drawn_vision(family, 0)
     tower = tiny.off_defaults(vision_tower(config)).eval()
-    own, pixels = (
-        published_vision(config, tower.state_dict()),
-        tiny.images(2, size=config.image_size),
-    )
+    own = published_vision(config, tower.state_dict())
+    pixels = tiny.images(2, size=config.image_size)
     prefixed = VISION_FAMILIES[family].prefix_tokens > 0
     last, theirs = own.forward_intermediates(
         pixels, norm=True, return_prefix_tokens=prefixed, output_fmt="NLC"
@@ -122,18 +120,18 @@ BOTH = both("siglip", "modernbert")
 @pytest.mark.parametrize(
     ("vision", "text"),
     [
-        *(
-            ("dinov3", "modernbert"),
-            ("eva02", "deberta-v2"),
-            ("beit", "modernbert"),
-            ("siglip", "deberta-v2"),
-        ),
-        *(("rotary, learnt", "modernbert"), ("relative positions", "deberta-v2")),
+        ("dinov3", "modernbert"),
+        ("eva02", "deberta-v2"),
+        ("beit", "modernbert"),
+        ("siglip", "deberta-v2"),
+        ("rotary, learnt", "modernbert"),
+        ("relative positions", "deberta-v2"),
     ],
 )
 def test_a_model_described_on_meta_has_its_buffers(vision, text):
     config = both(vision, text)
-    model, pixels = tiny.build(config), tiny.images(3, size=config.vision.image_size)
+    model = tiny.build(config)
+    pixels = tiny.images(3, size=config.vision.image_size)
     with torch.device("meta"):
         described = BridgeTower(config)
     assert all(parameter.device.type == "meta" for parameter in described.parameters())
@@ -146,7 +144,8 @@ def test_a_model_described_on_meta_has_its_buffers(vision, text):
 
 def test_checkpointed_activations_change_no_gradient():
     config = both("dinov3", "modernbert")
-    model, pixels = tiny.build(config), tiny.images(3, size=config.vision.image_size)
+    model = tiny.build(config)
+    pixels = tiny.images(3, size=config.vision.image_size)
     gradients = []
     for parts in ((), ("vision", "text")):
         model.train().checkpoint_activations(parts)

@@ -83,7 +83,8 @@ class TestUsed:
             used.state_dict(), {name: value.to(dtype) for name, value in state.items()}
         )
         if dtype in (torch.float64, torch.float32):
-            pixels, texts = tiny.images(2).to(dtype), tiny.texts([5, 3])
+            pixels = tiny.images(2).to(dtype)
+            texts = tiny.texts([5, 3])
             theirs = tiny.build(CONFIG).to(dtype)
             assert tiny.off(used(pixels, *texts).pooled, theirs(pixels, *texts).pooled) < ATOL
 
@@ -102,7 +103,8 @@ class TestUsed:
 
 
 def test_copies_of_a_predictor(tiny_checkpoint):
-    predictor, texts = load(tiny_checkpoint, device="cpu"), ("a red square", "two blue circles")
+    predictor = load(tiny_checkpoint, device="cpu")
+    texts = ("a red square", "two blue circles")
     unused = copy.deepcopy(predictor)
     expected = predictor.embed_texts(texts)
     for twin in (unused, copy.deepcopy(predictor), pickle.loads(pickle.dumps(predictor))):
@@ -113,7 +115,9 @@ def test_copies_of_a_predictor(tiny_checkpoint):
 class Adapted(nn.Module):
     def __init__(self, base):
         super().__init__()
-        self.base, self.weight, self.bias = base, base.weight, base.bias
+        self.base = base
+        self.weight = base.weight
+        self.bias = base.bias
         self.adapter = tiny.off_defaults(
             nn.Linear(base.in_features, base.out_features, bias=False), seed=7
         )
@@ -169,7 +173,8 @@ class TestWrappedLayers:
 
 
 def test_what_a_hook_was_given_stays_as_it_was():
-    model, kept = tiny.build(CONFIG), []
+    model = tiny.build(CONFIG)
+    kept = []
     optimize_for_cpu(model)
     up = model.fusion.text_layers[0].mlp.up
     up.register_forward_hook(lambda module, given, output: kept.append((output, output.clone())))

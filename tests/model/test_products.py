@@ -67,7 +67,8 @@ def test_measured_once_and_kept(products):
 
 def test_outputs_and_gradients_have_libraries_of_their_own(monkeypatch):
     torch.manual_seed(0)
-    layer, hidden = OneDnnLinear(24, 40), torch.randn(3, 7, 24, requires_grad=True)
+    layer = OneDnnLinear(24, 40)
+    hidden = torch.randn(3, 7, 24, requires_grad=True)
     expected = torch.nn.functional.linear(hidden, layer.weight, layer.bias)
     twice = 2 * expected.detach().flatten(0, 1)
     gradients = [
@@ -134,7 +135,8 @@ def test_set_by_hand(monkeypatch):
 
 class Lacking:
     def __init__(self, whole, name):
-        self._whole, self._name = whole, name
+        self._whole = whole
+        self._name = name
 
     def __getattr__(self, name):
         if name == self._name:
@@ -156,7 +158,8 @@ def test_a_release_without_a_private_operator(operator, monkeypatch):
         monkeypatch.delattr(torch, operator)
     else:
         monkeypatch.setattr(torch.ops, "mkldnn", Lacking(torch.ops.mkldnn, operator))
-    plain, model = tiny.build(), tiny.build()
+    plain = tiny.build()
+    model = tiny.build()
     ours, used = matched(model)
     assert not used
     assert [type(module) for module in model.modules()] == [
@@ -176,7 +179,8 @@ class TestWithoutOneDnn:
             yield
 
     def test_matching(self):
-        (ours, used), plain = matched(tiny.build()), tiny.build()
+        (ours, used) = matched(tiny.build())
+        plain = tiny.build()
         assert not used
         with torch.no_grad():
             assert tiny.off(ours, plain.itm_head(plain.fuse(*tiny.encodings(plain)).pooled)) < ATOL

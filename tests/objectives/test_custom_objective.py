@@ -83,7 +83,8 @@ class TestTask:
         batch = tiny.caption_batch((0, 1, 2, 2), [7, 4, 6, 5], self.CONFIG, seed=3)
         phase = Phase(mlm=1, itm=0, itc=2, objectives={"sigmoid": 0.5, "count": 3})
         task = self.task(own, phase)
-        losses, model = task(batch), task.model
+        losses = task(batch)
+        model = task.model
         image = model.image_embeds(model.encode_image(batch.pixel_values))
         cosines = (
             image @ model.text_embeds(model.encode_text(batch.input_ids, batch.attention_mask)).T
@@ -169,7 +170,8 @@ def test_by_the_command_line(run, place, tiny_dataset, tmp_path):
     command = shapes.train_command(tiny_dataset, out, *options)
     run(*command, "--max-steps", 4)
     run(*command, "--max-steps", 6, "--resume")
-    steps, every = read_metrics(out, "train"), {"itc", "itm", "mlm", "sigmoid", "count"}
+    steps = read_metrics(out, "train")
+    every = {"itc", "itm", "mlm", "sigmoid", "count"}
     assert [steps[number].keys() & every for number in (0, -1)] == [{"sigmoid"}, every]
     assert all("sigmoid_accuracy" in step for step in steps)
     ranks = [entry["mean_rank"] for entry in read_metrics(out, "validation")]

@@ -44,7 +44,8 @@ def test_accuracy_is_that_of_the_likelier_answer_to_each_class():
 
 
 def test_dropout_before_the_head_of_nlvr2():
-    network, seen = model(nlvr2=True, nlvr2_dropout=0.5), []
+    network = model(nlvr2=True, nlvr2_dropout=0.5)
+    seen = []
     network.nlvr2_head.dense.register_forward_hook(
         lambda _module, args, _output: seen.append(args[0])
     )
@@ -79,7 +80,8 @@ class TestRanking:
         assert losses.terms.keys() == {"rank"}
 
     def test_image_is_encoded_once_and_matching_stands_beside_it(self, batch):
-        network, sizes = model(rank=True), []
+        network = model(rank=True)
+        sizes = []
         network.vision.register_forward_hook(
             lambda _module, args, _output: sizes.append(len(args[0]))
         )
@@ -127,10 +129,8 @@ def test_numbers():
 
 
 def test_without_labels():
-    task, batch = (
-        task_of_head(model(snli_ve=True), "snli_ve"),
-        Batch(pixel_values=tiny.images(3), **texts()),
-    )
+    task = task_of_head(model(snli_ve=True), "snli_ve")
+    batch = Batch(pixel_values=tiny.images(3), **texts())
     assert len(task.predict(batch)) == 3
     with pytest.raises(ValueError, match="this batch has no labels"):
         task(batch)

@@ -56,7 +56,8 @@ def slow_itc(images, texts, index, scale, joint=None):
 class TestItc:
     @pytest.mark.parametrize("index", [[0, 1, 2, 3, 4], [7, 7, 2, 3, 7], [1, 1, 1, 1, 1]])
     def test_equals_the_slow_reference(self, index):
-        images, texts = features(5, 0), features(5, 1)
+        images = features(5, 0)
+        texts = features(5, 1)
         loss = itc_loss((images, texts), torch.tensor(index), SCALE)
         assert loss.item() == pytest.approx(slow_itc(images, texts, index, float(SCALE)), rel=1e-5)
         joint = features(5, 2)
@@ -66,7 +67,9 @@ class TestItc:
         )
 
     def test_bfloat16_autocast_changes_nothing(self):
-        images, texts, index = features(8, 0, 64), features(8, 1, 64), torch.arange(8)
+        images = features(8, 0, 64)
+        texts = features(8, 1, 64)
+        index = torch.arange(8)
         plain = itc_loss((images, texts), index, SCALE)
         with torch.autocast("cpu", torch.bfloat16):
             assert itc_loss((images, texts), index, SCALE) == plain
@@ -82,7 +85,8 @@ class TestItc:
         head = ItcHead(4, 4, 4)
         with torch.no_grad():
             head.temperature.fill_(given)
-        images, texts = features(3, 0), features(3, 1)
+        images = features(3, 0)
+        texts = features(3, 1)
         loss = itc_loss((images, texts), torch.arange(3), head.logit_scale())
         assert head.temperature.item() == pytest.approx(clamped)
         assert loss.item() == pytest.approx(
@@ -114,7 +118,9 @@ class TestMlm:
         self.head = MlmHead(6, 11, 1e-12)
         self.hidden = torch.randn(3, 5, 6, requires_grad=True)
         self.labels = torch.full((3, 5), IGNORED)
-        self.labels[0, 1], self.labels[2, 0], self.labels[2, 4] = 3, 10, 0
+        self.labels[0, 1] = 3
+        self.labels[2, 0] = 10
+        self.labels[2, 4] = 0
 
     def gradients(self, loss):
         return list(torch.autograd.grad(loss, [self.hidden, *self.head.parameters()]))
@@ -147,7 +153,8 @@ class TestMlm:
 
 
 def test_itm_is_cross_entropy_with_accuracy():
-    logits, labels = torch.tensor([[0.0, 2.0], [1.0, 0.0], [0.0, 3.0]]), torch.tensor([1, 0, 0])
+    logits = torch.tensor([[0.0, 2.0], [1.0, 0.0], [0.0, 3.0]])
+    labels = torch.tensor([1, 0, 0])
     loss, accuracy = class_loss(logits, labels)
     expected = (
         math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1)) + math.log(1 + math.exp(3))
@@ -273,7 +280,8 @@ class TestRandom:
         assert torch.equal(pairs.image_rows[kept], pairs.text_rows[kept])
 
     def test_positives_and_negatives_fall_everywhere(self):
-        index, source = torch.tensor([0, 0, 1, 2]), generator()
+        index = torch.tensor([0, 0, 1, 2])
+        source = generator()
         drawn = [random_pairs(index, source) for _ in range(300)]
         positives = torch.stack([pairs.labels for pairs in drawn]).float().mean(dim=0)
         assert (positives - 0.5).abs().max() < 0.12
@@ -284,7 +292,8 @@ class TestRandom:
 
 
 def test_uniform_negatives_fall_everywhere():
-    index, source = torch.tensor([0, 0, 1, 2]), generator()
+    index = torch.tensor([0, 0, 1, 2])
+    source = generator()
     drawn = [uniform_pairs(index, source) for _ in range(300)]
     assert all(pairs.labels.tolist() == [1] * 4 + [0] * 8 for pairs in drawn)
     for rows in ([pairs.image_rows[4] for pairs in drawn], [pairs.text_rows[8] for pairs in drawn]):
@@ -304,7 +313,8 @@ class TestHard:
         first=st.booleans(),
     )
     def test_labels_are_true(self, data, index, other, scale, seed, first):
-        count, start = len(index), 0 if first else len(other)
+        count = len(index)
+        start = 0 if first else len(other)
         everything = torch.cat([index, other] if first else [other, index])
         own = slice(start, start + count)
         scores = [data.draw(similarities(count, len(everything), scale)) for _ in range(2)]
@@ -329,10 +339,8 @@ class TestHard:
     def test_texts_choose_images_and_images_choose_texts(self):
         far = 50 * torch.eye(3)
         # the next but one, and the next
-        image_to_text, text_to_image = (
-            far.roll(2, dims=1),
-            far.roll(1, dims=1),
-        )
+        image_to_text = far.roll(2, dims=1)
+        text_to_image = far.roll(1, dims=1)
         pairs = hard_pairs(
             image_to_text, text_to_image, torch.arange(3), torch.arange(3), slice(0, 3), generator()
         )
@@ -341,7 +349,8 @@ class TestHard:
 
     def test_frequencies_follow_the_softmax_over_the_others(self):
         scores = torch.tensor([0.0, 1.0, 2.0, 9.0]).expand(4, 4)
-        source, index = generator(), torch.arange(4)
+        source = generator()
+        index = torch.arange(4)
         drawn = [hard_pairs(scores, scores, index, index, slice(0, 4), source) for _ in range(600)]
         # of image 3, whose own text scores 9
         texts = torch.stack([pairs.text_rows[8:] for pairs in drawn])[:, 3]
@@ -351,7 +360,8 @@ class TestHard:
 
     @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
     def test_scores_that_are_not_finite_leave_the_error_to_the_loss(self, value):
-        scores, index = torch.full((3, 3), value), torch.tensor([0, 0, 1])
+        scores = torch.full((3, 3), value)
+        index = torch.tensor([0, 0, 1])
         pairs = hard_pairs(scores, scores, index, index, slice(0, 3), generator())
         assert torch.equal(pairs.labels, labels_of(pairs, index, index))
 

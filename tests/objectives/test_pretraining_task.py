@@ -37,7 +37,9 @@ class Calls:
     """Counts what the model computes."""
 
     def __init__(self, model):
-        self.images, self.texts, self.pairs = [], [], []
+        self.images = []
+        self.texts = []
+        self.pairs = []
         model.vision.patch_embedding.register_forward_hook(
             lambda _, inputs, __: self.images.append(len(inputs[0]))
         )
@@ -101,7 +103,8 @@ class TestValues:
     @pytest.mark.parametrize("negatives", ["random", "uniform", "hard"])
     def test_of_one_image_only_matching_is_left_out(self, negatives):
         """The same parameters have gradients, as processes average them, and they are those of the other objectives."""
-        batch, gradients = make_batch((2, 2, 2)), []
+        batch = make_batch((2, 2, 2))
+        gradients = []
         for weight in (1, 100):
             task = make_task(replace(ALL, itm=weight, negatives=negatives))
             losses = task(batch)
@@ -114,13 +117,15 @@ class TestValues:
 
     def test_mlm_is_weighed_with_its_accuracy(self):
         """The mean over micro-batches is that over all hidden words then."""
-        task, batch = make_task(Phase(mlm=1, itm=0)), make_batch()
+        task = make_task(Phase(mlm=1, itm=0))
+        batch = make_batch()
         word = batch.mlm_labels[0, 1]
         with torch.no_grad():
             task.model.mlm_head.decoder.bias[word] += 1000
         share = float((batch.mlm_labels[:, 1] == word).float().mean())
         assert 0 < share < 1
-        plain, weighed = task(batch), task(replace(batch, mlm_weight=torch.tensor(0.25)))
+        plain = task(batch)
+        weighed = task(replace(batch, mlm_weight=torch.tensor(0.25)))
         assert float(plain.metrics["mlm_accuracy"]) == pytest.approx(share)
         assert float(weighed.metrics["mlm_accuracy"]) == pytest.approx(share / 4)
         assert weighed.terms["mlm"].item() == pytest.approx(plain.terms["mlm"].item() / 4)

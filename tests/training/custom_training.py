@@ -13,7 +13,8 @@ from bridgetower.objectives.config import PretrainingConfig, TaskConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.pretraining import PRETRAINING
 
-DECAY, RATE_DECAY = 0.5, 0.5
+DECAY = 0.5
+RATE_DECAY = 0.5
 LOGGED = []
 EXAMPLE = load_object(
     "extensions", f"{Path(__file__).parents[2]}/examples/layered.py:LAYERED", Extensions

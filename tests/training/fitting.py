@@ -28,7 +28,8 @@ class RowTask(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.progress = model, 0.0
+        self.model = model
+        self.progress = 0.0
         self.seen = []
 
     def forward(self, batch):
@@ -105,10 +106,12 @@ def passes_of(config, cache):
 def recomputed(batch, run):
     """The same batch of `KEY` with pixels in the place of hidden states, of the views that have these."""
     examples = run.examples
-    images, features = run.images[0], examples.image_features
+    images = run.images[0]
+    features = examples.image_features
     shown = examples.examples[replace(KEY, seed=0)]
     values = {name: None for name in ("text_states", "masked_states") if hasattr(batch, name)}
-    read_features, images.read_features = images.read_features, None
+    read_features = images.read_features
+    images.read_features = None
     view = View(images, features.num_views, examples.seed)
     for name in IMAGE_STATES:
         if (numbers := getattr(shown, name)) is not None:

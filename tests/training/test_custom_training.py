@@ -48,7 +48,8 @@ class TestOptimizer:
         train(own, tmp_path / "run", extensions=OWN, progress=False)
         hook.remove()
         name = "vision.layers.{}.mlp.up.weight"
-        lower, upper = name.format(0), name.format(1)
+        lower = name.format(0)
+        upper = name.format(1)
         for step in rates:
             assert step[upper] == pytest.approx(1e-2)
             assert step[lower] == pytest.approx(RATE_DECAY * 1e-2)
@@ -256,10 +257,8 @@ def test_from_scratch_to_use(tiny_dataset, tmp_path):
     metrics = train(config, out, extensions=MODULES, progress=False)
     assert train(config, out, extensions=MODULES, resume=True, progress=False) == metrics
 
-    drawn, trained = (
-        starting_checkpoint(config, extensions=MODULES),
-        read_checkpoint(out / "last", extensions=MODULES),
-    )
+    drawn = starting_checkpoint(config, extensions=MODULES)
+    trained = read_checkpoint(out / "last", extensions=MODULES)
     for name in (
         "vision.blocks.0.weight",
         "fusion.text_bridges.0.weigh.weight",

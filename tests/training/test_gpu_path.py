@@ -54,10 +54,8 @@ class NoWaiting(TorchDispatchMode):
 
     def __enter__(self):
         # kept, so that no other tensor gets their place
-        self.patch, self.pinned = (
-            pytest.MonkeyPatch(),
-            [],
-        )
+        self.patch = pytest.MonkeyPatch()
+        self.pinned = []
         self.patch.setattr("bridgetower.model.layers.has_cuda", lambda: True)
         self.patch.setattr(
             Tensor, "pin_memory", lambda tensor: self.pinned.append(tensor) or tensor
@@ -119,7 +117,8 @@ def run_config(**options):
 
 
 def frozen_batches():
-    config, found = tiny.CONFIG, []
+    config = tiny.CONFIG
+    found = []
     for batch in batches(2):
         image = torch.randn(
             4, len(config.vision_layers), config.vision.num_tokens, config.vision.hidden_size
@@ -143,7 +142,9 @@ def frozen_batches():
     ],
 )
 def test_a_step_does_not_wait_for_the_device(name, way):
-    config, model, given = run_config(**PHASES[name]), on_gpu(), None
+    config = run_config(**PHASES[name])
+    model = on_gpu()
+    given = None
     if way == "step":
         config = replace(config, contrast_over="step")
     if way == "frozen":
@@ -188,7 +189,9 @@ def test_pixels_are_normalised_where_they_are_used(tiny_dataset, tiny_processor)
 
 
 def test_one_call_changes_all_weights_of_a_rate(monkeypatch):
-    model, config, called = on_gpu(), OptimizerConfig(rule="hf_adamw"), []
+    model = on_gpu()
+    config = OptimizerConfig(rule="hf_adamw")
+    called = []
     monkeypatch.setattr(
         torch, "_fused_adamw_", lambda weights, *others, **numbers: called.append(weights)
     )
@@ -250,8 +253,10 @@ def test_a_batch_is_read_when_the_next_one_has_begun(monkeypatch):
 
 @pytest.mark.parametrize("positions", [None, torch.tensor([1, 8])])
 def test_words_are_found_on_the_host_or_looked_for(positions):
-    hidden, labels = torch.randn(2, 7, 3), torch.full((2, 7), IGNORED)
-    labels[0, 1], labels[1, 1] = 0, 2
+    hidden = torch.randn(2, 7, 3)
+    labels = torch.full((2, 7), IGNORED)
+    labels[0, 1] = 0
+    labels[1, 1] = 2
     loss, accuracy = mlm_loss(lambda chosen: 2 * chosen, hidden, labels, positions)
     expected = torch.nn.functional.cross_entropy(2 * hidden[:, 1], torch.tensor([0, 2]))
     assert loss == expected
@@ -298,7 +303,8 @@ def test_compiled_layers_are_one_graph_each_and_give_the_same_losses_and_gradien
 
 
 def graphs_of(multiple, texts):
-    graphs, outputs = [], []
+    graphs = []
+    outputs = []
 
     def backend(graph, inputs):
         graphs.append(inputs)
@@ -375,7 +381,8 @@ def test_a_layer_of_two_graphs_is_refused_or_runs_so_or_without(strict, backend)
 def test_what_the_towers_hand_over_is_bfloat16_under_autocast():
     model = tiny.build(tiny.CONFIG)
     with autocast(torch.device("cpu"), "bf16"):
-        image, text = model.encode_image(tiny.images(2)), model.encode_text(*tiny.texts([5, 3]))
+        image = model.encode_image(tiny.images(2))
+        text = model.encode_text(*tiny.texts([5, 3]))
     assert {layer.dtype for layer in (*image.layers, *text.layers)} == {torch.bfloat16}
 
 

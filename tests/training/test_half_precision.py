@@ -68,7 +68,8 @@ def cut_down(folders, tiny_checkpoint):
     def cut(name, **changes):
         recipe = RECIPES[name]
         kept = {name: getattr(shapes.MODEL.heads, name) for name in FEATURES}
-        task, heads = recipe.task, replace(recipe.model.heads, itc_size=8, **kept)
+        task = recipe.task
+        heads = replace(recipe.model.heads, itc_size=8, **kept)
         if heads.vqa:
             heads = replace(heads, vqa=len(asked.ANSWERS))
         if heads.classification > 1:
@@ -100,7 +101,8 @@ def watch(cut_down, tmp_path_factory):
     @cache
     def watched(name, **changes):
         seen = SimpleNamespace(batches=[], outputs={}, validated={})
-        original, out = run_module.build_task, tmp_path_factory.mktemp("run") / "run"
+        original = run_module.build_task
+        out = tmp_path_factory.mktemp("run") / "run"
 
         def keep(name):
             def hook(module, inputs, output):
@@ -147,7 +149,8 @@ def assert_close(half, full):
     losses = [[seen.losses[name] for name in names if name in seen.losses] for seen in (half, full)]
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
     assert losses[0] != losses[1]
-    (one,), (other,) = half.gradients, full.gradients
+    (one,) = half.gradients
+    (other,) = full.gradients
     assert 0 < float((one - other).norm()) < 0.1 * float(other.norm())
 
 

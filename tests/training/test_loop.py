@@ -72,7 +72,8 @@ def test_length_and_evaluations_follow_the_data(tmp_path, num_examples, length, 
 
 class TestSelection:
     def test_best_is_kept_and_the_last_evaluation_returned(self, build, tmp_path):
-        scores, saved = iter([1.0, 3.0, 3.0, 2.0]), []
+        scores = iter([1.0, 3.0, 3.0, 2.0])
+        saved = []
         parts = build(
             max_steps=7,
             evaluate_every=2,
@@ -197,7 +198,8 @@ class TestSignals:
             parts.task.register_forward_hook(send)
             return parts
 
-        whole, before = run(build(max_steps=3), tmp_path / "whole"), signal.getsignal(number)
+        whole = run(build(max_steps=3), tmp_path / "whole")
+        before = signal.getsignal(number)
         with pytest.raises(
             Interrupted, match="stopped after step 2 of 3; --resume continues it"
         ) as caught:
@@ -311,7 +313,8 @@ class TestSkippedSteps:
         return parts
 
     def test_change_nothing_and_are_counted_and_logged(self, build, tmp_path, caplog):
-        parts, seen = self.spoilt(build, 3, max_skipped_steps=1, checkpoint_every=1), []
+        parts = self.spoilt(build, 3, max_skipped_steps=1, checkpoint_every=1)
+        seen = []
         parts.task.register_forward_pre_hook(lambda task, inputs: seen.append(weights(parts.model)))
         run(parts, tmp_path)
         assert [torch.equal(*pair) for pair in pairwise(seen)] == [False, False, True, False, False]

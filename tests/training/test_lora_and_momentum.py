@@ -67,7 +67,8 @@ def test_a_killed_run_goes_on_with_the_same_bits(config, tmp_path, own, phase):
 
 
 def test_lora_trains_matrices_and_heads_and_is_merged(config, tmp_path, tiny_dataset, caplog):
-    out, start = tmp_path / "run", read_checkpoint(config.init)
+    out = tmp_path / "run"
+    start = read_checkpoint(config.init)
     with caplog.at_level(logging.INFO):
         metrics = train(config, out, extensions=LORA, progress=False)
     saved = {
@@ -90,10 +91,8 @@ def test_lora_trains_matrices_and_heads_and_is_merged(config, tmp_path, tiny_dat
         in caplog.text
     )
 
-    adapted, merged = (
-        LORA.callbacks[0].model.base_model.model.eval(),
-        read_checkpoint(out / "last").model(),
-    )
+    adapted = LORA.callbacks[0].model.base_model.model.eval()
+    merged = read_checkpoint(out / "last").model()
     changed = {
         name
         for name, tensor in merged.state_dict().items()
@@ -133,10 +132,8 @@ def test_rates_rise_by_layer():
 def test_momentum_gives_part_of_the_plain_loss_to_soft_targets_of_a_copy_that_follows(
     progress, share
 ):
-    module, batch = (
-        sys.modules[f"{EXAMPLES}/momentum.py"],
-        tiny.caption_batch((0, 1, 2, 2), [7, 4, 6, 5], seed=3),
-    )
+    module = sys.modules[f"{EXAMPLES}/momentum.py"]
+    batch = tiny.caption_batch((0, 1, 2, 2), [7, 4, 6, 5], seed=3)
     momentum = module.Momentum(alpha=0.4, momentum=0.9, ramp=0.1)
     model = tiny.off_defaults(BridgeTower(tiny.CONFIG, module.extensions(momentum))).eval()
     momentum.prepare(SimpleNamespace(model=model))
@@ -145,10 +142,8 @@ def test_momentum_gives_part_of_the_plain_loss_to_soft_targets_of_a_copy_that_fo
     task.progress = progress
 
     def outputs(of):
-        image, text = (
-            of.encode_image(batch.pixel_values),
-            of.encode_text(batch.input_ids, batch.attention_mask),
-        )
+        image = of.encode_image(batch.pixel_values)
+        text = of.encode_text(batch.input_ids, batch.attention_mask)
         masked = of.encode_text(batch.masked_input_ids, batch.attention_mask)
         words = of.mlm_logits(of.fuse(image, masked, "text").text[:, 1])
         return of.image_embeds(image) @ of.text_embeds(text).T / model.itc_head.temperature, words
@@ -156,7 +151,8 @@ def test_momentum_gives_part_of_the_plain_loss_to_soft_targets_of_a_copy_that_fo
     def cross(soft, logits):
         return -(soft.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
-    (logits, words), (soft, soft_words) = outputs(model), outputs(model.teacher)
+    (logits, words) = outputs(model)
+    (soft, soft_words) = outputs(model.teacher)
     soft = {
         "itc": (cross(soft, logits) + cross(soft.T, logits.T)) / 2,
         "mlm": cross(soft_words, words),

@@ -43,8 +43,12 @@ class TestOfficialRule:
     @staticmethod
     def reference(start, gradients, rates, decay):
         """The AdamW of transformers 4.17 in double precision, from its description."""
-        beta1, beta2, epsilon = 0.9, 0.98, 1e-8
-        value, mean, square = start.copy(), np.zeros_like(start), np.zeros_like(start)
+        beta1 = 0.9
+        beta2 = 0.98
+        epsilon = 1e-8
+        value = start.copy()
+        mean = np.zeros_like(start)
+        square = np.zeros_like(start)
         for number, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
             mean = beta1 * mean + (1 - beta1) * gradient
             square = beta2 * square + (1 - beta2) * gradient**2
@@ -72,10 +76,8 @@ class TestOfficialRule:
     )  # at the smaller one, where epsilon is added matters
     def test_equals_the_reference(self, decay, scale):
         rng = np.random.default_rng(0)
-        start, gradients = (
-            rng.normal(size=(4, 3)),
-            [scale * rng.normal(size=(4, 3)) for _ in range(6)],
-        )
+        start = rng.normal(size=(4, 3))
+        gradients = [scale * rng.normal(size=(4, 3)) for _ in range(6)]
         rates = [0.0, 0.02, 0.05, 0.04, 0.02, 0.01]
         expected = self.reference(start, gradients, rates, decay)
         np.testing.assert_allclose(
@@ -86,7 +88,8 @@ class TestOfficialRule:
             assert np.abs(plain - expected).max() > 1e-4  # torch's AdamW is another rule
 
     def test_parameters_without_gradient_stay(self):
-        still, moved = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+        still = nn.Parameter(torch.ones(2))
+        moved = nn.Parameter(torch.ones(2))
         optimizer = HfAdamW(
             [{"params": [still, moved], "weight_decay": 0.5}], lr=0.1, betas=(0.9, 0.98), eps=1e-8
         )

@@ -89,7 +89,8 @@ class TestWhatIsLeft:
         self, finished, config
     ):
         out, metrics = finished
-        kept, last = states.tensors(out), load_file(out / "last" / "model.safetensors")
+        kept = states.tensors(out)
+        last = load_file(out / "last" / "model.safetensors")
         assert states.saved(out).step == 6
         assert all(torch.equal(kept[f"model.{name}"], tensor) for name, tensor in last.items())
         assert read_checkpoint(out / "last").reranking.itc_weight == metrics["itc_weight"]
@@ -111,7 +112,8 @@ class TestWhatIsLeft:
 
     def test_nothing_is_fitted_or_chosen_on_data_that_is_trained_on(self, config, tmp_path, caplog):
         data = replace(config.data, train_splits=("train", "validation"))
-        both, out = replace(config, data=data, max_steps=2, evaluate_every=1), tmp_path / "run"
+        both = replace(config, data=data, max_steps=2, evaluate_every=1)
+        out = tmp_path / "run"
         metrics = train(both, out, progress=False)
         assert metrics["validation_is_trained_on"] == 1.0
         assert not {name for name in metrics if name.startswith(("gain_", "calibration_"))}
@@ -345,7 +347,8 @@ def test_from_a_checkpoint(config, tiny_checkpoint, tmp_path):
     data = replace(config.data, max_length=20, background=(255, 255, 255))
     changed = replace(unmoved(config), init=str(tiny_checkpoint), data=data, image_size=40)
     train(changed, tmp_path / "run", progress=False)
-    before, after = read_checkpoint(tiny_checkpoint), read_checkpoint(tmp_path / "run" / "last")
+    before = read_checkpoint(tiny_checkpoint)
+    after = read_checkpoint(tmp_path / "run" / "last")
     for name, tensor in before.resized(40).tensors.items():
         assert torch.equal(tensor, after.tensors[name])
     values = replace(
@@ -386,11 +389,9 @@ def test_killed_before_its_last_checkpoint_was_whole_it_is_written(
 def test_a_longer_run_that_is_killed_ends_like_one_that_was_not(
     finished, config, tmp_path, stop_at, caplog
 ):
-    killed, out, longer = (
-        tmp_path / "killed",
-        tmp_path / "undisturbed",
-        replace(config, max_steps=9),
-    )
+    killed = tmp_path / "killed"
+    out = tmp_path / "undisturbed"
+    longer = replace(config, max_steps=9)
     for folder in (killed, out):
         shutil.copytree(finished[0], folder)
     stop_at(2, killed, config=longer, resume=True)
@@ -411,7 +412,8 @@ def test_a_longer_run_that_is_killed_ends_like_one_that_was_not(
 
 class TestChanged:
     def test_goes_on_and_says_what_has_changed(self, config, tmp_path, stop_at, caplog):
-        out, moved = tmp_path / "run", tmp_path / "moved"
+        out = tmp_path / "run"
+        moved = tmp_path / "moved"
         stop_at(4, out)
         shutil.copytree(config.data.folders[0], moved)
         changed = replace(
@@ -457,7 +459,8 @@ class TestChanged:
         self, config, tmp_path, stop_at, monkeypatch
     ):
         """Killed while it writes them, no folder of weights and preprocessing that do not belong together is left."""
-        out, data = tmp_path / "run", replace(config.data, max_length=7)
+        out = tmp_path / "run"
+        data = replace(config.data, max_length=7)
         stop_at(3, out)  # with best/ of step 2
         assert read_checkpoint(out / "best").processor.config.max_length == 24
         # by which best/ is written again
@@ -474,7 +477,8 @@ class TestChanged:
         assert same_weights(out / "best", out / "last")
 
     def test_other_splits_to_train_on_are_refused_and_lose_nothing(self, config, finished):
-        before, data = snapshot(finished[0]), replace(config.data, train_splits=("train", "test"))
+        before = snapshot(finished[0])
+        data = replace(config.data, train_splits=("train", "test"))
         message = (
             r"of other data: \S+ \(train\) was trained on, now \S+ \(train, test\); put them back"
         )
@@ -509,7 +513,8 @@ class TestChanged:
 
 def test_a_state_is_a_checkpoint(config, finished, tmp_path):
     state = newest(finished[0])
-    read, last = read_checkpoint(state), read_checkpoint(finished[0] / "last")
+    read = read_checkpoint(state)
+    last = read_checkpoint(finished[0] / "last")
     assert equal(dict(read.tensors), dict(last.tensors))
     assert (read.config, read.labels) == (last.config, last.labels)
     convert(read, tmp_path / "converted", "bridgetower")
@@ -566,7 +571,9 @@ class TestStopped:
 
 
 def test_data_that_is_prepared_anew(config, finished, tmp_path, stop_at):
-    pictures, folder, out = tmp_path / "pictures", tmp_path / "set", tmp_path / "run"
+    pictures = tmp_path / "pictures"
+    folder = tmp_path / "set"
+    out = tmp_path / "run"
     pictures.mkdir()
     shapes.prepare_shapes(pictures, folder)
     moved = replace(config, data=replace(config.data, folders=(str(folder),)))

@@ -314,7 +314,8 @@ class TestWeights:
     def test_both(self, tiny_dataset, clip, roberta):
         start = starting_checkpoint(with_towers(tiny_dataset, vision=clip, text=roberta))
         start.model()  # exactly the parameters of the config
-        vision, text = read_vision_tower(clip).resized(40), read_text_tower(roberta)
+        vision = read_vision_tower(clip).resized(40)
+        text = read_text_tower(roberta)
         for tower, prefix in ((vision, "vision."), (text, "text.")):
             there = {
                 name: tensor for name, tensor in start.tensors.items() if name.startswith(prefix)

@@ -29,7 +29,8 @@ from bridgetower.training.state import (
 from tiny import equal
 
 STATE = TrainingState(step=3, best=1.5, metrics={"rsum": 1.25})
-PROCESSES, MICRO_BATCHES = "number of processes", "micro-batches of each"
+PROCESSES = "number of processes"
+MICRO_BATCHES = "micro-batches of each"
 CONDITIONS = {
     PROCESSES: 2,
     MICRO_BATCHES: 3,
@@ -80,7 +81,8 @@ def names(out):
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("rule", ["adamw", "hf_adamw"])
 def test_the_same_bits_come_back(tmp_path, rule, asynchronous):
-    made, other = make(rule=rule), make(rule=rule, seed=1)
+    made = make(rule=rule)
+    other = make(rule=rule, seed=1)
     assert not same(made, other)
     save(tmp_path, made, asynchronous=asynchronous)
     assert load_state(tmp_path, *other, CONDITIONS) == STATE
@@ -103,7 +105,8 @@ def test_the_last_two_are_kept(tmp_path, asynchronous):
 
 
 def test_what_is_saved_in_the_background_is_what_was_there(tmp_path, monkeypatch):
-    changed, write = Event(), state_module.write_safetensors
+    changed = Event()
+    write = state_module.write_safetensors
     monkeypatch.setattr(
         state_module, "write_safetensors", lambda *given: (changed.wait(60), write(*given))
     )
@@ -159,7 +162,8 @@ class TestRefusals:
             def __reduce__(self):
                 return (Path.touch, (tmp_path / "was-here",))
 
-        made, source = make(), random.Random(0)
+        made = make()
+        source = random.Random(0)
         path = save(tmp_path, made) / file
         whole = path.read_bytes()
         damaged = [whole[: source.randrange(len(whole) - 1)] for _ in range(20)]
@@ -178,7 +182,9 @@ class TestRefusals:
     @pytest.mark.parametrize("file", [ABOUT, TENSORS])
     def test_a_flipped_bit_is_found_or_changes_nothing(self, tmp_path, file):
         """One in every seventh byte: of weights, moments, names and what is said about them."""
-        made, source, found = make(), random.Random(0), 0
+        made = make()
+        source = random.Random(0)
+        found = 0
         path = save(tmp_path, made) / file
         whole = path.read_bytes()
         for place in range(0, len(whole), 7):
@@ -255,7 +261,8 @@ class TestChanges:
         ],
     )
     def test_of_the_batch_and_the_place_of_the_data(self, tmp_path, caplog, changes, message):
-        made, other = make(), make(seed=1)
+        made = make()
+        other = make(seed=1)
         save(tmp_path, made)
         assert load_state(tmp_path, *other, CONDITIONS | changes) == STATE
         assert same(other, made)
@@ -271,7 +278,8 @@ class TestChanges:
         step(other, optimizer)
 
     def test_what_is_not_optimised_any_more_is_left_behind(self, tmp_path):
-        made, (model, _) = make(), make(seed=1)
+        made = make()
+        (model, _) = make(seed=1)
         save(tmp_path, made)
         single = torch.optim.AdamW([{"params": [model.weight], "names": ["weight"]}])
         load_state(tmp_path, model, single, CONDITIONS)

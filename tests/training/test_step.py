@@ -186,7 +186,8 @@ class TestContrastOverStep:
             return views(images, numbers, *rest)
 
         monkeypatch.setattr(PreparedImages, "views", counted)
-        found, decoded = [], []
+        found = []
+        decoded = []
         size = shapes.MODEL.vision.image_size
         for limit in (8 * 3 * size**2, 8 * 3 * size**2 - 1):
             monkeypatch.setattr(step_module, "KEPT_BYTES", limit)
@@ -207,7 +208,8 @@ class TestContrastOverStep:
         )
 
     def test_masked_words_are_those_of_a_step_without_it(self, build, tmp_path):
-        task, logged = PretrainingConfig(phases=(Phase(mlm=1, itm=0, itc=1),)), []
+        task = PretrainingConfig(phases=(Phase(mlm=1, itm=0, itc=1),))
+        logged = []
         for contrast_over in ("step", "micro-batch"):
             options = {"max_steps": 1, "micro_batch_size": 2, "contrast_over": contrast_over}
             parts = build(lambda model: PretrainingTask(model, task), **options)
@@ -261,14 +263,17 @@ def test_dropout_differs_by_step_micro_batch_and_process(build, tmp_path, monkey
     def drawn(number):
         with monkeypatch.context() as patch:
             patch.setattr("bridgetower.training.step.rank", lambda: number)
-            parts, seen = build(micro_batch_size=4, max_steps=2), []
+            parts = build(micro_batch_size=4, max_steps=2)
+            seen = []
             parts.task.register_forward_pre_hook(
                 lambda task, inputs: seen.append(float(torch.rand(1)))
             )
             run(parts, tmp_path / str(len(list(tmp_path.iterdir()))))
             return seen
 
-    first, again, other = drawn(0), drawn(0), drawn(1)
+    first = drawn(0)
+    again = drawn(0)
+    other = drawn(1)
     assert first == again
     assert len({*first, *other}) == 8
 
@@ -313,7 +318,8 @@ def in_parts(phase, kind="tower", batches=BATCHES, again=seed):
 
 
 def as_a_whole(phase, kind="tower"):
-    task, features = make_task(phase, kind), []
+    task = make_task(phase, kind)
+    features = []
     for number, batch in enumerate(BATCHES):
         seed(number)
         features.append(task.features(batch))

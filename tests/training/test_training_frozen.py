@@ -36,7 +36,8 @@ from bridgetower.training.run import train
 from families import save_text, save_timm
 from folders import same_weights
 
-CPU, ALL = torch.device("cpu"), ("pretraining", "contrastive", *KINDS)
+CPU = torch.device("cpu")
+ALL = ("pretraining", "contrastive", *KINDS)
 EVERYTHING = PretrainingConfig(phases=(replace(shapes.PHASES[-1], until=1.0),))
 CONTRASTIVE = PretrainingConfig(phases=(replace(shapes.PHASES[0], until=1.0),))
 
@@ -121,7 +122,8 @@ class TestSteps:
     @pytest.mark.parametrize("kind", ["pretraining", "nlvr2"])
     @pytest.mark.parametrize("top", [1, 2])
     def test_layers_that_train_run_on_cached_states(self, all_runs, kind, top, features):
-        run, ran = prepared(replace(all_runs[kind], train_top=top), features), set()
+        run = prepared(replace(all_runs[kind], train_top=top), features)
+        ran = set()
         batch = run.examples[KEY]
         for name, module in run.model.named_modules():
             module.register_forward_hook(lambda *_, name=name: ran.add(name))
@@ -186,7 +188,8 @@ def whole(all_runs, tmp_path_factory):
 
 
 def changed_names(before, after):
-    one, other = read_checkpoint(before).tensors, read_checkpoint(after).tensors
+    one = read_checkpoint(before).tensors
+    other = read_checkpoint(after).tensors
     return {name for name in one if not torch.equal(one[name], other[name])}
 
 
@@ -204,10 +207,8 @@ class TestRun:
         } <= changed
 
     def test_top_layers_learn_and_those_below_stay(self, all_runs, tiny_checkpoint, tmp_path):
-        config, cache = (
-            replace(all_runs["pretraining"], train_top=1, max_steps=3),
-            tmp_path / "cache",
-        )
+        config = replace(all_runs["pretraining"], train_top=1, max_steps=3)
+        cache = tmp_path / "cache"
         train(config, tmp_path / "run", feature_cache=cache, progress=False)
         changed = changed_names(tiny_checkpoint, tmp_path / "run" / "last")
         towers = {
@@ -223,7 +224,9 @@ class TestRun:
         assert versions(cache) == written
 
     def test_a_killed_writer_leaves_what_it_finished(self, whole, all_runs, forked, tmp_path):
-        out, cache, config = tmp_path / "run", tmp_path / "cache", all_runs["pretraining"]
+        out = tmp_path / "run"
+        cache = tmp_path / "cache"
+        config = all_runs["pretraining"]
         (tmp_path / "config.pickle").write_bytes(pickle.dumps((config, out, cache)))
         command = [forked / "python", "-c", KILLED, tmp_path / "config.pickle"]
         killed = subprocess.run(command, cwd=Path(__file__).parent)
@@ -282,13 +285,15 @@ class TestCache:
         ],
     )
     def test_settings(self, all_runs, cached, kind, changes, computed, tmp_path):
-        config, cache = all_runs[kind], cached(kind, tmp_path / "cache")
+        config = all_runs[kind]
+        cache = cached(kind, tmp_path / "cache")
         data = replace(config.data, **changes.get("data", {}))
         assert set(passes_of(replace(config, **changes | {"data": data}), cache)) == computed
 
     @pytest.mark.parametrize("part", ["vision", "text"])
     def test_other_weights(self, all_runs, cached, tmp_path, tiny_checkpoint, part):
-        cache, changed = cached("pretraining", tmp_path / "cache"), tmp_path / "changed"
+        cache = cached("pretraining", tmp_path / "cache")
+        changed = tmp_path / "changed"
         shutil.copytree(tiny_checkpoint, changed)
         tensors = load_file(changed / "model.safetensors")
         tensors[f"{part}.layers.1.mlp.down.bias"] += 1e-6
@@ -308,7 +313,8 @@ class TestCache:
     def test_everything_may_be_moved(
         self, all_runs, cached, tmp_path, tiny_checkpoint, tiny_dataset
     ):
-        config, moved = all_runs["pretraining"], cached("pretraining", tmp_path / "moved")
+        config = all_runs["pretraining"]
+        moved = cached("pretraining", tmp_path / "moved")
         shutil.copytree(tiny_checkpoint, tmp_path / "model")
         shutil.copytree(tiny_dataset, tmp_path / "set")
         data = replace(config.data, folders=(str(tmp_path / "set"),))
@@ -328,7 +334,8 @@ class TestCache:
         assert len(list((tmp_path / "both").glob("*/states.lance"))) == 3
 
     def test_what_they_were_computed_from_is_written_down(self, all_runs, tmp_path):
-        before, context = torch.backends.cuda.matmul.allow_tf32, prepared(all_runs["vqa"], tmp_path)
+        before = torch.backends.cuda.matmul.allow_tf32
+        context = prepared(all_runs["vqa"], tmp_path)
         contents = [json.loads(path.read_text()) for path in tmp_path.glob("*/content.json")]
         assert len(contents) == 3
         pixels = [content["pixels"] for content in contents if "pixels" in content]
@@ -389,7 +396,8 @@ class TestAlignment:
     def test_is_that_of_towers_that_are_asked(self, aligning, features):
         run = prepared(aligning, features)
         run.model.eval()  # towers that are asked in training draw dropout
-        task, batch = Alignment(run.model), run.examples[KEY]
+        task = Alignment(run.model)
+        batch = run.examples[KEY]
         loss, found = aligned(task, batch)
         expected = aligned(task, recomputed(batch, run))
         assert abs(float(loss - expected[0])) < 1e-6
@@ -415,7 +423,9 @@ class TestAlignment:
 class TestAligning:
     def test_only_the_projections_change_and_the_loss_falls(self, aligning, features):
         run = prepared(replace(aligning, align_first=30), features)
-        model, batch, rates = run.model, run.examples[KEY], list[float]()
+        model = run.model
+        batch = run.examples[KEY]
+        rates = list[float]()
         before = {name: value.clone() for name, value in model.state_dict().items()}
         with torch.no_grad():
             untrained = Alignment(model)(batch)
@@ -439,7 +449,8 @@ class TestAligning:
     def test_draws_nothing(self, aligning, features, changes):
         """Layers that train later run here, too; half precision leaves weights in single precision."""
         run = prepared(replace(aligning, **changes), features)
-        before, found = copy.deepcopy(run.model.state_dict()), []
+        before = copy.deepcopy(run.model.state_dict())
+        found = []
         for seed in (0, 1):
             torch.manual_seed(seed)
             run.model.load_state_dict(before)

@@ -30,7 +30,8 @@ def trained(runs, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_is_continued_with_the_same_bits(kind, runs, trained, tmp_path):
-    (whole, metrics), out = trained(kind), tmp_path / "run"
+    (whole, metrics) = trained(kind)
+    out = tmp_path / "run"
     assert runs[kind].select_by in metrics
     assert kind != "ranking" or {"rsum", "one_stage_rsum", "chance_rsum"} <= metrics.keys()
     shutil.copytree(whole, out)
@@ -53,7 +54,8 @@ def test_is_continued_with_the_same_bits(kind, runs, trained, tmp_path):
 
 def test_a_trained_head_keeps_its_answers(runs, trained, tmp_path):
     """They travel from the set into the checkpoint, and its order counts then, not that of another set."""
-    first, (out, _) = runs["vqa"], trained("vqa")
+    first = runs["vqa"]
+    (out, _) = trained("vqa")
     answers = load(out, device="cpu").answer(asked.png("red"), "What colour is this?", top=99)
     assert {choice.label for choice in answers} == set(asked.ANSWERS)
     folder = asked.write_set(tmp_path / "set", "vqa")
@@ -64,7 +66,8 @@ def test_a_trained_head_keeps_its_answers(runs, trained, tmp_path):
 
 def test_a_number_of_answers_that_is_the_recipes_gives_way_to_that_of_the_data(runs, tmp_path):
     model = replace(runs["vqa"].model, heads=RECIPES["vqav2-base"].model.heads)
-    config, out = replace(runs["vqa"], recipe="vqav2-base", model=model), tmp_path / "run"
+    config = replace(runs["vqa"], recipe="vqav2-base", model=model)
+    out = tmp_path / "run"
     metrics = train(config, out, progress=False)
     assert read_json(out / "run.json")["model"]["heads"]["vqa"] == len(asked.ANSWERS)
     assert train(config, out, resume=True, progress=False) == metrics
@@ -114,7 +117,8 @@ def test_refused_before_training(runs, tmp_path, kind, changes, message):
 
 class Recorded:
     def __init__(self, examples, *, hidden=False):
-        self.examples, self.seen = examples, list[tuple[int, ...]]()
+        self.examples = examples
+        self.seen = list[tuple[int, ...]]()
         if not hidden:
             self.set_numbers = examples.set_numbers
 

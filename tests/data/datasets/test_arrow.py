@@ -252,7 +252,8 @@ ASKED = {"image": jpeg(4), "answers": [], "answer_labels": [], "answer_scores": 
             "1 bad .*dev-1-0#0: label 'yes', expected the text",
         ),
         (
-            *("nlvr2", "nlvr2_dev"),
+            "nlvr2",
+            "nlvr2_dev",
             [
                 {
                     **PAIR,

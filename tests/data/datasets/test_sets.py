@@ -80,12 +80,11 @@ def test_rows(prepared):
     def row(name, split, number):
         return read_rows(prepared[name][0], split)[number]
 
-    coco, region, question = (
-        row("coco", "train", 0),
-        row("vg", "train", 1),
-        row("vqav2", "validation", 1),
-    )
-    stated, paired = row("snli-ve", "validation", 0), row("nlvr2", "train", 1)
+    coco = row("coco", "train", 0)
+    region = row("vg", "train", 1)
+    question = row("vqav2", "validation", 1)
+    stated = row("snli-ve", "validation", 0)
+    paired = row("nlvr2", "train", 1)
     assert (coco["id"], coco["images"]) == ("COCO_train2014_000000057870.jpg", [jpeg(57870)])
     assert coco["entries"][:3] == [f"Picture 57870, caption {number}." for number in range(3)]
     assert coco["entries"][3:] == ["A restaurant has modern wooden tables and chairs."]
@@ -108,7 +107,8 @@ def test_rows(prepared):
     }
     assert question["entries"][2] == expected
     for split in ("test", "test-dev"):
-        asked, types = row("vqav2", split, 0), {"question_type": "", "answer_type": ""}
+        asked = row("vqav2", split, 0)
+        types = {"question_type": "", "answer_type": ""}
         assert asked["images"] == [jpeg(1)]
         unanswered = {
             "question_id": 1000,
@@ -207,11 +207,11 @@ def _second(**values):
     return lambda rows: rows[1].update(**values)
 
 
-COCO, NLVR2, SNLI_VE = "dataset_coco.json", "nlvr2/data/dev.json", "snli_ve_dev.jsonl"
-QUESTIONS, ANNOTATIONS = (
-    "v2_OpenEnded_mscoco_train2014_questions.json",
-    "v2_mscoco_train2014_annotations.json",
-)
+COCO = "dataset_coco.json"
+NLVR2 = "nlvr2/data/dev.json"
+SNLI_VE = "snli_ve_dev.jsonl"
+QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
+ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,8 @@ class TestHeldOut:
         assert read_vocabulary(tmp_path / "out") == ("yes", "no", "2")
 
     def test_none_gets_into_training_whatever_may_be_bad(self, source, tmp_path, config):
-        folder, out = source("vgqa"), tmp_path / "out"
+        folder = source("vgqa")
+        out = tmp_path / "out"
         write(
             tmp_path / "other.json",
             {"images": [{"cocoid": 9, "split": "train"}, {"cocoid": 1, "split": "val"}]},
@@ -403,16 +404,15 @@ class TestHeldOut:
         assert not (out / "dataset.json").exists()
 
     def test_files(self, source, tmp_path, config):
-        folder, out = source("vgqa"), tmp_path / "out"
+        folder = source("vgqa")
+        out = tmp_path / "out"
         (tmp_path / "coco" / "dataset_coco.json").rename(folder / "dataset_coco.json")
         config = replace(config, karpathy=None)
         assert prepare_set("vgqa", folder, out, config).sources.keys() == {
-            *(
-                "answers.json",
-                "dataset_coco.json",
-                "image_data.json",
-                "annotations/question_answers.json",
-            )
+            "answers.json",
+            "dataset_coco.json",
+            "image_data.json",
+            "annotations/question_answers.json",
         }
         with pytest.raises(FileNotFoundError, match=r"no answers\.json in"):
             prepare_set("vgqa", folder, tmp_path / "other", replace(config, answers=folder))
