@@ -50,9 +50,6 @@ def write_talk(path, seconds=12):
 @pytest.fixture
 def server(monkeypatch):
     class Stub(BaseHTTPRequestHandler):
-        sent = []
-        answers = []
-
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
@@ -74,6 +71,8 @@ def server(monkeypatch):
         def log_message(self, *given):
             pass
 
+    Stub.sent = []
+    Stub.answers = []
     monkeypatch.setitem(vars(fetch.PATIENT), "pauses", (0.001, 0.001))
     with HTTPServer(("127.0.0.1", 0), Stub) as server:
         thread = threading.Thread(target=server.serve_forever)
