@@ -255,6 +255,7 @@ def _open_run_table(uri: str, plan: dict[str, Any], predictor: Predictor, config
     """Opens the table of an unfinished or finished run with the same plan, or creates one."""
     import pyarrow as pa
 
+    # The columns, with the width of the vectors.
     if config.of == "scores":
         heads = (predictor.model.itm_head, predictor.model.itc_head)
         width = sum(head is not None for head in heads) or predictor.model.head("itm")
@@ -269,6 +270,7 @@ def _open_run_table(uri: str, plan: dict[str, Any], predictor: Predictor, config
     columns["vector"] = pa.list_(pa.type_for_alias(_DTYPES[config.quantize]), width)
     schema = pa.schema(list(columns.items()), metadata={"bridgetower": json.dumps(plan)})
 
+    # A table of another plan is only replaced if it is empty, or finished and of an older source.
     try:
         table = Table(uri)
     except FileNotFoundError:
@@ -377,6 +379,8 @@ def _export(
     score_columns: Callable[[pa.Table], pa.Table] | None,
 ) -> None:
     """Writes rows of the table to a file, whole or not at all. `score_columns` makes columns of its vectors."""
+    import pyarrow.parquet as pq
+
     names = ["id", "text", "vector", "is_image", "part", "number"]
     batches: Iterator[pa.Table] = (
         table.take(indices[start : start + _EXPORTED].tolist(), names)
@@ -385,7 +389,11 @@ def _export(
     with replacing(out) as temporary:
         if out.suffix == ".parquet":
             tables = map(score_columns or (lambda rows: rows.select(names[:3])), batches)
-            _write_parquet(temporary, tables, table.schema.metadata)
+            first = next(tables)
+            schema = first.schema.with_metadata(table.schema.metadata)
+            with pq.ParquetWriter(temporary, schema) as writer:
+                for rows in chain([first], tables):
+                    writer.write_table(rows.cast(schema))
         elif score_columns is not None:
             _write_scores(temporary, map(score_columns, batches), out.suffix)
         elif out.suffix == ".jsonl":
@@ -396,18 +404,6 @@ def _export(
             with replacing(out.with_suffix(".ids.jsonl")) as ids:
                 shape = (len(indices), table.schema.field("vector").type.list_size)
                 _write_npy(temporary, ids, batches, shape)
-
-
-def _write_parquet(
-    path: Path, tables: Iterator[pa.Table], metadata: Mapping[bytes, bytes] | None
-) -> None:
-    import pyarrow.parquet as pq
-
-    first = next(tables)
-    schema = first.schema.with_metadata(metadata)
-    with pq.ParquetWriter(path, schema) as writer:
-        for rows in chain([first], tables):
-            writer.write_table(rows.cast(schema))
 
 
 def _write_scores(path: Path, tables: Iterator[pa.Table], suffix: str) -> None:

@@ -28,7 +28,7 @@ def page_templates(*packages: str) -> Environment:
         "count": count,
         "number": number,
         "percent": percent,
-        "data_uri": _data_uri,
+        "data_uri": data_uri,
     }
     return templates
 
@@ -60,7 +60,7 @@ def thumbnail(content: bytes, background: Colour | None = None) -> bytes:
     return stream.getvalue()
 
 
-def _data_uri(content: bytes) -> str:
+def data_uri(content: bytes) -> str:
     """Returns a URI that carries an image file."""
     try:
         kind = media_type(content)

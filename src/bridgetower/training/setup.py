@@ -88,6 +88,11 @@ class TrainContext:
         limits = (self.config.max_steps, max_epochs and max_epochs * self.steps_per_epoch)
         return min(limit for limit in limits if limit is not None)
 
+    def to_device(self, batch: Any) -> Any:
+        """Copies a batch, and the features of frozen towers, to the device of the model."""
+        device = self.model.device
+        return self.images[0].on_device(batch, device) if self.images else batch.to(device)
+
     def evaluates_after(self, step: int) -> bool:
         """Whether the validation split is measured after a step, counted from 1."""
         interval = self.config.evaluate_every

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -102,9 +102,6 @@ def run_step(
     def seed_dropout(micro: int) -> None:
         torch.manual_seed(derive_seed(config.seed, "dropout", step, rank(), micro))
 
-    def to_device(batch: Any) -> Any:
-        return context.images[0].on_device(batch, device) if context.images else batch.to(device)
-
     # For ITC over the step, encode all micro-batches first.
     contrasts: list[Contrast] = []
     if encodes_twice(config, progress, count):
@@ -114,19 +111,18 @@ def run_step(
         )
         contrasts = contrast_of_step(
             context.task,
-            map(to_device, first_pass),
+            map(context.to_device, first_pass),
             seed_dropout,
             partial(autocast, device, config.precision),
             check=is_checked,
         )
-        if first_pass.keeps:
-            batches = iter(first_pass.batches)
+        batches = chain(first_pass.batches, batches)
 
     # Run each micro-batch forward and backward.
     means: dict[str, Tensor] = {}
     ids: list[str] = []
     counts_labels = count * world_size() > 1 and config.task.counts_labels(progress)
-    for micro, batch in enumerate(map(to_device, islice(batches, count))):
+    for micro, batch in enumerate(map(context.to_device, islice(batches, count))):
         if counts_labels:  # the mean over the micro-batches is then one over all labels
             if micro == 0:
                 labels = batch.num_labels if count == 1 else batch.step_labels

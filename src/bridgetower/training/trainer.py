@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType, MappingProxyType
@@ -120,10 +121,13 @@ class Trainer:
 
         if rank() == 0:
             self._announce()
+        announce_stop = partial(
+            logger.warning, "%s: stopping after this step; another ends at once"
+        )
         with (
             self.saver,
             self.log,
-            stop_signals(_announce_stop) as signals,
+            stop_signals(announce_stop) as signals,
             closing(self._load_batches()) as loader,
         ):
             batches = self.log.loaded(loader)
@@ -347,10 +351,6 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run was stopped 
     def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
         super().__init__(message)
         self.signal = number
-
-
-def _announce_stop(name: str) -> None:
-    logger.warning("%s: stopping after this step; another ends at once", name)
 
 
 @contextmanager

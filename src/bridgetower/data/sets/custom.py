@@ -191,6 +191,15 @@ class CustomSetSpec:
     # Returns the content of further files by name, from the summary, the config and the training entries.
     files: Callable[[SourceSummary, Any, Iterator[Any]], Mapping[str, Any]] = lambda *_: {}
 
+    def required_columns(self, config: Any) -> tuple[RequiredColumn, ...]:
+        """Returns the columns that tables of this kind must have."""
+        images = RequiredColumn(headings=(IMAGES,))
+        if self.num_images is None:
+            return (RequiredColumn(headings=(IMAGES, CAPTIONS), alternatives=(STATEMENTS,)),)
+        if self.texts is None or getattr(config, "captions_from", "text") == "folder":
+            return (images,)
+        return images, RequiredColumn(headings=(self.texts,), alternatives=(CAPTIONS,))
+
 
 SOURCE_HELP = (
     "A folder of images, a table (CSV, TSV, JSON, JSON lines, Parquet, Arrow), tar shards, a datasets repository or "
@@ -236,7 +245,7 @@ def prepare_custom(
         image=config.image_column,
         text=config.text_column,
         captions_from=getattr(config, "captions_from", "text"),
-        required=_required_columns(spec, config),
+        required=spec.required_columns(config),
     )
     summary = SourceSummary()
     allowed = (0, 1) if spec.num_images is None else (spec.num_images,)
@@ -273,16 +282,6 @@ def prepare_custom(
         )
         writer.files = lambda: spec.files(summary, config, writer.training_entries())
         return writer.finish(source, info)
-
-
-def _required_columns(spec: CustomSetSpec, config: Any) -> tuple[RequiredColumn, ...]:
-    """Returns the columns that tables of a kind of set must have."""
-    images = RequiredColumn(headings=(IMAGES,))
-    if spec.num_images is None:
-        return (RequiredColumn(headings=(IMAGES, CAPTIONS), alternatives=(STATEMENTS,)),)
-    if spec.texts is None or getattr(config, "captions_from", "text") == "folder":
-        return (images,)
-    return images, RequiredColumn(headings=(spec.texts,), alternatives=(CAPTIONS,))
 
 
 def check_config(name: str, config: object, expected: type) -> None:

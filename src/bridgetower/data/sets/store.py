@@ -246,7 +246,8 @@ def _connect(folder: str) -> Any:
     try:
         return lancedb.connect(folder, storage_options=options)
     except ValueError as error:
-        if _is_refusal(error):
+        # A store that answers has the right address.
+        if _STATUS.search(str(error)):
             raise
         raise ValueError(
             f"{folder} cannot hold a table ({message_of(error)}); give a local folder, or s3://, gs:// or az://"
@@ -297,11 +298,6 @@ def _one_line_errors(uri: str, action: Literal["read", "written"]) -> Iterator[N
         if not isinstance(error, kinds) and type(error).__name__ != "RustPanic":
             raise
         raise OSError(f"{uri} cannot be {action}: {message_of(error)}") from error
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Tells whether a store answered, so that its address is right."""
-    return _STATUS.search(str(error)) is not None
 
 
 def message_of(error: Exception) -> str:

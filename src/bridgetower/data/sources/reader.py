@@ -106,6 +106,7 @@ def read(source: str | os.PathLike[str], columns: Columns | None = None) -> Iter
 
 def file_groups(source: str | os.PathLike[str]) -> list[FileGroup]:
     """Returns the groups of files of a source, each of which can be read on its own."""
+    # List the files.
     source = os.fspath(source)
     if not is_url(source):
         check_path(source)
@@ -119,6 +120,7 @@ def file_groups(source: str | os.PathLike[str]) -> list[FileGroup]:
     if len(listed) == 1 and unreadable and unreadable[0].location == source:
         raise ValueError(f"{source}: {unreadable[0].problem}")
 
+    # Group them: the files of the first format, and videos, which need an extra.
     files = [file for file in listed if not file.problem]
     files_of = _files_by_format(files)
     videos = files_of[VIDEOS]
@@ -131,6 +133,7 @@ def file_groups(source: str | os.PathLike[str]) -> list[FileGroup]:
     elif videos:
         groups += _video_groups(videos, files, is_alone=len(listed) == 1)
 
+    # Files that no format reads are skipped, but not all files.
     unread = Counter(suffix_of(file.location) or file.name for file in files_of[None])
     for suffix in SUBTITLE_SUFFIXES:
         unread.pop(suffix, None)
@@ -141,6 +144,7 @@ def file_groups(source: str | os.PathLike[str]) -> list[FileGroup]:
         raise ValueError(
             f"{source} has nothing that can be read; expected images, a table, tar shards or videos"
         )
+
     # Splits count only where all files have one.
     if not all(group.split for group in groups):
         groups = [replace(group, split="") for group in groups]

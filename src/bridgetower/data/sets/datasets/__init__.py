@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.sets.custom import check_config, finished_set
@@ -40,6 +41,7 @@ def prepare_set(
         ValueError: The set or a split is unknown, a file is not as published, too much of the source is bad, or `out`
             holds another set.
     """
+    # What can be refused is refused before anything is written.
     if isinstance(dataset, str):
         names = [name for name, spec in DATASETS.items() if spec.fill]
         if dataset not in names:
@@ -47,7 +49,8 @@ def prepare_set(
         spec = DATASETS[dataset]
     else:
         spec = dataset
-    source, out = Path(source), Path(out)
+    source = Path(source)
+    out = Path(out)
     config = config or PrepareConfig()
     check_config(spec.name, config, spec.config)
     unknown = [split for split in config.splits if split not in spec.all_splits]
@@ -66,20 +69,22 @@ def prepare_set(
     finished = finished_set(out, settings, config.max_errors)
     if finished:
         for name, identity in finished.sources.items():
-            if (source / name).is_file() and _identity(source / name) != identity:
+            if _identity(source / name) not in ("", identity):
                 raise ValueError(
                     f"{out} holds a set of another {name}; choose another folder, or remove it"
                 )
         return finished
 
     with SetWriter(out, spec.schema, config, progress=progress) as writer:
-        assert spec.fill is not None
+        fill: Any = spec.fill
         try:
-            spec.fill(originals, writer, config)
+            fill(originals, writer, config)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{originals.used[-1]} is not as published ({error!r}); check that it is right"
             ) from error
+
+        # The files that were read are named with their digests.
         sources = {}
         for path in originals.used:
             name = str(path.relative_to(source)) if path.is_relative_to(source) else path.name
@@ -96,7 +101,9 @@ def prepare_set(
 
 
 def _identity(path: Path) -> str:
-    """Returns the digest of a file, or the size of an Arrow file, which is large."""
+    """Returns the digest of a file, the size of an Arrow file, which is large, or nothing if there is none."""
+    if not path.is_file():
+        return ""
     return f"{path.stat().st_size} bytes" if path.suffix == ".arrow" else sha256_of(path)
 
 
@@ -122,18 +129,19 @@ def prepare_arrow(
     for spec in DATASETS.values():
         files = spec.arrow
         if files and (spec.name in config.sets if config.sets else files.any_in(source)):
-            specs.append(
-                replace(
-                    spec,
-                    splits=tuple(files.stems),
-                    more_splits=tuple(files.more_stems),
-                    split_rule=files.split_rule or spec.split_rule,
-                    protocol=ARROW_ROWS[spec.schema.name].protocol,
-                    licences={"images and texts": f"as those of {spec.name}"},
-                    config=ArrowConfig,
-                    fill=partial(fill_from_arrow, files),
-                )
+            arrow_spec = replace(
+                spec,
+                splits=tuple(files.stems),
+                more_splits=tuple(files.more_stems),
+                split_rule=files.split_rule or spec.split_rule,
+                protocol=ARROW_ROWS[spec.schema.name].protocol,
+                licences={"images and texts": f"as those of {spec.name}"},
+                config=ArrowConfig,
+                fill=partial(fill_from_arrow, files),
             )
+            specs.append(arrow_spec)
+
+    # There are such sets, and each split is one of theirs.
     if not specs:
         names = sorted(path.name for path in source.glob("*.arrow"))
         raise FileNotFoundError(
@@ -148,15 +156,12 @@ def prepare_arrow(
             f"{', '.join(all_splits)}"
         )
 
+    # Sets without any of the splits are left out.
     prepared = {}
     for spec in specs:
         splits = tuple(split for split in config.splits if split in spec.all_splits)
         if splits or not config.splits:
-            prepared[spec.name] = prepare_set(
-                spec,
-                source,
-                Path(out) / spec.name,
-                replace(config, splits=splits),
-                progress=progress,
-            )
+            folder = Path(out) / spec.name
+            split_config = replace(config, splits=splits)
+            prepared[spec.name] = prepare_set(spec, source, folder, split_config, progress=progress)
     return prepared
