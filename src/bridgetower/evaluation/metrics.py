@@ -479,7 +479,7 @@ def candidate_pairs(
             scores = scores_of(rows, texts).float()
             check_not_nan(scores, "similarities")
             block_images = images.expand(len(texts), -1)
-            best_images, cosines = _best(block_images, scores.T, k)
+            best_images, cosines = _best(block_images, scores.T.contiguous(), k)
             text_side.add(best_images * num_texts + texts[:, None], cosines)
             block_texts = texts.expand(len(images), -1)
             seen_texts = torch.cat([best_texts, block_texts], dim=1)
@@ -529,5 +529,10 @@ def _best(
     items: Int[Tensor, "q m"], scores: Float[Tensor, "q m"], k: int
 ) -> tuple[Int[Tensor, "q k"], Float[Tensor, "q k"]]:
     """Returns the k items of each row with the highest scores. Of equal ones the first are taken."""
-    sorted_scores, order = scores.sort(dim=1, descending=True, stable=True)
-    return items.gather(1, order[:, :k]), sorted_scores[:, :k]
+    k = min(k, scores.shape[1])
+    lowest = scores.topk(k, sorted=False).values.amin(dim=1, keepdim=True)
+    is_higher = scores > lowest
+    is_tied = scores == lowest
+    num_tied = k - is_higher.sum(dim=1, keepdim=True)
+    is_best = is_higher | (is_tied & (is_tied.cumsum(dim=1, dtype=torch.int32) <= num_tied))
+    return items[is_best].view(-1, k), scores[is_best].view(-1, k)
