@@ -20,7 +20,8 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-from preloaded import MODULES
+from helpers import shape_checks
+from helpers.processes import PRELOADED_MODULES
 
 # Left out are modules that refuse wrong values and shapes with a message of their own, which tests want to see.
 CHECKED = [
@@ -41,7 +42,7 @@ CHECKING = ("engines", "evaluation", "model", "objectives")
 gc.disable()  # until the tests are collected: a fifth of the time of all imports
 
 # Must come before the first import of the package; test modules and other conftest files then import as they like.
-jaxtyping.install_import_hook(CHECKED, "typechecks.checked")
+jaxtyping.install_import_hook(CHECKED, f"{shape_checks.__name__}.checked")
 
 LONG, LONGEST = ("distributed", "end_to_end", "pages", "training"), "test_readme.py"
 # the kernels under test, also where PyTorch's own are faster
@@ -51,7 +52,7 @@ os.fsync = lambda descriptor: None
 os.environ.pop("HF_HUB_OFFLINE", None)  # clients of the hub talk to servers of tests
 
 # Processes that need them start at once, whatever the code under test would import beforehand.
-multiprocessing.set_forkserver_preload(list(MODULES))
+multiprocessing.set_forkserver_preload(list(PRELOADED_MODULES))
 multiprocessing.forkserver.set_forkserver_preload = lambda names: None
 # nothing is under way where they are forked
 os.environ["PYTHONWARNINGS"] = "ignore:lancedb fork support:RuntimeWarning"
@@ -85,7 +86,7 @@ def _encodable_events(send):
             case str():
                 return value.encode("utf-8", "backslashreplace").decode()
             case dict():
-                return {encodable(name): encodable(one) for name, one in value.items()}
+                return {encodable(name): encodable(item) for name, item in value.items()}
             case list() | tuple():
                 return type(value)(map(encodable, value))
         return value
@@ -136,7 +137,7 @@ def checks_of_shapes(request):
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory):
     """A prepared set of 45 pictures of coloured shapes, 27 for training, 9 each for validation and test."""
-    from shapes import prepare_shapes
+    from helpers.shapes import prepare_shapes
 
     folder = tmp_path_factory.mktemp("shapes")
     return prepare_shapes(folder, folder / "set")
@@ -145,7 +146,7 @@ def tiny_dataset(tmp_path_factory):
 @pytest.fixture(scope="session")
 def s3_server():
     """A real S3 server, the same for all tests; `store` is what they use."""
-    from stores import s3_store
+    from helpers.servers import s3_store
 
     with s3_store() as store:
         yield store
@@ -165,7 +166,7 @@ def store(s3_server, monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory, tiny_dataset):
     """A checkpoint folder: random weights off their defaults, all heads, a tokenizer trained on the set."""
-    from shapes import write_tiny_checkpoint
+    from helpers.shapes import write_tiny_checkpoint
 
     return write_tiny_checkpoint(tiny_dataset, tmp_path_factory.mktemp("checkpoint"))
 
@@ -173,7 +174,7 @@ def tiny_checkpoint(tmp_path_factory, tiny_dataset):
 @pytest.fixture(scope="session")
 def answering_checkpoint(tmp_path_factory, tiny_dataset):
     """The same with the heads of VQA (five colours as answers), SNLI-VE and NLVR2, and no others."""
-    from shapes import write_answering_checkpoint
+    from helpers.shapes import write_answering_checkpoint
 
     return write_answering_checkpoint(tiny_dataset, tmp_path_factory.mktemp("answering"))
 
@@ -199,10 +200,10 @@ def made_once(tmp_path_factory):
 @pytest.fixture(scope="session")
 def forked(tmp_path_factory):
     """A folder with `bridgetower`, `torchrun` and `python` that start at once."""
-    from forks import commands
+    from helpers.processes import forked_commands
 
     folder = tmp_path_factory.mktemp("commands")
-    with commands(folder):
+    with forked_commands(folder):
         yield folder
 
 

@@ -188,8 +188,8 @@ class Mutation:
 
     @property
     def room(self) -> str:
-        parts = Path(self.path).relative_to(PACKAGE).parts
-        return parts[0].removesuffix(".py")
+        segments = Path(self.path).relative_to(PACKAGE).parts
+        return segments[0].removesuffix(".py")
 
     def mutated(self, source: bytes) -> bytes:
         return source[: self.start] + self.text.encode() + source[self.end :]
@@ -235,8 +235,12 @@ def combine(node: ast.BoolOp) -> Iterator[tuple]:
     other = ast.And() if isinstance(node.op, ast.Or) else ast.Or()
     yield "and-or", node, changed(node, op=other)
     for position in range(len(node.values)):
-        rest = without(node.values, position)
-        yield "dropped condition", node, changed(node, values=rest) if len(rest) > 1 else rest[0]
+        remainder = without(node.values, position)
+        yield (
+            "dropped condition",
+            node,
+            changed(node, values=remainder) if len(remainder) > 1 else remainder[0],
+        )
 
 
 def calculate(node: ast.BinOp) -> Iterator[tuple]:
@@ -370,8 +374,8 @@ def children(node: ast.AST) -> Iterator[ast.AST]:
             left_out = {"annotation"}
     for field, value in ast.iter_fields(node):
         if field not in left_out:
-            parts = value if isinstance(value, list) else [value]
-            yield from (part for part in parts if isinstance(part, ast.AST))
+            children = value if isinstance(value, list) else [value]
+            yield from (child for child in children if isinstance(child, ast.AST))
 
 
 def is_unchanged(node: ast.AST) -> bool:
@@ -384,7 +388,7 @@ def mutations(path: str, source: bytes) -> list[Mutation]:
     starts = [0]
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
-    found = set()
+    mutations = set()
     nodes: list[ast.AST] = [ast.parse(source)]
     while nodes:
         node = nodes.pop()
@@ -401,9 +405,10 @@ def mutations(path: str, source: bytes) -> list[Mutation]:
                 text = f"({text})"
             if replacement is None:  # of an argument, with its comma
                 end = re.compile(rb"(\s*,\s*)?").match(source, end).end()
-            found.add(Mutation(path, operator, target.lineno, start, end, text))
+            mutations.add(Mutation(path, operator, target.lineno, start, end, text))
     return sorted(
-        found, key=lambda mutation: (mutation.start, mutation.end, mutation.operator, mutation.text)
+        mutations,
+        key=lambda mutation: (mutation.start, mutation.end, mutation.operator, mutation.text),
     )
 
 
@@ -421,7 +426,7 @@ def draw(root: Path, count: int, seed: str, only: tuple[str, ...] = ()) -> list[
     by_line = defaultdict(list)
     for file in sorted((root / PACKAGE).rglob("*.py")):
         path = file.relative_to(root).as_posix()
-        if not only or any(part in path for part in only):
+        if not only or any(prefix in path for prefix in only):
             for mutation in mutations(path, file.read_bytes()):
                 by_line[path, mutation.line].append(mutation)
     lines = list(by_line.values())
@@ -546,13 +551,13 @@ class Workplace:
             os.close(ended)
             end_descendants(child)
         shutil.rmtree(self.temporary, ignore_errors=True)
-        found = {
+        result = {
             "status": 3 if in_time else None,
             "reason": (self.folder / "log.txt").read_text()[-300:],
         }
         if in_time and outcome.exists():
-            found |= json.loads(outcome.read_text())
-        return {"tests": {}, "failed": [], **found, "seconds": time.monotonic() - started}
+            result |= json.loads(outcome.read_text())
+        return {"tests": {}, "failed": [], **result, "seconds": time.monotonic() - started}
 
     def _run(self, arguments: list[str], outcome: Path, recording: Path | None) -> None:
         """Runs pytest in this process, writes its events, and ends it as Python would."""
@@ -767,9 +772,9 @@ class Coverage:
                 break
         if not tests:  # nothing runs it: tests whose files name the module
             module = Path(mutation.path).stem
-            named = {test.partition("::")[0] for test in self.seconds}
-            named = {file for file in named if module in (root / file).read_text(encoding="utf-8")}
-            tests = {test for test in self.seconds if test.partition("::")[0] in named}
+            files = {test.partition("::")[0] for test in self.seconds}
+            files = {file for file in files if module in (root / file).read_text(encoding="utf-8")}
+            tests = {test for test in self.seconds if test.partition("::")[0] in files}
         return sorted(tests, key=lambda test: (distance(mutation, test), self.breadth[test], test))
 
 
@@ -903,14 +908,14 @@ def within(tests: list[str], seconds: dict[str, float], most: float) -> list[str
     by_file = defaultdict(list)
     for test in tests:
         by_file[test.partition("::")[0]].append(test)
-    chosen = []
+    nearest_tests = []
     for turn in zip_longest(*by_file.values()):
         for test in filter(None, turn):
             most -= seconds[test]
             if most < 0:
-                return chosen
-            chosen.append(test)
-    return chosen
+                return nearest_tests
+            nearest_tests.append(test)
+    return nearest_tests
 
 
 def in_processes(jobs: int, number: int, work: Callable[[Workplace, int], str]) -> None:
@@ -977,14 +982,14 @@ def report(verdicts: list[dict]) -> str:
     ]
     for verdict in verdicts:
         if verdict["verdict"] in ("survived", "unclear"):
-            place = f"{verdict['path']}:{verdict['line']}"
-            told = (
+            location = f"{verdict['path']}:{verdict['line']}"
+            failure = (
                 f" ({verdict['failed']}: {verdict['reason']})"
                 if verdict["verdict"] == "unclear"
                 else ""
             )
             lines.append(
-                f"\n{verdict['verdict']}: {place} {verdict['operator']}, {verdict['tests']} tests{told}"
+                f"\n{verdict['verdict']}: {location} {verdict['operator']}, {verdict['tests']} tests{failure}"
             )
             lines.append(verdict["diff"])
     caught = counts["all"]["killed"] + counts["all"]["timed out"]
@@ -1034,7 +1039,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     missing = [] if options.as_recorded else recordings.missing(options.days)
     if options.record:
-        missing = [name for name in missing if any(part in name for part in options.record)]
+        missing = [name for name in missing if any(prefix in name for prefix in options.record)]
     in_processes(
         options.jobs,
         len(missing),
@@ -1045,7 +1050,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     draws = ROOT / "build/mutants/draws"
     draws.mkdir(exist_ok=True)
-    name = "-".join([options.seed, *(part.replace("/", "+") for part in options.only)])
+    name = "-".join([options.seed, *(prefix.replace("/", "+") for prefix in options.only)])
     file = draws / f"{name}.jsonl"
     drawn = draw(ROOT, options.count, options.seed, tuple(options.only))
     done = {}
@@ -1054,11 +1059,11 @@ def main(arguments: list[str] | None = None) -> None:
             verdict["key"]: verdict for verdict in map(json.loads, file.read_text().splitlines())
         }
     keys = {mutation: digest(json.dumps(asdict(mutation)).encode()) for mutation in drawn}
-    left = [mutation for mutation in drawn if keys[mutation] not in done]
+    pending = [mutation for mutation in drawn if keys[mutation] not in done]
     coverage = Coverage.read(recordings, ROOT)
 
     def judge(workplace: Workplace, number: int) -> str:
-        mutation = left[number]
+        mutation = pending[number]
         tests = coverage.of(mutation, ROOT)
         diff = mutation.diff((ROOT / mutation.path).read_bytes())
         verdict = judged(workplace, mutation, tests, coverage.seconds, options.limit)
@@ -1071,11 +1076,11 @@ def main(arguments: list[str] | None = None) -> None:
         }
         with file.open("a") as stream:
             stream.write(json.dumps(whole) + "\n")
-        told = f" by {verdict['failed']}" if verdict["failed"] else ""
+        failure = f" by {verdict['failed']}" if verdict["failed"] else ""
         where = f"{mutation.path}:{mutation.line} {mutation.operator}"
-        return f"{where}: {verdict['verdict']}{told}, {verdict['seconds']} s"
+        return f"{where}: {verdict['verdict']}{failure}, {verdict['seconds']} s"
 
-    in_processes(options.jobs, len(left), judge)
+    in_processes(options.jobs, len(pending), judge)
     done = {verdict["key"]: verdict for verdict in map(json.loads, file.read_text().splitlines())}
     verdicts = [done[keys[mutation]] for mutation in drawn if keys[mutation] in done]
     print("\n".join(map(json.dumps, verdicts)) if options.json else report(verdicts))

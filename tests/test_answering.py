@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batches.batch import Batch
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.inference.predictor import Predictor, load
 from bridgetower.objectives.classification import task_of_head
+from helpers.shapes import SHAPE_COLOURS
 
 QUESTIONS = ["what colour?", "is it a bar on black", "a circle"]
 
@@ -32,9 +32,9 @@ def ask(pictures):
 
     def call(predictor, method, number=None, **options):
         images = [pictures, pictures[::-1]] if method == "reason" else [pictures]
-        given = [*images, QUESTIONS]
+        arguments = [*images, QUESTIONS]
         return getattr(predictor, method)(
-            *(given if number is None else [part[number] for part in given]), **options
+            *(arguments if number is None else [inputs[number] for inputs in arguments]), **options
         )
 
     return call
@@ -44,35 +44,35 @@ class TestResults:
     def test_are_those_of_the_tasks(self, predictor, pictures, ask):
         model, processor = predictor.model, predictor.processor
         text = processor.texts(QUESTIONS)
-        given = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
-        pixels, others = processor.images(pictures), processor.images(pictures[::-1])
+        tokens = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
+        pixels, second_pixels = processor.images(pictures), processor.images(pictures[::-1])
         with torch.no_grad():
-            one, two = (
-                Batch(pixel_values=pixels, **given),
-                Batch(pixel_values=pixels, pixel_values_2=others, **given),
+            single, two = (
+                Batch(pixel_values=pixels, **tokens),
+                Batch(pixel_values=pixels, pixel_values_2=second_pixels, **tokens),
             )
             expected = [
-                ("answer", shapes.COLOURS, task_of_head(model, "vqa").predict(one)),
+                ("answer", SHAPE_COLOURS, task_of_head(model, "vqa").predict(single)),
                 (
                     "entail",
                     ("contradiction", "neutral", "entailment"),
-                    task_of_head(model, "snli_ve").predict(one),
+                    task_of_head(model, "snli_ve").predict(single),
                 ),
                 ("reason", ("False", "True"), task_of_head(model, "nlvr2").predict(two)),
             ]
         for method, names, probabilities in expected:
             for choices, row in zip(ask(predictor, method), probabilities.tolist(), strict=True):
-                found = {choice.label: choice.probability for choice in choices}
-                assert found == pytest.approx(dict(zip(names, row, strict=True)), abs=1e-6)
+                by_label = {choice.label: choice.probability for choice in choices}
+                assert by_label == pytest.approx(dict(zip(names, row, strict=True)), abs=1e-6)
                 assert [choice.probability for choice in choices] == sorted(
-                    found.values(), reverse=True
+                    by_label.values(), reverse=True
                 )
 
     @pytest.mark.parametrize("method", ["answer", "entail", "reason"])
     def test_one_or_several_in_batches(self, predictor, ask, method):
-        together, parts = ask(predictor, method), ask(predictor, method, batch_size=2)
-        assert [[choice.label for choice in row] for row in parts] == [
-            [one.label for one in row] for row in together
+        together, batched = ask(predictor, method), ask(predictor, method, batch_size=2)
+        assert [[choice.label for choice in row] for row in batched] == [
+            [choice.label for choice in row] for row in together
         ]
         for number, row in enumerate(together):
             alone = ask(predictor, method, number)
@@ -81,12 +81,12 @@ class TestResults:
             )
 
     def test_second_images_iterators_and_top(self, predictor, pictures, ask):
-        one, other = (
+        forwards, other = (
             predictor.reason(pictures[0], pictures[number], QUESTIONS[0]) for number in (1, 2)
         )
-        assert one[0].probability != pytest.approx(other[0].probability, abs=1e-6)
-        found = predictor.reason(iter(pictures), iter(pictures[::-1]), iter(QUESTIONS))
-        assert found == ask(predictor, "reason")
+        assert forwards[0].probability != pytest.approx(other[0].probability, abs=1e-6)
+        results = predictor.reason(iter(pictures), iter(pictures[::-1]), iter(QUESTIONS))
+        assert results == ask(predictor, "reason")
         everything = ask(predictor, "answer", top=99)
         assert [len(row) for row in everything] == [5, 5, 5]
         assert ask(predictor, "answer", top=2) == [row[:2] for row in everything]
@@ -113,7 +113,7 @@ class TestErrors:
         assert len(ask(nameless, "entail")) == 3
 
     def test_one_goes_with_all_of_the_others(self, predictor, pictures):
-        several = [
+        calls = [
             (predictor.answer, (pictures[0], QUESTIONS), ([pictures[0]] * 3, QUESTIONS)),
             (predictor.answer, (pictures, QUESTIONS[0]), (pictures, [QUESTIONS[0]] * 3)),
             (predictor.entail, (pictures[:1], QUESTIONS), ([pictures[0]] * 3, QUESTIONS)),
@@ -128,10 +128,10 @@ class TestErrors:
                 ([pictures[0]] * 3, [pictures[1]] * 3, QUESTIONS),
             ),
         ]
-        for method, given, expected in several:
-            for found, alone in zip(method(*given), method(*expected), strict=True):
-                assert [one.label for one in found] == [one.label for one in alone]
-                assert found[0].probability == pytest.approx(alone[0].probability, abs=1e-6)
+        for method, arguments, expected in calls:
+            for choices, alone in zip(method(*arguments), method(*expected), strict=True):
+                assert [choice.label for choice in choices] == [choice.label for choice in alone]
+                assert choices[0].probability == pytest.approx(alone[0].probability, abs=1e-6)
 
     def test_inputs(self, predictor, pictures):
         with pytest.raises(ValueError, match="3 images and 2 texts; expected one text per image"):

@@ -14,7 +14,7 @@ from bridgetower.inference.attention import explain, view_of, words_of
 from bridgetower.inference.predictor import load
 from bridgetower.model.hidden_states import hidden_states
 from bridgetower.processor import Processor
-from shapes import MODEL, write_tiny_checkpoint
+from helpers.shapes import SHAPES_MODEL, write_tiny_checkpoint
 
 TEXT = "a red circle on black"
 
@@ -28,39 +28,41 @@ def picture():
 
 class TestExplain:
     def test_every_map_sums_to_one(self, predictor, picture):
-        found = explain(predictor, picture, TEXT)
-        assert found.words == ("a", "red", "circle", "on", "black")
-        assert found.maps.shape == (2, 5, 2, 2)
-        torch.testing.assert_close(found.maps.sum(dim=(2, 3)), torch.ones(2, 5), atol=1e-6, rtol=0)
-        assert found.score == pytest.approx(float(predictor.match(picture, TEXT)), abs=1e-6)
+        explanation = explain(predictor, picture, TEXT)
+        assert explanation.words == ("a", "red", "circle", "on", "black")
+        assert explanation.maps.shape == (2, 5, 2, 2)
+        torch.testing.assert_close(
+            explanation.maps.sum(dim=(2, 3)), torch.ones(2, 5), atol=1e-6, rtol=0
+        )
+        assert explanation.score == pytest.approx(float(predictor.match(picture, TEXT)), abs=1e-6)
 
     def test_shares_and_maps_are_the_whole_attention(self, predictor, picture):
         model, processor = predictor.model, predictor.processor
         ids = processor.token_ids([TEXT])
         with torch.no_grad():
-            found = hidden_states(
+            explanation = hidden_states(
                 model, processor.images([picture]), processor.pad(ids).input_ids, attentions=True
             )
-        weights = torch.stack(list(found.attentions["text to image"].values()))
+        weights = torch.stack(list(explanation.attentions["text to image"].values()))
         whole = weights[:, 0].mean(dim=1)  # [K, L, P]
         torch.testing.assert_close(
             whole.sum(dim=-1), torch.ones(whole.shape[:2]), atol=1e-6, rtol=0
         )
-        found = explain(predictor, picture, TEXT)
-        scaled = found.maps.flatten(2) * (1 - found.prefix_shares[..., None])
-        ours = torch.cat([found.prefix_shares[..., None], scaled], dim=-1)
+        explanation = explain(predictor, picture, TEXT)
+        scaled = explanation.maps.flatten(2) * (1 - explanation.prefix_shares[..., None])
+        ours = torch.cat([explanation.prefix_shares[..., None], scaled], dim=-1)
         # "a"
         first = next(
-            place for place, token in enumerate(ids[0]) if token not in processor.special_ids
+            index for index, token in enumerate(ids[0]) if token not in processor.special_ids
         )
         torch.testing.assert_close(ours[:, 0], whole[:, first], atol=1e-6, rtol=0)
-        assert (found.prefix_shares > 0).all()
+        assert (explanation.prefix_shares > 0).all()
 
     def test_words_of_several_tokens(self, predictor, picture):
         ids = predictor.processor.token_ids(["zebra-crossing, red"])[0]
-        found = explain(predictor, picture, "zebra-crossing, red")
+        explanation = explain(predictor, picture, "zebra-crossing, red")
         assert len(ids) > 4
-        assert found.words == ("zebra-crossing,", "red")
+        assert explanation.words == ("zebra-crossing,", "red")
 
     def test_a_distillation_token_is_no_patch(self, tiny_checkpoint, picture, tmp_path):
         checkpoint = read_checkpoint(tiny_checkpoint)
@@ -109,11 +111,11 @@ class TestView:
             assert np.abs(small - seen).mean() < 12
 
     def test_a_prepared_image_is_explained_as_itself(self, predictor, picture):
-        found, plain = (
+        explanation, plain = (
             explain(predictor, predictor.processor.prepare(picture), TEXT),
             explain(predictor, picture, TEXT),
         )
-        assert torch.equal(found.maps, plain.maps)
+        assert torch.equal(explanation.maps, plain.maps)
 
     @pytest.mark.parametrize("profile", ["official-pretrain", "official-finetune", "hf"])
     def test_shows_what_the_model_sees(self, predictor, picture, profile):
@@ -139,14 +141,16 @@ class TestGradCam:
         self, tiny_dataset, tmp_path, picture
     ):
         """Held against differences of the log-odds when one weight of one layer and head is raised."""
-        deep = MODEL.override({f"{part}.num_layers": 3 for part in ("vision", "text", "fusion")})
+        deep = SHAPES_MODEL.override(
+            {f"{section}.num_layers": 3 for section in ("vision", "text", "fusion")}
+        )
         predictor = load(
             write_tiny_checkpoint(tiny_dataset, tmp_path / "model", deep), device="cpu"
         )
-        found = explain(predictor, picture, TEXT, method="gradcam")
+        explanation = explain(predictor, picture, TEXT, method="gradcam")
         model, step = deepcopy(predictor.model).double(), 1e-4
         ids = predictor.processor.token_ids([TEXT])[0]
-        assert (found.words[0], len(found.words)) == ("<s>", 6)
+        assert (explanation.words[0], len(explanation.words)) == ("<s>", 6)
 
         def log_odds(layer=0, head=0, query=0, key=0, change=0.0):
             attention = model.fusion.text_layers[layer].cross_attention.attention
@@ -159,11 +163,13 @@ class TestGradCam:
                 return output
 
             with attention.register_forward_hook(raised), torch.no_grad():
-                states = hidden_states(model, *given, layers={"fusion": [1, 2, 3]}, attentions=True)
+                states = hidden_states(
+                    model, *inputs, layers={"fusion": [1, 2, 3]}, attentions=True
+                )
             logits = model.itm_logits(states.pooled)
             return float(logits[0, 1] - logits[0, 0]), states.attentions["text to image"]
 
-        given = (
+        inputs = (
             predictor.processor.images([picture]).double(),
             predictor.processor.pad([ids]).input_ids,
         )
@@ -181,11 +187,11 @@ class TestGradCam:
                     slope * float(weights[layer + 1][0, head, query, key]) / heads / len(tokens)
                 )
             torch.testing.assert_close(
-                found.maps[layer, word].flatten(), expected[1:], atol=2e-6, rtol=2e-2
+                explanation.maps[layer, word].flatten(), expected[1:], atol=2e-6, rtol=2e-2
             )
-            assert float(found.prefix_shares[layer, word]) == pytest.approx(
+            assert float(explanation.prefix_shares[layer, word]) == pytest.approx(
                 float(expected[0] / expected.sum()), abs=1e-3
             )
-        assert found.maps[0].abs().max() > 1e-6
-        assert (found.maps[2, 1:] == 0).all()  # the head reads the class token only
-        assert explain(predictor, picture, TEXT).score == pytest.approx(found.score, abs=1e-6)
+        assert explanation.maps[0].abs().max() > 1e-6
+        assert (explanation.maps[2, 1:] == 0).all()  # the head reads the class token only
+        assert explain(predictor, picture, TEXT).score == pytest.approx(explanation.score, abs=1e-6)

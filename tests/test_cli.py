@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 import bridgetower
-import shapes
 from bridgetower import cli
 from bridgetower.checkpoints import Calibration, Reranking, read_checkpoint, write_reranking
 from bridgetower.cli.output import emit_metrics, with_options
@@ -25,7 +24,8 @@ from bridgetower.data.sets.prepared_set import read_info
 from bridgetower.files import escaped, one_line
 from bridgetower.inference.predictor import load
 from bridgetower.training.run import read_run
-from miniature_arrow import write_nlvr2_arrow
+from helpers.published_sets import write_nlvr2_arrow
+from helpers.shapes import NUM_SHAPE_PICTURES, shapes_train_command, write_shape_pictures
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,9 @@ class TestUsing:
         (red, blue), images = map(str, files), ("--images", *files)
         rows = run("embed", tiny_checkpoint, *images, "--texts", "red bar", "--device", "cpu")
         vectors = [*model.embed_images(files).tolist(), *model.embed_texts("red bar").tolist()]
-        given = [{"image": red}, {"image": blue}, {"text": "red bar"}]
+        inputs = [{"image": red}, {"image": blue}, {"text": "red bar"}]
         assert rows == [
-            one | {"embedding": vector} for one, vector in zip(given, vectors, strict=True)
+            fields | {"embedding": vector} for fields, vector in zip(inputs, vectors, strict=True)
         ]
 
         texts = ("red bar", "blue circle")
@@ -79,27 +79,29 @@ class TestUsing:
             "--batch-size",
             1,
         )
-        given = [(red, texts[0]), (red, texts[0]), (blue, texts[1])]
-        assert [(row["image"], row["text"]) for row in rows] == given
+        inputs = [(red, texts[0]), (red, texts[0]), (blue, texts[1])]
+        assert [(row["image"], row["text"]) for row in rows] == inputs
         filled = model.fill_mask(files, texts, top=3, truncate=True)
         expected = [[word.word for word in words] for masks in filled for words in masks]
         assert [[word["word"] for word in row["words"]] for row in rows] == expected
         assert rows[0]["words"][0].keys() == {"word", "probability"}
 
-        asked = ("what colour?", "red?")
-        rows = run("answer", answering_checkpoint, *images, "--questions", *asked, "--top", 2)
-        chosen = [list(map(vars, one)) for one in answering.answer(files, asked, top=2)]
+        questions = ("what colour?", "red?")
+        rows = run("answer", answering_checkpoint, *images, "--questions", *questions, "--top", 2)
+        answers = [
+            list(map(vars, choices)) for choices in answering.answer(files, questions, top=2)
+        ]
         assert rows == [
-            {"image": file, "question": question, "answers": one}
-            for file, question, one in zip((red, blue), asked, chosen, strict=True)
+            {"image": file, "question": question, "answers": choices}
+            for file, question, choices in zip((red, blue), questions, answers, strict=True)
         ]
         # about one image
         rows = run(
-            "answer", "--images", red, "--questions", *asked, "--model", answering_checkpoint
+            "answer", "--images", red, "--questions", *questions, "--model", answering_checkpoint
         )
         assert [(row["image"], row["question"]) for row in rows] == [
-            (red, asked[0]),
-            (red, asked[1]),
+            (red, questions[0]),
+            (red, questions[1]),
         ]
         (row,) = run("entail", answering_checkpoint, "--images", red, "--statements", "a red bar")
         judged = list(map(vars, answering.entail(red, "a red bar")))
@@ -138,10 +140,10 @@ class TestUsing:
         }.items():
             (row,) = run(*command, "--json")
             cli.main(list(map(str, command)))
-            shown = capsys.readouterr().out
-            for label, probability in (one.values() for one in row[name]):
-                assert f"{one_line(label)}  {probability:.3f}" in shown
-            assert "┃" in shown
+            output = capsys.readouterr().out
+            for label, probability in (row_values.values() for row_values in row[name]):
+                assert f"{one_line(label)}  {probability:.3f}" in output
+            assert "┃" in output
 
     def test_other_engines_and_sizes(self, run, refused, tiny_checkpoint, exported, files):
         for options, settings in (
@@ -166,14 +168,14 @@ class TestUsing:
         """Printed, they are valid JSON and name the file again when they are read; a table holds text alone."""
         name = tmp_path / "caf\udce9 \n.png"
         name.write_bytes(files[0].read_bytes())
-        given = ("--images", name)
+        arguments = ("--images", name)
         lines = [
-            *run("embed", tiny_checkpoint, *given),
-            *run("match", tiny_checkpoint, *given, "--texts", "a red bar"),
-            *run("entail", answering_checkpoint, *given, "--statements", "a red bar"),
+            *run("embed", tiny_checkpoint, *arguments),
+            *run("match", tiny_checkpoint, *arguments, "--texts", "a red bar"),
+            *run("entail", answering_checkpoint, *arguments, "--statements", "a red bar"),
         ]
         assert [line["image"] for line in lines] == [str(name)] * 3
-        run("embed", tiny_checkpoint, *given, "--out", tmp_path / "out.jsonl")
+        run("embed", tiny_checkpoint, *arguments, "--out", tmp_path / "out.jsonl")
         (written,) = [
             json.loads(line)
             for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
@@ -183,17 +185,19 @@ class TestUsing:
     def test_explain(self, run, refused, tiny_checkpoint, files, tmp_path):
         command = ("explain", files[0], "a red bar", "--model", tiny_checkpoint, "--out")
         (row,) = run(*command, tmp_path / "map.png")
-        found = bridgetower.explain(load(tiny_checkpoint), files[0], "a red bar")
+        explanation = bridgetower.explain(load(tiny_checkpoint), files[0], "a red bar")
         assert row == {
             "image": str(files[0]),
             "text": "a red bar",
             "method": "attention",
-            "score": found.score,
+            "score": explanation.score,
             "words": ["a", "red", "bar"],
-            "class_token_shares": found.prefix_shares.tolist(),
+            "class_token_shares": explanation.prefix_shares.tolist(),
             "written": str(tmp_path / "map.png"),
         }
-        assert Image.open(tmp_path / "map.png").size == bridgetower.draw_explanation(found).size
+        assert (
+            Image.open(tmp_path / "map.png").size == bridgetower.draw_explanation(explanation).size
+        )
         assert "map.doc has no suffix of a kind of images" in refused(
             *command, tmp_path / "map.doc"
         )
@@ -213,12 +217,12 @@ class TestUsing:
 
 class TestData:
     def test_prepare_and_evaluate(self, run, tiny_checkpoint, tmp_path):
-        table = shapes.write_pictures(tmp_path)
+        table = write_shape_pictures(tmp_path)
         (prepared,) = run(
             "prepare", "pairs", table, "--out", tmp_path / "set", "--test-fraction", 0.2
         )
         counts = {name: split["images"] for name, split in prepared["splits"].items()}
-        assert sum(counts.values()) == shapes.NUM_PICTURES
+        assert sum(counts.values()) == NUM_SHAPE_PICTURES
         command = [
             "evaluate",
             tiny_checkpoint,
@@ -307,7 +311,7 @@ class TestData:
         assert read_checkpoint(model).reranking.calibration is None
 
     def test_matches_are_probabilities_after_a_calibration(self, run, tiny_checkpoint, tmp_path):
-        shapes.write_pictures(tmp_path)
+        write_shape_pictures(tmp_path)
         model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
         calibration = Calibration(
             slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1
@@ -353,7 +357,7 @@ class TestTraining:
     def test_trains_refuses_and_resumes(
         self, run, refused, capsys, caplog, monkeypatch, tiny_dataset, tmp_path
     ):
-        command = shapes.train_command(tiny_dataset, tmp_path / "run", "--max-steps", "4")
+        command = shapes_train_command(tiny_dataset, tmp_path / "run", "--max-steps", "4")
         (result,) = run(*command)
         assert result["run"] == str(tmp_path / "run")
         config = read_run(tmp_path / "run")
@@ -376,16 +380,16 @@ class TestTraining:
 
     def test_a_run_below_a_file(self, refused, tiny_dataset, tmp_path):
         (tmp_path / "file").write_text("")
-        assert "file" in refused(*shapes.train_command(tiny_dataset, tmp_path / "file" / "run"))
+        assert "file" in refused(*shapes_train_command(tiny_dataset, tmp_path / "file" / "run"))
 
 
 class TestUserErrors:
     def test_what_is_missing_is_named_as_an_option(self, refused, tiny_checkpoint, files):
         assert "nothing to embed; give a SOURCE, --images FILE" in refused("embed", tiny_checkpoint)
-        several = refused("match", tiny_checkpoint, "--images", *files, "--texts", "a", "b", "c")
+        message = refused("match", tiny_checkpoint, "--images", *files, "--texts", "a", "b", "c")
         assert (
             "2 images and 3 texts; expected one text per image, or one of either, or --all-pairs"
-            in several
+            in message
         )
         too_long = refused(
             "match", tiny_checkpoint, "--images", files[0], "--texts", "red bar on black " * 9
@@ -393,7 +397,7 @@ class TestUserErrors:
         assert "pass --truncate to cut it" in too_long
 
     @pytest.mark.parametrize(
-        ("arguments", "named"),
+        ("arguments", "message"),
         [
             ("match none --images red.png red.png --texts a b c", "2 images and 3 texts"),
             (
@@ -427,11 +431,11 @@ class TestUserErrors:
         ],
     )
     def test_what_cannot_work_is_refused_before_a_model_is_read(
-        self, refused, files, tmp_path, monkeypatch, arguments, named
+        self, refused, files, tmp_path, monkeypatch, arguments, message
     ):
         monkeypatch.chdir(tmp_path)
         shutil.copy(files[0], "red.png")
-        assert named in refused(*arguments.split())
+        assert message in refused(*arguments.split())
 
 
 class TestStopping:
@@ -519,7 +523,7 @@ class TestHelp:
         monkeypatch.setenv("COLUMNS", "250")
         example = 'bridgetower search photos.lance "two dogs in the snow" --sheet hits.png\n          bridgetower'
         whole = "compare it with captions or images, and say so. "
-        for command, shown in {
+        for command, words_of_entry in {
             ("embed",): ["--revision STR", "Print JSON on a terminal too."],
             ("train", "pretrain-nano"): ["--max-epochs INT"],
             ("search",): ["INDEX.lance [TEXT]", whole, f"Examples: {example}"],
@@ -527,7 +531,7 @@ class TestHelp:
             with pytest.raises(SystemExit):
                 cli.main([*command, "--help"])
             text = capsys.readouterr().out
-            assert [words for words in shown if words not in text] == []
+            assert [words for words in words_of_entry if words not in text] == []
 
     def test_version(self, capsys):
         cli.main(["--version"])
@@ -606,7 +610,7 @@ class TestPublicNames:
 
 class TestNamesOfOptions:
     @pytest.mark.parametrize(
-        ("typed", "message", "shown"),
+        ("typed", "message", "expected"),
         [
             (["--batch-size", "0"], "batch_size is 0", "--batch-size is 0"),
             (
@@ -631,12 +635,12 @@ class TestNamesOfOptions:
             ([], "a condition x=A", "a condition x=A"),
         ],
     )
-    def test_options_are_named_as_they_are_typed(self, typed, message, shown):
-        shown = (shown or message).format(typed[0].partition("=")[0] if typed else "")
-        assert with_options(message, typed) == shown
+    def test_options_are_named_as_they_are_typed(self, typed, message, expected):
+        expected = (expected or message).format(typed[0].partition("=")[0] if typed else "")
+        assert with_options(message, typed) == expected
 
     @pytest.mark.parametrize(
-        ("message", "shown"),
+        ("message", "expected"),
         [
             ("9 examples; lower batch_size", "9 examples; lower --batch-size"),
             ("batch_size is 0, lower queue", "--batch-size is 0, lower queue"),
@@ -649,8 +653,8 @@ class TestNamesOfOptions:
             ),
         ],
     )
-    def test_an_option_that_is_not_typed_is_named_where_it_can_only_be_one(self, message, shown):
-        known = (
+    def test_an_option_that_is_not_typed_is_named_where_it_can_only_be_one(self, message, expected):
+        options = (
             "--batch-size",
             "--evaluation.batch-size",
             "--image-size",
@@ -659,7 +663,7 @@ class TestNamesOfOptions:
             "--model.text.num-layers",
             "--model.vision.num-layers",
         )
-        assert with_options(message, (), lambda: known) == shown
+        assert with_options(message, (), lambda: options) == expected
 
     def test_a_default_that_does_not_fit_is_named_as_an_option(
         self, refused, tiny_dataset, tmp_path, caplog

@@ -12,9 +12,16 @@ from bridgetower.data.sets.prepared_set import PreparedSet
 from bridgetower.files import write_json
 from bridgetower.search.index import Index, Unrelated
 from bridgetower.search.searcher import Searcher
-from miniature import ANSWERS, WRITERS, write_coco, write_visual_genome, write_vqav2
-from miniature_arrow import write_nlvr2_arrow, write_vg_arrow
-from videos import SAID, SRT, write_clip
+from helpers.published_sets import (
+    FREQUENT_ANSWERS,
+    SET_WRITERS,
+    write_coco,
+    write_nlvr2_arrow,
+    write_vg_arrow,
+    write_visual_genome,
+    write_vqav2,
+)
+from helpers.sources import SUBTITLE_TEXTS, SUBTITLES, write_clip
 
 
 @pytest.fixture
@@ -59,8 +66,8 @@ class TestIndex:
             (tmp_path / "nowhere", "a.lance", "nowhere"),
             (tmp_path / "none", "a.lance", "has nothing that can be read"),
         ):
-            given = ("--out", tmp_path / out, "--model", tmp_path / "no-model")
-            assert message in refused("index", source, *given)
+            arguments = ("--out", tmp_path / out, "--model", tmp_path / "no-model")
+            assert message in refused("index", source, *arguments)
 
 
 class TestSearch:
@@ -83,9 +90,9 @@ class TestSearch:
         )
         assert red.pop("cosine") < 1
         assert red.pop("score") < 1
-        (one,) = Searcher(index, tiny_checkpoint).search("red bar", where="path = 'red.png'")
-        assert red.pop("rank_score") == pytest.approx(one.rank_score, abs=1e-5)
-        assert red.pop("weak") == one.weak
+        (hit,) = Searcher(index, tiny_checkpoint).search("red bar", where="path = 'red.png'")
+        assert red.pop("rank_score") == pytest.approx(hit.rank_score, abs=1e-5)
+        assert red.pop("weak") == hit.weak
         assert red == {
             "rank": 1,
             "against": "images",
@@ -137,7 +144,7 @@ class TestSearch:
         assert capsys.readouterr() == ("", "No image has these words.\n")
 
     def test_weak_hits_are_told(self, run, capsys, monkeypatch, index):
-        opened, told = (
+        opened, message = (
             Index(index),
             "All hits are weak: texts that have nothing to do with this index come as near.\n",
         )
@@ -150,7 +157,7 @@ class TestSearch:
             opened.set_unrelated(Unrelated(rows=3, images=limit))
             assert [row["weak"] for row in run("search", index, "red", "--rerank", 0)] == expected
             cli.main(["search", str(index), "red", "--json"])
-            assert capsys.readouterr().err == (told if all(expected) else "")
+            assert capsys.readouterr().err == (message if all(expected) else "")
         opened.set_unrelated(Unrelated(rows=3, images=cosines[1]))
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         cli.main(["search", str(index), "red"])
@@ -163,7 +170,7 @@ class TestSearch:
 
     def test_moments(self, run, tiny_checkpoint, tmp_path):
         write_clip(tmp_path / "talk.mp4")
-        (tmp_path / "talk.srt").write_text(SRT, encoding="utf-8")
+        (tmp_path / "talk.srt").write_text(SUBTITLES, encoding="utf-8")
         command = (
             "index",
             tmp_path / "talk.mp4",
@@ -175,7 +182,7 @@ class TestSearch:
         (report,) = run(*command, "--every", 4, "--max-moments", 100)
         assert report["images"] == 3
         (hit,) = run("search", tmp_path / "talk.lance", "a red square", "--where", "start = 0")
-        assert (hit["start"], hit["end"], hit["transcript"]) == (0, 4, SAID[0])
+        assert (hit["start"], hit["end"], hit["transcript"]) == (0, 4, SUBTITLE_TEXTS[0])
         assert hit["link"] == f"{(tmp_path / 'talk.mp4').as_uri()}#t=0.000,4.000"
 
     def test_errors(self, refused, index, tmp_path, monkeypatch):
@@ -203,13 +210,13 @@ NOT_NEEDED = {
 
 
 def test_every_set_is_here():
-    assert WRITERS.keys() == {name for name, each in DATASETS.items() if each.fill}
+    assert SET_WRITERS.keys() == {name for name, spec in DATASETS.items() if spec.fill}
 
 
 def test_prepares(run, tmp_path):
     write_visual_genome(tmp_path / "in")
     write_coco(tmp_path / "in")
-    write_json(tmp_path / "in" / "answers.json", list(ANSWERS))
+    write_json(tmp_path / "in" / "answers.json", list(FREQUENT_ANSWERS))
     options = ("--answers", tmp_path / "in", "--leave-out", "test")
     (printed,) = run(
         "prepare", "vgqa", "--source", tmp_path / "in", "--out", tmp_path / "set", *options
@@ -220,12 +227,12 @@ def test_prepares(run, tmp_path):
     assert len(questions) > 5
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", SET_WRITERS)
 def test_help_names_the_files(name, capsys, tmp_path):
     with pytest.raises(SystemExit):
         cli.main(["prepare", name, "--help"])
     text = capsys.readouterr().out
-    WRITERS[name](tmp_path)
+    SET_WRITERS[name](tmp_path)
     expected = {
         path.parent.name if path.suffix in (".jpg", ".png") else path.name
         for path in tmp_path.rglob("*.*")

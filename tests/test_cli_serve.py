@@ -22,7 +22,7 @@ from bridgetower.cli.serve import KEY, service
 from bridgetower.distributed import available_cores
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.server import take_port
-from served import PATIENCE, URIS, until
+from helpers.servers import PATIENCE, URIS, wait_until
 
 PLACE = re.compile(r"serving (\S+) at (http://\S+)")
 # bytes, the size and alignment of the address ranges that glibc reserves for pools of threads
@@ -58,11 +58,11 @@ def process(*arguments, key=None, stdout=None, command=USERS):
             lines = []
             for line in running.stderr:
                 lines.append(line)
-                if found := PLACE.search(line):
+                if match := PLACE.search(line):
                     break
             else:
                 pytest.fail("".join(lines))
-            yield running, found[1], found[2]
+            yield running, match[1], match[2]
         finally:
             running.kill()
 
@@ -115,8 +115,8 @@ def replicas_of(supervisor):
             parents[number] = int(parent)
             if int(session) == number:
                 leaders.append(number)
-    found = [number for number in leaders if parents.get(parents[number]) == supervisor]
-    return {number: os.sched_getaffinity(number) for number in found}
+    numbers = [number for number in leaders if parents.get(parents[number]) == supervisor]
+    return {number: os.sched_getaffinity(number) for number in numbers}
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def test_replicas_share_a_port_and_their_metrics(tiny_checkpoint):
         assert name == "tiny"
         ready = httpx.get(f"{address}/ready", timeout=PATIENCE).status_code
         assert ready in (200, 503)  # one listens, perhaps both
-        until(lambda: httpx.get(f"{address}/ready", timeout=PATIENCE).status_code == 200)
+        wait_until(lambda: httpx.get(f"{address}/ready", timeout=PATIENCE).status_code == 200)
         before = replicas_of(running.pid)
         assert set.union(*before.values()) <= os.sched_getaffinity(0)
         assert len(before) == 2
@@ -152,7 +152,7 @@ def test_replicas_share_a_port_and_their_metrics(tiny_checkpoint):
         assert {
             figure('requests_total{route="/v1/embeddings",status="200"}') for _ in range(10)
         } == {10}
-        killed, kept = before
+        killed, survivor = before
         os.kill(killed, signal.SIGKILL)
         assert "it is started again now" in says("was killed by signal 9")
         answers = []  # to new connections, none of which is refused
@@ -161,7 +161,7 @@ def test_replicas_share_a_port_and_their_metrics(tiny_checkpoint):
             assert answers[-1] in (200, 503)
         assert answers[0] == 503
         after = replicas_of(running.pid)
-        assert after.keys() & before.keys() == {kept}
+        assert after.keys() & before.keys() == {survivor}
         assert sorted(after.values(), key=min) == sorted(before.values(), key=min)
         ask(10)
         assert figure("requests_in_flight") == 1
@@ -206,7 +206,7 @@ def test_threads_share_memory_requests_are_traced_and_an_interrupt_is_told(
             ]
             ends = {
                 int(start, 16): int(end, 16)
-                for start, end in (one[0].split("-") for one in maps if len(one) == 5)
+                for start, end in (fields[0].split("-") for fields in maps if len(fields) == 5)
             }
             reserved = [
                 at for at, end in ends.items() if at % HEAP == 0 and ends.get(end, end) == at + HEAP
@@ -215,7 +215,7 @@ def test_threads_share_memory_requests_are_traced_and_an_interrupt_is_told(
         httpx.get(
             f"{address}/v1/models", headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
         )
-        until(lambda: '"name": "GET /v1/models"' in (tmp_path / "spans").read_text())
+        wait_until(lambda: '"name": "GET /v1/models"' in (tmp_path / "spans").read_text())
         running.send_signal(signal.SIGINT)
         _, errors = running.communicate(timeout=PATIENCE)
         assert running.returncode == 128 + signal.SIGINT
@@ -225,12 +225,12 @@ def test_threads_share_memory_requests_are_traced_and_an_interrupt_is_told(
 
 
 def test_a_model_is_served_alone(tiny_checkpoint, answering_checkpoint):
-    for model, more in (
+    for model, options in (
         (tiny_checkpoint, {}),
         (answering_checkpoint, {"answer_model": str(answering_checkpoint)}),
     ):
-        found = service(ServeConfig(), LOADED, model=str(model), **more)
-        assert [served.name for served in found.models] == [str(model)]
+        loaded = service(ServeConfig(), LOADED, model=str(model), **options)
+        assert [served.name for served in loaded.models] == [str(model)]
 
 
 @pytest.fixture

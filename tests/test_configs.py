@@ -162,8 +162,8 @@ def test_every_own_field_has_an_entry_in_order(config):
     inherited = {
         item.name for base in config.__bases__ if is_dataclass(base) for item in fields(base)
     }
-    own = [name for name in described(config.__doc__) if name not in inherited]
-    assert own == [item.name for item in fields(config) if item.name not in inherited]
+    names = [name for name in described(config.__doc__) if name not in inherited]
+    assert names == [item.name for item in fields(config) if item.name not in inherited]
 
 
 def test_control_fields_that_share_an_entry_are_missed():

@@ -16,7 +16,7 @@ import pytest
 
 from bridgetower.cli import main
 from bridgetower.inference.predictor import load
-from served import running, until
+from helpers.servers import running_client, wait_until
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -41,8 +41,8 @@ def test_the_options_exist(capsys):
     assert len(commands) == 3
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
-    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    assert {word for words in commands for word in words if word.startswith("--")} <= known
+    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    assert {word for words in commands for word in words if word.startswith("--")} <= options
 
 
 def test_nothing_is_said_of_the_unit(tmp_path):
@@ -70,20 +70,20 @@ def test_the_torch_of_the_image_is_one_that_the_project_takes():
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
         "dependencies"
     ]
-    (torch,) = (one for one in needed if one.startswith("torch>"))
+    (torch,) = (requirement for requirement in needed if requirement.startswith("torch>"))
     assert f'"{torch}"' in DOCKERFILE
 
 
 def test_compose_file():
-    known = (
+    candidates = (
         program
         for program in (["docker", "compose"], ["docker-compose"])
         if shutil.which(program[0])
     )
     works = (
-        one
-        for one in known
-        if subprocess.run([*one, "version"], capture_output=True).returncode == 0
+        command
+        for command in candidates
+        if subprocess.run([*command, "version"], capture_output=True).returncode == 0
     )
     if (program := next(works, None)) is None:
         pytest.skip(
@@ -105,7 +105,7 @@ def test_health_check(tiny_checkpoint):
     (command,) = re.findall(r"^    CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
     program, *arguments = json.loads(command)
     assert program == "python"
-    with running(load(tiny_checkpoint, device="cpu"), api_key=KEY) as client:
+    with running_client(load(tiny_checkpoint, device="cpu"), api_key=KEY) as client:
         port = f":{client.base_url.port}/"
         check = [sys.executable, *(argument.replace(":8000/", port) for argument in arguments)]
         assert any(port in argument for argument in check)
@@ -141,13 +141,13 @@ def test_the_image_serves_without_root(image, tiny_checkpoint):
         "127.0.0.1::8000",
         "--read-only",
     ]
-    places = ["--tmpfs", "/tmp", "--volume", f"{tiny_checkpoint}:/data/model:ro"]
+    mounts = ["--tmpfs", "/tmp", "--volume", f"{tiny_checkpoint}:/data/model:ro"]
     command = ["serve", "--host", "0.0.0.0", "--model", "/data/model"]
     container = said(
-        ["docker", "run", *options, *places, image, *command], BRIDGETOWER_API_KEY=KEY
+        ["docker", "run", *options, *mounts, image, *command], BRIDGETOWER_API_KEY=KEY
     ).strip()
     try:
-        until(
+        wait_until(
             lambda: (
                 "healthy"
                 in said(

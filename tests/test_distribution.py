@@ -53,11 +53,11 @@ def environment(tmp_path):
     def installed(file):
         venv.create(tmp_path / "environment", symlinks=True)
         python = tmp_path / "environment" / "bin" / "python"
-        place = command(
+        folder = command(
             python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"
         ).strip()
         # Their .pth files are not read, so that the editable installation of this package is not seen.
-        Path(place, "packages.pth").write_text(sysconfig.get_path("purelib"))
+        Path(folder, "packages.pth").write_text(sysconfig.get_path("purelib"))
         options = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
         command(sys.executable, "-m", "pip", "--python", python, "install", *options, file)
         return python.parent
@@ -110,10 +110,10 @@ def test_metadata(metadata):
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_works_where_it_is_installed(built, environment, kind, tiny_checkpoint):
     programs = environment(built[kind])
-    place = command(
+    path = command(
         programs / "python", "-c", "import bridgetower; print(bridgetower.__file__)"
     ).strip()
-    assert Path(place).is_relative_to(programs.parent)
+    assert Path(path).is_relative_to(programs.parent)
     assert "usage: bridgetower" in command(programs / "bridgetower", "--help")
     assert "complete -o default" in command(programs / "bridgetower", "--completion", "bash")
     vectors = command(

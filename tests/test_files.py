@@ -134,9 +134,9 @@ class TestReplacing:
 
         monkeypatch.setattr(os, "fsync", fsync)
         write_bytes(path, b"new")
-        (temporary, named), (folder, renamed) = synced
+        (temporary, had_name), (folder, renamed) = synced
         assert temporary.parent.parent == tmp_path
-        assert (named, renamed) == (False, True)
+        assert (had_name, renamed) == (False, True)
         assert folder == tmp_path
 
 
@@ -528,7 +528,7 @@ SHOWN = r"a\u001b]0;owned\u0007\u009b2J\u202egnp.exe\u2028\u000d\u007f\u0000"
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
         (HOSTILE, SHOWN),
         (
@@ -538,8 +538,8 @@ SHOWN = r"a\u001b]0;owned\u0007\u009b2J\u202egnp.exe\u2028\u000d\u007f\u0000"
         ("\udcff", r"\udcff"),
     ],
 )
-def test_what_is_not_seen_is_made_visible(text, shown):
-    assert visible(text) == one_line(text) == shown
+def test_what_is_not_seen_is_made_visible(text, expected):
+    assert visible(text) == one_line(text) == expected
     assert (visible("a\nb"), one_line("a\nb")) == ("a\nb", r"a\nb")
 
 

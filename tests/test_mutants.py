@@ -221,12 +221,12 @@ def test_verdicts(project):
 
     # A draw goes on where it was interrupted, and what fails without a mutation, too, is no verdict.
     (draw,) = (project / "build/mutants/draws").iterdir()
-    rest = [
+    remaining = [
         line
         for line in draw.read_text().splitlines()
         if json.loads(line)["operator"] != "dropped statement"
     ]
-    draw.write_text("".join(f"{line}\n" for line in rest))
+    draw.write_text("".join(f"{line}\n" for line in remaining))
     (project / "MARK").unlink()
     text = printed(project, "--seed", "a", "--jobs", "1")
     endless, seen, unseen = (

@@ -36,9 +36,11 @@ TOO_NEW = {
 
 def requirements(lines):
     """Requirements by name, without those on the project's own extras."""
-    found = [Requirement(line) for line in lines]
+    requirements = [Requirement(line) for line in lines]
     return {
-        requirement.name: requirement for requirement in found if requirement.name != "bridgetower"
+        requirement.name: requirement
+        for requirement in requirements
+        if requirement.name != "bridgetower"
     }
 
 
@@ -59,8 +61,10 @@ def project():
 def required(project):
     """All that is needed to run the package and its tests."""
     extras = [line for lines in project["optional-dependencies"].values() for line in lines]
-    found = requirements(project["dependencies"] + extras)
-    return {name: requirement for name, requirement in found.items() if name not in TOOLS | TOO_NEW}
+    versions = requirements(project["dependencies"] + extras)
+    return {
+        name: requirement for name, requirement in versions.items() if name not in TOOLS | TOO_NEW
+    }
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +95,9 @@ def test_temporary_files_of_processes_lie_below_the_folder_of_the_tests(tmp_path
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    for place in done.stdout.split():
-        assert Path(place).is_relative_to(shared)
-        assert len(place) < 70  # leaves room for the name of a socket
+    for path in done.stdout.split():
+        assert Path(path).is_relative_to(shared)
+        assert len(path) < 70  # leaves room for the name of a socket
 
 
 def test_names_of_files_that_are_no_text_can_be_reported():
@@ -138,12 +142,12 @@ def test_no_circles():
         name.removesuffix(".__init__"): path.read_text(encoding="utf-8")
         for name, path in names.items()
     }
-    found = imports(files)
+    imported = imports(files)
     assert (
         "bridgetower.model.bridgetower"
-        in found["bridgetower.inference.predictor"] | found["bridgetower.inference.items"]
+        in imported["bridgetower.inference.predictor"] | imported["bridgetower.inference.items"]
     )
-    TopologicalSorter(found).prepare()
+    TopologicalSorter(imported).prepare()
 
 
 def test_a_circle_inside_functions_is_found():

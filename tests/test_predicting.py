@@ -11,7 +11,7 @@ from bridgetower import BridgeTower, Extensions, HeadSpec
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.inference.predictor import Predictor
-from served import PNGS, URIS, error_of, started
+from helpers.servers import PNGS, URIS, error_of, start_server
 
 TEXTS = ["what colour?", "is it a bar on black"]
 IMAGES = [Image.new("RGB", (24, 24), colour) for colour in ("red", "blue")]
@@ -128,7 +128,7 @@ def test_inputs_that_a_head_does_not_read(predictor, arguments, message):
 
 
 def test_over_http(predictor):
-    with started(predictor, name="custom") as running:
+    with start_server(predictor, name="custom") as running:
         (model,) = running.client.get("/v1/models").json()["data"]
         assert model["heads"] == ["rank", "vqa", "snli_ve", "nlvr2", *HEADS]
 
@@ -138,10 +138,10 @@ def test_over_http(predictor):
         rows = post(head="mood", images=URIS[:2], texts=TEXTS, top=2).json()["data"]
         expected = predictor.predict("mood", list(PNGS[:2]), TEXTS, top=2)
         assert [row["index"] for row in rows] == [0, 1]
-        found = [
+        scores = [
             {choice["label"]: choice["probability"] for choice in row["classes"]} for row in rows
         ]
-        assert found == [pytest.approx(row, abs=1e-5) for row in by_label(expected)]
+        assert scores == [pytest.approx(row, abs=1e-5) for row in by_label(expected)]
         for head, numbers in (("brightness", [0]), ("order", [0, 1])):
             names = ("images", "images_2")[: len(numbers)]
             texts = {"texts": TEXTS} if head == "order" else {}

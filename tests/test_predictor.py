@@ -53,12 +53,12 @@ def files(arrays, tmp_path_factory):
     return paths
 
 
-def assert_same(found, expected):
-    assert len(found) == len(expected) == 3
-    if isinstance(found, Tensor):
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+def assert_same(actual, expected):
+    assert len(actual) == len(expected) == 3
+    if isinstance(actual, Tensor):
+        torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
     else:
-        assert [[w.word for w in masks[0]] for masks in found] == [
+        assert [[w.word for w in masks[0]] for masks in actual] == [
             [w.word for w in masks[0]] for masks in expected
         ]
 
@@ -118,11 +118,11 @@ class TestInputs:
                 predictor.embed_images(images[1]), expected[1:2], atol=1e-5, rtol=0
             )
 
-        several = np.stack([arrays[0], arrays[0][::-1]])  # an array of four axes is several images
-        expected = predictor.embed_images(list(several))
-        assert torch.equal(predictor.embed_images(several), expected)
+        stacked = np.stack([arrays[0], arrays[0][::-1]])  # an array of four axes is several images
+        expected = predictor.embed_images(list(stacked))
+        assert torch.equal(predictor.embed_images(stacked), expected)
         assert torch.equal(
-            predictor.embed_images(torch.from_numpy(several).permute(0, 3, 1, 2)), expected
+            predictor.embed_images(torch.from_numpy(stacked).permute(0, 3, 1, 2)), expected
         )
 
     def test_images_at_urls_in_every_call(self, predictor, files):
@@ -154,8 +154,8 @@ class TestInputs:
     def test_one_goes_with_all_of_the_others(self, predictor, files):
         calls = [predictor.match, predictor.embed_pairs, predictor.fill_mask]
         for call, texts in zip(calls, (TEXTS, TEXTS, MASKED), strict=True):
-            for one in (files[0], files[:1]):
-                assert_same(call(one, texts), call([files[0]] * 3, texts))
+            for image in (files[0], files[:1]):
+                assert_same(call(image, texts), call([files[0]] * 3, texts))
             for word in (texts[1], texts[1:2]):
                 assert_same(call(files, word), call(files, [texts[1]] * 3))
 
@@ -186,19 +186,19 @@ class TestResults:
                 model.pair_embeds(pooled),
                 match,
             ]
-        for result, wanted in zip(results(predictor, files), expected, strict=False):
-            torch.testing.assert_close(result, wanted, atol=1e-5, rtol=0)
+        for result, expected_row in zip(results(predictor, files), expected, strict=False):
+            torch.testing.assert_close(result, expected_row, atol=1e-5, rtol=0)
             assert result.dtype == torch.float32
 
     def test_batch_size_and_processes_change_nothing(self, predictor, files):
         for size in (1, 2):
-            for one, other in zip(
+            for actual, other in zip(
                 results(predictor, files), results(predictor, files, batch_size=size), strict=True
             ):
-                torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
-        given = [*files, Image.open(files[0]), files[0].read_bytes(), files[0]]
-        alone = predictor.embed_images(given, batch_size=2)
-        assert torch.equal(predictor.embed_images(given, batch_size=2, num_workers=2), alone)
+                torch.testing.assert_close(actual, other, atol=1e-5, rtol=0)
+        inputs = [*files, Image.open(files[0]), files[0].read_bytes(), files[0]]
+        alone = predictor.embed_images(inputs, batch_size=2)
+        assert torch.equal(predictor.embed_images(inputs, batch_size=2, num_workers=2), alone)
         assert torch.equal(alone[0], alone[-1])
         scores = predictor.match(files, TEXTS, all_pairs=True, batch_size=2)
         assert torch.equal(
@@ -215,8 +215,8 @@ class TestResults:
         first = next(ahead)
         while len(begun) < 4:  # the next batch, while nobody asks for it
             time.sleep(0.01)
-        for one, other in zip(plain, chain([first], ahead), strict=True):
-            assert torch.equal(one, other)
+        for actual, other in zip(plain, chain([first], ahead), strict=True):
+            assert torch.equal(actual, other)
 
     def test_all_pairs_are_pair_by_pair(self, predictor, files):
         texts = [*TEXTS, "yellow"]
@@ -266,9 +266,9 @@ class TestResults:
 
         def measure(*_):
             sizes = []
-            for each in gc.get_objects():
-                if type(each) is Encoded:
-                    each.map(lambda tensor: sizes.append(tensor.nbytes) or tensor)
+            for candidate in gc.get_objects():
+                if type(candidate) is Encoded:
+                    candidate.map(lambda tensor: sizes.append(tensor.nbytes) or tensor)
             held.append(sum(sizes))
 
         gc.freeze()  # so that only what is made from here on is looked through
@@ -276,31 +276,31 @@ class TestResults:
         whole = predictor.match(images, texts, all_pairs=True, batch_size=48)
         most, room = max(held), max(held) // 12
         held.clear()
-        parts = predictor.match(
+        in_blocks = predictor.match(
             images, texts, all_pairs=True, batch_size=4, memory_gib=4 * room / 2**30
         )
         hook.remove()
         gc.unfreeze()
-        torch.testing.assert_close(parts, whole, atol=1e-6, rtol=0)
+        torch.testing.assert_close(in_blocks, whole, atol=1e-6, rtol=0)
         assert whole.std() > 1e-3
         assert max(held) < 4 * room < most / 2
 
     def test_half_of_the_memory_is_for_encoded_images(self, predictor, arrays):
         images = [np.roll(array, shift, axis=0) for array in arrays for shift in range(5)]
         with torch.inference_mode():
-            one = predictor.engine.cache_image(
+            encoded = predictor.engine.cache_image(
                 predictor.model.encode_image(predictor.processor.images(images[:1]))
             )
         sizes = []
-        one.map(lambda tensor: sizes.append(tensor.nbytes) or tensor)
-        taken = sum(sizes) - one.cls.nbytes
+        encoded.map(lambda tensor: sizes.append(tensor.nbytes) or tensor)
+        num_bytes = sum(sizes) - encoded.cls.nbytes
         blocks = []
         hook = predictor.model.vision.register_forward_hook(
             lambda _, inputs, __: blocks.append(len(inputs[0]))
         )
         for bytes_, expected in (
-            (2 * 4 * taken, [4, 4, 4, 3]),
-            (2 * 4 * taken - 2, [3] * 5),
+            (2 * 4 * num_bytes, [4, 4, 4, 3]),
+            (2 * 4 * num_bytes - 2, [3] * 5),
             (1, [1] * 15),
         ):
             blocks.clear()
@@ -329,11 +329,11 @@ class TestResults:
 
     def test_the_bar_leaves_standard_output_alone(self, predictor, files, capsys, monkeypatch):
         monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
-        shown = predictor.embed_images(files, batch_size=1, progress=True)
+        vectors = predictor.embed_images(files, batch_size=1, progress=True)
         captured = capsys.readouterr()
         assert captured.out == ""
         assert "batches" in captured.err
-        assert torch.equal(shown, predictor.embed_images(files, batch_size=1))
+        assert torch.equal(vectors, predictor.embed_images(files, batch_size=1))
 
     def test_few_calls_lead_to_the_fusion_encoder(self, predictor, files):
         called = []
@@ -711,11 +711,11 @@ SLIPS = {
 
 
 class TestSlips:
-    @pytest.mark.parametrize(("call", "given", "expected"), SLIPS.values(), ids=SLIPS)
+    @pytest.mark.parametrize(("call", "given_text", "expected"), SLIPS.values(), ids=SLIPS)
     def test_are_answered_in_a_line_that_says_what_was_expected(
-        self, predictor, call, given, expected
+        self, predictor, call, given_text, expected
     ):
-        with pytest.raises(ValueError, match=f"^[^\n]*{given}[^\n]*{expected}[^\n]*$"):
+        with pytest.raises(ValueError, match=f"^[^\n]*{given_text}[^\n]*{expected}[^\n]*$"):
             call(predictor)
 
     @pytest.mark.parametrize(
@@ -779,9 +779,10 @@ class TestSlips:
         assert torch.equal(
             predictor.match(iter(files), iter(TEXTS), all_pairs=True, memory_gib=1), scores
         )
-        chosen = predictor.classify(files, labels=["a", "b"], templates=("{}",))
+        choices = predictor.classify(files, labels=["a", "b"], templates=("{}",))
         assert (
-            predictor.classify(iter(files), labels=np.array(["a", "b"]), templates=["{}"]) == chosen
+            predictor.classify(iter(files), labels=np.array(["a", "b"]), templates=["{}"])
+            == choices
         )
         layers = {"fusion": range(1, 2), "text": np.array([1])}
         assert set(predictor.hidden_states(files, TEXTS, layers=layers).text) == {1}
@@ -792,10 +793,10 @@ class TestEngines:
         pytest.importorskip("onnxruntime")
         other = load(exported, engine="onnxruntime")
         assert not isinstance(other.engine, TorchEngine)
-        for one, expected in zip(
+        for actual, expected in zip(
             results(other, files, batch_size=2), results(predictor, files), strict=True
         ):
-            torch.testing.assert_close(one, expected, atol=2e-5, rtol=0)
+            torch.testing.assert_close(actual, expected, atol=2e-5, rtol=0)
         ours, theirs = (model.fill_mask(files[0], "a <mask> bar") for model in (other, predictor))
         assert [word.word for word in ours[0]] == [word.word for word in theirs[0]]
         assert torch.equal(

@@ -9,17 +9,17 @@ import torch
 from bridgetower.cli import main
 from bridgetower.inference.items import TEMPLATES, prompts_of
 from bridgetower.inference.predictor import load
-from served import PNGS, URIS, error_of, running
+from helpers.servers import PNGS, URIS, error_of, running_client
 
 LABELS = ["red circle", "blue bar", "a {bar}"]
 
 
-def probabilities(chosen):
-    given = [one if isinstance(one, dict) else vars(one) for one in chosen]
-    assert [one["probability"] for one in given] == sorted(
-        (one["probability"] for one in given), reverse=True
+def probabilities(choices):
+    rows = [choice if isinstance(choice, dict) else vars(choice) for choice in choices]
+    assert [row["probability"] for row in rows] == sorted(
+        (row["probability"] for row in rows), reverse=True
     )
-    return {one["label"]: pytest.approx(one["probability"], abs=1e-5) for one in given}
+    return {row["label"]: pytest.approx(row["probability"], abs=1e-5) for row in rows}
 
 
 @pytest.mark.parametrize("templates", [TEMPLATES, ["a {} on the ground", "some {}"]])
@@ -34,12 +34,13 @@ def test_labels_are_means_over_templates(predictor, templates):
         @ torch.stack(weights).T
         / predictor.model.itc_head.temperature.item()
     )
-    found = predictor.classify(PNGS, labels=LABELS, templates=templates)
-    for chosen, expected in zip(found, logits.softmax(dim=-1).tolist(), strict=True):
-        assert probabilities(chosen) == dict(zip(LABELS, expected, strict=True))
+    results = predictor.classify(PNGS, labels=LABELS, templates=templates)
+    for choices, expected in zip(results, logits.softmax(dim=-1).tolist(), strict=True):
+        assert probabilities(choices) == dict(zip(LABELS, expected, strict=True))
     assert [
-        one.label for one in predictor.classify(PNGS[0], labels=LABELS, templates=templates, top=2)
-    ] == [one.label for one in found[0][:2]]
+        choice.label
+        for choice in predictor.classify(PNGS[0], labels=LABELS, templates=templates, top=2)
+    ] == [choice.label for choice in results[0][:2]]
 
 
 @pytest.mark.parametrize(
@@ -81,14 +82,14 @@ class TestCommand:
         return tmp_path / "photos"
 
     def test_a_folder_files_and_a_table(self, run, capsys, predictor, photos):
-        expected = [probabilities(chosen) for chosen in predictor.classify(PNGS, labels=LABELS)]
+        expected = [probabilities(choices) for choices in predictor.classify(PNGS, labels=LABELS)]
         files = sorted(photos.glob("*.png"))
         with (photos.parent / "table.csv").open("w", newline="") as file:
             csv.writer(file).writerows(
-                [["image", "caption"], *([f"photos/{one.name}", "a"] for one in files)]
+                [["image", "caption"], *([f"photos/{file.name}", "a"] for file in files)]
             )
-        for given in ([photos], ["--images", *files], [photos.parent / "table.csv"]):
-            rows = run("classify", predictor.source, *given, "--labels", *LABELS)
+        for arguments in ([photos], ["--images", *files], [photos.parent / "table.csv"]):
+            rows = run("classify", predictor.source, *arguments, "--labels", *LABELS)
             assert [probabilities(row["classes"]) for row in rows] == expected
             assert [Path(row["image"]).name for row in rows] == ["0.png", "1.png", "2.png"]
         (row, *_) = run(
@@ -119,17 +120,17 @@ class TestCommand:
         assert [Path(row["image"]).name for row in rows] == ["0.png", "2.png"]
 
     def test_bad_arguments(self, refused, predictor, photos):
-        for given, words in (
+        for arguments, words in (
             (["--images", photos, "--max-errors", 1], "no labels are given"),
             ([photos], "has no classification head"),
             ([photos, "--images", photos, "--labels", "a", "b"], "expected one of them"),
             (["--labels", "a", "b"], "nothing to classify"),
         ):
-            assert words in refused("classify", predictor.source, *given)
+            assert words in refused("classify", predictor.source, *arguments)
 
 
 def test_served(predictor, answering_checkpoint):
-    with running(predictor, max_items=20) as client:
+    with running_client(predictor, max_items=20) as client:
 
         def post(**body):
             return client.post("/v1/classify", json=body)
@@ -154,7 +155,7 @@ def test_served(predictor, answering_checkpoint):
             "21 items, the limit is 20"
             in error_of(post(images=URIS[:1], labels=list("abcde")), 413)["message"]
         )
-    with running(load(answering_checkpoint, device="cpu")) as client:
+    with running_client(load(answering_checkpoint, device="cpu")) as client:
         error = error_of(
             client.post("/v1/classify", json={"images": URIS, "labels": ["a", "b"]}), 400
         )

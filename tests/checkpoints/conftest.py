@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-import official
-import tiny
 from bridgetower.checkpoints import Checkpoint, convert, write_checkpoint
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
+from helpers.checkpoints import OFFICIAL_CONFIG
+from helpers.models import build_model
 
 # As transformers has it, so that its folder tells every field.
-CONFIG = official.CONFIG.override(
+CONFIG = OFFICIAL_CONFIG.override(
     {
         "text.vocab_size": 280,
         "fusion.layer_norm_eps": 1e-5,
@@ -33,7 +33,7 @@ def checkpoint():
     processor = Processor(
         ProcessorConfig(profile="hf", image_size=32, max_length=18, patch_size=16), tokenizer
     )
-    tensors = {name: value.detach() for name, value in tiny.build(CONFIG).state_dict().items()}
+    tensors = {name: value.detach() for name, value in build_model(CONFIG).state_dict().items()}
     return Checkpoint(
         source="mine", config=CONFIG, tensors=tensors, extra_tensors=pooler, processor=processor
     )

@@ -6,8 +6,6 @@ from dataclasses import make_dataclass, replace
 import pytest
 import torch
 
-import official
-import tiny
 from bridgetower.checkpoints import (
     UNMEASURED,
     Checkpoint,
@@ -27,11 +25,20 @@ from bridgetower.checkpoints.checkpoint import (
 from bridgetower.checkpoints.keymap import Source, export_tensors, import_tensors, name_table
 from bridgetower.inference.predictor import load
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
+from helpers.checkpoints import BERT_CHANGES, METER_CHANGES, TIMM_CHANGES
+from helpers.models import (
+    SMALL_CONFIG,
+    build_model,
+    changed_config,
+    random_images,
+    random_texts,
+    same_tensors,
+)
 
 
 @pytest.fixture
 def checkpoint():
-    return Checkpoint(source="mine", config=tiny.CONFIG, tensors=tiny.build().state_dict())
+    return Checkpoint(source="mine", config=SMALL_CONFIG, tensors=build_model().state_dict())
 
 
 class TestModel:
@@ -42,21 +49,21 @@ class TestModel:
         with torch.no_grad():
             for parameter in one.parameters():
                 parameter.add_(1)
-        assert tiny.equal(checkpoint.tensors, before)
-        assert tiny.equal(other.state_dict(), before)
+        assert same_tensors(checkpoint.tensors, before)
+        assert same_tensors(other.state_dict(), before)
 
     def test_weights_are_not_copied_if_so_asked(self, checkpoint):
-        batch, model = (tiny.images(2), *tiny.texts([5, 3])), checkpoint.model(copy=False)
+        batch, model = (random_images(2), *random_texts([5, 3])), checkpoint.model(copy=False)
         pointers = {name: value.data_ptr() for name, value in model.named_parameters()}
         assert pointers == {name: value.data_ptr() for name, value in checkpoint.tensors.items()}
-        assert torch.equal(model(*batch).pooled, tiny.build()(*batch).pooled)
+        assert torch.equal(model(*batch).pooled, build_model()(*batch).pooled)
 
 
 def test_without_its_contrastive_head(checkpoint):
-    config = tiny.changed(heads__itc="tower")
+    config = changed_config(heads__itc="tower")
     reranking = Reranking(itc_weight=16.0, gain=Gain(difference=0.2, low=0.1, high=0.3, texts=9))
     full = Checkpoint(
-        source="x", config=config, tensors=tiny.build(config).state_dict(), reranking=reranking
+        source="x", config=config, tensors=build_model(config).state_dict(), reranking=reranking
     )
     less = full.without_itc()
     assert less.config.heads.itc is None
@@ -75,7 +82,7 @@ class TestResized:
             "vision.position_embedding",
         )
         assert same.config == checkpoint.config
-        assert tiny.equal(same.tensors, checkpoint.tensors)
+        assert same_tensors(same.tensors, checkpoint.tensors)
         assert [
             key for key, value in checkpoint.tensors.items() if larger.tensors[key] is not value
         ] == [name]
@@ -83,7 +90,7 @@ class TestResized:
         assert larger.config == checkpoint.config.override({"vision.image_size": 40})
         check_tensors("larger", larger.config, larger.tensors)
 
-        images, original = tiny.images(2, size=40), checkpoint.model()
+        images, original = random_images(2, size=40), checkpoint.model()
         assert torch.equal(
             larger.model().encode_image(images).cls, original.encode_image(images).cls
         )
@@ -112,7 +119,7 @@ class TestResized:
 def test_the_longest_text_is_what_the_tower_takes():
     for positions, given, expected in ((514, 512, 512), (512, 512, 510), (514, 50, 50)):
         config = ProcessorConfig(profile="official-finetune", image_size=24, max_length=given)
-        model = tiny.changed(text__max_positions=positions)
+        model = changed_config(text__max_positions=positions)
         processor = Checkpoint(
             source="mine", config=model, tensors={}, processor=Processor(config, None)
         ).processor
@@ -131,8 +138,8 @@ def test_new_token_types_start_as_the_last_one(checkpoint):
 class TestLabels:
     @pytest.fixture
     def with_vqa(self):
-        config = tiny.changed(heads__vqa=3)
-        tensors = tiny.build(config).state_dict()
+        config = changed_config(heads__vqa=3)
+        tensors = build_model(config).state_dict()
         return Checkpoint(
             source="mine", config=config, tensors=tensors, labels={"vqa": ("yes", "no", "2")}
         )
@@ -187,13 +194,13 @@ class TestCollect:
 
     @staticmethod
     def collected(tensors):
-        table = name_table(parameter_shapes(tiny.CONFIG), "clip")
-        extra_tensors = name_table(extra_tensor_names(tiny.CONFIG), "clip")
-        return collect("theirs", tiny.CONFIG, tensors, table, extra_tensors, ("left_.*", "temp"))
+        table = name_table(parameter_shapes(SMALL_CONFIG), "clip")
+        extra_tensors = name_table(extra_tensor_names(SMALL_CONFIG), "clip")
+        return collect("theirs", SMALL_CONFIG, tensors, table, extra_tensors, ("left_.*", "temp"))
 
     def test_read_extra_and_dropped(self, checkpoint, foreign):
         collected = self.collected(foreign)
-        assert tiny.equal(collected.tensors, checkpoint.tensors)
+        assert same_tensors(collected.tensors, checkpoint.tensors)
         assert (collected.extra_tensors, collected.dropped) == ({}, ())
         more = {
             "text_transformer.pooler.dense.weight": torch.rand(32, 32),
@@ -294,12 +301,12 @@ TABLES = {  # what differs from the small config, naming, prefix
     "clip": ({}, "clip"),
     "clip, two digits": (DEEP, "clip"),
     "clip, nlvr2": ({"fusion.num_token_types": 3}, "clip"),
-    "clip, meter": (official.METER, "clip"),
+    "clip, meter": (METER_CHANGES, "clip"),
     "clip, no heads": (NO_HEADS, "clip"),
-    "timm": (official.TIMM, "timm"),
-    "timm, distilled": (official.TIMM | {"vision.distillation_token": True}, "timm"),
-    "timm, two digits": (DEEP | official.TIMM, "timm"),
-    "timm, bert, meter": (official.TIMM | official.BERT | official.METER, "timm"),
+    "timm": (TIMM_CHANGES, "timm"),
+    "timm, distilled": (TIMM_CHANGES | {"vision.distillation_token": True}, "timm"),
+    "timm, two digits": (DEEP | TIMM_CHANGES, "timm"),
+    "timm, bert, meter": (TIMM_CHANGES | BERT_CHANGES | METER_CHANGES, "timm"),
     "hf backbone": (NO_HEADS, "huggingface"),
     "hf with heads": (FUSED, *THEIRS),
     "hf, two digits": (DEEP | FUSED, *THEIRS),
@@ -320,7 +327,7 @@ def random_tensors(config):
 @pytest.mark.parametrize("kind", TABLES)
 def test_all_come_back_under_names_that_serve_once(kind):
     changes, naming, *prefix = TABLES[kind]
-    config = tiny.CONFIG.override(changes)
+    config = SMALL_CONFIG.override(changes)
 
     def table(names):
         return name_table(names, naming, config.fusion.separate_projections, *prefix)
@@ -328,9 +335,9 @@ def test_all_come_back_under_names_that_serve_once(kind):
     ours = random_tensors(config)
     names = table(ours)
     foreign = export_tensors(names, ours)
-    assert tiny.equal(import_tensors(names, foreign), ours)
+    assert same_tensors(import_tensors(names, foreign), ours)
     others = {name: torch.rand_like(value) for name, value in foreign.items()}
-    assert tiny.equal(export_tensors(names, import_tensors(names, others)), others)
+    assert same_tensors(export_tensors(names, import_tensors(names, others)), others)
     assert sum(value.numel() for value in foreign.values()) == sum(
         value.numel() for value in ours.values()
     )
@@ -345,7 +352,7 @@ def test_all_come_back_under_names_that_serve_once(kind):
     exchanged = {
         name: Source(source.names[::-1], source.leading_ones) for name, source in names.items()
     }
-    assert not tiny.equal(import_tensors(exchanged, foreign), ours)
+    assert not same_tensors(import_tensors(exchanged, foreign), ours)
 
 
 KNOWN = [

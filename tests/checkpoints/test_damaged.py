@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-import official
 from bridgetower import checkpoints
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.checkpoints.microsoft import Settings
@@ -39,7 +38,7 @@ from bridgetower.search.config import IndexConfig
 from bridgetower.serve.config import ServeConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower_demo.toysets.scenes import ScenesConfig
-from payload import Payload
+from helpers.checkpoints import OFFICIAL_OVERRIDES, FilePayload, make_official
 
 VALUES = (
     math.nan,
@@ -270,17 +269,17 @@ class TestConfigs:
 
 def poison(file, key, trace):
     content = torch.load(file, weights_only=True)
-    (content if key is None else content[key]).update({QUERY: Payload(trace)})
+    (content if key is None else content[key]).update({QUERY: FilePayload(trace)})
     torch.save(content, file)
 
 
 @pytest.mark.parametrize("key", ["state_dict", "hyper_parameters", "callbacks"])
 def test_official_pickles_are_refused(tmp_path, key):
-    file, trace = official.make().save(tmp_path / "model.ckpt"), tmp_path / "trace"
+    file, trace = make_official().save(tmp_path / "model.ckpt"), tmp_path / "trace"
     poison(file, key, trace)
     for read in (read_checkpoint, predictor.load):
         with pytest.raises(ValueError, match=r"model\.ckpt was refused"):
-            read(file, overrides=official.OVERRIDES)
+            read(file, overrides=OFFICIAL_OVERRIDES)
     assert not trace.exists()
 
 
@@ -318,10 +317,10 @@ class TestAbsurd:
         assert problems(safe, index.name, lambda folder: read_sharded(folder / index.name)) == {}
 
     def test_official_settings(self):
-        made, found = official.make(), {}
+        made, found = make_official(), {}
 
         def read(settings):
-            return read_official("model.ckpt", settings, made.state_dict, official.OVERRIDES)
+            return read_official("model.ckpt", settings, made.state_dict, OFFICIAL_OVERRIDES)
 
         read(made.run_config)  # the control
         for field in fields(Settings):
@@ -403,7 +402,7 @@ class TestAbsurd:
 
 @pytest.mark.parametrize("kind", WORDS)
 def test_what_is_no_float_or_no_number_is_refused_by_name(request, kind):
-    made, name = official.make(), WORDS[kind]
+    made, name = make_official(), WORDS[kind]
     whole = made.state_dict[name] if kind == "official" else None
     if kind != "official":
         folder = request.getfixturevalue(kind)
@@ -412,7 +411,7 @@ def test_what_is_no_float_or_no_number_is_refused_by_name(request, kind):
     def read(tensor):
         if kind == "official":
             return read_official(
-                "x", made.run_config, {**made.state_dict, name: tensor}, official.OVERRIDES
+                "x", made.run_config, {**made.state_dict, name: tensor}, OFFICIAL_OVERRIDES
             )
         edit_weights(folder, lambda tensors: tensors.update({name: tensor}))
         return read_checkpoint(folder)

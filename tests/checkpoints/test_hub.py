@@ -14,12 +14,11 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import filter_repo_objects
 
-import official
-import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.checkpoints.hub import locate, parse_hub_id
 from bridgetower.checkpoints.towers import read_text_tower
-from published import transformers_text
+from helpers.checkpoints import make_official, save_transformers_text
+from helpers.models import same_tensors
 
 OLD, NEW = "0" * 39 + "1", "0" * 39 + "2"
 # of which heads are known
@@ -64,7 +63,7 @@ def test_commits_and_other_revisions(cache, safe, own, caplog):
     newest = read_checkpoint("owner/tower")
     assert newest.source == f"owner/tower@{NEW}"
     assert newest.processor is not None
-    assert tiny.equal(newest.tensors, read_checkpoint(safe).tensors)
+    assert same_tensors(newest.tensors, read_checkpoint(safe).tensors)
     assert f"owner/tower is at commit {NEW}; pin it by its name owner/tower@{NEW}" in caplog.text
     assert read_checkpoint("owner/tower", revision="v1").source == f"owner/tower@{OLD}"
     assert read_checkpoint("owner/tower@refs/pr/1").source == f"owner/tower@{OLD}"
@@ -94,19 +93,19 @@ def test_a_model_at_its_web_address(cache, safe):
     add(cache, "owner/tower", safe, NEW, "main")
     read = read_checkpoint("https://huggingface.co/owner/tower")
     assert read.source == f"owner/tower@{NEW}"
-    assert tiny.equal(read.tensors, read_checkpoint(safe).tensors)
+    assert same_tensors(read.tensors, read_checkpoint(safe).tensors)
 
 
 class TestCkpt:
     @pytest.fixture
     def made(self, tmp_path):
-        return official.make(WIDTHS).save(tmp_path / "repository" / "pt_base.ckpt")
+        return make_official(WIDTHS).save(tmp_path / "repository" / "pt_base.ckpt")
 
     def test_the_only_one(self, cache, made, caplog):
         add(cache, "owner/tower", made.parent, NEW, "main")
         read = read_checkpoint("owner/tower")
         assert read.source == f"owner/tower/pt_base.ckpt@{NEW}"
-        assert tiny.equal(read.tensors, read_checkpoint(made).tensors)
+        assert same_tensors(read.tensors, read_checkpoint(made).tensors)
         assert f"pin it by its name {read.source}" in caplog.text
         caplog.clear()
         assert read_checkpoint(read.source).source == read.source
@@ -118,7 +117,7 @@ class TestCkpt:
 
     def test_one_of_several(self, cache, made):
         (made.parent / "tuned").mkdir()
-        other = official.make({"heads.vqa": 5, "text.hidden_size": 192}).save(
+        other = make_official({"heads.vqa": 5, "text.hidden_size": 192}).save(
             made.parent / "tuned" / "vqa.ckpt"
         )
         add(cache, "owner/tower", made.parent, NEW, "main")
@@ -128,7 +127,7 @@ class TestCkpt:
             read_checkpoint("owner/tower")
         named = read_checkpoint("owner/tower/tuned/vqa.ckpt", revision=NEW)
         assert (named.source, named.config.heads.vqa) == (f"owner/tower/tuned/vqa.ckpt@{NEW}", 5)
-        assert tiny.equal(named.tensors, read_checkpoint(other).tensors)
+        assert same_tensors(named.tensors, read_checkpoint(other).tensors)
         assert read_checkpoint("owner/tower", subfolder="tuned").source == named.source
         assert read_checkpoint("owner/tower/vqa.ckpt", subfolder="tuned").source == named.source
 
@@ -205,7 +204,7 @@ print(read_checkpoint("owner/gated/a.ckpt", cache_dir="three").source)
 def test_a_gated_repository_of_a_server(tmp_path):
     Hub.files = {
         "README.md": b"text",
-        "a.ckpt": official.make(WIDTHS).save(tmp_path / "a.ckpt").read_bytes(),
+        "a.ckpt": make_official(WIDTHS).save(tmp_path / "a.ckpt").read_bytes(),
     }
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -232,13 +231,13 @@ def test_a_gated_repository_of_a_server(tmp_path):
 
 def test_a_tower(cache, tmp_path, caplog):
     pytest.importorskip("transformers")
-    folder = transformers_text(tmp_path / "bert", "BertForPreTraining").source
+    folder = save_transformers_text(tmp_path / "bert", "BertForPreTraining").source
     add(cache, "owner/bert", folder, NEW, "main")
     assert read_text_tower(f"owner/bert@{NEW}").source == f"owner/bert@{NEW}"
     assert "pin it" not in caplog.text
     tower = read_text_tower("owner/bert")
     assert tower.source == f"owner/bert@{NEW}"
-    assert tiny.equal(tower.tensors, read_text_tower(str(folder)).tensors)
+    assert same_tensors(tower.tensors, read_text_tower(str(folder)).tensors)
     assert f"owner/bert is at commit {NEW}; pin it by its name owner/bert@{NEW}" in caplog.text
 
 

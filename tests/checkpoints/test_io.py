@@ -12,7 +12,6 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 
-import tiny
 from bridgetower import BridgeTower, load
 from bridgetower.checkpoints import (
     UNMEASURED,
@@ -30,6 +29,16 @@ from bridgetower.checkpoints import (
 )
 from bridgetower.checkpoints import tensors as tensor_files
 from bridgetower.files import locked
+from helpers.models import (
+    SMALL_CONFIG,
+    build_model,
+    changed_config,
+    max_difference,
+    off_defaults,
+    random_images,
+    random_texts,
+    same_tensors,
+)
 
 
 def changed(checkpoint):
@@ -53,15 +62,15 @@ class TestSources:
         read = read_checkpoint(folder)
         assert read.source == str(folder)
         assert read.config == checkpoint.config
-        assert tiny.equal(read.tensors, checkpoint.tensors)
-        assert tiny.equal(read.extra_tensors, checkpoint.extra_tensors)
+        assert same_tensors(read.tensors, checkpoint.tensors)
+        assert same_tensors(read.extra_tensors, checkpoint.extra_tensors)
         divisor = read.processor.config.size_divisor
         assert read.processor.config == replace(checkpoint.processor.config, size_divisor=divisor)
         assert read.processor.token_ids(["a dog"]) == checkpoint.processor.token_ids(["a dog"])
         buffers = ["position_ids", "token_type_ids", "position_ids"] if kind == "pickled" else []
         assert [name.rpartition(".")[2] for name in read.dropped] == buffers
         assert kind != "sharded" or len(list(folder.glob("model-*.safetensors"))) > 2
-        batch = tiny.images(2, checkpoint.config), *tiny.texts([5, 3], checkpoint.config)
+        batch = random_images(2, checkpoint.config), *random_texts([5, 3], checkpoint.config)
         fused, expected = read.model()(*batch), checkpoint.model()(*batch)
         assert torch.equal(fused.pooled, expected.pooled)
         assert torch.equal(fused.text, expected.text)
@@ -110,9 +119,9 @@ class TestSources:
         path.write_text(
             json.dumps(json.loads(path.read_text()) | {"size": side, "crop_size": side})
         )
-        input_ids, mask = tiny.texts([5, 3])
+        input_ids, mask = random_texts([5, 3])
         with pytest.raises(ValueError, match=r"\(64\*64\) doesn't match model \(32\*32\)"):
-            theirs(input_ids, mask, pixel_values=tiny.images(2, size=64))
+            theirs(input_ids, mask, pixel_values=random_images(2, size=64))
         with pytest.raises(
             ValueError, match="prepares images of 64 pixels, its model takes 32; set image_size"
         ):
@@ -147,13 +156,13 @@ class TestShards:
             tmp_path / "hf"
         )
         expected = loaded.from_pretrained(sharded).state_dict()
-        assert tiny.equal(loaded.state_dict(), expected)
+        assert same_tensors(loaded.state_dict(), expected)
 
     def test_they_are_replaced_as_a_whole(self, checkpoint, tmp_path, monkeypatch):
         write_checkpoint(checkpoint, tmp_path / "own", shard_bytes=self.LIMIT)
         before = sorted((tmp_path / "own").glob("model-*.safetensors"))
         assert len(before) > 2
-        assert tiny.equal(read_checkpoint(tmp_path / "own").tensors, checkpoint.tensors)
+        assert same_tensors(read_checkpoint(tmp_path / "own").tensors, checkpoint.tensors)
         other = replace(
             checkpoint, tensors={name: -tensor for name, tensor in checkpoint.tensors.items()}
         )
@@ -162,9 +171,9 @@ class TestShards:
             patch.setattr(tensor_files, "write_json", None)
             with pytest.raises(TypeError):
                 update_weights(other, tmp_path / "own", shard_bytes=self.LIMIT)
-        assert tiny.equal(read_checkpoint(tmp_path / "own").tensors, checkpoint.tensors)
+        assert same_tensors(read_checkpoint(tmp_path / "own").tensors, checkpoint.tensors)
         update_weights(other, tmp_path / "own", shard_bytes=self.LIMIT)
-        assert tiny.equal(read_checkpoint(tmp_path / "own").tensors, other.tensors)
+        assert same_tensors(read_checkpoint(tmp_path / "own").tensors, other.tensors)
         after = sorted((tmp_path / "own").glob("model-*.safetensors"))
         assert len(after) == len(before)
         assert not {*after} & {*before}
@@ -176,7 +185,7 @@ class TestTiedDecoder:
         transformers = pytest.importorskip("transformers")
         config = transformers.BridgeTowerConfig.from_pretrained(safe)
         config.tie_word_embeddings = True
-        return tiny.off_defaults(transformers.BridgeTowerForMaskedLM(config)).eval()
+        return off_defaults(transformers.BridgeTowerForMaskedLM(config)).eval()
 
     def test_it_is_found_and_converted(self, tied, tmp_path):
         folder = tmp_path / "tied"
@@ -186,7 +195,7 @@ class TestTiedDecoder:
         read = read_checkpoint(folder)
         torch.save(dict(tensors), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
-        assert tiny.equal(read_checkpoint(folder).tensors, read.tensors)
+        assert same_tensors(read_checkpoint(folder).tensors, read.tensors)
         decoder, words = (
             read.tensors["mlm_head.decoder.weight"],
             read.tensors["text.word_embedding.weight"],
@@ -195,14 +204,17 @@ class TestTiedDecoder:
         assert decoder.data_ptr() != words.data_ptr(), (
             "training must not move one through the other"
         )
-        pixel_values, (ids, mask) = tiny.images(2, read.config), tiny.texts([5, 3], read.config)
+        pixel_values, (ids, mask) = random_images(2, read.config), random_texts([5, 3], read.config)
         with torch.no_grad():
             expected = tied(pixel_values=pixel_values, input_ids=ids, attention_mask=mask).logits
             model = read.model()
-            assert tiny.off(model.mlm_logits(model(pixel_values, ids, mask).text), expected) < 1e-5
+            assert (
+                max_difference(model.mlm_logits(model(pixel_values, ids, mask).text), expected)
+                < 1e-5
+            )
         for to in ("bridgetower", "hf"):
             convert(read, tmp_path / to, to)
-            assert tiny.equal(read_checkpoint(tmp_path / to).tensors, read.tensors)
+            assert same_tensors(read_checkpoint(tmp_path / to).tensors, read.tensors)
 
     def test_one_that_is_stored_is_read_apart_and_an_untied_one_must_be_there(self, safe):
         tensors = dict(tensor_files.read_safetensors(safe / "model.safetensors"))
@@ -256,14 +268,14 @@ class TestWriting:
         folders = tmp_path / "empty", tmp_path / "new" / "deep"
         for folder in folders:
             convert(checkpoint, folder, to)
-            assert tiny.equal(read_checkpoint(folder).tensors, checkpoint.tensors)
+            assert same_tensors(read_checkpoint(folder).tensors, checkpoint.tensors)
         assert content(folders[0]) == content(folders[1])
 
     def test_updated_weights(self, checkpoint, own):
         update_weights(changed(checkpoint), own)
         read = read_checkpoint(own)
-        assert tiny.equal(read.tensors, changed(checkpoint).tensors)
-        assert tiny.equal(read.extra_tensors, checkpoint.extra_tensors)
+        assert same_tensors(read.tensors, changed(checkpoint).tensors)
+        assert same_tensors(read.extra_tensors, checkpoint.extra_tensors)
 
 
 RERANKING = Reranking(
@@ -383,8 +395,8 @@ class TestLabels:
 
     @pytest.fixture
     def with_answers(self):
-        config = tiny.changed(heads__vqa=len(self.ANSWERS), heads__snli_ve=True)
-        tensors = tiny.build(config).state_dict()
+        config = changed_config(heads__vqa=len(self.ANSWERS), heads__snli_ve=True)
+        tensors = build_model(config).state_dict()
         return Checkpoint(
             source="mine", config=config, tensors=tensors, labels={"vqa": self.ANSWERS}
         )
@@ -418,10 +430,10 @@ class TestSave:
     TEXTS = ("a red square", "two blue circles")
 
     def test_all_that_came_along(self, checkpoint, tmp_path):
-        config = tiny.changed(heads__vqa=2)
+        config = changed_config(heads__vqa=2)
         values = {
             "config": config,
-            "tensors": tiny.build(config).state_dict(),
+            "tensors": build_model(config).state_dict(),
             "extra_tensors": {"x": torch.rand(3)},
         }
         named = {"labels": {"vqa": ("yes", "no")}, "reranking": RERANKING, "processor": None}
@@ -431,9 +443,9 @@ class TestSave:
         assert content(tmp_path / "saved") == content(tmp_path / "converted")
 
     def test_a_new_model_and_a_used_predictor(self, tiny_checkpoint, tmp_path):
-        model = BridgeTower(tiny.CONFIG)
+        model = BridgeTower(SMALL_CONFIG)
         save(model, tmp_path / "new")
-        assert tiny.equal(
+        assert same_tensors(
             read_checkpoint(tmp_path / "new").model().state_dict(), model.state_dict()
         )
         with pytest.raises(FileExistsError, match="is not empty"):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import official
 from bridgetower.checkpoints import convert, read_checkpoint
+from helpers.checkpoints import make_official
 
 STATUS = Path("/proc/self/status")
 pytestmark = pytest.mark.skipif(not STATUS.exists(), reason=f"{STATUS} is Linux")
@@ -44,7 +44,7 @@ print(json.dumps([loaded - before, memory("VmHWM") - before]))
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
-    made = official.make(SIZES)
+    made = make_official(SIZES)
     paths = {
         "ckpt": made.save(folder / "model.ckpt"),
         "bridgetower": folder / "own",

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import tiny
 from bridgetower.checkpoints import read_checkpoint
-from official import OVERRIDES
+from helpers.checkpoints import OFFICIAL_OVERRIDES
+from helpers.models import max_difference
 
 # Names and shapes as the public code of zdou0830/METER (commit f4f0934) and LooperXX/ManagerTower (86e2372) creates
 # them, with sizes of a small model: text width T, fusion width D, image width V.
@@ -144,7 +144,7 @@ def weights(names):
 def read(folder, tensors, **settings):
     content = {"state_dict": dict(tensors), "hyper_parameters": {"config": SETTINGS | settings}}
     torch.save(content, folder / "model.ckpt")
-    return read_checkpoint(folder / "model.ckpt", overrides=OVERRIDES)
+    return read_checkpoint(folder / "model.ckpt", overrides=OFFICIAL_OVERRIDES)
 
 
 class Official:
@@ -268,7 +268,7 @@ def both(model, tensors, lengths):
 
 
 def off(ours, theirs):
-    return max(tiny.off(one, other) for one, other in zip(ours, theirs, strict=True))
+    return max(max_difference(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
 def test_meter(tmp_path):
@@ -352,7 +352,7 @@ def test_manager_tower(tmp_path, kind, bridge, weight):
         expected = F.normalize(
             cls @ tensors[f"{head}.fc.weight"].T + tensors[f"{head}.fc.bias"], dim=-1
         )
-        assert tiny.off(model.text_embeds(model.encode_text(ids)), expected) < 1e-5
+        assert max_difference(model.text_embeds(model.encode_text(ids)), expected) < 1e-5
 
 
 def test_another_manager_is_refused(tmp_path):

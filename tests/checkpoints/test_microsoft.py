@@ -5,10 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-import official
-import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
+from helpers.checkpoints import (
+    BERT_CHANGES,
+    METER_CHANGES,
+    OFFICIAL_OVERRIDES,
+    TIMM_CHANGES,
+    make_official,
+)
+from helpers.models import max_difference, same_tensors
 
 KINDS = {
     "pre-training": {},
@@ -35,12 +41,12 @@ KINDS = {
         "fusion.num_heads": 4,
         "fusion.intermediate_size": 40,
     },
-    "meter": official.METER,
-    "bert": official.BERT,
-    "timm": official.TIMM,
-    "timm, bert and meter": official.TIMM | official.BERT | official.METER,
+    "meter": METER_CHANGES,
+    "bert": BERT_CHANGES,
+    "timm": TIMM_CHANGES,
+    "timm, bert and meter": TIMM_CHANGES | BERT_CHANGES | METER_CHANGES,
 }
-OVERRIDES = official.OVERRIDES | {"vision.num_heads": 2}
+OVERRIDES = OFFICIAL_OVERRIDES | {"vision.num_heads": 2}
 QUERY = "text_transformer.encoder.layer.1.attention.self.query.bias"
 
 
@@ -52,14 +58,14 @@ def read(folder, made, overrides=None):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind(tmp_path, kind, caplog):
-    made = official.make(KINDS[kind], extra=["val_vqa_score.total"])
+    made = make_official(KINDS[kind], extra=["val_vqa_score.total"])
     expected = made.config
     if expected.heads.itc is None:  # a file without the head does not tell its width
         expected = expected.override({"heads.itc_size": 256})
     caplog.set_level("INFO")
     checkpoint = read(tmp_path, made)
     assert checkpoint.config == expected
-    assert tiny.equal(checkpoint.tensors, made.tensors)
+    assert same_tensors(checkpoint.tensors, made.tensors)
     assert checkpoint.source == str(tmp_path / "model.ckpt")
     assert checkpoint.extra_tensors.keys() == {"text.pooler.dense.weight", "text.pooler.dense.bias"}
     dropped = {"text_transformer.embeddings.position_ids", "val_vqa_score.total"}
@@ -76,15 +82,15 @@ def test_every_kind(tmp_path, kind, caplog):
 
 class TestNames:
     def test_heads_of_one_layer_answer(self, tmp_path):
-        made = official.make({"heads.vqa": 17, "heads.hidden_scale": 0.0})
+        made = make_official({"heads.vqa": 17, "heads.hidden_scale": 0.0})
         assert "vqa_classifier.0.weight" in made.state_dict
         model, pooled = read(tmp_path, made).model(), torch.randn(2, 96)
         weight, bias = (made.state_dict[f"vqa_classifier.0.{kind}"] for kind in ("weight", "bias"))
-        assert tiny.off(model.head("vqa")(pooled), pooled @ weight.T + bias) < 1e-5
+        assert max_difference(model.head("vqa")(pooled), pooled @ weight.T + bias) < 1e-5
 
     def test_separate_norms_are_extra_and_warned_of(self, tmp_path, caplog):
         names = [f"vit_model.visual.ln_separate.{number}.weight" for number in range(3)]
-        made = official.make({}, extra=names)
+        made = make_official({}, extra=names)
         made.run_config["vit_layernorm_shared"] = False
         extra_tensors = read(tmp_path, made).extra_tensors
         assert (
@@ -131,7 +137,7 @@ class TestNames:
         ],
     )
     def test_others_are_refused(self, tmp_path, change, message):
-        made = official.make({"heads.vqa": 17, "heads.snli_ve": True, "heads.rank": True})
+        made = make_official({"heads.vqa": 17, "heads.snli_ve": True, "heads.rank": True})
         change(made.state_dict)
         with pytest.raises(ValueError, match=message):
             read(tmp_path, made)
@@ -142,36 +148,36 @@ class TestHeads:
         for changes, overrides, message in (
             ({}, {}, r"text tower of width 48; pass overrides=\{'text\.num_heads'"),
             (
-                official.TIMM,
-                official.OVERRIDES,
+                TIMM_CHANGES,
+                OFFICIAL_OVERRIDES,
                 r"vision tower of width 128; pass overrides=\{'vision\.num_heads'",
             ),
-            ({}, {"text.heads": 3, **official.OVERRIDES}, r"unknown config field 'text\.heads'"),
+            ({}, {"text.heads": 3, **OFFICIAL_OVERRIDES}, r"unknown config field 'text\.heads'"),
             (
                 {},
-                {**official.OVERRIDES, "vision.patch_size": 8},
+                {**OFFICIAL_OVERRIDES, "vision.patch_size": 8},
                 r"wrongly shaped tensors: .*conv1\.weight",
             ),
         ):
             with pytest.raises(ValueError, match=message):
-                read(tmp_path, official.make(changes), overrides)
+                read(tmp_path, make_official(changes), overrides)
 
     def test_published_widths(self, tmp_path):
-        for width, heads, vision in ((192, 3, {}), (384, 6, official.TIMM)):
+        for width, heads, vision in ((192, 3, {}), (384, 6, TIMM_CHANGES)):
             widths = {
                 "text.hidden_size": width,
                 "vision.hidden_size": width,
                 "vision.num_heads": heads,
             }
             config = read(
-                tmp_path, official.make({**widths, "text.num_heads": heads, **vision}), {}
+                tmp_path, make_official({**widths, "text.num_heads": heads, **vision}), {}
             ).config
             assert (config.text.num_heads, config.vision.num_heads) == (heads, heads)
 
 
 class TestRunConfig:
     def test_refused(self, tmp_path):
-        made = official.make()
+        made = make_official()
         with pytest.raises(ValueError, match="meter_fusion is not supported"):
             read(tmp_path, replace(made, run_config={**made.run_config, "meter_fusion": True}))
         for name in ("tokenizer", "num_heads", "drop_rate", "val_transform_keys", "max_text_len"):
@@ -180,7 +186,7 @@ class TestRunConfig:
                 read(tmp_path, replace(made, run_config=lacking))
 
     def test_preprocessing(self, tmp_path):
-        made = official.make()
+        made = make_official()
         for key, profile in (("clip", "pretrain"), ("blip", "finetune"), ("albef", "finetune")):
             made.run_config["val_transform_keys"] = [key]
             processor = read(tmp_path, made).processor
@@ -193,7 +199,7 @@ class TestRunConfig:
         Processor(
             ProcessorConfig(profile="official-pretrain", image_size=32, max_length=9), tokenizer
         ).save(tmp_path)
-        file = official.make({"text.vocab_size": 280}).save(tmp_path / "model.ckpt")
+        file = make_official({"text.vocab_size": 280}).save(tmp_path / "model.ckpt")
         processor = read_checkpoint(file, overrides=OVERRIDES, tokenizer=tmp_path).processor
         assert processor.config.max_length == 12, "settings stay the file's own"
         assert processor.token_ids(["a dog"]) == Processor(processor.config, tokenizer).token_ids(

@@ -14,7 +14,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-import tiny
 from bridgetower.checkpoints.tensors import (
     checksum,
     only_tensors,
@@ -23,7 +22,8 @@ from bridgetower.checkpoints.tensors import (
     read_torch_archive,
     write_safetensors,
 )
-from payload import Payload
+from helpers.checkpoints import FilePayload
+from helpers.models import same_tensors
 
 MAPS = Path("/proc/self/maps")
 
@@ -68,7 +68,7 @@ class TestSafetensors:
             "empty": torch.ones(0),
         }
         write_safetensors(tmp_path / "x.safetensors", items)
-        assert tiny.equal(read_safetensors(tmp_path / "x.safetensors"), items)
+        assert same_tensors(read_safetensors(tmp_path / "x.safetensors"), items)
 
     def test_truncated_or_something_else(self, tmp_path):
         path = tmp_path / "x.safetensors"
@@ -93,7 +93,7 @@ class TestSafetensors:
                 altered[place] ^= 1 << bit
                 path.write_bytes(altered)
                 try:
-                    assert tiny.equal(read_safetensors(path), tensors())
+                    assert same_tensors(read_safetensors(path), tensors())
                     assert place < start
                 except ValueError as error:
                     refusals.append(str(error))
@@ -104,7 +104,7 @@ class TestSafetensors:
         path = tmp_path / "x.safetensors"
         for metadata in (None, {"format": "pt"}, {"format": "pt", "by": "me"}):
             save_file(tensors(), path, metadata)
-            assert tiny.equal(read_safetensors(path), tensors())
+            assert same_tensors(read_safetensors(path), tensors())
         write_safetensors(path, tensors(), for_transformers=True)
         with safe_open(path, framework="pt") as file:
             assert file.metadata() == {"format": "pt"}
@@ -125,7 +125,7 @@ class TestSafetensors:
         items = {str(number): torch.full((2**16,), float(number)) for number in range(40)}
         write_safetensors(tmp_path / "x.safetensors", items)
         opened = read_safetensors(tmp_path / "x.safetensors")
-        assert tiny.equal(opened, items)
+        assert same_tensors(opened, items)
         write_safetensors(tmp_path / "x.safetensors", items)
         with pytest.raises(
             ValueError, match=r"x.safetensors was replaced while it was read; load it again"
@@ -153,7 +153,7 @@ class TestShards:
 
     def test_all_are_read_or_none(self, tmp_path):
         index, two = self.folder(tmp_path, WEIGHT_MAP), tmp_path / "two.safetensors"
-        assert tiny.equal(read_sharded(index), tensors())
+        assert same_tensors(read_sharded(index), tensors())
         two.write_bytes(two.read_bytes()[:-3])
         with pytest.raises(ValueError, match=r"two.safetensors is not a whole"):
             read_sharded(index)
@@ -191,7 +191,7 @@ class TestTorchArchive:
             tmp_path / "x.ckpt",
         )
         content = read_torch_archive(tmp_path / "x.ckpt")
-        assert tiny.equal(content.pop("state_dict"), tensors())
+        assert same_tensors(content.pop("state_dict"), tensors())
         assert content == {"epoch": 3, "config": {"names": ["a", None], "rate": 0.1}}
 
     @pytest.mark.filterwarnings("ignore")  # about the altered protocol number
@@ -219,7 +219,7 @@ class TestTorchArchive:
         assert all(str(path) in refusal for refusal in refusals)
 
     def test_something_else(self, tmp_path):
-        bare = pickle.dumps({"payload": Payload(tmp_path / "trace")}, protocol=2)
+        bare = pickle.dumps({"payload": FilePayload(tmp_path / "trace")}, protocol=2)
         for content in (b"", b"<html>not found</html>", b"PK\x03\x04", b"\x80\x02}.", bare):
             (tmp_path / "x.ckpt").write_bytes(content)
             with pytest.raises(ValueError, match=r"x.ckpt"):
@@ -234,7 +234,7 @@ class TestTorchArchive:
             read_torch_archive(tmp_path / name) for name in ("plain.bin", "deflated.bin")
         )
         maps = MAPS.read_text()
-        assert tiny.equal(plain, copied)
+        assert same_tensors(plain, copied)
         assert str(tmp_path / "plain.bin") in maps
         assert str(tmp_path / "deflated.bin") not in maps
 
@@ -268,7 +268,7 @@ class TestTorchArchive:
         write(shared, tmp_path / "x.bin")
         content = read_torch_archive(tmp_path / "x.bin")
         read = only_tensors("x", content)
-        assert tiny.equal(read, shared)
+        assert same_tensors(read, shared)
         assert len({tensor.untyped_storage().data_ptr() for tensor in read.values()}) == len(read)
         assert not read["alone"].requires_grad
         assert read["alone"].data_ptr() == content["alone"].data_ptr(), (
@@ -295,7 +295,7 @@ class TestTorchArchive:
 
 def test_code_is_refused_and_not_run(tmp_path, write):
     path, trace = tmp_path / "x.bin", tmp_path / "trace"
-    write({**tensors(), "payload": Payload(trace)}, path)
+    write({**tensors(), "payload": FilePayload(trace)}, path)
     with pytest.raises(ValueError, match=r"x\.bin was refused: .*only running its code"):
         read_torch_archive(path)
     assert not trace.exists()

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import tiny
 from bridgetower.checkpoints.keymap import NAMINGS, PUBLISHED_HEADS, recognise, settings
 from bridgetower.checkpoints.towers import read_text_tower, read_vision_tower
 from bridgetower.model.config import TextConfig, VisionConfig
@@ -16,9 +15,19 @@ from bridgetower.model.extensions import TEXT_ARCHITECTURES, vision_tower
 from bridgetower.model.presets import BERT_BASE, ROBERTA_BASE, VISION_TOWERS
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 from bridgetower.processor.text import special_tokens
-from families import VISION_FAMILIES, save_text, save_timm
-from payload import Payload
-from published import PIXELS, Published, openai, timm_vit, transformers_text, transformers_vision
+from helpers.checkpoints import (
+    TOWER_PIXELS,
+    VISION_FAMILIES,
+    FilePayload,
+    PublishedTower,
+    save_openai_clip,
+    save_text_family,
+    save_timm_family,
+    save_timm_vit,
+    save_transformers_text,
+    save_transformers_vision,
+)
+from helpers.models import max_difference, random_images, same_tensors
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
@@ -43,7 +52,7 @@ LINES = (
 
 
 @torch.no_grad()
-def images_off(weights, published, pixels=PIXELS, **options):
+def images_off(weights, published, pixels=TOWER_PIXELS, **options):
     tower = vision_tower(weights.config).eval()
     tower.load_state_dict(
         {name.removeprefix("vision."): tensor for name, tensor in weights.tensors.items()}
@@ -58,8 +67,10 @@ def last_off(weights, model):
     tower.load_state_dict(
         {name.removeprefix("vision."): tensor for name, tensor in weights.tensors.items()}
     )
-    pixels = tiny.images(2, size=size)
-    return tiny.off(tower(pixels, (weights.config.num_layers,))[0], model.forward_features(pixels))
+    pixels = random_images(2, size=size)
+    return max_difference(
+        tower(pixels, (weights.config.num_layers,))[0], model.forward_features(pixels)
+    )
 
 
 @torch.no_grad()
@@ -82,7 +93,9 @@ def texts_off(weights, published):
 def largest(ours, theirs):
     """The largest difference, or not a number if one of them is none."""
     return float(
-        torch.tensor([tiny.off(one, other) for one, other in zip(ours, theirs, strict=True)]).max()
+        torch.tensor(
+            [max_difference(one, other) for one, other in zip(ours, theirs, strict=True)]
+        ).max()
     )
 
 
@@ -158,7 +171,7 @@ class TestNames:
 
 class TestOpenAI:
     def test_hidden_states(self, tmp_path, caplog):
-        published = openai(tmp_path / "clip.pt")
+        published = save_openai_clip(tmp_path / "clip.pt")
         with caplog.at_level(logging.INFO):
             tower = read_vision_tower(str(published.source))
         assert images_off(tower, published) < TOLERANCE
@@ -180,7 +193,7 @@ class TestOpenAI:
             read_vision_tower(str(tmp_path / "ViT-B-16.pt"))
 
     def test_what_a_bare_file_cannot_tell_is_asked_for_and_no_more(self, tmp_path):
-        path = str(openai(tmp_path / "clip.pt").source)
+        path = str(save_openai_clip(tmp_path / "clip.pt").source)
         assert (
             read_vision_tower(path, {"activation": "gelu", "patch_size": 8}).config.activation
             == "gelu"
@@ -193,7 +206,7 @@ class TestOpenAI:
 
 @pytest.mark.parametrize("distilled", [False, True])
 def test_vits_of_timm(distilled, tmp_path):
-    published = timm_vit(tmp_path / "vit.pth", distilled=distilled)
+    published = save_timm_vit(tmp_path / "vit.pth", distilled=distilled)
     tower = read_vision_tower(str(published.source))
     assert images_off(tower, published) < TOLERANCE
     assert tower.config.distillation_token is distilled
@@ -206,12 +219,12 @@ def test_vits_of_timm(distilled, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     folder = read_vision_tower(str(tmp_path))
     assert folder.preprocessing == {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.4, 0.3)}
-    assert tiny.equal(folder.tensors, tower.tensors)
+    assert same_tensors(folder.tensors, tower.tensors)
 
 
 @pytest.mark.parametrize("name", [*CLIP, *VIT])
 def test_image_towers_of_transformers(name, tmp_path):
-    published = transformers_vision(tmp_path, name)
+    published = save_transformers_vision(tmp_path, name)
     tower = read_vision_tower(str(tmp_path))
     assert images_off(tower, published) < TOLERANCE
     assert tower.config.distillation_token is name.startswith("DeiT")
@@ -224,12 +237,12 @@ def test_image_towers_of_transformers(name, tmp_path):
 
 
 def test_another_size(tmp_path):
-    published = transformers_vision(tmp_path, "CLIPVisionModel")
-    tower, pixels = read_vision_tower(str(tmp_path)), tiny.images(2, size=48)
+    published = save_transformers_vision(tmp_path, "CLIPVisionModel")
+    tower, pixels = read_vision_tower(str(tmp_path)), random_images(2, size=48)
     assert (
         images_off(tower.resized(48), published, pixels, interpolate_pos_encoding=True) < TOLERANCE
     )
-    assert tiny.equal(tower.resized(32).tensors, tower.tensors)
+    assert same_tensors(tower.resized(32).tensors, tower.tensors)
     with pytest.raises(
         ValueError, match="36 is not a multiple of the patch size 8; set image_size to 32 or 40"
     ):
@@ -238,7 +251,7 @@ def test_another_size(tmp_path):
 
 @pytest.mark.parametrize("name", [*ROBERTA, *BERT])
 def test_text_towers_of_transformers(name, tmp_path):
-    published = transformers_text(tmp_path, name)
+    published = save_transformers_text(tmp_path, name)
     tower = read_text_tower(str(tmp_path))
     assert texts_off(tower, published) < TOLERANCE
     assert tower.config.layer_norm_eps == (1e-5 if name in ROBERTA else 1e-12)
@@ -249,14 +262,14 @@ def test_text_towers_of_transformers(name, tmp_path):
 class TestFiles:
     @pytest.fixture
     def bert(self, tmp_path):
-        return transformers_text(tmp_path, "BertForPreTraining")
+        return save_transformers_text(tmp_path, "BertForPreTraining")
 
     def test_other_formats(self, bert):
         file, before = bert.source / "model.safetensors", read_text_tower(str(bert.source)).tensors
         tensors = load_file(file)
         file.unlink()
         torch.save(tensors, bert.source / "pytorch_model.bin")
-        assert tiny.equal(read_text_tower(str(bert.source)).tensors, before)
+        assert same_tensors(read_text_tower(str(bert.source)).tensors, before)
         (bert.source / "pytorch_model.bin").unlink()
         shards = {
             name: "ab"[number % 2] + ".safetensors" for number, name in enumerate(sorted(tensors))
@@ -269,7 +282,7 @@ class TestFiles:
         (bert.source / "model.safetensors.index.json").write_text(
             json.dumps({"weight_map": shards})
         )
-        assert tiny.equal(read_text_tower(str(bert.source)).tensors, before)
+        assert same_tensors(read_text_tower(str(bert.source)).tensors, before)
 
     def test_the_first_names_of_layer_norms(self, bert):
         tensors = load_file(bert.source / "model.safetensors")
@@ -299,7 +312,7 @@ def test_a_real_bert():
     def hidden(ids, mask):
         return list(model(ids, attention_mask=mask, output_hidden_states=True).hidden_states[1:])
 
-    published, tower = Published(folder, hidden), read_text_tower(str(folder))
+    published, tower = PublishedTower(folder, hidden), read_text_tower(str(folder))
     assert (tower.config.num_layers, tower.config.hidden_size, tower.config.num_heads) == (
         6,
         384,
@@ -318,7 +331,7 @@ def test_a_real_bert():
 
 class TestRefused:
     def test_other_tensors(self, tmp_path):
-        path = openai(tmp_path / "clip.pt").source
+        path = save_openai_clip(tmp_path / "clip.pt").source
         tensors = torch.load(path)
         for changes, message in (
             ({"visual.mystery": torch.ones(1)}, r"has unknown tensors: visual\.mystery$"),
@@ -349,7 +362,7 @@ class TestRefused:
             read_vision_tower(str(tmp_path / "vit.pth"), {"num_heads": 5})
 
     def test_other_files(self, tmp_path):
-        path, trace = openai(tmp_path / "clip.pt").source, tmp_path / "trace"
+        path, trace = save_openai_clip(tmp_path / "clip.pt").source, tmp_path / "trace"
         with pytest.raises(
             ValueError, match=r"holds no known text tower .*; expected an encoder of transformers"
         ):
@@ -359,13 +372,13 @@ class TestRefused:
             match="does not exist; expected a file with weights, a folder or a hub",
         ):
             read_vision_tower(str(tmp_path / "no" / "such" / "file.pt"))
-        torch.save({**torch.load(path), "visual.proj": Payload(trace)}, path)
+        torch.save({**torch.load(path), "visual.proj": FilePayload(trace)}, path)
         with pytest.raises(ValueError, match=r"clip\.pt was refused"):
             read_vision_tower(str(path))
         assert not trace.exists()
 
     def test_settings_that_are_not_supported(self, tmp_path):
-        transformers_text(tmp_path, "BertModel")
+        save_transformers_text(tmp_path, "BertModel")
         config = json.loads((tmp_path / "config.json").read_text())
         for name, value in (("hidden_act", "relu"), ("position_embedding_type", "relative_key")):
             (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
@@ -380,9 +393,9 @@ class TestRefused:
 class TestTimmBuilds:
     @pytest.mark.parametrize("family", ["siglip", "dinov2", "dinov3", "eva02", "beit"])
     def test_a_folder(self, tmp_path, family):
-        model = save_timm(tmp_path, family)
+        model = save_timm_family(tmp_path, family)
         weights = read_vision_tower(str(tmp_path))
-        assert tiny.equal(read_vision_tower(f"timm:{tmp_path}").tensors, weights.tensors)
+        assert same_tensors(read_vision_tower(f"timm:{tmp_path}").tensors, weights.tensors)
         assert weights.config.architecture == "timm"
         assert weights.config.num_layers == len(model.blocks)
         assert last_off(weights, model) < TOLERANCE
@@ -435,7 +448,7 @@ class TestTimmBuilds:
         from timm.models import beit, eva, vision_transformer
         from timm.models._helpers import load_state_dict
 
-        save_timm(tmp_path, family)
+        save_timm_family(tmp_path, family)
         weights = read_vision_tower(str(tmp_path))
         size = weights.config.image_size + weights.config.patch_size
         name, arguments = VISION_FAMILIES[family].name, weights.config.settings["arguments"]
@@ -446,7 +459,7 @@ class TestTimmBuilds:
         assert last_off(weights.resized(size), theirs) < TOLERANCE
 
     def test_preprocessing(self, tmp_path):
-        save_timm(tmp_path, "siglip", crop_mode="squash")
+        save_timm_family(tmp_path, "siglip", crop_mode="squash")
         assert read_vision_tower(str(tmp_path)).preprocessing == {
             "profile": "official-finetune",
             "image_mean": (0.1, 0.2, 0.3),
@@ -455,7 +468,7 @@ class TestTimmBuilds:
         }
 
     def test_refused(self, tmp_path):
-        save_timm(tmp_path, "siglip")
+        save_timm_family(tmp_path, "siglip")
         with pytest.raises(
             ValueError,
             match=r"contradicts the run's settings: model\.vision\.num_layers 9 \(it has",
@@ -477,11 +490,11 @@ class TestTimmBuilds:
 class TestTransformersBuilds:
     @pytest.mark.parametrize("family", ["modernbert", "deberta-v2", "mpnet"])
     def test_a_folder(self, tmp_path, family):
-        model = save_text(
+        model = save_text_family(
             tmp_path, family, "AutoModel" if family == "deberta-v2" else "AutoModelForMaskedLM"
         )
         weights = read_text_tower(str(tmp_path))
-        assert tiny.equal(read_text_tower(f"hf:{tmp_path}").tensors, weights.tensors)
+        assert same_tensors(read_text_tower(f"hf:{tmp_path}").tensors, weights.tensors)
         assert weights.config.architecture == "transformers"
         assert str(tmp_path) not in json.dumps(weights.config.settings)
 
@@ -489,7 +502,7 @@ class TestTransformersBuilds:
             output = model.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
             return list(output.hidden_states[1:])
 
-        assert texts_off(weights, Published(tmp_path, hidden)) < TOLERANCE
+        assert texts_off(weights, PublishedTower(tmp_path, hidden)) < TOLERANCE
 
     def test_a_vocabulary_of_sentencepiece(self, tmp_path):
         sentencepiece = pytest.importorskip("sentencepiece")
@@ -504,7 +517,7 @@ class TestTransformersBuilds:
                 **special,
                 **ids,
             )
-        save_text(tmp_path, "deberta-v2", pad_token_id=0)
+        save_text_family(tmp_path, "deberta-v2", pad_token_id=0)
         # Code in the folder is not run.
         (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
         (tmp_path / "tokenizer_config.json").write_text(
@@ -530,7 +543,7 @@ class TestTransformersBuilds:
         assert read_text_tower(str(tmp_path)).tokenizer is None
 
     def test_a_vocabulary_with_its_own_special_tokens(self, tmp_path):
-        save_text(tmp_path, "mpnet")
+        save_text_family(tmp_path, "mpnet")
         (tmp_path / "vocab.txt").write_text(
             "\n".join(["<s>", "<pad>", "</s>", "[UNK]", "red", "bar", "<mask>"])
         )
@@ -538,7 +551,7 @@ class TestTransformersBuilds:
         assert tokenizer.encode("Red bar").ids == [0, 4, 5, 2]
 
     def test_refused(self, tmp_path):
-        model = save_text(tmp_path, "mpnet")
+        model = save_text_family(tmp_path, "mpnet")
         with pytest.raises(ValueError, match="which has image towers only"):
             read_text_tower(f"timm:{tmp_path}")
         tensors = {

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tiny
 from bridgetower.data.batches.batch import (
     IGNORED,
     Batch,
@@ -19,6 +18,7 @@ from bridgetower.data.batches.batch import (
     mask_tokens,
 )
 from bridgetower.data.config import MaskingConfig
+from helpers.models import random_caption_batch, random_images, random_texts
 
 BOS = 0
 PAD = 1
@@ -30,7 +30,10 @@ VOCAB = 120
 
 class TestJoined:
     def test_captions_are_filled_up_to_the_longest(self):
-        parts = [tiny.caption_batch((0, 1), (3, 3), seed=1), tiny.caption_batch((2,), (5,), seed=2)]
+        parts = [
+            random_caption_batch((0, 1), (3, 3), seed=1),
+            random_caption_batch((2,), (5,), seed=2),
+        ]
         whole = joined(parts, seed=9)
         assert (whole.seed, whole.ids, len(whole)) == (9, ("0", "1", "2"), 3)
         assert torch.equal(whole.pixel_values, torch.cat([part.pixel_values for part in parts]))
@@ -39,13 +42,14 @@ class TestJoined:
         assert whole.mlm_labels[0, 3:].tolist() == [IGNORED] * 2
         assert whole.image_index.tolist() == [0, 1, 2]
         assert (
-            joined([tiny.caption_batch((n,), (4,)) for n in (0, 1)], seed=0).attention_mask is None
+            joined([random_caption_batch((n,), (4,)) for n in (0, 1)], seed=0).attention_mask
+            is None
         )
 
     def test_several_texts_of_an_image_stay_together(self):
         parts = []
         for number, lengths in enumerate([(2, 4), (6, 3)]):
-            ids, mask = tiny.texts(lengths, seed=number)
+            ids, mask = random_texts(lengths, seed=number)
             index = torch.tensor([number])
             parts.append(
                 RankingBatch(ids=("x",), input_ids=ids, attention_mask=mask, image_index=index)
@@ -54,8 +58,8 @@ class TestJoined:
         assert whole.attention_mask.sum(dim=1).tolist() == [2, 4, 6, 3]
 
     def test_what_is_not_known_stays_unknown(self):
-        ids, mask = tiny.texts((3,))
-        one = Batch(pixel_values=tiny.images(1), input_ids=ids, attention_mask=mask, ids=("a",))
+        ids, mask = random_texts((3,))
+        one = Batch(pixel_values=random_images(1), input_ids=ids, attention_mask=mask, ids=("a",))
         assert joined([one, replace(one, ids=("b",))], seed=0).labels is None
         known = replace(one, labels=torch.tensor([[0.5, 1.0]]))
         assert joined([known, known], seed=0).labels.tolist() == [[0.5, 1.0]] * 2

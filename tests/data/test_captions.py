@@ -17,7 +17,7 @@ from bridgetower.data.sets import prepared_set
 from bridgetower.data.sets.custom import prepare_custom
 from bridgetower.data.sets.store import Table
 from bridgetower.processor import load_items
-from rows import record, write_set
+from helpers.sets import caption_record, write_set
 
 
 @pytest.fixture
@@ -49,7 +49,8 @@ class TestImages:
         draw = random.Random(0)
         given = [draw.choices("abcdefgh", k=draw.randint(1, 9)) for _ in range(27)]
         write_set(
-            tmp_path / "set", {"train": [record(n, entries=texts) for n, texts in enumerate(given)]}
+            tmp_path / "set",
+            {"train": [caption_record(n, entries=texts) for n, texts in enumerate(given)]},
         )
         pairs = load(tmp_path / "set")
         once = [list(dict.fromkeys(texts)) for texts in given]
@@ -104,7 +105,7 @@ class TestImages:
         # as if the set was written when it could be decoded
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(prepared_set, "_read_image", lambda image: b"not a picture")
-            write_set(tmp_path / "set", {"train": [record(7)]})
+            write_set(tmp_path / "set", {"train": [caption_record(7)]})
         with pytest.raises(
             ValueError, match=rf"image train/7\.png of {tmp_path}/set: .*the image of 13 bytes"
         ):
@@ -343,7 +344,7 @@ class TestRanking:
     def test_images_with_the_same_captions_are_one(self, load, tmp_path):
         words = ["red", "blue", "red", "bar", "red", "blue"]
         for name, captions in (("set", words), ("one", ["red"]), ("same", ["red"] * 3)):
-            rows = [record(number, entries=[text]) for number, text in enumerate(captions)]
+            rows = [caption_record(number, entries=[text]) for number, text in enumerate(captions)]
             write_set(tmp_path / name, {"train": rows})
         pairs = RankingPairs(load(tmp_path / "set").images, false_texts=60)
         for example, word in enumerate(words):

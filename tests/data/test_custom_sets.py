@@ -21,7 +21,7 @@ from bridgetower.data.sets.custom import (
 )
 from bridgetower.data.sets.prepared_set import PreparedSet, read_info, split_of
 from bridgetower.data.sets.schema import CAPTIONS
-from folders import snapshot
+from helpers.checkpoints import folder_snapshot
 
 
 def photo(path, number):
@@ -519,14 +519,14 @@ class TestAttempts:
     def test_a_complete_set_is_left_as_it_is_and_another_one_refused(self, tmp_path):
         source = table(tmp_path, [{"image": f"{n}.png", "caption": f"c{n}"} for n in range(20)], 20)
         first = prepare_custom("pairs", source, tmp_path / "out")
-        before = snapshot(tmp_path / "out")
+        before = folder_snapshot(tmp_path / "out")
         assert (
             prepare_custom(
                 "pairs", source, tmp_path / "out", PairsConfig(num_workers=1, max_errors=3)
             )
             == first
         )
-        assert snapshot(tmp_path / "out") == before
+        assert folder_snapshot(tmp_path / "out") == before
         with pytest.raises(ValueError, match="is a file; give a folder"):
             prepare_custom("pairs", source, source)
         with pytest.raises(ValueError, match="differs in seed"):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import asked
 from bridgetower.data.batches.batch import BatchKey
 from bridgetower.data.batches.examples import ClassEncoder, EntryDataset, PreparedImages
 from bridgetower.data.config import DataConfig
@@ -22,12 +21,23 @@ from bridgetower.data.sets.schema import (
 from bridgetower.model.config import FIXED_LABELS
 from bridgetower.tasks.entries import VqaConfig
 from bridgetower.tasks.table import TASKS
-from rows import CHOICES, Choice, record, write_set
+from helpers.sets import (
+    ANSWERS,
+    CHOICES,
+    COLOUR_NAMES,
+    ENTRY_KINDS,
+    Choice,
+    caption_record,
+    entry_examples,
+    png_of_colour,
+    write_entry_set,
+    write_set,
+)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return {kind: asked.write_set(tmp_path_factory.mktemp(kind), kind) for kind in asked.KINDS}
+    return {kind: write_entry_set(tmp_path_factory.mktemp(kind), kind) for kind in ENTRY_KINDS}
 
 
 @pytest.fixture
@@ -42,7 +52,7 @@ def pictures(folders, tiny_processor):
 @pytest.fixture
 def load(folders, tiny_processor):
     def make(kind, *arguments, **options):
-        return asked.examples(folders[kind], kind, tiny_processor, *arguments, **options)
+        return entry_examples(folders[kind], kind, tiny_processor, *arguments, **options)
 
     return make
 
@@ -130,24 +140,25 @@ class TestBatch:
         text = tiny_processor.texts([entries[4]["question"], entries[1]["question"]])
         assert torch.equal(batch.input_ids, text.input_ids)
         assert torch.equal(
-            batch.pixel_values, tiny_processor.images([asked.png("blue"), asked.png("red")])
+            batch.pixel_values, tiny_processor.images([png_of_colour("blue"), png_of_colour("red")])
         )
         found = [
-            {name: x for name, x in zip(asked.ANSWERS, row, strict=True) if x}
+            {name: x for name, x in zip(ANSWERS, row, strict=True) if x}
             for row in batch.labels.tolist()
         ]
         assert found == [
             pytest.approx({"blue": 1.0, "green": 0.6}),
             pytest.approx({"yes": 1.0, "no": 1.0}),
         ]
-        assert found[0] == pytest.approx(soft_targets(entries[4]["answers"], asked.ANSWERS))
+        assert found[0] == pytest.approx(soft_targets(entries[4]["answers"], ANSWERS))
         assert batch.seed == 3
 
     def test_one_image(self, load, tiny_processor):
         batch = load("snli-ve", "train", "validate")[BatchKey((2, 0), 1)]
         assert batch.ids == ("1.jpg#1r", "0.jpg#0r")
         assert torch.equal(
-            batch.pixel_values, tiny_processor.images([asked.png("green"), asked.png("red")])
+            batch.pixel_values,
+            tiny_processor.images([png_of_colour("green"), png_of_colour("red")]),
         )
         assert batch.pixel_values_2 is None
         assert torch.equal(
@@ -159,14 +170,14 @@ class TestBatch:
         batch = load("nlvr2", "train", "validate")[BatchKey((1, 0), 1)]
         assert batch.ids == ("train-0-1-0", "train-0-0-0")
         first, second = (
-            tiny_processor.images([*map(asked.png, two)])
+            tiny_processor.images([*map(png_of_colour, two)])
             for two in (("green", "red"), ("red", "orange"))
         )
         assert torch.equal(batch.pixel_values, first)
         assert torch.equal(batch.pixel_values_2, second)
         assert batch.labels.tolist() == [0, 1]
 
-    @pytest.mark.parametrize("kind", asked.KINDS)
+    @pytest.mark.parametrize("kind", ENTRY_KINDS)
     def test_is_a_function_of_its_key(self, load, kind):
         examples = load(kind, random_crop=0.5, rand_augment="geometry", rand_magnitude=5)
         key = BatchKey((3, 0, 3), 17)
@@ -185,7 +196,7 @@ def test_two_texts_of_an_entry_are_a_pair(tmp_path, tiny_processor):
         Choice(choice_id=answer, question="which shade?", answers=(answer,))
         for answer in ("grey", "dark")
     )
-    folder = write_set(tmp_path / "set", {"train": [record(1, entries=choices)]}, CHOICES)
+    folder = write_set(tmp_path / "set", {"train": [caption_record(1, entries=choices)]}, CHOICES)
     images = PreparedImages(
         DataConfig(folders=(str(folder),)), "train", tiny_processor, schema=CHOICES
     )
@@ -212,7 +223,7 @@ class TestImages:
     def test_both_of_a_pair(self, pictures, tiny_processor, cache):
         images = pictures(cache=cache)
         (row,) = images.examples([3])
-        contents = [asked.png(colour) for colour in (asked.COLOURS[3], asked.COLOURS[2])]
+        contents = [png_of_colour(colour) for colour in (COLOUR_NAMES[3], COLOUR_NAMES[2])]
         for _ in range(2):
             assert images.contents(row["images"]) == contents
             assert all(

@@ -14,9 +14,9 @@ from bridgetower.data.sets.prepared_set import DatasetInfo, PreparedSet, SetWrit
 from bridgetower.data.sets.schema import CAPTIONS
 from bridgetower.data.sources.example import Image
 from bridgetower.files import locked
-from folders import snapshot
-from miniature import change, coco_name, jpeg, write, write_coco
-from rows import png, read_rows
+from helpers.checkpoints import folder_snapshot
+from helpers.published_sets import change_json, coco_name, noise_jpeg, write_coco, write_file
+from helpers.sets import png_of_shade, read_rows
 
 NUM_PICTURES = 120
 
@@ -36,8 +36,8 @@ def write_many(folder):
         images.append(
             {"filepath": "train2014", "filename": name, "split": "train", "sentences": sentences}
         )
-        write(folder / "train2014" / name, jpeg(number, size=(64, 64)))
-    write(folder / "dataset_coco.json", {"images": images})
+        write_file(folder / "train2014" / name, noise_jpeg(number, size=(64, 64)))
+    write_file(folder / "dataset_coco.json", {"images": images})
 
 
 class TestBad:
@@ -72,7 +72,7 @@ class TestBad:
         with pytest.raises(ValueError, match="1 bad item"):
             prepare_set("coco", coco, tmp_path / "out")
         broken.write_bytes(whole)
-        changed.write_bytes(jpeg(1, size=(64, 64)))
+        changed.write_bytes(noise_jpeg(1, size=(64, 64)))
         read = prepared_set._read_image
         asked = []
         monkeypatch.setattr(
@@ -112,15 +112,15 @@ class TestComplete:
             "images.lance",
             "examples.lance",
         }
-        before = snapshot(tmp_path / "out")
+        before = folder_snapshot(tmp_path / "out")
         assert (
             prepare_set("coco", coco, tmp_path / "out", PrepareConfig(num_workers=1, max_errors=3))
             == first
         )
-        assert snapshot(tmp_path / "out") == before
+        assert folder_snapshot(tmp_path / "out") == before
         with pytest.raises(ValueError, match="holds a set that differs in splits; choose"):
             prepare_set("coco", coco, tmp_path / "out", PrepareConfig(splits=("test",)))
-        change(
+        change_json(
             coco / "dataset_coco.json",
             lambda content: content["images"][0]["sentences"][0].update(raw="another"),
         )
@@ -153,7 +153,7 @@ def test_digests_follow_the_content_and_not_the_time(coco, tmp_path):
     for path in (coco / "train2014").iterdir():
         os.utime(path, (0, 0))
     assert prepare_set("coco", coco, tmp_path / "second") == first
-    (coco / "train2014" / coco_name(9, "train2014")).write_bytes(jpeg(10))
+    (coco / "train2014" / coco_name(9, "train2014")).write_bytes(noise_jpeg(10))
     assert prepare_set("coco", coco, tmp_path / "third").digest != first.digest
 
 
@@ -206,10 +206,12 @@ def test_an_attempt_of_other_settings_leaves_no_image_of_its_own(tmp_path):
     for shade in (1, 2):
         with SetWriter(tmp_path, CAPTIONS, WritingConfig()) as writer:
             writer.add(
-                [Image(name="a.png", location="", content=png(shade))], ["grey"], split="train"
+                [Image(name="a.png", location="", content=png_of_shade(shade))],
+                ["grey"],
+                split="train",
             )
             writer.finish("here", DatasetInfo(name="a", split_rule="by hand"))
-    assert [row["images"] for row in read_rows(tmp_path, "train")] == [[png(2)]]
+    assert [row["images"] for row in read_rows(tmp_path, "train")] == [[png_of_shade(2)]]
 
 
 class TestInAStore:

@@ -20,7 +20,7 @@ from bridgetower.data.batches.frozen import CONTENT, FeatureCache, FrozenDataset
 from bridgetower.data.config import MaskingConfig
 from bridgetower.data.sets.store import Table
 from bridgetower.files import locked
-from rows import caption_images
+from helpers.sets import caption_images
 
 LAYERS = 2
 WIDTH = 3

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from bridgetower.data.sets.datasets import DATASETS, prepare_set
 from bridgetower.data.sets.inspection import inspect_set, word_lengths
 from bridgetower.reports.samples import write_samples
-from miniature import write_coco, write_nlvr2, write_vqav2
-from rows import CHOICES, Choice, record, write_set
+from helpers.published_sets import write_coco, write_nlvr2, write_vqav2
+from helpers.sets import CHOICES, Choice, caption_record, write_set
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ class TestSamples:
 
     def test_what_texts_hold_is_no_markup(self, tmp_path):
         folder = write_set(
-            tmp_path / "<b>", {"train": [record(1, entries=("<script>alert(1)</script>",))]}
+            tmp_path / "<b>", {"train": [caption_record(1, entries=("<script>alert(1)</script>",))]}
         )
         write_samples(folder, tmp_path / "page.html")
         page = (tmp_path / "page.html").read_text()
@@ -125,7 +125,7 @@ def test_lengths_are_those_of_the_sorted_list(values):
 
 
 def test_all_texts_of_an_entry_are_counted_and_shown(tmp_path):
-    row = record(
+    row = caption_record(
         1, entries=(Choice(choice_id="1", question="what is it?", answers=("a dog", "cat")),)
     )
     folder = write_set(tmp_path / "set", {"train": [row]}, CHOICES)

@@ -25,10 +25,17 @@ from bridgetower.data.sets.datasets.spec import Originals
 from bridgetower.data.sources import fetch, json_lists, shards, tables
 from bridgetower.data.sources.columns import Columns
 from bridgetower.data.sources.reader import file_groups, read, read_group
-from rows import png
-from sources import CAPTIONS, NAMES, REFUSALS, served, write_sources, write_tar
+from helpers.sets import png_of_shade
+from helpers.sources import (
+    REFUSALS,
+    SOURCE_CAPTIONS,
+    SOURCE_NAMES,
+    serve_files,
+    write_sources,
+    write_tar,
+)
 
-CONTENTS = {f"{name}.png": png(50 * number) for number, name in enumerate(NAMES)}
+CONTENTS = {f"{name}.png": png_of_shade(50 * number) for number, name in enumerate(SOURCE_NAMES)}
 KINDS = (
     "folder",
     "imagefolder",
@@ -52,7 +59,7 @@ MORE_KINDS = (
 def images(folder, *names):
     folder.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
-        (folder / f"{name}.png").write_bytes(png(number))
+        (folder / f"{name}.png").write_bytes(png_of_shade(number))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +69,7 @@ def places(tmp_path_factory):
         (root / folder).mkdir()
         for name, content in CONTENTS.items():
             (root / folder / name).write_bytes(content)
-    rows = list(zip(CONTENTS, CAPTIONS, strict=True))
+    rows = list(zip(CONTENTS, SOURCE_CAPTIONS, strict=True))
     lines = [f'{name}#0\t"{text}"' for name, text in rows]
     (root / "captions" / "captions.txt").write_text("\n".join(["image\tcaption", *lines]))
     for name, delimiter in (("semicolons.csv", ";"), ("tabs.tsv", "\t")):
@@ -86,7 +93,7 @@ def test_every_kind_of_source_has_the_same_images_and_captions(kind, places):
         # from its place, as an index reads it later
         assert replace(image, content=None).read() == image.read()
     assert found == {
-        content: (text,) for content, text in zip(CONTENTS.values(), CAPTIONS, strict=True)
+        content: (text,) for content, text in zip(CONTENTS.values(), SOURCE_CAPTIONS, strict=True)
     }
     parts = [
         example for part in file_groups(places[kind]) for example in read_group(part, Columns())
@@ -107,12 +114,15 @@ def test_several_captions_of_an_image(name, content, tmp_path):
     (tmp_path / name).write_text(content)
     examples = list(read(tmp_path if name.endswith(".txt") else tmp_path / name))
     assert [text for example in examples for text in example.texts] == ["one", "two"]
-    assert {image.read() for example in examples for image in example.images} == {png(0)}
+    assert {image.read() for example in examples for image in example.images} == {png_of_shade(0)}
 
 
 @pytest.mark.parametrize("saved", [False, True])
 def test_splits_and_classes_are_those_of_the_source(saved, tmp_path):
-    cells = {"image": [{"bytes": png(n), "path": None} for n in range(4)], "label": [0, 1, 1, 0]}
+    cells = {
+        "image": [{"bytes": png_of_shade(n), "path": None} for n in range(4)],
+        "label": [0, 1, 1, 0],
+    }
     made = datasets.Dataset.from_dict(cells).cast_column("image", datasets.Image())
     made = made.cast_column("label", datasets.ClassLabel(names=["cat", "dog"]))
     if saved:
@@ -169,14 +179,14 @@ def test_pairs_of_images(tmp_path):
         read(tmp_path / "u.csv", Columns(image="first,second")),
     ):
         assert [[image.read() for image in example.images] for example in found] == [
-            [png(0), png(1)]
+            [png_of_shade(0), png_of_shade(1)]
         ]
 
 
 def test_answers_that_may_pass_are_asked_for_again(tmp_path, monkeypatch):
     monkeypatch.setitem(vars(fetch.PATIENT), "pauses", (0.001,) * 2)
     (tmp_path / "a.txt").write_text("content")
-    with served(tmp_path) as url:
+    with serve_files(tmp_path) as url:
         for status in (408, 425, 429, 500):
             REFUSALS[:] = [status] * 2
             assert fetch.read_location(f"{url}/a.txt") == b"content"
@@ -342,7 +352,7 @@ def test_limits_of_what_is_read(tmp_path, monkeypatch):
     """A file that is too long is refused, not cut, and one that ends too soon is not taken for whole."""
     place = tmp_path / "a.bin"
     place.write_bytes(b"0123456789")
-    with served(tmp_path) as url:
+    with serve_files(tmp_path) as url:
         for name in (str(place), f"{url}/a.bin"):
             assert fetch.read_location(name, most=10) == b"0123456789"
             assert fetch.read_location(name, (7, 3), most=3) == b"789"
@@ -412,7 +422,7 @@ def test_a_key_that_comes_again_has_a_problem(tmp_path):
     write_tar(
         tmp_path / "s.tar",
         [(f"{name}.png", "x") for name in "aba"],
-        {"a.png": png(0), "b.png": png(1)},
+        {"a.png": png_of_shade(0), "b.png": png_of_shade(1)},
     )
     assert [bool(one.problem) for one in read(tmp_path / "s.tar")] == [False, False, True]
 
@@ -463,7 +473,7 @@ def test_a_source_that_is_none(places, tmp_path):
 
 
 def test_row_groups_are_read_one_at_a_time(tmp_path):
-    table = pa.table({"image": list(CONTENTS.values()), "caption": list(CAPTIONS)})
+    table = pa.table({"image": list(CONTENTS.values()), "caption": list(SOURCE_CAPTIONS)})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=1)
     examples = list(read(tmp_path / "t.parquet"))
     assert [replace(one.images[0], content=None).read() for one in examples] == list(

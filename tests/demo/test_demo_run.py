@@ -74,17 +74,17 @@ def test_refuses_a_folder_of_other_settings_before_anything_is_done(tmp_path, ch
 
 
 def test_the_option_compare_adds_the_other_model(tmp_path, monkeypatch):
-    asked = []
+    calls = []
 
     def note(out: Path, *, arms: tuple[str, ...], **_: Any) -> None:
-        asked.append(arms)
+        calls.append(arms)
         raise ValueError("enough")
 
     monkeypatch.setattr(run, "run_demo", note)
     for options in ([], ["--compare"]):
         with pytest.raises(SystemExit):
             main(["--out", str(tmp_path), *options])
-    assert asked == [("bridgetower",), ("bridgetower", "meter")]
+    assert calls == [("bridgetower",), ("bridgetower", "meter")]
 
 
 def test_refuses_a_folder_in_use(tmp_path):

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-import dense
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower_demo.examples import (
@@ -16,6 +15,7 @@ from bridgetower_demo.examples import (
     spread_evenly,
 )
 from bridgetower_demo.grounding import Judged, TextExample
+from helpers.retrieval import cosine_table, itm_table
 
 
 def of(direction: Direction, examples: list[SearchExample]) -> list[SearchExample]:
@@ -23,7 +23,7 @@ def of(direction: Direction, examples: list[SearchExample]) -> list[SearchExampl
 
 
 def test_choice():
-    for ranks, count, chosen in (
+    for ranks, count, indices in (
         ([1, 9, 1, 4, 1, 2, 1, 30], 4, [0, 6, 5, 7]),  # half hits and half misses, from near to far
         ([1, 9, 1, 4, 1, 2, 1, 30], 5, [0, 4, 6, 5, 7]),
         ([1, 1, 1, 7], 3, [0, 2, 3]),  # the other kind fills up
@@ -31,7 +31,7 @@ def test_choice():
         ([5, 7, 6], 2, [0, 1]),
         ([1, 1, 1], 2, [0, 2]),
     ):
-        assert choose(ranks, count) == chosen
+        assert choose(ranks, count) == indices
     assert [spread_evenly(range(10), count) for count in (4, 1, 0)] == [[0, 3, 6, 9], [5], []]
     assert spread_evenly(range(2), 3) == [0, 1]
 
@@ -52,7 +52,7 @@ class TestSearches:
     ):
         examples = search_examples(images, ranked, config, count=len(images), top=len(images))
         texts, _ = images.texts()
-        similarity, itm = dense.similarity(ranked), dense.itm(ranked)
+        similarity, itm = cosine_table(ranked), itm_table(ranked)
         for example in of("text_to_image", examples):
             text = texts.index(example.text)
             cosines = similarity[:, text]
@@ -89,5 +89,5 @@ def test_right_and_wrong_answers_of_each_topic_about_different_images():
     assert [example.is_right for example in examples] == [True, True, False, True, False, False]
     assert [example.given for example in examples] == ["yes", "yes", "no", "yes", "no", "no"]
     assert {example.answer for example in examples} == {"yes"}
-    texts = [told.text for told in TOLD]
+    texts = [fact.text for fact in TOLD]
     assert all(example.image == bytes([texts.index(example.question)]) for example in examples)

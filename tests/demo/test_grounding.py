@@ -14,7 +14,7 @@ from bridgetower_demo.grounding import (
 )
 from bridgetower_demo.toysets import prepare_toyset
 from bridgetower_demo.toysets.scenes import ScenesConfig, topic_of
-from rows import read_rows
+from helpers.sets import read_rows
 
 NUM_TEST = 24
 
@@ -43,44 +43,51 @@ def answer(predictor: Predictor, kind: str, pictures: list[bytes], text: str) ->
 
 
 def test_own_and_other_images(judged, predictor):
-    kind, folder, found = judged
+    kind, folder, judgement = judged
     pictures = [row["images"] for row in read_rows(folder, "test")]
-    own = [
-        answer(predictor, kind, pictures[number], one.text)
-        for number, one in enumerate(found.examples)
+    model_answers = [
+        answer(predictor, kind, pictures[number], example.text)
+        for number, example in enumerate(judgement.examples)
     ]
-    others = [
-        answer(predictor, kind, pictures[(number + NUM_TEST // 2) % NUM_TEST], one.text)
-        for number, one in enumerate(found.examples)
+    other_answers = [
+        answer(predictor, kind, pictures[(number + NUM_TEST // 2) % NUM_TEST], example.text)
+        for number, example in enumerate(judgement.examples)
     ]
-    assert list(found.answers) == own
-    for topic, grounding in found.groundings.items():
-        chosen = [number for number, one in enumerate(found.examples) if topic in (one.topic, ALL)]
-        assert grounding.number == len(chosen) == (NUM_TEST if topic == ALL else NUM_TEST // 4)
-        for share, answers in ((grounding.model, own), (grounding.other_image, others)):
-            right = sum(answers[number] == found.examples[number].answer for number in chosen)
-            assert share == pytest.approx(right / len(chosen))
+    assert list(judgement.answers) == model_answers
+    for topic, grounding in judgement.groundings.items():
+        numbers = [
+            number
+            for number, example in enumerate(judgement.examples)
+            if topic in (example.topic, ALL)
+        ]
+        assert grounding.number == len(numbers) == (NUM_TEST if topic == ALL else NUM_TEST // 4)
+        for share, answers in (
+            (grounding.model, model_answers),
+            (grounding.other_image, other_answers),
+        ):
+            right = sum(answers[number] == judgement.examples[number].answer for number in numbers)
+            assert share == pytest.approx(right / len(numbers))
 
 
 def test_words_alone(judged):
-    kind, folder, found = judged
+    kind, folder, judgement = judged
     rows = read_rows(folder, "train")
     name = "answers" if kind == "vqa" else "label"
-    said = [rows[number]["entries"][0] for number in range(40)]
-    counts = Counter(entry[name][0] if kind == "vqa" else entry[name] for entry in said)
-    commonest = min(counts, key=lambda one: (-counts[one], one))
-    right = sum(one.answer == commonest for one in found.examples)
-    assert found.groundings[ALL].majority == pytest.approx(right / NUM_TEST)
-    assert 0 <= found.groundings[ALL].text_only <= 1
-    assert len(found.groundings) == 5
+    answered = [rows[number]["entries"][0] for number in range(40)]
+    counts = Counter(entry[name][0] if kind == "vqa" else entry[name] for entry in answered)
+    commonest = min(counts, key=lambda answer: (-counts[answer], answer))
+    right = sum(example.answer == commonest for example in judgement.examples)
+    assert judgement.groundings[ALL].majority == pytest.approx(right / NUM_TEST)
+    assert 0 <= judgement.groundings[ALL].text_only <= 1
+    assert len(judgement.groundings) == 5
 
 
 def test_statements_without_topics(predictor, judged):
-    kind, folder, found = judged
+    kind, folder, judgement = judged
     if kind == "vqa":
-        assert set(found.groundings) == {"exists", "colour", "count", "relation", ALL}
+        assert set(judgement.groundings) == {"exists", "colour", "count", "relation", ALL}
     else:
-        assert judge(predictor, kind, folder).groundings == {ALL: found.groundings[ALL]}
+        assert judge(predictor, kind, folder).groundings == {ALL: judgement.groundings[ALL]}
 
 
 def test_commonest_answers():

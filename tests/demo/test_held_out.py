@@ -3,8 +3,8 @@
 from bridgetower.inference.predictor import load
 from bridgetower.search.index import Index
 from bridgetower_demo.run import index_held_out, write_held_out
-from folders import snapshot
-from rows import read_rows
+from helpers.checkpoints import folder_snapshot
+from helpers.sets import read_rows
 
 
 def test_every_test_picture_with_its_captions(tiny_dataset, tmp_path):
@@ -15,9 +15,9 @@ def test_every_test_picture_with_its_captions(tiny_dataset, tmp_path):
         assert [picture.read_bytes()] == row["images"]
         assert picture.with_suffix(".txt").read_text().splitlines() == row["entries"]
     assert len(list(tmp_path.rglob("*.png"))) == len(rows) == 9
-    before = snapshot(tmp_path)
+    before = folder_snapshot(tmp_path)
     write_held_out({"shapes": tiny_dataset}, tmp_path / "held-out")
-    assert snapshot(tmp_path) == before
+    assert folder_snapshot(tmp_path) == before
 
 
 def test_the_index_is_of_the_model_at_hand(tiny_dataset, tiny_checkpoint, tmp_path):

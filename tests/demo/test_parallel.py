@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pytest
 
-import states
 from bridgetower.files import locked
 from bridgetower.tasks.run_config import METRICS, RunConfig, read_metrics
 from bridgetower.training.run import train
 from bridgetower.training.trainer import Interrupted
 from bridgetower_demo.parallel import LostProcessError, train_all
-from folders import same_weights
-from shapes import run_config
+from helpers.checkpoints import same_weights, saved_state, state_files
+from helpers.shapes import shapes_run_config
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +32,7 @@ def steps_done(run: Path) -> int:
 
 
 def saved_step(run: Path) -> int:
-    return states.saved(run).step
+    return saved_state(run).step
 
 
 @contextmanager
@@ -76,19 +75,24 @@ def children():
 
 
 def test_two_equal_training_one_after_another_and_stay_as_they_are(tmp_path, tiny_dataset):
-    runs = {tmp_path / f"seed-{seed}": run_config(tiny_dataset, seed=seed) for seed in (0, 1)}
+    runs = {
+        tmp_path / f"seed-{seed}": shapes_run_config(tiny_dataset, seed=seed) for seed in (0, 1)
+    }
     train_all(runs, progress=False)
     for run, config in runs.items():
         train(config, tmp_path / "alone" / run.name, progress=False)
         assert same_weights(run / "last", tmp_path / "alone" / run.name / "last")
-    files = [path for run in runs for path in (run / METRICS, run / "run.json", *states.files(run))]
+    files = [path for run in runs for path in (run / METRICS, run / "run.json", *state_files(run))]
     before = [path.read_bytes() for path in files]
     train_all(runs, progress=False)
     assert [path.read_bytes() for path in files] == before
 
 
 def test_one_that_fails_raises_its_error_and_the_other_can_go_on(children, tmp_path, tiny_dataset):
-    good, bad = run_config(tiny_dataset, max_steps=LONG), run_config(tiny_dataset, batch_size=4000)
+    good, bad = (
+        shapes_run_config(tiny_dataset, max_steps=LONG),
+        shapes_run_config(tiny_dataset, batch_size=4000),
+    )
     with pytest.raises(ValueError, match="fewer than one batch of 4000"):
         train_all({tmp_path / "good": good, tmp_path / "bad": bad}, progress=False)
     assert children() == []
@@ -97,7 +101,10 @@ def test_one_that_fails_raises_its_error_and_the_other_can_go_on(children, tmp_p
 
 
 def test_a_lost_process_is_named(children, tmp_path, tiny_dataset):
-    runs = {tmp_path / name: run_config(tiny_dataset, max_steps=LONG) for name in ("one", "other")}
+    runs = {
+        tmp_path / name: shapes_run_config(tiny_dataset, max_steps=LONG)
+        for name in ("one", "other")
+    }
     with (
         once(lambda: all(steps_done(run) > 2 for run in runs), lambda: children()[0].kill()),
         pytest.raises(LostProcessError, match="continue it") as error,
@@ -112,7 +119,7 @@ def test_a_lost_process_is_named(children, tmp_path, tiny_dataset):
 def test_an_interrupted_one_saves_and_goes_on(children, tmp_path, tiny_dataset):
     # at least one has to wait
     names = ("one", "other", "later", "last")[: len(os.sched_getaffinity(0)) + 1]
-    runs = {tmp_path / name: run_config(tiny_dataset, max_steps=LONG) for name in names}
+    runs = {tmp_path / name: shapes_run_config(tiny_dataset, max_steps=LONG) for name in names}
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with (
         once(lambda: steps_done(tmp_path / "one") > 2, lambda: os.kill(os.getpid(), signal.SIGINT)),
@@ -126,7 +133,7 @@ def test_an_interrupted_one_saves_and_goes_on(children, tmp_path, tiny_dataset):
 
 
 def alone(dataset: Path, out: Path) -> None:
-    train_all({out: run_config(dataset, max_steps=LONG)}, progress=False)
+    train_all({out: shapes_run_config(dataset, max_steps=LONG)}, progress=False)
 
 
 def test_no_run_outlives_its_parent(tmp_path, tiny_dataset):

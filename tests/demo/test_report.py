@@ -62,7 +62,7 @@ class Page(HTMLParser):
         self.text += data
 
     def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for found, attributes in self.elements if found == tag]
+        return [attributes for name, attributes in self.elements if name == tag]
 
     @property
     def sections(self) -> list[str]:
@@ -77,7 +77,7 @@ def report(results: DemoResults | None = None, **changes: Any) -> str:
     ]
     values: dict[str, Any] = {
         "searches": {"shapes": searches},
-        "answers": [made_up.answer(), made_up.answer(given="blue")],
+        "answers": [made_up.answer(), made_up.answer(reference="blue")],
     }
     return render_report(results or made_up.results(), **{**values, **changes})
 
@@ -140,17 +140,17 @@ def test_figures_are_means_with_their_spread_and_differences_have_their_interval
     assert (recall[0], recall[-1]) == ("+1.5 (+1.1 to +1.9)", "+9.0 (+6.5 to +11.5)")
     answers = [made_up.answers(seed=seed, right=0.75 + seed / 100) for seed in range(3)]
     answers += [made_up.answers("meter", seed, right=0.7) for seed in range(3)]
-    several = rows_of(
+    rows = rows_of(
         report(made_up.results(answers=tuple(answers))), "Questions answered right, in percent"
     )
-    assert list(several).index("BridgeTower \u2212 METER") == 2
-    assert several["BridgeTower \u2212 METER"] == ["+6.0 (+3.5 to +8.5)"] * 2
+    assert list(rows).index("BridgeTower \u2212 METER") == 2
+    assert rows["BridgeTower \u2212 METER"] == ["+6.0 (+3.5 to +8.5)"] * 2
     one_seed = rows_of(html, "Questions answered right, in percent")
     assert one_seed["BridgeTower \u2212 METER"] == ["+12.5"] * 2
 
 
 def test_without_matching_head():
-    kept = {
+    results = {
         n: value
         for n, value in made_up.metrics().items()
         if not n.startswith(("matching", "two_stage", "itm"))
@@ -158,7 +158,7 @@ def test_without_matching_head():
     page = Page(
         report(
             made_up.results(
-                *(made_up.run(arm, test={"shapes": kept}) for arm in ("bridgetower", "meter"))
+                *(made_up.run(arm, test={"shapes": results}) for arm in ("bridgetower", "meter"))
             )
         )
     )

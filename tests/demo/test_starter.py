@@ -57,8 +57,8 @@ def exported(tmp_path_factory):
         output_names=["hidden"],
     )
     model = onnx.load(path)
-    for one in model.graph.initializer:
-        one.name = as_in_the_package(one.name)
+    for tensor in model.graph.initializer:
+        tensor.name = as_in_the_package(tensor.name)
     for node in model.graph.node:
         node.input[:] = map(as_in_the_package, node.input)
     return bytes(model.SerializeToString())
@@ -106,13 +106,13 @@ def test_computes_the_same(exported, tmp_path, monkeypatch):
 
 def test_another_file(exported, tmp_path):
     model = onnx.load_model_from_string(exported)
-    kept = [
-        one
-        for one in model.graph.initializer
-        if tuple(one.dims) != (1, 1, 128) or "cls_token" in one.name
+    tensors = [
+        tensor
+        for tensor in model.graph.initializer
+        if tuple(tensor.dims) != (1, 1, 128) or "cls_token" in tensor.name
     ]
     del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    model.graph.initializer.extend(tensors)
     with pytest.raises(ValueError, match=r"constants like positions; expected one each"):
         starter.write_vision_tower(model.SerializeToString(), tmp_path)
 

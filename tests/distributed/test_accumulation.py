@@ -8,8 +8,6 @@ import torch
 from ranks import run_on_ranks
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import asked
-import shapes
 from bridgetower.data.config import MaskingConfig
 from bridgetower.data.sets.custom import PairsConfig, prepare_custom
 from bridgetower.distributed import world_size
@@ -19,10 +17,17 @@ from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.tasks.entries import Nlvr2Config, SnliVeConfig, VqaConfig
 from bridgetower.tasks.run_config import read_metrics
 from bridgetower.training.run import train
+from helpers.sets import ANSWERS, ENTRY_KINDS, write_entry_set
+from helpers.shapes import (
+    SHAPES_MODEL,
+    shapes_run_config,
+    write_shape_pictures,
+    write_tiny_checkpoint,
+)
 
 SIZES = {1: (8, 2), 2: (1,)}  # of micro-batches, by the number of processes; 8 is the whole batch
 CUTS = [(processes, size) for processes, sizes in SIZES.items() for size in sizes][1:]
-PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
+PLAIN = SHAPES_MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
 TYPES = replace(PLAIN.fusion, num_token_types=3)
 # Every word is hidden, so that the same ones are in any cut, and as many as the text is long.
 ALL_WORDS = MaskingConfig(probability=1.0, mask_share=1.0, random_share=0.0)
@@ -30,7 +35,7 @@ TASK = PretrainingConfig(phases=(Phase(mlm=1, itm=0),), masking=ALL_WORDS)
 TASKS = {"words": TASK, "words, officially": replace(TASK, mlm_normalization="official")}
 TASKS |= {"vqa": VqaConfig(), "snli-ve": SnliVeConfig(), "nlvr2": Nlvr2Config()}
 HEADS = {
-    "vqa": HeadsConfig(mlm=False, itm=False, vqa=len(asked.ANSWERS)),
+    "vqa": HeadsConfig(mlm=False, itm=False, vqa=len(ANSWERS)),
     "snli-ve": HeadsConfig(mlm=False, itm=False, snli_ve=True),
     "nlvr2": HeadsConfig(mlm=False, itm=False, nlvr2=True, nlvr2_dropout=0.0),
 }
@@ -67,7 +72,7 @@ def steps(configs, out):
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uneven")
-    shapes.write_pictures(folder)
+    write_shape_pictures(folder)
     words = ["red", "blue", "circle", "square", "bar"] * 4
     captions = [" ".join(words[:number] if number % 2 else ["red"]) for number in range(20)]
     lines = [
@@ -87,10 +92,10 @@ def uneven(tmp_path_factory):
 @pytest.fixture(scope="module")
 def configs(uneven, tiny_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
-    checkpoint = shapes.write_tiny_checkpoint(tiny_dataset, folder / "checkpoint", PLAIN)
-    sets = {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS}
+    checkpoint = write_tiny_checkpoint(tiny_dataset, folder / "checkpoint", PLAIN)
+    sets = {kind: write_entry_set(folder / kind, kind) for kind in ENTRY_KINDS}
     return {
-        name: shapes.run_config(
+        name: shapes_run_config(
             sets.get(name, uneven),
             task=task,
             model=replace(

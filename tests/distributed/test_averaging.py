@@ -7,18 +7,18 @@ import torch
 from ranks import run_on_ranks
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-import tiny
 from bridgetower.data.batches.batch import IGNORED, joined
 from bridgetower.distributed import rank
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import Losses
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.training.data_parallel import Replicated
+from helpers.models import build_model, changed_config, random_caption_batch, same_tensors
 
-PLAIN = tiny.changed(text__dropout=0.0, fusion__dropout=0.0)
+PLAIN = changed_config(text__dropout=0.0, fusion__dropout=0.0)
 BATCHES = [
-    tiny.caption_batch((0, 1), (5, 3), PLAIN, seed=3),
-    tiny.caption_batch((2, 3), (4, 7), PLAIN, seed=4),
+    random_caption_batch((0, 1), (5, 3), PLAIN, seed=3),
+    random_caption_batch((2, 3), (4, 7), PLAIN, seed=4),
 ]
 CONTRAST = Phase(mlm=0, itm=0, itc=1)
 BOTH = Phase(mlm=1, itm=1)
@@ -40,7 +40,7 @@ def batches(kind):
 
 
 def task_of(kind, cls=PretrainingTask):
-    task = cls(tiny.build(PLAIN).train(), PretrainingConfig(phases=KINDS[kind]))
+    task = cls(build_model(PLAIN).train(), PretrainingConfig(phases=KINDS[kind]))
     if kind == "frozen towers":
         task.model.vision.requires_grad_(False)
         task.model.text.requires_grad_(False)
@@ -141,5 +141,5 @@ def test_gradients_are_exchanged_once_a_step(processes):
 def test_what_a_process_does_not_use_is_averaged_all_the_same(processes):
     (_, first, _), (_, second, _) = processes
     for one, other in zip(first, second, strict=True):
-        assert tiny.equal(one, other)
-    assert not tiny.equal(first[1], first[2])
+        assert same_tensors(one, other)
+    assert not same_tensors(first[1], first[2])

@@ -9,9 +9,6 @@ from ranks import run_on_ranks
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-import dense
-import shapes
-import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batches.batch import StepSampler
 from bridgetower.data.batches.captions import CaptionImages
@@ -24,11 +21,14 @@ from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import Pairs, itc_loss
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.training.step import contrast_of_step
-from rows import records_of, write_set
+from helpers.models import SMALL_CONFIG, build_model, changed_config, random_caption_batch
+from helpers.retrieval import cosine_table, itm_table
+from helpers.sets import records_of, write_set
+from helpers.shapes import SHAPES_MODEL
 
 WORLD = 2
 ROWS = 4  # pairs of each process
-CONFIG = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0, "text.vocab_size": 40})
+CONFIG = SHAPES_MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0, "text.vocab_size": 40})
 INDEX = (0, 1, 2, 2, 3, 0, 4, 5)  # picture 0 is in both processes, picture 2 twice in one
 LENGTHS = {"padded": (7, 3, 5, 4, 4, 2, 6, 3), "one without padding": (7, 3, 5, 4, 5, 5, 5, 5)}
 EXACT = {"atol": 2e-6, "rtol": 2e-5}
@@ -36,7 +36,7 @@ EXACT = {"atol": 2e-6, "rtol": 2e-5}
 
 def whole_batch(lengths):
     """The batch of both processes together; one word of each text is hidden, so that every process has as many."""
-    return tiny.caption_batch(INDEX, lengths, CONFIG, seed=5)
+    return random_caption_batch(INDEX, lengths, CONFIG, seed=5)
 
 
 def own_part(batch, process):
@@ -54,7 +54,7 @@ def own_part(batch, process):
 
 
 def make_task(phase, **changes):
-    return PretrainingTask(tiny.build(CONFIG), PretrainingConfig(phases=(phase,), **changes))
+    return PretrainingTask(build_model(CONFIG), PretrainingConfig(phases=(phase,), **changes))
 
 
 def gradients(task):
@@ -112,7 +112,7 @@ def evaluate(checkpoint, dataset):
         patch.setattr(masked_words, "BATCH_SIZE", 5)
         words = masked_words.evaluate_masked_words(model, images, MaskingConfig(probability=0.4))
     found = {"metrics": result.metrics(), "accuracy": accuracy, "words": words}
-    return found | {"similarity": dense.similarity(result), "itm": dense.itm(result)}
+    return found | {"similarity": cosine_table(result), "itm": itm_table(result)}
 
 
 def both_evaluations(checkpoint, dataset, single):
@@ -264,13 +264,16 @@ def test_batches_of_the_processes_are_that_of_one(processes):
         assert pairs == tuple(pair for part in (*first[micro], *second[micro]) for pair in part)
 
 
-KINDS = {"tower": tiny.changed(heads__itc_dropout=0.3), "fused": tiny.changed(heads__itc="fused")}
+KINDS = {
+    "tower": changed_config(heads__itc_dropout=0.3),
+    "fused": changed_config(heads__itc="fused"),
+}
 NO_DROPOUT = {"text.dropout": 0.0, "fusion.dropout": 0.0, "heads.itc_dropout": 0.0}
 ITC = PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=2),))
 
 
 def rows_of(start, stop):
-    batch = tiny.caption_batch(INDEX, LENGTHS["padded"], tiny.CONFIG)
+    batch = random_caption_batch(INDEX, LENGTHS["padded"], SMALL_CONFIG)
     tensors = {
         name: value[start:stop] for name, value in vars(batch).items() if isinstance(value, Tensor)
     }
@@ -290,7 +293,7 @@ def seed(process, micro):
 
 def at_once(kind):
     share = len(INDEX) // world_size()
-    task = PretrainingTask(tiny.build(KINDS[kind].override(NO_DROPOUT)).train(), ITC)
+    task = PretrainingTask(build_model(KINDS[kind].override(NO_DROPOUT)).train(), ITC)
     parallel = DistributedDataParallel(task, find_unused_parameters=True)
     loss = parallel(rows_of(rank() * share, (rank() + 1) * share)).total
     loss.backward()
@@ -298,7 +301,7 @@ def at_once(kind):
 
 
 def in_parts(kind):
-    task = PretrainingTask(tiny.build(KINDS[kind]).train(), ITC)
+    task = PretrainingTask(build_model(KINDS[kind]).train(), ITC)
     parts = micro_batches(rank(), world_size())
     contrasts = contrast_of_step(task, parts, lambda micro: seed(rank(), micro))
     parallel = DistributedDataParallel(task, find_unused_parameters=True)
@@ -321,7 +324,7 @@ def contrasts():
 
 def one_graph(kind, whole, processes):
     config = KINDS[kind].override(NO_DROPOUT) if whole else KINDS[kind]
-    task = PretrainingTask(tiny.build(config).train(), ITC)
+    task = PretrainingTask(build_model(config).train(), ITC)
     features = []
     for process in range(processes):
         for micro, batch in enumerate(micro_batches(process, processes)):

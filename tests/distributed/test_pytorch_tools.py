@@ -14,15 +14,22 @@ from torch.export import Dim
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.distributed import rank, world_size
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.fusion import Fused
+from helpers.models import (
+    build_model,
+    changed_config,
+    max_difference,
+    random_encodings,
+    random_images,
+    random_texts,
+)
 
-CONFIG = tiny.changed(
+CONFIG = changed_config(
     text__dropout=0.0, fusion__dropout=0.0, fusion__bridge="scaled_add", heads__itc="fused"
 )
 WITHOUT_HEADS = replace(CONFIG, heads=HeadsConfig(mlm=False, itm=False))
@@ -32,7 +39,7 @@ ATOL = 1e-5
 
 
 def inputs(lengths=(5, 7, 3, 4), width=7):
-    return tiny.images(len(lengths)), *tiny.texts(lengths, width=width)
+    return random_images(len(lengths)), *random_texts(lengths, width=width)
 
 
 def loss_of_outputs(model, fused):
@@ -71,7 +78,7 @@ def sharded_by_layer(model):
 
 def trained(config, wrap, loss_of):
     """Runs two steps on this process's share of the pairs; returns the gradients of the second."""
-    model = tiny.build(config).eval()  # managers draw noise in training
+    model = build_model(config).eval()  # managers draw noise in training
     run = wrap(model)
     share = [tensor.chunk(world_size())[rank()] for tensor in inputs()]
     for _ in range(2):
@@ -103,13 +110,15 @@ def test_processes_have_the_gradients_of_one(wrap, config, loss_of, processes):
     expected = trained(config, alone, loss_of)
     for found in run_on_ranks(processes, trained, config, wrap, loss_of):
         assert {name for name, gradient in found.items() if gradient.any()} == expected.keys()
-        assert max(tiny.off(found[name], gradient) for name, gradient in expected.items()) < ATOL
+        assert (
+            max(max_difference(found[name], gradient) for name, gradient in expected.items()) < ATOL
+        )
     assert max(float(gradient.abs().max()) for gradient in expected.values()) > 0.01
 
 
 @pytest.fixture
 def model():
-    return tiny.build(CONFIG)
+    return build_model(CONFIG)
 
 
 @torch.no_grad()
@@ -117,7 +126,7 @@ def assert_same(run, model, *batch):
     """Compares all outputs of a form of the model with those of the model itself."""
     found = run(*batch)
     for name, expected in model(*batch)._asdict().items():
-        assert tiny.off(getattr(found, name), expected) < ATOL, name
+        assert max_difference(getattr(found, name), expected) < ATOL, name
 
 
 def gradients(run, model):
@@ -137,7 +146,7 @@ def exported(model, strict):
 
 
 def assert_export(strict):
-    model = tiny.build(CONFIG)
+    model = build_model(CONFIG)
     run = exported(model, strict)
     for batch in (inputs(), inputs((9, 2), width=9)):
         assert isinstance(run(*batch), Fused)
@@ -145,13 +154,13 @@ def assert_export(strict):
 
 
 def assert_compiles(backend):
-    model = tiny.build(CONFIG)
+    model = build_model(CONFIG)
     run = torch.compile(model, backend=backend, fullgraph=True)
     for batch in (inputs(), inputs((9, 2), width=9)):
         assert_same(run, model, *batch)
     for found, expected in zip(gradients(run, model), gradients(model, model), strict=True):
         assert (found is None) == (expected is None)
-        assert expected is None or tiny.off(found, expected) < ATOL
+        assert expected is None or max_difference(found, expected) < ATOL
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -174,9 +183,11 @@ def test_dynamic_quantisation(model, dtype):
     found = small(*inputs())
     tolerance = 0.1 if dtype == torch.qint8 else 0.01
     for name, output in expected._asdict().items():
-        difference = tiny.off(getattr(found, name), output) / float(output.detach().abs().max())
+        difference = max_difference(getattr(found, name), output) / float(
+            output.detach().abs().max()
+        )
         assert 1e-6 < difference < tolerance, name
-    assert tiny.off(small.itm_logits(found.pooled), model.itm_logits(expected.pooled)) < 0.2
+    assert max_difference(small.itm_logits(found.pooled), model.itm_logits(expected.pooled)) < 0.2
 
 
 def without_memory(model):
@@ -207,7 +218,7 @@ def saved_weights(model):
     file = BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
-    made = tiny.build(CONFIG, seed=1)
+    made = build_model(CONFIG, seed=1)
     made.load_state_dict(torch.load(file, weights_only=True))
     return made
 
@@ -218,7 +229,7 @@ def pickled(model):
 
 def called_with_weights(model):
     weights = model.state_dict()
-    other = tiny.build(CONFIG, seed=1)
+    other = build_model(CONFIG, seed=1)
     return lambda *batch: functional_call(other, weights, batch)
 
 
@@ -229,13 +240,13 @@ def called_with_weights(model):
 def test_copies(model, copied):
     twin = copied(model)
     assert_same(twin, model, *inputs())
-    control = tiny.build(CONFIG, seed=1)
-    assert tiny.off(control(*inputs()).pooled, model(*inputs()).pooled) > 0.1
+    control = build_model(CONFIG, seed=1)
+    assert max_difference(control(*inputs()).pooled, model(*inputs()).pooled) > 0.1
 
 
 @torch.no_grad()
 def pooled(model):
-    return model.fuse(*tiny.encodings(model)).pooled
+    return model.fuse(*random_encodings(model)).pooled
 
 
 def test_a_step_of_lora_merged_and_saved(tmp_path):
@@ -244,7 +255,7 @@ def test_a_step_of_lora_merged_and_saved(tmp_path):
     config = peft.LoraConfig(
         r=4, target_modules=["qkv", "down", "key_value"], modules_to_save=heads
     )
-    base = tiny.build(CONFIG)
+    base = build_model(CONFIG)
     start = pooled(base)
     model = peft.get_peft_model(base, config)
     optimize_for_cpu(base)
@@ -254,28 +265,28 @@ def test_a_step_of_lora_merged_and_saved(tmp_path):
     optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=1.0)
     for _ in range(2):
         optimizer.zero_grad()
-        fused = model.fuse(*tiny.encodings(model), "pooled").pooled
+        fused = model.fuse(*random_encodings(model), "pooled").pooled
         (model.itm_logits(fused).square().sum() + model.pair_embeds(fused)[:, 0].sum()).backward()
         optimizer.step()
     model.eval()
     adapted = pooled(model)
-    assert tiny.off(adapted, start) > 0.01
-    assert tiny.off(model.fuse(*tiny.encodings(model), "all").pooled, adapted) < ATOL
+    assert max_difference(adapted, start) > 0.01
+    assert max_difference(model.fuse(*random_encodings(model), "all").pooled, adapted) < ATOL
     with torch.no_grad():
         logits = model.itm_logits(adapted)
-        vectors = model.text_embeds(tiny.encodings(model)[1])
+        vectors = model.text_embeds(random_encodings(model)[1])
 
     model.save_pretrained(tmp_path / "adapter")
-    again = peft.PeftModel.from_pretrained(tiny.build(CONFIG), tmp_path / "adapter").eval()
-    assert tiny.off(pooled(again), adapted) < ATOL
+    again = peft.PeftModel.from_pretrained(build_model(CONFIG), tmp_path / "adapter").eval()
+    assert max_difference(pooled(again), adapted) < ATOL
     with torch.no_grad():
-        assert tiny.off(again.itm_logits(adapted), logits) < ATOL
+        assert max_difference(again.itm_logits(adapted), logits) < ATOL
 
     merged = model.merge_and_unload()
     assert isinstance(merged, BridgeTower)
     merged.save(tmp_path / "merged")
     saved = read_checkpoint(tmp_path / "merged").model()
     with torch.no_grad():
-        assert tiny.off(pooled(saved), adapted) < ATOL
-        assert tiny.off(saved.itm_logits(adapted), logits) < ATOL
-        assert tiny.off(saved.text_embeds(tiny.encodings(saved)[1]), vectors) < ATOL
+        assert max_difference(pooled(saved), adapted) < ATOL
+        assert max_difference(saved.itm_logits(adapted), logits) < ATOL
+        assert max_difference(saved.text_embeds(random_encodings(saved)[1]), vectors) < ATOL

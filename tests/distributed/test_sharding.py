@@ -13,10 +13,6 @@ from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import asked
-import shapes
-import states
-import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.checkpoints.tensors import read_safetensors
 from bridgetower.data.config import MaskingConfig
@@ -33,11 +29,12 @@ from bridgetower.tasks.run_config import OptimizerConfig, read_metrics
 from bridgetower.training.data_parallel import Replicated, Sharded
 from bridgetower.training.run import train
 from bridgetower.training.state import newest
-from folders import same_weights
-from rows import record, write_set
-from tiny import equal
+from helpers.checkpoints import same_weights, saved_state, state_files, state_tensors
+from helpers.models import build_model, random_caption_batch, same_tensors
+from helpers.sets import ANSWERS, caption_record, write_entry_set, write_set
+from helpers.shapes import SHAPES_MODEL, shapes_run_config, write_tiny_checkpoint
 
-PLAIN = shapes.MODEL.override(
+PLAIN = SHAPES_MODEL.override(
     {"text.dropout": 0.0, "fusion.dropout": 0.0, "fusion.bridge": "scaled_add"}
 )
 SMOOTH = OptimizerConfig(lr=1e-2, eps=1e-2, head_multiplier=2, fusion_multiplier=3, clip_norm=0.5)
@@ -112,16 +109,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def configs(tiny_dataset, folder):
-    checkpoint = shapes.write_tiny_checkpoint(tiny_dataset, folder / "checkpoint", PLAIN)
-    questions = asked.write_set(folder / "vqa", "vqa")
+    checkpoint = write_tiny_checkpoint(tiny_dataset, folder / "checkpoint", PLAIN)
+    questions = write_entry_set(folder / "vqa", "vqa")
     given = {
         "optimizer": SMOOTH,
         "checkpoint_activations": PARTS,
         "micro_batch_size": 2,
         "max_steps": 2,
     }
-    config = shapes.run_config(tiny_dataset, init=str(checkpoint), device="cpu", **given)
-    heads = HeadsConfig(mlm=False, itm=False, vqa=len(asked.ANSWERS))
+    config = shapes_run_config(tiny_dataset, init=str(checkpoint), device="cpu", **given)
+    heads = HeadsConfig(mlm=False, itm=False, vqa=len(ANSWERS))
     fused = HeadsConfig(mlm=False, itm=False, itc="fused", itc_size=6)
     changes = {
         "words and contrast": {"contrast_over": "step", "evaluate_every": None},
@@ -193,7 +190,10 @@ def test_a_share_of_the_weights_gives_what_whole_weights_give(configs, sharded, 
 
 def test_processes_without_an_image_to_evaluate_train_on(configs, tmp_path):
     """The passes of an evaluation, of which these have none, are not prefetched for in the step that follows."""
-    splits = {"train": [record(number) for number in range(16)], "validation": [record(16)]}
+    splits = {
+        "train": [caption_record(number) for number in range(16)],
+        "validation": [caption_record(16)],
+    }
     config = replace(configs[WORLD_HARD], max_steps=3, evaluate_every=1)
     config = replace(
         config, data=replace(config.data, folders=(str(write_set(tmp_path / "set", splits)),))
@@ -315,11 +315,11 @@ def test_each_process_holds_half_of_the_weights_and_the_metrics_of_the_first(
 
 def clamped_temperature(kind):
     """The temperature after a step that begins above its highest value."""
-    model = tiny.build(PLAIN).train()
+    model = build_model(PLAIN).train()
     model.itc_head.temperature.data.fill_(0.6)
     run = kind(PretrainingTask(model, TASKS["words and contrast"]))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    run(tiny.caption_batch((0, 1, 2, 3), (5, 3, 4, 6), PLAIN)).total.backward()
+    run(random_caption_batch((0, 1, 2, 3), (5, 3, 4, 6), PLAIN)).total.backward()
     run.clip_gradients(None)
     optimizer.step()
     return whole(model.itc_head.temperature.detach())
@@ -355,7 +355,7 @@ def back_to_the_state_before(run, out):
 
 
 def test_each_process_writes_its_share(whole_run, alone):
-    files = states.files(whole_run)
+    files = state_files(whole_run)
     assert [file.name for file in files] == [
         "process-00000.safetensors",
         "process-00001.safetensors",
@@ -380,14 +380,14 @@ def test_continued_it_ends_with_the_same_bits(evaluate_every, interval, whole_ru
 def test_one_process_and_two_continue_what_the_other_has_written(interval, whole_run, tmp_path):
     """With other micro-batches, so that the last step is another one."""
     out = back_to_the_state_before(whole_run, tmp_path / "run")
-    before = states.saved(out).step
+    before = saved_state(out).step
     resume(interval, out)
-    assert states.saved(out).step == before + 1 == interval.max_steps
-    kept = states.tensors(out)
+    assert saved_state(out).step == before + 1 == interval.max_steps
+    kept = state_tensors(out)
     last = load_file(out / "last" / "model.safetensors")
     assert all(torch.equal(kept[f"model.{name}"], weight) for name, weight in last.items())
     others = load_file(whole_run / "last" / "model.safetensors")
     assert max(float((last[name] - weight).abs().max()) for name, weight in others.items()) < 0.05
     shutil.rmtree(out / "last")
     run_on_ranks(2, resume, interval, out)  # nothing is left to do but to write what was read
-    assert equal(load_file(out / "last" / "model.safetensors"), last)
+    assert same_tensors(load_file(out / "last" / "model.safetensors"), last)

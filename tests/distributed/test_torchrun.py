@@ -13,15 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import asked
-import kills
-import shapes
-import states
 from bridgetower import cli
 from bridgetower.tasks.run_config import read_metrics
 from bridgetower.training.run import train
-from folders import same_weights
-from shapes import train_command
+from helpers import processes
+from helpers.checkpoints import same_weights, saved_state
+from helpers.sets import write_entry_set
+from helpers.shapes import shapes_run_config, shapes_train_command
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +39,7 @@ cli.main([*command, *options.split(",")[rank].split()])
 
 
 def start(torchrun, dataset, out, *options, program=("-m", "bridgetower")):
-    command = train_command(
+    command = shapes_train_command(
         dataset, out, "--max-steps", str(STEPS), "--evaluate-every", "3", *options
     )
     return subprocess.Popen(
@@ -89,7 +87,7 @@ def whole(torchrun, tiny_dataset, folder):
 def stopped(torchrun, tiny_dataset, folder):
     """A run that torchrun was asked to stop when it was about to save what it evaluated first."""
     waiting = folder / "waiting"
-    program = (kills.__file__, "*/best/config.json", "1", "SIGTERM", str(waiting))
+    program = (processes.__file__, "*/best/config.json", "1", "SIGTERM", str(waiting))
     process = start(torchrun, tiny_dataset, folder / "stopped", program=program)
     while not waiting.exists():
         assert process.poll() is None
@@ -162,7 +160,7 @@ def test_a_process_that_does_not_answer_ends_the_others_and_is_named(
     code, _, error = finish(start(torchrun, tiny_dataset, out, *options, program=(losing, "hang")))
     assert code != 0
     assert "bridgetower: process 1 of 2 was lost or did not answer within 0.05 minutes" in error
-    assert states.saved(out).step == 4
+    assert saved_state(out).step == 4
 
 
 @pytest.fixture
@@ -181,7 +179,7 @@ def nodes(torchrun, tmp_path):
 def test_continued_it_ends_with_the_same_bits_though_one_process_does_not_see_its_folder(
     whole, stopped, tiny_dataset, folder, tmp_path, nodes
 ):
-    assert 0 < states.saved(folder / "stopped").step < STEPS
+    assert 0 < saved_state(folder / "stopped").step < STEPS
     shutil.copytree(folder / "stopped", tmp_path / "first" / "run")
     code, _, error = finish(nodes(tiny_dataset, Path("run"), "--resume"))
     assert code == 0, error
@@ -236,13 +234,13 @@ def test_processes_on_cpus_leave_gpus_alone(tiny_dataset, folder, monkeypatch):
     monkeypatch.setattr(torch.distributed, "init_process_group", init_process_group)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     train(
-        shapes.run_config(tiny_dataset, device="cpu", max_steps=1), folder / "cpu", progress=False
+        shapes_run_config(tiny_dataset, device="cpu", max_steps=1), folder / "cpu", progress=False
     )
     assert backends == ["gloo"]
 
 
 def test_evaluation_in_two_processes_is_that_of_one(torchrun, answering_checkpoint, tmp_path):
-    asked.write_set(tmp_path / "set", "nlvr2")
+    write_entry_set(tmp_path / "set", "nlvr2")
     command = [
         "evaluate",
         str(answering_checkpoint),

@@ -12,11 +12,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import states
 from bridgetower import cli
 from bridgetower.tasks.run_config import CONFIG
-from kills import before, end, renamed, send, within
-from shapes import train_command
+from helpers.checkpoints import STATE_PATTERN, change_state_tensor, saved_state, state_tensors
+from helpers.processes import act_before, exit_code_of, renames_to, send_to_self, touches
+from helpers.shapes import shapes_train_command
 
 NUM_KILLS = 6
 BACKGROUND = ("--async-checkpoints",)  # of every other attempt
@@ -26,7 +26,7 @@ OPTIONS = ("--max-steps", str(MAX_STEPS), "--checkpoint-every", "1", "--evaluate
 
 def start(dataset, out, prepare=lambda: None, *options):
     """Starts an attempt, a resumed one if there is something to resume; returns its process id."""
-    arguments = train_command(
+    arguments = shapes_train_command(
         dataset, out, *OPTIONS, *options, *(["--resume"] if (out / CONFIG).exists() else [])
     )
     process = os.fork()
@@ -53,25 +53,28 @@ def leftovers(out):
 def kill(dataset, out, saved, number, *options):
     def prepare():
         def count_from_here():
-            before(within(out), number, lambda: send(signal.SIGKILL))
+            act_before(touches(out), number, lambda: send_to_self(signal.SIGKILL))
 
         if saved:
-            before(renamed(states.SAVED), saved, count_from_here)
+            act_before(renames_to(STATE_PATTERN), saved, count_from_here)
         else:
             count_from_here()
 
-    return {"ended": end(start(dataset, out, prepare, *options)), "leftovers": leftovers(out)}
+    return {
+        "ended": exit_code_of(start(dataset, out, prepare, *options)),
+        "leftovers": leftovers(out),
+    }
 
 
 def forget_momentum(out):
     """Takes out of a state what only the optimiser knows."""
-    for name, tensor in states.tensors(out).items():
+    for name, tensor in state_tensors(out).items():
         if name.startswith("exp_avg."):
-            states.change(out, name, torch.zeros_like(tensor))
+            change_state_tensor(out, name, torch.zeros_like(tensor))
 
 
 def step_of(out):
-    return states.saved(out).step
+    return saved_state(out).step
 
 
 def main(dataset, folder):
@@ -79,7 +82,7 @@ def main(dataset, folder):
     whole, killed, stopped, altered = (
         folder / name for name in ("whole", "killed", "stopped", "altered")
     )
-    report = {"whole": end(start(dataset, whole))}
+    report = {"whole": exit_code_of(start(dataset, whole))}
     report["kills"] = [
         kill(
             dataset, killed, source.randint(0, 2), source.randint(1, 12), *BACKGROUND[: number % 2]
@@ -87,20 +90,22 @@ def main(dataset, folder):
         for number in range(NUM_KILLS)
     ]
     report["killed_at"] = step_of(killed)
-    report["killed"] = end(start(dataset, killed))
+    report["killed"] = exit_code_of(start(dataset, killed))
     stop = source.randint(3, 7)
 
     def terminate():
         """Sends the signal to the whole group, data workers included, as launchers and schedulers do."""
         os.setsid()
-        before(renamed(states.SAVED), stop, lambda: os.killpg(0, signal.SIGTERM))
+        act_before(renames_to(STATE_PATTERN), stop, lambda: os.killpg(0, signal.SIGTERM))
 
-    report["terminated"] = end(start(dataset, stopped, terminate, "--data.num-workers", "1"))
+    report["terminated"] = exit_code_of(
+        start(dataset, stopped, terminate, "--data.num-workers", "1")
+    )
     report["stopped_at"] = step_of(stopped)
     shutil.copytree(stopped, altered)
     forget_momentum(altered)
     report["stopped"], report["altered"] = map(
-        end, [start(dataset, stopped), start(dataset, altered)]
+        exit_code_of, [start(dataset, stopped), start(dataset, altered)]
     )
     return report
 

@@ -22,7 +22,7 @@ from bridgetower.model.layers import on_meta
 from bridgetower.model.presets import LARGE, NANO, meter
 from bridgetower_demo.costs import flops_by_part, parameters_by_part
 from bridgetower_demo.recipes import RECIPES
-from shapes import write_pictures
+from helpers.shapes import write_shape_pictures
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = [ROOT / "benchmarks", ROOT / "research", ROOT / "tests/stress"]
@@ -54,8 +54,10 @@ def benchmark(monkeypatch):
 @pytest.fixture
 def run(forked):
     def call(name, *arguments, **options):
-        given = [f"--{option.replace('_', '-')}={value}" for option, value in options.items()]
-        command = [forked / "python", SCRIPTS[name], *map(str, arguments), *given]
+        given_options = [
+            f"--{option.replace('_', '-')}={value}" for option, value in options.items()
+        ]
+        command = [forked / "python", SCRIPTS[name], *map(str, arguments), *given_options]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
@@ -79,23 +81,23 @@ class Sums:
         self.entropy, self.distance, self.divergence = [0.0, 0.0], [0.0, 0.0], 0.0
         self.positions = self.measured = 0
 
-    def add(self, weights, places, prefix):
+    def add(self, weights, positions, prefix):
         """Adds the weights of one pair [heads, queries, keys]; places are those of keys after a prefix."""
         for query in range(weights.shape[1]):
             rows = weights[:, query].double()
             self.positions += 1
             self.entropy = [
-                one - float((row * row.log()).sum())
-                for one, row in zip(self.entropy, rows, strict=True)
+                total - float((row * row.log()).sum())
+                for total, row in zip(self.entropy, rows, strict=True)
             ]
             self.divergence += float(((rows[0] - rows[1]) * (rows[0] / rows[1]).log()).sum()) / 2
-            if places is not None and query >= prefix:
+            if positions is not None and query >= prefix:
                 self.measured += 1
-                far = [math.dist(places[query - prefix], place) for place in places]
+                far = [math.dist(positions[query - prefix], position) for position in positions]
                 for head, row in enumerate(rows):
                     shares = (row[prefix:] / row[prefix:].sum()).tolist()
                     self.distance[head] += sum(
-                        share * one for share, one in zip(shares, far, strict=True)
+                        share * value for share, value in zip(shares, far, strict=True)
                     )
 
 
@@ -111,13 +113,13 @@ def test_attention_is_a_mean_over_pairs_and_positions(benchmark, tiny_checkpoint
         pixels = images.pixel_values([image])
         assert isinstance(pixels, torch.Tensor)
         with torch.no_grad():
-            found = hidden_states(
+            states = hidden_states(
                 model, pixels, texts.input_ids, layers={"fusion": [2]}, attentions=True
             ).attentions
         line = [(float(token),) for token in range(texts.input_ids.shape[1])]
         for kind, sum_ in sums.items():
             sum_.add(
-                found[kind][2][0],
+                states[kind][2][0],
                 {"image self": grid, "text self": line}.get(kind),
                 kind == "image self",
             )  # type: ignore[index]
@@ -179,13 +181,13 @@ class TestSmallest:
             count=999,
             out=tmp_path,
         )
-        found = read_json(tmp_path / "attention.json")
-        assert (found["count"], len(found["models"])) == (9, 2)
-        assert found["models"]["one"] == found["models"][str(tiny_checkpoint)]
+        report = read_json(tmp_path / "attention.json")
+        assert (report["count"], len(report["models"])) == (9, 2)
+        assert report["models"]["one"] == report["models"][str(tiny_checkpoint)]
         assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
 
     def test_explained(self, run, tiny_checkpoint, tmp_path):
-        source = write_pictures(tmp_path)
+        source = write_shape_pictures(tmp_path)
         rows = [
             json.loads(line)
             for line in run("explained.py", tiny_checkpoint, source, count=3).splitlines()
@@ -242,7 +244,7 @@ class TestSmallest:
             "seeds": 1,
         }
         first = run("bridges.py", "depth-2", work=work, results=results, **sizes)
-        assert [list(one["curve"]) for one in read_json(results).values()] == 3 * [["1", "2"]]
+        assert [list(run["curve"]) for run in read_json(results).values()] == 3 * [["1", "2"]]
         (work / "data").rename(work / "gone")
         assert run("bridges.py", "depth-2", work=work, results=results, **sizes) == first
         assert Image.open(work / "depth-2" / "curves.png").width > 500
@@ -257,12 +259,12 @@ class TestSmallest:
             images=60,
             out=tmp_path / "faults.json",
         )
-        found = read_json(tmp_path / "faults.json")
-        for row in found["kills"]:
+        report = read_json(tmp_path / "faults.json")
+        for row in report["kills"]:
             assert (row["kills"], row["resumed"], row["beyond"], row["errors"]) == (2, 2, 0, [])
             assert row["equal"] == row["ends"] > 0
-        assert len(found["faults"]) == 6
-        for row in found["faults"]:
+        assert len(report["faults"]) == 6
+        for row in report["faults"]:
             expected = (
                 ("done and refused", "done and done")
                 if row["fault"] == "two writers"
@@ -297,10 +299,10 @@ class TestSmallest:
             "delay": "inf",
         }
         run("serving_abuse.py", **options, json=tmp_path / "abuse.json")
-        found = read_json(tmp_path / "abuse.json")
-        assert found["problems"] == []
-        assert found["valid_answered"] > 20
-        kinds = {key.rpartition(" ")[0] for key in found["statuses"]}
+        report = read_json(tmp_path / "abuse.json")
+        assert report["problems"] == []
+        assert report["valid_answered"] > 20
+        kinds = {key.rpartition(" ")[0] for key in report["statuses"]}
         assert kinds >= {
             "valid",
             "malformed",
@@ -353,9 +355,11 @@ class TestSmallest:
         ]
         limits = {**dict.fromkeys(exact, 1e-5), ("bf16, batch",): 0.02, ("nano",): 0.02}
         for words, limit in limits.items():
-            found = [row["max_diff"] for row in rows if all(word in row["name"] for word in words)]
-            assert found
-            assert max(found) < limit, words
+            differences = [
+                row["max_diff"] for row in rows if all(word in row["name"] for word in words)
+            ]
+            assert differences
+            assert max(differences) < limit, words
         for row in rows:
             assert row["ours_s"] > 0
             if row["peer_s"] is not None:

@@ -157,7 +157,7 @@ def test_what_is_missing_or_wrong_is_named(run, tiny_checkpoint, tmp_path):
         ["prepare", "pairs", "photos.csv", "--test-fraction", "half", "--out", "set"],
     ]
     for extra, command in (
-        (extra, command) for extra, given in missing.items() for command in given
+        (extra, command) for extra, commands in missing.items() for command in commands
     ):
         python, (code, out, err) = command[0] == "-c", run(*command)
         assert code == (0 if python else 2)
@@ -169,4 +169,7 @@ def test_what_is_missing_or_wrong_is_named(run, tiny_checkpoint, tmp_path):
     for command in wrong:
         code, out, err = run(*command)
         assert (code, "tyro" in out + err) == (2, False)
-        assert str(next(part for part in command if str(part).startswith("--"))) in out + err
+        assert (
+            str(next(argument for argument in command if str(argument).startswith("--")))
+            in out + err
+        )

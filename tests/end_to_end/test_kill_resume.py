@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from killing import MAX_STEPS, NUM_KILLS, leftovers
 
-import states
 from bridgetower.tasks.run_config import METRICS
 from bridgetower.training.run import read_run
-from folders import same_weights
-from tiny import equal
+from helpers.checkpoints import same_weights, saved_state, state_tensors
+from helpers.models import same_tensors
 
 pytestmark = pytest.mark.slow
 
@@ -53,8 +52,8 @@ class TestKilled:
 
     def test_so_are_the_state_and_the_log(self, report, folder):
         killed, whole = folder / "killed", folder / "whole"
-        assert states.saved(killed) == states.saved(whole)
-        assert equal(states.tensors(killed), states.tensors(whole))
+        assert saved_state(killed) == saved_state(whole)
+        assert same_tensors(state_tensors(killed), state_tensors(whole))
         assert entries(folder / "killed") == entries(folder / "whole")
         assert len(entries(folder / "whole")) == MAX_STEPS + -(-MAX_STEPS // 4)
 

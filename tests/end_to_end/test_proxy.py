@@ -11,8 +11,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from served import URIS, certified, error_of, indexed, started, until
-from shapes import write_pictures
+from helpers.servers import (
+    URIS,
+    build_searcher,
+    error_of,
+    start_server,
+    wait_until,
+    write_certificate,
+)
+from helpers.shapes import write_shape_pictures
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 NAME = "photos.example.org"
@@ -60,7 +67,7 @@ def free_ports(count):
         sockets = [
             opened.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
         ]
-        return [one.getsockname()[1] for one in sockets]
+        return [listener.getsockname()[1] for listener in sockets]
 
 
 def configured(way, number, port, plain_port, backend, certificate):
@@ -88,7 +95,7 @@ def configured(way, number, port, plain_port, backend, certificate):
 
 @pytest.fixture(scope="module")
 def searcher(predictor, tmp_path_factory):
-    return indexed(write_pictures(tmp_path_factory.mktemp("indexed")), predictor)
+    return build_searcher(write_shape_pictures(tmp_path_factory.mktemp("indexed")), predictor)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +104,7 @@ def certificate(tmp_path_factory):
         pytest.skip(
             "NO NGINX, THE SERVER IS NOT TESTED BEHIND A PROXY: apt-get install nginx-light openssl"
         )
-    return certified(tmp_path_factory.mktemp("tls"), NAME)
+    return write_certificate(tmp_path_factory.mktemp("tls"), NAME)
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +120,8 @@ def addresses(searcher, certificate, tmp_path_factory):
     plain_ports = dict(zip(WAYS, all_ports[len(WAYS) :], strict=True))
     trusting = {"page": True, "server_name": (NAME,), "forwarded_allow_ips": ("127.0.0.1",)}
     with (
-        started(searcher.predictor, searcher, **trusting) as root,
-        started(searcher.predictor, searcher, **trusting, root_path=PREFIX) as prefixed,
+        start_server(searcher.predictor, searcher, **trusting) as root,
+        start_server(searcher.predictor, searcher, **trusting, root_path=PREFIX) as prefixed,
     ):
         backends = {
             False: root.client.base_url.netloc.decode(),
@@ -130,7 +137,7 @@ def addresses(searcher, certificate, tmp_path_factory):
         file.write_text(MAIN.format(folder=folder, servers="\n".join(servers)))
         with subprocess.Popen([NGINX, "-p", str(folder), "-c", str(file)]) as nginx:
             try:
-                until(lambda: nginx.poll() is not None or (folder / "nginx.pid").exists())
+                wait_until(lambda: nginx.poll() is not None or (folder / "nginx.pid").exists())
                 assert nginx.poll() is None
                 sites = {
                     name: "http://127.0.0.1" if way.plain else f"https://{NAME}"
@@ -164,13 +171,13 @@ def client(certificate):
 @pytest.mark.parametrize("way", WAYS)
 def test_api(addresses, client, way):
     address = httpx.URL(addresses[way])
-    headers, more = {"Host": address.netloc.decode()}, {"sni_hostname": address.host}
+    headers, extensions = {"Host": address.netloc.decode()}, {"sni_hostname": address.host}
     here = str(address.copy_with(host="127.0.0.1"))
 
     def ask(path, body=None, **changes):
         method = "GET" if body is None else "POST"
         return client.request(
-            method, here + path, json=body, headers=headers | changes, extensions=more
+            method, here + path, json=body, headers=headers | changes, extensions=extensions
         )
 
     for path, body in (

@@ -2,12 +2,12 @@
 
 import pytest
 
-import tiny
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.engines.export import write_exported
+from helpers.models import build_model, changed_config
 
 # What `tiny_checkpoint`, whose export has every part, has not.
-OTHER = tiny.changed(
+OTHER = changed_config(
     vision__num_layers=2,
     text__num_layers=2,
     vision__distillation_token=True,
@@ -25,12 +25,12 @@ OTHER = tiny.changed(
     heads__mlm=False,
 )
 ONE_LAYER = {f"{part}__num_layers": 1 for part in ("vision", "text", "fusion")}
-FEW = tiny.changed(heads__itc=None, heads__mlm=False, **ONE_LAYER)
+FEW = changed_config(heads__itc=None, heads__mlm=False, **ONE_LAYER)
 
 
 def _export(config, folder, form="onnx"):
     """Writes a model with random weights and its parts, without preprocessing."""
-    model = tiny.build(config)
+    model = build_model(config)
     write_exported(
         Checkpoint(source="tiny", config=model.config, tensors=model.state_dict()), folder, form
     )

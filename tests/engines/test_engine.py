@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-import tiny
 from bridgetower import extras
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.engines import engine
@@ -19,13 +18,14 @@ from bridgetower.engines.engine import EngineChoice, TorchEngine, choose_engine
 from bridgetower.engines.parts import PartsEngine
 from bridgetower.model.bridgetower import IMAGE
 from bridgetower.model.fusion import FusionOutputs
+from helpers.models import build_model, max_difference, random_images, random_texts
 
 CPU = torch.device("cpu")
 
 
 def made(dtype=torch.float32):
     """A model, and an engine with the same weights."""
-    return tiny.build().to(dtype), TorchEngine(tiny.build(), CPU, dtype)
+    return build_model().to(dtype), TorchEngine(build_model(), CPU, dtype)
 
 
 def linear_weights(module):
@@ -37,9 +37,9 @@ def packed(engine):
 
 
 def fused(model, outputs, dtype=torch.float32):
-    pixel_values = tiny.images(3).to(dtype)
+    pixel_values = random_images(3).to(dtype)
     image = model.encode_image(pixel_values, IMAGE)
-    text = model.encode_text(*tiny.texts([5, 3, 4]))
+    text = model.encode_text(*random_texts([5, 3, 4]))
     return model.fuse(model.cache_image(image), model.cache_text(text), outputs)
 
 
@@ -56,10 +56,10 @@ class TestNumbers:
         assert packed(own) == {True}
         for name in ("pooled", "text", "image"):
             if getattr(theirs, f"_{name}", None) is not None:
-                assert tiny.off(getattr(ours, name), getattr(theirs, name)) < 1e-5
-        pixel_values = tiny.images(3)
+                assert max_difference(getattr(ours, name), getattr(theirs, name)) < 1e-5
+        pixel_values = random_images(3)
         cls = [each.encode_image(pixel_values, IMAGE, outputs="cls").cls for each in (own, model)]
-        assert tiny.off(*cls) < 1e-5
+        assert max_difference(*cls) < 1e-5
 
     @torch.inference_mode()
     def test_a_part_is_packed_when_it_is_first_used(self):
@@ -75,9 +75,9 @@ class TestNumbers:
                 if all(each.is_mkldnn for each in linear_weights(part))
             ]
 
-        text = own.encode_text(*tiny.texts([5, 3, 4]))
+        text = own.encode_text(*random_texts([5, 3, 4]))
         assert packed_parts() == ["text", "itc_head"]
-        image = own.encode_image(tiny.images(3))
+        image = own.encode_image(random_images(3))
         assert packed_parts() == ["text", "vision", "itc_head"]
         own.fuse(own.cache_image(image), text)
         assert packed_parts() == [*parts]
@@ -90,11 +90,11 @@ class TestNumbers:
         coarse, theirs = (
             fused(each, "pooled", torch.bfloat16).pooled.float() for each in (own, model)
         )
-        assert tiny.off(coarse, exact) < 2 * tiny.off(theirs, exact)
+        assert max_difference(coarse, exact) < 2 * max_difference(theirs, exact)
         half = fused(made(torch.float16)[1], "pooled").pooled.float()
-        assert 0 < tiny.off(half, exact) < 0.25 * tiny.off(coarse, exact)
-        other = TorchEngine(tiny.build(seed=1), CPU)
-        assert tiny.off(fused(other, "pooled").pooled, exact) > 0.01
+        assert 0 < max_difference(half, exact) < 0.25 * max_difference(coarse, exact)
+        other = TorchEngine(build_model(seed=1), CPU)
+        assert max_difference(fused(other, "pooled").pooled, exact) > 0.01
 
 
 # Without the checks of shapes that the tests put around every function, which no graph can hold. Every kind of call, in
@@ -103,22 +103,22 @@ COMPILED = """
 import json
 import torch
 from torch._dynamo.utils import counters
-import tiny
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.model import layers
+from helpers.models import build_model, changed_config, max_difference, random_images, random_texts
 
 sizes = {f"{part}__num_layers": 1 for part in ("vision", "text", "fusion")}
-config = tiny.changed(fusion__num_token_types=3, **sizes)
-model, engine = tiny.build(config), TorchEngine(tiny.build(config), torch.device("cpu"), compiler="eager")
+config = changed_config(fusion__num_token_types=3, **sizes)
+model, engine = build_model(config), TorchEngine(build_model(config), torch.device("cpu"), compiler="eager")
 off, kinds, graphs = [0.0], set(), []
 
 
 def check(lengths, padded, token_type, cached, outputs, rows):
     kinds.add((len(lengths) == 1, padded, token_type, cached, outputs, None if rows is None else len(rows) == 1))
-    ids, mask = tiny.texts(lengths)
+    ids, mask = random_texts(lengths)
     found = []
     for each in (engine, model):
-        image = each.encode_image(tiny.images(len(lengths)), token_type)
+        image = each.encode_image(random_images(len(lengths)), token_type)
         text = each.encode_text(ids, mask if padded else None)
         if cached:
             image, text = each.cache_image(image), each.cache_text(text)
@@ -126,9 +126,9 @@ def check(lengths, padded, token_type, cached, outputs, rows):
             image, text = image[torch.tensor(rows)], text[torch.tensor(rows)]
         fused = each.fuse(image, text, outputs)
         read = {"pooled": ("pooled",), "text": ("text",), "all": ("pooled", "text", "image")}[outputs]
-        cls = each.encode_image(tiny.images(len(lengths)), outputs="cls"), each.encode_text(ids, mask, outputs="cls")
+        cls = each.encode_image(random_images(len(lengths)), outputs="cls"), each.encode_text(ids, mask, outputs="cls")
         found.append([*(getattr(fused, name) for name in read), *(one.cls for one in cls)])
-    off.extend(tiny.off(one, other) for one, other in zip(*found))
+    off.extend(max_difference(one, other) for one, other in zip(*found))
     graphs.append(counters["stats"]["unique_graphs"])
 
 
@@ -143,7 +143,7 @@ with torch.inference_mode():
         check_all(outputs, cached)
     first, ordinary = max(off), graphs[-1]
     layers.GRAPHS = 2
-    engine = TorchEngine(tiny.build(config), torch.device("cpu"), compiler="eager")
+    engine = TorchEngine(build_model(config), torch.device("cpu"), compiler="eager")
     check_all("text", False)
 assert graphs[-1] == ordinary
 print(json.dumps([len(kinds), ordinary, sum(counters["graph_break"].values()), first, max(off)]))

@@ -16,8 +16,6 @@ from onnx import TensorProto
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import custom_modules
-import tiny
 from bridgetower import Extensions
 from bridgetower.checkpoints import Checkpoint, Reranking, read_checkpoint, update_weights
 from bridgetower.engines import export
@@ -40,6 +38,8 @@ from bridgetower.extras import load_object
 from bridgetower.model import cpu
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.extensions import NO_EXTENSIONS
+from helpers import custom_modules
+from helpers.models import changed_config, same_tensors
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ class TestWriting:
         ours = read_checkpoint(exported)
         source = read_checkpoint(tiny_checkpoint)
         assert ours.config == source.config
-        assert tiny.equal(ours.tensors, source.tensors)
+        assert same_tensors(ours.tensors, source.tensors)
         assert ours.processor is not None
         assert is_exported(exported, "openvino", "onnx")
         assert not is_exported(exported, "onnxruntime", "onnx-int8")
@@ -343,7 +343,7 @@ class TestCache:
         class Tower(patches):
             pass
 
-        config = tiny.changed(vision__architecture="patches")
+        config = changed_config(vision__architecture="patches")
         own = Extensions(vision_towers={"patches": Tower})
         tensors = BridgeTower(config, own).state_dict()
         checkpoint = Checkpoint(source="mine", config=config, tensors=tensors, extensions=own)

@@ -11,7 +11,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.engines import parts
 from bridgetower.engines.parts import (
@@ -24,6 +23,7 @@ from bridgetower.engines.parts import (
     signal_stack,
 )
 from bridgetower.model.bridgetower import SECOND_IMAGE
+from helpers.models import build_model, changed_config, max_difference, random_images, random_texts
 
 for package in ("onnxruntime", "openvino"):
     pytest.importorskip(package)
@@ -54,8 +54,8 @@ def with_two(other):
 def outputs(runs, lengths, *, padded):
     """Everything that the heads of a model can read, for as many images and texts."""
     config = (runs.model if isinstance(runs, PartsEngine) else runs).config
-    ids, mask = tiny.texts(lengths, config, width=config.text.max_length if padded else None)
-    pixel_values = tiny.images(len(lengths), config)
+    ids, mask = random_texts(lengths, config, width=config.text.max_length if padded else None)
+    pixel_values = random_images(len(lengths), config)
     given = None if len(set(lengths)) == 1 and not padded else mask
     image = runs.encode_image(pixel_values)
     text = runs.encode_text(ids, given)
@@ -85,29 +85,29 @@ class TestEquality:
 
     @torch.inference_mode()
     def test_of_the_second_image_of_a_pair(self, with_two):
-        pixel_values = tiny.images(2)
+        pixel_values = random_images(2)
         ours = with_two.encode_image(pixel_values, SECOND_IMAGE)
         expected = with_two.model.encode_image(pixel_values, SECOND_IMAGE)
         torch.testing.assert_close(ours.layers, expected.layers, **CLOSE)
-        assert tiny.off(ours.layers[0], with_two.encode_image(pixel_values).layers[0]) > 1e-2
+        assert max_difference(ours.layers[0], with_two.encode_image(pixel_values).layers[0]) > 1e-2
 
     @torch.inference_mode()
     def test_control_another_model_or_padding_that_is_attended_to_shows(self, with_two):
-        other = tiny.build(with_two.model.config)
+        other = build_model(with_two.model.config)
         with torch.no_grad():
             other.text.layers[0].mlp.up.bias[0] += 0.01
         ours = outputs(with_two, [5, 3], padded=False)
         expected = outputs(other, [5, 3], padded=False)
-        assert tiny.off(ours["pooled"], expected["pooled"]) > 2e-5
-        assert tiny.off(ours["image cls"], expected["image cls"]) < 2e-5
-        ids, mask = tiny.texts([5, 3])
-        image = with_two.encode_image(tiny.images(2))
+        assert max_difference(ours["pooled"], expected["pooled"]) > 2e-5
+        assert max_difference(ours["image cls"], expected["image cls"]) < 2e-5
+        ids, mask = random_texts([5, 3])
+        image = with_two.encode_image(random_images(2))
         text = with_two.encode_text(ids, mask)
         unmasked = replace(text, mask=torch.ones_like(mask, dtype=torch.bool))
         right = with_two.fuse(image, text).pooled
         wrong = with_two.fuse(image, unmasked).pooled
         torch.testing.assert_close(right[0], wrong[0], **CLOSE)
-        assert tiny.off(right[1], wrong[1]) > 1e-3
+        assert max_difference(right[1], wrong[1]) > 1e-3
 
 
 def test_openvino_reads_keys_by_rows(exported):
@@ -144,12 +144,12 @@ def test_coarse_precisions_are_near_the_model_but_not_equal(request, folder, eng
     )
     ours, expected = (outputs(each, [5, 3, 4, 9], padded=False) for each in (coarse, coarse.model))
     for name, wanted in expected.items():
-        assert tiny.off(ours[name], wanted) < limit * wanted.abs().max(), name
-    assert tiny.off(ours["pooled"], expected["pooled"]) > 1e-5
+        assert max_difference(ours[name], wanted) < limit * wanted.abs().max(), name
+    assert max_difference(ours["pooled"], expected["pooled"]) > 1e-5
     states = {ours[name].dtype for name in ("image 0", "text 0")}
     assert states == {torch.bfloat16 if engine == "openvino" else torch.float32}  # between parts
     assert (
-        coarse.encode_image(tiny.images(1, coarse.model.config), token_type=1).layers[0].dtype
+        coarse.encode_image(random_images(1, coarse.model.config), token_type=1).layers[0].dtype
         in states
     )
     assert {ours[name].dtype for name in ("image cls", "text cls", "pooled")} == {torch.float32}
@@ -158,16 +158,16 @@ def test_coarse_precisions_are_near_the_model_but_not_equal(request, folder, eng
 @torch.inference_mode()
 def test_numbers_in_int8_depend_on_the_batch(int8):
     engine = opened(int8)
-    (ids, mask) = tiny.texts([5] * 8)
+    (ids, mask) = random_texts([5] * 8)
     expected = engine.model.encode_text(ids[:1], mask[:1]).cls
     batch = engine.encode_text(ids, mask).cls
     alone = engine.encode_text(ids[:1], mask[:1]).cls
-    assert 0.1 < tiny.off(batch[:1], alone) / tiny.off(alone, expected) < 10
+    assert 0.1 < max_difference(batch[:1], alone) / max_difference(alone, expected) < 10
 
 
 @torch.inference_mode()
 def test_used_engines_are_pickled(engine):
-    pixel_values = tiny.images(2, engine.model.config)
+    pixel_values = random_images(2, engine.model.config)
     expected = engine.encode_image(pixel_values).cls
     assert torch.equal(pickle.loads(pickle.dumps(engine)).encode_image(pixel_values).cls, expected)
 
@@ -176,15 +176,15 @@ def test_refusals(with_two):
     with pytest.raises(
         ValueError, match="images of 32 x 32 pixels; this engine was built for 24 x 24"
     ):
-        with_two.encode_image(tiny.images(1, size=32))
+        with_two.encode_image(random_images(1, size=32))
     limit = with_two.model.config.text.max_length
     for kind in ("layers", "cls"):
         with pytest.raises(
             ValueError, match=f"text of {limit + 1} tokens; the position table holds {limit}"
         ):
             with_two.encode_text(torch.full((1, limit + 1), 5), outputs=kind)
-    image = with_two.encode_image(tiny.images(2))
-    text = with_two.encode_text(*tiny.texts([3, 3]))
+    image = with_two.encode_image(random_images(2))
+    text = with_two.encode_text(*random_texts([3, 3]))
     with pytest.raises(ValueError, match='outputs="all" is not exported'):
         with_two.fuse(image, text, outputs="all")
     with pytest.raises(ValueError, match="2 images and 1 texts"):
@@ -194,14 +194,14 @@ def test_refusals(with_two):
 class TestParts:
     def test_only_what_heads_read(self):
         every = {"image", "image_cls", "text", "text_cls", "fusion_pooled", "fusion_text"}
-        assert set(part_names(tiny.build())) == every
+        assert set(part_names(build_model())) == every
         few = {"heads__itc": None, "heads__mlm": False}
-        assert part_names(tiny.build(tiny.changed(**few))) == ("image", "text", "fusion_pooled")
+        assert part_names(build_model(changed_config(**few))) == ("image", "text", "fusion_pooled")
 
     @torch.no_grad()
     def test_examples_of_texts_are_padded_wherever_the_pad_is(self):
         for pad in (0, 1, 30, 49):
-            model = tiny.build(tiny.changed(text__pad_token_id=pad, text__positions="bert"))
+            model = build_model(changed_config(text__pad_token_id=pad, text__positions="bert"))
             ids, mask = ExportedPart(model, "text").inputs
             assert torch.equal(ids == pad, mask == 0)
             assert 0 <= ids.min() <= ids.max() < model.config.text.vocab_size

@@ -13,8 +13,8 @@ from transformers import (
     BridgeTowerModel,
 )
 
-import tiny
 from bridgetower.checkpoints.keymap import export_tensors, name_table
+from helpers.models import off_defaults, output_weights
 
 KINDS = {"backbone": BridgeTowerModel, "mlm": BridgeTowerForMaskedLM}
 KINDS |= {"itm": BridgeTowerForImageAndTextRetrieval, "itc": BridgeTowerForContrastiveLearning}
@@ -93,7 +93,7 @@ def random_model(kind, changes=None, seed=0):
         values[part][name] = value
     values[""] |= {"text_config": values["text"], "vision_config": values["vision"]}
     config = BridgeTowerConfig(**values[""], logit_scale_init_value=2.6592)
-    return tiny.off_defaults(KINDS[kind](config), seed).eval()
+    return off_defaults(KINDS[kind](config), seed).eval()
 
 
 def inputs(model, image_size=None, seed=2):
@@ -144,7 +144,7 @@ def our_outputs(model, batch):
 
 def backpropagate(outputs, batch):
     """Sends fixed random gradients back from every output; nothing comes from positions that are padding."""
-    weights = tiny.cotangents(outputs)
+    weights = output_weights(outputs)
     for name in outputs.keys() & {"text", "logits"}:
         if outputs[name].ndim == 3:
             weights[name] = weights[name] * batch["attention_mask"][..., None]

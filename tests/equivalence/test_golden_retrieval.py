@@ -8,11 +8,10 @@ import pytest
 import torch
 from recompute import bridged_layers
 
-import dense
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import candidate_pairs, streamed_recalls
-from dense import DROPPED, truth_of
 from golden import check, wrong
+from helpers.retrieval import DROPPED, block_scores, score_table, truth_of, with_scores
 
 CASE = "f_irtr"
 STAGES = ("plain", "chunked", "gather_inputs", "save_memory")  # of the official code, one result
@@ -49,7 +48,7 @@ def scored(recorded, candidates):
 def chosen(recorded, similarity, *, fewer=0):
     config = RetrievalConfig(candidates=recorded.meta["k_test"] - fewer)
     return candidate_pairs(
-        dense.scores_of(similarity), truth_of(recorded.inputs["text_image_index"]), config
+        block_scores(similarity), truth_of(recorded.inputs["text_image_index"]), config
     )
 
 
@@ -64,10 +63,10 @@ def score_pairs(model, image, text, pairs, batch_size):
 
 
 def two_stage_scores(pairs, itm, protocol):
-    whole = dense.table(pairs, itm)
-    ranked = dense.ranked(pairs, itm, protocol)
+    whole = score_table(pairs, itm)
+    ranked = with_scores(pairs, itm, protocol)
     return [
-        torch.where(dense.table(pairs, side, other=False), whole, DROPPED) for side in ranked.sides
+        torch.where(score_table(pairs, side, other=False), whole, DROPPED) for side in ranked.sides
     ]
 
 
@@ -114,7 +113,7 @@ class TestEncodings:
 def test_reranked_texts_of_an_image_and_images_of_a_text(recorded, ours):
     inputs = recorded.inputs
     pairs = ours.pairs
-    scores = dense.table(ours.pairs, ours.itm)
+    scores = score_table(ours.pairs, ours.itm)
     row = int(inputs["image_rerank_image"])
     texts = inputs["image_rerank_texts"]
     assert set(texts.tolist()) == set(pairs.text[pairs.image_side & (pairs.image == row)].tolist())
@@ -138,7 +137,7 @@ class TestMetrics:
             name = f"scores_{side}"
             side = getattr(candidates, side)
             assert torch.equal(
-                dense.table(candidates, side, other=False), recorded.outputs[name] > DROPPED
+                score_table(candidates, side, other=False), recorded.outputs[name] > DROPPED
             )
 
     def test_scores_of_both_protocols(self, recorded, candidates, scored):
@@ -153,13 +152,13 @@ class TestMetrics:
         swapped = replace(
             candidates, image_side=candidates.text_side, text_side=candidates.image_side
         )
-        standard = dense.ranked(candidates, scored, "standard").recalls()
-        assert standard != dense.ranked(swapped, scored, "standard").recalls()
-        assert standard != dense.ranked(candidates, scored, "paper").recalls()
+        standard = with_scores(candidates, scored, "standard").recalls()
+        assert standard != with_scores(swapped, scored, "standard").recalls()
+        assert standard != with_scores(candidates, scored, "paper").recalls()
         expected = recorded.meta["recalls"]["itc_only"]
         similarity = recorded.outputs["sims_matrix"]
         ks = ranks(expected)
-        shifted = streamed_recalls(dense.scores_of(similarity), truth_of(index.roll(1)), ks=ks)
+        shifted = streamed_recalls(block_scores(similarity), truth_of(index.roll(1)), ks=ks)
         assert official_recalls(shifted, ks) != pytest.approx(expected, abs=1e-6)
 
 
@@ -176,9 +175,9 @@ class TestTwoStages:
             ks = ranks(expected)
             if stage == "itc_only":
                 truth = truth_of(recorded.inputs["text_image_index"])
-                recalls = streamed_recalls(dense.scores_of(ours.similarity), truth, ks=ks)
+                recalls = streamed_recalls(block_scores(ours.similarity), truth, ks=ks)
             else:
-                recalls = dense.ranked(ours.pairs, ours.itm, "paper").recalls(ks=ks)
+                recalls = with_scores(ours.pairs, ours.itm, "paper").recalls(ks=ks)
             assert official_recalls(recalls, ks) == pytest.approx(expected, abs=1e-6), stage
 
     def test_control_one_candidate_less_fails(self, recorded, ours):

@@ -16,12 +16,12 @@ from recompute import (
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-import tiny
 from bridgetower.checkpoints.keymap import export_tensors
 from bridgetower.model.towers import resize_position_embedding
 from bridgetower.processor import Processor, ProcessorConfig
 from bridgetower.processor.config import CLIP_MEAN, CLIP_STD
 from golden import EPS, case, check, variant, wrong
+from helpers.models import max_difference
 
 
 def outputs_of_case(recorded, model):
@@ -217,6 +217,6 @@ def test_pictures(kind):
         torch.testing.assert_close(
             prepared(PROFILES[kind], size, picture), expected, atol=1e-6, rtol=0
         )
-        swapped = max(swapped, tiny.off(prepared(PROFILES[other], size, picture), expected))
-        coarse = max(coarse, tiny.off(bilinear(kind, size, picture), expected))
+        swapped = max(swapped, max_difference(prepared(PROFILES[other], size, picture), expected))
+        coarse = max(coarse, max_difference(bilinear(kind, size, picture), expected))
     assert min(swapped, coarse) > 0.1  # controls: the other profile, another interpolation

@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedModel,
 )
 
-import tiny
 from bridgetower import hidden_states
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint
 from bridgetower.checkpoints.keymap import Source, import_tensors
@@ -28,6 +27,7 @@ from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
+from helpers.models import max_difference, random_caption_batch, same_tensors
 
 ATOL = 1e-5
 ALL = [("backbone", name) for name in hf.VARIANTS]
@@ -69,7 +69,7 @@ class Case:
 
 def off(ours, theirs):
     assert ours.keys() == theirs.keys()
-    return max(tiny.off(ours[name], theirs[name]) for name in ours)
+    return max(max_difference(ours[name], theirs[name]) for name in ours)
 
 
 def make_case(folder, kind, changes):
@@ -100,7 +100,7 @@ class TestEveryKind:
         ours = hf.our_gradients(case.checkpoint, model)
         assert ours.keys() == theirs.keys(), "the same parameters were reached"
         assert [
-            name for name in ours if tiny.off(ours[name], theirs[name]) > limit(theirs[name])
+            name for name in ours if max_difference(ours[name], theirs[name]) > limit(theirs[name])
         ] == []
         assert [
             name
@@ -110,7 +110,7 @@ class TestEveryKind:
 
     def test_tensors_and_settings_come_back(self, case, tmp_path):
         convert(case.checkpoint, tmp_path / "back", "hf")
-        assert tiny.equal(
+        assert same_tensors(
             hf.reload(tmp_path / "back", case.kind).state_dict(), case.theirs.state_dict()
         )
         back, start = (
@@ -132,7 +132,7 @@ def test_other_names_of_the_same_model(tmp_path, name):
     with torch.no_grad():
         models = (hf.reload(tmp_path / "back", "mlm"), case.theirs)
         back, start = (hf.their_outputs(model, case.batch())["logits"] for model in models)
-    assert tiny.off(back, start) < ATOL
+    assert max_difference(back, start) < ATOL
 
 
 def test_both_dropouts_are_drawn_where_transformers_draws_them(tmp_path):
@@ -160,7 +160,7 @@ def test_hidden_states_and_attentions(tmp_path, variant):
     image = [hidden.transpose(0, 1) for hidden in image]
     fused_text, fused_image = zip(*fused, strict=True)
     text_weights, image_weights = zip(*output.attentions, strict=True)
-    assert tiny.off(ours.pooled, output.pooler_output) < ATOL
+    assert max_difference(ours.pooled, output.pooler_output) < ATOL
     for found, expected, first in (
         (ours.text, text, 0),
         (ours.vision, image, 0),
@@ -171,10 +171,13 @@ def test_hidden_states_and_attentions(tmp_path, variant):
     ):
         assert len(found) == len(expected)
         assert (
-            max(tiny.off(found[number], hidden) for number, hidden in enumerate(expected, first))
+            max(
+                max_difference(found[number], hidden)
+                for number, hidden in enumerate(expected, first)
+            )
             < ATOL
         )
-    assert tiny.off(ours.vision[0], image[1]) > 0.01, "control: another layer"
+    assert max_difference(ours.vision[0], image[1]) > 0.01, "control: another layer"
 
 
 def limit(gradient):
@@ -209,12 +212,12 @@ def test_round_trip_through_our_own_folder_in_half_precision(tmp_path, kind):
     back = hf.reload(tmp_path / "back", kind).state_dict()
     start = theirs.state_dict()
     assert {value.dtype for value in back.values()} == {torch.float16}
-    assert tiny.equal(back, start)
+    assert same_tensors(back, start)
 
 
 def test_contrastive_loss_is_that_of_transformers(tmp_path):
     case = make_case(tmp_path, "itc", {})
-    batch = tiny.caption_batch(range(6), (7, 4, 5, 7, 2, 6), case.checkpoint.config)
+    batch = random_caption_batch(range(6), (7, 4, 5, 7, 2, 6), case.checkpoint.config)
     inputs = {
         name: getattr(batch, name) for name in ("pixel_values", "input_ids", "attention_mask")
     }
@@ -231,7 +234,9 @@ def test_contrastive_loss_is_that_of_transformers(tmp_path):
     assert ours.keys() == gradients.keys()
     assert {"itc_cross_modal_head.fc.weight", "logit_scale"} < ours.keys()
     assert [
-        name for name in ours if tiny.off(ours[name], gradients[name]) > limit(gradients[name])
+        name
+        for name in ours
+        if max_difference(ours[name], gradients[name]) > limit(gradients[name])
     ] == []
     with torch.no_grad():  # control: images and texts alone, or pairs in another place
         embeds = task.features(batch).embeds
@@ -276,7 +281,7 @@ class TestControls:
         with torch.no_grad():
             ours = hf.our_outputs(case.checkpoint.model(), everything)["logits"][1, :4]
             theirs = hf.their_outputs(case.theirs, batch)["logits"][1, :4]
-        assert tiny.off(ours, theirs) > 10 * ATOL
+        assert max_difference(ours, theirs) > 10 * ATOL
 
     def test_gradients_of_another_model(self, case):
         model = case.checkpoint.model()
@@ -285,7 +290,7 @@ class TestControls:
         hf.backpropagate(hf.our_outputs(model, case.batch()), case.batch())
         theirs = hf.their_gradients(other)
         ours = hf.our_gradients(case.checkpoint, model)
-        assert max(tiny.off(ours[name], theirs[name]) for name in ours) > 0.1
+        assert max(max_difference(ours[name], theirs[name]) for name in ours) > 0.1
 
     def test_a_forgotten_mapping_of_any_parameter(self, case):
         start = case.checkpoint.tensors
@@ -342,7 +347,7 @@ def test_a_written_folder_needs_no_code_of_this_package(tmp_path, kind):
     model = AutoModel.from_pretrained(tmp_path / "hf", trust_remote_code=False)
     assert type(model) is BridgeTowerModel
     start = getattr(case.theirs, "bridgetower", case.theirs)
-    assert tiny.equal(model.state_dict(), start.state_dict())
+    assert same_tensors(model.state_dict(), start.state_dict())
     card = ModelCard.load(tmp_path / "hf" / "README.md")
     assert (card.data.library_name, "AutoModel.from_pretrained" in card.text) == (
         "transformers",
@@ -388,14 +393,15 @@ class TestWithPreprocessing:
         texts = list(self.TEXTS)
         if "pooled" in theirs:
             expected = torch.nn.functional.normalize(theirs["pooled"], dim=-1)
-            assert tiny.off(model.embed_pairs(images, texts), expected) < ATOL
+            assert max_difference(model.embed_pairs(images, texts), expected) < ATOL
         elif "pair" in theirs:
-            assert tiny.off(model.embed_images(images), theirs["image"]) < ATOL
-            assert tiny.off(model.embed_texts(texts), theirs["text"]) < ATOL
-            assert tiny.off(model.embed_pairs(images, texts), theirs["pair"]) < ATOL
+            assert max_difference(model.embed_images(images), theirs["image"]) < ATOL
+            assert max_difference(model.embed_texts(texts), theirs["text"]) < ATOL
+            assert max_difference(model.embed_pairs(images, texts), theirs["pair"]) < ATOL
         elif theirs["logits"].ndim == 2:
             assert (
-                tiny.off(model.match(images, texts), theirs["logits"].softmax(dim=-1)[:, 1]) < ATOL
+                max_difference(model.match(images, texts), theirs["logits"].softmax(dim=-1)[:, 1])
+                < ATOL
             )
         else:
             position = (
@@ -406,4 +412,7 @@ class TestWithPreprocessing:
             )
             best = theirs["logits"][2, position].softmax(dim=-1).topk(3)
             (words,) = model.fill_mask(images[2], texts[2], top=3)
-            assert tiny.off(torch.tensor([word.probability for word in words]), best.values) < ATOL
+            assert (
+                max_difference(torch.tensor([word.probability for word in words]), best.values)
+                < ATOL
+            )

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-import asked
 import bridgetower
 from bridgetower.checkpoints import convert, read_checkpoint
 from bridgetower.data.config import DataConfig
@@ -20,6 +19,7 @@ from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.run import train
 from bridgetower.training.setup import starting_checkpoint
 from golden import case
+from helpers.sets import ANSWERS, write_entry_set
 
 WORDS = [
     "<s>",
@@ -58,7 +58,7 @@ def num_answers():
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     path = tmp_path_factory.mktemp("answers") / "answers.json"
-    names = [*asked.ANSWERS, *(f"answer {number}" for number in range(num_answers()))]
+    names = [*ANSWERS, *(f"answer {number}" for number in range(num_answers()))]
     path.write_text(json.dumps(names[: num_answers()]))
     return path
 
@@ -95,7 +95,7 @@ def test_each_task_goes_on_with_its_head(converted, tmp_path, caplog, answers):
         ),
     }
     for head, (task, heads, kind) in runs.items():
-        folder = asked.write_set(tmp_path / kind, kind)
+        folder = write_entry_set(tmp_path / kind, kind)
         if kind == "vqa":
             write_json(folder / "answers.json", list(json.loads(answers.read_text())))
         config = RunConfig(

@@ -15,11 +15,17 @@ import torch
 from transformers import BridgeTowerConfig
 
 import bridgetower
-import official
-import tiny
 from bridgetower.checkpoints import Checkpoint, Reranking, convert, huggingface, read_checkpoint
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.processor import Processor, ProcessorConfig
+from helpers.checkpoints import (
+    BERT_CHANGES,
+    METER_CHANGES,
+    OFFICIAL_CONFIG,
+    OFFICIAL_OVERRIDES,
+    make_official,
+)
+from helpers.models import build_model, max_difference, random_images, random_texts, same_tensors
 
 # transformers has one eps (1e-5) where the official code has 1e-12 inside the fusion layers and the MLM head.
 SAME_EPS = {"fusion.layer_norm_eps": 1e-5, "heads.mlm_layer_norm_eps": 1e-5}
@@ -31,8 +37,8 @@ HEAD = {
 
 
 def converted(folder, kind, changes=None):
-    file = official.make(HEAD[kind] | (changes or {})).save(folder / "model.ckpt")
-    checkpoint = read_checkpoint(file, overrides=official.OVERRIDES)
+    file = make_official(HEAD[kind] | (changes or {})).save(folder / "model.ckpt")
+    checkpoint = read_checkpoint(file, overrides=OFFICIAL_OVERRIDES)
     convert(checkpoint, folder / "hf", "hf")
     return checkpoint, folder / "hf"
 
@@ -42,8 +48,8 @@ def with_same_eps(checkpoint):
 
 
 def made(changes):
-    config = official.CONFIG.override(changes)
-    return Checkpoint(source="mine", config=config, tensors=tiny.build(config).state_dict())
+    config = OFFICIAL_CONFIG.override(changes)
+    return Checkpoint(source="mine", config=config, tensors=build_model(config).state_dict())
 
 
 @torch.no_grad()
@@ -52,7 +58,7 @@ def difference(checkpoint, folder, kind):
     batch = hf.inputs(theirs)
     ours = hf.our_outputs(checkpoint.model(), batch)
     expected = hf.their_outputs(theirs, batch)
-    return max(tiny.off(ours[name], expected[name]) for name in expected)
+    return max(max_difference(ours[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("kind", HEAD)
@@ -82,7 +88,7 @@ def test_eps_is_the_only_difference(tmp_path, kind):
 def test_one_folder_serves_both_heads(tmp_path):
     """As in the published `itm-mlm` folders: each model of transformers leaves the other's head."""
     checkpoint = read_checkpoint(
-        official.make().save(tmp_path / "model.ckpt"), overrides=official.OVERRIDES
+        make_official().save(tmp_path / "model.ckpt"), overrides=OFFICIAL_OVERRIDES
     )
     convert(checkpoint, tmp_path / "hf", "hf")
     for kind, other in (("mlm", "itm_score"), ("itm", "mlm_score")):
@@ -95,7 +101,7 @@ def test_one_folder_serves_both_heads(tmp_path):
 def test_same_numbers_after_a_detour_through_transformers(tmp_path):
     checkpoint, folder = converted(tmp_path, "itm")
     back = read_checkpoint(folder)
-    assert tiny.equal(back.tensors, checkpoint.tensors)
+    assert same_tensors(back.tensors, checkpoint.tensors)
     layers = {"fusion.vision_layers": (2, 3), "fusion.text_layers": (2, 3)}
     assert back.config == checkpoint.config.override(SAME_EPS | layers)
 
@@ -104,10 +110,10 @@ def test_same_numbers_after_a_detour_through_transformers(tmp_path):
     ("changes", "reason"),
     [
         (
-            official.METER,
+            METER_CHANGES,
             "fusion.bridge is None, there 'add'; fusion.input_norm is False, there True",
         ),
-        (official.BERT, "text.positions is 'bert', there 'roberta'"),
+        (BERT_CHANGES, "text.positions is 'bert', there 'roberta'"),
         (
             {"heads.itc": "tower"},
             "heads.itc is 'tower', there None; drop_itc=True leaves the contrastive head out",
@@ -160,7 +166,7 @@ def other_values(annotation, value):
             yield {"other": 1}
 
 
-BASE_CONFIG = official.CONFIG.override(SAME_EPS)
+BASE_CONFIG = OFFICIAL_CONFIG.override(SAME_EPS)
 FIELDS = [
     f"{part.name}.{field.name}"
     for part in dataclasses.fields(ModelConfig)
@@ -181,7 +187,7 @@ def changed_configs(path):
 
 def outputs_of(model):
     config = model.config
-    return model(tiny.images(2, config), *tiny.texts([5, 3], config))
+    return model(random_images(2, config), *random_texts([5, 3], config))
 
 
 @torch.no_grad()
@@ -194,7 +200,7 @@ def test_every_field_is_refused_or_lost_with_a_warning_or_kept(path, tmp_path, c
         caplog.clear()
         tensors = made({}).tensors
         with suppress(ValueError, TypeError):  # where custom parts are not there
-            tensors = tiny.build(config).state_dict()
+            tensors = build_model(config).state_dict()
         checkpoint = Checkpoint(source="mine", config=config, tensors=tensors)
         folder = tmp_path / str(number)
         refusal = ""
@@ -209,7 +215,7 @@ def test_every_field_is_refused_or_lost_with_a_warning_or_kept(path, tmp_path, c
         pairs = zip(outputs_of(back), outputs_of(checkpoint.model()), strict=True)
         assert (
             "transformers has no field for" in caplog.text
-            or max(tiny.off(*pair) for pair in pairs) < 1e-6
+            or max(max_difference(*pair) for pair in pairs) < 1e-6
         )
         heads = [name for name, _ in back.named_children() if name.endswith("_head")]
         assert heads == [
@@ -222,8 +228,8 @@ def test_a_field_that_transformers_does_not_have_is_refused(tmp_path):
     class Turned(FusionConfig):
         cross_first: bool = False
 
-    fusion = Turned(**vars(official.CONFIG.fusion), cross_first=True)
-    checkpoint = replace(made({}), config=replace(official.CONFIG, fusion=fusion))
+    fusion = Turned(**vars(OFFICIAL_CONFIG.fusion), cross_first=True)
+    checkpoint = replace(made({}), config=replace(OFFICIAL_CONFIG, fusion=fusion))
     with pytest.raises(ValueError, match=r"cannot hold mine: fusion\.cross_first is True"):
         convert(checkpoint, tmp_path / "hf", "hf")
 
@@ -265,7 +271,7 @@ def test_contrastive_head_can_be_left_out(tmp_path, to, caplog):
         if not name.startswith("itc_head.")
     }
     assert 0 < len(kept) < len(checkpoint.tensors)
-    assert tiny.equal(back.tensors, kept)
+    assert same_tensors(back.tensors, kept)
     with pytest.raises(ValueError, match="has no contrastive head to drop"):
         convert(back, tmp_path / "again", to, drop_itc=True)
 
@@ -275,9 +281,9 @@ def test_contrastive_head_with_equal_widths_is_held(tmp_path):
     changes = {"vision.hidden_size": 64, "vision.num_heads": 1, "vision.intermediate_size": 256}
     same_width = {f"{part}.hidden_size": 64 for part in ("text", "fusion")}
     heads = {f"{part}.num_heads": 4 for part in ("text", "fusion")}
-    config = official.CONFIG.override(changes | same_width | heads | SAME_EPS)
+    config = OFFICIAL_CONFIG.override(changes | same_width | heads | SAME_EPS)
     config = replace(config, heads=HeadsConfig(mlm=False, itm=False, itc="fused", itc_size=20))
-    checkpoint = Checkpoint(source="mine", config=config, tensors=tiny.build(config).state_dict())
+    checkpoint = Checkpoint(source="mine", config=config, tensors=build_model(config).state_dict())
     convert(checkpoint, tmp_path / "hf", "hf")
     assert difference(checkpoint, tmp_path / "hf", "itc") < 1e-5
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rows import caption_images
+from helpers.sets import caption_images
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-import asked
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batches.batch import BatchKey
 from bridgetower.data.sets.answers import normalise_answer, soft_targets
@@ -23,11 +22,12 @@ from bridgetower.evaluation.class_metrics import (
     vqa_scores,
 )
 from bridgetower.objectives.classification import task_of_head
+from helpers.sets import entry_examples, write_entry_set
 
 
 def test_every_example_is_predicted_in_order(answering_checkpoint, tmp_path, tiny_processor):
-    statements = asked.examples(
-        asked.write_set(tmp_path / "set", "snli-ve"), "snli-ve", tiny_processor
+    statements = entry_examples(
+        write_entry_set(tmp_path / "set", "snli-ve"), "snli-ve", tiny_processor
     )
     task = task_of_head(read_checkpoint(answering_checkpoint).model(), "snli_ve")
     with torch.no_grad():

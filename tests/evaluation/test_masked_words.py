@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from bridgetower.data.config import MaskingConfig
 from bridgetower.evaluation import masked_words
 from bridgetower.evaluation.masked_words import MaskedPairs, evaluate_masked_words, other_image
-from rows import caption_images, records_of, write_set
+from helpers.sets import caption_images, records_of, write_set
 
 MASKING = MaskingConfig(probability=0.4)
 

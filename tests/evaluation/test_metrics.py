@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import top_k_accuracy_score
 
-import dense
 from bridgetower.checkpoints import Calibration, Reranking
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import (
@@ -25,7 +24,17 @@ from bridgetower.evaluation.metrics import (
     reliability,
     streamed_recalls,
 )
-from dense import DROPPED, truth_of
+from helpers.retrieval import (
+    DROPPED,
+    block_scores,
+    list_pairs,
+    plain_recalls,
+    plain_two_stage,
+    score_table,
+    topk_mask,
+    truth_of,
+    with_scores,
+)
 
 
 def make_case(num_images=12, num_texts=30, seed=0):
@@ -53,12 +62,10 @@ def mean_of(recalls):
 def recalls_of_table(scores, index, owners=None, ks=RECALL_KS):
     """Recalls of all pairs, as candidates in a list and block by block, which are the same."""
     truth = truth_of(index, owners)
-    found = dense.ranked(
-        dense.listed(truth, torch.ones_like(scores, dtype=torch.bool)), scores
+    found = with_scores(
+        list_pairs(truth, torch.ones_like(scores, dtype=torch.bool)), scores
     ).recalls(ks=ks)
-    assert (
-        streamed_recalls(dense.scores_of(scores.float()), truth, ks=ks, pairs_at_once=40) == found
-    )
+    assert streamed_recalls(block_scores(scores.float()), truth, ks=ks, pairs_at_once=40) == found
     return found
 
 
@@ -76,10 +83,10 @@ class TestStreamed:
                 owners[3] = owners[7] = 1
             truth = GroundTruth(index, owners)
             found = streamed_recalls(
-                dense.scores_of(scores), truth, fold_size=fold_size, pairs_at_once=pairs_at_once
+                block_scores(scores), truth, fold_size=fold_size, pairs_at_once=pairs_at_once
             )
             expected = [
-                dense.recalls(scores[rows][:, texts], scores[rows][:, texts], own)
+                plain_recalls(scores[rows][:, texts], scores[rows][:, texts], own)
                 for rows, texts, own in folds(truth, fold_size)
             ]
             assert both_directions(found) == pytest.approx(mean_of(expected), abs=1e-12)
@@ -88,7 +95,7 @@ class TestStreamed:
         scores, index = make_case()
         scores[0, :3] = torch.nan
         with pytest.raises(ValueError, match=r"^3 of 360 scores are NaN"):
-            streamed_recalls(dense.scores_of(scores), truth_of(index))
+            streamed_recalls(block_scores(scores), truth_of(index))
 
 
 class TestAgainstOthers:
@@ -120,8 +127,8 @@ class TestAgainstOthers:
         scores = data.draw(st.lists(row, min_size=num_images, max_size=num_images))
         k = data.draw(st.integers(1, 6))
         table = torch.tensor(scores)
-        pairs = dense.listed(truth_of(torch.tensor(owners)), table != DROPPED)
-        recalls = dense.ranked(pairs, table).recalls(ks=(k,))
+        pairs = list_pairs(truth_of(torch.tensor(owners)), table != DROPPED)
+        recalls = with_scores(pairs, table).recalls(ks=(k,))
         image_queries = [
             (scores[i], {t for t, owner in enumerate(owners) if owner == i})
             for i in range(num_images)
@@ -214,30 +221,28 @@ class TestTwoStages:
     def test_as_on_whole_tables(self, case, k, protocol, pairs_at_once):
         cosine, scores, truth, fold_size = case
         config = RetrievalConfig(candidates=k, fold_size=fold_size)
-        pairs = candidate_pairs(dense.scores_of(cosine), truth, config, pairs_at_once=pairs_at_once)
+        pairs = candidate_pairs(block_scores(cosine), truth, config, pairs_at_once=pairs_at_once)
         sides = torch.zeros(2, *cosine.shape, dtype=torch.bool)
         expected = []
         for rows, texts, own in folds(truth, fold_size):
             part = cosine[rows][:, texts]
-            chosen = dense.topk(part, k, dim=1), dense.topk(part, k, dim=0)
+            chosen = topk_mask(part, k, dim=1), topk_mask(part, k, dim=0)
             sides[0][rows, texts], sides[1][rows, texts] = chosen
             expected.append(
-                dense.recalls(
-                    *dense.two_stage_scores(scores[rows][:, texts], *chosen, protocol), own
-                )
+                plain_recalls(*plain_two_stage(scores[rows][:, texts], *chosen, protocol), own)
             )
-        assert torch.equal(dense.table(pairs, pairs.image_side, other=False), sides[0])
-        assert torch.equal(dense.table(pairs, pairs.text_side, other=False), sides[1])
+        assert torch.equal(score_table(pairs, pairs.image_side, other=False), sides[0])
+        assert torch.equal(score_table(pairs, pairs.text_side, other=False), sides[1])
         assert torch.equal(pairs.cosine, cosine[pairs.image, pairs.text])
         order = pairs.image * len(truth.text_image_index) + pairs.text
         assert bool((order.diff() > 0).all())
-        found = dense.ranked(pairs, scores, protocol).recalls()
+        found = with_scores(pairs, scores, protocol).recalls()
         assert both_directions(found) == pytest.approx(mean_of(expected), abs=1e-12)
 
     def test_zeros_of_both_signs_tie(self):
         cosine = torch.tensor([[-0.0, 0.0, -1.0], [0.0, -0.0, -0.0], [-1.0, 0.0, -0.0]])
         pairs = candidate_pairs(
-            dense.scores_of(cosine), truth_of(torch.arange(3)), RetrievalConfig(candidates=1)
+            block_scores(cosine), truth_of(torch.arange(3)), RetrievalConfig(candidates=1)
         )
         assert pairs.image[pairs.image_side].tolist() == [0, 1, 2]
         assert pairs.text[pairs.image_side].tolist() == [0, 0, 1]
@@ -248,17 +253,15 @@ class TestTwoStages:
         cosine, index = make_case()
         config = RetrievalConfig(candidates=2)
         others = (torch.arange(12), torch.arange(12))
-        pairs = candidate_pairs(
-            dense.scores_of(cosine), truth_of(index), config, extra_pairs=others
-        )
-        plain = candidate_pairs(dense.scores_of(cosine), truth_of(index), config)
+        pairs = candidate_pairs(block_scores(cosine), truth_of(index), config, extra_pairs=others)
+        plain = candidate_pairs(block_scores(cosine), truth_of(index), config)
         assert len(pairs.image) > len(plain.image)
         assert bool(
-            dense.table(pairs, torch.ones_like(pairs.image_side), other=False).diagonal().all()
+            score_table(pairs, torch.ones_like(pairs.image_side), other=False).diagonal().all()
         )
         assert torch.equal(pairs.cosine.isnan(), ~(pairs.image_side | pairs.text_side))
         found, expected = (
-            dense.ranked(each, each.cosine, "paper").recalls() for each in (pairs, plain)
+            with_scores(each, each.cosine, "paper").recalls() for each in (pairs, plain)
         )
         assert found == expected
 
@@ -266,10 +269,10 @@ class TestTwoStages:
         cosine, index = make_case()
         cosine[2, 3] = torch.nan
         with pytest.raises(ValueError, match="1 of 360 similarities are NaN"):
-            candidate_pairs(dense.scores_of(cosine), truth_of(index), RetrievalConfig(candidates=3))
-        pairs = dense.listed(truth_of(torch.tensor([0, 1])), torch.ones(2, 2, dtype=torch.bool))
+            candidate_pairs(block_scores(cosine), truth_of(index), RetrievalConfig(candidates=3))
+        pairs = list_pairs(truth_of(torch.tensor([0, 1])), torch.ones(2, 2, dtype=torch.bool))
         with pytest.raises(ValueError, match="1 of 4 candidate scores are NaN"):
-            dense.ranked(pairs, torch.tensor([0.0, torch.nan, 0.0, 0.0])).recalls()
+            with_scores(pairs, torch.tensor([0.0, torch.nan, 0.0, 0.0])).recalls()
 
 
 def test_bins_by_hand():

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import bridgetower.evaluation.retrieval as scoring
-import dense
 from bridgetower.checkpoints import ITC_ALONE, UNMEASURED, Reranking, read_checkpoint
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import ITC_WEIGHTS, GroundTruth, chance_recalls, hit_chances
@@ -16,7 +15,18 @@ from bridgetower.evaluation.retrieval import (
     evaluate_retrieval,
 )
 from bridgetower.model.heads import RankHead
-from rows import caption_images, records_of, write_set
+from helpers.retrieval import (
+    cosine_table,
+    itm_table,
+    list_pairs,
+    plain_recalls,
+    plain_two_stage,
+    score_table,
+    topk_mask,
+    truth_of,
+    with_scores,
+)
+from helpers.sets import caption_images, records_of, write_set
 
 ALL_STAGES = ("itc", "matching", "two_stage", "chance")
 
@@ -53,10 +63,8 @@ def everything(tiny_checkpoint, tiny_dataset, tiny_processor):
 
 def two_stage_recalls(similarity, scores, count, owner, protocol="standard"):
     """Recalls of tables: each side ranks its own candidates, or both those of either."""
-    sides = dense.topk(similarity, count, dim=1), dense.topk(similarity, count, dim=0)
-    return dense.recalls(
-        *dense.two_stage_scores(scores, *sides, protocol), dense.truth_of(owner)
-    ).named("any")
+    sides = topk_mask(similarity, count, dim=1), topk_mask(similarity, count, dim=0)
+    return plain_recalls(*plain_two_stage(scores, *sides, protocol), truth_of(owner)).named("any")
 
 
 @pytest.mark.parametrize("protocol", ["standard", "paper"])
@@ -66,8 +74,8 @@ def test_two_stages(retrieve, images, everything, protocol, max_captions):
     result = retrieve(candidates=3, protocol=protocol, max_captions=max_captions, batch_size=4)
     chosen = [images.texts()[0].index(caption) for caption in captions]
     similarity, logits = (scores[:, chosen] for scores in everything)
-    torch.testing.assert_close(dense.similarity(result), similarity, atol=1e-5, rtol=0)
-    itm = dense.itm(result)
+    torch.testing.assert_close(cosine_table(result), similarity, atol=1e-5, rtol=0)
+    itm = itm_table(result)
     scored = ~itm.isnan()
     match = logits[..., 1] if protocol == "paper" else logits[..., 1] - logits[..., 0]
     torch.testing.assert_close(itm[scored], match[scored], atol=1e-5, rtol=0)
@@ -79,7 +87,7 @@ def test_two_stages(retrieve, images, everything, protocol, max_captions):
         two_stage_recalls(similarity, similarity, 99, owner)
     )
     assert torch.equal(result.truth.text_image_index, owner)
-    assert result.recalls["chance"] == chance_recalls(dense.truth_of(owner))
+    assert result.recalls["chance"] == chance_recalls(truth_of(owner))
 
 
 class TestBothScores:
@@ -155,8 +163,8 @@ class TestBothScores:
         )
         cosine = torch.where(half[:, None] & right, -0.2, torch.where(right, 0.2, noise / 10))
         everything = torch.ones(40, 40, dtype=torch.bool)
-        pairs = dense.listed(dense.truth_of(torch.arange(40)), everything, cosine=cosine)
-        gain = dense.ranked(pairs, itm).fitted().gain
+        pairs = list_pairs(truth_of(torch.arange(40)), everything, cosine=cosine)
+        gain = with_scores(pairs, itm).fitted().gain
         assert gain.difference < -0.3
 
     def test_the_interval_is_one_of_95_percent(self):
@@ -220,10 +228,10 @@ def cut(candidates, images, texts=None):
     texts = images if texts is None else texts
     values = (candidates.itm, candidates.cosine, candidates.image_side, candidates.text_side)
     itm, cosine, *sides = (
-        dense.table(candidates, value, other=0)[images][:, texts] for value in values
+        score_table(candidates, value, other=0)[images][:, texts] for value in values
     )
     truth = GroundTruth(torch.searchsorted(images, texts), torch.arange(len(images)))
-    return dense.ranked(dense.listed(truth, *sides, cosine=cosine), itm)
+    return with_scores(list_pairs(truth, *sides, cosine=cosine), itm)
 
 
 def made_up_candidates(seed, itm_signal, itc_signal):
@@ -234,8 +242,8 @@ def made_up_candidates(seed, itm_signal, itc_signal):
     cosine = (0.1 * (2 * itc_signal * right + torch.randn(100, 100, generator=generator))).clamp(
         -1, 1
     )
-    sides = dense.topk(cosine, 16, dim=1), dense.topk(cosine, 16, dim=0)
-    return dense.ranked(dense.listed(dense.truth_of(torch.arange(100)), *sides, cosine), itm)
+    sides = topk_mask(cosine, 16, dim=1), topk_mask(cosine, 16, dim=0)
+    return with_scores(list_pairs(truth_of(torch.arange(100)), *sides, cosine), itm)
 
 
 def test_without_candidates_there_is_one_stage(retrieve):
@@ -261,7 +269,7 @@ def test_one_image_at_a_time_gives_the_same_metrics(tiny_model, images, retrieve
     assert encoded == [1] * len(images)
     assert found.metrics() == pytest.approx(whole.metrics(), abs=1e-6)
     torch.testing.assert_close(
-        dense.itm(found), dense.itm(whole), atol=1e-5, rtol=0, equal_nan=True
+        itm_table(found), itm_table(whole), atol=1e-5, rtol=0, equal_nan=True
     )
 
 

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 
 import bridgetower.evaluation.retrieval as scoring_module
-import dense
-import kills
 from bridgetower import cli
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.retrieval import PairScorer, evaluate_retrieval, ranked_texts, resumable
 from bridgetower.files import locked
 from bridgetower.processor import Processor
-from rows import caption_images, records_of, write_set
+from helpers import processes
+from helpers.retrieval import cosine_table, itm_table
+from helpers.sets import caption_images, records_of, write_set
 
 CONFIG = RetrievalConfig(candidates=4, batch_size=3)
 
@@ -28,9 +28,9 @@ CONFIG = RetrievalConfig(candidates=4, batch_size=3)
 IN_PARTS = """
 import signal, sys
 import bridgetower.evaluation.retrieval as scoring
-import kills
+from helpers import processes
 scoring.PAIRS_PER_CHUNK = 8
-kills.main("*/scores-*", sys.argv[1], "SIGKILL", "self", *sys.argv[2:])
+processes.signal_at_rename("*/scores-*", sys.argv[1], "SIGKILL", "self", *sys.argv[2:])
 """
 
 
@@ -63,7 +63,7 @@ def test_cosines_are_those_of_the_vectors_in_float32(tiny_model, images):
         )
     with torch.autocast("cpu", torch.bfloat16):
         result = evaluate_retrieval(tiny_model, images, CONFIG)
-    found = dense.similarity(result)
+    found = cosine_table(result)
     assert {output.dtype for kept in outputs.values() for output in kept} == {torch.bfloat16}
     image, text = (F.normalize(torch.cat(kept).float(), dim=-1) for kept in outputs.values())
     ids = images.processor.token_ids(images.texts()[0])
@@ -94,7 +94,7 @@ class TestWork:
     def test_continues_where_it_stopped(self, tiny_model, images, tmp_path):
         means = EvaluationOptions(work=tmp_path)
         expected = evaluate_retrieval(tiny_model, images, CONFIG)
-        pairs = int((~dense.itm(expected).isnan()).sum())
+        pairs = int((~itm_table(expected).isnan()).sum())
         stop(tiny_model, images, tmp_path, 12)
         (folder,) = tmp_path.iterdir()
         kept = len(list(folder.glob("process-0/scores-*")))
@@ -106,7 +106,7 @@ class TestWork:
         found = evaluate_retrieval(tiny_model, images, CONFIG, means)
         assert sum(seen) < pairs
         assert found.metrics() == expected.metrics()
-        assert torch.equal(dense.similarity(found), dense.similarity(expected))
+        assert torch.equal(cosine_table(found), cosine_table(expected))
         assert list(tmp_path.iterdir()) == []
 
     def test_damaged_parts_are_computed_again(self, tiny_model, images, tmp_path, caplog):
@@ -261,7 +261,7 @@ def test_killed_and_called_again_it_gives_the_same_figures(
 
     def start(part, work):
         arguments = [forked / "python", "-c", IN_PARTS, str(part), *command, "--work", str(work)]
-        tests = Path(kills.__file__).parent
+        tests = Path(processes.__file__).parents[1]
         return subprocess.Popen(
             arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tests
         )

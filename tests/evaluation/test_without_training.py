@@ -16,9 +16,9 @@ from bridgetower.evaluation.zero_shot import composition_metrics
 from bridgetower.inference.predictor import load
 from bridgetower.processor import open_image
 from bridgetower.tasks.table import evaluate
-from miniature import WRITERS, jpeg
-from rows import read_rows
-from shapes import COLOURS, write_pictures
+from helpers.published_sets import SET_WRITERS, noise_jpeg
+from helpers.sets import read_rows
+from helpers.shapes import SHAPE_COLOURS, write_shape_pictures
 
 TEMPLATES = ("a {}", "something {} on black", "the {} bar")
 
@@ -69,9 +69,10 @@ def test_one_image_and_any_number_of_captions():
 def coloured(tmp_path_factory):
     """Pictures of shapes with their colours as classes, one of which is not known; all are in the split `test`."""
     folder = tmp_path_factory.mktemp("coloured")
-    write_pictures(folder)
+    write_shape_pictures(folder)
     rows = [
-        {"image": f"{n:02}.png", "label": COLOURS[n // 9], "split": "test"} for n in range(0, 45, 4)
+        {"image": f"{n:02}.png", "label": SHAPE_COLOURS[n // 9], "split": "test"}
+        for n in range(0, 45, 4)
     ]
     rows.append({"image": "44.png", "text": "no label", "split": "test"})
     (folder / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -86,7 +87,7 @@ def coloured(tmp_path_factory):
 @pytest.mark.parametrize("benchmark", ["zero-shot", "zero-shot-matching"])
 def test_classes_as_a_user_classifies_and_matches(benchmark, predictor, coloured):
     config = RetrievalConfig(batch_size=5)
-    names = sorted(COLOURS)
+    names = sorted(SHAPE_COLOURS)
     outcome = evaluate(predictor, benchmark, [coloured.set], "test", config, templates=TEMPLATES)
     if benchmark == "zero-shot":
         chosen = predictor.classify(coloured.images, labels=names, templates=TEMPLATES)
@@ -132,7 +133,7 @@ def test_command(predictor, coloured, run, refused):
     ("name", "split"), [("winoground", "test"), ("sugarcrepe", "test"), ("aro", "relation")]
 )
 def test_compositions_have_the_scores_of_the_model(predictor, tmp_path, name, split):
-    WRITERS[name](tmp_path / "in")
+    SET_WRITERS[name](tmp_path / "in")
     prepare_set(name, tmp_path / "in", tmp_path / "set", progress=False)
     config = RetrievalConfig(batch_size=3)
     options = EvaluationOptions(work=tmp_path / "work")
@@ -159,5 +160,8 @@ def test_compositions_have_the_scores_of_the_model(predictor, tmp_path, name, sp
         assert outcome.details[f"{kind}_by_category"] == by_category
     if name == "aro":  # an image is the region that its box holds
         images, entry = entries["relation-3"]
-        assert open_image(images[0]).tobytes() == open_image(jpeg(2)).crop((3, 1, 7, 7)).tobytes()
+        assert (
+            open_image(images[0]).tobytes()
+            == open_image(noise_jpeg(2)).crop((3, 1, 7, 7)).tobytes()
+        )
         assert entry["captions"] == ["the 3 is on it", "it is on the 3"]

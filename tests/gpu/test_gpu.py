@@ -10,8 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import shapes
-import tiny
 from bridgetower.inference.predictor import load
 from bridgetower.model.layers import autocast
 from bridgetower.objectives.config import Phase, PretrainingConfig
@@ -22,12 +20,14 @@ from bridgetower.training.optim import build_optimizer, parameter_groups
 from bridgetower.training.run import train
 from bridgetower.training.setup import TrainContext
 from bridgetower.training.step import run_step
-from folders import same_weights
-from served import PNGS
+from helpers.checkpoints import same_weights
+from helpers.models import build_model, changed_config, random_caption_batch
+from helpers.servers import PNGS
+from helpers.shapes import shapes_run_config, shapes_train_command
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
-PLAIN = tiny.changed(text__dropout=0.0, fusion__dropout=0.0)
+PLAIN = changed_config(text__dropout=0.0, fusion__dropout=0.0)
 TASK = PretrainingConfig(phases=(Phase(mlm=1, itm=1, itc=1, negatives="hard"),))
 TOLERANCES = {"fp32": 1e-5, "bf16": 3e-2}
 
@@ -36,9 +36,9 @@ def passed(device: str, precision: str) -> tuple[dict[str, Tensor], Tensor]:
     """Losses and all gradients of a batch."""
     place = torch.device(device)
     set_numerics(place, precision, deterministic=False)
-    task = PretrainingTask(tiny.build(PLAIN).to(place), TASK)
+    task = PretrainingTask(build_model(PLAIN).to(place), TASK)
     with autocast(place, precision):
-        losses = task(tiny.caption_batch((0, 1, 2, 3), (5, 3, 7, 4), PLAIN, seed=1).to(place))
+        losses = task(random_caption_batch((0, 1, 2, 3), (5, 3, 7, 4), PLAIN, seed=1).to(place))
     losses.total.backward()
     gradients = torch.cat(
         [weight.grad.flatten() for weight in task.parameters() if weight.grad is not None]
@@ -61,13 +61,13 @@ def test_a_step_does_not_wait_for_the_gpu():
     optimizer = OptimizerConfig(rule="hf_adamw", clip_norm=1.0)
     given = {"batch_size": 4, "max_steps": 10, "precision": "bf16", "select_by": "itc_rsum"}
     config = RunConfig(task=TASK, model=PLAIN, optimizer=optimizer, **given)
-    model = tiny.build(PLAIN).to("cuda").train()
+    model = build_model(PLAIN).to("cuda").train()
     task: nn.Module = PretrainingTask(model, TASK)
     parts = TrainContext(config=config, task=task, model=model, examples=[])  # type: ignore[arg-type]
     optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
     wrapped = Replicated(task)
     batches = [
-        tiny.caption_batch((0, 1, 2, 3), (5, 3, 7, 4), PLAIN, seed=seed).pin_memory()
+        random_caption_batch((0, 1, 2, 3), (5, 3, 7, 4), PLAIN, seed=seed).pin_memory()
         for seed in range(3)
     ]
     run_step(wrapped, parts, optimizer, iter(batches), 0)
@@ -79,7 +79,7 @@ def test_a_step_does_not_wait_for_the_gpu():
 
 
 def test_deterministic_runs_end_with_the_same_bits(tiny_dataset, tmp_path):
-    config = shapes.run_config(tiny_dataset, deterministic=True)
+    config = shapes_run_config(tiny_dataset, deterministic=True)
     for name in ("one", "other"):
         train(config, tmp_path / name, progress=False)
     assert same_weights(tmp_path / "one" / "last", tmp_path / "other" / "last")
@@ -88,7 +88,7 @@ def test_deterministic_runs_end_with_the_same_bits(tiny_dataset, tmp_path):
 def test_a_batch_that_does_not_fit_is_named(tiny_dataset, tmp_path):
     torch.cuda.set_per_process_memory_fraction(1e-4)
     try:
-        config = replace(shapes.run_config(tiny_dataset), batch_size=24)
+        config = replace(shapes_run_config(tiny_dataset), batch_size=24)
         with pytest.raises(ValueError, match="does not fit into memory"):
             train(
                 replace(config, model=config.model.override({"vision.hidden_size": 512})),
@@ -114,7 +114,7 @@ def test_two_gpus_train(tiny_dataset, tmp_path, parallel):
     command += [
         "-m",
         "bridgetower",
-        *shapes.train_command(tiny_dataset, tmp_path / "run", *options),
+        *shapes_train_command(tiny_dataset, tmp_path / "run", *options),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr

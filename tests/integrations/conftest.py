@@ -8,9 +8,9 @@ import pytest
 @pytest.fixture(scope="session")
 def comparable_checkpoint(tmp_path_factory, tiny_dataset):
     """`tiny_checkpoint` with contrastive heads for texts, images and pairs."""
-    from shapes import MODEL, write_tiny_checkpoint
+    from helpers.shapes import SHAPES_MODEL, write_tiny_checkpoint
 
-    model = replace(MODEL, heads=replace(MODEL.heads, itc="fused"))
+    model = replace(SHAPES_MODEL, heads=replace(SHAPES_MODEL.heads, itc="fused"))
     return write_tiny_checkpoint(tiny_dataset, tmp_path_factory.mktemp("comparable"), model)
 
 

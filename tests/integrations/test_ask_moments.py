@@ -15,8 +15,8 @@ from PIL import Image
 from bridgetower.inference.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.search.searcher import Searcher
-from served import running
-from videos import SAID, SIZE, SRT, write_clip
+from helpers.servers import running_client
+from helpers.sources import CLIP_SIZE, SUBTITLE_TEXTS, SUBTITLES, write_clip
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ask_moments.py"
 
@@ -24,28 +24,28 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "ask_moments.py"
 class Stub(BaseHTTPRequestHandler):
     """Takes chat completions as OpenAI's API does, and keeps what was sent."""
 
-    asked: list[tuple[str, str | None, dict[str, Any]]]
+    requests: list[tuple[str, str | None, dict[str, Any]]]
     status: int = 200
     error: Any = None
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.asked.append((self.path, self.headers["Authorization"], body))
+        self.requests.append((self.path, self.headers["Authorization"], body))
         message = {"role": "assistant", "content": "Green, see [1]."}
-        said = {"object": "chat.completion", "choices": [{"index": 0, "message": message}]}
-        answer = json.dumps(said if self.error is None else {"error": self.error}).encode()
+        reply = {"object": "chat.completion", "choices": [{"index": 0, "message": message}]}
+        answer = json.dumps(reply if self.error is None else {"error": self.error}).encode()
         self.send_response(self.status)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
 
-    def log_message(self, *given: object) -> None:
+    def log_message(self, *arguments: object) -> None:
         """Prints nothing."""
 
 
 @pytest.fixture
 def llm():
-    Stub.asked, Stub.status, Stub.error = [], 200, None
+    Stub.requests, Stub.status, Stub.error = [], 200, None
     with HTTPServer(("127.0.0.1", 0), Stub) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -59,18 +59,18 @@ def client(tiny_checkpoint, tmp_path_factory):
     """Of a server with an index of a talk."""
     folder, predictor = tmp_path_factory.mktemp("talks"), load(tiny_checkpoint, device="cpu")
     write_clip(folder / "talk.mp4")
-    (folder / "talk.srt").write_text(SRT, encoding="utf-8")
+    (folder / "talk.srt").write_text(SUBTITLES, encoding="utf-8")
     build_index(folder / "talk.mp4", folder / "talks.lance", predictor)
-    with running(predictor, Searcher(folder / "talks.lance", predictor)) as client:
+    with running_client(predictor, Searcher(folder / "talks.lance", predictor)) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def example():
     spec = importlib.util.spec_from_file_location("ask_moments", EXAMPLE)
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_errors_are_told(example, client, llm):
@@ -112,22 +112,22 @@ def test_frames_and_transcripts_of_the_moments_found(example, client, llm, capsy
     options = ("--server", server, "--llm", llm, "--model", "a-model", "--top", "2")
     example.main(["a red square", "What follows?", *options])
     hits = client.post("/v1/search", json={"query": "a red square", "top": 2}).json()["data"]
-    ((path, key, body),) = Stub.asked
+    ((path, key, body),) = Stub.requests
     assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer sk-of-the-llm", "a-model")
     system, user = body["messages"]
     assert (system["role"], user["role"]) == ("system", "user")
-    assert [part["type"] for part in user["content"]] == ["text", "image_url"] * 2 + ["text"]
+    assert [item["type"] for item in user["content"]] == ["text", "image_url"] * 2 + ["text"]
     assert user["content"][-1]["text"] == "What follows?"
     for number, hit in enumerate(hits):
-        said, shown = user["content"][2 * number : 2 * number + 2]
+        text_part, image_part = user["content"][2 * number : 2 * number + 2]
         assert (
-            said["text"]
+            text_part["text"]
             == f"[{number + 1}] talk.mp4, {hit['start']:.1f} to {hit['end']:.1f} s: {hit['transcript']!r}"
         )
-        assert hit["transcript"] in SAID
-        kind, _, content = shown["image_url"]["url"].partition(",")
+        assert hit["transcript"] in SUBTITLE_TEXTS
+        kind, _, content = image_part["image_url"]["url"].partition(",")
         assert kind == "data:image/jpeg;base64"
-        assert Image.open(io.BytesIO(base64.b64decode(content))).size == SIZE
+        assert Image.open(io.BytesIO(base64.b64decode(content))).size == CLIP_SIZE
     printed = capsys.readouterr().out.splitlines()
     assert printed == [
         "Green, see [1].",

@@ -8,8 +8,8 @@ import pytest
 from bridgetower.inference.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.search.searcher import Searcher
-from shapes import write_pictures
-from tiny import close
+from helpers.models import assert_close
+from helpers.shapes import write_shape_pictures
 
 pytest.importorskip("langchain_core")
 from langchain_core.documents import Document
@@ -28,17 +28,19 @@ def predictor(comparable_checkpoint):
 @pytest.fixture(scope="module")
 def index(predictor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("indexed")
-    build_index(write_pictures(folder), folder / "shapes.lance", predictor)
+    build_index(write_shape_pictures(folder), folder / "shapes.lance", predictor)
     return folder / "shapes.lance"
 
 
 def test_embeddings(predictor, images):
     embeddings = BridgeTowerEmbeddings(predictor, batch_size=2)
-    close(embeddings.embed_documents(TEXTS), predictor.embed_texts(TEXTS))
-    close(embeddings.embed_query(TEXTS[0]), predictor.embed_texts(TEXTS[0])[0])
-    close(embeddings.embed_image(images), predictor.embed_images(images))
-    close(embeddings.embed_image_text_pairs(TEXTS, images), predictor.embed_pairs(images, TEXTS))
-    close(asyncio.run(embeddings.aembed_documents(TEXTS)), predictor.embed_texts(TEXTS))
+    assert_close(embeddings.embed_documents(TEXTS), predictor.embed_texts(TEXTS))
+    assert_close(embeddings.embed_query(TEXTS[0]), predictor.embed_texts(TEXTS[0])[0])
+    assert_close(embeddings.embed_image(images), predictor.embed_images(images))
+    assert_close(
+        embeddings.embed_image_text_pairs(TEXTS, images), predictor.embed_pairs(images, TEXTS)
+    )
+    assert_close(asyncio.run(embeddings.aembed_documents(TEXTS)), predictor.embed_texts(TEXTS))
     assert embeddings.embed_documents([]) == embeddings.embed_image([]) == []
     assert isinstance(embeddings.embed_query("a")[0], float)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import close
+from helpers.models import assert_close
 
 TEXTS = ["red circle on black", "a bar", "a square"]
 
@@ -28,13 +28,15 @@ def embedding(embed_with, predictor):
 
 
 def test_vectors_in_this_thread_and_in_others(embedding, predictor, images, monkeypatch):
-    texts, shown = predictor.embed_texts(TEXTS), predictor.embed_images(images)
-    close(embedding.get_text_embedding_batch(TEXTS), texts)
-    close(embedding.get_query_embedding(TEXTS[1]), texts[1])
-    close(asyncio.run(embedding.aget_query_embedding(TEXTS[1])), texts[1])
-    close(embedding.get_image_embedding_batch(images), shown)
-    close(embedding.get_image_embedding(io.BytesIO(Path(images[1]).read_bytes())), shown[1])
-    close(asyncio.run(embedding.aget_image_embedding(images[1])), shown[1])
+    texts, vectors = predictor.embed_texts(TEXTS), predictor.embed_images(images)
+    assert_close(embedding.get_text_embedding_batch(TEXTS), texts)
+    assert_close(embedding.get_query_embedding(TEXTS[1]), texts[1])
+    assert_close(asyncio.run(embedding.aget_query_embedding(TEXTS[1])), texts[1])
+    assert_close(embedding.get_image_embedding_batch(images), vectors)
+    assert_close(
+        embedding.get_image_embedding(io.BytesIO(Path(images[1]).read_bytes())), vectors[1]
+    )
+    assert_close(asyncio.run(embedding.aget_image_embedding(images[1])), vectors[1])
     assert embedding.model_name == predictor.source
     calls = []
 
@@ -47,14 +49,17 @@ def test_vectors_in_this_thread_and_in_others(embedding, predictor, images, monk
 
     monkeypatch.setattr(predictor, "embed_texts", counted(predictor.embed_texts))
     monkeypatch.setattr(predictor, "embed_images", counted(predictor.embed_images))
-    close(asyncio.run(embedding.aget_text_embedding_batch(TEXTS)), texts)
-    close(asyncio.run(embedding.aget_image_embedding_batch(images)), shown)
+    assert_close(asyncio.run(embedding.aget_text_embedding_batch(TEXTS)), texts)
+    assert_close(asyncio.run(embedding.aget_image_embedding_batch(images)), vectors)
     assert sorted(calls) == [(1, False), (1, False), (2, False), (2, False)]
 
 
 @pytest.mark.parametrize(
     "copied",
-    [lambda one: pickle.loads(pickle.dumps(one)), lambda one: type(one).from_dict(one.to_dict())],
+    [
+        lambda model: pickle.loads(pickle.dumps(model)),
+        lambda model: type(model).from_dict(model.to_dict()),
+    ],
 )
 def test_copies(copied, embed_with, predictor):
     embedding = embed_with(
@@ -67,7 +72,7 @@ def test_copies(copied, embed_with, predictor):
     assert (copy.truncate, copy.embed_batch_size, copy.model_name) == (True, 3, predictor.source)
     assert copy._predictor.fingerprint == embedding._predictor.fingerprint != predictor.fingerprint
     long = "red circle on black " * 30
-    close(copy.get_text_embedding(long), embedding.get_text_embedding(long))
+    assert_close(copy.get_text_embedding(long), embedding.get_text_embedding(long))
     with pytest.raises(ValueError, match="truncate"):
         embed_with(predictor).get_text_embedding(long)
     with pytest.raises(
@@ -86,8 +91,8 @@ def test_an_index_of_images(embedding, predictor, images):
     index = MultiModalVectorStoreIndex(
         nodes=nodes, embed_model=embedding, image_embed_model=embedding
     )
-    found = index.as_retriever(image_similarity_top_k=3).text_to_image_retrieve(TEXTS[0])
+    hits = index.as_retriever(image_similarity_top_k=3).text_to_image_retrieve(TEXTS[0])
     cosines = predictor.embed_images(images) @ predictor.embed_texts(TEXTS[0])[0]
-    assert {hit.node.id_: pytest.approx(hit.score, abs=1e-5) for hit in found} == dict(
+    assert {hit.node.id_: pytest.approx(hit.score, abs=1e-5) for hit in hits} == dict(
         zip(images, cosines.tolist(), strict=True)
     )

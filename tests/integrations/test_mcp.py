@@ -16,8 +16,7 @@ from bridgetower.search import index as index_module
 from bridgetower.search.build import build_index
 from bridgetower.search.index import Index, Unrelated
 from bridgetower.search.searcher import Searcher
-from sources import served
-from videos import SRT, write_clip
+from helpers.sources import SUBTITLES, serve_files, write_clip
 
 pytest.importorskip("mcp")
 import mcp
@@ -34,7 +33,7 @@ def index(tmp_path_factory, predictor):
     for number, colour in enumerate(("red", "green", "blue")):
         Image.new("RGB", (800, 300 + number), colour).save(folder / f"{number}.png")
     write_clip(folder / "talk.mp4")
-    (folder / "talk.srt").write_text(SRT)
+    (folder / "talk.srt").write_text(SUBTITLES)
     build_index(folder, folder.parent / "seen.lance", predictor)
     return folder.parent / "seen.lance"
 
@@ -49,10 +48,10 @@ def call_with(answering_checkpoint):
     def with_searcher(searcher):
         server = mcp_server(searcher, load(answering_checkpoint, device="cpu"))
 
-        def called(tool, **given):
+        def called(tool, **arguments):
             async def ask():
                 async with mcp.Client(server) as client:
-                    return await client.call_tool(tool, given)
+                    return await client.call_tool(tool, arguments)
 
             return asyncio.run(ask())
 
@@ -75,17 +74,17 @@ def test_images_are_those_of_the_search_with_small_copies(call, searcher):
     result = call("search_images", query=TEXT, top=2, where={"width": {"gte": 800}})
     expected = searcher.search(TEXT, top=2, where="width >= 800", against="images")
     assert [(hit["id"], hit["file"]) for hit in hits_of(result)] == [
-        (one.digest, str(one.file)) for one in expected
+        (hit.digest, str(hit.file)) for hit in expected
     ]
     copies = [block for block in result.content if block.type == "image"]
     for hit, copy in zip(expected, copies, strict=True):
         with (
-            Image.open(io.BytesIO(base64.b64decode(copy.data))) as shown,
+            Image.open(io.BytesIO(base64.b64decode(copy.data))) as small,
             Image.open(hit.file) as whole,
         ):
-            assert (copy.mime_type, max(shown.size)) == ("image/jpeg", 384)
-            pairs = zip(shown.getpixel((9, 9)), whole.getpixel((9, 9)), strict=True)
-            assert all(abs(one - other) < 6 for one, other in pairs)
+            assert (copy.mime_type, max(small.size)) == ("image/jpeg", 384)
+            pairs = zip(small.getpixel((9, 9)), whole.getpixel((9, 9)), strict=True)
+            assert all(abs(value - other) < 6 for value, other in pairs)
 
 
 @pytest.mark.parametrize(("limit", "num_weak"), [(1.0, 3), (-1.0, 0)])
@@ -105,26 +104,26 @@ def test_weak_hits_are_told(call_with, index, predictor, tmp_path, limit, num_we
 
 
 def test_moments_have_their_times(call, searcher):
-    found = hits_of(call("find_moments", query="followed by green", top=2))
+    hits = hits_of(call("find_moments", query="followed by green", top=2))
     expected = searcher.search("followed by green", top=2, where="start IS NOT NULL")
-    assert [(one["start"], one["end"]) for one in found] == [
-        (one.start, one.end) for one in expected
+    assert [(hit["start"], hit["end"]) for hit in hits] == [
+        (hit.start, hit.end) for hit in expected
     ]
-    assert found[0]["captions"] == list(expected[0].captions)
+    assert hits[0]["captions"] == list(expected[0].captions)
 
 
 def test_an_image_that_was_found_is_asked_about(call, searcher, answering_checkpoint):
     (hit,) = searcher.search(TEXT, top=1, where="start IS NULL")
     answers = call("ask", question="what colour is it?", id=hit.digest).structured_content["result"]
     expected = load(answering_checkpoint, device="cpu").answer(str(hit.file), "what colour is it?")
-    assert [one["answer"] for one in answers] == [one.label for one in expected]
-    assert [one["probability"] for one in answers] == pytest.approx(
-        [one.probability for one in expected], abs=1e-4
+    assert [row["answer"] for row in answers] == [choice.label for choice in expected]
+    assert [row["probability"] for row in answers] == pytest.approx(
+        [choice.probability for choice in expected], abs=1e-4
     )
 
 
 @pytest.mark.parametrize(
-    ("tool", "given", "told"),
+    ("tool", "arguments", "message"),
     [
         ("ask", {"question": "what?", "id": "/etc/passwd"}, "the index has no image with the id"),
         ("search_images", {"query": " "}, "give words"),
@@ -137,10 +136,10 @@ def test_an_image_that_was_found_is_asked_about(call, searcher, answering_checkp
         ("find_moments", {}, "query"),
     ],
 )
-def test_bad_calls_are_told_why(call, tool, given, told):
-    result = call(tool, **given)
+def test_bad_calls_are_told_why(call, tool, arguments, message):
+    result = call(tool, **arguments)
     assert result.is_error
-    assert told in result.content[0].text
+    assert message in result.content[0].text
 
 
 def test_a_model_that_answers_no_questions_is_refused(searcher, predictor):
@@ -150,7 +149,7 @@ def test_a_model_that_answers_no_questions_is_refused(searcher, predictor):
 
 def test_files_outside_the_folder_and_changed_ones_are_not_shown(call, searcher, index):
     (hit,) = searcher.search(TEXT, top=1, where="start IS NULL")
-    file, kept = Path(hit.file), Path(hit.file).read_bytes()
+    file, content = Path(hit.file), Path(hit.file).read_bytes()
     try:
         for change in (
             lambda: file.write_bytes(b"other"),
@@ -158,12 +157,12 @@ def test_files_outside_the_folder_and_changed_ones_are_not_shown(call, searcher,
         ):
             change()
             assert hit.digest not in [
-                one["id"] for one in hits_of(call("search_images", query=TEXT, top=2))
+                hit["id"] for hit in hits_of(call("search_images", query=TEXT, top=2))
             ]
             assert call("ask", question="what?", id=hit.digest).is_error
     finally:
         file.unlink()
-        file.write_bytes(kept)
+        file.write_bytes(content)
 
 
 def test_nothing_at_urls_or_outside_the_folder_is_opened(
@@ -171,7 +170,7 @@ def test_nothing_at_urls_or_outside_the_folder_is_opened(
 ):
     (tmp_path / "seen").mkdir()
     shutil.copy(index.parent / "seen" / "0.png", tmp_path / "seen" / "0.png")
-    with served(index.parent / "seen") as url:
+    with serve_files(index.parent / "seen") as url:
         opened, read = list[str](), index_module.read_indexed
         monkeypatch.setattr(
             index_module,

@@ -12,7 +12,7 @@ from PIL import Image
 from bridgetower.checkpoints import UNMEASURED, Calibration, Reranking, write_reranking
 from bridgetower.inference.predictor import load
 from bridgetower.integrations import write_modules
-from tiny import close
+from helpers.models import assert_close
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss  # noqa: E402
@@ -46,7 +46,7 @@ class TestEncode:
         )
         pairs = predictor.embed_pairs(images[:2], TEXTS[:2])
         opened = Image.open(images[2])
-        given = [
+        inputs = [
             TEXTS[2],
             opened,
             {"text": TEXTS[0], "image": images[0]},
@@ -55,21 +55,21 @@ class TestEncode:
             TEXTS[0],
         ]
         expected = [texts[2], pictures[2], pairs[0], pictures[1], pictures[2], texts[0]]
-        close(embedder.encode(given, batch_size=4), np.stack(expected))
-        close(embedder.encode(TEXTS[0]), texts[0])
-        close(
+        assert_close(embedder.encode(inputs, batch_size=4), np.stack(expected))
+        assert_close(embedder.encode(TEXTS[0]), texts[0])
+        assert_close(
             embedder.encode({"text": TEXTS[1], "image": np.asarray(Image.open(images[1]))}),
             pairs[1],
         )
 
     def test_similarity_and_prompts(self, embedder, predictor):
-        close(
+        assert_close(
             embedder.encode([TEXTS[0]], prompt="a picture of "),
             predictor.embed_texts(f"a picture of {TEXTS[0]}"),
         )
-        found = embedder.encode_query(TEXTS[:2])
-        close(
-            embedder.similarity(found, found),
+        vectors = embedder.encode_query(TEXTS[:2])
+        assert_close(
+            embedder.similarity(vectors, vectors),
             predictor.embed_texts(TEXTS[:2]) @ predictor.embed_texts(TEXTS[:2]).T,
         )
         assert embedder.max_seq_length == 24
@@ -77,7 +77,7 @@ class TestEncode:
 
     def test_a_copy_for_another_process(self, embedder):
         copy = pickle.loads(pickle.dumps(embedder))  # as a pool of processes gets it
-        close(copy.encode(TEXTS), embedder.encode(TEXTS))
+        assert_close(copy.encode(TEXTS), embedder.encode(TEXTS))
 
     def test_what_it_cannot_embed(self, embedder, tiny_checkpoint):
         cases = [
@@ -93,9 +93,9 @@ class TestEncode:
             ([{"text": "a", "picture": "a.png"}], "unrecognized modality keys"),
             ([np.zeros(9)], "audio"),
         ]
-        for given, words in cases:
+        for inputs, words in cases:
             with pytest.raises(ValueError, match=words):
-                embedder.encode(given)
+                embedder.encode(inputs)
         model = sentence_transformers.SentenceTransformer(
             modules=[EmbeddingModule(tiny_checkpoint)], device="cpu"
         )
@@ -115,18 +115,18 @@ class TestFolders:
         embedder = sentence_transformers.SentenceTransformer(
             str(tmp_path / "sentence-transformers"), trust_remote_code=True, device="cpu"
         )
-        close(embedder.encode(images), predictor.embed_images(images))
+        assert_close(embedder.encode(images), predictor.embed_images(images))
         ranker = sentence_transformers.CrossEncoder(
             str(tmp_path / "cross-encoder"), trust_remote_code=True, device="cpu"
         )
         expected = predictor.match(images, TEXTS[0:1] * 3)
-        close(ranker.predict([(TEXTS[0], image) for image in images]), expected)
+        assert_close(ranker.predict([(TEXTS[0], image) for image in images]), expected)
 
         embedder.save_pretrained(str(tmp_path / "again"))
         again = sentence_transformers.SentenceTransformer(
             str(tmp_path / "again"), trust_remote_code=True, device="cpu"
         )
-        close(again.encode(TEXTS), embedder.encode(TEXTS))
+        assert_close(again.encode(TEXTS), embedder.encode(TEXTS))
         assert load(tmp_path / "again").fingerprint == predictor.fingerprint
 
     def test_options_of_loading(self, predictor, tmp_path):
@@ -148,9 +148,9 @@ def test_images_for_a_text_and_texts_for_an_image(tiny_checkpoint, images, calib
         (TEXTS[0], images, scores[:, 0]),
         (Image.open(images[1]), TEXTS[:2], scores[1]),
     ):
-        found = {hit["corpus_id"]: hit["score"] for hit in ranker.rank(query, documents)}
-        close([found[number] for number in range(len(documents))], expected)
-        assert list(found.values()) == sorted(found.values(), reverse=True)
+        scores_by_id = {hit["corpus_id"]: hit["score"] for hit in ranker.rank(query, documents)}
+        assert_close([scores_by_id[number] for number in range(len(documents))], expected)
+        assert list(scores_by_id.values()) == sorted(scores_by_id.values(), reverse=True)
     image = Image.new("RGB", (8, 8))
     for pair in (("a", "b"), (image, image), ("a", {"text": "a", "image": "b.png"})):
         with pytest.raises(ValueError, match="expected an image and a text"):
@@ -192,7 +192,7 @@ class TestTraining:
 
         @torch.no_grad()
         def lost():
-            return float(loss([model.preprocess(each) for each in (NAMES, images)], None))
+            return float(loss([model.preprocess(column) for column in (NAMES, images)], None))
 
         untrained, options = (
             lost(),
@@ -200,25 +200,25 @@ class TestTraining:
         )
         data = Dataset.from_dict({"text": NAMES, "image": images})
         st.SentenceTransformerTrainer(model, options, train_dataset=data, loss=loss).train()
-        found = model.encode(images)  # also ends dropout
+        vectors = model.encode(images)  # also ends dropout
         assert lost() < 0.7 * untrained
         moved = [
             name
             for name, weight in model.state_dict().items()
             if not torch.equal(weight, start[name])
         ]
-        for part in ("vision.layers.0.", "text.layers.0.", "itc_head.image.", "itc_head.text."):
-            assert any(name.startswith(f"0.network.{part}") for name in moved)
+        for prefix in ("vision.layers.0.", "text.layers.0.", "itc_head.image.", "itc_head.text."):
+            assert any(name.startswith(f"0.network.{prefix}") for name in moved)
         model.save_pretrained(str(tmp_path / "saved"))
         again = st.SentenceTransformer(
             str(tmp_path / "saved"), trust_remote_code=True, device="cpu"
         )
         for other in (again.encode(images), pickle.loads(pickle.dumps(model)).encode(images)):
-            close(other, found)
-        close(load(tmp_path / "saved", device="cpu").embed_images(images), found)
+            assert_close(other, vectors)
+        assert_close(load(tmp_path / "saved", device="cpu").embed_images(images), vectors)
 
     def test_a_loss_that_cuts_batches_has_the_same_gradients(self, comparable_checkpoint, images):
-        found = []
+        gradients = []
         for options in ({}, {"mini_batch_size": 2}):
             model = st.SentenceTransformer(
                 modules=[EmbeddingModule(comparable_checkpoint)], device="cpu"
@@ -229,18 +229,18 @@ class TestTraining:
                 else losses.MultipleNegativesRankingLoss
             )
             kind(model, **options)(
-                [model.preprocess(each) for each in (TEXTS, images)], None
+                [model.preprocess(column) for column in (TEXTS, images)], None
             ).backward()
-            found.append(
+            gradients.append(
                 {
-                    name: each.grad
-                    for name, each in model.named_parameters()
-                    if each.grad is not None
+                    name: parameter.grad
+                    for name, parameter in model.named_parameters()
+                    if parameter.grad is not None
                 }
             )
-        assert found[0].keys() == found[1].keys() != set()
-        for name, gradient in found[0].items():
-            torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-3)
+        assert gradients[0].keys() == gradients[1].keys() != set()
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-3)
 
     def test_scores(self, comparable_checkpoint, images, tmp_path):
         model = started(st.CrossEncoder, comparable_checkpoint, tmp_path)
@@ -252,21 +252,21 @@ class TestTraining:
             return float(torch.nn.functional.binary_cross_entropy_with_logits(scores, right))
 
         untrained, options = lost(), st.CrossEncoderTrainingArguments(tmp_path / "run", **OPTIONS)
-        texts, shown = map(list, zip(*pairs, strict=True))
-        data = Dataset.from_dict({"text": texts, "image": shown, "label": right.tolist()})
+        texts, pictures = map(list, zip(*pairs, strict=True))
+        data = Dataset.from_dict({"text": texts, "image": pictures, "label": right.tolist()})
         st.CrossEncoderTrainer(
             model, options, train_dataset=data, loss=BinaryCrossEntropyLoss(model)
         ).train()
         assert lost() < 0.9 * untrained
         model.save_pretrained(str(tmp_path / "saved"))
-        found, saved = model.predict(pairs), load(tmp_path / "saved", device="cpu")
-        close(saved.match(shown, texts), found)
+        scores, saved = model.predict(pairs), load(tmp_path / "saved", device="cpu")
+        assert_close(saved.match(pictures, texts), scores)
         assert saved.reranking == UNMEASURED  # its calibration was of other weights
-        close(
+        assert_close(
             st.CrossEncoder(str(tmp_path / "saved"), trust_remote_code=True, device="cpu").predict(
                 pairs
             ),
-            found,
+            scores,
         )
         with pytest.raises(ValueError, match="a text has no image; expected pairs"):
             model(model.preprocess(["a red flag"]))

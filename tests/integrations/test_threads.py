@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-import tiny
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.inference.predictor import load
 from bridgetower.model.cpu import pack_weights
-from served import PNGS
+from helpers.models import build_model, random_images, random_texts
+from helpers.servers import PNGS
 
 THREADS = 4
 ENGINES = [("torch", "fp32"), ("torch", "bf16"), ("onnxruntime", "fp32"), ("openvino", "fp32")]
@@ -41,13 +41,13 @@ def in_threads(call, count):
 def check(predictors, calls):
     for call in calls:  # the first use of the second predictor is by all threads at once
         expected = [call(predictors[0], number) for number in range(len(TEXTS))]
-        found = in_threads(
+        rows = in_threads(
             lambda number, call=call: call(predictors[1], number % len(TEXTS)), 2 * len(TEXTS)
         )
         assert len({tuple(row.flatten().tolist()) for row in expected}) >= len(PNGS), (
             "so that a mix-up would show"
         )
-        for number, row in enumerate(found):
+        for number, row in enumerate(rows):
             torch.testing.assert_close(row, expected[number % len(TEXTS)], atol=1e-6, rtol=0)
 
 
@@ -57,30 +57,35 @@ def test_results_of_threads_are_those_of_one(exported, engine, precision):
 
 
 def test_threads_that_start_together_with_different_parts_wait_until_theirs_is_packed(monkeypatch):
-    model, own, texts, images = tiny.build(), tiny.build(), tiny.texts([5, 3]), tiny.images(2)
+    model, other, texts, images = (
+        build_model(),
+        build_model(),
+        random_texts([5, 3]),
+        random_images(2),
+    )
     uses = [
-        (own.text, lambda model: model.encode_text(*texts)),
-        (own.vision, lambda model: model.encode_image(images)),
+        (other.text, lambda model: model.encode_text(*texts)),
+        (other.vision, lambda model: model.encode_image(images)),
     ]
-    engine, packed = TorchEngine(own, torch.device("cpu")), []
+    engine, packed = TorchEngine(other, torch.device("cpu")), []
 
-    def slowly(part, **options):
+    def slowly(tower, **options):
         time.sleep(0.1)  # in which the others come
-        pack_weights(part, **options)
-        packed.append(part)
+        pack_weights(tower, **options)
+        packed.append(tower)
 
     monkeypatch.setattr("bridgetower.engines.engine.pack_weights", slowly)
 
     @torch.inference_mode()
     def used(number):
-        part, encode = uses[number % 2]
+        tower, encode = uses[number % 2]
         cls = encode(engine).cls
         assert all(
-            layer.weight.is_mkldnn for layer in part.modules() if isinstance(layer, nn.Linear)
+            layer.weight.is_mkldnn for layer in tower.modules() if isinstance(layer, nn.Linear)
         )
         torch.testing.assert_close(cls, encode(model).cls, atol=1e-5, rtol=0)
 
     in_threads(used, THREADS)
-    assert packed[0] is own
-    assert {*packed[1:]} == {own.text, own.vision}
+    assert packed[0] is other
+    assert {*packed[1:]} == {other.text, other.vision}
     assert len(packed) == 3

@@ -5,9 +5,15 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-import tiny
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
+from helpers.models import (
+    build_model,
+    changed_config,
+    random_caption_batch,
+    random_images,
+    same_tensors,
+)
 
 PARTS = ("vision", "text", "fusion")
 CHOICES = [("vision",), ("text",), ("fusion",), PARTS]
@@ -34,12 +40,12 @@ def kept(model):
 
 
 def step(parts, phase, *, dropout=0.2, seed=0):
-    model = tiny.build(tiny.changed(text__dropout=dropout, fusion__dropout=dropout)).train()
+    model = build_model(changed_config(text__dropout=dropout, fusion__dropout=dropout)).train()
     model.checkpoint_activations(parts)
     task = PretrainingTask(model, PretrainingConfig(phases=(phase,)))
     torch.manual_seed(seed)
     with kept(model) as sizes:
-        losses = task(tiny.caption_batch((0, 1, 2, 3), (5, 3, 4, 6)))
+        losses = task(random_caption_batch((0, 1, 2, 3), (5, 3, 4, 6)))
     losses.total.backward()
     gradients = {
         name: value.grad for name, value in model.named_parameters() if value.grad is not None
@@ -57,12 +63,12 @@ def step(parts, phase, *, dropout=0.2, seed=0):
 )
 def test_gradients_are_the_same_bits(parts, phase, dropout):
     ours, theirs = (step(some, PHASES[phase], dropout=dropout)[0] for some in (parts, ()))
-    assert tiny.equal(ours, theirs)
+    assert same_tensors(ours, theirs)
 
 
 def test_control_other_draws_of_dropout_give_other_gradients():
     one, other = (step(PARTS, PHASES["everything"], seed=seed)[0] for seed in (0, 1))
-    assert not tiny.equal(one, other)
+    assert not same_tensors(one, other)
 
 
 def test_every_part_keeps_less():
@@ -79,12 +85,12 @@ def test_the_starts_of_the_first_fusion_layer_keep_less_too():
 
 
 def test_nothing_is_computed_twice_without_gradients():
-    model = tiny.build().train()
+    model = build_model().train()
     model.checkpoint_activations(PARTS)
     calls = []
     model.vision.layers[0].register_forward_pre_hook(lambda layer, inputs: calls.append(layer))
     with torch.no_grad():
-        model.encode_image(tiny.images(2))
+        model.encode_image(random_images(2))
     assert len(calls) == 1
-    model.encode_image(tiny.images(2)).cls.sum().backward()
+    model.encode_image(random_images(2)).cls.sum().backward()
     assert len(calls) == 3

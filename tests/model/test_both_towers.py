@@ -8,18 +8,18 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tiny
 from bridgetower.model.towers import TextTransformer, VisionTransformer, resize_position_embedding
-from tiny import exact as random
+from helpers.models import SMALL_CONFIG, changed_config, max_difference, off_defaults, random_texts
+from helpers.models import normal_float64 as random
 
-CONFIG = tiny.CONFIG.vision
+CONFIG = SMALL_CONFIG.vision
 TIMM = replace(CONFIG, activation="gelu", pre_norm=False, patch_bias=True, layer_norm_eps=1e-6)
 DISTILLED = replace(TIMM, distillation_token=True)
 ATOL = 1e-10
 
 
 def made(config=CONFIG):
-    return tiny.off_defaults(VisionTransformer(config)).double().eval()
+    return off_defaults(VisionTransformer(config)).double().eval()
 
 
 def images(count=2, height=24, width=24):
@@ -43,7 +43,7 @@ class TestEmbed:
                 ]
                 tokens.append(F.linear(window.flatten(1), weight, tower.patch_embedding.bias))
         expected = tower.pre_norm(torch.stack(tokens, dim=1) + tower.position_embedding)
-        assert tiny.off(tower.embed(pixels), expected) < ATOL
+        assert max_difference(tower.embed(pixels), expected) < ATOL
 
     @pytest.mark.parametrize(("height", "width"), [(24, 25), (23, 24), (4, 4), (25, 25)])
     def test_sides_that_the_patch_does_not_divide(self, height, width):
@@ -67,13 +67,13 @@ class TestLayers:
             expected[number] = tower.post_norm(hidden)
             layer.register_forward_hook(lambda *_, number=number: ran.append(number))
         for output, number in zip(tower(images(), read), read, strict=True):
-            assert tiny.off(output, expected[number]) < ATOL
+            assert max_difference(output, expected[number]) < ATOL
         assert ran == list(range(1, read[-1] + 1)), "later layers are not run"
 
     def test_cls_is_that_of_the_whole_layer(self):
         for config in (CONFIG, TIMM, DISTILLED):
             tower = made(config)
-            assert tiny.off(tower.cls(images(), 3), tower(images(), (3,))[0][:, 0]) < ATOL
+            assert max_difference(tower.cls(images(), 3), tower(images(), (3,))[0][:, 0]) < ATOL
 
 
 class TestOtherSizes:
@@ -87,14 +87,14 @@ class TestOtherSizes:
         patches = tower.patch_embedding(pixels).flatten(2).transpose(1, 2)
         positions = resize_position_embedding(tower.position_embedding, grid, prefix)[prefix:]
         expected = tower.pre_norm(patches + positions)
-        assert tiny.off(tower.embed(pixels)[:, prefix:], expected) < ATOL
+        assert max_difference(tower.embed(pixels)[:, prefix:], expected) < ATOL
 
     def test_a_grid_of_as_many_patches_is_another_grid(self):
         """72 x 8 has nine patches as 24 x 24 has, but not their places."""
         position = made().position_embedding
         resized = resize_position_embedding(position, (9, 1))
         assert resized.shape == position.shape
-        assert tiny.off(resized, position) > 0.1
+        assert max_difference(resized, position) > 0.1
 
 
 class TestResize:
@@ -121,7 +121,7 @@ class TestResize:
                 weights[target, min(max(source, 0), 2)] += cubic(abs(place - source))
         grid = position[1:].unflatten(0, (3, 3))
         expected = torch.einsum("ya,xb,abv->yxv", weights, weights, grid).flatten(0, 1)
-        assert tiny.off(resize_position_embedding(position, (5, 5))[1:], expected) < ATOL
+        assert max_difference(resize_position_embedding(position, (5, 5))[1:], expected) < ATOL
 
     def test_rows_and_columns_are_told_apart(self):
         position = random(10, 4)
@@ -136,8 +136,8 @@ class TestResize:
             .transpose(0, 1)
             .flatten(0, 1)
         )
-        assert tiny.off(tall[1:], expected) < ATOL
-        assert tiny.off(tall[1:], wide[1:]) > 0.01
+        assert max_difference(tall[1:], expected) < ATOL
+        assert max_difference(tall[1:], wide[1:]) > 0.01
 
 
 def cubic(distance, a=-0.75):
@@ -146,17 +146,17 @@ def cubic(distance, a=-0.75):
     return a * (distance**3 - 5 * distance**2 + 8 * distance - 4) if distance < 2 else 0.0
 
 
-TEXT = tiny.CONFIG.text
-BERT = tiny.changed(text__positions="bert", text__pad_token_id=0, text__type_vocab_size=2).text
+TEXT = SMALL_CONFIG.text
+BERT = changed_config(text__positions="bert", text__pad_token_id=0, text__type_vocab_size=2).text
 LENGTHS = st.lists(st.integers(1, 8), min_size=1, max_size=4)
 
 
 def made_text(config=TEXT):
-    return tiny.off_defaults(TextTransformer(config)).double().eval()
+    return off_defaults(TextTransformer(config)).double().eval()
 
 
 def texts(*lengths, width=None):
-    ids, mask = tiny.texts(lengths, width=width)
+    ids, mask = random_texts(lengths, width=width)
     return ids, mask.bool()
 
 
@@ -177,7 +177,7 @@ class TestPositions:
 
     def test_others(self):
         ids = torch.tensor([[5, 6, 0, 7, 0]])
-        assert made_text(tiny.changed(text__pad_token_id=0).text).position_ids(ids).tolist() == [
+        assert made_text(changed_config(text__pad_token_id=0).text).position_ids(ids).tolist() == [
             [1, 2, 0, 3, 0]
         ]
         assert made_text(BERT).position_ids(ids).tolist() == [0, 1, 2, 3, 4]
@@ -194,7 +194,7 @@ class TestTextEmbed:
                 place = column if config is BERT else int(tower.position_ids(ids)[row, column])
                 total = tower.word_embedding.weight[word] + tower.position_embedding.weight[place]
                 expected = tower.embedding_norm(total + tower.token_type_embedding.weight[0])
-                assert tiny.off(tower.embed(ids)[row, column], expected) < ATOL
+                assert max_difference(tower.embed(ids)[row, column], expected) < ATOL
 
     @pytest.mark.parametrize(
         ("config", "longest"), [(TEXT, 14), (BERT, 16)], ids=["roberta", "bert"]
@@ -222,7 +222,7 @@ class TestTextLayers:
             layer.register_forward_hook(lambda *_, number=number: ran.append(number))
         outputs = tower(ids, mask, read)
         assert all(
-            tiny.off(out, expected[number]) < ATOL
+            max_difference(out, expected[number]) < ATOL
             for out, number in zip(outputs, read, strict=True)
         )
         assert ran == list(range(1, read[-1] + 1)), "later layers are not run"

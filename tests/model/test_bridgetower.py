@@ -13,11 +13,20 @@ from jaxtyping import TypeCheckError
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import tiny
 from bridgetower.model.bridges import BRIDGES
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.fusion import Encoded, Fused, IndexedLayers
 from bridgetower.model.presets import meter, meter_with_norms
+from helpers.models import (
+    SMALL_CONFIG,
+    build_model,
+    changed_config,
+    max_difference,
+    output_weights,
+    random_encodings,
+    random_images,
+    random_texts,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,34 +40,34 @@ def double_precision():
 ATOL = 1e-9
 LENGTHS = st.lists(st.integers(1, 8), min_size=1, max_size=4)
 VARIANTS = {
-    "bridges": tiny.CONFIG,
-    "meter": meter(tiny.CONFIG),
-    "norms": meter_with_norms(tiny.CONFIG),
-    "distilled": tiny.changed(vision__distillation_token=True),
-    "scaled": tiny.changed(fusion__bridge="scaled_add"),
-    "interpolated": tiny.changed(fusion__bridge="interpolate", fusion__separate_projections=True),
-    "bert and timm": tiny.changed(
+    "bridges": SMALL_CONFIG,
+    "meter": meter(SMALL_CONFIG),
+    "norms": meter_with_norms(SMALL_CONFIG),
+    "distilled": changed_config(vision__distillation_token=True),
+    "scaled": changed_config(fusion__bridge="scaled_add"),
+    "interpolated": changed_config(fusion__bridge="interpolate", fusion__separate_projections=True),
+    "bert and timm": changed_config(
         text__positions="bert",
         vision__activation="gelu",
         vision__pre_norm=False,
         vision__patch_bias=True,
     ),
-    "gated": tiny.changed(fusion__bridge="gated"),
-    "static": tiny.changed(
+    "gated": changed_config(fusion__bridge="gated"),
+    "static": changed_config(
         fusion__bridge="static_manager", fusion__vision_layers=(2, 3, 4), fusion__text_layers=(2,)
     ),
-    "adaptive manager": tiny.changed(
+    "adaptive manager": changed_config(
         fusion__bridge="adaptive_manager", fusion__layer_embeddings=True
     ),
-    "three layers": tiny.changed(fusion__num_layers=3),
-    "one layer": tiny.changed(fusion__num_layers=1),
-    "chosen layers": tiny.changed(fusion__vision_layers=(1, 4), fusion__text_layers=(1, 3)),
+    "three layers": changed_config(fusion__num_layers=3),
+    "one layer": changed_config(fusion__num_layers=1),
+    "chosen layers": changed_config(fusion__vision_layers=(1, 4), fusion__text_layers=(1, 3)),
 }
 
 
 @cache
 def built(name="bridges"):
-    return tiny.build(VARIANTS[name])
+    return build_model(VARIANTS[name])
 
 
 @pytest.fixture(params=VARIANTS)
@@ -68,23 +77,23 @@ def model(request):
 
 def close(one, other):
     return all(
-        tiny.off(getattr(one, name), getattr(other, name)) < ATOL
+        max_difference(getattr(one, name), getattr(other, name)) < ATOL
         for name in ("text", "image", "pooled")
     )
 
 
 class TestComposition:
     def test_forward_is_encode_and_fuse(self, model):
-        image, text = tiny.encodings(model)
+        image, text = random_encodings(model)
         fused = model.fuse(image, text, "all")
-        whole = model(tiny.images(3), *tiny.texts([5, 3, 4]))
+        whole = model(random_images(3), *random_texts([5, 3, 4]))
         assert all(
             torch.equal(getattr(fused, name), getattr(whole, name))
             for name in ("text", "image", "pooled")
         )
 
     def test_pooled_is_text_then_image(self, model):
-        fused = model.fuse(*tiny.encodings(model), "all")
+        fused = model.fuse(*random_encodings(model), "all")
         expected = [model.text_pooler(fused.text), model.image_pooler(fused.image)]
         assert torch.equal(fused.pooled, torch.cat(expected, dim=-1))
 
@@ -93,8 +102,8 @@ class TestComposition:
             return 0.0 if embedding is None else embedding.weight[layer - 1]
 
         config = model.config
-        pixels = tiny.images(2)
-        (ids, mask) = tiny.texts([5, 3])
+        pixels = random_images(2)
+        (ids, mask) = random_texts([5, 3])
         image = model.encode_image(pixels)
         text = model.encode_text(ids, mask)
         states = (
@@ -128,7 +137,7 @@ class TestComposition:
                     + model.token_type_embedding.weight[kind]
                     + vector(embedding, layers[index])
                 )
-                assert tiny.off(layer, expected) < ATOL
+                assert max_difference(layer, expected) < ATOL
             assert torch.equal(encoded.cls, hidden[-1][:, 0])
             assert len(encoded.layers) == len(layers)
         assert image.mask is None
@@ -140,20 +149,20 @@ class TestBatches:
     @given(lengths=LENGTHS, more=st.integers(0, 6), name=st.sampled_from(list(VARIANTS)))
     def test_padding_changes_nothing(self, lengths, more, name):
         model = built(name)
-        pixels = tiny.images(len(lengths))
-        (ids, mask) = tiny.texts(lengths)
-        wider = tiny.texts(lengths, width=max(lengths) + more)
+        pixels = random_images(len(lengths))
+        (ids, mask) = random_texts(lengths)
+        wider = random_texts(lengths, width=max(lengths) + more)
         one = model(pixels, ids, mask)
         other = model(pixels, *wider)
-        assert tiny.off(one.pooled, other.pooled) < ATOL
-        assert tiny.off(one.image, other.image) < ATOL
-        assert tiny.off(one.text[mask.bool()], other.text[wider[1].bool()]) < ATOL
+        assert max_difference(one.pooled, other.pooled) < ATOL
+        assert max_difference(one.image, other.image) < ATOL
+        assert max_difference(one.text[mask.bool()], other.text[wider[1].bool()]) < ATOL
 
     def test_masks(self, model):
-        pixels = tiny.images(2)
-        (ids, mask) = tiny.texts([5, 3])
-        full = tiny.texts([5, 5])
-        assert tiny.off(model(pixels, ids, mask).pooled, model(pixels, ids).pooled) > 1e-3
+        pixels = random_images(2)
+        (ids, mask) = random_texts([5, 3])
+        full = random_texts([5, 5])
+        assert max_difference(model(pixels, ids, mask).pooled, model(pixels, ids).pooled) > 1e-3
         assert close(model(pixels, *full), model(pixels, full[0]))
         assert torch.equal(
             model.encode_text(ids, mask).cls, model.encode_text(ids, mask.bool()).cls
@@ -165,8 +174,8 @@ class TestBatches:
     )
     def test_order_and_batching_change_nothing(self, order, cut, name):
         model = built(name)
-        pixels = tiny.images(4)
-        (ids, mask) = tiny.texts([5, 3, 4, 1])
+        pixels = random_images(4)
+        (ids, mask) = random_texts([5, 3, 4, 1])
         whole = model(pixels, ids, mask)
         for rows in (order[:cut], order[cut:]):
             part = Fused(whole.text[rows], whole.image[rows], whole.pooled[rows])
@@ -174,9 +183,9 @@ class TestBatches:
 
 
 def gradients(model, outputs, loss):
-    pixels = tiny.images(3).requires_grad_()
+    pixels = random_images(3).requires_grad_()
     image = model.encode_image(pixels)
-    text = model.encode_text(*tiny.texts([5, 3, 4]))
+    text = model.encode_text(*random_texts([5, 3, 4]))
     leaves = {**dict(model.named_parameters()), "pixel_values": pixels}
     leaves |= {f"image layer {number}": layer for number, layer in enumerate(image.layers)}
     leaves |= {f"text layer {number}": layer for number, layer in enumerate(text.layers)}
@@ -199,41 +208,43 @@ class TestReading:
             for chosen in (outputs, "all")
         )
         assert some.keys() == everything.keys()
-        assert [name for name in some if tiny.off(some[name], everything[name]) > ATOL] == []
+        assert [name for name in some if max_difference(some[name], everything[name]) > ATOL] == []
         assert some["pixel_values"].abs().max() > 1e-6
 
     def test_control_other_reads_have_other_gradients(self):
-        model = tiny.build()
+        model = build_model()
         pooled = gradients(model, "all", lambda fused: fused.pooled.sum())
         text = gradients(model, "all", lambda fused: fused.text.sum())
-        assert max(tiny.off(pooled[name], text[name]) for name in pooled) > 0.1
+        assert max(max_difference(pooled[name], text[name]) for name in pooled) > 0.1
 
     @pytest.mark.parametrize(
         ("outputs", "missing"),
         [("pooled", ["text", "image"]), ("text", ["image", "pooled"]), ("all", [])],
     )
     def test_what_was_not_asked_for_is_none(self, outputs, missing):
-        fused = tiny.build().fuse(*tiny.encodings(tiny.build()), outputs)
+        fused = build_model().fuse(*random_encodings(build_model()), outputs)
         assert [name for name, output in fused._asdict().items() if output is None] == missing
         assert all(len(output) == 3 for output in fused if output is not None)
 
     def test_a_name_that_is_not_there(self):
         # without the annotations' own check
         fuse = inspect.unwrap(BridgeTower.fuse)
-        model = tiny.build()
+        model = build_model()
         with pytest.raises(
             ValueError, match="outputs is 'typo'; expected one of pooled, text, all"
         ):
-            fuse(model, *tiny.encodings(model), outputs="typo")
+            fuse(model, *random_encodings(model), outputs="typo")
 
 
 class TestTokenTypes:
     def test_second_image(self):
-        model = tiny.build(tiny.changed(fusion__num_token_types=3))
-        first, second = (model.encode_image(tiny.images(2), token_type=number) for number in (1, 2))
+        model = build_model(changed_config(fusion__num_token_types=3))
+        first, second = (
+            model.encode_image(random_images(2), token_type=number) for number in (1, 2)
+        )
         types = model.token_type_embedding.weight
         for one, other in zip(first.layers, second.layers, strict=True):
-            assert tiny.off(other - one, (types[2] - types[1]).expand_as(one)) < ATOL
+            assert max_difference(other - one, (types[2] - types[1]).expand_as(one)) < ATOL
         assert torch.equal(first.cls, second.cls)
 
     def test_a_type_that_is_not_there(self):
@@ -242,28 +253,28 @@ class TestTokenTypes:
                 ValueError,
                 match=rf"token type {kind}; this model has 2: set fusion\.num_token_types",
             ):
-                tiny.build().encode_image(tiny.images(1), token_type=kind)
+                build_model().encode_image(random_images(1), token_type=kind)
 
 
 class TestErrors:
     def test_unequal_numbers(self):
-        image, text = tiny.encodings(tiny.build())
+        image, text = random_encodings(build_model())
         with pytest.raises(
             ValueError, match="1 images and 2 texts; expected one text per image: index them first"
         ):
-            tiny.build().fuse(image[:1], text[:2])
+            build_model().fuse(image[:1], text[:2])
 
     def test_annotations_are_checked_in_these_tests(self):
         """Else none of the shapes above would be."""
-        ids, mask = tiny.texts([5, 3])
+        ids, mask = random_texts([5, 3])
         with pytest.raises(TypeCheckError):
-            tiny.build().encode_text(ids, mask[:, :4])
+            build_model().encode_text(ids, mask[:, :4])
         with pytest.raises(TypeCheckError):
-            tiny.build().encode_image(tiny.images(2)[0])
+            build_model().encode_image(random_images(2)[0])
 
 
 def test_texts_padded_for_compiled_layers_end_with_the_position_table():
-    model = tiny.build()
+    model = build_model()
     model.text_multiple = 8
     longest = model.config.text.max_length
     assert longest % 8
@@ -277,25 +288,26 @@ def test_texts_padded_for_compiled_layers_end_with_the_position_table():
 
 class TestModes:
     def test_dropout_in_training_only(self):
-        model = tiny.build()
+        model = build_model()
         assert torch.equal(
-            model.fuse(*tiny.encodings(model)).pooled, model.fuse(*tiny.encodings(model)).pooled
+            model.fuse(*random_encodings(model)).pooled, model.fuse(*random_encodings(model)).pooled
         )
-        image = model.encode_image(tiny.images(3))
+        image = model.encode_image(random_images(3))
         model.train()
         assert (
-            tiny.off(
-                model.fuse(*tiny.encodings(model)).pooled, model.fuse(*tiny.encodings(model)).pooled
+            max_difference(
+                model.fuse(*random_encodings(model)).pooled,
+                model.fuse(*random_encodings(model)).pooled,
             )
             > 1e-3
         )
-        assert torch.equal(model.encode_image(tiny.images(3)).cls, image.cls), (
+        assert torch.equal(model.encode_image(random_images(3)).cls, image.cls), (
             "the image tower has none"
         )
 
     def test_every_parameter_learns(self):
-        model = tiny.build()
-        image, text = tiny.encodings(model)
+        model = build_model()
+        image, text = random_encodings(model)
         fused = model.fuse(image, text, "all")
         outputs = [fused.text.sum(), fused.image.sum(), model.mlm_logits(fused.text).sum()]
         outputs += [model.itm_logits(fused.pooled).sum(), model.head("itc").logit_scale()]
@@ -304,12 +316,12 @@ class TestModes:
         assert [name for name, value in model.named_parameters() if value.grad is None] == []
 
     def test_half_precision(self):
-        model = tiny.build().to(torch.bfloat16)
-        fused = model(tiny.images(2).to(torch.bfloat16), *tiny.texts([5, 3]))
+        model = build_model().to(torch.bfloat16)
+        fused = model(random_images(2).to(torch.bfloat16), *random_texts([5, 3]))
         assert fused.pooled.dtype == torch.bfloat16
         assert (
-            tiny.off(
-                fused.pooled.double(), tiny.build()(tiny.images(2), *tiny.texts([5, 3])).pooled
+            max_difference(
+                fused.pooled.double(), build_model()(random_images(2), *random_texts([5, 3])).pooled
             )
             < 0.15
         )
@@ -340,17 +352,18 @@ def gradients_of(output, parameters):
 def same(one, other):
     kept = torch.ones(one.layers[0].shape[:2], dtype=torch.bool) if one.mask is None else one.mask
     layers = all(
-        tiny.off(a[kept], b[kept]) < ATOL for a, b in zip(one.layers, other.layers, strict=True)
+        max_difference(a[kept], b[kept]) < ATOL
+        for a, b in zip(one.layers, other.layers, strict=True)
     )
-    return layers and tiny.off(one.cls, other.cls) < ATOL
+    return layers and max_difference(one.cls, other.cls) < ATOL
 
 
 @settings(max_examples=15, deadline=None)
 @given(rows=st.lists(st.integers(0, 2), min_size=1, max_size=6))
 def test_indexing_with_repeats_is_encoding_repeats(rows):
     model = built()
-    pixels = tiny.images(3)
-    (ids, mask) = tiny.texts([5, 3, 4])
+    pixels = random_images(3)
+    (ids, mask) = random_texts([5, 3, 4])
     index = torch.tensor(rows)
     assert same(model.encode_image(pixels)[index], model.encode_image(pixels[index]))
     assert same(model.encode_text(ids, mask)[index], model.encode_text(ids[index], mask[index]))
@@ -358,7 +371,7 @@ def test_indexing_with_repeats_is_encoding_repeats(rows):
         model.encode_image(pixels)[index], model.encode_text(ids, mask)[index.flip(0)]
     )
     expected = model(pixels[index], ids[index.flip(0)], mask[index.flip(0)])
-    assert tiny.off(pairs.pooled, expected.pooled) < ATOL
+    assert max_difference(pairs.pooled, expected.pooled) < ATOL
 
 
 @pytest.mark.parametrize(
@@ -372,7 +385,7 @@ def test_indexing_with_repeats_is_encoding_repeats(rows):
     ids=["numbers", "choice", "slice", "nothing"],
 )
 def test_kinds_of_index(index, rows):
-    for encoded in tiny.encodings(tiny.build()):
+    for encoded in random_encodings(build_model()):
         chosen = encoded[index]
         assert len(chosen) == len(rows)
         assert torch.equal(chosen.cls, encoded.cls[rows])
@@ -384,7 +397,7 @@ def test_kinds_of_index(index, rows):
 
 
 def test_gradients_of_repeats_add_up():
-    image, _ = tiny.encodings(tiny.build())
+    image, _ = random_encodings(build_model())
     image = image.map(lambda tensor: tensor.detach().requires_grad_())
     image[torch.tensor([0, 0, 2])].cls.sum().backward()
     assert image.cls.grad[:, 0].tolist() == [2, 0, 1]
@@ -398,8 +411,8 @@ def test_cat_of_different_lengths(parts, masked):
     if not masked:
         parts = [[part[0]] * len(part) for part in parts]
     lengths = [length for part in parts for length in part]
-    whole = model.encode_text(*tiny.texts(lengths))
-    ids, mask = tiny.texts(lengths)
+    whole = model.encode_text(*random_texts(lengths))
+    ids, mask = random_texts(lengths)
     pieces = []
     start = 0
     for part in parts:
@@ -412,13 +425,13 @@ def test_cat_of_different_lengths(parts, masked):
     assert same(whole, joined)
     assert (joined.mask is None) == (not masked and len(set(lengths)) == 1)
     assert joined.mask is None or torch.equal(joined.mask, mask.bool())
-    image = model.encode_image(tiny.images(len(lengths)))
-    assert tiny.off(model.fuse(image, joined).pooled, model.fuse(image, whole).pooled) < ATOL
+    image = model.encode_image(random_images(len(lengths)))
+    assert max_difference(model.fuse(image, joined).pooled, model.fuse(image, whole).pooled) < ATOL
 
 
 def test_cat_of_images_or_nothing():
-    model = tiny.build()
-    pixels = tiny.images(4)
+    model = build_model()
+    pixels = random_images(4)
     joined = Encoded.cat([model.encode_image(pixels[:1]), model.encode_image(pixels[1:])])
     assert joined.mask is None
     assert same(joined, model.encode_image(pixels))
@@ -427,7 +440,7 @@ def test_cat_of_images_or_nothing():
 
 
 def test_padded():
-    _, text = tiny.encodings(tiny.build())
+    _, text = random_encodings(build_model())
     longer = text.padded(9)
     assert longer.mask.sum(dim=1).tolist() == [5, 3, 4]
     assert all(layer.shape[1] == 9 for layer in longer.layers)
@@ -474,29 +487,29 @@ def copied(encoded, rows):
 def test_numbers_and_gradients_are_those_of_copies(kind, cached):
     found = {}
     for name, take in (("copied", copied), ("taken", Encoded.__getitem__)):
-        model = tiny.build(tiny.changed(fusion__bridge=kind))
-        image, text = tiny.encodings(model)
+        model = build_model(changed_config(fusion__bridge=kind))
+        image, text = random_encodings(model)
         if cached and name == "taken":
             image = model.cache_image(image)
             text = model.cache_text(text)
         fused = model.fuse(take(image, ROWS), take(text, OTHERS), outputs="all")
         outputs = {"text": fused.text, "image": fused.image, "pooled": fused.pooled}
-        weights = tiny.cotangents(outputs)
+        weights = output_weights(outputs)
         sum((outputs[each] * weights[each]).sum() for each in outputs).backward()
         gradients = {
             key: value.grad for key, value in model.named_parameters() if value.grad is not None
         }
         found[name] = outputs, gradients
     (one, one_gradients), (other, other_gradients) = found.values()
-    assert all(tiny.off(one[name], other[name]) <= (1e-5 if cached else 0) for name in one)
+    assert all(max_difference(one[name], other[name]) <= (1e-5 if cached else 0) for name in one)
     assert one_gradients.keys() == other_gradients.keys()
     assert all(
-        tiny.off(one_gradients[name], other_gradients[name]) < 1e-4 for name in one_gradients
+        max_difference(one_gradients[name], other_gradients[name]) < 1e-4 for name in one_gradients
     )
 
 
 def test_rows_of_rows():
-    image, text = tiny.encodings(tiny.build())
+    image, text = random_encodings(build_model())
     again = text[ROWS][torch.tensor([8, 3, 3])][slice(1, None)]
     assert isinstance(again.layers, IndexedLayers)
     assert not isinstance(again.layers.layers, IndexedLayers)
@@ -514,7 +527,7 @@ def test_rows_of_rows():
 @pytest.mark.parametrize("train", [False, True])
 def test_less_memory(train):
     """Six fusion layers read six tower layers of each modality, one after the other."""
-    config = tiny.changed(
+    config = changed_config(
         **{
             "vision__num_layers": 6,
             "text__num_layers": 6,
@@ -523,9 +536,9 @@ def test_less_memory(train):
         },
         **{"vision__image_size": 64, "fusion__dropout": 0.0},
     )
-    model = tiny.build(config).train(train)
+    model = build_model(config).train(train)
     with torch.set_grad_enabled(train):
-        image, text = tiny.encodings(model)
+        image, text = random_encodings(model)
         rows = ROWS.repeat(2)
         takes = {"copied": copied, "taken": Encoded.__getitem__}
         most = {}
@@ -548,13 +561,16 @@ class TestFirstLayerCache:
     )
     def test_pairs_that_share_caches(self, pairs, name, outputs):
         model = built(name)
-        image = model.encode_image(tiny.images(3))
-        text = model.encode_text(*tiny.texts([5, 3, 4, 1]))
+        image = model.encode_image(random_images(3))
+        text = model.encode_text(*random_texts([5, 3, 4, 1]))
         rows, columns = torch.tensor(pairs).T
         plain = model.fuse(image[rows], text[columns], outputs)
         image, text = cached(model, image, text)
         shared = model.fuse(image[rows], text[columns], outputs)
-        assert tiny.off(getattr(plain, OUTPUTS[outputs]), getattr(shared, OUTPUTS[outputs])) < ATOL
+        assert (
+            max_difference(getattr(plain, OUTPUTS[outputs]), getattr(shared, OUTPUTS[outputs]))
+            < ATOL
+        )
 
     @pytest.mark.parametrize("outputs", OUTPUTS)
     def test_gradients(self, model, outputs):
@@ -562,61 +578,65 @@ class TestFirstLayerCache:
         columns = torch.tensor([0, 1, 1, 2, 0])
 
         outcomes = []
-        for encoded in (tiny.encodings(model), cached(model, *tiny.encodings(model))):
+        for encoded in (random_encodings(model), cached(model, *random_encodings(model))):
             output = getattr(
                 model.fuse(encoded[0][rows], encoded[1][columns], outputs), OUTPUTS[outputs]
             )
             outcomes.append(gradients_of(output, dict(model.named_parameters())))
         plain, shared = outcomes
-        assert [name for name in plain if tiny.off(plain[name], shared[name]) > ATOL] == []
+        assert [name for name in plain if max_difference(plain[name], shared[name]) > ATOL] == []
         assert max(float(gradient.abs().max()) for gradient in plain.values()) > 1e-3
 
     def test_the_first_self_attention_runs_once_per_item(self):
-        model = tiny.build()
+        model = build_model()
         counts = []
         for layers in (model.fusion.image_layers, model.fusion.text_layers):
             layers[0].self_attention.register_forward_hook(
                 lambda _, inputs, __: counts.append(len(inputs[0]))
             )
-        image, text = cached(model, *tiny.encodings(model))
+        image, text = cached(model, *random_encodings(model))
         rows = torch.tensor([0, 1, 2, 0, 1, 2])
         model.fuse(image[rows], text[rows.flip(0)])
         assert counts == [3, 3]
 
     def test_one_cache_is_enough(self, model):
-        image, text = tiny.encodings(model)
+        image, text = random_encodings(model)
         expected = model.fuse(image, text).pooled
-        assert tiny.off(model.fuse(model.cache_image(image), text).pooled, expected) < ATOL
-        assert tiny.off(model.fuse(image, model.cache_text(text)).pooled, expected) < ATOL
+        assert max_difference(model.fuse(model.cache_image(image), text).pooled, expected) < ATOL
+        assert max_difference(model.fuse(image, model.cache_text(text)).pooled, expected) < ATOL
 
     def test_padding_and_joining_keep_it(self, model):
-        image, text = tiny.encodings(model)
+        image, text = random_encodings(model)
         parts = [
-            model.cache_text(model.encode_text(*tiny.texts([5, 3, 4]))[rows])
+            model.cache_text(model.encode_text(*random_texts([5, 3, 4]))[rows])
             for rows in (slice(1), slice(1, 3))
         ]
         joined = Encoded.cat([parts[0], parts[1].padded(8)])
         assert joined.first_layer_cache.query.shape[:2] == (3, 8)
-        assert tiny.off(model.fuse(image, joined).pooled, model.fuse(image, text).pooled) < ATOL
+        assert (
+            max_difference(model.fuse(image, joined).pooled, model.fuse(image, text).pooled) < ATOL
+        )
 
     def test_a_part_without_cache_takes_it_from_all(self):
-        text = tiny.encodings(tiny.build())[1]
-        assert Encoded.cat([tiny.build().cache_text(text), text]).first_layer_cache is None
+        text = random_encodings(build_model())[1]
+        assert Encoded.cat([build_model().cache_text(text), text]).first_layer_cache is None
 
     def test_control_another_items_cache(self, model):
-        image, text = tiny.encodings(model)
+        image, text = random_encodings(model)
         wrong = model.cache_image(image).map(lambda tensor: tensor.flip(0))
         mixed = Encoded(image.layers, image.cls, first_layer_cache=wrong.first_layer_cache)
-        assert tiny.off(model.fuse(mixed, text).pooled, model.fuse(image, text).pooled) > 1e-3
+        assert max_difference(model.fuse(mixed, text).pooled, model.fuse(image, text).pooled) > 1e-3
 
     @pytest.mark.parametrize("bridge", ["add", "static_manager"])
     def test_draws_of_every_pair_are_apart(self, bridge):
         for dropout in (0.0, 0.2):
-            model = tiny.build(tiny.changed(fusion__dropout=dropout, fusion__bridge=bridge)).train()
+            model = build_model(
+                changed_config(fusion__dropout=dropout, fusion__bridge=bridge)
+            ).train()
             draws = dropout > 0 or bridge == "static_manager"
-            for encoded in cached(model, *tiny.encodings(model)):
+            for encoded in cached(model, *random_encodings(model)):
                 assert (encoded.first_layer_cache is None) == draws
-            for encoded in cached(model.eval(), *tiny.encodings(model)):
+            for encoded in cached(model.eval(), *random_encodings(model)):
                 assert encoded.first_layer_cache is not None
 
 
@@ -624,17 +644,19 @@ class TestCls:
     @pytest.mark.parametrize(
         "config",
         [
-            tiny.CONFIG,
-            tiny.changed(heads__itc="fused"),
-            tiny.changed(fusion__separate_projections=True, heads__itc="fused"),
-            tiny.changed(text__positions="bert", vision__activation="gelu", vision__pre_norm=False),
+            SMALL_CONFIG,
+            changed_config(heads__itc="fused"),
+            changed_config(fusion__separate_projections=True, heads__itc="fused"),
+            changed_config(
+                text__positions="bert", vision__activation="gelu", vision__pre_norm=False
+            ),
         ],
         ids=["tower", "fused", "separate", "bert_and_timm"],
     )
     def test_embeddings_and_gradients(self, config):
-        model = tiny.build(config)
-        pixels = tiny.images(3)
-        words = tiny.texts([5, 3, 4])
+        model = build_model(config)
+        pixels = random_images(3)
+        words = random_texts([5, 3, 4])
         results = []
         for outputs in ("layers", "cls"):
             image = model.encode_image(pixels, outputs=outputs)
@@ -647,13 +669,13 @@ class TestCls:
             }
             results.append((embeds, gradients_of(embeds, reached)))
         (all_embeds, all_found), (cls_embeds, cls_found) = results
-        assert tiny.off(all_embeds, cls_embeds) < ATOL
+        assert max_difference(all_embeds, cls_embeds) < ATOL
         assert [
-            name for name in all_found if tiny.off(all_found[name], cls_found[name]) > ATOL
+            name for name in all_found if max_difference(all_found[name], cls_found[name]) > ATOL
         ] == []
 
     def test_the_last_layer_runs_at_the_cls_only(self):
-        model = tiny.build()
+        model = build_model()
         lengths = []
 
         def count(_, inputs, __):
@@ -662,13 +684,13 @@ class TestCls:
         for tower in (model.vision, model.text):
             for layer in tower.layers[-2:]:
                 layer.mlp.register_forward_hook(count)
-        model.encode_image(tiny.images(2), outputs="cls")
-        model.encode_text(*tiny.texts([5, 3]), outputs="cls")
+        model.encode_image(random_images(2), outputs="cls")
+        model.encode_text(*random_texts([5, 3]), outputs="cls")
         assert lengths == [10, 1, 5, 1]
 
     def test_cannot_be_fused(self):
-        model = tiny.build()
-        image = model.encode_image(tiny.images(3), outputs="cls")
-        text = tiny.encodings(model)[1]
+        model = build_model()
+        image = model.encode_image(random_images(3), outputs="cls")
+        text = random_encodings(model)[1]
         with pytest.raises(ValueError, match='hold the CLS only; encode with outputs="layers"'):
             model.fuse(image, text)

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tiny
 from bridgetower.model.config import ModelConfig, TextConfig, VisionConfig, check_image_size
 from bridgetower.model.presets import (
     BASE,
@@ -21,6 +20,7 @@ from bridgetower.model.presets import (
     meter_with_norms,
 )
 from bridgetower.model.towers import TextTransformer, VisionTransformer
+from helpers.models import SMALL_CONFIG, changed_config
 
 
 class TestPresets:
@@ -232,7 +232,7 @@ class TestErrors:
     )
     def test_refused(self, changes, message):
         with pytest.raises(ValueError, match=message):
-            tiny.CONFIG.override(changes)
+            SMALL_CONFIG.override(changes)
 
     @pytest.mark.parametrize(
         "field",
@@ -264,12 +264,12 @@ class TestErrors:
                 ValueError,
                 match=rf"{field} is {value!r}; expected a (whole )?number from \S+ to \S+$",
             ):
-                tiny.CONFIG.override({field: value})
+                SMALL_CONFIG.override({field: value})
 
     def test_layers_that_are_no_numbers(self):
         for layers in (3, "34", ("3", 4), (3.0, 4), [3, None]):
             with pytest.raises(ValueError, match="expected 2 tower layers"):
-                tiny.CONFIG.override({"fusion.vision_layers": layers})
+                SMALL_CONFIG.override({"fusion.vision_layers": layers})
 
     @settings(max_examples=100, deadline=None)
     @given(size=st.integers(-50, 3000), patch=st.integers(1, 40))
@@ -297,13 +297,13 @@ def test_override_leaves_the_rest():
         "vision.num_heads": 5,
         "fusion.text_layers": [1, 3],
     }
-    assert tiny.CONFIG.override(changes) == replace(
-        tiny.CONFIG,
-        text=replace(tiny.CONFIG.text, num_heads=2),
-        vision=replace(tiny.CONFIG.vision, hidden_size=25, num_heads=5),
-        fusion=replace(tiny.CONFIG.fusion, text_layers=(1, 3)),
+    assert SMALL_CONFIG.override(changes) == replace(
+        SMALL_CONFIG,
+        text=replace(SMALL_CONFIG.text, num_heads=2),
+        vision=replace(SMALL_CONFIG.vision, hidden_size=25, num_heads=5),
+        fusion=replace(SMALL_CONFIG.fusion, text_layers=(1, 3)),
     )
-    assert tiny.CONFIG.override({}) == tiny.CONFIG
+    assert SMALL_CONFIG.override({}) == SMALL_CONFIG
 
 
 class TestJson:
@@ -314,7 +314,7 @@ class TestJson:
             LARGE,
             NANO,
             meter(BASE),
-            tiny.changed(fusion__vision_layers=(1, 4), heads__itc="fused"),
+            changed_config(fusion__vision_layers=(1, 4), heads__itc="fused"),
         ],
         ids=["base", "large", "nano", "meter", "chosen layers"],
     )

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import tiny
 from bridgetower.model.config import Activation
 from bridgetower.model.cpu import (
     BlockedAttention,
@@ -25,11 +24,22 @@ from bridgetower.model.layers import activate
 from bridgetower.model.presets import meter
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
-from tiny import exact, mask_of
+from helpers.models import (
+    SMALL_CONFIG,
+    build_model,
+    length_mask,
+    max_difference,
+    normal_float64,
+    off_defaults,
+    random_caption_batch,
+    random_encodings,
+    random_images,
+    random_texts,
+)
 
 ATOL = 1e-5
 EXACT = 1e-10
-VARIANTS = {"bridges": tiny.CONFIG, "meter": meter(tiny.CONFIG)}
+VARIANTS = {"bridges": SMALL_CONFIG, "meter": meter(SMALL_CONFIG)}
 WIDTH = 12
 HEADS = 3
 LARGE = 700  # positions whose scores of one head are a block of their own
@@ -56,17 +66,17 @@ def attend(query, key, value, *, mask, dropout):
 
 
 def optimized():
-    model = tiny.build()
+    model = build_model()
     optimize_for_cpu(model)
     return model
 
 
 def check_gradients(ours, theirs, leaves, atol=1e-5):
-    assert tiny.off(ours, theirs) < atol
+    assert max_difference(ours, theirs) < atol
     cotangent = random(*theirs.shape, seed=9).to(theirs.dtype)
     expected = torch.autograd.grad(theirs, leaves, cotangent)
     for one, other in zip(torch.autograd.grad(ours, leaves, cotangent), expected, strict=True):
-        assert tiny.off(one, other) < atol
+        assert max_difference(one, other) < atol
 
 
 class TestWholeModel:
@@ -75,7 +85,7 @@ class TestWholeModel:
         task = PretrainingTask(
             model, PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0, itc=1.0, negatives="hard"),))
         )
-        losses = task(tiny.caption_batch((0, 1, 2, 3), (5, 3, 4, 6)))
+        losses = task(random_caption_batch((0, 1, 2, 3), (5, 3, 4, 6)))
         losses.total.backward()
         found = {
             name: value.grad for name, value in model.named_parameters() if value.grad is not None
@@ -84,8 +94,8 @@ class TestWholeModel:
 
     @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
     def test_losses_and_gradients(self, config):
-        plain = tiny.build(config)
-        ours = tiny.build(config)
+        plain = build_model(config)
+        ours = build_model(config)
         names = list(plain.state_dict())
         optimize_for_cpu(ours)
         assert list(ours.state_dict()) == names
@@ -95,13 +105,13 @@ class TestWholeModel:
         assert [
             n
             for n in expected
-            if tiny.off(expected[n], found[n]) > ATOL * max(1, expected[n].abs().max())
+            if max_difference(expected[n], found[n]) > ATOL * max(1, expected[n].abs().max())
         ] == []
 
     def test_every_kernel_is_in_use(self):
         before, after = (
             {type(module).__name__ for module in model.modules()}
-            for model in (tiny.build(), optimized())
+            for model in (build_model(), optimized())
         )
         swapped = (
             "BridgeTower DotProductAttention Dropout FeedForward LayerNorm Linear SelfAttention"
@@ -201,8 +211,8 @@ class TestActivatedInput:
         check_gradients(ours, theirs, leaves)
 
     def test_gradients_where_pytorch_computes_the_product(self, activation):
-        hidden = exact(2, 5, 24).requires_grad_()
-        weight = exact(10, 24, seed=1).requires_grad_()
+        hidden = normal_float64(2, 5, 24).requires_grad_()
+        weight = normal_float64(10, 24, seed=1).requires_grad_()
         ours = linear(hidden, weight, None, activation)
         theirs = F.linear(activate(hidden, activation), weight)
         check_gradients(ours, theirs, [hidden, weight], EXACT)
@@ -228,12 +238,15 @@ class TestActivatedInput:
         given = hidden.clone()
         expected = F.linear(activate(hidden, activation), layer.weight, layer.bias)
         with torch.no_grad():
-            assert tiny.off(linear(hidden, layer.weight, layer.bias, activation), expected) < ATOL
+            assert (
+                max_difference(linear(hidden, layer.weight, layer.bias, activation), expected)
+                < ATOL
+            )
         doubled = linear(hidden.double(), layer.weight.double(), layer.bias.double(), activation)
-        assert tiny.off(doubled, expected.double()) < ATOL
+        assert max_difference(doubled, expected.double()) < ATOL
         pack_weights(layer)
         assert layer.weight.is_mkldnn
-        assert tiny.off(linear(hidden, layer.weight, layer.bias, activation), expected) < ATOL
+        assert max_difference(linear(hidden, layer.weight, layer.bias, activation), expected) < ATOL
         assert torch.equal(hidden, given)
 
 
@@ -262,7 +275,7 @@ class TestElsewhere:
 class TestPacked:
     @staticmethod
     def made(dtype=torch.float32):
-        plain, packed = (tiny.off_defaults(made_linear(24, 10)).to(dtype) for _ in range(2))
+        plain, packed = (off_defaults(made_linear(24, 10)).to(dtype) for _ in range(2))
         pack_weights(packed)
         return plain, packed
 
@@ -284,7 +297,9 @@ class TestPacked:
         exact = F.linear(hidden.double(), plain.weight.double(), plain.bias.double())
         ours = packed(hidden)
         assert ours.dtype == torch.bfloat16
-        assert tiny.off(ours.double(), exact) < 2 * tiny.off(plain(hidden).double(), exact)
+        assert max_difference(ours.double(), exact) < 2 * max_difference(
+            plain(hidden).double(), exact
+        )
 
     @pytest.mark.skipif(
         not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16"
@@ -303,11 +318,11 @@ class TestPacked:
         assert not torch.equal(ours.float(), plain(hidden))
 
     def test_in_inference_mode(self):
-        model = tiny.build()
+        model = build_model()
         with torch.inference_mode():
             pack_weights(model)
         assert not any(parameter.is_inference() for parameter in model.parameters())
-        tiny.build(seed=1).load_state_dict(model.state_dict(), assign=True)
+        build_model(seed=1).load_state_dict(model.state_dict(), assign=True)
 
     def test_nothing_stays_of_what_was_loaded(self):
         layer = made_linear(24, 10)
@@ -318,8 +333,8 @@ class TestPacked:
 
 def streams(samples, queries, keys):
     """Query, key and value as the layers make them: parts of wider tensors."""
-    query = exact(samples, queries, WIDTH)
-    key, value = exact(samples, keys, 2 * WIDTH, seed=1).chunk(2, dim=-1)
+    query = normal_float64(samples, queries, WIDTH)
+    key, value = normal_float64(samples, keys, 2 * WIDTH, seed=1).chunk(2, dim=-1)
     return [tensor.detach().requires_grad_() for tensor in (query, key, value)]
 
 
@@ -333,9 +348,9 @@ def fused(query, key, value, mask):
     ("samples", "queries", "keys", "mask"),
     [
         (2, 4, 5, None),
-        (2, 4, 5, mask_of(5, 3)),
-        (3, 1, 6, mask_of(1, 6, 2)),
-        (2, LARGE, LARGE, mask_of(LARGE, 400)),
+        (2, 4, 5, length_mask(5, 3)),
+        (3, 1, 6, length_mask(1, 6, 2)),
+        (2, LARGE, LARGE, length_mask(LARGE, 400)),
         (8000, 5, 5, None),
     ],
     ids=["everything", "masked", "one query", "several blocks", "several blocks of small heads"],
@@ -404,7 +419,9 @@ def test_attention_in_bfloat16_is_as_near_to_float32_as_pytorch_is():
     exact = fused(*(tensor.double() for tensor in leaves), None)
     ours = attend(*leaves, mask=None, dropout=0.0)
     assert ours.dtype == torch.bfloat16
-    assert tiny.off(ours.double(), exact) < 3 * tiny.off(fused(*leaves, None).double(), exact)
+    assert max_difference(ours.double(), exact) < 3 * max_difference(
+        fused(*leaves, None).double(), exact
+    )
 
 
 def drawn(hidden, rate=RATE, seed=0):
@@ -459,14 +476,14 @@ def test_nothing_is_dropped_in_evaluation_or_at_rate_zero():
 def test_activations_in_place(activation):
     values = torch.linspace(-6, 6, 50, dtype=torch.float64)
     place = values.clone()
-    assert tiny.off(activate_(place, activation), activate(values, activation)) < 1e-12
-    assert tiny.off(place, activate(values, activation)) < 1e-12
+    assert max_difference(activate_(place, activation), activate(values, activation)) < 1e-12
+    assert max_difference(place, activate(values, activation)) < 1e-12
 
 
 class TestChunks:
     @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)
     def model(self, request):
-        model = tiny.build(request.param)
+        model = build_model(request.param)
         optimize_for_cpu(model)
         return model
 
@@ -483,8 +500,8 @@ class TestChunks:
 
     @pytest.mark.parametrize("outputs", get_args(FusionOutputs))
     def test_they_change_nothing(self, model, calls, outputs):
-        image = model.encode_image(tiny.images(3))
-        text = model.encode_text(*tiny.texts([5, 3, 4]))
+        image = model.encode_image(random_images(3))
+        text = model.encode_text(*random_texts([5, 3, 4]))
         whole = model.fuse(image, text, outputs)
         assert calls == [3], "with gradients: all at once"
         with torch.no_grad():
@@ -494,7 +511,7 @@ class TestChunks:
         for expected, part, cached in zip(whole, parts, shared, strict=True):
             for ours in (part, cached):
                 assert (ours is None) == (expected is None)
-                assert expected is None or tiny.off(ours, expected) < ATOL
+                assert expected is None or max_difference(ours, expected) < ATOL
 
     @pytest.mark.parametrize(("threads", "sizes"), [(1, [1, 1, 1]), (2, [2, 1]), (3, [3])])
     def test_more_at_once_with_more_threads(self, calls, model, threads, sizes, monkeypatch):
@@ -503,12 +520,14 @@ class TestChunks:
         monkeypatch.setattr("bridgetower.model.cpu.BUFFER_BYTES", pair)
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
         with torch.no_grad():
-            model.fuse(*tiny.encodings(model))
+            model.fuse(*random_encodings(model))
         assert calls == sizes
 
     def test_dropout_draws_for_all(self, model, calls):
         model.train()
         with torch.no_grad():
-            model.fuse(model.encode_image(tiny.images(2)), model.encode_text(*tiny.texts([5, 3])))
+            model.fuse(
+                model.encode_image(random_images(2)), model.encode_text(*random_texts([5, 3]))
+            )
         model.eval()
         assert calls == [2]

@@ -5,14 +5,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-import tiny
 from bridgetower import BridgeTower, Extensions
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
 from bridgetower.model.cpu import OneDnnLinear, optimize_for_cpu
-from custom_modules import OWN
+from helpers.custom_modules import CUSTOM_EXTENSIONS
+from helpers.models import (
+    SMALL_CONFIG,
+    changed_config,
+    max_difference,
+    off_defaults,
+    random_images,
+    random_texts,
+)
 
 CONFIG = replace(
-    tiny.changed(
+    changed_config(
         vision__architecture="patches",
         vision__prefix_tokens=0,
         text__architecture="words",
@@ -20,18 +27,18 @@ CONFIG = replace(
         fusion__vision_layers=(1, 2, 4),
         fusion__text_layers=(1, 2, 3),
     ),
-    heads=replace(tiny.CONFIG.heads, custom=("mood",)),
+    heads=replace(SMALL_CONFIG.heads, custom=("mood",)),
 )
 
 
 def build(seed=0):
-    return tiny.off_defaults(BridgeTower(CONFIG, OWN), seed).eval()
+    return off_defaults(BridgeTower(CONFIG, CUSTOM_EXTENSIONS), seed).eval()
 
 
 def test_everything_reaches_the_outputs():
     model = build()
-    image = model.encode_image(tiny.images(3))
-    text = model.encode_text(*tiny.texts([5, 3, 4]))
+    image = model.encode_image(random_images(3))
+    text = model.encode_text(*random_texts([5, 3, 4]))
     assert [layer.shape for layer in image.layers] == 3 * [(3, CONFIG.vision.num_tokens, 16)]
     fused = model.fuse(image, text)
     losses = [model.head("mood")(fused.pooled), model.image_embeds(image), model.text_embeds(text)]
@@ -48,31 +55,31 @@ def test_everything_reaches_the_outputs():
 
 def test_the_global_vector_is_that_of_the_tower():
     model = build()
-    pixels = tiny.images(3)
+    pixels = random_images(3)
     expected = model.vision(pixels, (4,))[0].mean(dim=1)
     for outputs in ("layers", "cls"):
-        assert tiny.off(model.encode_image(pixels, outputs=outputs).cls, expected) < 1e-6
+        assert max_difference(model.encode_image(pixels, outputs=outputs).cls, expected) < 1e-6
 
 
 def test_kernels_of_a_cpu_leave_them_as_they_are():
     model = build()
-    batch = (tiny.images(3), *tiny.texts([5, 3, 4]))
+    batch = (random_images(3), *random_texts([5, 3, 4]))
     expected = model(*batch).pooled
     optimize_for_cpu(model)
     swapped = [name for name, module in model.named_modules() if isinstance(module, OneDnnLinear)]
     assert not [name for name in swapped if name.startswith("vision.") or name.endswith(".weigh")]
     assert "image_projections.0" in swapped
-    assert tiny.off(model(*batch).pooled, expected) < 1e-5
+    assert max_difference(model(*batch).pooled, expected) < 1e-5
 
 
 def test_a_checkpoint_names_them(tmp_path):
     model = build()
-    batch = (tiny.images(3), *tiny.texts([5, 3, 4]))
+    batch = (random_images(3), *random_texts([5, 3, 4]))
     checkpoint = Checkpoint(
-        source="mine", config=CONFIG, tensors=model.state_dict(), extensions=OWN
+        source="mine", config=CONFIG, tensors=model.state_dict(), extensions=CUSTOM_EXTENSIONS
     )
     write_checkpoint(checkpoint, tmp_path / "model")
-    read = read_checkpoint(tmp_path / "model", extensions=OWN)
+    read = read_checkpoint(tmp_path / "model", extensions=CUSTOM_EXTENSIONS)
     assert read.config == CONFIG
     assert torch.equal(read.model()(*batch).pooled, model(*batch).pooled)
     with pytest.raises(
@@ -99,7 +106,7 @@ def test_unknown_names():
         ),
     ):
         with pytest.raises(ValueError, match=message):
-            BridgeTower(CONFIG.override(values), OWN)
+            BridgeTower(CONFIG.override(values), CUSTOM_EXTENSIONS)
 
 
 def test_names_of_the_package_are_refused():
@@ -109,17 +116,16 @@ def test_names_of_the_package_are_refused():
         ("bridges", "add"),
         ("heads", "vqa"),
     ):
+        classes = getattr(CUSTOM_EXTENSIONS, kind)
         with pytest.raises(
             ValueError,
             match=rf"extensions\.{kind} has '{name}', a name of the package; expected none",
         ):
-            Extensions(
-                **{kind: {**getattr(OWN, kind), name: next(iter(getattr(OWN, kind).values()))}}
-            )
+            Extensions(**{kind: {**classes, name: next(iter(classes.values()))}})
 
 
 def test_initial_weights_of_a_tower_are_its_own():
-    model = BridgeTower(CONFIG, OWN)
+    model = BridgeTower(CONFIG, CUSTOM_EXTENSIONS)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.reset_parameters(torch.Generator().manual_seed(0))
     after = model.state_dict()

@@ -7,17 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import tiny
 from bridgetower.model.bridges import BRIDGES
 from bridgetower.model.config import MANAGERS, BridgeKind
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.fusion import FusionEncoder, FusionLayer
-from tiny import exact as random
-from tiny import made
+from helpers.models import changed_config, in_float64, max_difference
+from helpers.models import normal_float64 as random
 
-CONFIG = tiny.changed(fusion__num_layers=3).fusion
-METER = tiny.changed(fusion__num_layers=3, fusion__bridge=None, fusion__input_norm=False).fusion
-NORMS = tiny.changed(fusion__num_layers=3, fusion__bridge="norm").fusion
+CONFIG = changed_config(fusion__num_layers=3).fusion
+METER = changed_config(fusion__num_layers=3, fusion__bridge=None, fusion__input_norm=False).fusion
+NORMS = changed_config(fusion__num_layers=3, fusion__bridge="norm").fusion
 WIDTH = CONFIG.hidden_size
 EACH_BRIDGE = [METER, *(replace(CONFIG, bridge=kind) for kind in BRIDGES)]
 ATOL = 1e-10
@@ -40,7 +39,7 @@ class TestBridge:
     OTHER = random(2, 5, WIDTH, seed=2)
 
     def output(self, kind):
-        bridge = made(BRIDGES[kind](CONFIG, 2, 2))
+        bridge = in_float64(BRIDGES[kind](CONFIG, 2, 2))
         return bridge, bridge(
             self.STREAM, (torch.full_like(self.TOWER, torch.nan), self.TOWER), self.OTHER, None
         )
@@ -58,7 +57,7 @@ class TestBridge:
             "gated": lambda: gate() * self.TOWER + (1 - gate()) * self.STREAM,
             "norm": lambda: self.STREAM,
         }[kind]()
-        assert tiny.off(output, normed(bridge.norm, total)) < ATOL
+        assert max_difference(output, normed(bridge.norm, total)) < ATOL
 
     def test_start_values(self):
         """A fresh scaled bridge adds, a fresh interpolating one averages."""
@@ -85,7 +84,7 @@ class TestManager:
     MASK = torch.arange(6)[None] < torch.tensor([6, 3])[:, None]
 
     def build(self, kind, layer=2):
-        return made(BRIDGES[kind](CONFIG, layer, len(self.LAYERS)))
+        return in_float64(BRIDGES[kind](CONFIG, layer, len(self.LAYERS)))
 
     def weighed(self, manager, scores):
         weights = torch.softmax(scores / manager.temperature, dim=0)
@@ -99,7 +98,7 @@ class TestManager:
         given = (self.STREAM, self.LAYERS, self.OTHER, None)
         stream = manager.stream_weight * normed(manager.stream_norm, self.STREAM)
         assert (
-            tiny.off(
+            max_difference(
                 manager(*given), self.weighed(manager, manager.weights[:, None, None]) + stream
             )
             < ATOL
@@ -108,7 +107,7 @@ class TestManager:
         noise = torch.randn_like(torch.stack(self.LAYERS)) / len(self.LAYERS)
         torch.manual_seed(0)
         noisy = self.weighed(manager, manager.weights[:, None, None] + noise) + stream
-        assert tiny.off(manager.train()(*given), noisy) < ATOL
+        assert max_difference(manager.train()(*given), noisy) < ATOL
 
     def test_adaptive(self):
         manager = self.build("adaptive_manager")
@@ -120,18 +119,22 @@ class TestManager:
         expected = (
             self.weighed(manager, scores.movedim(-1, 0)[..., None]) + manager.stream_weight * stream
         )
-        assert tiny.off(manager(self.STREAM, self.LAYERS, self.OTHER, self.MASK), expected) < ATOL
-        assert tiny.off(manager(self.STREAM, self.LAYERS, self.OTHER, None), expected) > 1e-3
+        assert (
+            max_difference(manager(self.STREAM, self.LAYERS, self.OTHER, self.MASK), expected)
+            < ATOL
+        )
+        assert max_difference(manager(self.STREAM, self.LAYERS, self.OTHER, None), expected) > 1e-3
         manager.train()
         assert (
-            tiny.off(manager(self.STREAM, self.LAYERS, self.OTHER, self.MASK), expected) > 1e-3
+            max_difference(manager(self.STREAM, self.LAYERS, self.OTHER, self.MASK), expected)
+            > 1e-3
         ), "noise"
 
     @pytest.mark.parametrize("kind", MANAGERS)
     def test_into_the_first_layer(self, kind):
         manager = self.build(kind, layer=1)
         expected = self.weighed(manager, manager.weights[:, None, None])
-        assert tiny.off(manager(None, self.LAYERS, None, None), expected) < ATOL
+        assert max_difference(manager(None, self.LAYERS, None, None), expected) < ATOL
 
     def test_start_values(self):
         """A fresh static manager averages the layers and adds the stream."""
@@ -139,12 +142,12 @@ class TestManager:
         expected = sum(F.layer_norm(layer, (WIDTH,)) for layer in self.LAYERS) / 5 + F.layer_norm(
             self.STREAM, (WIDTH,)
         )
-        assert tiny.off(manager(self.STREAM, self.LAYERS, self.OTHER, None), expected) < 1e-4
+        assert max_difference(manager(self.STREAM, self.LAYERS, self.OTHER, None), expected) < 1e-4
 
     @pytest.mark.parametrize("kind", MANAGERS)
     def test_any_number_of_tower_layers(self, kind):
         config = replace(CONFIG, bridge=kind, vision_layers=(1, 2, 3, 4), text_layers=(2, 3))
-        encoder = made(FusionEncoder(config))
+        encoder = in_float64(FusionEncoder(config))
         image = self.LAYERS[:4]
         text = tuple(layer[:, :3] for layer in self.LAYERS[:2])
         mask = None
@@ -152,7 +155,7 @@ class TestManager:
         for number in range(4):
             changed = (*image[:number], image[number] + self.STREAM, *image[number + 1 :])
             assert all(
-                tiny.off(*pair) > 1e-3
+                max_difference(*pair) > 1e-3
                 for pair in zip(encoder(changed, text, mask, "all"), before, strict=True)
             )
         with pytest.raises(
@@ -174,7 +177,7 @@ class TestManager:
 
 class TestLayer:
     def test_formula(self):
-        layer = made(FusionLayer(CONFIG))
+        layer = in_float64(FusionLayer(CONFIG))
         (image, text, mask) = inputs()
         hidden = text[0]
         other = image[0]
@@ -183,28 +186,28 @@ class TestLayer:
         crossed = cross(cross.query(after_self), cross.key_value(other), None)
         after_cross = layer.cross_attention_norm(after_self + crossed)
         expected = layer.mlp_norm(after_cross + layer.mlp(after_cross))
-        assert tiny.off(layer(hidden, other, mask=mask), expected) < ATOL
+        assert max_difference(layer(hidden, other, mask=mask), expected) < ATOL
 
     def test_the_two_masks(self):
-        layer = made(FusionLayer(CONFIG))
+        layer = in_float64(FusionLayer(CONFIG))
         (image, text, mask) = inputs()
         far = 100 * random(*text[0].shape, seed=5) * ~mask[..., None]
         of_text = layer(text[0], image[0], mask=mask), layer(text[0] + far, image[0], mask=mask)
-        assert tiny.off(of_text[0][mask], of_text[1][mask]) < ATOL
+        assert max_difference(of_text[0][mask], of_text[1][mask]) < ATOL
         of_image = (
             layer(image[0], text[0], other_mask=mask),
             layer(image[0], text[0] + far, other_mask=mask),
         )
-        assert tiny.off(*of_image) < ATOL
-        assert tiny.off(layer(image[0], text[0]), layer(image[0], text[0] + far)) > 0.01
+        assert max_difference(*of_image) < ATOL
+        assert max_difference(layer(image[0], text[0]), layer(image[0], text[0] + far)) > 0.01
 
     @pytest.mark.parametrize("queries", [1, 2])
     def test_first_queries_only(self, queries):
-        layer = made(FusionLayer(CONFIG))
+        layer = in_float64(FusionLayer(CONFIG))
         (image, text, mask) = inputs()
         everything = layer(text[0], image[0], mask=mask)
         assert (
-            tiny.off(
+            max_difference(
                 layer(text[0], image[0], mask=mask, num_queries=queries), everything[:, :queries]
             )
             < ATOL
@@ -234,29 +237,32 @@ class TestEncoder:
     @pytest.mark.parametrize("config", [CONFIG, METER, NORMS], ids=["bridges", "meter", "norms"])
     @pytest.mark.parametrize("masked", [True, False])
     def test_formula(self, config, masked):
-        encoder = made(FusionEncoder(config))
+        encoder = in_float64(FusionEncoder(config))
         (image, text, mask) = inputs(config)
         ours = encoder(image, text, mask if masked else None, "all")
         expected = by_hand(encoder, config, mask if masked else None)
-        assert max(tiny.off(one, other) for one, other in zip(ours, expected, strict=True)) < ATOL
+        assert (
+            max(max_difference(one, other) for one, other in zip(ours, expected, strict=True))
+            < ATOL
+        )
 
     @pytest.mark.parametrize("outputs", ["pooled", "text"])
     @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
     def test_reading_less(self, config, outputs):
-        encoder = made(FusionEncoder(config))
+        encoder = in_float64(FusionEncoder(config))
         (image, text, mask) = inputs(config)
         whole_text, whole_image = encoder(image, text, mask, "all")
         some_text, some_image = encoder(image, text, mask, outputs)
         if outputs == "text":
-            assert tiny.off(some_text, whole_text) < ATOL
+            assert max_difference(some_text, whole_text) < ATOL
             assert some_image is None
         else:
-            assert tiny.off(some_text, whole_text[:, :1]) < ATOL
-            assert tiny.off(some_image, whole_image[:, :1]) < ATOL
+            assert max_difference(some_text, whole_text[:, :1]) < ATOL
+            assert max_difference(some_image, whole_image[:, :1]) < ATOL
 
     @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
     def test_caches_change_nothing(self, config):
-        encoder = made(FusionEncoder(config))
+        encoder = in_float64(FusionEncoder(config))
         (image, text, mask) = inputs(config)
         caches = (
             encoder.cache_first_layer("image", image),
@@ -264,11 +270,11 @@ class TestEncoder:
         )
         ours = encoder(image, text, mask, "all", *caches)
         expected = encoder(image, text, mask, "all")
-        assert all(tiny.off(*pair) < ATOL for pair in zip(ours, expected, strict=True))
+        assert all(max_difference(*pair) < ATOL for pair in zip(ours, expected, strict=True))
 
     @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
     def test_bfloat16_autocast_trains(self, config):
-        encoder = made(FusionEncoder(config)).float()
+        encoder = in_float64(FusionEncoder(config)).float()
         (image, text, mask) = inputs(config)
         image = tuple(layer.float() for layer in image)
         text = tuple(layer.float() for layer in text)
@@ -277,7 +283,9 @@ class TestEncoder:
             optimize(encoder)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 outputs = encoder(image, text, mask, "all")
-            assert all(0 < tiny.off(*pair) < 0.2 for pair in zip(outputs, expected, strict=True))
+            assert all(
+                0 < max_difference(*pair) < 0.2 for pair in zip(outputs, expected, strict=True)
+            )
             sum(output.float().square().sum() for output in outputs).backward()
             assert all(
                 weight.grad.isfinite().all()
@@ -286,7 +294,7 @@ class TestEncoder:
             )
 
     def test_reading_text_leaves_the_last_image_layer_out(self):
-        encoder = made(FusionEncoder(CONFIG))
+        encoder = in_float64(FusionEncoder(CONFIG))
         (image, text, mask) = inputs()
         ran = []
         for number, layer in enumerate(encoder.image_layers, start=1):
@@ -309,9 +317,9 @@ class TestEncoder:
 
     def test_dropout_after_each_part_of_a_layer(self):
         """Where all is dropped, nothing but the norms is left of self-attention, cross-attention and feed-forward."""
-        layer = made(FusionLayer(CONFIG)).train()
+        layer = in_float64(FusionLayer(CONFIG)).train()
         hidden = random(3, 5, WIDTH)
         layer.dropout.p = 1.0
         expected = layer.mlp_norm(layer.cross_attention_norm(layer.self_attention_norm(hidden)))
-        assert tiny.off(layer(hidden, random(3, 4, WIDTH, seed=1)), expected) < ATOL
-        assert tiny.off(layer.eval()(hidden, random(3, 4, WIDTH, seed=1)), expected) > 0.01
+        assert max_difference(layer(hidden, random(3, 4, WIDTH, seed=1)), expected) < ATOL
+        assert max_difference(layer.eval()(hidden, random(3, 4, WIDTH, seed=1)), expected) > 0.01

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import tiny
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
 from bridgetower.engines.parts import ExportedPart
 from bridgetower.model.config import HeadsConfig
@@ -21,16 +20,23 @@ from bridgetower.model.heads import (
     MlmHead,
     RankHead,
 )
-from tiny import exact as random
-from tiny import made
+from helpers.models import (
+    build_model,
+    changed_config,
+    in_float64,
+    max_difference,
+    random_images,
+    random_texts,
+)
+from helpers.models import normal_float64 as random
 
 ATOL = 1e-10
-NONE = tiny.changed(heads__mlm=False, heads__itm=False, heads__itc=None)
+NONE = changed_config(heads__mlm=False, heads__itm=False, heads__itc=None)
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (7,), (0,)], ids=str)
 def test_mlm(shape):
-    head = made(MlmHead(16, 50, 1e-3))
+    head = in_float64(MlmHead(16, 50, 1e-3))
     hidden = random(*shape, 16)
     middle = F.layer_norm(
         F.gelu(head.dense(hidden)), (16,), head.norm.weight, head.norm.bias, eps=1e-3
@@ -40,31 +46,31 @@ def test_mlm(shape):
 
 
 def test_the_decoder_of_masked_words_is_not_tied():
-    model = tiny.build(tiny.changed(fusion__hidden_size=32, fusion__num_heads=4))
+    model = build_model(changed_config(fusion__hidden_size=32, fusion__num_heads=4))
     assert model.mlm_head.decoder.weight.shape == model.text.word_embedding.weight.shape
     assert model.mlm_head.decoder.weight.data_ptr() != model.text.word_embedding.weight.data_ptr()
 
 
 def test_itm_and_rank():
     pooled = random(3, 32)
-    itm = made(LinearHead(32, 2))
-    rank = made(RankHead(32))
-    assert tiny.off(itm(pooled), pooled @ itm.fc.weight.T + itm.fc.bias) < ATOL
-    assert tiny.off(rank(pooled), pooled @ rank.fc.weight[0] + rank.fc.bias) < ATOL
+    itm = in_float64(LinearHead(32, 2))
+    rank = in_float64(RankHead(32))
+    assert max_difference(itm(pooled), pooled @ itm.fc.weight.T + itm.fc.bias) < ATOL
+    assert max_difference(rank(pooled), pooled @ rank.fc.weight[0] + rank.fc.bias) < ATOL
 
 
 class TestClassifier:
     def test_formula(self):
-        head = made(ClassifierHead(32, 20, 7))
+        head = in_float64(ClassifierHead(32, 20, 7))
         pooled = random(3, 32)
         middle = F.layer_norm(head.dense(pooled), (20,), head.norm.weight, head.norm.bias, eps=1e-5)
         assert (
-            tiny.off(head(pooled), F.gelu(middle) @ head.decoder.weight.T + head.decoder.bias)
+            max_difference(head(pooled), F.gelu(middle) @ head.decoder.weight.T + head.decoder.bias)
             < ATOL
         )
 
     def test_dropout_in_training_only(self):
-        head = made(ClassifierHead(32, 20, 7, dropout=0.5))
+        head = in_float64(ClassifierHead(32, 20, 7, dropout=0.5))
         pooled = random(3, 32)
         assert torch.equal(head(pooled), head(pooled))
         torch.manual_seed(0)
@@ -78,7 +84,7 @@ class TestClassifier:
             "heads__nlvr2": True,
             "fusion__num_token_types": 3,
         }
-        model = tiny.build(tiny.changed(**changes, heads__hidden_scale=scale))
+        model = build_model(changed_config(**changes, heads__hidden_scale=scale))
         for head, pooled, classes in (
             (model.vqa_head, 32, 9),
             (model.snli_ve_head, 32, 3),
@@ -127,9 +133,9 @@ class TestItc:
 
 @pytest.mark.parametrize("kind", ["tower", "fused"])
 def test_embeddings(kind):
-    model = tiny.build(tiny.changed(heads__itc=kind)).double()
-    image = model.encode_image(tiny.images(3).double())
-    text = model.encode_text(*tiny.texts([5, 3, 4]))
+    model = build_model(changed_config(heads__itc=kind)).double()
+    image = model.encode_image(random_images(3).double())
+    text = model.encode_text(*random_texts([5, 3, 4]))
     pooled = model.fuse(image, text).pooled
     head = model.head("itc")
     cls = image.cls if kind == "tower" else image.layers[-1][:, 0]
@@ -147,7 +153,8 @@ def test_embeddings(kind):
     }
     for name in ours:
         assert (
-            tiny.off(ours[name], expected[name] / expected[name].norm(dim=-1, keepdim=True)) < ATOL
+            max_difference(ours[name], expected[name] / expected[name].norm(dim=-1, keepdim=True))
+            < ATOL
         )
         assert ours[name].shape == (3, 32 if (kind, name) == ("tower", "pair") else 12)
 
@@ -158,16 +165,16 @@ class TestWithoutHeads:
         with pytest.raises(
             ValueError, match=rf"this model has no {name} head \(it has mlm, itm, itc\); load"
         ):
-            tiny.build().head(name)
+            build_model().head(name)
         with pytest.raises(
             ValueError, match=rf"this model has no {name} head \(it has none\); load"
         ):
-            tiny.build(NONE).head(name)
+            build_model(NONE).head(name)
 
     def test_errors_of_what_reads_heads(self):
-        model = tiny.build(NONE)
-        image = model.encode_image(tiny.images(1))
-        text = model.encode_text(*tiny.texts([4]))
+        model = build_model(NONE)
+        image = model.encode_image(random_images(1))
+        text = model.encode_text(*random_texts([4]))
         fused = model.fuse(image, text, "all")
         for read, given, title in (
             (model.image_embeds, image, "contrastive (ITC)"),
@@ -179,8 +186,8 @@ class TestWithoutHeads:
                 read(given)
 
     def test_pairs_still_have_embeddings(self):
-        model = tiny.build(NONE)
-        pooled = model(tiny.images(2), *tiny.texts([4, 3])).pooled
+        model = build_model(NONE)
+        pooled = model(random_images(2), *random_texts([4, 3])).pooled
         assert torch.equal(model.pair_embeds(pooled), F.normalize(pooled, dim=-1))
 
 
@@ -201,7 +208,7 @@ class TestTable:
     def test_every_parameter_has_one_published_name(self, name):
         every = {"vqa": 4, "snli_ve": True, "nlvr2": True, "rank": True, "itc": "tower"}
         changes = {f"heads__{key}": value for key, value in every.items()}
-        head = HEADS[name].build(tiny.changed(**changes, fusion__num_token_types=3))
+        head = HEADS[name].build(changed_config(**changes, fusion__num_token_types=3))
         for parameter, _ in head.named_parameters():
             assert (
                 len(
@@ -216,13 +223,13 @@ class TestTable:
 
 
 POOLING = {"heads__image_pooling": "mean", "heads__text_pooling": "mean", "heads__itc_dropout": 0.2}
-MEANS = tiny.changed(**POOLING, vision__distillation_token=True)
+MEANS = changed_config(**POOLING, vision__distillation_token=True)
 
 
 def test_means_by_hand():
-    model = tiny.build(MEANS)
-    pixels = tiny.images(3)
-    (ids, mask) = tiny.texts([5, 3, 4])
+    model = build_model(MEANS)
+    pixels = random_images(3)
+    (ids, mask) = random_texts([5, 3, 4])
     image = model.vision(pixels, MEANS.vision_layers)[-1][:, 2:].mean(dim=1)
     last = model.text(ids, mask.bool(), MEANS.text_layers)[-1]
     text = torch.stack(
@@ -233,38 +240,38 @@ def test_means_by_hand():
             model.encode_image(pixels, outputs=outputs),
             model.encode_text(ids, mask, outputs=outputs),
         )
-        assert tiny.off(encoded[0].cls, image) < 1e-6
-        assert tiny.off(encoded[1].cls, text) < 1e-6
+        assert max_difference(encoded[0].cls, image) < 1e-6
+        assert max_difference(encoded[1].cls, text) < 1e-6
     head = model.itc_head
     image_embeds = model.image_embeds(encoded[0])
     text_embeds = model.text_embeds(encoded[1])
-    assert tiny.off(image_embeds, F.normalize(head.image(image), dim=-1)) < 1e-6
-    assert tiny.off(text_embeds, F.normalize(head.text(text), dim=-1)) < 1e-6
+    assert max_difference(image_embeds, F.normalize(head.image(image), dim=-1)) < 1e-6
+    assert max_difference(text_embeds, F.normalize(head.text(text), dim=-1)) < 1e-6
 
 
 def test_dropout_of_features():
-    model = tiny.build(MEANS)
-    pixels = tiny.images(2)
+    model = build_model(MEANS)
+    pixels = random_images(2)
     image = model.encode_image(pixels)
     assert torch.equal(model.image_embeds(image), model.image_embeds(image))
     model.train()
-    assert tiny.off(model.image_embeds(image), model.image_embeds(image)) > 1e-3
+    assert max_difference(model.image_embeds(image), model.image_embeds(image)) > 1e-3
 
 
 def test_means_saved_and_loaded(tmp_path):
-    model = tiny.build(MEANS)
+    model = build_model(MEANS)
     checkpoint = Checkpoint(source="tiny", config=MEANS, tensors=model.state_dict())
     write_checkpoint(checkpoint, tmp_path / "model")
     again = read_checkpoint(str(tmp_path / "model")).model().eval()
-    pixels = tiny.images(2)
+    pixels = random_images(2)
     assert torch.equal(again.encode_image(pixels).cls, model.encode_image(pixels).cls)
     with pytest.raises(ValueError, match=r"heads\.itc is 'tower'"):
         convert(checkpoint, tmp_path / "hf", "hf")
 
 
 def test_means_exported():
-    part = ExportedPart(tiny.build(MEANS), "text")
+    part = ExportedPart(build_model(MEANS), "text")
     program = part.exported().module()
     for inputs in part.examples():
         for ours, theirs in zip(program(*inputs), part(*inputs), strict=True):
-            assert tiny.off(ours, theirs) < 1e-5
+            assert max_difference(ours, theirs) < 1e-5

@@ -5,18 +5,27 @@ from threading import Thread, current_thread, main_thread
 import pytest
 import torch
 
-import tiny
 from bridgetower import BridgeTower, hidden_states, load
 from bridgetower.model.cpu import optimize_for_cpu, pack_weights
-from custom_modules import OWN
+from helpers.custom_modules import CUSTOM_EXTENSIONS
+from helpers.models import (
+    SMALL_CONFIG,
+    build_model,
+    changed_config,
+    max_difference,
+    off_defaults,
+    random_encodings,
+    random_images,
+    random_texts,
+)
 
 ATOL = 1e-5
-CONFIG = tiny.changed(fusion__num_layers=3, fusion__num_heads=4)
+CONFIG = changed_config(fusion__num_layers=3, fusion__num_heads=4)
 LENGTHS = (5, 3, 4)
 
 
 def batch():
-    return tiny.images(3), *tiny.texts(LENGTHS)
+    return random_images(3), *random_texts(LENGTHS)
 
 
 @torch.no_grad()
@@ -26,7 +35,7 @@ def found(model, **options):
 
 @pytest.mark.parametrize("optimize", [lambda model: None, optimize_for_cpu, pack_weights])
 def test_everything(optimize):
-    model = tiny.build(CONFIG)
+    model = build_model(CONFIG)
     optimize(model)
     given = found(model, attentions=True)
     layers_of = [
@@ -66,13 +75,13 @@ def test_everything(optimize):
         given.pooled,
     ]
     usual = [*vision, *text, fused.text, fused.image, fused.pooled]
-    assert max(map(tiny.off, ours, usual)) < ATOL
+    assert max(map(max_difference, ours, usual)) < ATOL
 
 
 @torch.no_grad()
 def test_weights_are_those_that_the_layers_use():
     """Weights times values are what each output projection gets."""
-    model = tiny.build(CONFIG)
+    model = build_model(CONFIG)
     seen = []
 
     def keep(attention, inputs, output):
@@ -85,7 +94,7 @@ def test_weights_are_those_that_the_layers_use():
 
     def off(weights):
         return max(
-            tiny.off(layer @ value, context)
+            max_difference(layer @ value, context)
             for layer, (value, context) in zip(weights, seen, strict=True)
         )
 
@@ -95,7 +104,7 @@ def test_weights_are_those_that_the_layers_use():
 
 
 def test_chosen_layers_only():
-    given = found(tiny.build(CONFIG), layers={"vision": [4, 0], "fusion": (2,)}, attentions=True)
+    given = found(build_model(CONFIG), layers={"vision": [4, 0], "fusion": (2,)}, attentions=True)
     found_layers = [
         list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)
     ]
@@ -104,17 +113,19 @@ def test_chosen_layers_only():
         "vision": [4],
         **{key: [2] for key in ("image self", "text self", "image to text", "text to image")},
     }
-    assert found(tiny.build(CONFIG), layers={"text": [1]}).attentions == {}
+    assert found(build_model(CONFIG), layers={"text": [1]}).attentions == {}
 
 
 def test_layers_above_those_that_are_bridged():
-    model = tiny.build(tiny.changed(fusion__vision_layers=(1, 2), fusion__text_layers=(1, 2)))
+    model = build_model(changed_config(fusion__vision_layers=(1, 2), fusion__text_layers=(1, 2)))
     given = found(model)
     assert list(given.vision) == [0, 1, 2, 3, 4]
     with torch.no_grad():
-        assert tiny.off(given.pooled, model(*batch()).pooled) < ATOL
+        assert max_difference(given.pooled, model(*batch()).pooled) < ATOL
         assert (
-            tiny.off(model.vision.post_norm(given.vision[4]), model.vision(batch()[0], (4,))[0])
+            max_difference(
+                model.vision.post_norm(given.vision[4]), model.vision(batch()[0], (4,))[0]
+            )
             < ATOL
         )
 
@@ -122,7 +133,7 @@ def test_layers_above_those_that_are_bridged():
 def test_layers_that_are_not_there():
     there = "this model has vision 0 to 4, text 0 to 3, fus"
     with pytest.raises(ValueError, match=f"layers has vision 5, fusion 0; {there}"):
-        found(tiny.build(CONFIG), layers={"vision": [5], "fusion": [0]})
+        found(build_model(CONFIG), layers={"vision": [5], "fusion": [0]})
 
 
 def test_custom_towers():
@@ -131,11 +142,11 @@ def test_custom_towers():
         "vision.prefix_tokens": 0,
         "text.architecture": "words",
     }
-    model = tiny.off_defaults(BridgeTower(tiny.CONFIG.override(values), OWN)).eval()
+    model = off_defaults(BridgeTower(SMALL_CONFIG.override(values), CUSTOM_EXTENSIONS)).eval()
     given = found(model)
     with torch.no_grad():
-        assert tiny.off(given.vision[4], model.vision(batch()[0], (4,))[0]) < ATOL
-        assert tiny.off(given.pooled, model(*batch()).pooled) < ATOL
+        assert max_difference(given.vision[4], model.vision(batch()[0], (4,))[0]) < ATOL
+        assert max_difference(given.pooled, model(*batch()).pooled) < ATOL
     assert list(given.vision) == [1, 2, 3, 4]
     with pytest.raises(
         ValueError, match="the attention of Patches cannot be kept; leave vision out of layers"
@@ -146,7 +157,7 @@ def test_custom_towers():
 
 
 def test_gradients_reach_the_weights():
-    model = tiny.build(CONFIG)
+    model = build_model(CONFIG)
     given = hidden_states(model, *batch(), layers={"vision": [1], "fusion": [2]}, attentions=True)
     (given.vision[1].sum() + given.attentions["text to image"][2].square().sum()).backward()
     assert model.vision.patch_embedding.weight.grad is not None
@@ -154,9 +165,9 @@ def test_gradients_reach_the_weights():
 
 
 def test_another_thread_that_uses_the_model():
-    model = tiny.build(CONFIG)
+    model = build_model(CONFIG)
     expected = found(model, attentions=True)
-    others = tiny.encodings(tiny.build(CONFIG, seed=3))
+    others = random_encodings(build_model(CONFIG, seed=3))
 
     def use_elsewhere(*_):
         if current_thread() is main_thread():
@@ -184,7 +195,7 @@ def test_of_a_predictor(tiny_checkpoint):
     expected = hidden_states(
         predictor.model, inputs.pixel_values, inputs.input_ids, inputs.attention_mask
     )
-    assert tiny.off(given.text[1], expected.text[1]) < ATOL
-    assert tiny.off(given.fused_image[2], expected.fused_image[2]) < ATOL
-    assert tiny.off(given.pooled, expected.pooled) < ATOL
+    assert max_difference(given.text[1], expected.text[1]) < ATOL
+    assert max_difference(given.fused_image[2], expected.fused_image[2]) < ATOL
+    assert max_difference(given.pooled, expected.pooled) < ATOL
     assert not given.pooled.requires_grad

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-import tiny
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.presets import BASE
+from helpers.models import SMALL_CONFIG, changed_config, same_tensors
 
 
-def drawn(config=tiny.CONFIG, seed=0, start=float("nan")):
+def drawn(config=SMALL_CONFIG, seed=0, start=float("nan")):
     """A model whose weights were all `start` before they were drawn, but for learned scalars."""
     model = BridgeTower(config)
     for parameter in model.parameters():
@@ -23,18 +23,18 @@ def drawn(config=tiny.CONFIG, seed=0, start=float("nan")):
 @pytest.mark.parametrize(
     "config",
     [
-        tiny.CONFIG,
-        tiny.changed(
+        SMALL_CONFIG,
+        changed_config(
             heads__itc="fused", fusion__bridge="interpolate", fusion__separate_projections=True
         ),
-        tiny.changed(
+        changed_config(
             fusion__bridge=None,
             fusion__input_norm=False,
             vision__patch_bias=True,
             vision__pre_norm=False,
         ),
-        tiny.changed(fusion__bridge="norm", vision__distillation_token=True),
-        tiny.changed(fusion__bridge="concatenate"),
+        changed_config(fusion__bridge="norm", vision__distillation_token=True),
+        changed_config(fusion__bridge="concatenate"),
     ],
     ids=["tower", "fused", "meter", "norms_distilled", "concatenate"],
 )
@@ -43,7 +43,7 @@ def test_every_weight_is_set_as_the_seed_says(config):
     again = drawn(config, start=3.0).state_dict()
     other = drawn(config, seed=2)
     assert [name for name, value in one.items() if not value.isfinite().all()] == []
-    assert tiny.equal(one, again), "where it starts does not matter"
+    assert same_tensors(one, again), "where it starts does not matter"
     changed = {
         name for name, value in one.items() if not torch.equal(value, other.state_dict()[name])
     }
@@ -55,30 +55,30 @@ def test_every_weight_is_set_as_the_seed_says(config):
 
 def test_only_the_given_generator_is_used():
     torch.manual_seed(5)
-    model = BridgeTower(tiny.CONFIG)
+    model = BridgeTower(SMALL_CONFIG)
     before = torch.get_rng_state()
     model.reset_parameters(torch.Generator().manual_seed(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_scalars_keep_their_start():
-    model = drawn(tiny.changed(fusion__bridge="scaled_add"))
+    model = drawn(changed_config(fusion__bridge="scaled_add"))
     assert model.itc_head.temperature.item() == pytest.approx(0.07)
     assert model.fusion.text_bridges[0].scale.item() == 1
-    manager = BridgeTower(tiny.changed(fusion__bridge="static_manager")).fusion.text_bridges[1]
+    manager = BridgeTower(changed_config(fusion__bridge="static_manager")).fusion.text_bridges[1]
     assert (manager.weights == 1 / len(manager.weights)).all()
     assert (manager.stream_weight == 1).all()
 
 
 def test_a_new_model_has_its_weights():
-    config = tiny.changed(vision__distillation_token=True)
+    config = changed_config(vision__distillation_token=True)
     built = BridgeTower(config, generator=torch.Generator().manual_seed(0))
-    assert tiny.equal(built.state_dict(), drawn(config).state_dict())
+    assert same_tensors(built.state_dict(), drawn(config).state_dict())
     seeded = []
     for _ in range(2):
         torch.manual_seed(0)
         seeded.append(BridgeTower(config).state_dict())
-    assert tiny.equal(*seeded)
+    assert same_tensors(*seeded)
 
 
 class TestSpreads:
@@ -90,7 +90,7 @@ class TestSpreads:
     def test_text_and_fusion(self, text, fusion):
         """0.02 at a width of 768 and above, larger below, as the square root of the width asks for."""
         model = drawn(
-            tiny.changed(text__hidden_size=text, fusion__hidden_size=fusion, text__vocab_size=300)
+            changed_config(text__hidden_size=text, fusion__hidden_size=fusion, text__vocab_size=300)
         )
         for module, width in (
             (model.text.layers[0].attention.qkv, text),

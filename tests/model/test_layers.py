@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tiny
 from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.layers import (
     CrossAttention,
@@ -18,8 +17,8 @@ from bridgetower.model.layers import (
     SelfAttention,
     activate,
 )
-from tiny import exact as random
-from tiny import made, mask_of
+from helpers.models import in_float64, length_mask, max_difference
+from helpers.models import normal_float64 as random
 
 WIDTH = 12
 HEADS = 3
@@ -43,41 +42,44 @@ def in_parts(hidden, layer, count):
 
 class TestAttention:
     def test_self_attention(self):
-        layer = made(SelfAttention(WIDTH, HEADS))
+        layer = in_float64(SelfAttention(WIDTH, HEADS))
         hidden = random(2, 5, WIDTH)
-        mask = mask_of(5, 2)
+        mask = length_mask(5, 2)
         expected = layer.out(attended(*in_parts(hidden, layer.qkv, 3), HEADS, mask))
-        assert tiny.off(layer(hidden, mask), expected) < ATOL
-        assert tiny.off(layer(hidden, mask_of(5, 5)), layer(hidden)) < ATOL, (
+        assert max_difference(layer(hidden, mask), expected) < ATOL
+        assert max_difference(layer(hidden, length_mask(5, 5)), layer(hidden)) < ATOL, (
             "nothing masked is no mask"
         )
 
     def test_cross_attention(self):
-        layer = made(CrossAttention(WIDTH, HEADS))
+        layer = in_float64(CrossAttention(WIDTH, HEADS))
         hidden = random(2, 3, WIDTH)
         other = random(2, 5, WIDTH, seed=1)
-        mask = mask_of(4, 5)
+        mask = length_mask(4, 5)
         expected = layer.out(
             attended(layer.query(hidden), *in_parts(other, layer.key_value, 2), HEADS, mask)
         )
-        assert tiny.off(layer(layer.query(hidden), layer.key_value(other), mask), expected) < ATOL
+        assert (
+            max_difference(layer(layer.query(hidden), layer.key_value(other), mask), expected)
+            < ATOL
+        )
 
     @settings(max_examples=25, deadline=None)
     @given(length=st.integers(1, 6), queries=st.integers(1, 6), masked=st.booleans())
     def test_first_queries_only(self, length, queries, masked):
-        layer = made(SelfAttention(WIDTH, HEADS))
+        layer = in_float64(SelfAttention(WIDTH, HEADS))
         hidden = random(2, length, WIDTH)
-        mask = mask_of(length, 1) if masked else None
+        mask = length_mask(length, 1) if masked else None
         some = layer(hidden, mask, num_queries=queries)
-        assert tiny.off(some, layer(hidden, mask)[:, :queries]) < ATOL
+        assert max_difference(some, layer(hidden, mask)[:, :queries]) < ATOL
 
     def test_masked_positions_are_not_read(self):
-        layer = made(SelfAttention(WIDTH, HEADS))
+        layer = in_float64(SelfAttention(WIDTH, HEADS))
         hidden = random(2, 5, WIDTH)
-        mask = mask_of(5, 2)
+        mask = length_mask(5, 2)
         changed = hidden + 100 * random(2, 5, WIDTH, seed=3) * ~mask[..., None]
-        assert tiny.off(layer(hidden, mask)[mask], layer(changed, mask)[mask]) < ATOL
-        assert tiny.off(layer(hidden)[mask], layer(changed)[mask]) > 0.01, (
+        assert max_difference(layer(hidden, mask)[mask], layer(changed, mask)[mask]) < ATOL
+        assert max_difference(layer(hidden)[mask], layer(changed)[mask]) > 0.01, (
             "without the mask they are"
         )
 
@@ -87,41 +89,49 @@ VALUES = torch.linspace(-6, 6, 50, dtype=torch.float64)
 
 def test_activation_formulas():
     assert (
-        tiny.off(activate(VALUES, "gelu"), 0.5 * VALUES * (1 + torch.erf(VALUES / 2**0.5))) < 1e-12
+        max_difference(activate(VALUES, "gelu"), 0.5 * VALUES * (1 + torch.erf(VALUES / 2**0.5)))
+        < 1e-12
     )
     assert (
-        tiny.off(activate(VALUES, "quick_gelu"), VALUES / (1 + torch.exp(-1.702 * VALUES))) < 1e-12
+        max_difference(activate(VALUES, "quick_gelu"), VALUES / (1 + torch.exp(-1.702 * VALUES)))
+        < 1e-12
     )
     inner = (2 / torch.pi) ** 0.5 * (VALUES + 0.044715 * VALUES**3)
-    assert tiny.off(activate(VALUES, "gelu_tanh"), 0.5 * VALUES * (1 + torch.tanh(inner))) < 1e-12
-    assert tiny.off(activate(VALUES, "relu"), (VALUES + VALUES.abs()) / 2) < 1e-12
+    assert (
+        max_difference(activate(VALUES, "gelu_tanh"), 0.5 * VALUES * (1 + torch.tanh(inner)))
+        < 1e-12
+    )
+    assert max_difference(activate(VALUES, "relu"), (VALUES + VALUES.abs()) / 2) < 1e-12
 
 
 def test_feed_forward():
-    layer = made(FeedForward(WIDTH, 20, "quick_gelu"))
+    layer = in_float64(FeedForward(WIDTH, 20, "quick_gelu"))
     hidden = random(2, 5, WIDTH)
     up = layer.up(hidden)
-    assert tiny.off(layer(hidden), layer.down(up / (1 + torch.exp(-1.702 * up)))) < ATOL
+    assert max_difference(layer(hidden), layer.down(up / (1 + torch.exp(-1.702 * up)))) < ATOL
 
 
 def test_pre_norm():
-    layer = made(pre_norm("quick_gelu"))
+    layer = in_float64(pre_norm("quick_gelu"))
     hidden = random(2, 5, WIDTH)
     after = hidden + layer.attention(norm(hidden, layer.attention_norm, 1e-3))
-    assert tiny.off(layer(hidden), after + layer.mlp(norm(after, layer.mlp_norm, 1e-3))) < ATOL
-    assert tiny.off(layer(hidden), made(pre_norm("gelu"))(hidden)) > 1e-3, (
+    assert (
+        max_difference(layer(hidden), after + layer.mlp(norm(after, layer.mlp_norm, 1e-3))) < ATOL
+    )
+    assert max_difference(layer(hidden), in_float64(pre_norm("gelu"))(hidden)) > 1e-3, (
         "the activation reaches the feed-forward"
     )
     assert torch.equal(layer(hidden), layer.train()(hidden)), "no dropout"
 
 
 def test_post_norm():
-    layer = made(PostNormLayer(POST))
+    layer = in_float64(PostNormLayer(POST))
     hidden = random(2, 5, WIDTH)
-    mask = mask_of(5, 3)
+    mask = length_mask(5, 3)
     after = norm(hidden + layer.attention(hidden, mask), layer.attention_norm, 1e-3)
     assert (
-        tiny.off(layer(hidden, mask), norm(after + layer.mlp(after), layer.mlp_norm, 1e-3)) < ATOL
+        max_difference(layer(hidden, mask), norm(after + layer.mlp(after), layer.mlp_norm, 1e-3))
+        < ATOL
     )
 
 
@@ -132,9 +142,9 @@ def norm(hidden, layer, eps):
 
 
 def test_pooler():
-    layer = made(Pooler(WIDTH))
+    layer = in_float64(Pooler(WIDTH))
     hidden = random(2, 5, WIDTH)
-    assert tiny.off(layer(hidden), torch.tanh(layer.dense(hidden[:, 0]))) < ATOL
+    assert max_difference(layer(hidden), torch.tanh(layer.dense(hidden[:, 0]))) < ATOL
 
 
 @pytest.mark.parametrize(
@@ -148,8 +158,8 @@ def test_pooler():
 )
 def test_dropout_in_training_only(layer, widths):
     inputs = [random(2, 5, width, seed=seed) for seed, width in enumerate(widths)]
-    layer = made(layer)
+    layer = in_float64(layer)
     inputs += [None] * isinstance(layer, CrossAttention)
     assert torch.equal(layer(*inputs), layer(*inputs))
     layer.train()
-    assert tiny.off(layer(*inputs), layer(*inputs)) > 0.01
+    assert max_difference(layer(*inputs), layer(*inputs)) > 0.01

@@ -8,12 +8,20 @@ from random import Random
 import pytest
 import torch
 
-import tiny
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import VisionConfig
 from bridgetower.model.extensions import vision_tower
 from bridgetower.model.library_towers import TransformersTower, timm_config, transformers_config
-from families import TEXT_FAMILIES, VISION_FAMILIES
+from helpers.checkpoints import TEXT_FAMILIES, VISION_FAMILIES
+from helpers.models import (
+    SMALL_CONFIG,
+    build_model,
+    changed_config,
+    max_difference,
+    off_defaults,
+    random_images,
+    random_texts,
+)
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
@@ -24,7 +32,7 @@ OTHERS = (
     "convit_tiny",
     "naflexvit_base_patch16_gap",
 )
-IDS, MASK = tiny.texts([9, 4, 7])
+IDS, MASK = random_texts([9, 4, 7])
 
 
 def drawn_vision(family, seed):
@@ -61,9 +69,9 @@ def published_text(config, weights):
 @torch.no_grad()
 def test_every_layer_of_an_image_tower(family):
     config = drawn_vision(family, 0)
-    tower = tiny.off_defaults(vision_tower(config)).eval()
+    tower = off_defaults(vision_tower(config)).eval()
     own = published_vision(config, tower.state_dict())
-    pixels = tiny.images(2, size=config.image_size)
+    pixels = random_images(2, size=config.image_size)
     prefixed = VISION_FAMILIES[family].prefix_tokens > 0
     last, theirs = own.forward_intermediates(
         pixels, norm=True, return_prefix_tokens=prefixed, output_fmt="NLC"
@@ -76,20 +84,24 @@ def test_every_layer_of_an_image_tower(family):
     assert len(ours) == len(theirs) == config.num_layers >= 3
     assert config.num_prefix_tokens == VISION_FAMILIES[family].prefix_tokens
     assert ours[0].shape == (2, config.num_tokens, config.hidden_size)
-    assert max(map(tiny.off, ours, theirs)) <= 1e-5
+    assert max(map(max_difference, ours, theirs)) <= 1e-5
     # norm after pooling
-    assert tiny.off(ours[-1], last) <= 1e-5 or config.settings["architecture"].endswith("gap_256")
-    assert tiny.off(tower.pooled(ours[-1]), own(pixels)) <= 1e-5
-    assert tiny.off(tower.cls(pixels, 2), tower.pooled(theirs[1])) <= 1e-5
+    assert max_difference(ours[-1], last) <= 1e-5 or config.settings["architecture"].endswith(
+        "gap_256"
+    )
+    assert max_difference(tower.pooled(ours[-1]), own(pixels)) <= 1e-5
+    assert max_difference(tower.cls(pixels, 2), tower.pooled(theirs[1])) <= 1e-5
     # another layer
-    assert min(tiny.off(ours[index], theirs[index + 1]) for index in range(len(ours) - 1)) > 1e-3
+    assert (
+        min(max_difference(ours[index], theirs[index + 1]) for index in range(len(ours) - 1)) > 1e-3
+    )
 
 
 @pytest.mark.parametrize("family", TEXT_FAMILIES)
 @torch.no_grad()
 def test_every_layer_of_a_text_tower(family):
     config = drawn_text(family, 0)
-    tower = tiny.off_defaults(TransformersTower(config)).eval()
+    tower = off_defaults(TransformersTower(config)).eval()
     own = published_text(config, tower.state_dict())
     layers = tuple(range(1, config.num_layers + 1))
     for mask in (MASK, None):
@@ -98,19 +110,19 @@ def test_every_layer_of_a_text_tower(family):
         kept = torch.ones_like(IDS).bool() if mask is None else mask.bool()
         assert len(ours) == config.num_layers >= 3
         pairs = zip(ours, theirs.hidden_states[1:], strict=True)
-        assert max(tiny.off(one[kept], other[kept]) for one, other in pairs) <= 1e-5
-        assert tiny.off(ours[-1][kept], theirs.last_hidden_state[kept]) <= 1e-5
+        assert max(max_difference(one[kept], other[kept]) for one, other in pairs) <= 1e-5
+        assert max_difference(ours[-1][kept], theirs.last_hidden_state[kept]) <= 1e-5
         assert not any(layer[~kept].any() for layer in ours)
         others = zip(ours, theirs.hidden_states[:-1], strict=True)  # control: another layer
-        assert min(tiny.off(one[kept], other[kept]) for one, other in others) > 1e-3
+        assert min(max_difference(one[kept], other[kept]) for one, other in others) > 1e-3
     padded = tower(IDS, MASK.bool(), layers)[-1]
-    assert tiny.off(padded[0], tower(IDS, None, layers)[-1][0]) <= 1e-5
+    assert max_difference(padded[0], tower(IDS, None, layers)[-1][0]) <= 1e-5
     # control: padding is masked
-    assert tiny.off(padded[1, :4], tower(IDS, None, layers)[-1][1, :4]) > 1e-3
+    assert max_difference(padded[1, :4], tower(IDS, None, layers)[-1][1, :4]) > 1e-3
 
 
 def both(vision, text):
-    config = replace(tiny.CONFIG, vision=drawn_vision(vision, 0), text=drawn_text(text, 0))
+    config = replace(SMALL_CONFIG, vision=drawn_vision(vision, 0), text=drawn_text(text, 0))
     return config.override({"fusion.dropout": 0.0})
 
 
@@ -130,8 +142,8 @@ BOTH = both("siglip", "modernbert")
 )
 def test_a_model_described_on_meta_has_its_buffers(vision, text):
     config = both(vision, text)
-    model = tiny.build(config)
-    pixels = tiny.images(3, size=config.vision.image_size)
+    model = build_model(config)
+    pixels = random_images(3, size=config.vision.image_size)
     with torch.device("meta"):
         described = BridgeTower(config)
     assert all(parameter.device.type == "meta" for parameter in described.parameters())
@@ -144,8 +156,8 @@ def test_a_model_described_on_meta_has_its_buffers(vision, text):
 
 def test_checkpointed_activations_change_no_gradient():
     config = both("dinov3", "modernbert")
-    model = tiny.build(config)
-    pixels = tiny.images(3, size=config.vision.image_size)
+    model = build_model(config)
+    pixels = random_images(3, size=config.vision.image_size)
     gradients = []
     for parts in ((), ("vision", "text")):
         model.train().checkpoint_activations(parts)
@@ -155,7 +167,9 @@ def test_checkpointed_activations_change_no_gradient():
             {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
         )
     assert gradients[0].keys() == gradients[1].keys()
-    assert max(tiny.off(gradients[0][name], gradients[1][name]) for name in gradients[0]) < 1e-5
+    assert (
+        max(max_difference(gradients[0][name], gradients[1][name]) for name in gradients[0]) < 1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -208,9 +222,9 @@ def test_texts_that_are_too_long():
 @pytest.mark.parametrize(
     ("config", "trained"),
     [
-        (tiny.CONFIG, {"vision.layers.3", "text.layers.2"}),
+        (SMALL_CONFIG, {"vision.layers.3", "text.layers.2"}),
         (
-            tiny.changed(fusion__vision_layers=(1, 3), fusion__text_layers=(1, 2)),
+            changed_config(fusion__vision_layers=(1, 3), fusion__text_layers=(1, 2)),
             {"vision.layers.2", "text.layers.1"},
         ),
         (
@@ -224,10 +238,12 @@ def test_texts_that_are_too_long():
     ids=["ours", "layers that are read", "libraries"],
 )
 def test_only_top_layers_train(config, trained):
-    model = tiny.build(config)
+    model = build_model(config)
     model.train_top_layers(1)
     assert model.cached_layers((1, 3)) == (1, 2)
-    model(tiny.images(3, size=config.vision.image_size), IDS, MASK).pooled.square().sum().backward()
+    model(
+        random_images(3, size=config.vision.image_size), IDS, MASK
+    ).pooled.square().sum().backward()
     names = [name for name, value in model.named_parameters() if value.grad is not None]
     towers = {
         re.match(r"\D+\.\d+", name)[0] for name in names if name.startswith(("vision.", "text."))
@@ -238,7 +254,7 @@ def test_only_top_layers_train(config, trained):
 
 
 def test_cached_states_are_for_towers_of_the_package():
-    model = tiny.build(BOTH)
+    model = build_model(BOTH)
     for tower, name in ((model.vision, "TimmTower"), (model.text, "TransformersTower")):
         with pytest.raises(
             ValueError,

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import tiny
 from bridgetower.files import cache_folder
 from bridgetower.model.cpu import (
     LIBRARIES,
@@ -19,6 +18,7 @@ from bridgetower.model.cpu import (
 )
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
+from helpers.models import build_model, max_difference, random_caption_batch, random_encodings
 
 ATOL = 1e-5
 
@@ -45,7 +45,7 @@ class Operators(TorchDispatchMode):
 def matched(model):
     with Operators() as operators, torch.inference_mode():
         pack_weights(model)
-        image, text = tiny.encodings(model)
+        image, text = random_encodings(model)
         logits = model.itm_head(model.fuse(image, text).pooled)
     return logits, any("mkldnn" in name for name in operators.names)
 
@@ -92,9 +92,9 @@ def test_outputs_and_gradients_have_libraries_of_their_own(monkeypatch):
             assert ("mkldnn._linear_pointwise.default" in operators.names) == (
                 faster[name] == "onednn"
             )
-        assert tiny.off(output, expected) < ATOL
+        assert max_difference(output, expected) < ATOL
         for one, other in zip((hidden, layer.weight, layer.bias), gradients, strict=True):
-            assert tiny.off(one.grad, other) < ATOL * other.abs().max()
+            assert max_difference(one.grad, other) < ATOL * other.abs().max()
             one.grad = None
 
 
@@ -121,9 +121,9 @@ def test_set_by_hand(monkeypatch):
     for library in LIBRARIES:
         monkeypatch.setenv(VARIABLE, library)
         onednn_is_faster.cache_clear()
-        logits[library], used = matched(tiny.build())
+        logits[library], used = matched(build_model())
         assert used == (library == "onednn")
-    assert tiny.off(logits["torch"], logits["onednn"]) < ATOL
+    assert max_difference(logits["torch"], logits["onednn"]) < ATOL
     assert not cache_folder().exists()
     monkeypatch.setenv(VARIABLE, "mkl")
     onednn_is_faster.cache_clear()
@@ -158,17 +158,19 @@ def test_a_release_without_a_private_operator(operator, monkeypatch):
         monkeypatch.delattr(torch, operator)
     else:
         monkeypatch.setattr(torch.ops, "mkldnn", Lacking(torch.ops.mkldnn, operator))
-    plain = tiny.build()
-    model = tiny.build()
+    plain = build_model()
+    model = build_model()
     ours, used = matched(model)
     assert not used
     assert [type(module) for module in model.modules()] == [
         type(module) for module in plain.modules()
     ]
     with torch.no_grad():
-        assert tiny.off(ours, plain.itm_head(plain.fuse(*tiny.encodings(plain)).pooled)) < ATOL
+        assert (
+            max_difference(ours, plain.itm_head(plain.fuse(*random_encodings(plain)).pooled)) < ATOL
+        )
     optimize_for_cpu(plain.train())
-    plain.fuse(*tiny.encodings(plain)).pooled.sum().backward()
+    plain.fuse(*random_encodings(plain)).pooled.sum().backward()
 
 
 class TestWithoutOneDnn:
@@ -179,15 +181,18 @@ class TestWithoutOneDnn:
             yield
 
     def test_matching(self):
-        (ours, used) = matched(tiny.build())
-        plain = tiny.build()
+        (ours, used) = matched(build_model())
+        plain = build_model()
         assert not used
         with torch.no_grad():
-            assert tiny.off(ours, plain.itm_head(plain.fuse(*tiny.encodings(plain)).pooled)) < ATOL
+            assert (
+                max_difference(ours, plain.itm_head(plain.fuse(*random_encodings(plain)).pooled))
+                < ATOL
+            )
 
     def test_a_step(self):
         found = []
-        for model in (tiny.build(), tiny.build()):
+        for model in (build_model(), build_model()):
             if found:
                 optimize_for_cpu(model)
                 assert any(isinstance(module, OneDnnLinear) for module in model.modules())
@@ -195,7 +200,7 @@ class TestWithoutOneDnn:
                 model, PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0, itc=1.0),))
             )
             with Operators() as operators:
-                task(tiny.caption_batch((0, 1, 2, 3), (5, 3, 4, 6))).total.backward()
+                task(random_caption_batch((0, 1, 2, 3), (5, 3, 4, 6))).total.backward()
             assert not any("mkldnn" in name for name in operators.names)
             found.append(
                 {
@@ -205,4 +210,4 @@ class TestWithoutOneDnn:
                 }
             )
         for name, gradient in found[0].items():
-            assert tiny.off(gradient, found[1][name]) < ATOL * max(1, gradient.abs().max())
+            assert max_difference(gradient, found[1][name]) < ATOL * max(1, gradient.abs().max())

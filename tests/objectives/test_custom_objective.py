@@ -6,8 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import shapes
-import tiny
 from bridgetower import BridgeTower
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.extras import load_object
@@ -18,6 +16,8 @@ from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import read_metrics
 from bridgetower.tasks.table import evaluate
 from bridgetower.training.run import train
+from helpers.models import SMALL_CONFIG, off_defaults, random_caption_batch
+from helpers.shapes import shapes_run_config, shapes_train_command
 
 MODULE = '''
 import torch.nn.functional as F
@@ -73,14 +73,14 @@ def own(place):
 
 
 class TestTask:
-    CONFIG = replace(tiny.CONFIG, heads=replace(tiny.CONFIG.heads, custom=("count",)))
+    CONFIG = replace(SMALL_CONFIG, heads=replace(SMALL_CONFIG.heads, custom=("count",)))
 
     def task(self, own, *phases):
-        model = tiny.off_defaults(BridgeTower(self.CONFIG, own)).eval()
+        model = off_defaults(BridgeTower(self.CONFIG, own)).eval()
         return PretrainingTask(model, PretrainingConfig(phases=phases))
 
     def test_values_and_weights(self, own):
-        batch = tiny.caption_batch((0, 1, 2, 2), [7, 4, 6, 5], self.CONFIG, seed=3)
+        batch = random_caption_batch((0, 1, 2, 2), [7, 4, 6, 5], self.CONFIG, seed=3)
         phase = Phase(mlm=1, itm=0, itc=2, objectives={"sigmoid": 0.5, "count": 3})
         task = self.task(own, phase)
         losses = task(batch)
@@ -123,7 +123,7 @@ class TestTask:
         }
         for name, part in parts.items():
             part.register_forward_hook(lambda *_, name=name: calls.append(name))
-        task(tiny.caption_batch((0, 1, 2), [7, 4, 6], self.CONFIG, seed=3)).total.backward()
+        task(random_caption_batch((0, 1, 2), [7, 4, 6], self.CONFIG, seed=3)).total.backward()
         assert [calls.count(name) for name in parts] == [1, 1, fusions]
 
     def test_errors(self, own):
@@ -134,7 +134,7 @@ class TestTask:
             self.task(own, Phase(objectives={"sigmiod": 1}))
         with pytest.raises(ValueError, match="no count head"):
             PretrainingTask(
-                BridgeTower(tiny.CONFIG, own),
+                BridgeTower(SMALL_CONFIG, own),
                 PretrainingConfig(phases=(Phase(objectives={"count": 1}),)),
             )
         with pytest.raises(
@@ -167,7 +167,7 @@ def test_by_the_command_line(run, place, tiny_dataset, tmp_path):
         "--device",
         "cpu",
     ]
-    command = shapes.train_command(tiny_dataset, out, *options)
+    command = shapes_train_command(tiny_dataset, out, *options)
     run(*command, "--max-steps", 4)
     run(*command, "--max-steps", 6, "--resume")
     steps = read_metrics(out, "train")
@@ -191,7 +191,7 @@ def test_by_the_command_line(run, place, tiny_dataset, tmp_path):
 
 
 def test_a_metric_that_nobody_has(tiny_dataset, tmp_path, own):
-    config = shapes.run_config(tiny_dataset, select_by="mean_rnak")
+    config = shapes_run_config(tiny_dataset, select_by="mean_rnak")
     with pytest.raises(
         ValueError, match=r"select_by is 'mean_rnak'; expected one of rsum, .*, mean_rank"
     ):

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import tiny
 from bridgetower.data.batches.batch import Batch, RankingBatch
 from bridgetower.objectives.classification import task_of_head
 from bridgetower.objectives.config import RankingConfig
 from bridgetower.objectives.losses import random_pairs
 from bridgetower.objectives.pretraining import RankingTask
+from helpers.models import build_model, changed_config, random_images, random_texts
 
 LENGTHS = (5, 3, 4)
 
@@ -20,13 +20,13 @@ def model(**heads):
     changes = {
         f"heads__{name}": value for name, value in {"mlm": False, "itc": None, **heads}.items()
     }
-    return tiny.build(
-        tiny.changed(**changes, fusion__num_token_types=3 if heads.get("nlvr2") else 2)
+    return build_model(
+        changed_config(**changes, fusion__num_token_types=3 if heads.get("nlvr2") else 2)
     )
 
 
 def texts(count=1):
-    ids, mask = tiny.texts([length for length in LENGTHS for _ in range(count)])
+    ids, mask = random_texts([length for length in LENGTHS for _ in range(count)])
     return {"input_ids": ids, "attention_mask": mask}
 
 
@@ -36,7 +36,7 @@ def test_accuracy_is_that_of_the_likelier_answer_to_each_class():
         network.classification_head.decoder.weight.zero_()
         network.classification_head.decoder.bias.copy_(torch.tensor([0.3, -0.3]))
     batch = Batch(
-        pixel_values=tiny.images(3), labels=torch.tensor([[1, 0], [1, 1], [1, 0]]), **texts()
+        pixel_values=random_images(3), labels=torch.tensor([[1, 0], [1, 1], [1, 0]]), **texts()
     )
     assert float(
         task_of_head(network, "classification")(batch).metrics["label_accuracy"]
@@ -50,7 +50,7 @@ def test_dropout_before_the_head_of_nlvr2():
         lambda _module, args, _output: seen.append(args[0])
     )
     network.nlvr2_head.train()
-    pixels = {"pixel_values": tiny.images(3), "pixel_values_2": tiny.images(3, seed=1)}
+    pixels = {"pixel_values": random_images(3), "pixel_values_2": random_images(3, seed=1)}
     task_of_head(network, "nlvr2")(Batch(labels=torch.tensor([0, 1, 1]), **pixels, **texts()))
     assert 0.2 < (seen[0] == 0).float().mean().item() < 0.8
 
@@ -61,7 +61,7 @@ class TestRanking:
     @pytest.fixture
     def batch(self):
         return RankingBatch(
-            pixel_values=tiny.images(3),
+            pixel_values=random_images(3),
             image_index=torch.arange(3),
             seed=1,
             **texts(self.NUM_TEXTS),
@@ -120,7 +120,7 @@ class TestRanking:
 
 def test_numbers():
     task = task_of_head(model(classification=1, itm=False), "classification")
-    batch = Batch(pixel_values=tiny.images(3), labels=torch.tensor([0.5, 4.2, 3.0]), **texts())
+    batch = Batch(pixel_values=random_images(3), labels=torch.tensor([0.5, 4.2, 3.0]), **texts())
     predicted = task.predict(batch)[:, 0]
     assert task(batch).total.item() == pytest.approx(
         ((predicted - batch.labels) ** 2).mean().item(), rel=1e-5
@@ -130,7 +130,7 @@ def test_numbers():
 
 def test_without_labels():
     task = task_of_head(model(snli_ve=True), "snli_ve")
-    batch = Batch(pixel_values=tiny.images(3), **texts())
+    batch = Batch(pixel_values=random_images(3), **texts())
     assert len(task.predict(batch)) == 3
     with pytest.raises(ValueError, match="this batch has no labels"):
         task(batch)

@@ -5,25 +5,25 @@ from dataclasses import replace
 import pytest
 import torch
 
-import shapes
-import tiny
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import hard_pairs
 from bridgetower.objectives.pretraining import PretrainingTask
+from helpers.models import build_model, random_caption_batch, same_tensors
+from helpers.shapes import SHAPES_MODEL, SHAPES_PHASES
 
-CONFIG = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0, "text.vocab_size": 40})
+CONFIG = SHAPES_MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0, "text.vocab_size": 40})
 FUSED = CONFIG.override({"heads.itc": "fused"})
 ALL = Phase(mlm=1, itm=1, itc=1)
 
 
 def make_batch(index=(0, 1, 2, 3, 3), seed=3):
-    return tiny.caption_batch(index, [7, 4, 6, 5, 3][: len(index)], CONFIG, seed=seed)
+    return random_caption_batch(index, [7, 4, 6, 5, 3][: len(index)], CONFIG, seed=seed)
 
 
 def make_task(*phases, **changes):
     return PretrainingTask(
-        tiny.build(CONFIG), PretrainingConfig(phases=phases or (ALL,), **changes)
+        build_model(CONFIG), PretrainingConfig(phases=phases or (ALL,), **changes)
     )
 
 
@@ -73,7 +73,7 @@ class TestWork:
         ("phase", "pairs"), [(Phase(mlm=0, itm=0, itc=1), [5]), (ALL, [5, 5, 5])]
     )
     def test_a_fused_head_compares_each_image_fused_with_its_text_too(self, phase, pairs):
-        task = PretrainingTask(tiny.build(FUSED), PretrainingConfig(phases=(phase,)))
+        task = PretrainingTask(build_model(FUSED), PretrainingConfig(phases=(phase,)))
         calls = Calls(task.model)
         task(make_batch()).terms["itc"].backward()
         assert (calls.images, calls.pairs) == ([5], pairs)
@@ -112,7 +112,7 @@ class TestValues:
             losses.total.backward()
             assert not task.model.itm_head.fc.weight.grad.any()
             gradients.append({name: value.grad for name, value in task.named_parameters()})
-        assert tiny.equal(*gradients)
+        assert same_tensors(*gradients)
         assert all(gradient.isfinite().all() for gradient in gradients[0].values())
 
     def test_mlm_is_weighed_with_its_accuracy(self):
@@ -142,7 +142,7 @@ def test_a_doubled_weight_doubles_its_share_of_the_gradient(name):
 
 class TestPhases:
     def test_progress_decides(self):
-        task = make_task(*shapes.PHASES)
+        task = make_task(*SHAPES_PHASES)
         seen = {}
         for progress in (0.0, 0.29, 0.3, 0.61, 1.0):
             task.progress = progress

@@ -1,3 +1,3 @@
-from browser import browsed, chromium
+from helpers.servers import browsed, chromium
 
 __all__ = ["browsed", "chromium"]

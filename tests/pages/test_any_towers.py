@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import bridgetower
-import shapes
-import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
 from bridgetower.training.setup import starting_checkpoint
-from families import save_text, save_timm
-from served import TEXTS
+from helpers.checkpoints import save_text_family, save_timm_family
+from helpers.models import max_difference
+from helpers.servers import SERVED_TEXTS
+from helpers.shapes import SHAPES_MODEL, shapes_run_config
 
 for package in ("timm", "transformers", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)
@@ -26,7 +26,7 @@ SPELLED = {"<s>": "[CLS]", "<pad>": "[PAD]", "</s>": "[SEP]", "<unk>": "[UNK]", 
 def text_tower(tmp_path_factory, tiny_checkpoint):
     """A ModernBERT with the tokenizer of the set, whose special tokens have ModernBERT's names."""
     folder = tmp_path_factory.mktemp("modernbert")
-    save_text(folder, "modernbert", vocab_size=310, num_hidden_layers=1)
+    save_text_family(folder, "modernbert", vocab_size=310, num_hidden_layers=1)
     tokenizer = (tiny_checkpoint / "tokenizer.json").read_text()
     for ours, theirs in SPELLED.items():
         tokenizer = tokenizer.replace(f'"{ours}"', f'"{theirs}"')
@@ -36,14 +36,14 @@ def text_tower(tmp_path_factory, tiny_checkpoint):
 
 def run_of(dataset, vision, text):
     recipe = RECIPES["pretrain-nano"]
-    model = replace(recipe.model, fusion=replace(shapes.MODEL.fusion, hidden_size=12, num_layers=1))
+    model = replace(recipe.model, fusion=replace(SHAPES_MODEL.fusion, hidden_size=12, num_layers=1))
     changes = {"recipe": recipe.recipe, "model": model, "vision": vision, "text": text}
-    return shapes.run_config(dataset, **changes, max_steps=2)
+    return shapes_run_config(dataset, **changes, max_steps=2)
 
 
 @pytest.mark.slow
 def test_from_weights_to_an_export(tiny_dataset, text_tower, tmp_path, monkeypatch, run):
-    save_timm(tmp_path / "tower", "siglip")
+    save_timm_family(tmp_path / "tower", "siglip")
     config = run_of(tiny_dataset, f"timm:{tmp_path / 'tower'}", text_tower)
     start = starting_checkpoint(config)
     assert (start.config.vision.architecture, start.config.text.architecture) == (
@@ -78,9 +78,15 @@ def test_from_weights_to_an_export(tiny_dataset, text_tower, tmp_path, monkeypat
     model = bridgetower.load(tmp_path / "run")
     run("export", tmp_path / "run", tmp_path / "onnx")
     exported = bridgetower.load(tmp_path / "onnx", engine="onnxruntime")
-    matches = [torch.as_tensor(predictor.match(pictures, TEXTS)) for predictor in (model, exported)]
-    assert tiny.off(*matches) < 1e-4
-    assert tiny.off(model.embed_texts(TEXTS), exported.embed_texts(TEXTS)) < 1e-4
+    matches = [
+        torch.as_tensor(predictor.match(pictures, SERVED_TEXTS)) for predictor in (model, exported)
+    ]
+    assert max_difference(*matches) < 1e-4
+    assert (
+        max_difference(model.embed_texts(SERVED_TEXTS), exported.embed_texts(SERVED_TEXTS)) < 1e-4
+    )
     with torch.no_grad():  # control
         model.model.text.get_parameter("model.layers.0.mlp.Wo.weight").mul_(3)
-    assert tiny.off(model.embed_texts(TEXTS), exported.embed_texts(TEXTS)) > 1e-3
+    assert (
+        max_difference(model.embed_texts(SERVED_TEXTS), exported.embed_texts(SERVED_TEXTS)) > 1e-3
+    )

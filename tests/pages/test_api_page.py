@@ -5,13 +5,13 @@ import json
 
 import pytest
 
-from served import started, until
+from helpers.servers import start_server, wait_until
 
 
 @pytest.fixture(scope="module")
 def server(predictor):
-    with started(predictor, page=True, api_key="sesame", name="tiny") as found:
-        yield found
+    with start_server(predictor, page=True, api_key="sesame", name="tiny") as server:
+        yield server
 
 
 @pytest.fixture
@@ -59,10 +59,10 @@ def test_examples_can_be_sent(page, predictor):
     }
     match.get_by_role("textbox").fill(json.dumps(body))
     match.get_by_role("button", name="Send").click()
-    until(lambda: len(json.loads(match.locator("pre").inner_text())["data"]) == 1)
-    (found,) = json.loads(match.locator("pre").inner_text())["data"]
+    wait_until(lambda: len(json.loads(match.locator("pre").inner_text())["data"]) == 1)
+    (item,) = json.loads(match.locator("pre").inner_text())["data"]
     red = base64.b64decode(body["images"].partition(",")[2])
-    assert found["score"] == pytest.approx(float(predictor.match(red, "a bar")), abs=1e-6)
+    assert item["score"] == pytest.approx(float(predictor.match(red, "a bar")), abs=1e-6)
     match.get_by_role("textbox").fill("{")
     match.get_by_role("button", name="Send").click()
     match.get_by_text("Status 400").wait_for()
@@ -73,7 +73,7 @@ def test_what_answers_before_the_server_is_told(chromium, server, answer):
     page = chromium.new_page()
     page.route(
         "**/openapi.json",
-        lambda asked: asked.fulfill(status=401, body=answer) if answer else asked.abort(),
+        lambda route: route.fulfill(status=401, body=answer) if answer else route.abort(),
     )
     page.goto(f"{server.client.base_url}/docs")
     words = "answered with status 401" if answer else "The server cannot be reached"
@@ -89,13 +89,13 @@ def test_behind_a_proxy_with_a_password(chromium, server):
         [{"name": "password", "value": "right", "url": str(server.client.base_url)}]
     )
 
-    def proxy(asked):
-        if "password=right" not in asked.request.all_headers().get("cookie", ""):
-            asked.fulfill(
+    def proxy(route):
+        if "password=right" not in route.request.all_headers().get("cookie", ""):
+            route.fulfill(
                 status=401, content_type="text/html", body="<html>401 Authorization Required</html>"
             )
         else:
-            asked.continue_(headers={**asked.request.headers, "Authorization": "Bearer sesame"})
+            route.continue_(headers={**route.request.headers, "Authorization": "Bearer sesame"})
 
     page.route("**/openapi.json", proxy)
     page.goto(f"{server.client.base_url}/docs")

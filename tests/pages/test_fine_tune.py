@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from shell_commands import commands
 
-import shapes
-import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.inference.predictor import load
 from bridgetower.processor import Processor, ProcessorConfig
-from written import commands
+from helpers.models import off_defaults
+from helpers.shapes import write_shape_pictures
 
 PAGE = Path(__file__).parents[2] / "docs" / "fine-tune.md"
 PUBLISHED = "BridgeTower/bridgetower-large-itm-mlm-itc"
@@ -38,9 +38,7 @@ def write_published(folder, tokens):
         text_config={**width, **text, "vocab_size": processor.vocab_size},
         vision_config={**width, "image_size": 32, "patch_size": 16},
     )
-    tiny.off_defaults(transformers.BridgeTowerForContrastiveLearning(config)).save_pretrained(
-        folder
-    )
+    off_defaults(transformers.BridgeTowerForContrastiveLearning(config)).save_pretrained(folder)
     values = ProcessorConfig(profile="hf", image_size=32, max_length=38, patch_size=16)
     Processor(values, processor.tokenizer).save_huggingface(folder)
 
@@ -48,7 +46,7 @@ def write_published(folder, tokens):
 @pytest.fixture
 def workplace(tmp_path, tiny_checkpoint, monkeypatch):
     (tmp_path / "photos").mkdir()
-    heading, *rows = shapes.write_pictures(tmp_path / "photos").read_text().splitlines()
+    heading, *rows = write_shape_pictures(tmp_path / "photos").read_text().splitlines()
     (tmp_path / "captions.csv").write_text("\n".join([heading, *(f"photos/{row}" for row in rows)]))
     write_published(tmp_path / "published", tiny_checkpoint)
     monkeypatch.chdir(tmp_path)
@@ -64,10 +62,12 @@ def losses(model):
     images, texts = list(map(Path, captions)), list(captions.values())
     embeds = {"image": predictor.embed_images(images), "text": predictor.embed_texts(texts)}
     embeds["pair"] = predictor.embed_pairs(images, texts)
-    own = torch.arange(len(texts))
+    targets = torch.arange(len(texts))
     return {
-        f"{one} to {other}": F.cross_entropy(14 * embeds[one] @ embeds[other].T, own).item()
-        for one, other in (("text", "image"), ("text", "pair"), ("image", "pair"))
+        f"{source} to {other}": F.cross_entropy(
+            14 * embeds[source] @ embeds[other].T, targets
+        ).item()
+        for source, other in (("text", "image"), ("text", "pair"), ("image", "pair"))
     }
 
 
@@ -76,14 +76,14 @@ def test_every_command(run, workplace, caplog):
     for command in commands(PAGE):
         epochs = "12" if command[-1] == "runs/my-photos" else "1"
         small = [*SMALL.split(), epochs] if command[0] == "train" else []
-        printed = run(*[part.replace(PUBLISHED, "published") for part in command], *small)
+        printed = run(*[argument.replace(PUBLISHED, "published") for argument in command], *small)
         if command[0] == "search":
             hits[" ".join(command[3:])] = printed
         assert "contrastive" not in "".join(
             r.message for r in caplog.records if r.levelname == "WARNING"
         )
     assert hits.keys() == {"", "--against pairs"}
-    assert all(hit["cosine"] is not None for found in hits.values() for hit in found)
+    assert all(hit["cosine"] is not None for rows in hits.values() for hit in rows)
 
     before, after = losses("published"), losses("runs/my-photos")
     assert all(after[name] < before[name] - 0.5 for name in before), (before, after)

@@ -16,9 +16,9 @@ from bridgetower.model.config import HeadsConfig
 from bridgetower.reports.numbers import number, percent
 from bridgetower.search.index import Index, Unrelated
 from bridgetower.search.searcher import Searcher
-from served import PNGS, held_up, indexed, started
-from shapes import COLOURS, MODEL, write_pictures, write_tiny_checkpoint
-from videos import SIZE, SRT, write_clip
+from helpers.servers import PNGS, build_searcher, held_up_text_tower, start_server
+from helpers.shapes import SHAPE_COLOURS, SHAPES_MODEL, write_shape_pictures, write_tiny_checkpoint
+from helpers.sources import CLIP_SIZE, SUBTITLES, write_clip
 
 LOOKS = {"light": ("light", 1200), "narrow-dark": ("dark", 400)}
 TEXT, DECIDES = "red circle on black", "What decides the match"
@@ -52,14 +52,16 @@ DROP = """([content, name, kind, event]) => {
 def searcher(tiny_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     heads = HeadsConfig(
-        itc="tower", itc_size=8, vqa=len(COLOURS), snli_ve=True, nlvr2=True, classification=2
+        itc="tower", itc_size=8, vqa=len(SHAPE_COLOURS), snli_ve=True, nlvr2=True, classification=2
     )
-    model = replace(MODEL, heads=heads, fusion=replace(MODEL.fusion, num_token_types=3))
-    names = {"vqa": COLOURS, "classification": ("shape", "bar")}
+    model = replace(
+        SHAPES_MODEL, heads=heads, fusion=replace(SHAPES_MODEL.fusion, num_token_types=3)
+    )
+    names = {"vqa": SHAPE_COLOURS, "classification": ("shape", "bar")}
     predictor = load(
         write_tiny_checkpoint(tiny_dataset, folder / "model", model, names), device="cpu"
     )
-    return indexed(write_pictures(folder), predictor)
+    return build_searcher(write_shape_pictures(folder), predictor)
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +76,8 @@ def image(searcher):
 
 @pytest.fixture(scope="module")
 def server(searcher):
-    with started(searcher.predictor, searcher, name="shapes", page=True) as found:
-        yield found
+    with start_server(searcher.predictor, searcher, name="shapes", page=True) as server:
+        yield server
 
 
 @pytest.fixture
@@ -95,8 +97,8 @@ def search(page, text):
     page.get_by_label("Describe the image").press("Enter")
 
 
-def settled(page, part="search"):
-    state = page.locator(f"#{part}-state")
+def settled(page, section="search"):
+    state = page.locator(f"#{section}-state")
     state.locator("p.note:not(.busy):not(:empty), .problem").first.wait_for()
     return str(state.inner_text())
 
@@ -125,10 +127,10 @@ def check_hits(page, hits):
 
 
 def rows(page):
-    found = page.locator("#result tr").all()
+    table_rows = page.locator("#result tr").all()
     return [
         (row.locator("th").inner_text(), row.locator(".number").inner_text().replace("\xa0", " "))
-        for row in found
+        for row in table_rows
     ]
 
 
@@ -197,8 +199,8 @@ def test_all_that_it_does(opened, searcher, predictor, image, look):
 
 
 def check_uses(page, predictor, image):
-    asked = use(page, "Ask", "Question", "which colour?", "Ask")
-    assert asked == named(predictor.answer(image, "which colour?", top=5))
+    answers = use(page, "Ask", "Question", "which colour?", "Ask")
+    assert answers == named(predictor.answer(image, "which colour?", top=5))
     matched = use(page, "Match", "Texts, one per line", f"{TEXT}\na bar\n", "Match")
     scores = zip(
         (TEXT, "a bar"),
@@ -232,7 +234,7 @@ def check_uses(page, predictor, image):
 
 def check_heat_maps(page, predictor, image):
     """Of Grad-CAM, the last layer has a map of the class token alone: those of the words are equal."""
-    for method, label, about in (
+    for method, label, description in (
         ("attention", "Attention", "attention"),
         ("gradcam", DECIDES, "Grad-CAM"),
     ):
@@ -244,16 +246,16 @@ def check_heat_maps(page, predictor, image):
         drawn = set()
         for layer in range(len(expected.maps)):
             page.get_by_role("slider").fill(str(layer + 1))
-            for place, word in enumerate(expected.words):
+            for index, word in enumerate(expected.words):
                 page.locator(".words").get_by_role("button", name=word, exact=True).nth(0).click()
-                name = f"{about} of “{word}” in layer {layer + 1}"
+                name = f"{description} of “{word}” in layer {layer + 1}"
                 drawn.add(
                     page.get_by_role("img", name=name, exact=True).evaluate(
                         "canvas => canvas.toDataURL()"
                     )
                 )
-                told = page.locator(".tiles li").nth(place).inner_text().replace("\xa0", " ")
-                assert percent(float(expected.prefix_shares[layer, place])) in told
+                tile = page.locator(".tiles li").nth(index).inner_text().replace("\xa0", " ")
+                assert percent(float(expected.prefix_shares[layer, index])) in tile
         different = len({image.numpy().tobytes() for image in expected.maps.flatten(0, 1)})
         assert len(drawn) == different > len(expected.words)
 
@@ -263,7 +265,7 @@ def check_no_scrolling_sideways(page):
     assert width <= window
 
 
-def check_theme(page, look, places):
+def check_theme(page, look, selectors):
     """Text stands out from its ground, which is dark in the dark theme."""
     ground_of = """element => {
       const clear = colour => colour === "rgba(0, 0, 0, 0)";
@@ -271,32 +273,37 @@ def check_theme(page, look, places):
       while (clear(getComputedStyle(ground).backgroundColor)) ground = ground.parentElement;
       return [getComputedStyle(element).color, getComputedStyle(ground).backgroundColor];
     }"""
-    for place in places:
+    for selector in selectors:
         ink, ground = map(
-            luminance, page.locator(place).locator("visible=true").first.evaluate(ground_of)
+            luminance, page.locator(selector).locator("visible=true").first.evaluate(ground_of)
         )
-        assert (ground < 0.2) == ("dark" in look), place
-        assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) >= 4.5, place  # WCAG, level AA
+        assert (ground < 0.2) == ("dark" in look), selector
+        assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) >= 4.5, (
+            selector
+        )  # WCAG, level AA
 
 
 def luminance(colour):
     """Relative luminance of `rgb(…)`, as WCAG defines it."""
-    parts = [float(part) / 255 for part in re.findall(r"[\d.]+", colour)[:3]]
+    channels = [float(channel) / 255 for channel in re.findall(r"[\d.]+", colour)[:3]]
     linear = [
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
+        for channel in channels
     ]
-    return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return sum(
+        share * channel for share, channel in zip((0.2126, 0.7152, 0.0722), linear, strict=True)
+    )
 
 
 def test_a_moment_plays_from_its_start_or_is_shown_as_its_frame(opened, predictor, tmp_path):
     """With a key, which an address of a video cannot carry."""
     (tmp_path / "talks").mkdir()
     write_clip(tmp_path / "talks" / "talk.webm", codec="libvpx-vp9", keyframes=5)
-    (tmp_path / "talks" / "talk.srt").write_text(SRT, encoding="utf-8")
+    (tmp_path / "talks" / "talk.srt").write_text(SUBTITLES, encoding="utf-8")
     write_clip(tmp_path / "talks" / "old.avi", codec="mpeg4")
-    searcher = indexed(tmp_path / "talks", predictor)
+    searcher = build_searcher(tmp_path / "talks", predictor)
     with (
-        started(predictor, searcher, page=True, api_key="secret") as running,
+        start_server(predictor, searcher, page=True, api_key="secret") as running,
         opened(running=running) as page,
     ):
         page.get_by_label("API key").fill("secret")
@@ -310,7 +317,7 @@ def test_a_moment_plays_from_its_start_or_is_shown_as_its_frame(opened, predicto
         video = dialog.locator("video")
         until(lambda: video.evaluate("video => video.readyState") >= 2, page)
         assert video.evaluate("video => video.currentTime") == pytest.approx(3.5, abs=0.3)
-        assert video.evaluate("video => video.videoWidth") == SIZE[0]
+        assert video.evaluate("video => video.videoWidth") == CLIP_SIZE[0]
         page.keyboard.press("Escape")
         dialog.wait_for(state="hidden")
         # the event of closing comes a little later
@@ -329,9 +336,9 @@ def test_an_image_of_the_index_that_is_too_large_is_sent_smaller(opened, predict
     noise = Image.frombytes("RGB", (560, 540), random.Random(0).randbytes(3 * 560 * 540))
     noise.save(tmp_path / "scans" / "scan.png")
     assert 2**20 / 4 * 3 < (tmp_path / "scans" / "scan.png").stat().st_size < 2**20
-    searcher = indexed(tmp_path / "scans", predictor)
+    searcher = build_searcher(tmp_path / "scans", predictor)
     with (
-        started(predictor, searcher, page=True, max_body=1) as running,
+        start_server(predictor, searcher, page=True, max_body=1) as running,
         opened(running=running) as page,
     ):
         search(page, "noise")
@@ -361,19 +368,19 @@ def test_examples_of_the_index_can_be_clicked(opened, searcher):
 
 
 def test_an_image_is_dropped_or_pasted(opened, searcher, predictor):
-    given = [
+    drops = [
         (content, [base64.b64encode(content).decode(), "mine.png", "image/png", event])
         for content, event in zip(PNGS, ("drop", "paste"), strict=False)
     ]
     with opened() as page:
         page.locator("#queries button").first.wait_for()
-        for content, dropped in given:
+        for content, dropped in drops:
             page.evaluate(DROP, dropped)
             check_hits(page, searcher.search(image=content, top=24))
             assert "Your own image is not part of the link." in settled(page)
         page.get_by_role("link", name="Playground", exact=True).click()
         until(lambda: page.title() == "Playground · BridgeTower", page)
-        for content, dropped in given:
+        for content, dropped in drops:
             page.evaluate(DROP, dropped)
             assert use(page, "Ask", "Question", "which?", "Ask") == named(
                 predictor.answer(content, "which?", top=5)
@@ -428,9 +435,9 @@ def test_dialog_by_keyboard(opened, searcher):
         assert settled(page, "playground").startswith("Answered by shapes.")
 
 
-def check_dialog(dialog, hits, place):
-    hit = hits[place]
-    dialog.get_by_text(f"{place + 1} of {len(hits)}", exact=True).wait_for()
+def check_dialog(dialog, hits, index):
+    hit = hits[index]
+    dialog.get_by_text(f"{index + 1} of {len(hits)}", exact=True).wait_for()
     assert dialog.get_by_role("heading").first.inner_text() == hit.path
     text = dialog.inner_text().replace("\xa0", " ")
     assert f"score {hit.score:.3f}" in text
@@ -459,7 +466,7 @@ def test_damaged_links_are_told_in_words(opened):
 
 
 def test_links_that_mean_nothing_show_the_page(opened):
-    shown = "#queries button, #bench-examples button"
+    examples = "#queries button, #bench-examples button"
     with opened(link="#constructor") as page:
         for link in (
             *(
@@ -475,11 +482,11 @@ def test_links_that_mean_nothing_show_the_page(opened):
                 "#playground?use[]=ask&image=x&image=y",
             ),
         ):
-            page.locator(shown).locator("visible=true").first.wait_for()
+            page.locator(examples).locator("visible=true").first.wait_for()
             assert page.get_by_role("alert").count() == 0
             page.evaluate("link => { location.hash = link }", link)
             page.reload()
-        page.locator(shown).locator("visible=true").first.wait_for()
+        page.locator(examples).locator("visible=true").first.wait_for()
         assert page.get_by_role("alert").count() == 0
 
 
@@ -512,7 +519,7 @@ def test_a_link_restores_a_result(opened, searcher, predictor):
 
 
 def test_a_newer_request_ends_the_older(opened, searcher, predictor):
-    with opened() as page, held_up(predictor) as gate:
+    with opened() as page, held_up_text_tower(predictor) as gate:
         page.locator("#queries button").first.wait_for()
         search(page, "a bar")
         page.locator("#search-state .busy").wait_for()
@@ -552,14 +559,14 @@ def test_what_cannot_be_done_is_told(opened, image, tmp_path):
         page.get_by_role("button", name="Fill in", exact=True).click()
         assert "Give an image and a text" in problem()
         page.get_by_label("Text with <mask>").fill("a bar")
-        for name, said in (
+        for name, message in (
             ("none.png", "cannot be read as an image"),
             ("drawing.svg", "cannot be read as an image"),
             (image, "put <mask> where a word is missing"),
         ):
             page.locator("#first-image input[type=file]").set_input_files(tmp_path / name)
             page.get_by_role("button", name="Fill in", exact=True).click()
-            page.get_by_text(said).wait_for()
+            page.get_by_text(message).wait_for()
             assert "truncate" not in problem()
 
 
@@ -611,8 +618,11 @@ def test_weak_hits_are_marked(opened, searcher, tmp_path):
     index = Index(tmp_path / "copy.lance", root=searcher.index.root)
     cosines = sorted(hit.cosine for hit in searcher.search(TEXT, rerank=0, top=24))
     index.set_unrelated(Unrelated(rows=45, images=cosines[9]))
-    own = Searcher(index, searcher.predictor)
-    with started(searcher.predictor, own, page=True) as running, opened(running=running) as page:
+    separate = Searcher(index, searcher.predictor)
+    with (
+        start_server(searcher.predictor, separate, page=True) as running,
+        opened(running=running) as page,
+    ):
 
         def weak():
             return page.locator(".card").evaluate_all(
@@ -621,7 +631,7 @@ def test_weak_hits_are_marked(opened, searcher, tmp_path):
 
         search(page, TEXT)
         assert "weak" not in settled(page)
-        assert weak() == [hit.weak for hit in own.search(TEXT, top=24)]
+        assert weak() == [hit.weak for hit in separate.search(TEXT, top=24)]
         assert 0 < sum(weak()) < 24
         page.locator(".card:has(.weak)").first.click()
         dialog = page.get_by_role("dialog")
@@ -632,7 +642,7 @@ def test_weak_hits_are_marked(opened, searcher, tmp_path):
         page.keyboard.press("Escape")
         index.set_unrelated(Unrelated(rows=45, images=1.0))
         # the server looks once a second
-        until(lambda: (own.index.unrelated or index.unrelated).images == 1.0, page)
+        until(lambda: (separate.index.unrelated or index.unrelated).images == 1.0, page)
         search(page, "a bar")
         until(
             lambda: (
@@ -657,13 +667,13 @@ def test_typing_begins_a_query(opened):
 
 def test_texts_of_strangers_stay_texts(opened, predictor, tmp_path):
     name = "<img src=x onerror=alert(1)>.png"
-    shutil.copy(write_pictures(tmp_path).parent / "00.png", tmp_path / name)
+    shutil.copy(write_shape_pictures(tmp_path).parent / "00.png", tmp_path / name)
     (tmp_path / "hostile.csv").write_text(
         'image,caption\n"' + name + '","' + HOSTILE.replace('"', '""') + '"\n'
     )
-    searcher = indexed(tmp_path / "hostile.csv", predictor, truncate=True)
+    searcher = build_searcher(tmp_path / "hostile.csv", predictor, truncate=True)
     with (
-        started(predictor, searcher, name=HOSTILE, page=True) as running,
+        start_server(predictor, searcher, name=HOSTILE, page=True) as running,
         opened(running=running) as page,
     ):
         page.locator("#queries button", has_text=HOSTILE).click()
@@ -689,8 +699,8 @@ def test_texts_of_strangers_stay_texts(opened, predictor, tmp_path):
 
 def test_the_policy_stops_what_markup_could_do(chromium, server):
     page = chromium.new_page()
-    said = []
-    page.on("console", lambda message: said.append(message.text))
+    messages = []
+    page.on("console", lambda message: messages.append(message.text))
     page.goto(str(server.client.base_url))
     page.locator("#queries button").first.wait_for()
     page.evaluate(
@@ -702,14 +712,14 @@ def test_the_policy_stops_what_markup_could_do(chromium, server):
     )
     until(lambda: page.evaluate("document.querySelector('img[src=x]').complete"), page)
     assert page.title() == "Search · BridgeTower"
-    assert all(any(rule in text for text in said) for rule in ("script-src", "style-src"))
+    assert all(any(rule in text for text in messages) for rule in ("script-src", "style-src"))
     page.close()
 
 
 def test_a_key_is_asked_for(opened, searcher):
     secret = {"page": True, "api_key": "sesame open"}
     with (
-        started(searcher.predictor, searcher, **secret) as running,
+        start_server(searcher.predictor, searcher, **secret) as running,
         opened(running=running) as page,
     ):
         field = page.get_by_label("API key")
@@ -751,7 +761,7 @@ def test_what_the_server_lacks_is_not_offered(
     opened, answering_checkpoint, tiny_checkpoint, tmp_path
 ):
     with (
-        started(load(tiny_checkpoint, device="cpu"), page=True) as running,
+        start_server(load(tiny_checkpoint, device="cpu"), page=True) as running,
         opened(running=running) as page,
     ):
         page.get_by_role("heading", name="Ask about an image").wait_for()
@@ -762,7 +772,7 @@ def test_what_the_server_lacks_is_not_offered(
         assert not page.get_by_role("link", name="Search", exact=True).is_visible()
         assert not page.locator("#bench-examples-part").is_visible()
     answering = load(answering_checkpoint, device="cpu")
-    with started(answering, page=True) as running, opened(running=running) as page:
+    with start_server(answering, page=True) as running, opened(running=running) as page:
         page.get_by_role("heading", name="Ask about an image").wait_for()
         assert page.locator("#uses label").all_inner_texts() == [
             "Ask",
@@ -775,12 +785,12 @@ def test_what_the_server_lacks_is_not_offered(
 
 
 def test_an_open_page_does_not_hold_up_the_end(chromium, searcher):
-    with started(searcher.predictor, searcher, page=True) as found:
+    with start_server(searcher.predictor, searcher, page=True) as server:
         page = chromium.new_page()
-        page.goto(str(found.client.base_url))
+        page.goto(str(server.client.base_url))
         search(page, TEXT)
         settled(page)
-        found.server.stop()
-        found.thread.join(30)
-        assert not found.thread.is_alive()
+        server.server.stop()
+        server.thread.join(30)
+        assert not server.thread.is_alive()
         page.close()

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from bridgetower import cli
-from stores import s3_store
-from videos import SRT, write_clip
+from helpers.servers import s3_store
+from helpers.sources import SUBTITLES, write_clip
 
 ROOT = Path(__file__).parents[2]
 # others use what these leave
@@ -34,7 +34,7 @@ PUBLISHED, LEFT = (
     "BridgeTower/bridgetower-large-itm-mlm-itc",
     "bridgetower-demo/runs/bridgetower-0/last",
 )
-DEMO = ROOT / "tests" / "small_demo.py"
+DEMO = ROOT / "tests" / "demo" / "small_demo.py"
 # that `make lowest` leaves out
 NEEDED = {"integrations.md": ("llama_index", "sentence_transformers")}
 # As written, but on few images, with shallow models, and few images at once where the page leaves that to the recipe.
@@ -75,17 +75,17 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return FENCE.findall(page.read_text(encoding="utf-8"))
 
 
-def agrees(shown: str, printed: str) -> bool:
-    return re.fullmatch(".+".join(map(re.escape, shown.split("…"))), printed) is not None
+def agrees(expected: str, printed: str) -> bool:
+    return re.fullmatch(".+".join(map(re.escape, expected.split("…"))), printed) is not None
 
 
-def near(shown: str, printed: str) -> bool:
+def near(expected: str, printed: str) -> bool:
     """Whether a line has the words and names that are shown, `…` apart, and decimals near those."""
-    words = [".*".join(map(re.escape, part.split("…"))) for part in DECIMAL.split(shown)]
-    found = re.fullmatch(f"({DECIMAL.pattern})".join(words), printed)
-    numbers = zip(DECIMAL.findall(shown), found.groups() if found else (), strict=False)
-    return found is not None and all(
-        abs(float(one) - float(other)) <= TOLERANCE for one, other in numbers
+    words = [".*".join(map(re.escape, text.split("…"))) for text in DECIMAL.split(expected)]
+    match = re.fullmatch(f"({DECIMAL.pattern})".join(words), printed)
+    numbers = zip(DECIMAL.findall(expected), match.groups() if match else (), strict=False)
+    return match is not None and all(
+        abs(float(value) - float(other)) <= TOLERANCE for value, other in numbers
     )
 
 
@@ -105,11 +105,11 @@ class Workplace:
     @property
     def environment(self) -> dict[str, str]:
         """That of the shell."""
-        places = [str(ROOT / "demo"), *filter(None, [os.environ.get("PYTHONPATH")])]
-        found = {"PYTHONPATH": ":".join(places)}
+        folders = [str(ROOT / "demo"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        variables = {"PYTHONPATH": ":".join(folders)}
         return (
             os.environ
-            | found
+            | variables
             | {"PATH": f"{self.commands}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
         )
 
@@ -129,7 +129,7 @@ class Workplace:
         if language == "bash":
             return [self.run("bash", "-euo", "pipefail", "-c", SMALL + text) for text in texts]
         printed = self.run("python", "-c", EACH, *texts)
-        ends = [place for place, line in enumerate(printed) if line == END]
+        ends = [index for index, line in enumerate(printed) if line == END]
         return [printed[start + 1 : end] for start, end in pairwise([-1, *ends])]
 
     @contextmanager
@@ -144,13 +144,13 @@ class Workplace:
         ) as server:
             assert server.stderr is not None
             try:
-                said = []
+                lines = []
                 for line in server.stderr:
-                    said.append(line)
+                    lines.append(line)
                     if "serving" in line:
                         break
                 else:
-                    pytest.fail("".join(said))
+                    pytest.fail("".join(lines))
                 yield
             finally:
                 server.terminate()
@@ -179,7 +179,7 @@ def workplace(tmp_path_factory, forked):
     (folder / "lectures").mkdir()
     write_clip(folder / "lectures" / "one.webm", codec="libvpx-vp9")
     write_clip(folder / "talk.mp4")
-    (folder / "talk.srt").write_text(SRT, encoding="utf-8")
+    (folder / "talk.srt").write_text(SUBTITLES, encoding="utf-8")
     return demo
 
 
@@ -198,11 +198,12 @@ def test_what_the_readme_tells_of_transformers():
         name
     ) in classes:  # models that embed a text or an image alone, such as CLIP, have these methods
         assert not any(
-            hasattr(getattr(transformers, name), f"get_{one}_features") for one in ("text", "image")
+            hasattr(getattr(transformers, name), f"get_{tower}_features")
+            for tower in ("text", "image")
         )
-    about = metadata("transformers")
-    assert about["Requires-Python"].startswith(">=3.11")
-    assert 'torch>=2.6; extra == "torch"' in about.get_all("Requires-Dist")
+    package = metadata("transformers")
+    assert package["Requires-Python"].startswith(">=3.11")
+    assert 'torch>=2.6; extra == "torch"' in package.get_all("Requires-Dist")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -232,10 +233,10 @@ def test_commands_run(page, workplace):
             for text, printed in zip(texts, workplace.outputs(language, texts), strict=True):
                 if marks := re.findall(r"# (=>|≈) (.*)", text):
                     # the full demo prints the others
-                    shown = [value if mark == "=>" else "…" for mark, value in marks]
-                    assert len(printed) == len(shown), printed
+                    expected = [value if mark == "=>" else "…" for mark, value in marks]
+                    assert len(printed) == len(expected), printed
                     assert [
-                        line for line in zip(shown, printed, strict=True) if not agrees(*line)
+                        line for line in zip(expected, printed, strict=True) if not agrees(*line)
                     ] == []
     if needs_store and not has_store:
         pytest.skip("moto is not installed; all but the commands with s3:// has run")
@@ -248,19 +249,19 @@ def test_pages_show_what_the_full_demo_prints(tmp_path, forked):
     demo = Workplace(Path(os.environ.get("BRIDGETOWER_DEMO", tmp_path)), forked)
     if demo.folder == tmp_path:
         demo.run(sys.executable, "-m", "bridgetower_demo")
-    shown, found = [], []
+    expected, actual = [], []
     for page in PAGES:
         measured = [text for _, text in blocks(page) if "# ≈ " in text]
         with ExitStack() as servers:
             for text in [text for _, text in blocks(page) if measured and text.startswith(SERVE)]:
                 servers.enter_context(demo.serves(text))
             for printed in demo.outputs("bash", measured):
-                found += printed
-        shown += [line for text in measured for line in re.findall(r"# (?:=>|≈) (.*)", text)]
-    assert len(shown) > 8
-    assert [pair for pair in zip(shown, found, strict=True) if not near(*pair)] == []
+                actual += printed
+        expected += [line for text in measured for line in re.findall(r"# (?:=>|≈) (.*)", text)]
+    assert len(expected) > 8
+    assert [pair for pair in zip(expected, actual, strict=True) if not near(*pair)] == []
     assert [
-        pair for pair in zip(shown, [*found[1:], found[0]], strict=True) if near(*pair)
+        pair for pair in zip(expected, [*actual[1:], actual[0]], strict=True) if near(*pair)
     ] == []  # the control
 
 

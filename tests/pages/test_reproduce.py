@@ -9,31 +9,47 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shell_commands import commands
 
-import miniature
-import official
-import originals
 from bridgetower import cli
 from bridgetower.cli.options import custom_task
 from bridgetower.tasks.table import RECIPES
-from published import timm_vit, transformers_text, transformers_vision
-from written import commands
+from helpers.checkpoints import (
+    make_official,
+    save_timm_vit,
+    save_transformers_text,
+    save_transformers_vision,
+)
+from helpers.published_sets import (
+    FREQUENT_ANSWERS,
+    captioned_links,
+    write_cifar10,
+    write_cifar100,
+    write_coco,
+    write_flickr30k,
+    write_glue,
+    write_nlvr2,
+    write_shards,
+    write_snli_ve,
+    write_visual_genome,
+    write_vqav2,
+)
 
 ROOT = Path(__file__).parents[2]
 custom_task(f"{ROOT}/examples/single_tower.py:RTE")
 example: Any = sys.modules[f"{ROOT}/examples/single_tower.py"]
 PAGE = ROOT / "docs" / "reproduce.md"
 WRITERS = {
-    "coco": miniature.write_coco,
-    "vg": miniature.write_visual_genome,
-    "sbu": lambda folder: miniature.write_shards(folder, miniature.links(8)),
-    "cc3m": lambda folder: miniature.write_shards(folder, miniature.links(9)),
-    "flickr30k": miniature.write_flickr30k,
-    "vqav2": miniature.write_vqav2,
-    "snli-ve": miniature.write_snli_ve,
-    "nlvr2": miniature.write_nlvr2,
-    "cifar": originals.write_cifar100,
-    "glue": originals.write_glue,
+    "coco": write_coco,
+    "vg": write_visual_genome,
+    "sbu": lambda folder: write_shards(folder, captioned_links(8)),
+    "cc3m": lambda folder: write_shards(folder, captioned_links(9)),
+    "flickr30k": write_flickr30k,
+    "vqav2": write_vqav2,
+    "snli-ve": write_snli_ve,
+    "nlvr2": write_nlvr2,
+    "cifar": write_cifar100,
+    "glue": write_glue,
 }
 SMALL = (
     "--image-size 32 --data.max-length 24 --data.num-workers 0 --precision fp32 --batch-size 6 --micro-batch-size 6 "
@@ -60,21 +76,30 @@ def kind_of(command: list[str]) -> tuple[str, ...]:
     split = command[command.index("--split") + 1] if "--split" in command else ""
     name = command[1 + (command[0] == "evaluate")]
     name = "glue" if name in example.GLUE else name.rstrip("0123456789")
-    return (command[0], name, split, *(part for part in command if part.startswith("--")))
+    return (
+        command[0],
+        name,
+        split,
+        *(argument for argument in command if argument.startswith("--")),
+    )
 
 
 def write_towers(folder: Path, tokenizer: bytes) -> None:
     """Towers of the published depths under the names that the page has."""
     folder.mkdir()
     for name, depth in (("base-patch16", 12), ("base-patch32", 12), ("large-patch14", 24)):
-        transformers_vision(folder / f"clip-vit-{name}", "CLIPVisionModel", num_hidden_layers=depth)
-    timm_vit(folder / "deit_base.pth", distilled=True, depth=12)
-    timm_vit(folder / "vit_base.pth", depth=12)
+        save_transformers_vision(
+            folder / f"clip-vit-{name}", "CLIPVisionModel", num_hidden_layers=depth
+        )
+    save_timm_vit(folder / "deit_base.pth", distilled=True, depth=12)
+    save_timm_vit(folder / "vit_base.pth", depth=12)
     sizes = {"vocab_size": 310, "max_position_embeddings": 40}
     for name, depth in (("roberta-base", 12), ("roberta-large", 24)):
-        transformers_text(folder / name, "RobertaForMaskedLM", num_hidden_layers=depth, **sizes)
+        save_transformers_text(
+            folder / name, "RobertaForMaskedLM", num_hidden_layers=depth, **sizes
+        )
         (folder / name / "tokenizer.json").write_bytes(tokenizer)
-    transformers_text(
+    save_transformers_text(
         folder / "bert-base-uncased", "BertForMaskedLM", num_hidden_layers=12, **sizes
     )
     words = [
@@ -107,7 +132,7 @@ def write_official(folder: Path) -> None:
     }.items():
         types = {"fusion.num_token_types": 3} if "nlvr2" in heads else {}
         values = {**sizes, **types, **{f"heads.{head}": value for head, value in heads.items()}}
-        official.make(values).save(folder / f"BridgeTower_{name}.ckpt")
+        make_official(values).save(folder / f"BridgeTower_{name}.ckpt")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +143,7 @@ def workplace(tmp_path_factory, tiny_checkpoint):
     folder = tmp_path_factory.mktemp("reproduce")
     for name, write in WRITERS.items():
         write(folder / "originals" / name)
-    originals.write_cifar10(folder / "originals" / "cifar")
+    write_cifar10(folder / "originals" / "cifar")
     (folder / "examples").symlink_to(ROOT / "examples")
     write_towers(folder / "towers", (tiny_checkpoint / "tokenizer.json").read_bytes())
     write_official(folder / "checkpoints")
@@ -128,7 +153,7 @@ def workplace(tmp_path_factory, tiny_checkpoint):
 @pytest.fixture(scope="module")
 def reports(workplace):
     """What each command prints, by what it writes."""
-    found: dict[str, dict[str, Any]] = {}
+    reports: dict[str, dict[str, Any]] = {}
     ran = set()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workplace)
@@ -144,29 +169,29 @@ def reports(workplace):
                 if is_new or command[0] == "train":
                     cli.main(made_small(command))
             if is_new:
-                place = command[command.index("--out") + 1] if "--out" in command else command[2]
-                found[place] = json.loads(printed.getvalue())
-        yield found
+                path = command[command.index("--out") + 1] if "--out" in command else command[2]
+                reports[path] = json.loads(printed.getvalue())
+        yield reports
 
 
 @pytest.mark.slow
 def test_runs_and_reports_are_of_what_was_asked_for(reports, workplace):
-    wanted = {
+    expected = {
         command[command.index("--out") + 1]: command
         for command in commands(PAGE)
         if "--out" in command
     }
-    for place, report in reports.items():
-        if place.startswith("runs/"):
+    for path, report in reports.items():
+        if path.startswith("runs/"):
             assert (
-                json.loads((workplace / place / "run.json").read_text())["recipe"]
-                == wanted[place][1]
+                json.loads((workplace / path / "run.json").read_text())["recipe"]
+                == expected[path][1]
             )
-        elif place.startswith("found/"):
-            assert json.loads((workplace / place / "metrics.json").read_text()) == report
-            assert report["benchmark"] == wanted[place][2]
+        elif path.startswith("found/"):
+            assert json.loads((workplace / path / "metrics.json").read_text()) == report
+            assert report["benchmark"] == expected[path][2]
     trained = {json.loads(path.read_text())["recipe"] for path in workplace.glob("runs/*/run.json")}
-    parsed = {command[1] for command in wanted.values() if command[0] == "train"} - trained
+    parsed = {command[1] for command in expected.values() if command[0] == "train"} - trained
     assert parsed == {"cifar100", *example.GLUE} - {"cola"}
 
 
@@ -191,7 +216,7 @@ def test_submissions(reports, workplace):
         == len({row["question_id"] for row in answers})
         == reports["found/vqav2-base"]["num_questions"]
     )
-    assert {row["answer"] for row in answers} <= set(miniature.ANSWERS)
+    assert {row["answer"] for row in answers} <= set(FREQUENT_ANSWERS)
     with (workplace / "found" / "nlvr2-test1" / "submission.csv").open() as file:
         judged = list(csv.reader(file))
     assert [name for name, _ in judged] == [
@@ -201,7 +226,7 @@ def test_submissions(reports, workplace):
 
 
 def test_every_recipe_of_the_paper_is_on_the_page():
-    named = {command[1] for command in commands(PAGE) if command[0] == "train"}
+    recipes = {command[1] for command in commands(PAGE) if command[0] == "train"}
     ours = {name for name, recipe in RECIPES.items() if recipe.source.startswith("this project")}
     later = {"pretrain-base-itc", "contrastive-large"}  # work of the authors after the paper
-    assert set(RECIPES) - ours - named == later
+    assert set(RECIPES) - ours - recipes == later

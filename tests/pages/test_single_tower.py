@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from sklearn import metrics as official
 
-import originals
-import shapes
 from bridgetower import Extensions
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.cli import main
@@ -28,6 +26,14 @@ from bridgetower.model.config import HeadsConfig
 from bridgetower.tasks.spec import ExampleSource
 from bridgetower.tasks.table import evaluate
 from bridgetower.training.run import train
+from helpers.published_sets import (
+    CIFAR10_CLASSES,
+    cifar_picture,
+    write_cifar10,
+    write_cifar100,
+    write_glue,
+)
+from helpers.shapes import SHAPES_MODEL, shapes_run_config
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "single_tower.py")
 OWN = load_object("extensions", EXAMPLE, Extensions)
@@ -42,9 +48,9 @@ def spec_of(name):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("originals")
-    originals.write_cifar10(folder)
-    originals.write_cifar100(folder)
-    return originals.write_glue(folder)
+    write_cifar10(folder)
+    write_cifar100(folder)
+    return write_glue(folder)
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +66,12 @@ def runs(sets, tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name in TRAINED:
         spec = spec_of(name)
-        config = shapes.run_config(
+        config = shapes_run_config(
             sets[name],
             task=spec.benchmarks[name],
             select_by=spec.benchmarks[name].metrics[0],
             evaluation=RetrievalConfig(),
-            model=replace(shapes.MODEL, heads=HeadsConfig(mlm=False, itm=False, custom=(name,))),
+            model=replace(SHAPES_MODEL, heads=HeadsConfig(mlm=False, itm=False, custom=(name,))),
             init=str(tiny_checkpoint),
             max_steps=2,
             micro_batch_size=4,
@@ -85,13 +91,12 @@ class TestSets:
             splits=("train",),
             processor=tiny_processor,
             task=example.CIFAR10.benchmarks["cifar10"],
-            names=originals.CIFAR10,
+            names=CIFAR10_CLASSES,
             use="train",
         )
         batch = example.CIFAR10.examples(source)[BatchKey((9, 0), 3)]
         pictures = [
-            np.ascontiguousarray(originals.cifar_picture(number).transpose(1, 2, 0))
-            for number in (9, 0)
+            np.ascontiguousarray(cifar_picture(number).transpose(1, 2, 0)) for number in (9, 0)
         ]
         assert torch.equal(batch.pixel_values, tiny_processor.images(pictures))
         assert batch.labels.tolist() == [2, 0]  # row 1 of file 1, row 0 of file 0
@@ -102,7 +107,7 @@ class TestSets:
             split: rows(sets["cifar10"], split, CLASSIFICATION)
             for split in ("train", "validation", "test")
         }
-        assert {split: len(found) for split, found in entries.items()} == {
+        assert {split: len(names) for split, names in entries.items()} == {
             "train": 36,
             "validation": 4,
             "test": 8,
@@ -145,7 +150,7 @@ class TestSets:
             assert labels == {""} if "test" in split else labels <= (set(task.classes) or labels)
 
     def test_bad_rows(self, tmp_path):
-        path = originals.write_glue(tmp_path) / "QQP" / "train.tsv"
+        path = write_glue(tmp_path) / "QQP" / "train.tsv"
         header, *lines = path.read_text().splitlines()
         path.write_text(
             "\n".join([header, lines[0], "7\tcut off", "8\t9\t10\ta?\tb?\tmaybe", *lines[1:]])
@@ -175,9 +180,9 @@ def test_text_head_is_the_one_of_transformers():
     hidden = torch.randn(4, 5, 32)
     for training in (True, False):
         outputs = []
-        for head, given in ((ours, hidden[:, 0]), (theirs, hidden)):
+        for head, inputs in ((ours, hidden[:, 0]), (theirs, hidden)):
             torch.manual_seed(0)
-            outputs.append(head.train(training)(given))
+            outputs.append(head.train(training)(inputs))
         torch.testing.assert_close(*outputs, atol=1e-6, rtol=0)
 
 
@@ -185,7 +190,7 @@ class TestRuns:
     def test_only_the_tower_that_is_read_learns_and_names_travel(self, runs, tiny_checkpoint):
         before = read_checkpoint(tiny_checkpoint).tensors
         classes = {
-            "cifar10": originals.CIFAR10,
+            "cifar10": CIFAR10_CLASSES,
             "stsb": (),
             "mnli": ("entailment", "neutral", "contradiction"),
         }
@@ -212,12 +217,12 @@ class TestRuns:
             RetrievalConfig(batch_size=3),
             spec=example.CIFAR10,
         )
-        pictures = [originals.cifar_picture(40 + row).transpose(1, 2, 0).copy() for row in range(8)]
+        pictures = [cifar_picture(40 + row).transpose(1, 2, 0).copy() for row in range(8)]
         with torch.no_grad():
             cls = model.model.encode_image(model.processor.images(pictures), outputs="cls").cls
             expected = model.model.head("cifar10")(cls).argmax(dim=1).tolist()
         assert [row["labels"] for row in outcome.predictions] == [
-            [originals.CIFAR10[number]] for number in expected
+            [CIFAR10_CLASSES[number]] for number in expected
         ]
         assert [row["id"] for row in outcome.predictions] == [
             f"test_batch-{row}" for row in range(8)
@@ -248,17 +253,19 @@ class TestRuns:
             spec=spec_of(name),
         )
         assert [row["label"] for row in outcome.predictions] == labels
-        known = {
+        metrics = {
             "accuracy": official.accuracy_score,
             "f1": official.f1_score,
             "matthews_correlation": official.matthews_corrcoef,
             "pearson_correlation": lambda first, second: np.corrcoef(first, second)[0, 1],
         }
         assert outcome.metrics.keys() == set(task.metrics)
-        for metric in known.keys() & outcome.metrics.keys():
-            assert outcome.metrics[metric] == pytest.approx(known[metric](truth, numbers), abs=1e-5)
+        for metric in metrics.keys() & outcome.metrics.keys():
+            assert outcome.metrics[metric] == pytest.approx(
+                metrics[metric](truth, numbers), abs=1e-5
+            )
 
-        own = [
+        names = [
             "--task-spec",
             f"{EXAMPLE}:{name.upper()}",
             "--extensions",
@@ -273,7 +280,7 @@ class TestRuns:
                     "evaluate",
                     str(runs[name]),
                     name,
-                    *own,
+                    *names,
                     "--data",
                     str(sets[name]),
                     "--split",
@@ -304,7 +311,7 @@ def test_recipes_have_the_published_numbers_and_a_loss_of_each_output(name, sets
         assert (run.image_size, run.data.profile) == (224, "official-pretrain")
     else:
         assert run.batch_size in (16, 32)
-    config = replace(shapes.MODEL, heads=run.model.heads)
+    config = replace(SHAPES_MODEL, heads=run.model.heads)
     model = example.BridgeTower(config, OWN)
     outputs = torch.randn(5, {"cifar10": 10, "cifar100": 100, "stsb": 1, "mnli": 3}.get(name, 2))
     names = outputs.shape[1] > 1
@@ -314,8 +321,8 @@ def test_recipes_have_the_published_numbers_and_a_loss_of_each_output(name, sets
         F.cross_entropy(outputs, labels) if names else F.mse_loss(outputs[:, 0], labels)
     )
     width = (
-        shapes.MODEL.vision.hidden_size
+        SHAPES_MODEL.vision.hidden_size
         if name.startswith("cifar")
-        else shapes.MODEL.text.hidden_size
+        else SHAPES_MODEL.text.hidden_size
     )
     assert model.head(name)(torch.zeros(2, width)).shape == (2, outputs.shape[1])

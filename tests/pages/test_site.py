@@ -67,7 +67,7 @@ def pages(site):
 
 def test_every_page_of_docs_is_in_the_navigation():
     settings = tomllib.loads((ROOT / "docs" / "zensical.toml").read_text())["project"]
-    named = [
+    pages_in_navigation = [
         name
         for group in settings["nav"]
         for pages in group.values()
@@ -75,7 +75,9 @@ def test_every_page_of_docs_is_in_the_navigation():
         for name in page.values()
     ]
     made = {"index.md", "changelog.md", "contributing.md", "commands.md", "security.md"}
-    assert sorted(named) == sorted(made | {path.name for path in (ROOT / "docs").glob("*.md")})
+    assert sorted(pages_in_navigation) == sorted(
+        made | {path.name for path in (ROOT / "docs").glob("*.md")}
+    )
 
 
 def test_every_link_leads_somewhere(pages):
@@ -84,10 +86,10 @@ def test_every_link_leads_somewhere(pages):
         for link in page.links + page.loaded:
             if OUTSIDE.match(link) or link.startswith("data:") or path.name == "404.html":
                 continue
-            name, _, place = unquote(link).partition("#")
+            name, _, anchor = unquote(link).partition("#")
             target = (path.parent / name).resolve() if name else path
             target = target / "index.html" if target.is_dir() else target
-            if not target.exists() or (target in pages and place not in pages[target].places):
+            if not target.exists() or (target in pages and anchor not in pages[target].places):
                 broken.append(f"{path.name}: {link}")
     assert not broken
     assert sum(len(page.links) for page in pages.values()) > 500
@@ -134,7 +136,7 @@ def test_pages_fit_a_narrow_window(browsed, out, scheme):
                 code = "[...document.querySelectorAll('pre > code')].every(one => one.scrollWidth <= one.clientWidth)"
                 assert page.evaluate(code)
             colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-            assert all(int(part) < 64 for part in re.findall("[0-9]+", colour)) == (
+            assert all(int(channel) < 64 for channel in re.findall("[0-9]+", colour)) == (
                 scheme == "dark"
             )
         server.shutdown()

@@ -52,11 +52,11 @@ def write_run(folder, seed, bridge, values, cut=""):
     return folder
 
 
-def folders(place):
+def folders(root):
     return {
         arm: [
             write_run(
-                place / f"{arm}-{seed}",
+                root / f"{arm}-{seed}",
                 seed,
                 "add" if arm == "bridges" else None,
                 values,
@@ -69,10 +69,10 @@ def folders(place):
 
 
 def test_measures():
-    one = runs()[0]
-    assert one.measures(0.5) == {"area": pytest.approx(0.5), "final": 0.8, "steps_to_reach": 20}
-    assert one.measures(0.9)["steps_to_reach"] == 30
-    assert set(one.measures(None)) == {"area", "final"}
+    run = runs()[0]
+    assert run.measures(0.5) == {"area": pytest.approx(0.5), "final": 0.8, "steps_to_reach": 20}
+    assert run.measures(0.9)["steps_to_reach"] == 30
+    assert set(run.measures(None)) == {"area", "final"}
 
 
 def test_read_as_written():
@@ -102,7 +102,7 @@ def test_seeds_that_one_arm_lacks_are_left_out_of_differences():
 
 def test_what_cannot_be_compared(refused, tmp_path):
     shorter = runs(CURVES | {"meter": {1: [0.1, 0.2]}})
-    for several, message in (
+    for runs_to_compare, message in (
         (
             shorter,
             r"bridges, seed 1 has 3 evaluations up to step 30, meter, seed 1 has 2 evaluations up to step 20",
@@ -113,23 +113,23 @@ def test_what_cannot_be_compared(refused, tmp_path):
         ),
     ):
         with pytest.raises(ValueError, match=message):
-            Comparison(metric="accuracy", reach=None, runs=several)
+            Comparison(metric="accuracy", reach=None, runs=runs_to_compare)
     assert "one arm only (nano); expected runs of at least two" in refused(
         "compare", *folders(tmp_path)["bridges"]
     )
 
 
 def test_arms_are_named_by_what_differs(tmp_path):
-    places = folders(tmp_path)
-    every = [*places["bridges"], *places["meter"]]
-    metric, found = finished_runs(every, [None] * 6, None)
+    paths = folders(tmp_path)
+    run_folders = [*paths["bridges"], *paths["meter"]]
+    metric, finished = finished_runs(run_folders, [None] * 6, None)
     assert metric == "accuracy"
-    assert [run.arm for run in found] == 3 * ["model.fusion.bridge=add"] + 3 * [
+    assert [run.arm for run in finished] == 3 * ["model.fusion.bridge=add"] + 3 * [
         "model.fusion.bridge=None"
     ]
-    assert [run.seed for run in found] == [1, 2, 3, 1, 2, 3]
-    assert found[0].curve == dict(zip(STEPS, CURVES["bridges"][1], strict=True))
-    assert found[0].seconds_per_step == pytest.approx(0.2)
+    assert [run.seed for run in finished] == [1, 2, 3, 1, 2, 3]
+    assert finished[0].curve == dict(zip(STEPS, CURVES["bridges"][1], strict=True))
+    assert finished[0].seconds_per_step == pytest.approx(0.2)
     assert arm_names([{"recipe": "nano", "seed": 1}, {"recipe": "nano", "seed": 2}]) == [
         "nano",
         "nano",
@@ -172,9 +172,11 @@ def test_folders_that_hold_no_finished_run(tmp_path, change, error, message):
 
 
 def test_command(run, tmp_path):
-    places = folders(tmp_path)
-    named = [f"{arm}={folder}" for arm, each in places.items() for folder in each]
-    (printed,) = run("compare", *named, "--reach", 0.5, "--out", tmp_path / "out")
+    paths = folders(tmp_path)
+    arguments = [
+        f"{arm}={folder}" for arm, folders_of_arm in paths.items() for folder in folders_of_arm
+    ]
+    (printed,) = run("compare", *arguments, "--reach", 0.5, "--out", tmp_path / "out")
     written = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert (
         printed
@@ -191,10 +193,10 @@ def test_command(run, tmp_path):
 
 
 def test_table_on_a_terminal(tmp_path, capsys, monkeypatch):
-    places = folders(tmp_path)
+    paths = folders(tmp_path)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
-    main(["compare", *map(str, places["bridges"]), *map(str, places["meter"])])
+    main(["compare", *map(str, paths["bridges"]), *map(str, paths["meter"])])
     printed = capsys.readouterr().out
     assert "model.fusion.bridge=add \u2212 model.fusion.bridge=None" in printed
     assert "+0.167 (" in printed

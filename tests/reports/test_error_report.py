@@ -11,32 +11,31 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-import asked
 from bridgetower.data.sets.schema import SCHEMAS
 from bridgetower.evaluation.config import Judgement, RetrievalConfig
 from bridgetower.inference.predictor import load
 from bridgetower.processor import open_image
 from bridgetower.reports.errors import card, read_slices, write_errors
 from bridgetower.tasks.table import evaluate
-from rows import write_set
+from helpers.sets import ANSWERS, question_records, write_entry_set, write_set
 
 
 def tables(page):
     """The rows of each table by its caption."""
-    found = {}
+    tables = {}
     for content in re.findall(r"<table>(.*?)</table>", page, re.DOTALL):
         rows = [
             re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)
             for row in re.findall(r"<tr[^>]*>(.*?)</tr>", content)
         ]
         caption = re.search("<caption>(.*?)</caption>", content)
-        found[caption[1]] = [[re.sub("<[^>]+>", "", cell) for cell in row] for row in rows]
-    return found
+        tables[caption[1]] = [[re.sub("<[^>]+>", "", cell) for cell in row] for row in rows]
+    return tables
 
 
 def judgement(number, **changes):
-    given = {"target": "red", "prediction": "red", "score": 1.0, "error": 0.0, "probability": 0.9}
-    return Judgement(id=str(number), images=(0,), text=f"text {number}", **{**given, **changes})
+    values = {"target": "red", "prediction": "red", "score": 1.0, "error": 0.0, "probability": 0.9}
+    return Judgement(id=str(number), images=(0,), text=f"text {number}", **{**values, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def model(answering_checkpoint):
 @pytest.fixture
 def outcome(model, tmp_path):
     """Of questions that the model answers at random."""
-    folder = asked.write_set(tmp_path / "vqa", "vqa")
+    folder = write_entry_set(tmp_path / "vqa", "vqa")
     return evaluate(model, "vqav2", [folder], "validation", RetrievalConfig())
 
 
@@ -62,31 +61,36 @@ def page_of(tmp_path):
 
 def test_judgements_are_the_predictions(outcome):
     judgements = outcome.judge()
-    assert [one.prediction for one in judgements] == [row["answer"] for row in outcome.predictions]
-    mean = sum(one.score for one in judgements) / len(judgements)
+    assert [judgement.prediction for judgement in judgements] == [
+        row["answer"] for row in outcome.predictions
+    ]
+    mean = sum(judgement.score for judgement in judgements) / len(judgements)
     assert mean == pytest.approx(outcome.metrics["vqa_score"], abs=5e-5)
-    assert {name for one in judgements for name in one.groups} == {"answer_type", "question_type"}
+    assert {name for judgement in judgements for name in judgement.groups} == {
+        "answer_type",
+        "question_type",
+    }
 
 
 def test_a_set_with_one_answer_each(outcome, model, page_of, tmp_path):
     """As in sets of one's own: what is right is neither scored as wrong nor listed as a miss."""
-    given = {row["question_id"]: row["answer"] for row in outcome.predictions}
-    records = asked.questioned("validation", 5)
+    answers = {row["question_id"]: row["answer"] for row in outcome.predictions}
+    records = question_records("validation", 5)
     first = records[0].entries[0].question_id
 
     def answered(question):
         answer = (
             "The other."
             if question.question_id == first
-            else f"{given[question.question_id].title()}."
+            else f"{answers[question.question_id].title()}."
         )
         return replace(question, answers=(answer,))
 
-    records = [replace(one, entries=tuple(map(answered, one.entries))) for one in records]
-    files = {"answers.json": list(asked.ANSWERS)}
+    records = [replace(record, entries=tuple(map(answered, record.entries))) for record in records]
+    files = {"answers.json": list(ANSWERS)}
     changed = write_set(tmp_path / "changed", {"validation": records}, SCHEMAS["vqa"], **files)
     outcome = evaluate(model, "vqav2", [changed], "validation", RetrievalConfig())
-    assert outcome.metrics["vqa_score"] == pytest.approx(1 - 1 / len(given), abs=5e-5)
+    assert outcome.metrics["vqa_score"] == pytest.approx(1 - 1 / len(answers), abs=5e-5)
     page = page_of(outcome.judge(), outcome.images)
     assert re.findall(r'<b class="mark">(.*?)</b>', page) == ["other"]
 
@@ -145,21 +149,23 @@ def test_what_the_page_says(outcome, page_of):
     assert "<my>" not in page
     assert "north <b>" not in page
     assert not re.search(r"""(src|href)=["']https?://|<script""", page)
-    found = tables(page)
-    assert found["The most frequent"][1:] == [["red", "blue", "2"], ["red", "green", "1"]]
-    shops = [[cell.replace("\xa0", " ") for cell in row] for row in found["By shop"][1:]]
+    page_tables = tables(page)
+    assert page_tables["The most frequent"][1:] == [["red", "blue", "2"], ["red", "green", "1"]]
+    shops = [[cell.replace("\xa0", " ") for cell in row] for row in page_tables["By shop"][1:]]
     assert shops == [
         ["south", "2", "20 %", "1.8 % to 78 %"],
         ["north &lt;b&gt;", "7", "86 %", "49 % to 97 %"],
     ]
-    assert "By right answer" not in found  # which is the same for all
+    assert "By right answer" not in page_tables  # which is the same for all
 
 
 def test_a_table_of_ones_own_to_slice_by(outcome, page_of, tmp_path):
     judgements, table = outcome.judge(), tmp_path / "slices.csv"
     with table.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["id", "light"], *([one.id, "day"] for one in judgements[:4])])
-        csv.writer(file).writerows([[one.id, "night"] for one in judgements[4:]])
+        csv.writer(file).writerows(
+            [["id", "light"], *([judgement.id, "day"] for judgement in judgements[:4])]
+        )
+        csv.writer(file).writerows([[judgement.id, "night"] for judgement in judgements[4:]])
     counts = {
         row[0]: row[1]
         for row in tables(page_of(judgements, outcome.images, slices=read_slices(table)))[
@@ -186,10 +192,10 @@ def test_retrieval(predictor, tiny_dataset):
     )
     judgements = outcome.judge()
     assert len(judgements) == outcome.counts["num_texts"]
-    recall = sum(one.score for one in judgements) / len(judgements)
+    recall = sum(judgement.score for judgement in judgements) / len(judgements)
     assert recall == pytest.approx(outcome.metrics["two_stage_text_to_image_r1"])
-    assert [one.error == 0 for one in judgements] == [
-        (one.predicted_image,) == one.images for one in judgements
+    assert [judgement.error == 0 for judgement in judgements] == [
+        (judgement.predicted_image,) == judgement.images for judgement in judgements
     ]
 
 
@@ -219,13 +225,13 @@ def test_the_command(run, refused, tiny_checkpoint, tiny_dataset, tmp_path):
 @pytest.mark.parametrize("kind", ["snli-ve", "nlvr2"])
 def test_statements(model, page_of, tmp_path, kind):
     outcome = evaluate(
-        model, kind, [asked.write_set(tmp_path / kind, kind)], "validation", RetrievalConfig()
+        model, kind, [write_entry_set(tmp_path / kind, kind)], "validation", RetrievalConfig()
     )
     judgements = outcome.judge()
-    assert sum(one.score for one in judgements) / len(judgements) == pytest.approx(
+    assert sum(judgement.score for judgement in judgements) / len(judgements) == pytest.approx(
         outcome.metrics["accuracy"]
     )
-    misses = sum(one.score < 1 for one in judgements)
+    misses = sum(judgement.score < 1 for judgement in judgements)
     assert page_of(judgements, outcome.images).count("data:image/webp") == misses * (
         2 if kind == "nlvr2" else 1
     )

@@ -8,8 +8,8 @@ from album import Album
 from bridgetower.inference import vector_files
 from bridgetower.inference.predictor import load
 from bridgetower.search import build
-from shapes import write_pictures
-from sources import write_sources
+from helpers.shapes import write_shape_pictures
+from helpers.sources import write_sources
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def predictor(tiny_checkpoint):
 @pytest.fixture(scope="session")
 def shapes_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes")
-    write_pictures(folder)
+    write_shape_pictures(folder)
     return folder
 
 
@@ -34,14 +34,14 @@ def album(shapes_folder, predictor, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def places(shapes_folder, tmp_path_factory):
+def source_paths(shapes_folder, tmp_path_factory):
     return write_sources(shapes_folder, tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture
 def encoded(predictor):
     batches, patches = [], predictor.model.vision.patch_embedding
-    hook = patches.register_forward_hook(lambda _, given, __: batches.append(len(given[0])))
+    hook = patches.register_forward_hook(lambda _, inputs, __: batches.append(len(inputs[0])))
     yield batches
     hook.remove()
 
@@ -53,11 +53,11 @@ def stopped(predictor):
     def call(number, run, owner=predictor, name="compute"):
         step, calls = getattr(owner, name), []
 
-        def failing(*given):
-            calls.append(given)
+        def failing(*arguments):
+            calls.append(arguments)
             if len(calls) >= number:
                 raise KeyboardInterrupt
-            return step(*given)
+            return step(*arguments)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(owner, name, failing)
@@ -71,9 +71,9 @@ def stopped(predictor):
 def read_names(monkeypatch):
     names, read_group = list[str](), vector_files.read_group
 
-    def noting(part, columns):
-        names.append(part.files[0].name)
-        return read_group(part, columns)
+    def noting(source, columns):
+        names.append(source.files[0].name)
+        return read_group(source, columns)
 
     for module in (build, vector_files):
         monkeypatch.setattr(module, "read_group", noting)

@@ -27,7 +27,7 @@ from bridgetower.inference.vector_files import embed_source
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
-from kills import end
+from helpers.processes import exit_code_of
 
 # a commit per image
 OFTEN = {
@@ -57,13 +57,13 @@ def killed(work, number):
     def counting(owner, name):
         call = getattr(owner, name)
 
-        def counted(*given, **options):
+        def counted(*arguments, **options):
             nonlocal number
             # as in the removal of a folder that has another name already
             number -= "dir_fd" not in options
             if not number:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return call(*given, **options)
+            return call(*arguments, **options)
 
         setattr(owner, name, counted)
 
@@ -83,7 +83,7 @@ def killed(work, number):
         counting(store, "remove_folder")
         work()
 
-    return end(forked(dying))
+    return exit_code_of(forked(dying))
 
 
 def killed_after_writes(work, out, number):
@@ -93,17 +93,17 @@ def killed_after_writes(work, out, number):
     while len(set(out.rglob("*")) - seen) < number:
         pass
     os.kill(process, signal.SIGKILL)
-    return end(process)
+    return exit_code_of(process)
 
 
 def rows(out):
-    found = lancedb.connect(out.parent).open_table(out.stem).to_arrow().to_pylist()
-    assert len(Index(out)) == len({row["path"] for row in found}) == len(found)
-    return {row.pop("path"): row for row in found}
+    table_rows = lancedb.connect(out.parent).open_table(out.stem).to_arrow().to_pylist()
+    assert len(Index(out)) == len({row["path"] for row in table_rows}) == len(table_rows)
+    return {row.pop("path"): row for row in table_rows}
 
 
 def embedding(predictor, photos, folder, suffix):
-    out, report, found = (
+    out, report, runs = (
         folder / suffix / f"v.{suffix}",
         folder / "report.json",
         list[dict[str, Any]](),
@@ -115,17 +115,22 @@ def embedding(predictor, photos, folder, suffix):
     def complete():
         bad, (names, vectors) = run(), read(out)
         beside = sorted(path.name for path in out.parent.iterdir())
-        told = {"bad": bad, "names": names, "vectors": np.array(vectors).tolist(), "beside": beside}
-        report.write_text(json.dumps(told))
+        summary = {
+            "bad": bad,
+            "names": names,
+            "vectors": np.array(vectors).tolist(),
+            "beside": beside,
+        }
+        report.write_text(json.dumps(summary))
 
     # the first changes, those of the table, are the same
     for number in range(1 if suffix == "lance" else 6, 60):
         if killed(run, number) == 0:
             break
-        assert end(forked(complete)) == 0, number
-        found.append(json.loads(report.read_text()))
+        assert exit_code_of(forked(complete)) == 0, number
+        runs.append(json.loads(report.read_text()))
         shutil.rmtree(out.parent)
-    return found
+    return runs
 
 
 def indexing(predictor, photos, folder):
@@ -140,7 +145,7 @@ def indexing(predictor, photos, folder):
         report.write_text(json.dumps(rows(uri), default=str))
 
     def told(work):
-        assert end(forked(work)) == 0
+        assert exit_code_of(forked(work)) == 0
         return json.loads(report.read_text())
 
     told(lambda: (build(before), tell(before)))
@@ -148,15 +153,19 @@ def indexing(predictor, photos, folder):
     (photos / "01.png").rename(photos / "renamed.png")
     for name in ("02.png", "new.png"):
         Image.new("RGB", (24, 24), "red").save(photos / name)
-    expected, found = told(lambda: (build(whole), tell(whole))), list[dict[str, Any]]()
+    expected, runs = told(lambda: (build(whole), tell(whole))), list[dict[str, Any]]()
 
     def is_killed(kill, number):
         shutil.copytree(before, out)
         ended = kill(lambda: build(out), number=number)
-        left = told(lambda: tell(out))
+        interrupted = told(lambda: tell(out))
         completed = told(lambda: (build(out), tell(out)))
-        found.append(
-            {"left": len(left), "was_whole": left == expected, "is_whole": completed == expected}
+        runs.append(
+            {
+                "left": len(interrupted),
+                "was_whole": interrupted == expected,
+                "is_whole": completed == expected,
+            }
         )
         shutil.rmtree(out)
         return ended != 0
@@ -166,12 +175,12 @@ def indexing(predictor, photos, folder):
         number += 1
     for number in (1, 3, 8):
         is_killed(partial(killed_after_writes, out=out), number)
-    return found
+    return runs
 
 
 if __name__ == "__main__":
     predictor, folder = load(Path(sys.argv[1]), device="cpu"), Path(sys.argv[2])
-    found = {
+    runs = {
         suffix: embedding(predictor, folder / "few", folder, suffix) for suffix in ("lance", "npy")
     }
-    print(json.dumps(found | {"index": indexing(predictor, folder / "photos", folder)}))  # noqa: T201
+    print(json.dumps(runs | {"index": indexing(predictor, folder / "photos", folder)}))  # noqa: T201

@@ -30,21 +30,24 @@ from bridgetower.processor import images
 from bridgetower.search.build import build_index
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
-from sources import CAPTIONS, served
-from sources import NAMES as NAMES_OF
+from helpers.sources import SOURCE_CAPTIONS, serve_files
+from helpers.sources import SOURCE_NAMES as NAMES_OF
 
 
 class TestContent:
     def test_rows_are_what_the_model_says(self, album, predictor):
-        given = {"01.png": ["a red bar"], "sub/04.png": ["a green square", "a bar", "red on black"]}
-        for name, texts in given.items():
+        captions = {
+            "01.png": ["a red bar"],
+            "sub/04.png": ["a green square", "a bar", "red on black"],
+        }
+        for name, texts in captions.items():
             (album.folder / name).with_suffix(".txt").write_text("\n".join(texts))
         assert album.counts(batch_size=4) == (6, 6, 0, 0)
-        found = album.rows()
-        assert sorted(found) == NAMES
+        rows = album.rows()
+        assert sorted(rows) == NAMES
         album.check_vectors({name: album.folder / name for name in NAMES})
-        for name, row in found.items():
-            file, texts = album.folder / name, given.get(name, [])
+        for name, row in rows.items():
+            file, texts = album.folder / name, captions.get(name, [])
             assert (row["width"], row["height"], row["size"]) == (24, 24, file.stat().st_size)
             assert row["captions"] == texts
             of_texts, of_pairs = (
@@ -76,13 +79,13 @@ class TestContent:
 
 
 class TestSources:
-    def test_at_urls(self, album, places, predictor, tmp_path, monkeypatch):
+    def test_at_urls(self, album, source_paths, predictor, tmp_path, monkeypatch):
         image, shards, table = (
-            places["folder"] / "03.png",
+            source_paths["folder"] / "03.png",
             tmp_path / "shards.lance",
             tmp_path / "urls.csv",
         )
-        with served(places["folder"].parent) as url:
+        with serve_files(source_paths["folder"].parent) as url:
             table.write_text(
                 "url\n" + "".join(f"{url}/folder/{name}.png\n" for name in (*NAMES_OF, "none"))
             )
@@ -118,17 +121,20 @@ class TestSources:
         with pytest.raises(
             ValueError, match=r"is of the images in .*, not of .*; choose another name"
         ):
-            build_index(places["folder"], shards, predictor)
+            build_index(source_paths["folder"], shards, predictor)
 
     def test_tables_of_one_name(self, album, tmp_path):
         for split, number in (("test", 0), ("train", 1)):
             (tmp_path / "hf" / split).mkdir(parents=True)
             cells = {
                 "image": [(album.folder / f"{number:02}.png").read_bytes()],
-                "text": [CAPTIONS[number]],
+                "text": [SOURCE_CAPTIONS[number]],
             }
             pq.write_table(pa.table(cells), tmp_path / "hf" / split / "0.parquet")
-        expected = {"test/0.parquet/1": [CAPTIONS[0]], "train/0.parquet/1": [CAPTIONS[1]]}
+        expected = {
+            "test/0.parquet/1": [SOURCE_CAPTIONS[0]],
+            "train/0.parquet/1": [SOURCE_CAPTIONS[1]],
+        }
         assert album.counts(tmp_path / "hf") == (2, 2, 0, 0)
         assert album.captions() == expected
         # What an index has under other names is replaced.
@@ -161,14 +167,18 @@ class TestSources:
         self, album, predictor, tmp_path
     ):
         album.build()
-        more = shutil.copytree(album.folder / "sub", tmp_path / "more photos")
-        shutil.copy(album.folder / "01.png", more / "00.png")  # two of one name
-        for sources in ([more], [album.folder, more], [more, album.folder / "sub"]):
+        more_photos = shutil.copytree(album.folder / "sub", tmp_path / "more photos")
+        shutil.copy(album.folder / "01.png", more_photos / "00.png")  # two of one name
+        for sources in (
+            [more_photos],
+            [album.folder, more_photos],
+            [more_photos, album.folder / "sub"],
+        ):
             with pytest.raises(
                 ValueError, match=r"is of the images in .*photos, not of .*; for both: "
             ) as caught:
                 album.build(*sources)
-            command, index, *given, out, name, _, model = shlex.split(
+            command, index, *command_sources, out, name, _, model = shlex.split(
                 str(caught.value).partition("for both: ")[2]
             )
             assert (command, index, out, model) == (
@@ -177,8 +187,8 @@ class TestSources:
                 "--out",
                 predictor.source,
             )
-            assert sorted(given) == sorted([str(more), str(album.folder)])
-        assert build_index(given, name, predictor).images == 9
+            assert sorted(command_sources) == sorted([str(more_photos), str(album.folder)])
+        assert build_index(command_sources, name, predictor).images == 9
         names = [
             *(f"photos/{name}" for name in NAMES),
             *(f"more photos/{name}.png" for name in ("00", "04", "05")),
@@ -197,15 +207,15 @@ class TestSources:
             f"{album.folder}/00.png",
             f"{album.folder}/01.png",
         ]
-        index, others = tmp_path / "others.lance", tmp_path / "others"
-        others.mkdir()
-        (album.folder / "00.png").rename(others / "00.png")
-        assert build_index([album.folder, others], index, predictor).added == 6
-        (others / "00.png").unlink()  # of a source that is empty nothing is deleted
+        index, second_folder = tmp_path / "others.lance", tmp_path / "others"
+        second_folder.mkdir()
+        (album.folder / "00.png").rename(second_folder / "00.png")
+        assert build_index([album.folder, second_folder], index, predictor).added == 6
+        (second_folder / "00.png").unlink()  # of a source that is empty nothing is deleted
         with pytest.raises(
             ValueError, match="others has nothing that can be read; expected images"
         ):
-            build_index([album.folder, others], index, predictor)
+            build_index([album.folder, second_folder], index, predictor)
         assert len(Index(index)) == 6
 
     def test_rows_without_an_image(self, album):
@@ -315,14 +325,14 @@ class TestUpdate:
         report = album.build()
         changes = report.images, report.added, report.changed, report.removed, report.reused
         assert (encoded, changes) == ([], (7, 4, 1, 3, 5))
-        found = album.rows()
+        rows = album.rows()
         names = {
             "moved/04.png": "sub/05.png",
             "moved/05.png": "sub/04.png",
             "renamed.png": "00.png",
         }
         names |= {"copy.png": "02.png"} | {name: name for name in ("01.png", "02.png", "03.png")}
-        assert found.keys() == names.keys()
+        assert rows.keys() == names.keys()
         for name, earlier in names.items():
             same = (
                 "digest",
@@ -333,9 +343,11 @@ class TestUpdate:
                 "text_vectors",
                 "pair_vectors",
             )
-            assert [found[name][one] for one in same] == [before[earlier][one] for one in same]
+            assert [rows[name][column] for column in same] == [
+                before[earlier][column] for column in same
+            ]
             assert (
-                round(found[name]["mtime"].timestamp() * 1e6)
+                round(rows[name]["mtime"].timestamp() * 1e6)
                 == (folder / name).stat().st_mtime_ns // 1000
             )
         assert album.counts() == (7, 0, 0, 0)
@@ -387,16 +399,23 @@ class TestParts:
     @pytest.mark.parametrize(
         ("kind", "last"), [("shards", "shard-1.tar"), ("bytes.parquet", ""), ("saved", None)]
     )
-    def test_unchanged_ones_are_not_read(self, kind, last, album, places, read_names, tmp_path):
-        source, files = tmp_path / kind, [places["folder"] / f"{name}.png" for name in NAMES_OF]
-        (shutil.copytree if places[kind].is_dir() else shutil.copy)(places[kind], source)
+    def test_unchanged_ones_are_not_read(
+        self, kind, last, album, source_paths, read_names, tmp_path
+    ):
+        source, files = (
+            tmp_path / kind,
+            [source_paths["folder"] / f"{name}.png" for name in NAMES_OF],
+        )
+        (shutil.copytree if source_paths[kind].is_dir() else shutil.copy)(
+            source_paths[kind], source
+        )
         assert album.counts(source) == (5, 5, 0, 0)
         searcher = Searcher(album.out, album.predictor)
         expected = album.predictor.match(files, "a green square", all_pairs=True)[:, 0].tolist()
         hits = {hit.captions[0]: hit for hit in searcher.search("a green square")}
-        found = {caption: hit.score for caption, hit in hits.items()}
-        assert found == pytest.approx(dict(zip(CAPTIONS, expected, strict=True)), abs=1e-5)
-        assert searcher.index.content(hits[CAPTIONS[0]]) == files[0].read_bytes()
+        scores = {caption: hit.score for caption, hit in hits.items()}
+        assert scores == pytest.approx(dict(zip(SOURCE_CAPTIONS, expected, strict=True)), abs=1e-5)
+        assert searcher.index.content(hits[SOURCE_CAPTIONS[0]]) == files[0].read_bytes()
         assert len(read_names) == len(set(read_names)) > 0
         assert sum(row["part_size"] for row in album.rows().values()) == 5
         del read_names[:]
@@ -500,13 +519,13 @@ class TestUnreadableFolders:
         assert len(album.rows()) == 5
 
     def test_among_several_sources(self, album, failing, tmp_path):
-        others = tmp_path / "others"
-        others.mkdir()
-        shutil.copy(album.folder / "00.png", others / "00.png")
-        album.build(album.folder, others)
+        second_folder = tmp_path / "others"
+        second_folder.mkdir()
+        shutil.copy(album.folder / "00.png", second_folder / "00.png")
+        album.build(album.folder, second_folder)
         failing(album.folder / "sub")
         with pytest.raises(ValueError, match="'photos/sub': Stale file handle"):
-            album.build(album.folder, others)
+            album.build(album.folder, second_folder)
         assert len(Index(album.out)) == 7
 
     def test_a_changed_image_that_cannot_be_read_for_a_moment(self, album, monkeypatch):
@@ -535,10 +554,10 @@ class TestUnreadableFolders:
 
     @pytest.mark.parametrize("name", ["list.csv", "captions.txt"])
     def test_the_rest_of_a_table_that_breaks_off(self, name, album, tmp_path):
-        table, others = album.folder / name, tmp_path / "others"
-        others.mkdir()
-        shutil.copy(album.folder / "03.png", others / "03.png")
-        (others / "list.csv").write_text("image\n03.png\n")
+        table, second_folder = album.folder / name, tmp_path / "others"
+        second_folder.mkdir()
+        shutil.copy(album.folder / "03.png", second_folder / "03.png")
+        (second_folder / "list.csv").write_text("image\n03.png\n")
 
         def write(end):
             table.write_bytes(
@@ -546,7 +565,7 @@ class TestUnreadableFolders:
             )
 
         source = table if name == "list.csv" else album.folder
-        for sources in ([source], [source, others / "list.csv"]):
+        for sources in ([source], [source, second_folder / "list.csv"]):
             shutil.rmtree(album.out, ignore_errors=True)
             write("ä".encode())
             album.build(*sources)
@@ -567,8 +586,8 @@ class TestFiles:
         (album.folder / "link.png").symlink_to("nowhere.png")
         for name in (" a.png", "a\n.png", "caf\udce9.png"):
             (album.folder / name).write_bytes((album.folder / "00.png").read_bytes())
-        report, found = album.build(max_errors=9), album.rows()
-        assert sorted(found) == sorted([" a.png", "a\n.png", *NAMES])
+        report, rows = album.build(max_errors=9), album.rows()
+        assert sorted(rows) == sorted([" a.png", "a\n.png", *NAMES])
         name = r"the name 'caf\udce9.png' is not UTF-8; rename the file"
         expected = [
             "'pipe.jpg': it is no regular file",
@@ -577,7 +596,7 @@ class TestFiles:
         ]
         assert all(any(message in bad for bad in report.bad) for message in expected)
         assert len(report.bad) == 3
-        status, row = (album.folder / "sub" / "04.png").stat(), found["sub/04.png"]
+        status, row = (album.folder / "sub" / "04.png").stat(), rows["sub/04.png"]
         assert (row["size"], row["captions"], row["location"]) == (
             status.st_size,
             ["a red bar", "on black"],
@@ -612,7 +631,7 @@ class TestFiles:
             "no file 'no.png' (No such file or directory)",
             r"'0\x00.png' has a zero character, which no",
         )
-        assert all(any(message in one for one in bad) for message in messages)
+        assert all(any(message in problem for problem in bad) for message in messages)
 
     @pytest.mark.parametrize(("second", "year"), [(2**40, 9999), (-(2**40), 1)])
     def test_times_outside_of_the_calendar(self, second, year, album):
@@ -635,15 +654,20 @@ class TestFiles:
         gone = Example(
             id="gone", images=(SourceImage(name="gone.png", location=str(photos / "gone.png")),)
         )
-        found, pixels = decode_examples(predictor.processor, "images", False, [*read(photos), gone])
+        decoded, pixels = decode_examples(
+            predictor.processor, "images", False, [*read(photos), gone]
+        )
         reasons = ("cut off", "empty", "cannot be read as an image", "limit")
-        for one, reason in zip(found, reasons, strict=False):
-            assert one.problem.startswith("it ")
-            assert reason in one.problem
-            assert str(photos) not in one.problem
-        assert [one.example.id for one in found if one.width] == ["sub/04.png", "sub/05.png"]
-        assert (len(pixels), found[-1].may_pass) == (2, False)
-        assert "no image file at " in found[-1].problem
+        for example, reason in zip(decoded, reasons, strict=False):
+            assert example.problem.startswith("it ")
+            assert reason in example.problem
+            assert str(photos) not in example.problem
+        assert [example.example.id for example in decoded if example.width] == [
+            "sub/04.png",
+            "sub/05.png",
+        ]
+        assert (len(pixels), decoded[-1].may_pass) == (2, False)
+        assert "no image file at " in decoded[-1].problem
 
     def test_are_named_and_left_out_as_far_as_allowed(self, album):
         album.build()

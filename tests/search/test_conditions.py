@@ -36,8 +36,8 @@ def index(tmp_path_factory):
         ({"width": {"in": [1, 3, 99]}}, [0, 2]),
         *(({"start": start}, [5]) for start in ({"gt": 4.5}, {"gte": 5})),
         *(
-            (given, [0, 1, 2, 3, 4, 5])
-            for given in (
+            (condition, [0, 1, 2, 3, 4, 5])
+            for condition in (
                 {"size": {"lt": 2**40}},
                 {"width": {"gt": -1}},
                 {"path": {"in": [*NAMES]}},
@@ -46,8 +46,8 @@ def index(tmp_path_factory):
         *(({"path": {"eq": name}}, [number]) for number, name in enumerate(NAMES)),
         *(({"captions": {"contains": name}}, [number]) for number, name in enumerate(NAMES)),
         *(
-            ({"path": path}, found)
-            for path, found in (({"like": "dogs/%"}, [4]), ({"like": "%'%"}, [1]))
+            ({"path": path}, numbers)
+            for path, numbers in (({"like": "dogs/%"}, [4]), ({"like": "%'%"}, [1]))
         ),
         ({"path": {"eq": "' OR 1=1 --"}}, []),
         ({"mtime": {"gte": "2026-01-03", "lt": "2026-01-05T00:00:00+00:00"}}, [2, 3]),
@@ -66,34 +66,34 @@ def index(tmp_path_factory):
     ids=str,
 )
 def test_finds_what_it_says(index, condition, numbers):
-    found = index.nearest(torch.ones(3), 10, where=condition_sql(condition))
-    assert {hit.path for hit in found} == {NAMES[number] for number in numbers}
+    hits = index.nearest(torch.ones(3), 10, where=condition_sql(condition))
+    assert {hit.path for hit in hits} == {NAMES[number] for number in numbers}
 
 
 @pytest.mark.parametrize(
     ("condition", "words"),
     [
-        *((given, "is no condition") for given in ({}, [], "width > 1", {"not": []})),
+        *((condition, "is no condition") for condition in ({}, [], "width > 1", {"not": []})),
         ({"digest": {"eq": "a"}}, "'digest' is no column; columns are path, size"),
         ({"width) OR (1=1": {"eq": 1}}, "is no column"),
-        *(({"width": given}, "expected a comparison such as") for given in (5, {})),
+        *(({"width": condition}, "expected a comparison such as") for condition in (5, {})),
         ({"width": {"like": "a"}}, "'like' is no operator of 'width'"),
         ({"width": {"=": 1}}, "'=' is no operator"),
         ({"captions": {"eq": "a"}}, "'eq' is no operator of 'captions'; expected contains"),
         *(
-            ({"width": {"eq": given}}, "expected a whole number")
-            for given in ("1", 1.5, 2**31, 10**30, True, None)
+            ({"width": {"eq": value}}, "expected a whole number")
+            for value in ("1", 1.5, 2**31, 10**30, True, None)
         ),
-        *(({"width": {"eq": float(given)}}, "expected a whole number") for given in ("nan", "inf")),
-        *(({"start": {"eq": given}}, "expected a number") for given in (float("nan"), "1")),
+        *(({"width": {"eq": float(value)}}, "expected a whole number") for value in ("nan", "inf")),
+        *(({"start": {"eq": value}}, "expected a number") for value in (float("nan"), "1")),
         *(
-            (given, "expected a text")
-            for given in ({"captions": {"contains": 1}}, {"path": {"eq": 1}})
+            (condition, "expected a text")
+            for condition in ({"captions": {"contains": 1}}, {"path": {"eq": 1}})
         ),
         ({"path": {"eq": "a" * 501}}, "expected a text"),
-        *(({"path": {"in": given}}, "expected a list") for given in ([], "ab")),
-        *(({"mtime": {"gt": given}}, "expected a time") for given in ("now() --", "99999-01-01")),
-        *(({"or": given}, "expected a list of conditions") for given in ([], {"width": {"eq": 1}})),
+        *(({"path": {"in": value}}, "expected a list") for value in ([], "ab")),
+        *(({"mtime": {"gt": value}}, "expected a time") for value in ("now() --", "99999-01-01")),
+        *(({"or": value}, "expected a list of conditions") for value in ([], {"width": {"eq": 1}})),
         (DEEP, "within each other"),
         ({"or": [{"width": {"eq": n}} for n in range(MAX_COMPARISONS + 1)]}, "the limit is 50"),
     ],

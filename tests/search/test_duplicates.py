@@ -22,10 +22,10 @@ def index(tmp_path):
     ).astype(np.float32)
     info = IndexInfo(fingerprint="f", model="none", root=str(tmp_path), image_width=6, pair_width=6)
     index = Index.create(tmp_path / "a.lance", info)
-    about = {"digest": "d", "height": 1, "captions": [], "text_vectors": [], "pair_vectors": []}
+    fields = {"digest": "d", "height": 1, "captions": [], "text_vectors": [], "pair_vectors": []}
     rows = [
-        {**about, "path": f"{n:03}", "width": 1 + n, "image_vector": one}
-        for n, one in enumerate(vectors)
+        {**fields, "path": f"{n:03}", "width": 1 + n, "image_vector": vector}
+        for n, vector in enumerate(vectors)
     ]
     for start in range(0, 150, 40):
         index.upsert(rows[start : start + 40])
@@ -52,19 +52,23 @@ def by_hand(index, threshold):
 def test_groups_are_those_of_all_pairs(index, monkeypatch, tile, block):
     monkeypatch.setattr(duplicates, "_TILE", tile)
     monkeypatch.setattr(duplicates, "BLOCK", block)
-    found = {threshold: near_duplicates(index, threshold) for threshold in (0.97, 0.99)}
-    for threshold, groups in found.items():
+    groups_by_threshold = {
+        threshold: near_duplicates(index, threshold) for threshold in (0.97, 0.99)
+    }
+    for threshold, groups in groups_by_threshold.items():
         expected, unit = by_hand(index, threshold)
-        assert {frozenset(one.path for one in group) for group in groups} == expected
+        assert {frozenset(image.path for image in group) for group in groups} == expected
         assert [len(group) for group in groups] == sorted(map(len, expected), reverse=True)
         for group in groups:
-            assert group[0].path == max(one.path for one in group)  # which has the most pixels
-            assert max(one.cosine for one in group) <= 1
-            assert [one.cosine for one in group] == pytest.approx(
-                [unit[one.path] @ unit[group[0].path] for one in group]
+            assert group[0].path == max(image.path for image in group)  # which has the most pixels
+            assert max(image.cosine for image in group) <= 1
+            assert [image.cosine for image in group] == pytest.approx(
+                [unit[image.path] @ unit[group[0].path] for image in group]
             )
-    assert found[0.97] != found[0.99]
-    assert min(one.cosine for group in found[0.97] for one in group) < 0.97  # of a chain
+    assert groups_by_threshold[0.97] != groups_by_threshold[0.99]
+    assert (
+        min(image.cosine for group in groups_by_threshold[0.97] for image in group) < 0.97
+    )  # of a chain
 
 
 def test_the_first_has_the_most_pixels_then_bytes_and_ties_are_by_path(tmp_path):
@@ -82,7 +86,7 @@ def test_the_first_has_the_most_pixels_then_bytes_and_ties_are_by_path(tmp_path)
             "text_vectors": [],
             "pair_vectors": [],
         }
-        about = {
+        fields = {
             "path": name,
             "digest": name,
             "width": width,
@@ -90,10 +94,10 @@ def test_the_first_has_the_most_pixels_then_bytes_and_ties_are_by_path(tmp_path)
             "size": size,
             "captions": [],
         }
-        rows.append(about | vectors)
+        rows.append(fields | vectors)
     index.upsert(rows)
-    found = near_duplicates(index, 1.0)
-    assert [[one.path for one in group] for group in found] == [
+    groups = near_duplicates(index, 1.0)
+    assert [[image.path for image in group] for group in groups] == [
         ["f", "e", "g", "c", "d"],
         ["a", "b"],
         ["y", "z"],
@@ -110,7 +114,7 @@ def test_copies_are_found_whatever_rounding_makes_of_their_cosine(tmp_path):
     )
     unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     assert ((unit @ unit.T).diagonal() < 1).any()
-    about = {
+    fields = {
         "digest": "d",
         "width": 1,
         "height": 1,
@@ -119,7 +123,7 @@ def test_copies_are_found_whatever_rounding_makes_of_their_cosine(tmp_path):
         "pair_vectors": [],
     }
     index.upsert(
-        [about | {"path": f"{n % 300} {n}", "image_vector": vectors[n % 300]} for n in range(600)]
+        [fields | {"path": f"{n % 300} {n}", "image_vector": vectors[n % 300]} for n in range(600)]
     )
     assert [len(group) for group in near_duplicates(index, 1.0)] == [2] * 300
 
@@ -133,7 +137,7 @@ def test_command(album, run, refused, tmp_path, capsys):
     (row,) = run(
         "duplicates", album.out, "--threshold", "0.9999999", "--sheet", tmp_path / "sheet.png"
     )
-    assert [one["path"] for one in row["images"]] == ["00.png", "sub/copy.png"]
+    assert [image["path"] for image in row["images"]] == ["00.png", "sub/copy.png"]
     assert row["images"][1]["file"] == str(album.folder / "sub" / "copy.png")
     assert Image.open(tmp_path / "sheet.png").height > 400
     assert refused("duplicates", album.folder).endswith(

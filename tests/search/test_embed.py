@@ -28,7 +28,7 @@ from bridgetower.inference.vector_files import (
     quantized,
     write_lock,
 )
-from sources import CAPTIONS, NAMES, served
+from helpers.sources import SOURCE_CAPTIONS, SOURCE_NAMES, serve_files
 
 FORMATS = ("jsonl", "parquet", "npy", "lance")
 WAYS = ("npy", "lance")  # an export, and the table itself
@@ -67,8 +67,8 @@ class Bench:
 
     def check_beside(self, out, *, bad=False):
         inputs = ("", ".png", ".csv", ".txt", ".tar")
-        found = {path.name for path in self.folder.iterdir() if path.suffix not in inputs}
-        assert found == written(self.folder / out, bad=bad)
+        names = {path.name for path in self.folder.iterdir() if path.suffix not in inputs}
+        assert names == written(self.folder / out, bad=bad)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def embed(predictor, tmp_path):
 
 @pytest.fixture
 def expected(predictor, shapes_folder):
-    return predictor.embed_images([shapes_folder / f"{name}.png" for name in NAMES]).numpy()
+    return predictor.embed_images([shapes_folder / f"{name}.png" for name in SOURCE_NAMES]).numpy()
 
 
 class TestOutputs:
@@ -94,12 +94,15 @@ class TestOutputs:
             ),
         ],
     )
-    def test_vectors_are_those_of_the_model(self, suffix, quantize, off, embed, places, expected):
-        report = embed(places["shards"], f"v.{suffix}", batch_size=2, quantize=quantize)
+    def test_vectors_are_those_of_the_model(
+        self, suffix, quantize, off, embed, source_paths, expected
+    ):
+        report = embed(source_paths["shards"], f"v.{suffix}", batch_size=2, quantize=quantize)
         assert (report.vectors, report.bad, report.cut, report.report) == (5, 0, 0, None)
         names, vectors = embed.read(f"v.{suffix}")
         assert names == [
-            f"shard-{number}.tar/{name}.png" for number, name in zip("00011", NAMES, strict=True)
+            f"shard-{number}.tar/{name}.png"
+            for number, name in zip("00011", SOURCE_NAMES, strict=True)
         ]
         difference = np.abs(vectors.astype(float) - quantized(expected, quantize).astype(float))
         assert vectors.shape == quantized(expected, quantize).shape
@@ -110,31 +113,31 @@ class TestOutputs:
             assert table.schema.names == ["id", "text", "vector", "crc"]
             assert table.damaged() == []
 
-    def test_texts_and_pairs(self, embed, places, predictor, shapes_folder, tmp_path):
-        images = [shapes_folder / f"{name}.png" for name in NAMES]
+    def test_texts_and_pairs(self, embed, source_paths, predictor, shapes_folder, tmp_path):
+        images = [shapes_folder / f"{name}.png" for name in SOURCE_NAMES]
         for of, vectors in (
-            ("texts", predictor.embed_texts(CAPTIONS)),
-            ("pairs", predictor.embed_pairs(images, CAPTIONS)),
+            ("texts", predictor.embed_texts(SOURCE_CAPTIONS)),
+            ("pairs", predictor.embed_pairs(images, SOURCE_CAPTIONS)),
         ):
-            embed(places["bytes.parquet"], of=of)
+            embed(source_paths["bytes.parquet"], of=of)
             table = pq.read_table(tmp_path / "v.parquet")
-            assert table["text"].to_pylist() == list(CAPTIONS)
-            assert table["id"].to_pylist() == [f"{name}.png" for name in NAMES]
+            assert table["text"].to_pylist() == list(SOURCE_CAPTIONS)
+            assert table["id"].to_pylist() == [f"{name}.png" for name in SOURCE_NAMES]
             np.testing.assert_allclose(
                 np.array(table["vector"].to_pylist()), vectors.numpy(), atol=1e-5
             )
-        about = json.loads(pq.read_schema(tmp_path / "v.parquet").metadata[b"bridgetower"])
-        assert (about["fingerprint"], about["of"]) == (predictor.fingerprint, "pairs")
+        metadata = json.loads(pq.read_schema(tmp_path / "v.parquet").metadata[b"bridgetower"])
+        assert (metadata["fingerprint"], metadata["of"]) == (predictor.fingerprint, "pairs")
 
-    def test_sources_and_tables_in_a_store(self, store, places, predictor, expected):
-        url = store.upload(places["shards"], "bucket/shards")
+    def test_sources_and_tables_in_a_store(self, store, source_paths, predictor, expected):
+        url = store.upload(source_paths["shards"], "bucket/shards")
         assert embed_source(url, "s3://bucket/v.lance", predictor).vectors == 5
         rows = pa.Table.from_batches(Table("s3://bucket/v.lance").scan(["id", "vector"]))
         assert rows["id"].to_pylist()[3] == "shard-1.tar/03.png"
         np.testing.assert_allclose(np.array(rows["vector"].to_pylist()), expected, atol=1e-5)
 
     def test_images_as_base64(self, embed, shapes_folder, expected, tmp_path):
-        contents = [(shapes_folder / f"{name}.png").read_bytes() for name in NAMES]
+        contents = [(shapes_folder / f"{name}.png").read_bytes() for name in SOURCE_NAMES]
         rows = [
             json.dumps({"image": base64.b64encode(content).decode()}) + "\n" for content in contents
         ]
@@ -167,7 +170,7 @@ def test_what_quantized_vectors_keep():
     assert quantized(vectors, None) is vectors
 
 
-def test_settings_and_places(embed, places):
+def test_settings_and_places(embed, source_paths):
     for setting in ("max_errors", "num_workers", "commit_seconds", "batch_size", "ray_workers"):
         with pytest.raises(ValueError, match=f"{setting} (is )?-1"):
             SourceConfig(**{setting: -1})  # type: ignore[arg-type]
@@ -178,7 +181,7 @@ def test_settings_and_places(embed, places):
         ("v.txt", r"'.*v\.txt' has no suffix of"),
     ):
         with pytest.raises(ValueError, match=message):
-            embed(places["folder"], out)
+            embed(source_paths["folder"], out)
 
 
 class TestBroken:
@@ -196,9 +199,9 @@ class TestBroken:
         report = embed(photos, max_errors=2, batch_size=3)
         assert (report.vectors, report.bad) == (4, 2)
         assert embed.read()[0] == ["0.png", "2.png", "3.png", "5.png"]
-        named = [json.loads(line) for line in Path(str(report.report)).read_text().splitlines()]
-        assert [one["id"] for one in named] == ["1.png", "4.png"]
-        assert named[1]["problem"] == "it is empty (0 bytes); fetch the image again"
+        problems = [json.loads(line) for line in Path(str(report.report)).read_text().splitlines()]
+        assert [problem["id"] for problem in problems] == ["1.png", "4.png"]
+        assert problems[1]["problem"] == "it is empty (0 bytes); fetch the image again"
 
     @pytest.mark.parametrize("suffix", WAYS)
     def test_more_than_allowed_lose_nothing(self, suffix, embed, photos, encoded, tmp_path):
@@ -237,7 +240,7 @@ class TestBroken:
         monkeypatch.setitem(vars(fetch.PATIENT), "pauses", ())
         for number in range(4):
             shutil.copy(shapes_folder / f"0{number}.png", tmp_path / f"{number}.png")
-        with served(tmp_path) as url:
+        with serve_files(tmp_path) as url:
             names = [*(f"{url}/{number}.png" for number in range(4)), f"{url}/none.png"]
             (tmp_path / "urls.csv").write_text("url\n" + "".join(f"{name}\n" for name in names))
             whole, read_before, fetched = SourceImage.read, False, list[str]()
@@ -271,9 +274,9 @@ class TestBroken:
         del encoded[:]
         report = run()
         assert (report.vectors, report.bad, sum(encoded)) == (6, 1, 2)
-        found, vectors = embed.read(f"v.{suffix}")
-        assert sorted(found) == [name for name in names if name != "4.png"]
-        first, *same = (vectors[found.index(name)] for name in ("0.png", "1.png", "6.png"))
+        names_read, vectors = embed.read(f"v.{suffix}")
+        assert sorted(names_read) == [name for name in names if name != "4.png"]
+        first, *same = (vectors[names_read.index(name)] for name in ("0.png", "1.png", "6.png"))
         np.testing.assert_allclose(same, [first, first], atol=1e-5)
 
     def test_without_what_is_asked_for(self, embed, photos):
@@ -307,30 +310,34 @@ class TestBroken:
 class TestContinuing:
     @pytest.mark.parametrize("suffix", WAYS)
     def test_after_a_run_that_was_cut_off(
-        self, suffix, embed, places, expected, encoded, read_names, stopped
+        self, suffix, embed, source_paths, expected, encoded, read_names, stopped
     ):
         # within a part, and after it
-        for size, left in (
+        for size, unread in (
             (2, ["shard-0.tar", "shard-1.tar"]),
             (3, ["shard-1.tar"]),
         ):
             call = partial(
-                embed, places["shards"], f"v{size}.{suffix}", batch_size=size, commit_seconds=0
+                embed,
+                source_paths["shards"],
+                f"v{size}.{suffix}",
+                batch_size=size,
+                commit_seconds=0,
             )
             stopped(2, call, Table, "append")
             del encoded[:], read_names[:]
             assert call().vectors == 5
-            assert (sum(encoded), read_names) == (5 - size, left)
+            assert (sum(encoded), read_names) == (5 - size, unread)
             names, vectors = embed.read(f"v{size}.{suffix}")
             assert names == [
                 f"shard-{number}.tar/{name}.png"
-                for number, name in zip("00011", NAMES, strict=True)
+                for number, name in zip("00011", SOURCE_NAMES, strict=True)
             ]
             np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
     @pytest.mark.parametrize("suffix", WAYS)
     def test_a_run_that_had_nothing_yet_may_become_another_one(
-        self, suffix, embed, places, tmp_path
+        self, suffix, embed, source_paths, tmp_path
     ):
         (tmp_path / "t.csv").write_text("bild,worte\n0.png,a red bar\n")
         with pytest.raises(
@@ -361,22 +368,22 @@ class TestContinuing:
             embed(source, f"v.{suffix}")
 
     def test_what_the_same_command_wrote_is_replaced_but_no_other_table(
-        self, embed, places, shapes_folder, tmp_path
+        self, embed, source_paths, shapes_folder, tmp_path
     ):
         folder = tmp_path / "photos"
-        shutil.copytree(places["folder"], folder)
+        shutil.copytree(source_paths["folder"], folder)
         for suffix in FORMATS:
             shutil.copy(shapes_folder / "20.png", folder / "30.png")
             assert embed(folder, f"v.{suffix}").vectors == 6
             (folder / "30.png").unlink()
             assert embed(folder, f"v.{suffix}").vectors == len(embed.read(f"v.{suffix}")[0]) == 5
-        for number, given in enumerate((folder, folder / "03.png")):
+        for number, source in enumerate((folder, folder / "03.png")):
             vectors = []
             for shape in (20, 21):
                 shutil.copy(shapes_folder / f"{shape}.png", folder / "03.png")
-                embed(given_examples([given], [], pairs=False), f"{number}.lance")
-                names, found = embed.read(f"{number}.lance")
-                vectors.append(found[names.index(str(folder / "03.png"))])
+                embed(given_examples([source], [], pairs=False), f"{number}.lance")
+                names, vectors_read = embed.read(f"{number}.lance")
+                vectors.append(vectors_read[names.index(str(folder / "03.png"))])
             expected = embed.predictor.embed_images(
                 [shapes_folder / f"{shape}.png" for shape in (20, 21)]
             ).numpy()
@@ -389,32 +396,36 @@ class TestContinuing:
         assert len(embed.read("v.lance")[0]) == 5
 
     @pytest.mark.parametrize("suffix", WAYS)
-    def test_a_table_that_is_removed_meanwhile(self, suffix, embed, places, monkeypatch, tmp_path):
+    def test_a_table_that_is_removed_meanwhile(
+        self, suffix, embed, source_paths, monkeypatch, tmp_path
+    ):
         commits, add = list[int](), vector_files._append_results
         table = tmp_path / ("v.lance" if suffix == "lance" else f".v.{suffix}.lance")
 
-        def removing(run, quantize, found):
-            commits.append(len(found))
+        def removing(run, quantize, rows):
+            commits.append(len(rows))
             if len(commits) == 2:
                 shutil.rmtree(table)
-            add(run, quantize, found)
+            add(run, quantize, rows)
 
         with monkeypatch.context() as patch:
             patch.setattr(vector_files, "_append_results", removing)
             with pytest.raises(
                 FileNotFoundError, match=r"lance was removed while it was written; run"
             ):
-                embed(places["folder"], f"v.{suffix}", batch_size=2, commit_seconds=0)
+                embed(source_paths["folder"], f"v.{suffix}", batch_size=2, commit_seconds=0)
         assert not table.exists()
         assert (
-            embed(places["folder"], f"v.{suffix}").vectors == len(embed.read(f"v.{suffix}")[0]) == 5
+            embed(source_paths["folder"], f"v.{suffix}").vectors
+            == len(embed.read(f"v.{suffix}")[0])
+            == 5
         )
 
     @pytest.mark.parametrize("suffix", WAYS)
     def test_after_a_file_that_was_cut_off(
-        self, suffix, embed, places, expected, stopped, file_limit, tmp_path
+        self, suffix, embed, source_paths, expected, stopped, file_limit, tmp_path
     ):
-        call = partial(embed, places["shards"], f"v.{suffix}", batch_size=2, commit_seconds=0)
+        call = partial(embed, source_paths["shards"], f"v.{suffix}", batch_size=2, commit_seconds=0)
         stopped(2, call, Table, "append")
         folder = tmp_path / ("v.lance" if suffix == "lance" else f".v.{suffix}.lance")
         (first,) = (folder / "data").iterdir()
@@ -429,12 +440,12 @@ class TestContinuing:
         np.testing.assert_allclose(embed.read(f"v.{suffix}")[1], expected, atol=1e-5)
         embed.check_beside(f"v.{suffix}")
 
-    def test_two_writers(self, embed, places):
+    def test_two_writers(self, embed, source_paths):
         for out, table in (("v.parquet", ".v.parquet.lance"), ("v.lance", "v.lance")):
             busy = pytest.raises(FileExistsError, match="another process works in")
             with write_lock(embed.folder / table), busy:
-                embed(places["folder"], out)
-            assert embed(places["folder"], out).vectors == 5
+                embed(source_paths["folder"], out)
+            assert embed(source_paths["folder"], out).vectors == 5
 
     @pytest.mark.parametrize(("suffix", "kib"), [("lance", 24), ("npy", 8), ("npy", 24)])
     def test_a_full_disk_is_told_in_a_line(self, suffix, kib, predictor, shapes_folder, small_disk):
@@ -450,12 +461,14 @@ class TestContinuing:
 
 
 class TestCommand:
-    def test_a_source_and_a_folder_of_images(self, run, tiny_checkpoint, places, tmp_path):
-        folder = places["imagefolder"]
+    def test_a_source_and_a_folder_of_images(self, run, tiny_checkpoint, source_paths, tmp_path):
+        folder = source_paths["imagefolder"]
         lines = run("embed", tiny_checkpoint, "--images", folder)
-        assert [line["image"] for line in lines] == [str(folder / f"{name}.png") for name in NAMES]
+        assert [line["image"] for line in lines] == [
+            str(folder / f"{name}.png") for name in SOURCE_NAMES
+        ]
         assert [line["image"] for line in run("embed", tiny_checkpoint, folder)] == [
-            f"{name}.png" for name in NAMES
+            f"{name}.png" for name in SOURCE_NAMES
         ]
         (report,) = run(
             "embed", tiny_checkpoint, folder, "--out", tmp_path / "v.npy", "--quantize", "int8"
@@ -471,7 +484,7 @@ class TestCommand:
             np.abs(quantized(printed, "int8").astype(int) - np.load(tmp_path / "v.npy")).max() <= 1
         )
 
-    def test_errors(self, refused, tiny_checkpoint, places, tmp_path, capsys):
+    def test_errors(self, refused, tiny_checkpoint, source_paths, tmp_path, capsys):
         (tmp_path / "bad.png").write_text("not an image")
         with pytest.raises(SystemExit):
             cli.main(
@@ -480,17 +493,20 @@ class TestCommand:
                     str(tiny_checkpoint),
                     "--images",
                     str(tmp_path / "bad.png"),
-                    str(places["folder"]),
+                    str(source_paths["folder"]),
                 ]
             )
         printed = capsys.readouterr()
         assert len(printed.out.splitlines()) == 5  # before the error
         assert "the input: 1 bad item, allowed are 0 (--max-errors N allows more)" in printed.err
-        for given, message in (
+        for arguments, message in (
             (("nowhere",), "no file or folder nowhere"),
-            ((places["folder"], "--texts", "a"), "--images or --texts are given; expected one"),
+            (
+                (source_paths["folder"], "--texts", "a"),
+                "--images or --texts are given; expected one",
+            ),
             (("--texts", "red bar on black " * 9, "--no-truncate"), "pass --truncate to cut it"),
-            ((places["folder"], "--batch-size", 0), "--batch-size 0"),
-            ((places["folder"], "--max-errors", -1), "--max-errors -1"),
+            ((source_paths["folder"], "--batch-size", 0), "--batch-size 0"),
+            ((source_paths["folder"], "--max-errors", -1), "--max-errors -1"),
         ):
-            assert message in refused("embed", tiny_checkpoint, *given).replace(" is ", " ")
+            assert message in refused("embed", tiny_checkpoint, *arguments).replace(" is ", " ")

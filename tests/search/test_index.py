@@ -31,10 +31,10 @@ from bridgetower.search.memory import Memory
 CONTENT = b"0123456789"
 
 
-def about(root, **more):
+def about(root, **changes):
     return IndexInfo(
         **{"fingerprint": "f", "model": "m", "root": str(root), "image_width": 3, "pair_width": 5}
-        | more
+        | changes
     )
 
 
@@ -48,7 +48,7 @@ def make(tmp_path):
     return call
 
 
-def row(path, *, captions=(), value=1.0, **others):
+def row(path, *, captions=(), value=1.0, **changes):
     return {
         "path": path,
         **{
@@ -62,7 +62,7 @@ def row(path, *, captions=(), value=1.0, **others):
         "image_vector": np.full(3, value, np.float32),
         "text_vectors": np.arange(3 * len(captions), dtype=np.float32).reshape(-1, 3),
         "pair_vectors": np.full((len(captions), 5), value, np.float32),
-        **others,
+        **changes,
     }
 
 
@@ -144,23 +144,23 @@ def test_a_table_with_other_columns_is_no_index(make):
 def test_rows_are_written_replaced_and_found(make):
     index = make()
     index.upsert([row("a.png", captions=["one", "two"]), row("b'.png", digest="x' OR 'a' = 'a")])
-    found = content(index)
-    assert found["a.png"]["captions"] == ["one", "two"]
-    assert found["a.png"]["text_vectors"] == [[0, 1, 2], [3, 4, 5]]
-    assert found["a.png"]["pair_vectors"] == [[1] * 5] * 2
-    assert (found["b'.png"]["text_vectors"], found["b'.png"]["image_vector"]) == ([], [1, 1, 1])
-    assert str(found["b'.png"]["mtime"]) == "2023-11-14 22:13:20.123456+00:00"
-    assert found["a.png"]["crc"] == zlib.crc32(np.ones(3, np.float32).tobytes())
+    rows = content(index)
+    assert rows["a.png"]["captions"] == ["one", "two"]
+    assert rows["a.png"]["text_vectors"] == [[0, 1, 2], [3, 4, 5]]
+    assert rows["a.png"]["pair_vectors"] == [[1] * 5] * 2
+    assert (rows["b'.png"]["text_vectors"], rows["b'.png"]["image_vector"]) == ([], [1, 1, 1])
+    assert str(rows["b'.png"]["mtime"]) == "2023-11-14 22:13:20.123456+00:00"
+    assert rows["a.png"]["crc"] == zlib.crc32(np.ones(3, np.float32).tobytes())
     index.upsert([row(name) for name in ('c".png', "d\\.png", "e%.png")])
-    (one,) = index.with_digest('digest of c".png')
-    assert (one.path, one.size, one.width, one.height, list(one.captions)) == (
+    (entry,) = index.with_digest('digest of c".png')
+    assert (entry.path, entry.size, entry.width, entry.height, list(entry.captions)) == (
         'c".png',
         10,
         30,
         20,
         [],
     )
-    assert [one.path for one in index.with_digest("x' OR 'a' = 'a")] == ["b'.png"]
+    assert [entry.path for entry in index.with_digest("x' OR 'a' = 'a")] == ["b'.png"]
     assert index.with_digest("' OR '1' = '1") == index.with_digest("") == []
     index.upsert([row("a.png", value=9), row("new.png", value=8)])
     index.remove(["d\\.png", "e%.png", "nothing.png"])
@@ -176,7 +176,7 @@ def test_digests_and_paths_get_an_index_from_some_rows_on(make, monkeypatch):
 
     def indexed():
         index.optimize()
-        return sorted(one.columns for one in index._table.list_indices())
+        return sorted(lookup.columns for lookup in index._table.list_indices())
 
     index.upsert([row(f"{number:02}.png", value=number) for number in range(1, 20)])
     assert indexed() == [["captions"]]
@@ -187,7 +187,7 @@ def test_digests_and_paths_get_an_index_from_some_rows_on(make, monkeypatch):
     # beside what the index knows
     index.upsert([row("20.png", value=3, digest="new"), row("21.png")])
     index.remove(["01.png"])
-    assert [one.path for one in index.with_digest("new")] == ["20.png"]
+    assert [entry.path for entry in index.with_digest("new")] == ["20.png"]
     assert index.with_digest("digest of 20.png") == index.rows(["01.png"]) == []
     assert len(index.rows(["02.png", "20.png", "21.png"])) == 3
     index.upsert([row(f"{number}.png") for number in (22, 23)])
@@ -204,7 +204,7 @@ def test_what_is_tidied_gets_its_lookups_in_the_same_run(make, monkeypatch):
         index.upsert([row(f"{number}.png")])
     index.optimize()
     index.create_ann_index()
-    assert sorted(one.columns for one in index._table.list_indices()) == [
+    assert sorted(lookup.columns for lookup in index._table.list_indices()) == [
         ["captions"],
         ["digest"],
         ["image_vector"],
@@ -217,9 +217,9 @@ def test_examples_come_from_all_over_the_index(make):
     index = make()
     assert index.examples(12) == []
     index.upsert([row(f"{number:03}.png", captions=[f"{number}"]) for number in range(100)])
-    found = index.examples(4)
-    assert [one.path for one in found] == ["012.png", "037.png", "062.png", "087.png"]
-    assert [list(one.captions) for one in found] == [["12"], ["37"], ["62"], ["87"]]
+    examples = index.examples(4)
+    assert [entry.path for entry in examples] == ["012.png", "037.png", "062.png", "087.png"]
+    assert [list(entry.captions) for entry in examples] == [["12"], ["37"], ["62"], ["87"]]
     assert len(index.examples(1000)) == 100
 
 
@@ -233,21 +233,24 @@ def test_vectors_are_reused_of_the_same_content_with_the_same_captions(make):
             row("other.png", digest="e", captions=["six"]),
         ]
     )
-    wanted = [["one", "two"], ["one"], ["two", "one"], ["one", "three"], ["six"], []]
+    captions_of_rows = [["one", "two"], ["one"], ["two", "one"], ["one", "three"], ["six"], []]
     new = [
         row(f"new{number}.png", digest="d", captions=captions)
-        for number, captions in enumerate(wanted)
+        for number, captions in enumerate(captions_of_rows)
     ]
-    for one in new:
+    for new_row in new:
         for name in ("image_vector", "text_vectors", "pair_vectors", "width", "height"):
-            del one[name]
+            del new_row[name]
     assert index.reuse(new) == {"new0.png", "new1.png"}
-    found = content(index)
-    assert len(found) == 6
-    for path, value, captions in (("new0.png", 2, wanted[0]), ("new1.png", 3, wanted[1])):
-        assert (found[path]["image_vector"], found[path]["captions"]) == ([value] * 3, captions)
-        assert found[path]["pair_vectors"] == [[value] * 5] * len(captions)
-        assert (found[path]["width"], found[path]["height"]) == (30, 20)
+    rows = content(index)
+    assert len(rows) == 6
+    for path, value, captions in (
+        ("new0.png", 2, captions_of_rows[0]),
+        ("new1.png", 3, captions_of_rows[1]),
+    ):
+        assert (rows[path]["image_vector"], rows[path]["captions"]) == ([value] * 3, captions)
+        assert rows[path]["pair_vectors"] == [[value] * 5] * len(captions)
+        assert (rows[path]["width"], rows[path]["height"]) == (30, 20)
     assert index.reuse([]) == set()
 
 
@@ -262,12 +265,12 @@ def test_what_ties_is_in_the_order_of_paths(make, monkeypatch):
         monkeypatch.setattr(index_module, "_MIN_ROWS_IN_MEMORY", fewest)
         for _ in range(3):
             assert [hit.path for hit in index.nearest(query, 6)] == ["better.png", *paths]
-        found = [hit.path for hit in index.containing("flag", query, 6)]
-        assert found in (["better.png", *paths], [*paths, "better.png"])
+        paths_found = [hit.path for hit in index.containing("flag", query, 6)]
+        assert paths_found in (["better.png", *paths], [*paths, "better.png"])
     index.upsert([row(f"{number}.mp4", captions=["one"], **moment) for number in (1, 0)])
-    found = [(hit.against, hit.path) for hit in index.nearest(query, 9, against=None)]
+    paths_found = [(hit.against, hit.path) for hit in index.nearest(query, 9, against=None)]
     images = [("images", path) for path in ["better.png", *paths]]
-    assert found == [*images, ("captions", "0.mp4"), ("captions", "1.mp4")]
+    assert paths_found == [*images, ("captions", "0.mp4"), ("captions", "1.mp4")]
 
 
 def test_more_paths_than_one_condition_has(make, monkeypatch):
@@ -275,7 +278,7 @@ def test_more_paths_than_one_condition_has(make, monkeypatch):
     index = make()
     index.upsert([row(f"{number}.png", value=1 + number) for number in range(8)])
     paths = [f"{number}.png" for number in range(7)]
-    assert sorted(one["path"] for one in index.rows(paths)) == paths
+    assert sorted(row["path"] for row in index.rows(paths)) == paths
     index.remove(paths)
     assert index.paths() == ["7.png"]
 
@@ -342,7 +345,7 @@ class TestDamage:
                 )
             }
             captions = [f"red flag {number}", f"another caption {number}"]
-            about = {
+            fields = {
                 "size": 70_000 + number,
                 "digest": f"{number * 7919:064x}",
                 "mtime": 10**15 + number * 10**9,
@@ -352,7 +355,7 @@ class TestDamage:
                     f"photos/{number:03}.png",
                     captions=captions,
                     location=location,
-                    **about,
+                    **fields,
                     **moment,
                     **vectors,
                 )
@@ -362,22 +365,22 @@ class TestDamage:
 
     def answers(self, index):
         """All that is read of an index, in memory too where it is large enough."""
-        found = [
+        hits = [
             index.nearest(self.QUERY, 5, against=against)
             for against in ("images", "captions", None)
         ]
-        found += [
+        hits += [
             index.nearest(self.PAIR, 5, against="pairs"),
             index.nearest(self.QUERY, 5, where="size > 70010"),
         ]
-        found += [index.nearest(self.QUERY, 5) for _ in range(2)]
-        found += [
+        hits += [index.nearest(self.QUERY, 5) for _ in range(2)]
+        hits += [
             index.containing("red", self.QUERY, 30),
             near_duplicates(index, 0.9),
             index.examples(9),
         ]
-        found += [index.with_digest(f"{number * 7919:064x}") for number in (0, 11)]
-        return found
+        hits += [index.with_digest(f"{number * 7919:064x}") for number in (0, 11)]
+        return hits
 
     def problem(self, index, expected):
         """Why the index cannot be read; empty if it answers as before."""
@@ -406,11 +409,11 @@ class TestDamage:
         expected = self.answers(index)
         (file,) = (Path(index.uri) / "data").iterdir()
         whole, numbers = file.read_bytes(), (0, 18) if column in ("start", "end") else (0, 23)
-        found = {entry["path"]: entry for entry in index._table.to_arrow().to_pylist()}
-        assert len(found) == 24
+        entries = {entry["path"]: entry for entry in index._table.to_arrow().to_pylist()}
+        assert len(entries) == 24
         num_named = 0
         for number in numbers:
-            value = found[f"photos/{number:03}.png"][column]
+            value = entries[f"photos/{number:03}.png"][column]
             stored = stored_as(column, value)
             at = whole.find(stored)
             if at < 0:  # small numbers are packed
@@ -493,13 +496,13 @@ class TestDamage:
         image = zlib.crc32(np.ones(3, np.float32).tobytes())
         times = [str(int(np.float64(value).view(np.int64))) for value in (1.5, 2.0)]
         numbers = ["10", "1700000000123456", "digest of a.png", "30", "20"]
-        said = ["a.png", *numbers, "one\x1etwo", "", *times, str(image), "2"]
+        values = ["a.png", *numbers, "one\x1etwo", "", *times, str(image), "2"]
         assert entry["crc"] == image
-        assert entry["row_crc"] == zlib.crc32("\x1f".join(said).encode())
+        assert entry["row_crc"] == zlib.crc32("\x1f".join(values).encode())
         vectors = np.arange(6, dtype=np.float32).tobytes()
         assert entry["text_crc"] == zlib.crc32(vectors, entry["row_crc"])
         assert entry["pair_crc"] == zlib.crc32(np.ones(10, np.float32).tobytes(), entry["row_crc"])
-        said = [
+        values = [
             "b.png",
             *numbers[:2],
             "digest of b.png",
@@ -511,7 +514,7 @@ class TestDamage:
             str(image),
             "0",
         ]
-        assert other["row_crc"] == zlib.crc32("\x1f".join(said).encode())
+        assert other["row_crc"] == zlib.crc32("\x1f".join(values).encode())
         assert other["text_crc"] == other["pair_crc"] == other["row_crc"]
 
 
@@ -551,14 +554,14 @@ class TestInMemory:
         return index
 
     def test_gives_what_the_table_gives(self, index, monkeypatch):
-        expected, found = index.nearest(self.QUERY, 100), index.nearest(self.QUERY, 100)
+        expected, actual = index.nearest(self.QUERY, 100), index.nearest(self.QUERY, 100)
         assert index._version.memory is not None
-        assert [hit.path for hit in found] == [hit.path for hit in expected]
-        assert [hit.cosine for hit in found] == pytest.approx(
+        assert [hit.path for hit in actual] == [hit.path for hit in expected]
+        assert [hit.cosine for hit in actual] == pytest.approx(
             [hit.cosine for hit in expected], abs=1e-6
         )
         zeros = {"cosine": 0.0, "rank_score": 0.0}
-        assert [replace(hit, **zeros) for hit in found] == [
+        assert [replace(hit, **zeros) for hit in actual] == [
             replace(hit, **zeros) for hit in expected
         ]
         assert [hit.path for hit in index.nearest(self.QUERY, 7)] == [
@@ -598,13 +601,13 @@ class TestInMemory:
         for query in (vectors[7], -vectors[7], rng.standard_normal(width).astype(np.float32)):
             cosines = exact @ query / np.linalg.norm(query)
             for count in (1, 10, 300, 3001, 5000):
-                found = memory.nearest(torch.from_numpy(query), count)
+                hits = memory.nearest(torch.from_numpy(query), count)
                 best = np.sort(cosines)[::-1][:count]
-                np.testing.assert_allclose([1 - one["_distance"] for one in found], best, atol=1e-6)
+                np.testing.assert_allclose([1 - hit["_distance"] for hit in hits], best, atol=1e-6)
                 np.testing.assert_allclose(
-                    [cosines[int(one["digest"])] for one in found], best, atol=1e-6
+                    [cosines[int(hit["digest"])] for hit in hits], best, atol=1e-6
                 )
-                assert len({one["digest"] for one in found}) == len(best)
+                assert len({hit["digest"] for hit in hits}) == len(best)
 
     def test_follows_the_table(self, index):
         for _ in range(3):
@@ -622,12 +625,12 @@ class TestInMemory:
             other.upsert(rows[:1])
         other.upsert(rows)
         assert other._table.version == index._table.version
-        found = index.nearest(self.QUERY, 1)
-        assert index.nearest(self.QUERY, 1)[0].path == found[0].path
+        hits = index.nearest(self.QUERY, 1)
+        assert index.nearest(self.QUERY, 1)[0].path == hits[0].path
         shutil.rmtree(index.uri)
         shutil.move(other.uri, index.uri)
         expected = Index(index.uri).nearest(self.QUERY, 1)
-        assert expected[0].path != found[0].path
+        assert expected[0].path != hits[0].path
         for _ in range(3):
             assert [hit.path for hit in index.nearest(self.QUERY, 1)] == [
                 hit.path for hit in expected
@@ -701,34 +704,34 @@ class TestInMemory:
                 index.containing(text, self.QUERY, 12) for text in ("one", "two", "five", "nothing")
             ]
             return words, [
-                [one.path for one in index.with_digest(digest)] for digest in digests[:6]
+                [entry.path for entry in index.with_digest(digest)] for digest in digests[:6]
             ]
 
         expected = answers()
         if turned:  # after some changes the ids of rows within Lance do not ascend
             batches = index_module._scan_table
             monkeypatch.setattr(
-                index_module, "_scan_table", lambda *given: reversed(list(batches(*given)))
+                index_module, "_scan_table", lambda *arguments: reversed(list(batches(*arguments)))
             )
         assert [len(paths) for paths in expected[1]] == [0, 5, 4, 0, 1, 0]
         for _ in range(2):
             index.nearest(self.QUERY, 1)
         assert index._version.memory is not None
         words, paths = answers()
-        for some, others in zip(words, expected[0], strict=True):
-            assert [replace(hit, cosine=0.0) for hit in some] == [
-                replace(hit, cosine=0.0) for hit in others
+        for hits, expected_hits in zip(words, expected[0], strict=True):
+            assert [replace(hit, cosine=0.0) for hit in hits] == [
+                replace(hit, cosine=0.0) for hit in expected_hits
             ]
-            assert [hit.cosine for hit in some] == pytest.approx(
-                [hit.cosine for hit in others], abs=1e-6
+            assert [hit.cosine for hit in hits] == pytest.approx(
+                [hit.cosine for hit in expected_hits], abs=1e-6
             )
-        assert [sorted(some) for some in paths] == [sorted(some) for some in expected[1]]
+        assert [sorted(group) for group in paths] == [sorted(group) for group in expected[1]]
         assert index.with_digest(digests[6]) == index.with_digest(digests[7]) == []
         index.upsert([row(f"copy {n}", digest="digest 6") for n in range(20)])
         index.optimize(num_replaced=20)
         for _ in range(2):
             index.nearest(self.QUERY, 1)
-        assert len({one.path for one in index.with_digest("digest 6")}) == 8
+        assert len({entry.path for entry in index.with_digest("digest 6")}) == 8
 
 
 class TestApproximate:
@@ -750,7 +753,7 @@ class TestApproximate:
     def test_finds_nearly_the_same(self, index, vectors):
         def found(exact):
             return [
-                [one.path for one in index.nearest(vector, 10, exact=exact)]
+                [hit.path for hit in index.nearest(vector, 10, exact=exact)]
                 for vector in vectors[:40]
             ]
 
@@ -765,8 +768,8 @@ class TestApproximate:
         assert Index(index.uri).has_ann_index
         assert found(exact=True) == expected
         hits = [
-            len(set(one) & set(other))
-            for one, other in zip(found(exact=False), expected, strict=True)
+            len(set(actual) & set(other))
+            for actual, other in zip(found(exact=False), expected, strict=True)
         ]
         assert sum(hits) / 400 > 0.9
 
@@ -790,8 +793,10 @@ class TestApproximate:
         expected = (
             (F.normalize(queries, dim=1) @ F.normalize(vectors, dim=1).T).topk(10).indices.tolist()
         )
-        found = [{int(one.path) for one in index.nearest(query, 10)} for query in queries]
-        recall = sum(len(one & {*other}) for one, other in zip(found, expected, strict=True)) / 1000
+        actual = [{int(hit.path) for hit in index.nearest(query, 10)} for query in queries]
+        recall = (
+            sum(len(paths & {*other}) for paths, other in zip(actual, expected, strict=True)) / 1000
+        )
         assert recall > least
 
     def test_goes_on_with_what_is_written_later(self, index):
@@ -804,8 +809,8 @@ class TestApproximate:
         index.optimize()
         assert index._table.index_stats("image_vector_idx").num_unindexed_rows == 0
         index.remove(["new"])
-        found = index.nearest(new, 100)
-        assert {one.path for one in found} == {f"more{number}" for number in range(100)}
+        hits = index.nearest(new, 100)
+        assert {hit.path for hit in hits} == {f"more{number}" for number in range(100)}
         assert index.has_ann_index
 
     def test_finds_as_many_as_there_are(self, index, vectors, make):
@@ -961,7 +966,7 @@ def test_times_that_python_does_not_have_are_no_obstacle(make):
     index, times = make(), [253_402_300_800_000_000, -62_135_596_800_000_001, 2**63 - 1]
     index.upsert([row(f"{number}.png", mtime=time) for number, time in enumerate(times)])
     assert len(index.nearest(torch.ones(3), 3)) == len(index.examples(3)) == 3
-    assert [found.path for found in index.with_digest("digest of 1.png")] == ["1.png"]
+    assert [entry.path for entry in index.with_digest("digest of 1.png")] == ["1.png"]
     (batch,) = index.scan(["mtime"])
     assert batch["mtime"].cast(pa.int64()).to_pylist() == times
 
@@ -1009,13 +1014,13 @@ class TestPlacesOfOthers:
 
         def call(location, size):
             digest = hashlib.sha256(CONTENT[2:5]).hexdigest()
-            told = {
+            fields = {
                 "digest": digest,
                 "path": "a.png",
                 "size": size,
                 "location": json.dumps(location),
             }
-            image = Indexed(width=1, height=1, captions=(), **told)
+            image = Indexed(width=1, height=1, captions=(), **fields)
             return read_indexed(image.file_in(tmp_path), image)
 
         return call

@@ -32,14 +32,14 @@ def runs(forked, tiny_checkpoint, shapes_folder, tmp_path_factory):
 def test_vectors(suffix, runs, predictor, shapes_folder):
     assert len(runs[suffix]) >= 7
     expected = predictor.embed_images([shapes_folder / name for name in NAMES]).numpy()
-    for one in runs[suffix]:
-        assert (one["bad"], one["names"]) == (1, NAMES)
-        assert set(one["beside"]) == written(Path(f"v.{suffix}"), bad=True)  # and nothing else
-        np.testing.assert_allclose(one["vectors"], expected, atol=1e-5)
+    for run in runs[suffix]:
+        assert (run["bad"], run["names"]) == (1, NAMES)
+        assert set(run["beside"]) == written(Path(f"v.{suffix}"), bad=True)  # and nothing else
+        np.testing.assert_allclose(run["vectors"], expected, atol=1e-5)
 
 
 def test_an_index(runs):
-    assert all(one["is_whole"] for one in runs["index"])
-    assert len({one["left"] for one in runs["index"]}) > 1  # kills came at different moments
+    assert all(run["is_whole"] for run in runs["index"])
+    assert len({run["left"] for run in runs["index"]}) > 1  # kills came at different moments
     # the control: there was something to complete
-    assert sum(not one["was_whole"] for one in runs["index"]) >= 3
+    assert sum(not run["was_whole"] for run in runs["index"]) >= 3

@@ -41,15 +41,15 @@ def texts(tmp_path_factory):
 
 
 def workers():
-    found = []
+    numbers = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes()
         except OSError:
             continue  # it has ended
         if command.startswith(b"ray::") and b"_Worker" in command:
-            found.append(int(process.name))
-    return found
+            numbers.append(int(process.name))
+    return numbers
 
 
 def slow(model):
@@ -108,8 +108,8 @@ def test_an_index(shapes_folder, tiny_checkpoint, monkeypatch, tmp_path):
     assert build_index(shapes_folder, tmp_path / "a.lance", tiny_checkpoint, config).added == 45
     build_index(shapes_folder, tmp_path / "b.lance", tiny_checkpoint)
     vector = next(iter(load(tiny_checkpoint, device="cpu").embed_images(shapes_folder / "07.png")))
-    found, expected = (Index(tmp_path / f"{name}.lance").nearest(vector, 45) for name in "ab")
-    assert [hit.path for hit in found] == [hit.path for hit in expected]
+    hits, expected = (Index(tmp_path / f"{name}.lance").nearest(vector, 45) for name in "ab")
+    assert [hit.path for hit in hits] == [hit.path for hit in expected]
     assert build_index(shapes_folder, tmp_path / "a.lance", tiny_checkpoint, config).added == 0
 
 
@@ -117,8 +117,8 @@ def test_scores(shapes_folder, tiny_checkpoint, tmp_path):
     header, *lines = (shapes_folder / "shapes.csv").read_text().splitlines()
     for number in range(3):
         (tmp_path / "tables").mkdir(exist_ok=True)
-        part = [f"{shapes_folder}/{line}" for line in lines[number::3]]
-        (tmp_path / "tables" / f"{number}.csv").write_text("\n".join([header, *part]))
+        rows = [f"{shapes_folder}/{line}" for line in lines[number::3]]
+        (tmp_path / "tables" / f"{number}.csv").write_text("\n".join([header, *rows]))
     for name, config in (("a", ScoreConfig(ray=LOCAL, ray_workers=2)), ("b", ScoreConfig())):
         assert (
             embed_source(
@@ -126,11 +126,11 @@ def test_scores(shapes_folder, tiny_checkpoint, tmp_path):
             ).vectors
             == 67
         )
-    found, expected = (pq.read_table(tmp_path / f"{name}.parquet").to_pydict() for name in "ab")
+    scores, expected = (pq.read_table(tmp_path / f"{name}.parquet").to_pydict() for name in "ab")
     for name in ("score", "cosine"):
-        np.testing.assert_allclose(found.pop(name), expected.pop(name), atol=1e-5)
-    assert found == expected
-    assert found["row"] == [*range(23), *range(22), *range(22)]
+        np.testing.assert_allclose(scores.pop(name), expected.pop(name), atol=1e-5)
+    assert scores == expected
+    assert scores["row"] == [*range(23), *range(22), *range(22)]
 
 
 def test_what_cannot_be_done(shapes_folder, predictor, tiny_checkpoint, tmp_path):

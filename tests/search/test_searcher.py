@@ -27,7 +27,7 @@ from bridgetower.search.index import Index, Unrelated
 from bridgetower.search.indexed import Hit
 from bridgetower.search.searcher import Searcher
 from bridgetower.search.unrelated import TEXTS, note_unrelated
-from shapes import MODEL, write_tiny_checkpoint
+from helpers.shapes import SHAPES_MODEL, write_tiny_checkpoint
 
 TEXT = "red circle on black"
 
@@ -59,7 +59,7 @@ def names(hits: list[Hit]) -> list[str]:
 
 def captioned(searcher: Searcher, files: list[Path]) -> tuple[list[Path], list[str], list[int]]:
     """Images as often as they have captions, these captions, and how many each image has."""
-    by_name = {one.path: one.captions for one in searcher.index.examples(len(files))}
+    by_name = {entry.path: entry.captions for entry in searcher.index.examples(len(files))}
     pairs = [(file, caption) for file in files for caption in by_name[file.name]]
     return (
         [file for file, _ in pairs],
@@ -69,7 +69,7 @@ def captioned(searcher: Searcher, files: list[Path]) -> tuple[list[Path], list[s
 
 
 def best(vectors: torch.Tensor, query: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    return torch.stack([part.max() for part in (vectors @ query).split(counts)])
+    return torch.stack([similarities.max() for similarities in (vectors @ query).split(counts)])
 
 
 class TestStages:
@@ -92,8 +92,10 @@ class TestStages:
         match[candidates] = predictor.match([files[number] for number in candidates], [TEXT] * 8)
         hits = searcher.search(TEXT, rerank=8, top=5, batch_size=3)
         assert names(hits) == ranked(files, match)[:5]
-        found = torch.tensor([hit.score for hit in hits])
-        torch.testing.assert_close(found, match.sort(descending=True).values[:5], atol=1e-5, rtol=0)
+        scores = torch.tensor([hit.score for hit in hits])
+        torch.testing.assert_close(
+            scores, match.sort(descending=True).values[:5], atol=1e-5, rtol=0
+        )
         assert names(hits) != ranked(files, cosine)[:5]  # the control: matching changes the order
         assert set(names(searcher.search(TEXT))) == set(
             ranked(files, predictor.match(files, [TEXT] * 45))[:10]
@@ -109,14 +111,15 @@ class TestStages:
         )
         weighted = load(tmp_path / "model", device="cpu")  # the index was made without a weight
         cosine = weighted.embed_images(files) @ weighted.embed_texts(TEXT)[0]
-        chosen = cosine.argsort(descending=True)[:8]
-        match = weighted.match([files[number] for number in chosen], [TEXT] * 8)
+        candidates = cosine.argsort(descending=True)[:8]
+        match = weighted.match([files[number] for number in candidates], [TEXT] * 8)
         scores = torch.full((len(files),), -torch.inf)
-        scores[chosen] = match.logit() + itc_weight * cosine[chosen]
+        scores[candidates] = match.logit() + itc_weight * cosine[candidates]
         hits = Searcher(index, weighted).search(TEXT, rerank=8, top=8)
         assert names(hits) == ranked(files, scores)[:8]
         by_name = {
-            files[number].name: float(chance) for number, chance in zip(chosen, match, strict=True)
+            files[number].name: float(chance)
+            for number, chance in zip(candidates, match, strict=True)
         }
         assert [hit.score for hit in hits] == pytest.approx(
             [by_name[hit.path] for hit in hits], abs=1e-5
@@ -141,10 +144,10 @@ class TestStages:
         for low, high, matched in ((0.01, 0.05, True), (-0.01, 0.03, False), (-0.05, -0.01, False)):
             gain = Gain(difference=(low + high) / 2, low=low, high=high, texts=9)
             monkeypatch.setattr(searcher.predictor, "reranking", Reranking(gain=gain))
-            for rerank, given in ((None, matched), (4, True), (0, False)):
+            for rerank, is_matched in ((None, matched), (4, True), (0, False)):
                 assert [
                     hit.score is not None for hit in searcher.search(TEXT, top=3, rerank=rerank)
-                ] == [given] * 3
+                ] == [is_matched] * 3
 
     def test_the_rest_follows_by_cosine(self, searcher):
         nearest, hits = (
@@ -172,16 +175,18 @@ class TestStages:
         assert None not in {hit.score for hit in searcher.search(TEXT, files[7])}
 
     def test_against_captions_and_pairs(self, searcher, predictor, files):
-        shown, captions, counts = captioned(searcher, files)
+        pictures, captions, counts = captioned(searcher, files)
         hits = searcher.search(TEXT, against="captions", rerank=0, top=45)
         texts = predictor.embed_texts(captions)
         assert names(hits) == ranked(files, best(texts, predictor.embed_texts(TEXT)[0], counts))
         assert TEXT in hits[0].captions
-        place = sum(counts[:3])
-        pair = predictor.embed_pairs(files[3], captions[place])[0]
-        hits = searcher.search(captions[place], files[3], against="pairs", rerank=0, top=45)
+        caption_index = sum(counts[:3])
+        pair = predictor.embed_pairs(files[3], captions[caption_index])[0]
+        hits = searcher.search(captions[caption_index], files[3], against="pairs", rerank=0, top=45)
         expected = (
-            best(predictor.embed_pairs(shown, captions), pair, counts).sort(descending=True).values
+            best(predictor.embed_pairs(pictures, captions), pair, counts)
+            .sort(descending=True)
+            .values
         )
         torch.testing.assert_close(
             torch.tensor([hit.cosine for hit in hits]), expected, atol=1e-5, rtol=0
@@ -191,7 +196,7 @@ class TestStages:
     def test_words_by_bm25(self, searcher, predictor, files):
         query = "Red CIRCLES on a bar"
         hits = searcher.search(query, against="words", top=45)
-        asked = {"red", "circl", "bar"}  # stems; `on` and `a` are in too many texts
+        query_words = {"red", "circl", "bar"}  # stems; `on` and `a` are in too many texts
         stems = {"circle": "circl", "square": "squar", "triangle": "triangl"}
         documents = {
             row["path"]: [
@@ -205,7 +210,7 @@ class TestStages:
         }
         average = sum(map(len, documents.values())) / len(documents)
         scores = dict.fromkeys(documents, 0.0)
-        for word in asked:
+        for word in query_words:
             among = sum(word in words for words in documents.values())
             rarity = math.log(1 + (len(documents) - among + 0.5) / (among + 0.5))
             for path, words in documents.items():
@@ -214,8 +219,8 @@ class TestStages:
                     rarity * often * 2.2 / (often + 1.2 * (0.25 + 0.75 * len(words) / average))
                 )
         expected = {path: score for path, score in scores.items() if score > 0}
-        found = {hit.path: hit.rank_score for hit in hits}
-        assert found == pytest.approx(expected, rel=0.06)  # lengths are rounded
+        scores_by_path = {hit.path: hit.rank_score for hit in hits}
+        assert scores_by_path == pytest.approx(expected, rel=0.06)  # lengths are rounded
         assert max(expected.values()) > 2 * min(expected.values())
         assert hits == sorted(hits, key=lambda hit: (-hit.rank_score, hit.path))
         cosines = (
@@ -277,23 +282,23 @@ class TestStages:
         self, tiny_dataset, shapes_folder, files, tmp_path
     ):
         write_tiny_checkpoint(
-            tiny_dataset, tmp_path / "model", MODEL.override({"heads.itc": "fused"})
+            tiny_dataset, tmp_path / "model", SHAPES_MODEL.override({"heads.itc": "fused"})
         )
         build_index(shapes_folder / "shapes.csv", tmp_path / "shapes.lance", tmp_path / "model")
         searcher = Searcher(tmp_path / "shapes.lance")
-        model, (shown, captions, counts) = searcher.predictor, captioned(searcher, files)
+        model, (pictures, captions, counts) = searcher.predictor, captioned(searcher, files)
         pairs, text, image = (
-            model.embed_pairs(shown, captions),
+            model.embed_pairs(pictures, captions),
             model.embed_texts(TEXT),
             model.embed_images(files[3]),
         )
-        for given, vector in (((TEXT, None), text[0]), ((None, files[3]), image[0])):
-            hits = searcher.search(*given, against="pairs", rerank=0, top=45)
+        for query, vector in (((TEXT, None), text[0]), ((None, files[3]), image[0])):
+            hits = searcher.search(*query, against="pairs", rerank=0, top=45)
             expected = best(pairs, vector, counts)
             assert names(hits) == ranked(files, expected)
-            found = torch.tensor([hit.cosine for hit in hits])
+            cosines = torch.tensor([hit.cosine for hit in hits])
             torch.testing.assert_close(
-                found, expected.sort(descending=True).values, atol=1e-5, rtol=0
+                cosines, expected.sort(descending=True).values, atol=1e-5, rtol=0
             )
 
     def test_models_of_two_heads_compare_a_text_alone_with_captions(self, searcher, files, caplog):
@@ -356,7 +361,7 @@ class TestConditions:
             assert not re.search(r"\.rs|[lL]ance|Arrow|Some\(|Utf8|Field \{", str(caught.value))
 
     @pytest.mark.parametrize(
-        ("given", "message"),
+        ("query", "message"),
         [
             ({}, "nothing to search for"),
             ({"text": "a", "top": 0}, "top is 0; expected at least 1$"),
@@ -377,12 +382,12 @@ class TestConditions:
         ],
     )
     def test_refuses(
-        self, searcher: Searcher, shapes_folder: Path, given: dict[str, object], message: str
+        self, searcher: Searcher, shapes_folder: Path, query: dict[str, object], message: str
     ) -> None:
-        if "image" in given:
-            given = given | {"image": shapes_folder / "00.png"}
+        if "image" in query:
+            query = query | {"image": shapes_folder / "00.png"}
         with pytest.raises(ValueError, match=message):
-            searcher.search(**given)  # type: ignore[arg-type]
+            searcher.search(**query)  # type: ignore[arg-type]
         assert len(searcher.search("red bar on black " * 9, truncate=True, top=2)) == 2
 
 
@@ -406,9 +411,9 @@ class TestWeak:
         images, (_, captions, _) = predictor.embed_images(files), captioned(searcher, files)
         best = [vectors @ texts.T for vectors in (images, predictor.embed_texts(captions))]
         expected = [np.quantile(cosines.max(dim=0).values.numpy(), 0.95) for cosines in best]
-        found = searcher.index.unrelated
-        assert (found.rows, found.pairs) == (len(files), None)
-        assert [found.images, found.captions] == pytest.approx(expected, abs=1e-5)
+        limits = searcher.index.unrelated
+        assert (limits.rows, limits.pairs) == (len(files), None)
+        assert [limits.images, limits.captions] == pytest.approx(expected, abs=1e-5)
         assert abs(expected[0] - expected[1]) > 1e-3  # the control
 
     @pytest.mark.parametrize(("against", "kind"), [(None, "images"), ("captions", "captions")])
@@ -434,12 +439,12 @@ class TestWeak:
 
     def test_of_images_and_of_words_nothing_is_said(self, limited, files):
         searcher = limited(images=1.0, captions=1.0)
-        for given in (
+        for query in (
             {"image": files[0]},
             {"text": TEXT, "image": files[0]},
             {"text": TEXT, "against": "words"},
         ):
-            assert {hit.weak for hit in searcher.search(**given)} == {None}
+            assert {hit.weak for hit in searcher.search(**query)} == {None}
         worded = {hit.path for hit in searcher.search("red", against="words", top=45)}
         hits = searcher.search("red", against="hybrid", top=45)
         assert {hit.path for hit in hits if hit.weak is None} == worded
@@ -455,14 +460,14 @@ class TestWeak:
             for number in range(first, end):
                 vectors = {"text_vectors": [], "pair_vectors": []}
                 vectors["image_vector"] = rng.standard_normal(8) if vector is None else 3 * vector
-                about = {
+                fields = {
                     "path": f"{number}.png",
                     "digest": str(number),
                     "captions": [],
                     "width": 1,
                     "height": 1,
                 }
-                rows.append(about | vectors)
+                rows.append(fields | vectors)
             index.upsert(rows)
             note_unrelated(index, predictor)
 

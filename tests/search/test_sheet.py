@@ -16,19 +16,19 @@ COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black")
 
 @pytest.fixture
 def hits(tmp_path):
-    found = []
+    hits = []
     for colour in COLOURS:
         file = tmp_path / f"{colour}.png"
         Image.new("RGB", (50, 50), colour).save(file)
-        about = {
+        fields = {
             "digest": sha256_of(file),
             "size": file.stat().st_size,
             "path": file.name,
             "file": file,
         }
-        found.append(
+        hits.append(
             Hit(
-                **about,
+                **fields,
                 width=50,
                 height=50,
                 captions=(),
@@ -38,7 +38,7 @@ def hits(tmp_path):
                 score=0.5,
             )
         )
-    return found
+    return hits
 
 
 def content(hit):
@@ -89,10 +89,10 @@ def test_weak_hits_are_marked(hits, monkeypatch):
         False,
         False,
     ]
-    told = [
+    expected = [
         lines(weak)[1] for weak in ([True, True, True], [True, True, False], [None, None, None])
     ]
-    assert told == [
+    assert expected == [
         "3 hits, best first; all weak: unrelated texts come as near",
         *["3 hits, best first"] * 2,
     ]
@@ -100,8 +100,8 @@ def test_weak_hits_are_marked(hits, monkeypatch):
 
 def test_only_what_was_indexed_is_drawn(hits, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    places = hits[0].file, tmp_path / "pipe", tmp_path / "gone.png"
-    sheet = contact_sheet([replace(hits[1], file=place) for place in places], content)
+    paths = hits[0].file, tmp_path / "pipe", tmp_path / "gone.png"
+    sheet = contact_sheet([replace(hits[1], file=path) for path in paths], content)
     assert not (np.asarray(sheet) == (255, 0, 0)).all(axis=2).any()
     assert sheet.size == contact_sheet(hits[1:4], content).size
 

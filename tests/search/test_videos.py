@@ -15,8 +15,14 @@ from bridgetower.search.build import build_index
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
 from bridgetower.search.sheet import contact_sheet
-from sources import served
-from videos import SAID, SIZE, SRT, drawn, write_clip
+from helpers.sources import (
+    CLIP_SIZE,
+    SUBTITLE_TEXTS,
+    SUBTITLES,
+    clip_image,
+    serve_files,
+    write_clip,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +36,7 @@ def talks(clip, tmp_path):
     folder = tmp_path / "talks"
     (folder / "lectures").mkdir(parents=True)
     shutil.copy(clip, folder / "talk.mp4")
-    (folder / "talk.srt").write_text(SRT, encoding="utf-8")
+    (folder / "talk.srt").write_text(SUBTITLES, encoding="utf-8")
     shutil.copy(clip, folder / "lectures" / "one.mp4")
     return folder
 
@@ -43,22 +49,22 @@ def album(talks, predictor):
 def test_a_row_has_frame_times_transcript_and_vectors(talks, predictor, album):
     assert album.counts(talks / "talk.mp4", talks / "lectures") == (7, 7, 0, 0)
     searcher = Searcher(album.out, predictor)
-    hit, *others = searcher.search(SAID[0], against="captions", rerank=0)
+    hit, *other_hits = searcher.search(SUBTITLE_TEXTS[0], against="captions", rerank=0)
     assert (hit.path, hit.start, hit.end, hit.captions) == (
         "talk.mp4#t=0.500,2.500",
         0.5,
         2.5,
-        (SAID[0],),
+        (SUBTITLE_TEXTS[0],),
     )
     assert hit.cosine == pytest.approx(1, abs=1e-5)
     assert hit.file == talks / "talk.mp4"
-    assert (hit.width, hit.height) == SIZE
-    assert len(others) == 2  # the lecture has no captions
+    assert (hit.width, hit.height) == CLIP_SIZE
+    assert len(other_hits) == 2  # the lecture has no captions
     frame = Image.open(io.BytesIO(searcher.index.content(hit)))
-    assert np.abs(np.asarray(frame, dtype=int) - np.asarray(drawn(1), dtype=int)).mean() < 6
+    assert np.abs(np.asarray(frame, dtype=int) - np.asarray(clip_image(1), dtype=int)).mean() < 6
     for against, vector in (
         ("images", predictor.embed_images(frame)[0]),
-        ("pairs", predictor.embed_pairs(frame, SAID[0])[0]),
+        ("pairs", predictor.embed_pairs(frame, SUBTITLE_TEXTS[0])[0]),
     ):
         (nearest,) = searcher.index.nearest(vector, 1, against=against)  # type: ignore[arg-type]
         assert (nearest.path, nearest.cosine) == (hit.path, pytest.approx(1, abs=1e-5))
@@ -89,19 +95,21 @@ def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(talks
     album.build(talks / "talk.mp4")
     searcher = Searcher(album.out, predictor)
     frame = io.BytesIO(searcher.index.content(searcher.index.examples(1)[0])).getvalue()
-    said = searcher.search(SAID[1])
-    assert (said[0].captions, said[0].cosine, said[0].score) == (
-        (SAID[1],),
+    hits = searcher.search(SUBTITLE_TEXTS[1])
+    assert (hits[0].captions, hits[0].cosine, hits[0].score) == (
+        (SUBTITLE_TEXTS[1],),
         pytest.approx(1, abs=1e-5),
         None,
     )
-    assert said == searcher.search(SAID[1], against="captions")
-    assert said == searcher.search(SAID[1], against="captions", rerank=0)
-    assert None not in {hit.score for hit in searcher.search(SAID[1], rerank=3)}
-    shown = searcher.search(SAID[1], against="images")
-    assert None not in {hit.score for hit in shown}
+    assert hits == searcher.search(SUBTITLE_TEXTS[1], against="captions")
+    assert hits == searcher.search(SUBTITLE_TEXTS[1], against="captions", rerank=0)
+    assert None not in {hit.score for hit in searcher.search(SUBTITLE_TEXTS[1], rerank=3)}
+    image_hits = searcher.search(SUBTITLE_TEXTS[1], against="images")
+    assert None not in {hit.score for hit in image_hits}
     assert searcher.search(image=frame) == searcher.search(image=frame, against="images")
-    assert searcher.search(SAID[1], frame) == searcher.search(SAID[1], frame, against="images")
+    assert searcher.search(SUBTITLE_TEXTS[1], frame) == searcher.search(
+        SUBTITLE_TEXTS[1], frame, against="images"
+    )
     (talks / "talk.srt").write_text("1\n00:00:02,000 --> 00:00:04,000\nthe sea\n", encoding="utf-8")
     album.build(talks / "talk.mp4", every=6.0)  # half of it is silent now
     assert len(Searcher(album.out, predictor).search("the sea")) == 2
@@ -111,35 +119,46 @@ def test_moments_with_words_and_what_has_none_are_ranked_apart_and_take_turns(
     talks, predictor, album
 ):
     Image.new("RGB", (30, 20), "blue").save(talks / "photo.png")
-    (talks / "photo.txt").write_text(f"{SAID[1]}\n")  # the caption of an image is not said
+    (talks / "photo.txt").write_text(
+        f"{SUBTITLE_TEXTS[1]}\n"
+    )  # the caption of an image is not said
     assert album.build().images == 8
-    query, rows = predictor.embed_texts(SAID[1])[0].numpy(), album.rows()
+    query, rows = predictor.embed_texts(SUBTITLE_TEXTS[1])[0].numpy(), album.rows()
     spoken = [path for path in rows if path.startswith("talk.mp4")]
     cosine = {path: float(np.max(np.stack(rows[path]["text_vectors"]) @ query)) for path in spoken}
     silent = [path for path in rows if path not in spoken]
     cosine |= {path: float(np.dot(rows[path]["image_vector"], query)) for path in silent}
     searcher = Searcher(album.out, predictor)
     frames = [
-        searcher.index.content(one) for one in searcher.index.examples(8) if one.path in silent
+        searcher.index.content(entry)
+        for entry in searcher.index.examples(8)
+        if entry.path in silent
     ]
-    names = [one.path for one in searcher.index.examples(8) if one.path in silent]
+    names = [entry.path for entry in searcher.index.examples(8) if entry.path in silent]
     log_odds = dict(
-        zip(names, predictor.match(frames, [SAID[1]] * 5).logit().tolist(), strict=True)
+        zip(names, predictor.match(frames, [SUBTITLE_TEXTS[1]] * 5).logit().tolist(), strict=True)
     )
 
     def in_turn(images: dict[str, float]) -> list[str]:
-        said, shown = (
+        word_hits, image_hits = (
             sorted(spoken, key=lambda path: -cosine[path]),
             sorted(images, key=lambda path: -images[path]),
         )
-        return [said[0], shown[0], said[1], shown[1], said[2], *shown[2:]]
+        return [
+            word_hits[0],
+            image_hits[0],
+            word_hits[1],
+            image_hits[1],
+            word_hits[2],
+            *image_hits[2:],
+        ]
 
     for rerank, images in (
         (0, {path: cosine[path] for path in silent}),
         (None, log_odds),
         (5, log_odds),
     ):
-        hits = searcher.search(SAID[1], rerank=rerank)
+        hits = searcher.search(SUBTITLE_TEXTS[1], rerank=rerank)
         assert [hit.path for hit in hits] == in_turn(images)
         assert [hit.path for hit in hits if hit.against == "captions"] == in_turn(images)[:5:2]
         assert [hit.cosine for hit in hits] == pytest.approx(
@@ -150,12 +169,12 @@ def test_moments_with_words_and_what_has_none_are_ranked_apart_and_take_turns(
         assert {hit.path for hit in hits if hit.score is not None} == set(
             () if rerank == 0 else silent
         )
-        assert searcher.search(SAID[1], rerank=rerank, top=4) == hits[:4]
-    found = searcher.search(SAID[1], where="path LIKE 'talk%' OR width = 30", rerank=0)
-    assert [hit.path for hit in found] == [hits[0].path, "photo.png", hits[2].path, hits[4].path]
+        assert searcher.search(SUBTITLE_TEXTS[1], rerank=rerank, top=4) == hits[:4]
+    matched = searcher.search(SUBTITLE_TEXTS[1], where="path LIKE 'talk%' OR width = 30", rerank=0)
+    assert [hit.path for hit in matched] == [hits[0].path, "photo.png", hits[2].path, hits[4].path]
     with pytest.raises(ValueError, match=r"^where is 'wide': "):
-        searcher.search(SAID[1], where="wide")
-    assert {hit.against for hit in searcher.search(SAID[1], frames[0])} == {"images"}
+        searcher.search(SUBTITLE_TEXTS[1], where="wide")
+    assert {hit.against for hit in searcher.search(SUBTITLE_TEXTS[1], frames[0])} == {"images"}
 
 
 def test_only_what_has_changed_is_embedded(talks, album, stopped):
@@ -164,7 +183,7 @@ def test_only_what_has_changed_is_embedded(talks, album, stopped):
     assert len(Index(album.out)) == 4
     assert album.counts() == (7, 3, 0, 0)
     assert album.counts() == (7, 0, 0, 0)
-    (talks / "talk.srt").write_text(SRT.replace("followed", "trailed"), encoding="utf-8")
+    (talks / "talk.srt").write_text(SUBTITLES.replace("followed", "trailed"), encoding="utf-8")
     assert album.counts() == (7, 0, 1, 0)
     (talks / "lectures" / "one.mp4").unlink()
     assert album.build().removed == 4
@@ -188,27 +207,27 @@ def test_at_urls_and_in_stores(talks, predictor, album, store, tmp_path):
     (talks / "lectures" / "one.mp4").rename(talks / "one.mp4")
     (talks / "lectures").rmdir()
     album.build()
-    expected = Searcher(album.out, predictor).search(SAID[1], against="images", rerank=0)
-    with served(talks) as url:
+    expected = Searcher(album.out, predictor).search(SUBTITLE_TEXTS[1], against="images", rerank=0)
+    with serve_files(talks) as url:
         report = build_index(f"{url}/talk.mp4", tmp_path / "url.lance", predictor)
         assert (report.images, report.bad) == (3, ())
         again = build_index(f"{url}/talk.mp4", tmp_path / "url.lance", predictor)
         assert (again.added, again.changed, again.removed) == (0, 0, 0)
         searcher = Searcher(tmp_path / "url.lance", predictor)
-        hit = searcher.search(SAID[1])[0]
+        hit = searcher.search(SUBTITLE_TEXTS[1])[0]
         assert (hit.path, hit.file) == ("talk.mp4#t=3.500,5.000", f"{url}/talk.mp4")
         with pytest.raises(ValueError, match=r"no file at http.*/none\.mp4"):
             build_index(f"{url}/none.mp4", tmp_path / "none.lance", predictor)
     assert searcher.index.content(hit, fetch=False)[:2] == b"\xff\xd8"  # the frame, a JPEG
     report = build_index(store.upload(talks, "bucket/talks"), tmp_path / "store.lance", predictor)
     assert (report.images, report.bad) == (7, ())
-    found = Searcher(tmp_path / "store.lance", predictor).search(
-        SAID[1], against="images", rerank=0
+    hits = Searcher(tmp_path / "store.lance", predictor).search(
+        SUBTITLE_TEXTS[1], against="images", rerank=0
     )
-    assert [(it.path, pytest.approx(it.cosine, abs=1e-5)) for it in expected] == [
-        (it.path, it.cosine) for it in found
+    assert [(hit.path, pytest.approx(hit.cosine, abs=1e-5)) for hit in expected] == [
+        (hit.path, hit.cosine) for hit in hits
     ]
-    assert found[0].file == f"s3://bucket/talks/{found[0].path.partition('#')[0]}"
+    assert hits[0].file == f"s3://bucket/talks/{hits[0].path.partition('#')[0]}"
 
 
 def test_a_damaged_video_is_named_and_what_can_be_read_is_kept(talks, album):

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from bridgetower.inference.predictor import load
-from served import KEY, error_of, indexed, started
-from shapes import write_pictures
+from helpers.servers import API_KEY, build_searcher, error_of, start_server
+from helpers.shapes import write_shape_pictures
 
 
 @pytest.fixture(scope="session")
@@ -26,41 +26,41 @@ def answering(answering_checkpoint):
 
 @pytest.fixture(scope="session")
 def searcher(predictor, tmp_path_factory):
-    return indexed(write_pictures(tmp_path_factory.mktemp("indexed")), predictor)
+    return build_searcher(write_shape_pictures(tmp_path_factory.mktemp("indexed")), predictor)
 
 
 @pytest.fixture(scope="session")
 def server(predictor, searcher):
-    with started(predictor, searcher, name="tiny", page=True) as found:
-        yield found
+    with start_server(predictor, searcher, name="tiny", page=True) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
 def locked(predictor, searcher):
     few = {"queue": 8, "max_items": 8, "forwarded_allow_ips": ("127.0.0.1",)}
-    with started(
-        predictor, searcher, name="tiny", page=True, api_key=KEY, access_log=True, **few
-    ) as found:
-        yield found
+    with start_server(
+        predictor, searcher, name="tiny", page=True, api_key=API_KEY, access_log=True, **few
+    ) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
 def hasty(predictor, searcher):
     limits = {"timeout": 1.5, "max_body": 1, "max_items": 4, "queue": 8}
-    with started(predictor, searcher, patience=1.0, **limits) as found:
-        yield found
+    with start_server(predictor, searcher, patience=1.0, **limits) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
 def both(predictor, answering):
-    with started(predictor, answering=answering, name="tiny") as found:
-        yield found
+    with start_server(predictor, answering=answering, name="tiny") as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
 def alone(answering):
-    with started(answering, max_items=5, queue=5) as found:
-        yield found
+    with start_server(answering, max_items=5, queue=5) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ import time
 import pytest
 
 from bridgetower.serve.access import video_token
-from served import BEARER, KEY, error_of
+from helpers.servers import API_KEY, BEARER, error_of
 
 PATH, BODY = "/v1/embeddings", {"input": "a bar"}
 # which a browser would send by itself
-PASSWORD = "Basic " + base64.b64encode(f"me:{KEY}".encode()).decode()
+PASSWORD = "Basic " + base64.b64encode(f"me:{API_KEY}".encode()).decode()
 LINK = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
 
 
@@ -21,20 +21,20 @@ def locked(locked):
 
 
 @pytest.mark.parametrize(
-    "given",
+    "key",
     [
         None,
         "",
         "Bearer",
         "Bearer sesame",
-        f"Bearer {KEY}!",
-        KEY,
+        f"Bearer {API_KEY}!",
+        API_KEY,
         "Bearer schlüssel".encode("latin-1"),
         PASSWORD,
     ],
 )
-def test_wrong_keys(locked, given):
-    headers = {} if given is None else {b"Authorization": given}
+def test_wrong_keys(locked, key):
+    headers = {} if key is None else {b"Authorization": key}
     for path in ("/v1/models", "/v1/other", "/other", PATH):
         response = locked.request("POST" if path == PATH else "GET", path, headers=headers)
         error = error_of(response, 401)
@@ -43,29 +43,31 @@ def test_wrong_keys(locked, given):
 
 
 def test_the_right_key_is_compared_in_constant_time(locked, monkeypatch):
-    for given in (f"Bearer {KEY}", f"bearer  {KEY}"):
-        assert locked.post(PATH, json=BODY, headers={"Authorization": given}).status_code == 200
-        assert locked.get("/metrics", headers={"Authorization": given}).status_code == 200
+    for header in (f"Bearer {API_KEY}", f"bearer  {API_KEY}"):
+        assert locked.post(PATH, json=BODY, headers={"Authorization": header}).status_code == 200
+        assert locked.get("/metrics", headers={"Authorization": header}).status_code == 200
     compared = []
     compare = hmac.compare_digest
     monkeypatch.setattr(
         hmac,
         "compare_digest",
-        lambda one, other: compared.append((one, other)) or compare(one, other),
+        lambda left_value, other: (
+            compared.append((left_value, other)) or compare(left_value, other)
+        ),
     )
-    for key in ("s", KEY[:-1], KEY + "!", KEY * 100, KEY):
+    for key in ("s", API_KEY[:-1], API_KEY + "!", API_KEY * 100, API_KEY):
         locked.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
-    assert {len(part) for pair in compared for part in pair} == {32}
-    assert [one == other for one, other in compared] == [False] * 4 + [True]
+    assert {len(value) for pair in compared for value in pair} == {32}
+    assert [left_value == other for left_value, other in compared] == [False] * 4 + [True]
 
 
 def test_other_sites_by_their_name(locked, client):
-    place = client.base_url.netloc.decode()
+    address = client.base_url.netloc.decode()
     for origin in (
         "https://evil.example",
         "null",
         "http://localhost:1",
-        f"http://{place}.evil.example",
+        f"http://{address}.evil.example",
     ):
         error = error_of(client.post(PATH, json=BODY, headers={"Origin": origin}), 403)
         assert error["code"] == "other_site"
@@ -73,7 +75,7 @@ def test_other_sites_by_their_name(locked, client):
         headers = BEARER | {"Origin": origin}  # which no browser adds by itself
         assert locked.post(PATH, json=BODY, headers=headers).status_code == 200
     for headers in (
-        {"Origin": f"http://{place}"},
+        {"Origin": f"http://{address}"},
         *({"Sec-Fetch-Site": site} for site in ("same-origin", "none")),
     ):
         assert client.post(PATH, json=BODY, headers=headers).status_code == 200
@@ -82,10 +84,10 @@ def test_other_sites_by_their_name(locked, client):
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_other_sites_without_their_name(locked, client, site):
     """As an image, a frame or a script of theirs sends; only a link to the page is let in."""
-    said = {"Sec-Fetch-Site": site}
+    headers = {"Sec-Fetch-Site": site}
     image, frame = {"Sec-Fetch-Mode": "no-cors"}, LINK | {"Sec-Fetch-Dest": "iframe"}
     for path in ("/", "/v1/models", "/metrics", "/openapi.json", "/health", "/ready", "/other"):
-        for more in (
+        for extra_headers in (
             {},
             image,
             frame,
@@ -93,13 +95,16 @@ def test_other_sites_without_their_name(locked, client, site):
             *([LINK] if path != "/" else []),
         ):
             for server in (client, locked):
-                assert error_of(server.get(path, headers=said | more), 403)["code"] == "other_site"
-    error_of(client.post(PATH, json=BODY, headers=said), 403)
-    error_of(client.post("/", headers=said | LINK), 403)
-    error_of(client.get("/", headers=said | LINK | {"Origin": "null"}), 403)
-    assert locked.get("/v1/models", headers=said | BEARER).status_code == 200
+                assert (
+                    error_of(server.get(path, headers=headers | extra_headers), 403)["code"]
+                    == "other_site"
+                )
+    error_of(client.post(PATH, json=BODY, headers=headers), 403)
+    error_of(client.post("/", headers=headers | LINK), 403)
+    error_of(client.get("/", headers=headers | LINK | {"Origin": "null"}), 403)
+    assert locked.get("/v1/models", headers=headers | BEARER).status_code == 200
     for server in (client, locked):  # let in: the page needs no key
-        assert server.get("/?a=b", headers=LINK | said).status_code == 200
+        assert server.get("/?a=b", headers=LINK | headers).status_code == 200
 
 
 def test_probes_refuse_bodies_and_names_like_theirs(locked):
@@ -123,7 +128,7 @@ def test_without_a_key_the_description_tells_of_none(client):
 def test_without_a_key_only_names_of_this_machine_are_answered(client, locked):
     for host in ("localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]", "[::1]:8000"):
         assert client.get("/v1/models", headers={"Host": host}).status_code == 200
-    others = [
+    foreign_hosts = [
         "evil.example",
         "evil.example:8000",
         "localhost.evil.example",
@@ -131,8 +136,15 @@ def test_without_a_key_only_names_of_this_machine_are_answered(client, locked):
         "[::2]",
         "[::1",
     ]
-    others += ["[::1].evil.example", "[::1]evil", "localhost:evil", "127.0.0.1:80.evil", "]", "[x"]
-    for host in others:
+    foreign_hosts += [
+        "[::1].evil.example",
+        "[::1]evil",
+        "localhost:evil",
+        "127.0.0.1:80.evil",
+        "]",
+        "[x",
+    ]
+    for host in foreign_hosts:
         assert (
             error_of(client.get("/v1/models", headers={"Host": host}), 403)["code"] == "wrong_host"
         )
@@ -141,13 +153,13 @@ def test_without_a_key_only_names_of_this_machine_are_answered(client, locked):
 
 def test_a_token_opens_one_video_for_a_while(locked):
     video, other, now = "a" * 64, "b" * 64, int(time.time())
-    token = video_token(KEY, video)
+    token = video_token(API_KEY, video)
     error = error_of(locked.get(f"/v1/videos/{video}?token={token}"), 404)
     assert error["code"] == "no_video"  # of the index
-    for path, given in (
-        *((f"videos/{one}", token) for one in (other, video.upper())),
+    for path, wrong_token in (
+        *((f"videos/{name}", token) for name in (other, video.upper())),
         *((f"{kind}/{video}", token) for kind in ("images", "models")),
-        (f"videos/{video}", video_token(KEY, video, now - 1)),
+        (f"videos/{video}", video_token(API_KEY, video, now - 1)),
         (f"videos/{video}", f"{now + 9999999}-{token.partition('-')[2]}"),
         (f"videos/{video}", video_token("other key", video)),
         *(
@@ -156,6 +168,7 @@ def test_a_token_opens_one_video_for_a_while(locked):
         ),
     ):
         assert (
-            error_of(locked.get(f"/v1/{path}?token={given}"), 401)["code"] == "invalid_api_key"
-        ), (path, given)
+            error_of(locked.get(f"/v1/{path}?token={wrong_token}"), 401)["code"]
+            == "invalid_api_key"
+        ), (path, wrong_token)
     assert 5 * 3600 < int(token.partition("-")[0]) - now < 7 * 3600

@@ -57,8 +57,8 @@ def test_head_is_get_without_the_body(client):
         "/v1/index",
         "/openapi.json",
     ):
-        got, asked = client.get(path), client.head(path)
-        assert (asked.status_code, asked.content) == (got.status_code, b"")
-        assert asked.headers["content-type"] == got.headers["content-type"]
+        got, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b"")
+        assert head.headers["content-type"] == got.headers["content-type"]
         if path not in ("/metrics", "/ready"):
-            assert asked.headers["content-length"] == got.headers["content-length"]
+            assert head.headers["content-length"] == got.headers["content-length"]

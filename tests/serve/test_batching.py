@@ -70,9 +70,9 @@ async def test_requests_that_come_together_are_computed_together():
     async with batching(closed=True, max_batch=8) as (doubling, batcher):
         first = await begun(batcher, [1])
         await doubling.seen()
-        others = await begun(batcher, *([number, number + 1] for number in (10, 20, 30)))
+        later = await begun(batcher, *([number, number + 1] for number in (10, 20, 30)))
         doubling.gate.set()
-        assert await asyncio.gather(*first, *others) == [[2], [20, 22], [40, 42], [60, 62]]
+        assert await asyncio.gather(*first, *later) == [[2], [20, 22], [40, 42], [60, 62]]
         assert [len(batch) for batch in doubling.batches] == [1, 6]
 
 
@@ -217,8 +217,8 @@ async def test_a_client_holds_at_most_as_much_as_is_left():
     ]
     async with batching(queue=96) as (_, batcher):
         with contextlib.ExitStack() as stack:
-            found = [admitted(batcher, stack, client, cost) for client, cost, _ in cases]
-            assert found == [expected for _, _, expected in cases]
+            admissions = [admitted(batcher, stack, client, cost) for client, cost, _ in cases]
+            assert admissions == [expected for _, _, expected in cases]
             assert batcher.admitted == 48 + 24 + 12 + 6 + 3
         assert batcher.admitted == 0
         with batcher.admission(24), batcher.admission(24):
@@ -234,10 +234,10 @@ async def test_a_client_holds_at_most_as_much_as_is_left():
 async def test_requests_that_fetch_take_no_room_of_others():
     async with batching(queue=4 * FETCHING) as (_, batcher):
         with contextlib.ExitStack() as stack:
-            found = [
+            admissions = [
                 admitted(batcher, stack, "a", 1, fetches=True) for _ in range(FETCHING // 2 + 1)
             ]
-            assert found == [True] * (FETCHING // 2) + [False]
+            assert admissions == [True] * (FETCHING // 2) + [False]
             assert admitted(batcher, stack, "b", 1, fetches=True)
             assert admitted(batcher, stack, "a", FETCHING)
             assert admitted(batcher, stack, "a", FETCHING)
@@ -249,11 +249,11 @@ async def test_what_a_client_no_longer_waits_for_is_not_computed():
     async with batching(closed=True, max_batch=2) as (doubling, batcher):
         first = await begun(batcher, [1, 2])
         await doubling.seen()
-        left, kept = await begun(batcher, [100] * 50, [5])
-        left.cancel()
+        cancelled, remaining = await begun(batcher, [100] * 50, [5])
+        cancelled.cancel()
         await asyncio.sleep(0)
         doubling.gate.set()
-        assert await asyncio.gather(*first, kept) == [[2, 4], [10]]
+        assert await asyncio.gather(*first, remaining) == [[2, 4], [10]]
         assert doubling.batches == [[1, 2], [5]]
 
 
@@ -291,8 +291,12 @@ async def test_items_and_batches_are_counted():
         with batcher.admission(2.5):
             tasks = await begun(batcher, [1] * 5, [2] * 5)
             await doubling.seen()
-            found = figures()
-            assert (found["cost_admitted"], found["cost_queued"], found["cost_computing"]) == (
+            counters = figures()
+            assert (
+                counters["cost_admitted"],
+                counters["cost_queued"],
+                counters["cost_computing"],
+            ) == (
                 2.5,
                 4,
                 1,
@@ -303,12 +307,12 @@ async def test_items_and_batches_are_counted():
             doubling.gate.set()
             assert await tasks[0] == [2] * 5
         assert await batcher.submit([]) == []
-    found = figures()
-    assert [found[f"cost_{name}"] for name in ("admitted", "queued", "computing")] == [0, 0, 0]
-    assert found["batch_items_sum"] == sum(map(len, doubling.batches))
-    assert found["batch_seconds_sum"] > 0
+    counters = figures()
+    assert [counters[f"cost_{name}"] for name in ("admitted", "queued", "computing")] == [0, 0, 0]
+    assert counters["batch_items_sum"] == sum(map(len, doubling.batches))
+    assert counters["batch_seconds_sum"] > 0
     # the first batch has items of both requests
-    assert found["queue_seconds_count"] == len(doubling.batches) + 1
+    assert counters["queue_seconds_count"] == len(doubling.batches) + 1
     async with batching(max_batch=1, metrics=metrics) as (_, batcher):
         with pytest.raises(ValueError, match="minus one"):
             await batcher.submit([-1, 1, 1])
@@ -319,12 +323,12 @@ async def test_an_item_that_fails_fails_its_request_alone():
     async with batching(closed=True, max_batch=8) as (doubling, batcher):
         first = await begun(batcher, [1])
         await doubling.seen()
-        others = await begun(batcher, [2, 3], [4, -1, 5, 6, 7, 8, 9], [5])
+        later = await begun(batcher, [2, 3], [4, -1, 5, 6, 7, 8, 9], [5])
         doubling.gate.set()
-        *found, failed = await asyncio.gather(
-            *first, others[0], others[2], others[1], return_exceptions=True
+        *results, failed = await asyncio.gather(
+            *first, later[0], later[2], later[1], return_exceptions=True
         )
-        assert found == [[2], [4, 6], [10]]
+        assert results == [[2], [4, 6], [10]]
         assert isinstance(failed, ValueError)
         assert batcher.alive
         assert await batcher.submit([3]) == [6]

@@ -17,7 +17,7 @@ from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import MAX_CHARACTERS
 from bridgetower.serve.queues import Turns
 from bridgetower.serve.schemas import OUTSIDE, STRINGS, TEXT, Texts, check_effort, json_of, parse
-from served import error_of
+from helpers.servers import error_of
 
 pytestmark = pytest.mark.anyio
 ANYTHING = TypeAdapter(Any)
@@ -31,8 +31,8 @@ def effort_of(body):
     return ""
 
 
-def strings(part, *lengths):
-    return b"[" + b",".join(b'"' + part * length + b'"' for length in lengths) + b"]"
+def strings(content, *lengths):
+    return b"[" + b",".join(b'"' + content * length + b'"' for length in lengths) + b"]"
 
 
 def test_what_takes_long_to_parse():
@@ -45,17 +45,19 @@ def test_what_takes_long_to_parse():
         strings(b"a", *[1] * (STRINGS + 1)),
         f"more than {STRINGS} strings",
     )
-    for part, length in ((b"1,", 2), (b"[", 1), (b"{},", 3), (b"9", 1), (b"null, \n", 5)):
+    for content, length in ((b"1,", 2), (b"[", 1), (b"{},", 3), (b"9", 1), (b"null, \n", 5)):
         count = OUTSIDE // length
-        check(part * count, part * (count + 1), f"more than {OUTSIDE} bytes outside of strings")
+        check(
+            content * count, content * (count + 1), f"more than {OUTSIDE} bytes outside of strings"
+        )
     for text in ("é", "漢", "😀", "\\n", "\\u00e9", "\\/", "\\\\", '\\"'):
-        part, words = text.encode(), f"more than {TEXT} bytes in strings with escapes"
-        count = TEXT // len(part)
-        check(strings(part, count), strings(part, count + 9), words)
-        check(strings(part, count // 2, count // 2), strings(part, *[count // 2] * 3), words)
+        content, words = text.encode(), f"more than {TEXT} bytes in strings with escapes"
+        count = TEXT // len(content)
+        check(strings(content, count), strings(content, count + 9), words)
+        check(strings(content, count // 2, count // 2), strings(content, *[count // 2] * 3), words)
     plain = b"a" * TEXT
-    for one in ("é".encode(), b"\\n"):  # makes the whole string one of them
-        for text in (one + plain, plain + one):
+    for character in ("é".encode(), b"\\n"):  # makes the whole string one of them
+        for text in (character + plain, plain + character):
             check(strings(plain + b"a", 1), b'["' + text, "in strings with escapes")
     check(
         b"[" + b" \r\n\t" * OUTSIDE + b"1]", b'"",' * (8 * STRINGS), f"more than {STRINGS} strings"
@@ -79,7 +81,7 @@ def test_large_bodies_are_parsed_in_a_thread_of_their_own(post, monkeypatch):
     monkeypatch.setattr(
         schemas,
         "parse",
-        lambda *given: threads.append(threading.current_thread().name) or parse(*given),
+        lambda *arguments: threads.append(threading.current_thread().name) or parse(*arguments),
     )
     for text in ("a" * 18_000, "a"):
         post("/v1/embeddings", input=text, truncate=True)
@@ -124,8 +126,8 @@ def test_every_list_of_a_request_has_a_limit_in_the_description(client):
 
     def walk(schema):
         if isinstance(schema, list):
-            for part in schema:
-                walk(part)
+            for value in schema:
+                walk(value)
         elif isinstance(schema, dict):
             name = str(schema.get("$ref", "")).rpartition("/")[2]
             if name and name not in seen:
@@ -133,7 +135,7 @@ def test_every_list_of_a_request_has_a_limit_in_the_description(client):
                 walk(schemas[name])
             if schema.get("type") == "array":
                 lists.append(schema.get("maxItems"))
-            walk([part for key, part in schema.items() if key != "examples"])
+            walk([value for key, value in schema.items() if key != "examples"])
 
     for operations in description["paths"].values():
         walk([operation.get("requestBody") for operation in operations.values()])

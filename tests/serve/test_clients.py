@@ -9,7 +9,7 @@ import openai
 import predictionguard
 import pytest
 
-from served import KEY, PNGS, TEXTS, URIS, held_up, until
+from helpers.servers import API_KEY, PNGS, SERVED_TEXTS, URIS, held_up_text_tower, wait_until
 
 
 @pytest.fixture
@@ -19,14 +19,14 @@ def address(locked):
 
 @pytest.fixture
 def client(address):
-    return openai.OpenAI(base_url=address, api_key=KEY, max_retries=0)
+    return openai.OpenAI(base_url=address, api_key=API_KEY, max_retries=0)
 
 
 class TestOpenai:
     def test_embeddings_and_models(self, client, predictor):
-        expected = predictor.embed_texts(TEXTS)
+        expected = predictor.embed_texts(SERVED_TEXTS)
         for options in ({}, {"encoding_format": "float"}):  # by itself the client asks for base64
-            answer = client.embeddings.create(model="tiny", input=TEXTS, **options)
+            answer = client.embeddings.create(model="tiny", input=SERVED_TEXTS, **options)
             np.testing.assert_allclose([row.embedding for row in answer.data], expected, atol=1e-5)
             assert answer.usage.prompt_tokens > 0
         answer = client.embeddings.create(
@@ -53,15 +53,15 @@ class TestOpenai:
             client.embeddings.create(model="tiny", input=["a"] * 9)
 
     def test_it_comes_back_when_the_queue_was_full(self, locked, address, predictor):
-        patient = openai.OpenAI(base_url=address, api_key=KEY, max_retries=5)
+        patient = openai.OpenAI(base_url=address, api_key=API_KEY, max_retries=5)
         refusals = locked.service.metrics.requests.labels("/v1/embeddings", "429")._value
         before = refusals.get()
-        with held_up(predictor) as gate, ThreadPoolExecutor(3) as pool:
+        with held_up_text_tower(predictor) as gate, ThreadPoolExecutor(3) as pool:
             ask = partial(pool.submit, patient.embeddings.create, model="tiny")
             admitted = [ask(input=[text] * 8) for text in "ab"]
-            until(lambda: locked.service.scheduler.admitted == 4)  # half of the queue
+            wait_until(lambda: locked.service.scheduler.admitted == 4)  # half of the queue
             refused = ask(input=["c"] * 8)
-            until(lambda: refusals.get() > before)
+            wait_until(lambda: refusals.get() > before)
             gate.set()
             assert [len(answer.result().data) for answer in (*admitted, refused)] == [8] * 3
 
@@ -69,25 +69,25 @@ class TestOpenai:
 class TestPredictionGuard:
     @pytest.fixture
     def client(self, address):
-        return predictionguard.PredictionGuard(api_key=KEY, url=address)
+        return predictionguard.PredictionGuard(api_key=API_KEY, url=address)
 
     def test_frames_with_transcripts_and_a_question(self, client, predictor, tmp_path):
         (tmp_path / "frame.png").write_bytes(PNGS[1])
         images = [base64.b64encode(PNGS[0]).decode(), str(tmp_path / "frame.png"), URIS[2]]
         entries = [
-            {"text": text, "image": image} for text, image in zip(TEXTS, images, strict=True)
+            {"text": text, "image": image} for text, image in zip(SERVED_TEXTS, images, strict=True)
         ]
         answer = client.embeddings.create(model="tiny", input=entries)
-        found = np.array([row["embedding"] for row in answer["data"]])
-        np.testing.assert_allclose(found, predictor.embed_pairs(PNGS, TEXTS), atol=1e-5)
+        vectors = np.array([row["embedding"] for row in answer["data"]])
+        np.testing.assert_allclose(vectors, predictor.embed_pairs(PNGS, SERVED_TEXTS), atol=1e-5)
 
-        question = client.embeddings.create(model="tiny", input=[{"text": TEXTS[0]}])["data"][0][
-            "embedding"
-        ]
-        np.testing.assert_allclose(question, predictor.embed_texts(TEXTS[0])[0], atol=1e-5)
+        question = client.embeddings.create(model="tiny", input=[{"text": SERVED_TEXTS[0]}])[
+            "data"
+        ][0]["embedding"]
+        np.testing.assert_allclose(question, predictor.embed_texts(SERVED_TEXTS[0])[0], atol=1e-5)
         assert (
             "embedding"
-            in client.embeddings.create(model="tiny", input=TEXTS, truncate=True)["data"][2]
+            in client.embeddings.create(model="tiny", input=SERVED_TEXTS, truncate=True)["data"][2]
         )
 
     def test_errors_are_their_message(self, client, address):
@@ -96,7 +96,7 @@ class TestPredictionGuard:
         with pytest.raises(
             ValueError, match=r"^Could not generate embeddings\. model is 'other'; this server"
         ):
-            client.embeddings.create(model="other", input=TEXTS)
+            client.embeddings.create(model="other", input=SERVED_TEXTS)
         with pytest.raises(
             ValueError, match=r"^Could not generate embeddings\. .*9 items, the limit is 8"
         ):
@@ -112,8 +112,12 @@ class TestPredictionGuard:
 def test_langchain(address, predictor):
     langchain = pytest.importorskip("langchain_openai")
     embeddings = langchain.OpenAIEmbeddings(
-        base_url=address, api_key=KEY, model="tiny", check_embedding_ctx_length=False, chunk_size=2
+        base_url=address,
+        api_key=API_KEY,
+        model="tiny",
+        check_embedding_ctx_length=False,
+        chunk_size=2,
     )
-    expected = predictor.embed_texts(TEXTS).numpy()
-    np.testing.assert_allclose(embeddings.embed_documents(TEXTS), expected, atol=1e-5)
-    np.testing.assert_allclose(embeddings.embed_query(TEXTS[1]), expected[1], atol=1e-5)
+    expected = predictor.embed_texts(SERVED_TEXTS).numpy()
+    np.testing.assert_allclose(embeddings.embed_documents(SERVED_TEXTS), expected, atol=1e-5)
+    np.testing.assert_allclose(embeddings.embed_query(SERVED_TEXTS[1]), expected[1], atol=1e-5)

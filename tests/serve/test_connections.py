@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bridgetower.serve import middleware
-from served import until
+from helpers.servers import wait_until
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LAST = GET[:-2] + b"Connection: close\r\n\r\n"
@@ -32,16 +32,16 @@ def connections(running, number):
 def everything(connection):
     content = b""
     with contextlib.suppress(ConnectionResetError):
-        while part := connection.recv(65536):
-            content += part
+        while block := connection.recv(65536):
+            content += block
     return content
 
 
 def answers(running, *sent):
     with connections(running, 1) as (connection,):
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-            for part in sent:
-                connection.sendall(part)
+            for block in sent:
+                connection.sendall(block)
         return everything(connection)
 
 
@@ -58,19 +58,19 @@ def error(content, expected):
         b"content-type: application/json",
         b"content-length: %d" % len(body),
     } <= set(lines)
-    (found,) = json.loads(body).values()
-    assert found.keys() == {"message", "type", "param", "code"}
-    return dict(found)
+    (details,) = json.loads(body).values()
+    assert details.keys() == {"message", "type", "param", "code"}
+    return dict(details)
 
 
 def test_heads_that_do_not_come_end_their_connections_and_leave_room(hasty):
-    parts = [b"", b"G", b"POST /v1/match HTTP/1.1\r\nHost: loc", GET[:-2], GET + GET[:9]]
+    heads = [b"", b"G", b"POST /v1/match HTTP/1.1\r\nHost: loc", GET[:-2], GET + GET[:9]]
     with connections(hasty, 500) as silent:
-        for sent, connection in zip(parts * 100, silent, strict=True):
+        for sent, connection in zip(heads * 100, silent, strict=True):
             connection.sendall(sent)
         assert hasty.client.get("/health").status_code == 200
         answered = [everything(connection).count(b"HTTP/1.1 200") for connection in silent]
-    assert answered == [int(GET in sent) for sent in parts] * 100
+    assert answered == [int(GET in sent) for sent in heads] * 100
 
 
 def test_headers_that_come_a_line_at_a_time(hasty):
@@ -115,7 +115,7 @@ def test_a_client_that_reads_nothing_is_disconnected(hasty):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(hasty.address)
         connection.sendall(GET.replace(b"/health", b"/openapi.json") * 60)
-        until(lambda: not is_open_at_the_server(connection))
+        wait_until(lambda: not is_open_at_the_server(connection))
         connection.settimeout(60)
         with pytest.raises(ConnectionResetError):
             list(iter(lambda: connection.recv(65536), b""))
@@ -174,8 +174,8 @@ REFUSED = {
 
 @pytest.mark.parametrize(("expected", "sent"), REFUSED.values(), ids=REFUSED)
 def test_what_others_may_read_in_another_way(hasty, expected, sent):
-    found = error(answers(hasty, sent, MODELS), expected)
-    assert found["type"] == "invalid_request_error"
+    details = error(answers(hasty, sent, MODELS), expected)
+    assert details["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from bridgetower.serve.app import build_app
-from served import BEARER
+from helpers.servers import BEARER
 
 # What is answered with the right key, POST with an empty object. HEAD is as GET; every other method is refused by 405.
 PROBES = {path: {"GET": 200} for path in ("/health", "/ready", "/v1/health_check")}
@@ -86,8 +86,8 @@ def test_the_description_asks_for_the_key_where_it_is_needed(locked):
 @pytest.mark.parametrize("method", METHODS)
 def test_doors(server, locked, method, has_key):
     client = (locked if has_key else server).client
-    own = str(client.base_url).rstrip("/")
-    origins = {"own": {"Origin": own}, "other": {"Origin": "https://evil.example"}, None: {}}
+    own_origin = str(client.base_url).rstrip("/")
+    origins = {"own": {"Origin": own_origin}, "other": {"Origin": "https://evil.example"}, None: {}}
     wrong = {}
     for path in DOORS:
         address = re.sub("{.*}", "a" * 64, path)

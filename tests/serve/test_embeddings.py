@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bridgetower.serve import schemas
-from served import PNGS, TEXTS, URIS, error_of
+from helpers.servers import PNGS, SERVED_TEXTS, URIS, error_of
 
 PATH = "/v1/embeddings"
 PAIR = {"text": "a", "image": URIS[0]}
@@ -23,32 +23,34 @@ def check(answer, expected):
     torch.testing.assert_close(torch.tensor(rows), expected, atol=1e-5, rtol=0)
 
 
-def message(*parts):
+def message(*contents):
     content = [
-        {"type": "image_url", "image_url": {"url": part}}
-        if part in URIS
-        else {"type": "text", "text": part}
-        for part in parts
+        {"type": "image_url", "image_url": {"url": content}}
+        if content in URIS
+        else {"type": "text", "text": content}
+        for content in contents
     ]
     return [{"role": "user", "content": content}]
 
 
 def test_texts_and_images(post, predictor):
-    texts, images = predictor.embed_texts(TEXTS), predictor.embed_images(PNGS)
-    answer = post(PATH, input=TEXTS, model="tiny")
+    texts, images = predictor.embed_texts(SERVED_TEXTS), predictor.embed_images(PNGS)
+    answer = post(PATH, input=SERVED_TEXTS, model="tiny")
     assert (answer["object"], answer["model"]) == ("list", "tiny")
     check(answer, texts)
-    check(post(PATH, input=TEXTS[0]), texts[:1])
+    check(post(PATH, input=SERVED_TEXTS[0]), texts[:1])
     check(post(PATH, input=URIS, modality="image"), images)
     for packed in (
         {"encoding_format": "base64"},
         {"embedding_type": "base64", "task": "any", "normalized": False},
     ):
-        answer = post(PATH, input=TEXTS, **packed)
+        answer = post(PATH, input=SERVED_TEXTS, **packed)
         assert isinstance(answer["data"][0]["embedding"], str)
         check(answer, texts)
     for form, offset in (("ubinary", 0), ("binary", 128)):  # as Jina's, and quantize_embeddings
-        rows = [row["embedding"] for row in post(PATH, input=TEXTS, embedding_type=form)["data"]]
+        rows = [
+            row["embedding"] for row in post(PATH, input=SERVED_TEXTS, embedding_type=form)["data"]
+        ]
         signs = np.unpackbits((np.array(rows) + offset).astype(np.uint8), axis=1)[
             :, : texts.shape[1]
         ]
@@ -66,10 +68,14 @@ def test_long_texts_are_cut_only_if_told(post, refused, predictor):
 
 def test_objects_get_a_vector_each_in_the_order_given(post, predictor):
     bare = URIS[1].partition(",")[2]
-    pair, image, text = {"text": TEXTS[0], "image": URIS[0]}, {"image": bare}, {"text": TEXTS[1]}
-    images, texts = predictor.embed_images(PNGS), predictor.embed_texts([*TEXTS, ""])
-    pairs = predictor.embed_pairs([PNGS[0], PNGS[1]], TEXTS[:2])
-    answer = post(PATH, input=[text, pair, image, TEXTS[2], text | image, {"text": ""}])
+    pair, image, text = (
+        {"text": SERVED_TEXTS[0], "image": URIS[0]},
+        {"image": bare},
+        {"text": SERVED_TEXTS[1]},
+    )
+    images, texts = predictor.embed_images(PNGS), predictor.embed_texts([*SERVED_TEXTS, ""])
+    pairs = predictor.embed_pairs([PNGS[0], PNGS[1]], SERVED_TEXTS[:2])
+    answer = post(PATH, input=[text, pair, image, SERVED_TEXTS[2], text | image, {"text": ""}])
     expected = [texts[1], pairs[0], images[1], texts[2], pairs[1], texts[3]]
     for number, (row, vector) in enumerate(zip(answer["data"], expected, strict=True)):
         assert row["index"] == number
@@ -79,12 +85,15 @@ def test_objects_get_a_vector_each_in_the_order_given(post, predictor):
 
 
 def test_messages(post, refused, predictor):
-    check(post(PATH, messages=message(URIS[0], TEXTS[1])), predictor.embed_pairs(PNGS[0], TEXTS[1]))
+    check(
+        post(PATH, messages=message(URIS[0], SERVED_TEXTS[1])),
+        predictor.embed_pairs(PNGS[0], SERVED_TEXTS[1]),
+    )
     check(post(PATH, messages=message(URIS[0])), predictor.embed_images(PNGS[0]))
-    for content in (message(TEXTS[0]), [{"role": "user", "content": TEXTS[0]}]):
-        check(post(PATH, messages=content), predictor.embed_texts(TEXTS[0]))
-    for parts in ((URIS[0], URIS[1]), ("a", "b", URIS[0])):
-        assert "at most one of each" in refused(PATH, messages=message(*parts))["message"]
+    for content in (message(SERVED_TEXTS[0]), [{"role": "user", "content": SERVED_TEXTS[0]}]):
+        check(post(PATH, messages=content), predictor.embed_texts(SERVED_TEXTS[0]))
+    for contents in ((URIS[0], URIS[1]), ("a", "b", URIS[0])):
+        assert "at most one of each" in refused(PATH, messages=message(*contents))["message"]
     assert "at most 1" in refused(PATH, messages=message("a") * 2)["message"]
 
 
@@ -92,18 +101,27 @@ def test_usage_is_what_the_towers_read(post, predictor):
     vision = predictor.model.config.vision
     image, text = (
         (vision.image_size // vision.patch_size) ** 2 + 1,
-        len(predictor.processor.token_ids(TEXTS)[0]),
+        len(predictor.processor.token_ids(SERVED_TEXTS)[0]),
     )
-    for given, expected in (
-        ({"input": TEXTS[0]}, text),
+    for inputs, expected in (
+        ({"input": SERVED_TEXTS[0]}, text),
         ({"input": URIS, "modality": "image"}, 3 * image),
         (
-            {"input": [{"text": TEXTS[0], "image": URIS[0]}, {"image": URIS[0]}, TEXTS[0]]},
+            {
+                "input": [
+                    {"text": SERVED_TEXTS[0], "image": URIS[0]},
+                    {"image": URIS[0]},
+                    SERVED_TEXTS[0],
+                ]
+            },
             2 * (image + text),
         ),
-        ({"messages": message(URIS[0], TEXTS[0])}, image + text),
+        ({"messages": message(URIS[0], SERVED_TEXTS[0])}, image + text),
     ):
-        assert post(PATH, **given)["usage"] == {"prompt_tokens": expected, "total_tokens": expected}
+        assert post(PATH, **inputs)["usage"] == {
+            "prompt_tokens": expected,
+            "total_tokens": expected,
+        }
 
 
 @pytest.mark.parametrize(
@@ -124,8 +142,8 @@ def test_usage_is_what_the_towers_read(post, predictor):
             "expected a string, or an object with text, image or both",
         ),
         *(
-            ({"input": ["a", given]}, "input.1", "expected text, image or both")
-            for given in ({}, {"text": None})
+            ({"input": ["a", item]}, "input.1", "expected text, image or both")
+            for item in ({}, {"text": None})
         ),
         ({"input": [{"text": 1}]}, "input.0.text", "valid string"),
         ({"input": ["a", {"image": "http://127.0.0.1/a.png"}]}, "input.1", "expected a data URI"),
@@ -180,9 +198,9 @@ def test_another_model_too_many_items_and_a_head_that_is_not_there(refused, alon
 
 
 def test_many_clients_at_once_get_their_own(client, predictor):
-    texts, images = predictor.embed_texts(TEXTS), predictor.embed_images(PNGS)
+    texts, images = predictor.embed_texts(SERVED_TEXTS), predictor.embed_images(PNGS)
     bodies = [
-        {"input": TEXTS[n % 3]} if n % 2 else {"input": URIS[n % 3], "modality": "image"}
+        {"input": SERVED_TEXTS[n % 3]} if n % 2 else {"input": URIS[n % 3], "modality": "image"}
         for n in range(48)
     ]
     with ThreadPoolExecutor(16) as pool:
@@ -194,7 +212,7 @@ def test_many_clients_at_once_get_their_own(client, predictor):
 @pytest.mark.parametrize(
     ("path", "body", "less"),
     [
-        (PATH, {"input": TEXTS * 60}, {"input": "a"}),
+        (PATH, {"input": SERVED_TEXTS * 60}, {"input": "a"}),
         (
             "/v1/rerank",
             {"query": "a", "documents": ["red", "a"] * 60},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from served import error_of
+from helpers.servers import error_of
 
 PATH = "/v1/embeddings"
 

@@ -8,7 +8,7 @@ from bridgetower.inference.attention import Explanation, explain
 from bridgetower.inference.items import Item, LikeliestTokens, filled_words
 from bridgetower.inference.predictor import load
 from bridgetower.serve.service import Explaining, compute
-from served import PNGS, TEXTS
+from helpers.servers import PNGS, SERVED_TEXTS
 
 MASKED = ["a <mask> on <mask>", "<mask> bar", "a square that is <mask> on a grey ground"]
 
@@ -16,7 +16,7 @@ MASKED = ["a <mask> on <mask>", "<mask> bar", "a square that is <mask> on a grey
 def items_of(model):
     images = [model.processor.resize(content) for content in PNGS]
     texts, masked = (
-        [tuple(ids) for ids in model.processor.token_ids(given)] for given in (TEXTS, MASKED)
+        [tuple(ids) for ids in model.processor.token_ids(texts)] for texts in (SERVED_TEXTS, MASKED)
     )
     rows = []
     for number, image in enumerate(images):
@@ -36,18 +36,18 @@ def expected_of(model):
     for number, content in enumerate(PNGS):
         rows += [
             model.embed_images(content)[0],
-            model.embed_texts(TEXTS[number])[0],
-            float(model.match(content, TEXTS[number]).logit()),
+            model.embed_texts(SERVED_TEXTS[number])[0],
+            float(model.match(content, SERVED_TEXTS[number]).logit()),
             model.fill_mask(content, MASKED[number], top=number + 1),
-            model.embed_pairs(content, TEXTS[number])[0],
-            float(model.match(content, TEXTS[0]).logit()),
+            model.embed_pairs(content, SERVED_TEXTS[number])[0],
+            float(model.match(content, SERVED_TEXTS[0]).logit()),
         ]
     return rows
 
 
 def judged(model):
     first, second, third = (model.processor.resize(content) for content in PNGS)
-    text, other, _ = map(tuple, model.processor.token_ids(TEXTS))
+    text, other, _ = map(tuple, model.processor.token_ids(SERVED_TEXTS))
     items = [
         Item(kind="prediction", head="nlvr2", image=first, image_2=second, ids=text, top=2),
         Item(kind="prediction", head="vqa", image=first, ids=text, top=2),
@@ -56,30 +56,30 @@ def judged(model):
         Item(kind="prediction", head="snli_ve", image=first, ids=text, top=1),
     ]
     return items, [
-        model.reason(PNGS[0], PNGS[1], TEXTS[0]),
-        model.answer(PNGS[0], TEXTS[0], top=2),
-        model.entail(PNGS[1], TEXTS[1]),
-        model.reason(PNGS[2], PNGS[0], TEXTS[1])[:1],
-        model.entail(PNGS[0], TEXTS[0])[:1],
+        model.reason(PNGS[0], PNGS[1], SERVED_TEXTS[0]),
+        model.answer(PNGS[0], SERVED_TEXTS[0], top=2),
+        model.entail(PNGS[1], SERVED_TEXTS[1]),
+        model.reason(PNGS[2], PNGS[0], SERVED_TEXTS[1])[:1],
+        model.entail(PNGS[0], SERVED_TEXTS[0])[:1],
     ]
 
 
 def assert_same(outcomes, expected):
-    for outcome, wanted in zip(outcomes, expected, strict=True):
-        if isinstance(wanted, list):
-            assert_same(outcome, wanted)
-        elif isinstance(wanted, Explanation):
-            assert outcome.words == wanted.words
-            torch.testing.assert_close(outcome.maps, wanted.maps, atol=1e-6, rtol=0)
-            assert outcome.score == pytest.approx(wanted.score, abs=1e-6)
-        elif isinstance(wanted, Tensor | float):
-            atol = 1e-5 if isinstance(wanted, Tensor) else 5e-5  # log-odds
+    for outcome, result in zip(outcomes, expected, strict=True):
+        if isinstance(result, list):
+            assert_same(outcome, result)
+        elif isinstance(result, Explanation):
+            assert outcome.words == result.words
+            torch.testing.assert_close(outcome.maps, result.maps, atol=1e-6, rtol=0)
+            assert outcome.score == pytest.approx(result.score, abs=1e-6)
+        elif isinstance(result, Tensor | float):
+            atol = 1e-5 if isinstance(result, Tensor) else 5e-5  # log-odds
             torch.testing.assert_close(
-                torch.as_tensor(outcome), torch.as_tensor(wanted), atol=atol, rtol=0
+                torch.as_tensor(outcome), torch.as_tensor(result), atol=atol, rtol=0
             )
         else:  # a word or a label
-            assert vars(outcome) == vars(wanted) | {
-                "probability": pytest.approx(wanted.probability, abs=1e-5)
+            assert vars(outcome) == vars(result) | {
+                "probability": pytest.approx(result.probability, abs=1e-5)
             }
 
 
@@ -95,11 +95,11 @@ def computed(model, items):
 
 
 def test_a_mixed_batch_of_two_models_in_any_order_is_the_direct_calls(predictor, answering):
-    looks = [Explaining(one.image, one.ids, "attention") for one in items_of(predictor)[4::6]]
+    looks = [Explaining(item.image, item.ids, "attention") for item in items_of(predictor)[4::6]]
     judging, judgements = judged(answering)
     items = [*items_of(predictor), *looks, *judging]
     expected = expected_of(predictor) + [
-        explain(predictor, *given) for given in zip(PNGS, TEXTS, strict=True)
+        explain(predictor, *pair) for pair in zip(PNGS, SERVED_TEXTS, strict=True)
     ]
     expected += judgements
     generator = torch.Generator().manual_seed(0)

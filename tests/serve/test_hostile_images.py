@@ -16,7 +16,7 @@ from PIL import Image
 from bridgetower.processor import open_reduced
 from bridgetower.processor.images import HAS_HEIC, MEMORY_PER_PIXEL
 from bridgetower.serve.inputs import Decoders
-from served import URIS, error_of, started, uri
+from helpers.servers import URIS, data_uri, error_of, start_server
 
 MEBI = 2**20
 
@@ -111,8 +111,8 @@ def many_scans(side, count):
 
 def false_avif():
     content = bytearray(saved(Image.new("RGB", (5000, 5000)), "AVIF", speed=10))
-    place = content.index(b"ispe") + 8
-    content[place : place + 8] = struct.pack(">II", 16, 16)
+    offset = content.index(b"ispe") + 8
+    content[offset : offset + 8] = struct.pack(">II", 16, 16)
     return bytes(content)
 
 
@@ -171,8 +171,8 @@ NEARLY = "tiff, 2^18 strips"  # takes about the second that it may take: less on
 
 @pytest.fixture(scope="module")
 def small(predictor):
-    with started(predictor, max_pixels=4, max_body=2) as found:
-        yield found
+    with start_server(predictor, max_pixels=4, max_body=2) as running:
+        yield running
 
 
 def memory(process, name):
@@ -191,7 +191,7 @@ def vector(response):
 
 @pytest.mark.slow
 def test_hostile_images_get_an_error_and_others_their_answer(small):
-    files = {name: uri(made()) for name, made in HOSTILE.items()}
+    files = {name: data_uri(made()) for name, made in HOSTILE.items()}
     expected = vector(asked(small, URIS[0]))
     begin = memory(os.getpid(), "VmRSS")
     with ThreadPoolExecutor(1) as pool:
@@ -279,14 +279,14 @@ def test_sound_images_of_every_kind_fit_and_are_what_this_process_makes_of_them(
         for kind, mode, options in KINDS:
             turned = {} if kind in ("GIF", "BMP") else {"exif": exif}
             content = saved(large(mode), kind, **options, **turned)
-            given = (
+            limits = (
                 {"side": 300, "background": (1, 2, 3), "fit": (96, "bicubic", True)}
                 if mode == "RGB"
                 else {}
             )
-            expected, size = open_reduced(content, **{"side": None, **given})
-            pixels, found = decoders.open(content, **given)
-            assert found == size, (kind, mode)
+            expected, size = open_reduced(content, **{"side": None, **limits})
+            pixels, actual_size = decoders.open(content, **limits)
+            assert actual_size == size, (kind, mode)
             assert np.array_equal(pixels, np.asarray(expected)), (kind, mode)
     finally:
         decoders.close()

@@ -18,9 +18,17 @@ import pytest
 from PIL import Image
 
 from bridgetower.serve.inputs import Decoders
-from served import URIS, changed, error_of, indexed, png, started, until
-from shapes import write_pictures
-from sources import served as site_of
+from helpers.servers import (
+    URIS,
+    build_searcher,
+    changed_server,
+    error_of,
+    noise_png,
+    start_server,
+    wait_until,
+)
+from helpers.shapes import write_shape_pictures
+from helpers.sources import serve_files as site_of
 
 LARGE = 2400  # pixels; a file of 17 MB is more than the buffers of a connection take
 
@@ -49,7 +57,7 @@ def album_in(folder, server):
     root = folder / "photos"
     (root / "deep").mkdir(parents=True)
     for name, seed in (("a.png", 1), ("b.png", 2), ("deep/c.png", 3)):
-        (root / name).write_bytes(png(seed))
+        (root / name).write_bytes(noise_png(seed))
     shutil.copy(root / "a.png", root / "copy.png")
     noise = np.random.default_rng(0).integers(0, 256, (600, 900, 3), dtype=np.uint8)
     turned = Image.Exif()
@@ -63,18 +71,18 @@ def album_in(folder, server):
         for file in root.rglob("*.*")
     }
     searcher, decoders = (
-        indexed(root, server.service.main.predictor),
+        build_searcher(root, server.service.main.predictor),
         Decoders(max_pixels=10**6, memory=2**28),
     )
-    with changed(server, searcher, decoders=decoders, max_body=1) as client:
+    with changed_server(server, searcher, decoders=decoders, max_body=1) as client:
         yield Album(root, client, ids)
     decoders.close()
 
 
 @pytest.fixture(scope="module")
 def album(server, tmp_path_factory):
-    with album_in(tmp_path_factory.mktemp("album"), server) as found:
-        yield found
+    with album_in(tmp_path_factory.mktemp("album"), server) as album:
+        yield album
 
 
 def test_hits_and_the_index_tell_of_what_can_be_fetched(client, post, searcher):
@@ -85,14 +93,15 @@ def test_hits_and_the_index_tell_of_what_can_be_fetched(client, post, searcher):
         assert row["id"] == hashlib.sha256(content).hexdigest()
         response = client.get(f"/v1/images/{row['id']}")
         assert (response.content, response.headers["content-type"]) == (content, "image/png")
-    about = client.get("/v1/index").json()
-    assert about["images"] == 45
-    assert len({one["id"] for one in about["examples"]}) == 12
-    captions = {one.path: list(one.captions) for one in searcher.index.examples(10**6)}
+    description = client.get("/v1/index").json()
+    assert description["images"] == 45
+    assert len({example["id"] for example in description["examples"]}) == 12
+    captions = {example.path: list(example.captions) for example in searcher.index.examples(10**6)}
     assert all(
-        one["captions"] == captions[one["path"]] and one["width"] == 24 for one in about["examples"]
+        example["captions"] == captions[example["path"]] and example["width"] == 24
+        for example in description["examples"]
     )
-    assert client.get("/v1/index").json() == about
+    assert client.get("/v1/index").json() == description
 
 
 def test_small_ones(album):
@@ -134,7 +143,7 @@ def test_an_image_that_the_client_has_is_not_sent_again(album):
     tags = [album.get("a.png", **query).headers["etag"] for query in ({}, {"size": 64})]
     assert len(set(tags)) == 2
     path = str(album.get("a.png").url.path)
-    for given, status in (
+    for tag, status in (
         (tags[0], 304),
         (f'"x", {tags[0]}', 304),
         (f"W/{tags[0]}", 304),
@@ -143,12 +152,12 @@ def test_an_image_that_the_client_has_is_not_sent_again(album):
         ('"x"', 200),
         ("", 200),
     ):
-        response = album.client.get(path, headers={"If-None-Match": given})
-        assert response.status_code == status, given
+        response = album.client.get(path, headers={"If-None-Match": tag})
+        assert response.status_code == status, tag
         assert response.headers["etag"] == tags[0]
     missing = "0" * 64
-    for given in ("*", f'"{missing}-file"'):
-        error_of(album.client.get(f"/v1/images/{missing}", headers={"If-None-Match": given}), 404)
+    for tag in ("*", f'"{missing}-file"'):
+        error_of(album.client.get(f"/v1/images/{missing}", headers={"If-None-Match": tag}), 404)
 
 
 NAMES = [
@@ -178,8 +187,8 @@ def test_names_odd_sizes_and_what_is_not_in_the_index(album):
         assert error["type"] in ("invalid_request_error", "not_found_error")
     for size in (0, 15, 1601, 10**30, -1, "large", "1e3", "64.", "64.0", "+64", " 64"):
         assert error_of(album.get("a.png", size=size), 400)["param"] == "size"
-    (album.root / "new.png").write_bytes(png(9))
-    for digest in ("0" * 64, hashlib.sha256(png(9)).hexdigest()):
+    (album.root / "new.png").write_bytes(noise_png(9))
+    for digest in ("0" * 64, hashlib.sha256(noise_png(9)).hexdigest()):
         error = error_of(album.client.get(f"/v1/images/{digest}"), 404)
         assert error["message"] == "the index has no image with this id"
 
@@ -194,35 +203,38 @@ def test_limits_hold(album):
 
 def test_what_took_the_place_of_a_file(server, tmp_path):
     """Another file, a link to one, a device, a pipe, a folder; a copy elsewhere in the index will do."""
-    with album_in(tmp_path, server) as own:
-        secret, file = tmp_path / "secret.png", own.root / "b.png"
-        secret.write_bytes(png(77))
+    with album_in(tmp_path, server) as album:
+        secret, file = tmp_path / "secret.png", album.root / "b.png"
+        secret.write_bytes(noise_png(77))
         for make in (
-            *(partial(file.write_bytes, content) for content in (png(77), b"x" * len(png(2)))),
+            *(
+                partial(file.write_bytes, content)
+                for content in (noise_png(77), b"x" * len(noise_png(2)))
+            ),
             lambda: None,
             *(
                 partial(file.symlink_to, target)
-                for target in (secret, "/dev/zero", file, own.root / "deep" / "c.png")
+                for target in (secret, "/dev/zero", file, album.root / "deep" / "c.png")
             ),
             partial(os.mkfifo, file),
             file.mkdir,
         ):
             file.unlink(missing_ok=True)
             make()
-            own.check_gone("b.png")
-        (own.root / "deep").rename(tmp_path / "elsewhere")
-        (own.root / "deep").symlink_to(tmp_path / "elsewhere")
-        own.check_gone("deep/c.png")
-        content = (own.root / "a.png").read_bytes()
-        (own.root / "a.png").unlink()
-        assert own.get("a.png").content == content
-        (own.root / "copy.png").unlink()
-        own.check_gone("a.png")
+            album.check_gone("b.png")
+        (album.root / "deep").rename(tmp_path / "elsewhere")
+        (album.root / "deep").symlink_to(tmp_path / "elsewhere")
+        album.check_gone("deep/c.png")
+        content = (album.root / "a.png").read_bytes()
+        (album.root / "a.png").unlink()
+        assert album.get("a.png").content == content
+        (album.root / "copy.png").unlink()
+        album.check_gone("a.png")
 
 
 def test_an_index_of_what_is_outside(server, predictor, tmp_path):
     """A table may name any file or URL; a search finds it, but nobody is sent it, and no URL is fetched."""
-    write_pictures(tmp_path)
+    write_shape_pictures(tmp_path)
     (tmp_path / "in").mkdir()
     with site_of(tmp_path) as url:
         lines = [
@@ -232,7 +244,9 @@ def test_an_index_of_what_is_outside(server, predictor, tmp_path):
             f"{url}/02.png,three",
         ]
         (tmp_path / "in" / "table.csv").write_text("\n".join(lines))
-        with changed(server, indexed(tmp_path / "in" / "table.csv", predictor)) as client:
+        with changed_server(
+            server, build_searcher(tmp_path / "in" / "table.csv", predictor)
+        ) as client:
             data = client.post("/v1/search", json={"query": "red", "rerank": 0}).json()["data"]
             assert len(data) == 3
             for path, name in [(row["path"], row["id"]) for row in data]:
@@ -252,13 +266,13 @@ def test_decoding_holds_up_nothing(server, monkeypatch):
     monkeypatch.setattr(Decoders, "open", slow)
     digest = server.client.get("/v1/index").json()["examples"][0]["id"]
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(server.client.get, f"/v1/images/{digest}?size=64")
+        answer = pool.submit(server.client.get, f"/v1/images/{digest}?size=64")
         assert at_work.acquire(timeout=20)
         assert server.client.get("/health").status_code == 200
         assert server.service.scheduler.admitted == server.service.costs["image"]
         gate.set()
-        assert asked.result().status_code == 200
-    until(lambda: server.service.scheduler.admitted == 0)
+        assert answer.result().status_code == 200
+    wait_until(lambda: server.service.scheduler.admitted == 0)
 
 
 @pytest.fixture(scope="module")
@@ -267,11 +281,15 @@ def large(tmp_path_factory, predictor):
     folder.mkdir()
     Image.new("RGB", (LARGE, LARGE), "red").save(folder / "large.bmp")
     content = (folder / "large.bmp").read_bytes()
-    return indexed(folder, predictor), content, f"/v1/images/{hashlib.sha256(content).hexdigest()}"
+    return (
+        build_searcher(folder, predictor),
+        content,
+        f"/v1/images/{hashlib.sha256(content).hexdigest()}",
+    )
 
 
-def asked_for(found, path):
-    connection = socket.create_connection(found.address, timeout=60)
+def asked_for(running, path):
+    connection = socket.create_connection(running.address, timeout=60)
     connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert connection.recv(100).startswith(b"HTTP/1.1 200")
     return connection
@@ -281,8 +299,8 @@ def length_of(connection):
     """How much of the answer comes before the server ends the connection, or all of it."""
     length = 0
     with suppress(ConnectionResetError):
-        while part := connection.recv(2**20):
-            length += len(part)
+        while block := connection.recv(2**20):
+            length += len(block)
             if length >= 3 * LARGE**2:
                 break
     return length
@@ -291,9 +309,9 @@ def length_of(connection):
 def test_slow_readers_give_way(predictor, large):
     """Eight times the largest body is held of answers; whoever reads most slowly is cut off for the ninth."""
     searcher, content, path = large
-    with started(predictor, searcher, max_body=17) as found, ExitStack() as slow:
-        connections = [slow.enter_context(asked_for(found, path)) for _ in range(8)]
-        assert found.client.get(path).content == content
+    with start_server(predictor, searcher, max_body=17) as running, ExitStack() as slow:
+        connections = [slow.enter_context(asked_for(running, path)) for _ in range(8)]
+        assert running.client.get(path).content == content
         lengths = [length_of(connection) for connection in connections]
         assert min(lengths) < len(content)
         assert sum(length > len(content) for length in lengths) == 7
@@ -302,11 +320,11 @@ def test_slow_readers_give_way(predictor, large):
 def test_a_reader_that_stalls_is_cut_off_in_the_end(predictor, large, caplog):
     searcher, content, path = large
     with (
-        started(predictor, searcher, max_body=17, timeout=0.4) as found,
-        asked_for(found, path) as connection,
+        start_server(predictor, searcher, max_body=17, timeout=0.4) as running,
+        asked_for(running, path) as connection,
     ):
-        in_flight = found.service.metrics.in_flight._value
+        in_flight = running.service.metrics.in_flight._value
         assert in_flight.get() == 1
-        until(lambda: in_flight.get() == 0)
+        wait_until(lambda: in_flight.get() == 0)
         assert length_of(connection) < len(content)
     assert "without completing" not in caplog.text

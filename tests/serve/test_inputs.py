@@ -16,24 +16,24 @@ from bridgetower.distributed import available_cores
 from bridgetower.processor import Processor
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import MAX_CHARACTERS, Decoders, Inputs, is_image
-from served import PNGS, TEXTS, URIS, png, uri
+from helpers.servers import PNGS, SERVED_TEXTS, URIS, data_uri, noise_png
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
 def inputs(predictor):
-    found = Inputs(predictor.processor, Decoders(max_pixels=2000, memory=2**28))
-    yield found
-    found.close()
+    inputs = Inputs(predictor.processor, Decoders(max_pixels=2000, memory=2**28))
+    yield inputs
+    inputs.close()
 
 
 def test_as_the_predictor_prepares_them(inputs, predictor):
     images = asyncio.run(inputs.images(URIS, "images"))
     for image, content in zip(images, PNGS, strict=True):
         assert torch.equal(image, predictor.processor.resize(content))
-    texts = asyncio.run(inputs.texts(TEXTS, "texts", truncate=False))
-    assert [list(ids) for ids in texts] == predictor.processor.token_ids(TEXTS)
+    texts = asyncio.run(inputs.texts(SERVED_TEXTS, "texts", truncate=False))
+    assert [list(ids) for ids in texts] == predictor.processor.token_ids(SERVED_TEXTS)
 
 
 def test_decoders_leave_the_processor_to_the_server(inputs):
@@ -60,10 +60,10 @@ async def test_an_image_waits_neither_for_many_others_nor_for_long_texts(
     inputs = Inputs(predictor.processor, Decoders(max_pixels=2000, memory=2**28))
 
     def held(call):
-        def wrapped(content, *others, **options):
+        def wrapped(content, *arguments, **options):
             begun.append(content)
             assert permits.acquire(timeout=60)
-            return call(content, *others, **options)
+            return call(content, *arguments, **options)
 
         return wrapped
 
@@ -80,15 +80,15 @@ async def test_an_image_waits_neither_for_many_others_nor_for_long_texts(
         if field == "images"
         else inputs.texts(texts, "many", truncate=True)
     )
-    asked = [asyncio.ensure_future(many)]
+    requests = [asyncio.ensure_future(many)]
     await have_begun(threads)
-    asked.append(asyncio.ensure_future(inputs.images(URIS[:1], "few")))
+    requests.append(asyncio.ensure_future(inputs.images(URIS[:1], "few")))
     await asyncio.sleep(0.01)  # it is asked for, and waits
     permits.release()
     await have_begun(threads + 1)
     assert begun[threads] == PNGS[0]
     permits.release(20 * threads)
-    await asyncio.gather(*asked)
+    await asyncio.gather(*requests)
     inputs.close()
 
 
@@ -96,17 +96,18 @@ def test_too_many_pixels_and_characters(inputs, refused):
     with pytest.raises(
         ApiError, match=r"50x41 = 2050 pixels, the limit is 2000; shrink it first$"
     ) as caught:
-        asyncio.run(inputs.images([URIS[0], uri(png(0, 50, 41))], "images"))
+        asyncio.run(inputs.images([URIS[0], data_uri(noise_png(0, 50, 41))], "images"))
     assert (caught.value.status, caught.value.param) == (400, "images.1")
-    assert len(asyncio.run(inputs.images([uri(png(0, 50, 40))], "images"))) == 1
+    assert len(asyncio.run(inputs.images([data_uri(noise_png(0, 50, 40))], "images"))) == 1
 
     with pytest.raises(ApiError, match=f"{MAX_CHARACTERS + 1} characters"):
         asyncio.run(inputs.texts(["a" * (MAX_CHARACTERS + 1)], "texts", truncate=True))
     ((*ids,),) = asyncio.run(inputs.texts(["a " * (MAX_CHARACTERS // 2)], "texts", truncate=True))
     assert len(ids) == 24
-    found = refused("/v1/embeddings", 413, input=["a " * 10_000] * 210, truncate=True)
+    details = refused("/v1/embeddings", 413, input=["a " * 10_000] * 210, truncate=True)
     assert (
-        found["message"] == "input: 4200000 characters, the limit is 4194304; send several requests"
+        details["message"]
+        == "input: 4200000 characters, the limit is 4194304; send several requests"
     )
 
 
@@ -136,16 +137,21 @@ def test_what_counts_as_an_image():
 
 
 def test_base64_is_decoded_in_parts_as_at_once(inputs, predictor):
-    part = 2**20  # characters that are decoded at once
-    for length in (part // 4 * 3 - 1, part // 4 * 3, part // 4 * 3 + 1, part * 2):
+    block_size = 2**20  # characters that are decoded at once
+    for length in (
+        block_size // 4 * 3 - 1,
+        block_size // 4 * 3,
+        block_size // 4 * 3 + 1,
+        block_size * 2,
+    ):
         content = PNGS[0] + bytes(length - len(PNGS[0]))
-        (image,) = asyncio.run(inputs.images([uri(content)], "images"))
+        (image,) = asyncio.run(inputs.images([data_uri(content)], "images"))
         assert torch.equal(image, predictor.processor.resize(PNGS[0]))
     padded, whole = (
-        base64.b64encode(bytes(part // 4 * 3 - 1)).decode(),
-        base64.b64encode(bytes(part)).decode(),
+        base64.b64encode(bytes(block_size // 4 * 3 - 1)).decode(),
+        base64.b64encode(bytes(block_size)).decode(),
     )
-    for damaged in (padded + whole, whole[: part - 1] + "*" + whole, whole[:-1], whole + "="):
+    for damaged in (padded + whole, whole[: block_size - 1] + "*" + whole, whole[:-1], whole + "="):
         with pytest.raises(ApiError, match="the base64 of an image is damaged"):
             asyncio.run(inputs.images([f"data:image/png;base64,{damaged}"], "images"))
 

@@ -12,17 +12,24 @@ from starlette.responses import Response, StreamingResponse
 
 from bridgetower.serve import middleware
 from bridgetower.serve.middleware import RequestLimitsMiddleware
-from served import PATIENCE, TEXTS, error_of, held_up, started, until
+from helpers.servers import (
+    PATIENCE,
+    SERVED_TEXTS,
+    error_of,
+    held_up_text_tower,
+    start_server,
+    wait_until,
+)
 
 PATH = "/v1/embeddings"
-FOUR = {"input": TEXTS[:1] * 4}
+FOUR = {"input": SERVED_TEXTS[:1] * 4}
 MIB = 2**20
 
 
 @pytest.fixture(scope="module")
 def patient(predictor):
-    with started(predictor, queue=9, max_items=4) as found:
-        yield found
+    with start_server(predictor, queue=9, max_items=4) as running:
+        yield running
 
 
 def connect(running):
@@ -57,8 +64,8 @@ def test_the_largest_body(hasty):
         ).status_code
         == 200
     )
-    parts = (b" " * 65536 for _ in range(40))  # without a length
-    for content in (body + b" " * (MIB - len(body) + 1), parts):
+    blocks = (b" " * 65536 for _ in range(40))  # without a length
+    for content in (body + b" " * (MIB - len(body) + 1), blocks):
         error = error_of(hasty.client.post(PATH, content=content, headers=headers), 413)
         assert f"larger than {MIB} bytes" in error["message"]
     with connect(hasty) as connection:
@@ -77,12 +84,12 @@ def test_bodies_that_arrive_together_share_a_limit(hasty):
 
 
 def test_no_answer_in_time(hasty, predictor):
-    with held_up(predictor):
+    with held_up_text_tower(predictor):
         response = hasty.client.post(PATH, json={"input": "a"})
         error = error_of(response, 503)
         assert int(response.headers["retry-after"]) >= 1
         assert "no answer within 1.5 s" in error["message"]
-    until(lambda: hasty.service.scheduler.admitted == 0)
+    wait_until(lambda: hasty.service.scheduler.admitted == 0)
     assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
 
 
@@ -92,30 +99,34 @@ def test_a_greedy_client_is_refused_and_others_are_not(patient, predictor):
     greedy = httpx.Client(
         base_url=patient.client.base_url, transport=httpx.HTTPTransport(local_address="127.0.0.2")
     )
-    with greedy, held_up(predictor) as gate, ThreadPoolExecutor(8) as pool:
+    with greedy, held_up_text_tower(predictor) as gate, ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(greedy.post, PATH, json=FOUR, timeout=PATIENCE) for _ in range(3)]
-        until(lambda: patient.service.scheduler.admitted == 12 * cost)
+        wait_until(lambda: patient.service.scheduler.admitted == 12 * cost)
         response = greedy.post(PATH, json=FOUR)
         assert error_of(response, 429)["code"] == "queue_full"
         assert int(response.headers["retry-after"]) >= 1
-        others = [pool.submit(patient.client.post, PATH, json={"input": "a"}) for _ in range(3)]
-        until(lambda: patient.service.scheduler.admitted == 15 * cost)
+        other_requests = [
+            pool.submit(patient.client.post, PATH, json={"input": "a"}) for _ in range(3)
+        ]
+        wait_until(lambda: patient.service.scheduler.admitted == 15 * cost)
         gate.set()
-        assert [one.result().status_code for one in (*waiting, *others)] == [200] * 6
+        assert [request.result().status_code for request in (*waiting, *other_requests)] == [
+            200
+        ] * 6
 
 
 def test_a_client_that_leaves_makes_room(hasty, predictor):
-    with held_up(predictor):
+    with held_up_text_tower(predictor):
         connections = [connect(hasty), connect(hasty)]
         for connection in connections:
             connection.sendall(request(json.dumps(FOUR).encode()))
-        for left in (8, 4, 0):
-            until(
-                lambda left=left: (
-                    hasty.service.scheduler.admitted == left * hasty.service.costs["text"]
+        for remaining in (8, 4, 0):
+            wait_until(
+                lambda remaining=remaining: (
+                    hasty.service.scheduler.admitted == remaining * hasty.service.costs["text"]
                 )
             )
-            if left:
+            if remaining:
                 connections.pop().close()
     with connect(hasty) as connection:
         connection.sendall(request(b'{"inp', length=100))  # and leaves while it sends
@@ -154,9 +165,9 @@ class TestMiddleware:
             assert await stalled[number] == 429
             stalled.append(asyncio.create_task(ask(limits, None)))
             await asyncio.sleep(0)
-        assert not any(one.done() for one in stalled[2:])
-        for one in stalled[2:]:
-            one.cancel()
+        assert not any(request.done() for request in stalled[2:])
+        for request in stalled[2:]:
+            request.cancel()
 
     async def test_one_client_s_requests_end_no_other_s(self):
         """Of 8, one client may have 4; a fifth ends its own that stalls, and another's only if that has more."""
@@ -165,14 +176,14 @@ class TestMiddleware:
         await asyncio.sleep(0)
         stalled = [asyncio.create_task(ask(limits, None)) for _ in range(3)]
         await asyncio.sleep(0)
-        more = [asyncio.create_task(ask(limits, None)) for _ in range(2)]
+        later = [asyncio.create_task(ask(limits, None)) for _ in range(2)]
         await asyncio.sleep(0)
         assert await stalled[0] == 429
         assert await stalled[1] == 429
         assert await ask(limits, client="203.0.113.8") == 200
         assert not first.done()
-        for one in (first, *stalled, *more):
-            one.cancel()
+        for request in (first, *stalled, *later):
+            request.cancel()
 
     async def test_refusals_are_held_back_the_longer_the_more_a_client_gets(self, monkeypatch):
         monkeypatch.setattr(middleware, "_PAUSE", 0.1)
@@ -201,12 +212,12 @@ class TestMiddleware:
         limits = RequestLimitsMiddleware(app, max_body=10, timeout=60)
         clients = {"/a": "203.0.113.8", "/b": "203.0.113.9", "/c": "203.0.113.10"}
         paths = ["/a0", "/a1", "/a2", "/a3", "/b0", "/b1", "/c0"]
-        asked = [
+        requests = [
             asyncio.create_task(ask(limits, path=path, client=clients[path[:2]])) for path in paths
         ]
         await asyncio.sleep(0)
-        asked.pop(1).cancel()
-        assert await asyncio.gather(*asked) == [200] * 6
+        requests.pop(1).cancel()
+        assert await asyncio.gather(*requests) == [200] * 6
         assert begun == ["/a0", "/b0", "/c0", "/a2", "/b1", "/a3"]
 
     async def test_requests_in_progress_have_a_limit(self):
@@ -228,7 +239,7 @@ class TestMiddleware:
         assert await ask(limits, path="/more") == 429
         assert await ask(limits, None, "GET", "/health") == 200
         gate.set()
-        assert [await one for one in waiting] == [200, 200]
+        assert [await request for request in waiting] == [200, 200]
         for _ in range(3):
             assert await ask(limits, path="/fails") == 500
         assert await ask(limits, path="/more") == 200
@@ -248,7 +259,7 @@ class TestMiddleware:
         limits = RequestLimitsMiddleware(app, max_body=100_000, timeout=60)
         large = [asyncio.create_task(ask(limits, bytes(100_000))) for _ in range(40)]
         await asyncio.wait(large[11:], timeout=60)  # 11 are held: half of 800,000 / 34,464
-        others = [
+        small = [
             asyncio.create_task(ask(limits, bytes(100_000), client="203.0.113.9")) for _ in range(5)
         ]
         async with asyncio.timeout(60):
@@ -256,7 +267,7 @@ class TestMiddleware:
                 await asyncio.sleep(0)
         assert await ask(limits, bytes(60_000)) == 200
         gate.set()
-        assert await asyncio.gather(*large, *others) == [200] * 11 + [429] * 29 + [200] * 5
+        assert await asyncio.gather(*large, *small) == [200] * 11 + [429] * 29 + [200] * 5
         assert [await ask(limits, bytes(100_000)) for _ in range(60)] == [200] * 60
 
     async def test_get_has_to_be_answered_in_time_too(self):
@@ -282,7 +293,7 @@ class TestMiddleware:
             await asyncio.sleep(0)  # timers that are due have run
             sent.append(message)
 
-        parts = StreamingResponse(str(number) for number in range(20))
+        stream = StreamingResponse(str(number) for number in range(20))
         scope = {
             "type": "http",
             "method": "GET",
@@ -291,5 +302,5 @@ class TestMiddleware:
             "asgi": {"spec_version": "2.4"},
         }
         with pytest.raises(TimeoutError):  # the server then closes the connection
-            await RequestLimitsMiddleware(parts, max_body=10, timeout=60)(scope, nothing, send)
+            await RequestLimitsMiddleware(stream, max_body=10, timeout=60)(scope, nothing, send)
         assert [message["body"] for message in sent[1:]] == [b"%d" % number for number in range(9)]

@@ -9,7 +9,7 @@ from bridgetower.inference.predictor import load
 from bridgetower.serve.app import info
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.service import Service
-from served import URIS, error_of
+from helpers.servers import URIS, error_of
 
 NO_HEAD = (
     "/v1/answer",
@@ -26,9 +26,12 @@ def test_one_model(client, predictor):
     assert listed["object"] == "list"
     assert client.get("/v1/models/tiny").json() == model
     assert model.pop("created") > 1.7e9
-    uses, about = ["embeddings", "match", "fill-mask", "explain"], {"id": "tiny", "object": "model"}
-    about |= {"owned_by": "bridgetower", "fingerprint": predictor.fingerprint, "image_size": 20}
-    assert model == about | {"max_tokens": 24, "mask_token": "<mask>", "uses": uses, "heads": []}
+    uses, fields = (
+        ["embeddings", "match", "fill-mask", "explain"],
+        {"id": "tiny", "object": "model"},
+    )
+    fields |= {"owned_by": "bridgetower", "fingerprint": predictor.fingerprint, "image_size": 20}
+    assert model == fields | {"max_tokens": 24, "mask_token": "<mask>", "uses": uses, "heads": []}
     assert error_of(client.get("/v1/models/gpt"), 404)["code"] == "model_not_found"
     for path in ("/health", "/ready"):
         assert client.get(path).json() == {"status": "ok"}
@@ -50,7 +53,9 @@ def test_two_models(both, answering):
     assert (first["id"], first["uses"]) == ("tiny", ["embeddings", "match", "fill-mask", "explain"])
     assert (second["id"], second["uses"]) == (name, ["answer", "entail", "reason"])
     assert second["fingerprint"] == answering.fingerprint != first["fingerprint"]
-    assert [client.get(f"/v1/models/{one}").json() for one in ("tiny", name)] == [first, second]
+    assert [
+        client.get(f"/v1/models/{name_of_model}").json() for name_of_model in ("tiny", name)
+    ] == [first, second]
     question = {"images": URIS[0], "questions": "which colour?", "top": 2}
     assert client.post("/v1/answer", json=question | {"model": name}).json()["model"] == name
     message = error_of(client.post("/v1/answer", json=question | {"model": "tiny"}), 404)["message"]
@@ -77,34 +82,35 @@ def test_every_example_works(client, post):
 def test_info_has_the_fields_of_text_embeddings_inference(tiny_checkpoint):
     model = load(tiny_checkpoint, device="cpu", precision="bf16")
     config = ServeConfig(name="tiny", max_batch=4, max_items=8, queue=100)
-    found = asyncio.run(info(Service(model, config)))
-    about = {
+    description = asyncio.run(info(Service(model, config)))
+    fields = {
         "model_id": "tiny",
         "model_sha": model.fingerprint,
         "model_dtype": "bfloat16",
         "auto_truncate": False,
     }
-    about |= {"model_type": {"embedding": {"pooling": "cls"}}, "version": bridgetower.__version__}
+    fields |= {"model_type": {"embedding": {"pooling": "cls"}}, "version": bridgetower.__version__}
     limits = {
         "max_concurrent_requests": 100,
         "max_input_length": 24,
         "max_batch_tokens": 96,
         "max_batch_requests": 4,
     }
-    assert found == about | limits | {"max_client_batch_size": 8, "tokenization_workers": 1}
+    assert description == fields | limits | {"max_client_batch_size": 8, "tokenization_workers": 1}
 
 
 def test_labels_of_many_images_have_a_limit(client):
     labels = [f"label {number}" for number in range(500)]
     body = {"images": [URIS[0]] * 500, "labels": labels, "templates": ["{}"]}
-    found = error_of(client.post("/v1/classify", json=body), 413)
+    details = error_of(client.post("/v1/classify", json=body), 413)
     assert (
-        found["message"] == "labels: 500 images with 500 labels each, the limit is 102400; send top"
+        details["message"]
+        == "labels: 500 images with 500 labels each, the limit is 102400; send top"
     )
     rows = client.post("/v1/classify", json={**body, "images": [URIS[0]] * 50}).json()["data"]
     assert [row["index"] for row in rows] == list(range(50))
     assert all(
-        sum(one["probability"] for one in row["classes"]) == pytest.approx(1, abs=1e-4)
+        sum(choice["probability"] for choice in row["classes"]) == pytest.approx(1, abs=1e-4)
         for row in rows
     )
     assert [len(row["classes"]) for row in rows] == [500] * 50

@@ -9,23 +9,23 @@ import pytest
 from starlette.applications import Starlette
 
 from bridgetower.serve.metrics import ACCESS_LOG, Metrics, ObservingMiddleware
-from served import BEARER, TEXTS, error_of, until
+from helpers.servers import BEARER, SERVED_TEXTS, error_of, wait_until
 
 NEW = re.compile("[0-9a-f]{32}")
 
 
 @pytest.fixture
 def lines():
-    found = []
+    messages = []
 
     class Keeping(logging.Handler):
         def emit(self, record):
-            found.append(record.getMessage())
+            messages.append(record.getMessage())
 
     def wait(count):
-        until(lambda: len(found) >= count)
-        assert len(found) == count
-        return list(map(json.loads, found))
+        wait_until(lambda: len(messages) >= count)
+        assert len(messages) == count
+        return list(map(json.loads, messages))
 
     handler, level = Keeping(), ACCESS_LOG.level
     ACCESS_LOG.addHandler(handler)
@@ -36,15 +36,22 @@ def lines():
 
 
 def test_ids_are_kept_or_replaced(client):
-    for given in ("a", "7f3c-9:b_2.C", "x" * 128):
+    for request_id in ("a", "7f3c-9:b_2.C", "x" * 128):
         for path in ("/health", "/v1/models", "/nowhere"):
             assert (
-                client.get(path, headers={"X-Request-ID": given}).headers["x-request-id"] == given
+                client.get(path, headers={"X-Request-ID": request_id}).headers["x-request-id"]
+                == request_id
             )
-    odd = [{}, *({"X-Request-ID": given} for given in ("", "a b", "x" * 129, '"}', "é".encode()))]
+    odd = [
+        {},
+        *(
+            {"X-Request-ID": request_id}
+            for request_id in ("", "a b", "x" * 129, '"}', "é".encode())
+        ),
+    ]
     ids = {client.get("/health", headers=headers).headers["x-request-id"] for headers in odd * 2}
     assert len(ids) == 2 * len(odd)
-    assert all(NEW.fullmatch(one) for one in ids)
+    assert all(NEW.fullmatch(request_id) for request_id in ids)
 
 
 def test_a_line_for_each_request_where_it_is_asked_for(server, locked, lines):
@@ -60,9 +67,9 @@ def test_a_line_for_each_request_where_it_is_asked_for(server, locked, lines):
         ),
         404,
     )
-    first, *others = lines(3)
+    first, *later = lines(3)
     # what is refused has its body read afterwards
-    second, third = sorted(others, key=lambda line: line["status"])
+    second, third = sorted(later, key=lambda line: line["status"])
     assert first.pop("seconds") > 0
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", first.pop("time"))
     route = {"method": "POST", "path": "/v1/embeddings", "route": "/v1/embeddings", "status": 200}
@@ -84,7 +91,7 @@ def figures(client):
 
 def test_requests_batches_and_memory(client, predictor):
     before = figures(client)
-    for body in ({"input": TEXTS * 6}, {"input": "a"}, {"input": 7}):
+    for body in ({"input": SERVED_TEXTS * 6}, {"input": "a"}, {"input": 7}):
         client.post("/v1/embeddings", json=body)
     for path in ("/v1/models/tiny", "/nowhere/1", "/nowhere/2"):
         client.get(path)
@@ -127,7 +134,7 @@ def test_what_is_refused_counts_under_its_route(locked, method, path, headers, r
     assert (
         locked.client.request(method, path, headers=headers, content=content).status_code == status
     )
-    until(lambda: counter.get() == before + 1)
+    wait_until(lambda: counter.get() == before + 1)
 
 
 STARTED = {"type": "http.response.start", "status": 200, "headers": []}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from served import error_of, running
+from helpers.servers import error_of, running_client
 
 SITE = "https://app.example.org"
 BODY = {"input": "a bar"}
@@ -15,12 +15,12 @@ def trusting(predictor):
         "root_path": "/photos",
         "server_name": ("Photos.example",),
     }
-    with running(predictor, page=True, cors_origin=(SITE,), **settings) as client:
+    with running_client(predictor, page=True, cors_origin=(SITE,), **settings) as client:
         yield client
 
 
 def test_a_prefix_that_the_proxy_leaves_or_takes_off(trusting, client):
-    for place in (
+    for path in (
         "/photos/v1/models",
         "/v1/models",
         "/photos/",
@@ -28,14 +28,14 @@ def test_a_prefix_that_the_proxy_leaves_or_takes_off(trusting, client):
         "/photos/page.css",
         "/photos/health",
     ):
-        assert trusting.get(place).status_code == 200
-    for place in (
+        assert trusting.get(path).status_code == 200
+    for path in (
         "/photosv1/models",
         "/photos/photos/v1/models",
         "/photos/v1/models/",
         "/photo/v1/models",
     ):
-        error_of(trusting.get(place), 404)
+        error_of(trusting.get(path), 404)
     answer = trusting.get("/photos")
     assert (answer.status_code, answer.headers["location"]) == (307, "/photos/")
     assert trusting.get("/openapi.json").json()["servers"] == [{"url": "/photos"}]
@@ -106,7 +106,9 @@ def test_a_site_that_is_not(trusting, client):
     ):
         headers = {"Origin": site, "Sec-Fetch-Site": "cross-site"}
         answer = trusting.post("/v1/embeddings", json=BODY, headers=headers)
-        asked = trusting.options("/v1/embeddings", headers=headers | PREFLIGHT)
-        assert (error_of(answer, 403)["code"], asked.status_code) == ("other_site", 400)
-        assert not any("access-control-allow-origin" in one.headers for one in (answer, asked))
+        preflight = trusting.options("/v1/embeddings", headers=headers | PREFLIGHT)
+        assert (error_of(answer, 403)["code"], preflight.status_code) == ("other_site", 400)
+        assert not any(
+            "access-control-allow-origin" in response.headers for response in (answer, preflight)
+        )
     error_of(client.options("/v1/embeddings", headers={"Origin": SITE} | PREFLIGHT), 403)

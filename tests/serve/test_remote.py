@@ -16,7 +16,7 @@ import pytest
 
 from bridgetower.serve import remote as remote_module
 from bridgetower.serve.remote import AT_ONCE, RemoteImages, is_public
-from served import PNGS, URIS, certified, error_of, started, until
+from helpers.servers import PNGS, URIS, error_of, start_server, wait_until, write_certificate
 
 FILE = "/a.png?size=1"
 
@@ -62,7 +62,7 @@ def fetched(remote, url):
 
 
 @pytest.fixture(scope="module")
-def place():
+def address():
     with ThreadingHTTPServer(("127.0.0.1", 0), Images) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{server.server_port}"
@@ -75,9 +75,9 @@ def near(monkeypatch):
 
 
 @pytest.fixture
-def remote(place, near):
+def remote(address, near):
     return RemoteImages(
-        [place, place.replace("127.0.0.1", "localhost")], max_bytes=200_000, timeout=0.5
+        [address, address.replace("127.0.0.1", "localhost")], max_bytes=200_000, timeout=0.5
     )
 
 
@@ -86,9 +86,9 @@ def looked_up(monkeypatch):
     look_up = socket.getaddrinfo
 
     def led(host, addresses, timeout=5.0):
-        def found(asked, *rest, **options):
-            if asked != host.partition(":")[0]:
-                return look_up(asked, *rest, **options)
+        def found(name, *arguments, **options):
+            if name != host.partition(":")[0]:
+                return look_up(name, *arguments, **options)
             return [
                 (socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 0)) for address in addresses()
             ]
@@ -99,18 +99,18 @@ def looked_up(monkeypatch):
     return led
 
 
-def test_an_image(remote, place):
+def test_an_image(remote, address):
     for url in (
-        f"http://{place}{FILE}",
-        f"HTTP://{place.replace('127.0.0.1', 'LOCALHOST')}{FILE}#part",
+        f"http://{address}{FILE}",
+        f"HTTP://{address.replace('127.0.0.1', 'LOCALHOST')}{FILE}#part",
     ):
         assert fetched(remote, url) == PNGS[0]
 
 
 @pytest.mark.usefixtures("near")
 @pytest.mark.parametrize("addresses", [["127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"]])
-def test_all_addresses_of_a_host_are_tried(place, addresses, looked_up):
-    host = place.replace("127.0.0.1", "images.test")
+def test_all_addresses_of_a_host_are_tried(address, addresses, looked_up):
+    host = address.replace("127.0.0.1", "images.test")
     assert fetched(looked_up(host, lambda: addresses), f"http://{host}{FILE}") == PNGS[0]
 
 
@@ -127,8 +127,8 @@ PRIVATE = [
 def test_a_host_with_an_address_that_is_not_public_is_not_connected_to(
     addresses, scheme, looked_up, monkeypatch
 ):
-    async def connect(*given, **options):
-        pytest.fail(f"connects to {given}")
+    async def connect(*arguments, **options):
+        pytest.fail(f"connects to {arguments}")
 
     monkeypatch.setattr(anyio, "connect_tcp", connect)
     with pytest.raises(ValueError, match="is at an address that is not public"):
@@ -136,19 +136,19 @@ def test_a_host_with_an_address_that_is_not_public_is_not_connected_to(
 
 
 @pytest.mark.usefixtures("near")
-def test_what_is_connected_to_is_what_was_checked(place, looked_up):
+def test_what_is_connected_to_is_what_was_checked(address, looked_up):
     """A name that resolves to another address by the time of the connection is of no use."""
     answers = [["127.0.0.9"], ["127.0.0.1"]]
-    host = place.replace("127.0.0.1", "images.test")
+    host = address.replace("127.0.0.1", "images.test")
     assert fetched(looked_up(host, answers.pop), f"http://{host}{FILE}") == PNGS[0]
     assert answers == [["127.0.0.9"]]
 
 
 def test_an_address_that_does_not_answer_has_a_share_of_the_time(looked_up, monkeypatch):
-    given = []
+    timeouts = []
 
     async def connect(self, address, port, seconds, *_):
-        given.append(seconds)
+        timeouts.append(seconds)
         raise httpcore.ConnectTimeout
 
     monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
@@ -157,7 +157,7 @@ def test_an_address_that_does_not_answer_has_a_share_of_the_time(looked_up, monk
             looked_up("example.org", lambda: ["8.8.8.8", "9.9.9.9", "1.1.1.1"]),
             "http://example.org/a.png",
         )
-    assert given == pytest.approx([5 / 3, 5 / 2, 5], rel=0.05)
+    assert timeouts == pytest.approx([5 / 3, 5 / 2, 5], rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_an_address_that_does_not_answer_has_a_share_of_the_time(looked_up, monk
         ("/garbage", "does not answer in HTTP"),
     ],
 )
-def test_what_a_host_may_do_instead(remote, place, path, words):
+def test_what_a_host_may_do_instead(remote, address, path, words):
     with pytest.raises(ValueError, match=words):
-        fetched(remote, f"http://{place}{path}")
+        fetched(remote, f"http://{address}{path}")
 
 
 ODD = [
@@ -191,14 +191,14 @@ ODD += ["http://{place}/a b", "http://{place}/\r\nHost: other", "http://{place}/
 
 
 @pytest.mark.parametrize("url", ODD)
-def test_other_hosts_and_odd_urls(remote, place, url):
+def test_other_hosts_and_odd_urls(remote, address, url):
     with pytest.raises(ValueError, match=r"not fetched from|must be escaped|Port|Invalid|netloc"):
-        fetched(remote, url.format(place=place))
+        fetched(remote, url.format(place=address))
 
 
-def test_names_that_lead_to_this_machine_and_nowhere(place):
+def test_names_that_lead_to_this_machine_and_nowhere(address):
     for host, words in (
-        (place, "at an address that is not public"),
+        (address, "at an address that is not public"),
         ("nowhere.invalid", "is not known"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -227,14 +227,14 @@ def test_a_look_up_that_hangs_is_left_alone(looked_up):
     for _ in range(AT_ONCE + 2):
         with pytest.raises(ValueError, match=r"did not arrive within 0\.1 s"):
             fetched(remote, "http://example.org/a.png")
-    until(lambda: hanging.now == AT_ONCE)
+    wait_until(lambda: hanging.now == AT_ONCE)
     assert hanging.most == AT_ONCE
     hanging.go.set()
     with pytest.raises(ValueError, match=r"'example\.org' is not known \(let go\)"):
         fetched(looked_up("example.org", hanging, timeout=60.0), "http://example.org/a.png")
 
 
-def test_a_server_that_allows_hosts(predictor, place, looked_up):
+def test_a_server_that_allows_hosts(predictor, address, looked_up):
     """What it refuses; and slow hosts take no places of requests that fetch nothing."""
     hanging = Hanging()
     looked_up("slow.example", hanging)
@@ -245,10 +245,10 @@ def test_a_server_that_allows_hosts(predictor, place, looked_up):
         ("/v1/rerank", {"query": {"image": far}, "documents": ["a"]}),
         ("/v1/explain", {"image": far, "text": "a"}),
     ]
-    limits = {"queue": 7, "max_items": 5, "allow_host": ("slow.example", place), "timeout": 600.0}
-    with started(predictor, **limits) as server, ThreadPoolExecutor(len(requests)) as pool:
+    limits = {"queue": 7, "max_items": 5, "allow_host": ("slow.example", address), "timeout": 600.0}
+    with start_server(predictor, **limits) as server, ThreadPoolExecutor(len(requests)) as pool:
         for url, words in (
-            (f"http://{place}{FILE}", "not public"),
+            (f"http://{address}{FILE}", "not public"),
             ("http://example.org/a.png", "not fetched from 'example.org'"),
             ("file:///etc/passwd", "expected a data URI"),
             (f"http://{'a' * 10**6}.org/a.png", "a.org'; send a data URI"),
@@ -262,7 +262,9 @@ def test_a_server_that_allows_hosts(predictor, place, looked_up):
                 assert len(error["message"]) <= 4003
                 assert error["code"] == "invalid_image"
         slow = [pool.submit(server.client.post, path, json=body) for path, body in requests]
-        until(lambda: server.service.scheduler.admitted == 3 + 2 * server.service.costs["image"])
+        wait_until(
+            lambda: server.service.scheduler.admitted == 3 + 2 * server.service.costs["image"]
+        )
         response = server.client.post("/v1/match", json={"images": far, "texts": "b"})
         error = error_of(response, 429)
         assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
@@ -270,14 +272,14 @@ def test_a_server_that_allows_hosts(predictor, place, looked_up):
         for body in ({"input": ["http://example.org"] * 5}, {"input": URIS, **param}):
             assert server.client.post("/v1/embeddings", json=body).status_code == 200
         hanging.go.set()
-        assert [one.result().status_code for one in slow] == [400] * len(slow)
+        assert [request.result().status_code for request in slow] == [400] * len(slow)
 
 
 @pytest.fixture
 def encrypted(tmp_path):
     if shutil.which("openssl") is None:
         pytest.skip("openssl, which makes certificates, is not installed")
-    certificate = certified(tmp_path, "localhost")
+    certificate = write_certificate(tmp_path, "localhost")
     with ThreadingHTTPServer(("127.0.0.1", 0), Images) as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, certificate.with_suffix(".key"))

@@ -17,7 +17,7 @@ from bridgetower.serve.replicas import pause_after, share, supervise
 def test_every_core_is_in_one_share(cores, sizes):
     shares = [share(range(10, 10 + cores), number, len(sizes)) for number in range(len(sizes))]
     assert list(map(len, shares)) == sizes
-    assert [core for part in shares for core in part] == list(range(10, 10 + cores))
+    assert [core for share in shares for core in share] == list(range(10, 10 + cores))
     with pytest.raises(
         ValueError, match=f"replicas is {cores + 1}, and there are {cores} cores; expected {cores}"
     ):

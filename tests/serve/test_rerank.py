@@ -3,30 +3,30 @@
 import pytest
 import torch
 
-from served import PNGS, TEXTS, URIS
+from helpers.servers import PNGS, SERVED_TEXTS, URIS
 
 PATH = "/v1/rerank"
 BROKEN = "data:image/png;base64,iVBORw0KGgo="
-IMAGES, NAMED = [{"image": uri} for uri in URIS], [{"text": text} for text in TEXTS]
+IMAGES, NAMED = [{"image": uri} for uri in URIS], [{"text": text} for text in SERVED_TEXTS]
 
 
 def by_match(predictor):
-    return predictor.match(PNGS, TEXTS, all_pairs=True)
+    return predictor.match(PNGS, SERVED_TEXTS, all_pairs=True)
 
 
 def by_cosine(predictor):
-    texts, images = predictor.embed_texts(TEXTS), predictor.embed_images(PNGS)
+    texts, images = predictor.embed_texts(SERVED_TEXTS), predictor.embed_images(PNGS)
     return torch.stack([texts @ texts[0], images @ images[0]])
 
 
 @pytest.mark.parametrize(
     ("query", "documents", "expected", "scored_by"),
     [
-        (TEXTS[0], IMAGES, lambda model: by_match(model)[:, 0], "matching"),
-        ({"text": TEXTS[0]}, URIS, lambda model: by_match(model)[:, 0], "matching"),
-        (URIS[0], TEXTS, lambda model: by_match(model)[0], "matching"),
+        (SERVED_TEXTS[0], IMAGES, lambda model: by_match(model)[:, 0], "matching"),
+        ({"text": SERVED_TEXTS[0]}, URIS, lambda model: by_match(model)[:, 0], "matching"),
+        (URIS[0], SERVED_TEXTS, lambda model: by_match(model)[0], "matching"),
         ({"image": URIS[0]}, NAMED, lambda model: by_match(model)[0], "matching"),
-        (TEXTS[0], TEXTS, lambda model: by_cosine(model)[0], "cosine"),
+        (SERVED_TEXTS[0], SERVED_TEXTS, lambda model: by_cosine(model)[0], "cosine"),
         (URIS[0], URIS, lambda model: by_cosine(model)[1], "cosine"),
     ],
 )
@@ -37,23 +37,23 @@ def test_every_document_once_the_best_first(post, predictor, query, documents, e
     best = scores.sort(descending=True).values.tolist()
     assert [row["relevance_score"] for row in answer["results"]] == pytest.approx(best, abs=1e-5)
     assert answer["results"][0].keys() == {"index", "relevance_score"}
-    first, *others = map(len, predictor.processor.token_ids(TEXTS))
+    first, *lengths = map(len, predictor.processor.token_ids(SERVED_TEXTS))
     num_images = str([query, documents]).count("data:")
-    read = {0: 2 * first + sum(others), 1: first + sum(others), 3: first, 4: 0}[num_images]
+    read = {0: 2 * first + sum(lengths), 1: first + sum(lengths), 3: first, 4: 0}[num_images]
     assert answer["usage"]["total_tokens"] == 5 * num_images + read
 
 
 def test_the_first_few_with_their_documents(post):
-    first, second = post(PATH, query=TEXTS[0], documents=TEXTS, top_n=2, return_documents=True)[
-        "results"
-    ]
+    first, second = post(
+        PATH, query=SERVED_TEXTS[0], documents=SERVED_TEXTS, top_n=2, return_documents=True
+    )["results"]
     assert first == {
         "index": 0,
         "relevance_score": pytest.approx(1),
-        "document": {"text": TEXTS[0]},
+        "document": {"text": SERVED_TEXTS[0]},
     }
-    assert second["document"] == {"text": TEXTS[second["index"]]}
-    assert len(post(PATH, query="a", documents=TEXTS, top_n=99)["results"]) == 3
+    assert second["document"] == {"text": SERVED_TEXTS[second["index"]]}
+    assert len(post(PATH, query="a", documents=SERVED_TEXTS, top_n=99)["results"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_the_first_few_with_their_documents(post):
         ("a", [], "documents", "at least 1"),
         ("a", ["a", IMAGES[0]], "documents", "whose scores cannot be compared"),
         *(
-            ("a", [one], "documents.0", "expected either text or image")
-            for one in ({}, {"text": "a", "image": URIS[0]})
+            ("a", [document], "documents.0", "expected either text or image")
+            for document in ({}, {"text": "a", "image": URIS[0]})
         ),
         ("a", [7], "documents.0", "an object"),
         (None, ["a"], "query", "expected a string, or an object"),
@@ -71,7 +71,7 @@ def test_the_first_few_with_their_documents(post):
         (URIS[0], [URIS[0], BROKEN], "documents.1", "image"),
         (BROKEN, URIS, "query", "image"),
         ("a", ["a", "red circle " * 50], "documents", "the limit is 24"),
-        ("red circle " * 50, TEXTS, "query", "the limit is 24"),
+        ("red circle " * 50, SERVED_TEXTS, "query", "the limit is 24"),
     ],
 )
 def test_what_is_wrong_is_named(refused, query, documents, param, words):
@@ -82,9 +82,15 @@ def test_what_is_wrong_is_named(refused, query, documents, param, words):
 
 @pytest.mark.parametrize("path", ["/rerank", "/v2/rerank"])
 def test_other_clients_paths_and_fields(post, refused, path):
-    expected = post(PATH, query=TEXTS[0], documents=TEXTS)
+    expected = post(PATH, query=SERVED_TEXTS[0], documents=SERVED_TEXTS)
     assert (
-        post(path, query=TEXTS[0], documents=TEXTS, max_tokens_per_doc=4096, model="tiny")
+        post(
+            path,
+            query=SERVED_TEXTS[0],
+            documents=SERVED_TEXTS,
+            max_tokens_per_doc=4096,
+            model="tiny",
+        )
         == expected
     )
     assert refused(path, query="a", documents=["a"], top_n=0)["param"] == "top_n"

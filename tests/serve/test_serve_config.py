@@ -58,20 +58,20 @@ def test_addresses_of_this_machine():
 
 
 def test_options_from_the_environment():
-    given = {
+    variables = {
         "MAX_BATCH": "32",
         "PAGE": "false",
         "ACCESS_LOG": "true",
         "ALLOW_HOST": "a.example,b.example",
     }
-    given |= {"INDEX": "photos.lance", "PORT": "1", "DEVICE": "cpu", "FAST_DECODE": "false"}
-    environment = {f"BRIDGETOWER_SERVE_{name}": value for name, value in given.items()}
+    variables |= {"INDEX": "photos.lance", "PORT": "1", "DEVICE": "cpu", "FAST_DECODE": "false"}
+    environment = {f"BRIDGETOWER_SERVE_{name}": value for name, value in variables.items()}
     # as where a file for Docker passes on what is not set
     environment["BRIDGETOWER_SERVE_NAME"] = ""
     # as Kubernetes sets for a service of this name
     environment["BRIDGETOWER_PORT"] = "tcp://10.0.0.1:80"
-    found = with_environment(["--port", "2", "--max_batch=8", "--fast-decode"], environment)
-    assert found[:4] == ["--port", "2", "--max_batch=8", "--fast-decode"]
+    arguments = with_environment(["--port", "2", "--max_batch=8", "--fast-decode"], environment)
+    assert arguments[:4] == ["--port", "2", "--max_batch=8", "--fast-decode"]
     expected = [
         "--index",
         "photos.lance",
@@ -81,7 +81,7 @@ def test_options_from_the_environment():
         "--no-page",
         "--access-log",
     ]
-    assert found[4:] == [*expected, "--device", "cpu"]
+    assert arguments[4:] == [*expected, "--device", "cpu"]
     with pytest.raises(ValueError, match="BRIDGETOWER_SERVE_PAGE is 'no'; expected true or false"):
         with_environment([], {"BRIDGETOWER_SERVE_PAGE": "no"})
 

@@ -3,7 +3,7 @@
 import re
 
 from bridgetower.serve import app
-from served import error_of
+from helpers.servers import error_of
 
 KINDS = {"css": "text/css", "js": "text/javascript", "/": "text/html", "docs": "text/html"}
 POLICY = {
@@ -34,7 +34,7 @@ def test_every_file_is_served_and_no_other(client):
         if "javascript" in kind:
             unsafe = r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|new Function"
             assert not re.search(unsafe, response.text)
-    others = (
+    private_paths = (
         "/index.html",
         "/static/page.js",
         "/page.py",
@@ -42,7 +42,7 @@ def test_every_file_is_served_and_no_other(client):
         "/favicon.ico",
         "/redoc",
     )
-    for path in (*others, "/%2e%2e/%2e%2e/etc/passwd", "/docs/oauth2-redirect"):
+    for path in (*private_paths, "/%2e%2e/%2e%2e/etc/passwd", "/docs/oauth2-redirect"):
         error_of(client.get(path), 404)
 
 

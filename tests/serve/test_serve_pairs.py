@@ -11,14 +11,27 @@ import pytest
 from PIL import Image
 
 from bridgetower.inference.attention import explain
-from served import PNGS, TEXTS, URIS, changed, error_of, held_up, until
+from helpers.servers import (
+    PNGS,
+    SERVED_TEXTS,
+    URIS,
+    changed_server,
+    error_of,
+    held_up_text_tower,
+    wait_until,
+)
 
 MASKED = ["a <mask> on <mask>", "<mask> bar", "a <mask>"]
 LONG, ONE = "red circle " * 30, {"images": URIS[0]}
 
 
 DIRECT = {
-    "match": ({"texts": TEXTS}, "score", lambda model: model.match(PNGS, TEXTS).tolist(), 1),
+    "match": (
+        {"texts": SERVED_TEXTS},
+        "score",
+        lambda model: model.match(PNGS, SERVED_TEXTS).tolist(),
+        1,
+    ),
     "fill-mask": (
         {"texts": MASKED, "top": 4},
         "masks",
@@ -26,32 +39,37 @@ DIRECT = {
         1,
     ),
     "answer": (
-        {"questions": TEXTS, "top": 3},
+        {"questions": SERVED_TEXTS, "top": 3},
         "answers",
-        lambda model: model.answer(PNGS, TEXTS, top=3),
+        lambda model: model.answer(PNGS, SERVED_TEXTS, top=3),
         1,
     ),
-    "entail": ({"statements": TEXTS}, "judgements", lambda model: model.entail(PNGS, TEXTS), 1),
-    "reason": (
-        {"images_2": URIS[::-1], "statements": TEXTS},
+    "entail": (
+        {"statements": SERVED_TEXTS},
         "judgements",
-        lambda model: model.reason(PNGS, PNGS[::-1], TEXTS),
+        lambda model: model.entail(PNGS, SERVED_TEXTS),
+        1,
+    ),
+    "reason": (
+        {"images_2": URIS[::-1], "statements": SERVED_TEXTS},
+        "judgements",
+        lambda model: model.reason(PNGS, PNGS[::-1], SERVED_TEXTS),
         2,
     ),
 }
 """By route: fields beside the images, field of the result, the direct call, and images for each text."""
 
 
-def compared(found, expected):
-    if isinstance(found, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            compared(one, other)
-    elif isinstance(found, dict):
+def compared(actual, expected):
+    if isinstance(actual, list):
+        assert len(actual) == len(expected)
+        for item, other in zip(actual, expected, strict=True):
+            compared(item, other)
+    elif isinstance(actual, dict):
         probability = vars(expected)["probability"]
-        assert found == vars(expected) | {"probability": pytest.approx(probability, abs=1e-5)}
+        assert actual == vars(expected) | {"probability": pytest.approx(probability, abs=1e-5)}
     else:
-        assert found == pytest.approx(expected, abs=1e-5)
+        assert actual == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("use", DIRECT)
@@ -73,8 +91,10 @@ def test_equal_to_the_direct_call(both, predictor, answering, use):
 
 
 def test_several_questions_about_one_image(both, answering):
-    found = both.client.post("/v1/answer", json=ONE | {"questions": TEXTS, "top": 3}).json()["data"]
-    compared([row["answers"] for row in found], answering.answer(PNGS[0], TEXTS, top=3))
+    rows = both.client.post("/v1/answer", json=ONE | {"questions": SERVED_TEXTS, "top": 3}).json()[
+        "data"
+    ]
+    compared([row["answers"] for row in rows], answering.answer(PNGS[0], SERVED_TEXTS, top=3))
 
 
 HEADS = ("matching (ITM)", "masked-language (MLM)", "vqa", "snli_ve", "nlvr2")
@@ -95,11 +115,11 @@ def test_a_model_without_the_head(client, alone, use, head):
             ("answer", ONE | {"questions": "what?", "top": top}, "top", "")
             for top in (0, 101, "many", None)
         ),
-        ("entail", {"images": URIS, "statements": TEXTS[:2]}, None, "3 images and 2 texts"),
+        ("entail", {"images": URIS, "statements": SERVED_TEXTS[:2]}, None, "3 images and 2 texts"),
         ("entail", ONE | {"statements": LONG}, "statements", "the limit is 24"),
         (
             "reason",
-            {"images": URIS, "images_2": URIS[:2], "statements": TEXTS},
+            {"images": URIS, "images_2": URIS[:2], "statements": SERVED_TEXTS},
             "images_2",
             "3 images and 2 images_2",
         ),
@@ -145,7 +165,7 @@ def test_no_more_items_and_words_than_can_be_answered_with(server, alone):
         alone.client.post("/v1/reason", json={"images": URIS} | DIRECT["reason"][0]), 413
     )
     assert error["message"] == "images: 6 items, the limit is 5; send several requests"
-    with changed(server, max_items=2) as client:
+    with changed_server(server, max_items=2) as client:
         body = {"images": URIS[:2], "texts": ["<mask> bar", "<mask>"], "top": 100}
         assert client.post("/v1/fill-mask", json=body).status_code == 200
         error = error_of(client.post("/v1/fill-mask", json=body | {"texts": MASKED[:2]}), 413)
@@ -158,24 +178,24 @@ def test_no_more_items_and_words_than_can_be_answered_with(server, alone):
 def test_words_of_a_response_take_room_of_the_queue(server, predictor):
     costs = server.service.costs
     body = {"images": URIS[:2], "texts": ["<mask> on <mask>", "<mask>"], "top": 50}
-    with held_up(predictor) as gate, ThreadPoolExecutor(1) as pool:
+    with held_up_text_tower(predictor) as gate, ThreadPoolExecutor(1) as pool:
         response = pool.submit(server.client.post, "/v1/fill-mask", json=body)
-        until(lambda: server.service.scheduler.admitted > 0)
+        wait_until(lambda: server.service.scheduler.admitted > 0)
         assert server.service.scheduler.admitted == 2 * costs["pair"] + 150 * costs["word"]
         gate.set()
         assert response.result().status_code == 200
-    until(lambda: server.service.scheduler.admitted == 0)
+    wait_until(lambda: server.service.scheduler.admitted == 0)
 
 
 def test_all_pairs(post, predictor):
-    answer = post("/v1/match", images=URIS, texts=TEXTS[:2], all_pairs=True)
+    answer = post("/v1/match", images=URIS, texts=SERVED_TEXTS[:2], all_pairs=True)
     assert [(row["image"], row["text"]) for row in answer["data"]] == [
         (i, t) for i in range(3) for t in range(2)
     ]
-    expected = predictor.match(PNGS, TEXTS[:2], all_pairs=True).flatten().tolist()
+    expected = predictor.match(PNGS, SERVED_TEXTS[:2], all_pairs=True).flatten().tolist()
     assert [row["score"] for row in answer["data"]] == pytest.approx(expected, abs=1e-5)
     assert len({round(probability, 4) for probability in expected}) == 6
-    tokens = sum(map(len, predictor.processor.token_ids(TEXTS[:2])))
+    tokens = sum(map(len, predictor.processor.token_ids(SERVED_TEXTS[:2])))
     assert answer["usage"]["total_tokens"] == 3 * 5 + tokens  # each is read once
 
 
@@ -192,7 +212,7 @@ def test_pairs_are_counted_before_any_is_built(client):
 
 
 def test_explain_maps_every_word(post, predictor):
-    for (number, text), method in product(enumerate(TEXTS), ("attention", "gradcam")):
+    for (number, text), method in product(enumerate(SERVED_TEXTS), ("attention", "gradcam")):
         answer = post("/v1/explain", image=URIS[number], text=text, method=method)
         expected = explain(predictor, PNGS[number], text, method=method)
         assert answer["words"] == list(expected.words)

@@ -24,8 +24,8 @@ from bridgetower.search.index import Index, IndexInfo
 from bridgetower.search.indexed import Hit
 from bridgetower.search.searcher import Searcher
 from bridgetower.serve.inputs import Decoders
-from served import PNGS, URIS, changed, error_of
-from shapes import write_pictures
+from helpers.servers import PNGS, URIS, changed_server, error_of
+from helpers.shapes import write_shape_pictures
 
 PATH = "/v1/search"
 NO_MATCHES = {"rerank": 0}
@@ -73,9 +73,11 @@ def check(answer: dict[str, Any], hits: list[Hit]) -> None:
     ],
 )
 def test_what_the_searcher_finds(post, searcher, predictor, query, image, settings):
-    given = {"query": query, "image": None if image is None else URIS[image]}
+    query_fields = {"query": query, "image": None if image is None else URIS[image]}
     answer = post(
-        PATH, **{name: value for name, value in given.items() if value is not None}, **settings
+        PATH,
+        **{name: value for name, value in query_fields.items() if value is not None},
+        **settings,
     )
     sql = {"where": condition_sql(settings["where"])} if "where" in settings else {}
     hits = searcher.search(query, None if image is None else PNGS[image], **(settings | sql))
@@ -94,7 +96,7 @@ def test_both_scores_by_the_weight_of_the_model(server, searcher, tiny_checkpoin
     weighted = load(tmp_path / "model", device="cpu")
     expected = Searcher(searcher.index, weighted).search("red circle")
     assert [hit.path for hit in expected] != [hit.path for hit in searcher.search("red circle")]
-    with changed(server, Searcher(searcher.index, weighted)) as client:
+    with changed_server(server, Searcher(searcher.index, weighted)) as client:
         check(client.post(PATH, json={"query": "red circle"}).json(), expected)
 
 
@@ -106,7 +108,7 @@ def test_exact_compares_what_an_approximate_search_leaves_out(server, predictor,
         return [searcher.search(text, top=50, rerank=0, exact=exact) for text in texts]
 
     assert expected(exact=True) != expected(exact=False)
-    with changed(server, searcher) as client:
+    with changed_server(server, searcher) as client:
         for exact in (True, False):
             for text, hits in zip(texts, expected(exact), strict=True):
                 body = {"query": text, "top": 50, "rerank": 0, "exact": exact}
@@ -116,9 +118,9 @@ def test_exact_compares_what_an_approximate_search_leaves_out(server, predictor,
 def grouped_index(predictor: Predictor, folder: Path) -> Index:
     """An index of generated vectors in groups, of which a search leaves most out."""
     vectors = F.normalize(torch.randn(400, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    about = {"fingerprint": predictor.fingerprint, "model": predictor.source, "root": str(folder)}
+    fields = {"fingerprint": predictor.fingerprint, "model": predictor.source, "root": str(folder)}
     index = Index.create(
-        folder / "generated.lance", IndexInfo(**about, image_width=8, pair_width=16)
+        folder / "generated.lance", IndexInfo(**fields, image_width=8, pair_width=16)
     )
     none = {"captions": [], "text_vectors": np.empty((0, 8)), "pair_vectors": np.empty((0, 16))}
     index.upsert(
@@ -139,19 +141,19 @@ def grouped_index(predictor: Predictor, folder: Path) -> Index:
 
 
 def test_no_more_is_matched_than_a_request_may_have(server, searcher):
-    with changed(server, max_items=9) as client:
+    with changed_server(server, max_items=9) as client:
         answer = client.post(PATH, json={"query": "red bar"}).json()
         check(answer, searcher.search("red bar", rerank=8))
         together = client.post(PATH, json={"query": "red bar", "image": URIS[0]}).json()
         check(together, searcher.search("red bar", PNGS[0], rerank=7))
         error = error_of(client.post(PATH, json={"query": "red bar", "rerank": 9}), 413)
         assert error["message"] == "rerank: 10 items, the limit is 9; send several requests"
-    with changed(server, max_items=1) as client:
+    with changed_server(server, max_items=1) as client:
         check(
             client.post(PATH, json={"query": "red bar"}).json(),
             searcher.search("red bar", rerank=0),
         )
-    with changed(server, max_items=46) as client:  # 45 images: no more room is taken for 256
+    with changed_server(server, max_items=46) as client:  # 45 images: no more room is taken for 256
         answer = client.post(PATH, json={"query": "red bar", "rerank": 256, "top": 50})
         assert [row["rank"] for row in answer.json()["data"]] == list(range(1, 46))
 
@@ -186,7 +188,7 @@ def test_what_is_matched_is_what_was_indexed(server, predictor, tmp_path):
     photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
     photos.mkdir()
     elsewhere.mkdir()
-    write_pictures(photos)
+    write_shape_pictures(photos)
     Image.new("RGB", (1200, 1000)).save(photos / "large.png")
     build_index(photos, tmp_path / "photos.lance", predictor)
     Image.new("RGB", (30, 30), "red").save(elsewhere / "secret.png")
@@ -199,7 +201,7 @@ def test_what_is_matched_is_what_was_indexed(server, predictor, tmp_path):
     os.mkfifo(photos / names[2])
     (photos / names[3]).symlink_to(elsewhere / "copy.png")
     decoders = Decoders(max_pixels=10**6, memory=2**28)
-    with changed(
+    with changed_server(
         server, Searcher(tmp_path / "photos.lance", predictor), decoders=decoders
     ) as client:
         rows = client.post(PATH, json={"query": "red", "top": 60, "rerank": 60}).json()["data"]
@@ -231,13 +233,13 @@ def test_an_index_that_changes_while_it_is_served(
     server, predictor, tiny_checkpoint, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(index_module, "_REFRESH_SECONDS", -1.0)
-    pictures, uri = write_pictures(tmp_path), tmp_path / "photos.lance"
+    pictures, uri = write_shape_pictures(tmp_path), tmp_path / "photos.lance"
     build_index(pictures, uri, predictor)
     checkpoint = read_checkpoint(tiny_checkpoint)
     weights = {name: 1.1 * value for name, value in checkpoint.tensors.items()}
     write_checkpoint(replace(checkpoint, tensors=weights), tmp_path / "other")
     ask = {"query": "a", "top": 50} | NO_MATCHES
-    with changed(server, Searcher(uri, predictor)) as client:
+    with changed_server(server, Searcher(uri, predictor)) as client:
         count = len(client.post(PATH, json=ask).json()["data"])
         Image.new("RGB", (30, 30), "red").save(tmp_path / "one-more.png")
         pictures.write_text(f"{pictures.read_text().rstrip()}\none-more.png,all red\n")

@@ -14,7 +14,7 @@ from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.server import _open_files, shared_port, take_port
 from bridgetower.serve.service import Service
-from served import PATIENCE, TEXTS, held_up, started, until
+from helpers.servers import PATIENCE, SERVED_TEXTS, held_up_text_tower, start_server, wait_until
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
@@ -27,9 +27,9 @@ def test_other_machines_only_with_a_key(host):
 
 def test_connections_opened_together_reach_all_processes():
     """A pool of kept connections, as nginx has one, is spread over the listeners of one port."""
-    with take_port(ServeConfig(port=0)) as taken, ExitStack() as stack:
-        address = taken.getsockname()
-        listeners = [stack.enter_context(shared_port(address, taken.family)) for _ in range(2)]
+    with take_port(ServeConfig(port=0)) as taken_port, ExitStack() as stack:
+        address = taken_port.getsockname()
+        listeners = [stack.enter_context(shared_port(address, taken_port.family)) for _ in range(2)]
         for listener in listeners:
             listener.listen(64)
             listener.setblocking(False)
@@ -63,7 +63,7 @@ def test_a_port_that_is_taken_and_a_host_that_is_not_here():
 def test_as_many_open_files_as_are_of_use(monkeypatch, soft, hard, files):
     limits = [(soft, hard)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
-    monkeypatch.setattr(resource, "setrlimit", lambda _, given: limits.append(given))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
     assert _open_files() == files
     assert limits[-1] == (files, hard)
 
@@ -79,15 +79,15 @@ class Handler(logging.Handler):
 def test_stopping_finishes_what_was_taken_in_and_logs_stay_open(predictor):
     handler = Handler()
     with (
-        started(predictor, max_batch=2) as running,
-        held_up(predictor) as gate,
+        start_server(predictor, max_batch=2) as running,
+        held_up_text_tower(predictor) as gate,
         ThreadPoolExecutor(4) as pool,
     ):
         ask = partial(httpx.post, f"{running.client.base_url}/v1/embeddings", timeout=PATIENCE)
-        waiting = [pool.submit(ask, json={"input": TEXTS * 3}) for _ in range(4)]
-        until(lambda: running.service.scheduler.admitted == 36 * running.service.costs["text"])
+        waiting = [pool.submit(ask, json={"input": SERVED_TEXTS * 3}) for _ in range(4)]
+        wait_until(lambda: running.service.scheduler.admitted == 36 * running.service.costs["text"])
         running.server.stop()
-        until(lambda: not _accepts(running.address))
+        wait_until(lambda: not _accepts(running.address))
         gate.set()
         answers = [answer.result() for answer in waiting]
         running.thread.join(PATIENCE)
@@ -113,7 +113,7 @@ async def test_ready_while_it_runs_and_admits_what_it_can_do(predictor):
         assert service.ready
         with service.admission({"pair": 1, "image": 2}, "input", "tiny"):
             assert service.scheduler.admitted == 1 + 2 * service.costs["image"]
-        for given, words in (
+        for cost, words in (
             (({"text": 4}, "input", None), "4 items, the limit is 3"),
             (({"text": 1}, "input", "other"), "this server has 'tiny'"),
             (
@@ -121,7 +121,7 @@ async def test_ready_while_it_runs_and_admits_what_it_can_do(predictor):
                 "no vqa head .* name it with --answer-model when the server is started$",
             ),
         ):
-            with pytest.raises(ApiError, match=words), service.admission(*given):
+            with pytest.raises(ApiError, match=words), service.admission(*cost):
                 pass
         assert service.scheduler.admitted == 0
     assert not service.ready
@@ -129,7 +129,7 @@ async def test_ready_while_it_runs_and_admits_what_it_can_do(predictor):
 
 def test_another_server_starts_at_once_at_the_port_of_one_that_ended(predictor):
     with socket.socket() as client:
-        with started(predictor) as running:
+        with start_server(predictor) as running:
             client.connect(running.address)
             client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert client.recv(15) == b"HTTP/1.1 200 OK"

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from bridgetower.serve.queues import Turns
-from served import until
+from helpers.servers import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -49,21 +49,21 @@ async def test_every_request_has_the_same_time(seconds, expected):
 
 async def test_newcomers_do_not_starve_those_who_wait():
     done = []
-    asked = [0] * 4  # by each newcomer
+    counts = [0] * 4  # by each newcomer
 
     def all_newcomers_wait():
-        return all(count == 20 or count > done.count(number) for number, count in enumerate(asked))
+        return all(count == 20 or count > done.count(number) for number, count in enumerate(counts))
 
     def work(name):
         def do():
-            until(all_newcomers_wait)
+            wait_until(all_newcomers_wait)
             done.append(name)
 
         return do
 
     async def newcomer(turns, number):
         for _ in range(20):
-            asked[number] += 1
+            counts[number] += 1
             await ask(turns, work(number))
 
     turns = Turns(1, "test", lambda: float(len(done)))

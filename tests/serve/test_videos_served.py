@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from served import BEARER, changed, error_of, indexed, png
-from videos import SAID, SRT, write_clip
+from helpers.servers import BEARER, build_searcher, changed_server, error_of, noise_png
+from helpers.sources import SUBTITLE_TEXTS, SUBTITLES, write_clip
 
 
 @dataclass(frozen=True)
@@ -36,27 +36,27 @@ def talks_in(folder, server, **limits):
     root, predictor = folder / "talks", server.service.main.predictor
     (root / "sub").mkdir(parents=True)
     write_clip(root / "talk.mp4")
-    (root / "talk.srt").write_text(SRT, encoding="utf-8")
+    (root / "talk.srt").write_text(SUBTITLES, encoding="utf-8")
     shutil.copy(root / "talk.mp4", root / "copy.mp4")
     shutil.copy(root / "talk.srt", root / "copy.srt")
     write_clip(root / "sub" / "lecture.webm", codec="libvpx-vp9", fps=1)
     (root / "sub" / "lecture.srt").write_text("1\n00:00:00,000 --> 00:00:12,000\nAll colours\n")
-    (root / "a.png").write_bytes(png(1))
-    with changed(server, indexed(root, predictor), **limits) as client:
+    (root / "a.png").write_bytes(noise_png(1))
+    with changed_server(server, build_searcher(root, predictor), **limits) as client:
         yield Talks(root, client)
 
 
 @pytest.fixture(scope="module")
 def talks(server, tmp_path_factory):
-    with talks_in(tmp_path_factory.mktemp("talks"), server) as found:
-        yield found
+    with talks_in(tmp_path_factory.mktemp("talks"), server) as talks:
+        yield talks
 
 
 def test_hits_have_times_a_transcript_and_a_link(talks):
     hits = talks.hits()
     assert len(hits) == 8
     hit = hits[TALK]
-    assert (hit["start"], hit["end"], hit["transcript"]) == (0.5, 2.5, SAID[0])
+    assert (hit["start"], hit["end"], hit["transcript"]) == (0.5, 2.5, SUBTITLE_TEXTS[0])
     assert hit["link"] == f"/v1/videos/{hit['id']}#t=0.500,2.500"
     assert not {"start", "end", "transcript", "link"} & hits["a.png"].keys()
     # also of the copy, whose frames look the same
@@ -65,8 +65,8 @@ def test_hits_have_times_a_transcript_and_a_link(talks):
         picture = talks.client.get(f"/v1/images/{hit['id']}", params=size)
         assert (picture.status_code, picture.headers["content-type"]) == (200, "image/jpeg")
     where = {"start": {"gte": 3}, "end": {"lt": 6}}
-    found = talks.client.post("/v1/search", json={"query": "a", "where": where}).json()["data"]
-    assert {one["path"] for one in found} == {"talk.mp4#t=3.500,5.000", "copy.mp4#t=3.500,5.000"}
+    frames = talks.client.post("/v1/search", json={"query": "a", "where": where}).json()["data"]
+    assert {hit["path"] for hit in frames} == {"talk.mp4#t=3.500,5.000", "copy.mp4#t=3.500,5.000"}
 
 
 def test_a_video_is_sent_whole_or_in_pieces(talks, monkeypatch):
@@ -82,7 +82,7 @@ def test_a_video_is_sent_whole_or_in_pieces(talks, monkeypatch):
         assert whole.headers["content-length"] == str(len(content))
         assert whole.headers["content-security-policy"] == "default-src 'none'; sandbox"
     size, content = (talks.root / "talk.mp4").stat().st_size, (talks.root / "talk.mp4").read_bytes()
-    for given, start, end in (
+    for byte_range, start, end in (
         ("bytes=0-", 0, size),
         ("bytes=0-1", 0, 2),
         ("bytes=5-9", 5, 10),
@@ -91,7 +91,7 @@ def test_a_video_is_sent_whole_or_in_pieces(talks, monkeypatch):
         (f"bytes=-{10**12}", 0, size),
         (f"bytes=3-{10**12}", 3, size),
     ):
-        piece = talks.get(TALK, range=given)
+        piece = talks.get(TALK, range=byte_range)
         assert (piece.status_code, piece.content) == (206, content[start:end])
         assert piece.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
     monkeypatch.setattr("bridgetower.serve.search.PIECE", 100)
@@ -105,13 +105,15 @@ def test_a_video_is_sent_whole_or_in_pieces(talks, monkeypatch):
 def test_odd_ranges(talks):
     link, whole = talks.hits()[TALK]["link"].partition("#")[0], talks.get(TALK)
     tag, size = whole.headers["etag"], len(whole.content)
-    for given, status in ((tag, 206), ('"other"', 200)):
-        assert talks.get(TALK, **{"range": "bytes=0-1", "if-range": given}).status_code == status
-    for given in ("bytes=-0", "bytes=999999999-", "Bytes=999999999-9999999999"):
-        response = talks.get(TALK, range=given)
+    for condition, status in ((tag, 206), ('"other"', 200)):
+        assert (
+            talks.get(TALK, **{"range": "bytes=0-1", "if-range": condition}).status_code == status
+        )
+    for condition in ("bytes=-0", "bytes=999999999-", "Bytes=999999999-9999999999"):
+        response = talks.get(TALK, range=condition)
         assert "expected one like bytes=0-999 within" in error_of(response, 416)["message"]
         assert response.headers["content-range"] == f"bytes */{size}"
-    for given in (  # no range, or several, which are ignored
+    for condition in (  # no range, or several, which are ignored
         *(
             "bytes=",
             "bytes=-",
@@ -123,7 +125,7 @@ def test_odd_ranges(talks):
         ),
         *("bytes=\xb2-\xb3", "bytes=0-1,5-6", "bytes=" + "0-," * 2000),
     ):
-        response = talks.client.get(link, headers=[(b"range", given.encode("latin-1"))])
+        response = talks.client.get(link, headers=[(b"range", condition.encode("latin-1"))])
         assert (response.status_code, response.content) == (200, whole.content)
 
 

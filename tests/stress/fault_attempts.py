@@ -108,8 +108,8 @@ class Attempt:
         codes = self._wait()
         # a kill may come before it is there
         content = self.log.read_bytes() if self.log.exists() else b""
-        said = content[self._start :].decode(errors="replace")
-        return Ended(codes, time.perf_counter() - self.started, said)
+        text = content[self._start :].decode(errors="replace")
+        return Ended(codes, time.perf_counter() - self.started, text)
 
     def _wait(self) -> tuple[int, ...]:
         """Waits for all processes; when one fails the others are ended, as torchrun does."""

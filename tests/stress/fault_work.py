@@ -88,13 +88,15 @@ def preparing(table: Path, work: Path) -> Work:
 def training(data: Path, *, processes: int = 1, asynchronous: bool = False) -> Work:
     """Training of a tiny model through all objectives, saved every few steps."""
     tower = ["hidden-size=8", "num-layers=2", "num-heads=2", "intermediate-size=12"]
-    parts = {
+    options = {
         "vision": ["image-size=20", "patch-size=10", *tower],
         "text": ["vocab-size=300", "max-positions=34", "dropout=0.1", *tower],
         "fusion": ["dropout=0.1", *tower],
         "heads": ["itc-size=8"],
     }
-    values = [f"--model.{part}.{value}" for part, entries in parts.items() for value in entries]
+    values = [
+        f"--model.{section}.{value}" for section, entries in options.items() for value in entries
+    ]
     values += [
         "--batch-size=8",
         "--data.max-length=24",
@@ -104,13 +106,13 @@ def training(data: Path, *, processes: int = 1, asynchronous: bool = False) -> W
     values += [f"--max-steps={STEPS}", f"--checkpoint-every={INTERVAL}", "--evaluate-every=10"]
     command = ["train", "pretrain-nano", "--data.folders", str(data)]
     command += ["--async-checkpoints"] if asynchronous else []
-    given = [argument for value in values for argument in value.split("=")]
+    arguments = [argument for value in values for argument in value.split("=")]
     written = "written in the background" if asynchronous else "written at once"
     return Work(
         name=f"train, {processes} process{'es' if processes > 1 else ''}, states {written}",
         command=lambda out: [
             *command,
-            *given,
+            *arguments,
             "--out",
             str(out),
             *(["--resume"] if (out / CONFIG).exists() else []),
@@ -131,8 +133,8 @@ def evaluating(data: Path, model: Path) -> Work:
     settings = ["--candidates", "100", "--batch-size", "32"]
 
     def command(out: Path) -> list[str]:
-        places = ["--work", str(out / "work"), "--out", str(out / "result")]
-        return ["evaluate", str(model), "retrieval", "--data", str(data), *settings, *places]
+        paths = ["--work", str(out / "work"), "--out", str(out / "result")]
+        return ["evaluate", str(model), "retrieval", "--data", str(data), *settings, *paths]
 
     return Work(
         name="evaluate",
@@ -197,8 +199,8 @@ def _rows(out: Path, name: str, key: str, work: Path) -> Found:
     code = os.waitstatus_to_exitcode(os.waitpid(in_fork(read, work / "rows.log"), 0)[1])
     if code:
         raise RuntimeError(f"{name}.lance in {out} cannot be read; see {work / 'rows.log'}")
-    found: Found = json.loads(report.read_text())
-    return found
+    rows: Found = json.loads(report.read_text())
+    return rows
 
 
 def _prepared(out: Path) -> Found:

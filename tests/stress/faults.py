@@ -123,10 +123,10 @@ def kill_often(job: Job, kills: int, source: random.Random) -> Kills:
         out = job.folder / f"killed-{row.ends}"
         before = None
         for _ in range(IN_A_ROW):
-            every = range(work.processes)
+            processes = range(work.processes)
             kill = Kill(
                 source.uniform(0, job.seconds),
-                source.sample(every, source.randint(1, work.processes)),
+                source.sample(processes, source.randint(1, work.processes)),
             )
             ended = _attempt(work, out, kill)
             before = _note(row, work, out, ended, before)
@@ -204,16 +204,16 @@ def _attempt(
 
 def _note(row: Kills, work: Work, out: Path, ended: Ended, before: Found | None) -> Found | None:
     """Counts what an attempt shows about the kill before it, and its own kill; returns what is safe now."""
-    found = work.found(out)
+    content = work.found(out)
     if before is not None:
-        lost = work.lost(before, found)
+        lost = work.lost(before, content)
         row.most_lost = max(row.most_lost, lost)
         row.beyond += lost > work.allowed
         row.resumed += ended.done or ended.killed
     row.kills += ended.killed
     if not (ended.done or ended.killed):
         row.errors.append(ended.said[-600:])
-    return found if ended.killed else None
+    return content if ended.killed else None
 
 
 def table(rows: Sequence[Sequence[object]], *names: str) -> str:
@@ -225,13 +225,13 @@ def table(rows: Sequence[Sequence[object]], *names: str) -> str:
 def table_of_kills(kills: Sequence[Kills]) -> str:
     """Returns a row for each job, and their sum."""
     rows: list[Sequence[object]] = []
-    for each in kills:
-        lost = f"{each.most_lost} of {each.allowed} {each.unit}"
+    for row in kills:
+        lost = f"{row.most_lost} of {row.allowed} {row.unit}"
         rows.append(
-            (each.what, each.kills, each.resumed, lost, each.beyond, f"{each.equal} of {each.ends}")
+            (row.what, row.kills, row.resumed, lost, row.beyond, f"{row.equal} of {row.ends}")
         )
     done, resumed, beyond, equal, ends = (
-        sum(getattr(each, name) for each in kills)
+        sum(getattr(row, name) for row in kills)
         for name in ("kills", "resumed", "beyond", "equal", "ends")
     )
     rows.append(("all", done, resumed, "", beyond, f"{equal} of {ends}"))
@@ -243,9 +243,7 @@ def table_of_kills(kills: Sequence[Kills]) -> str:
 def table_of_faults(faults: Sequence[Fault]) -> str:
     """Returns a row for each job and fault."""
     words = {True: "yes", False: "no", None: ""}
-    rows = [
-        (each.what, each.fault, each.seen.replace("\n", " "), words[each.equal]) for each in faults
-    ]
+    rows = [(row.what, row.fault, row.seen.replace("\n", " "), words[row.equal]) for row in faults]
     return table(rows, "what", "fault", "ended", "run again: bits equal")
 
 
@@ -256,14 +254,14 @@ def jobs_in(folder: Path, images: int, names: Sequence[str]) -> Iterator[Job]:
     data, model = folder / "prepare" / "whole", folder / "train" / "whole" / "last"
     train = Job.undisturbed(training(data), folder / "train")
     yield from (job for name, job in (("prepare", prepare), ("train", train)) if name in names)
-    others = {
+    other_works = {
         "train-async": training(data, asynchronous=True),
         "train-two": training(data, processes=2, asynchronous=True),
         "index": indexing(photos.parent, model, folder),
         "evaluate": evaluating(data, model),
     }
     yield from (
-        Job.undisturbed(work, folder / name) for name, work in others.items() if name in names
+        Job.undisturbed(work, folder / name) for name, work in other_works.items() if name in names
     )
 
 

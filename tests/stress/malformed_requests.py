@@ -36,10 +36,10 @@ _MADE_UP = 25  # for each route, and each of what it allows and forbids
 
 def bad_things(server: Server) -> dict[str, BadThing]:
     """Returns all of them by name."""
-    known = made_up_requests(server)
+    requests_made = made_up_requests(server)
 
     async def made_up(connection: Connection, choice: random.Random) -> Reply | None:
-        return await connection.send(choice.choice(known))
+        return await connection.send(choice.choice(requests_made))
 
     functions: list[BadThing] = [
         *(malformed, broken_json, no_http, oversized, slow, abandoned, visit, burst, made_up),
@@ -91,10 +91,10 @@ def bad_things(server: Server) -> dict[str, BadThing]:
         return None
 
     ids = [
-        one["id"]
-        for one in requests.get(f"http://{server.host}:{server.port}/v1/index", timeout=60).json()[
-            "examples"
-        ]
+        example["id"]
+        for example in requests.get(
+            f"http://{server.host}:{server.port}/v1/index", timeout=60
+        ).json()["examples"]
     ]
     functions += [not_indexed, unread]
     return {function.__name__: function for function in functions}
@@ -141,7 +141,7 @@ def head(line: str, **headers: object) -> bytes:
 def made_up_requests(server: Server) -> list[bytes]:
     """Returns requests that are made up from the description of the API, as it allows and as it forbids."""
     address = f"http://{server.host}:{server.port}"
-    found: list[bytes] = []
+    requests_made: list[bytes] = []
     usual = settings(max_examples=_MADE_UP, deadline=None, database=None, derandomize=True)
     for mode in schemathesis.GenerationMode:
         for result in schemathesis.openapi.from_url(f"{address}/openapi.json").get_all_operations():
@@ -156,10 +156,12 @@ def made_up_requests(server: Server) -> list[bytes]:
                 body = made.body.encode() if isinstance(made.body, str) else made.body or b""
                 lines = [f"{made.method} {made.path_url} HTTP/1.1", "Host: localhost"]
                 lines += [f"{name}: {value}" for name, value in made.headers.items()]
-                found.append("\r\n".join(lines).encode("latin-1", "replace") + b"\r\n\r\n" + body)
+                requests_made.append(
+                    "\r\n".join(lines).encode("latin-1", "replace") + b"\r\n\r\n" + body
+                )
 
             collect()
-    return found
+    return requests_made
 
 
 async def malformed(connection: Connection, choice: random.Random) -> Reply | None:
@@ -246,12 +248,12 @@ async def oversized(connection: Connection, choice: random.Random) -> Reply | No
 async def slow(connection: Connection, choice: random.Random) -> Reply | None:
     """Sends a request in small parts, and perhaps never ends."""
     request = request_bytes("/v1/embeddings", {"input": "two dogs"})
-    writer, parts = (
+    writer, pieces = (
         await connection.open(),
         [request[start : start + 20] for start in range(0, len(request), 20)],
     )
-    for part in parts[: choice.choice([len(parts), len(parts) - 1])]:
-        writer.write(part)
+    for piece in pieces[: choice.choice([len(pieces), len(pieces) - 1])]:
+        writer.write(piece)
         await asyncio.sleep(choice.random() * 0.3)
     return await connection.reply()
 
@@ -400,8 +402,8 @@ def heavy_bodies(size: int) -> Mapping[str, bytes]:
     """Returns bodies of at most some bytes that give a parser, or what comes after it, as much to do as they can."""
     image_like = b'{"modality":"image","input":"data:image/png;base64,'
 
-    def filled(before: bytes, part: bytes, after: bytes) -> bytes:
-        return before + part * ((size - len(before) - len(after)) // len(part)) + after
+    def filled(before: bytes, piece: bytes, after: bytes) -> bytes:
+        return before + piece * ((size - len(before) - len(after)) // len(piece)) + after
 
     most = 2**23 - 64  # bytes that strings with escapes may have in all
     return {
@@ -461,10 +463,10 @@ async def probed(connection: Connection, choice: random.Random) -> Reply | None:
 
 async def silent(connection: Connection, choice: random.Random) -> Reply | None:
     """Opens connections, many of them, and sends nothing or half of a request; meanwhile the server answers others."""
-    others = [Connection(connection.server) for _ in range(120)]
+    connections = [Connection(connection.server) for _ in range(120)]
     try:
-        for one in others:
-            (await one.open()).write(
+        for silent_connection in connections:
+            (await silent_connection.open()).write(
                 choice.choice([b"", b"G", b"POST /v1/match HTTP/1.1\r\nHost: localhost\r\n"])
             )
         await asyncio.sleep(5 * choice.random())
@@ -473,8 +475,8 @@ async def silent(connection: Connection, choice: random.Random) -> Reply | None:
             raise HoleError(f"/health has status {reply.status} beside silent connections")
         return reply
     finally:
-        for one in others:
-            one.close()
+        for silent_connection in connections:
+            silent_connection.close()
 
 
 async def half_sent(connection: Connection, choice: random.Random) -> Reply | None:
@@ -502,10 +504,10 @@ async def other_sites(connection: Connection, choice: random.Random) -> Reply | 
         {"Sec_Fetch_Mode": "no-cors"},
         {"Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"},
     ]
-    said = choice.choice(
+    headers = choice.choice(
         [site | choice.choice(modes), {"Origin": "https://evil.example"}, {"Origin": "null"}]
     )
-    return expect(await connection.send(head(path, **said)), 403)
+    return expect(await connection.send(head(path, **headers)), 403)
 
 
 def _png(width: int, height: int, depth: int, kind: int, channels: int) -> bytes:
@@ -616,21 +618,21 @@ async def many_scans(connection: Connection, choice: random.Random) -> Reply | N
 
 async def stalled(connection: Connection, choice: random.Random) -> Reply | None:
     """Sends halves of large bodies and no more; meanwhile the server reads a small one."""
-    others = [Connection(connection.server) for _ in range(10)]
-    part = head("POST /v1/match", Content_Type="application/json", Content_Length=2**21) + bytes(
+    connections = [Connection(connection.server) for _ in range(10)]
+    content = head("POST /v1/match", Content_Type="application/json", Content_Length=2**21) + bytes(
         2**20
     )
     try:
-        for one in others:
-            (await one.open()).write(part)
+        for stalled_connection in connections:
+            (await stalled_connection.open()).write(content)
         await asyncio.sleep(2 * choice.random())
         reply = expect(await connection.send(request_bytes("/v1/embeddings", {"input": "a"})), 200)
         if b"too many large requests" in reply.body:
             raise HoleError("a small body has no room beside large ones")
         return reply
     finally:
-        for one in others:
-            one.close()
+        for stalled_connection in connections:
+            stalled_connection.close()
 
 
 async def two_lengths(connection: Connection, choice: random.Random) -> Reply | None:
@@ -653,10 +655,10 @@ async def endless(connection: Connection, choice: random.Random) -> Reply | None
     """Goes on sending a body after it was refused, until it is cut off."""
     writer = await connection.open()
     writer.write(head("POST /v1/embeddings", Transfer_Encoding="chunked"))
-    part = b"10000\r\n" + bytes(2**16) + b"\r\n"
+    content = b"10000\r\n" + bytes(2**16) + b"\r\n"
     reply: Reply | None = None
     for _ in range(200):
-        writer.write(part)
+        writer.write(content)
         await writer.drain()
     reply = expect(await connection.reply(), 413)
     await asyncio.sleep(choice.random())

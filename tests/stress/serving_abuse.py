@@ -129,23 +129,23 @@ def valid_requests(model: Predictor, searcher: Searcher) -> list[Valid]:
 
     made = []
     for n in range(40):
-        some = slice(n, n + 1 + n % 7)
-        body: dict[str, Any] = {"input": texts[some]}
-        made.append(("/v1/embeddings", body, vectors, model.embed_texts(texts[some])))
-        body = {"input": uris[some], "modality": "image"}
-        made.append(("/v1/embeddings", body, vectors, model.embed_images(files[some])))
-        parts = [
+        rows = slice(n, n + 1 + n % 7)
+        body: dict[str, Any] = {"input": texts[rows]}
+        made.append(("/v1/embeddings", body, vectors, model.embed_texts(texts[rows])))
+        body = {"input": uris[rows], "modality": "image"}
+        made.append(("/v1/embeddings", body, vectors, model.embed_images(files[rows])))
+        contents = [
             {"type": "image_url", "image_url": {"url": uris[n]}},
             {"type": "text", "text": texts[n]},
         ]
-        body = {"messages": [{"role": "user", "content": parts}]}
+        body = {"messages": [{"role": "user", "content": contents}]}
         made.append(("/v1/embeddings", body, vectors, model.embed_pairs(files[n], texts[n])))
-        body = {"images": uris[some], "texts": texts[n], "all_pairs": True}
-        scores = model.match(files[some], [texts[n]], all_pairs=True)
+        body = {"images": uris[rows], "texts": texts[n], "all_pairs": True}
+        scores = model.match(files[rows], [texts[n]], all_pairs=True)
         made.append(
             ("/v1/match", body, lambda answer: [row["score"] for row in answer["data"]], scores)
         )
-        body = {"query": texts[n], "documents": uris[some]}
+        body = {"query": texts[n], "documents": uris[rows]}
         made.append(("/v1/rerank", body, _by_index, scores))
         masked = f"{texts[n]} <mask>"
         words = model.fill_mask(files[n], masked, top=3)[0]
@@ -155,9 +155,14 @@ def valid_requests(model: Predictor, searcher: Searcher) -> list[Valid]:
         )
         hits = searcher.search(texts[n], top=5, rerank=8, where="width >= 8")
         body = {"query": texts[n], "top": 5, "rerank": 8, "where": {"width": {"gte": 8}}}
-        found = torch.tensor([hit.score for hit in hits])
+        expected_scores = torch.tensor([hit.score for hit in hits])
         made.append(
-            ("/v1/search", body, lambda answer: [row["score"] for row in answer["data"]], found)
+            (
+                "/v1/search",
+                body,
+                lambda answer: [row["score"] for row in answer["data"]],
+                expected_scores,
+            )
         )
     return [
         Valid(request_bytes(path, body), numbers, expected.flatten().tolist())
@@ -175,19 +180,19 @@ def _words(answer: Any) -> list[float]:
 
 
 async def good_client(
-    server: Server, requests: list[Valid], found: Found, until: float, seed: int
+    server: Server, requests: list[Valid], findings: Found, until: float, seed: int
 ) -> None:
     """Sends valid requests, comes back when told to, and checks every answer."""
     choice, connection = random.Random(seed), Connection(server)
     while time.monotonic() < until:
         valid = choice.choice(requests)
         reply = await connection.send(valid.request)
-        found.statuses["valid", reply.status] += 1
+        findings.statuses["valid", reply.status] += 1
         if reply.status in (429, 503):
             connection.close()  # which the server would do in a long wait
             await asyncio.sleep(choice.random() * float(reply.headers["retry-after"]))
         elif reply.status != 200 or _differs(valid, reply):
-            found.wrong.append(f"{reply.status} {reply.body[:200]!r}")
+            findings.wrong.append(f"{reply.status} {reply.body[:200]!r}")
         await asyncio.sleep(choice.random() * 0.05)
     connection.close()
 
@@ -196,12 +201,12 @@ def _differs(valid: Valid, reply: Reply) -> bool:
     numbers = valid.numbers(reply.json())
     pairs = zip(numbers, valid.expected, strict=False)
     return len(numbers) != len(valid.expected) or any(
-        abs(one - other) > TOLERANCE for one, other in pairs
+        abs(value - other) > TOLERANCE for value, other in pairs
     )
 
 
 async def bad_client(
-    server: Server, things: Mapping[str, BadThing], found: Found, until: float, seed: int
+    server: Server, things: Mapping[str, BadThing], findings: Found, until: float, seed: int
 ) -> None:
     """Does one bad thing after the other."""
     choice = random.Random(seed)
@@ -212,11 +217,11 @@ async def bad_client(
             reply = await asyncio.wait_for(things[name](connection, choice), 30)
             if reply is not None:
                 check_error(reply)
-            found.statuses[name, 0 if reply is None else reply.status] += 1
+            findings.statuses[name, 0 if reply is None else reply.status] += 1
         except HoleError as hole:
-            found.holes.append(f"{name}: {hole}")
+            findings.holes.append(f"{name}: {hole}")
         except (ConnectionError, asyncio.IncompleteReadError, TimeoutError):
-            found.statuses[name, 0] += 1  # cut off, as who behaves like this may be
+            findings.statuses[name, 0] += 1  # cut off, as who behaves like this may be
         connection.close()
         await asyncio.sleep(choice.random() * 0.05)
 
@@ -224,22 +229,22 @@ async def bad_client(
 async def abuse(server: Server, requests: list[Valid], seconds: float) -> Found:
     """Runs all clients and watches the memory."""
     things = bad_things(server)
-    found, until = Found(), time.monotonic() + seconds
+    findings, until = Found(), time.monotonic() + seconds
 
     async def watch() -> None:
         while time.monotonic() < until:
-            found.memory.append(server.memory())
-            found.sent.append(found.statuses.total())
+            findings.memory.append(server.memory())
+            findings.sent.append(findings.statuses.total())
             probe = Connection(server)
             reply = await asyncio.wait_for(probe.send(head("GET /health")), 30)
-            found.statuses["health", reply.status] += 1
+            findings.statuses["health", reply.status] += 1
             probe.close()
             await asyncio.sleep(1)
 
-    good = (good_client(server, requests, found, until, seed) for seed in range(GOOD))
-    bad = (bad_client(server, things, found, until, GOOD + seed) for seed in range(BAD))
+    good = (good_client(server, requests, findings, until, seed) for seed in range(GOOD))
+    bad = (bad_client(server, things, findings, until, GOOD + seed) for seed in range(BAD))
     await asyncio.gather(watch(), *good, *bad)
-    return found
+    return findings
 
 
 async def delays(server: Server, seconds: float) -> dict[str, float]:
@@ -256,12 +261,12 @@ async def delays(server: Server, seconds: float) -> dict[str, float]:
             asyncio.to_thread(send_whole, server, as_json("/v1/embeddings", body))
             for _ in range(2 if body else 0)
         )
-        sending = [asyncio.ensure_future(one) for one in sent]
+        sending = [asyncio.ensure_future(request) for request in sent]
         times = []
-        while not all(one.done() for one in sending) or time.monotonic() < begin + seconds:
-            asked = time.perf_counter()
+        while not all(request.done() for request in sending) or time.monotonic() < begin + seconds:
+            asked_at = time.perf_counter()
             await connection.send(head("GET /health"))
-            times.append(1000 * (time.perf_counter() - asked))
+            times.append(1000 * (time.perf_counter() - asked_at))
             await asyncio.sleep(0.002)
         longest[name] = max(times)
     return longest
@@ -277,31 +282,31 @@ def send_whole(server: Server, request: bytes) -> None:
         connection.recv(1)
 
 
-def verdict(found: Found, slow: list[str], log: str, growth: float) -> dict[str, Any]:
+def verdict(findings: Found, slow: list[str], log: str, growth: float) -> dict[str, Any]:
     """Returns the figures, and what is wrong with them.
 
     Memory is compared from the third tenth of the time on, when everything has been used.
     """
-    tenth = max(1, len(found.memory) // 10)
+    tenth = max(1, len(findings.memory) // 10)
     early, late = (
-        statistics.median(found.memory[2 * tenth : 3 * tenth]),
-        statistics.median(found.memory[-tenth:]),
+        statistics.median(findings.memory[2 * tenth : 3 * tenth]),
+        statistics.median(findings.memory[-tenth:]),
     )
     failures = {
-        key: number for key, number in found.statuses.items() if key[1] >= 500 and key[1] != 503
+        key: number for key, number in findings.statuses.items() if key[1] >= 500 and key[1] != 503
     }
     problems = [f"/health took too long beside {name}" for name in slow]
     if failures:
         problems.append(f"answers that are failures of the server: {failures}")
-    if found.wrong:
+    if findings.wrong:
         problems.append(
-            f"{len(found.wrong)} valid requests not answered as the model answers: {found.wrong[:3]}"
+            f"{len(findings.wrong)} valid requests not answered as the model answers: {findings.wrong[:3]}"
         )
-    if found.holes:
+    if findings.holes:
         problems.append(
-            f"{len(found.holes)} hostile requests got what they should not: {sorted(set(found.holes))[:10]}"
+            f"{len(findings.holes)} hostile requests got what they should not: {sorted(set(findings.holes))[:10]}"
         )
-    if set(found.statuses) & {("health", status) for status in range(201, 600)}:
+    if set(findings.statuses) & {("health", status) for status in range(201, 600)}:
         problems.append("/health was not always answered")
     if late > growth * early:
         problems.append(f"memory grew from {early} to {late} bytes")
@@ -310,28 +315,30 @@ def verdict(found: Found, slow: list[str], log: str, growth: float) -> dict[str,
     if not log.rstrip().endswith("stopped"):
         problems.append("the server did not stop as it should")
     return {
-        "valid_answered": found.statuses["valid", 200],
-        "valid_told_to_come_back": found.statuses["valid", 429] + found.statuses["valid", 503],
+        "valid_answered": findings.statuses["valid", 200],
+        "valid_told_to_come_back": findings.statuses["valid", 429]
+        + findings.statuses["valid", 503],
         "statuses": {
-            f"{name} {status}": number for (name, status), number in sorted(found.statuses.items())
+            f"{name} {status}": number
+            for (name, status), number in sorted(findings.statuses.items())
         },
         "memory_mib": {
             "early": early / 2**20,
             "late": late / 2**20,
-            "most": max(found.memory) / 2**20,
+            "most": max(findings.memory) / 2**20,
         },
-        "memory_by_minute": memory_by_minute(found),
+        "memory_by_minute": memory_by_minute(findings),
         "problems": problems,
     }
 
 
-def memory_by_minute(found: Found) -> list[dict[str, float]]:
+def memory_by_minute(findings: Found) -> list[dict[str, float]]:
     """Returns for every minute the requests until its end, the median memory, and what a thousand requests added."""
     rows: list[dict[str, float]] = []
-    for start in range(0, len(found.memory), 60):
+    for start in range(0, len(findings.memory), 60):
         row = {
-            "requests": found.sent[start : start + 60][-1],
-            "mib": statistics.median(found.memory[start : start + 60]) / 2**20,
+            "requests": findings.sent[start : start + 60][-1],
+            "mib": statistics.median(findings.memory[start : start + 60]) / 2**20,
         }
         if rows:
             grown, sent = row["mib"] - rows[-1]["mib"], row["requests"] - rows[-1]["requests"]
@@ -372,11 +379,11 @@ def main() -> None:
         with running(
             log, *bridgetower_serve(model, *index, *LIMITS, *ALLOWED), environment=SMALL_CACHES
         ) as server:
-            found = asyncio.run(abuse(server, requests, 60 * options.minutes))
+            findings = asyncio.run(abuse(server, requests, 60 * options.minutes))
         figures = {
             "minutes": options.minutes,
             "longest_health_ms": slowest,
-            **verdict(found, slow, log.read_text(), options.growth),
+            **verdict(findings, slow, log.read_text(), options.growth),
         }
     for row, number in figures["statuses"].items():
         print(f"{row:24}{number:9}")

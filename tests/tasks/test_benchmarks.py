@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-import asked
-import shapes
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.sets.datasets import prepare_arrow
 from bridgetower.data.sets.schema import SCHEMAS
@@ -15,8 +13,16 @@ from bridgetower.evaluation.config import Outcome, RetrievalConfig
 from bridgetower.inference.predictor import load
 from bridgetower.tasks.entries import statement_metrics
 from bridgetower.tasks.table import evaluate
-from miniature_arrow import write_nlvr2_arrow
-from rows import write_set
+from helpers.published_sets import write_nlvr2_arrow
+from helpers.sets import (
+    ENTRY_KINDS,
+    pair_records,
+    question_records,
+    statement_records,
+    write_entry_set,
+    write_set,
+)
+from helpers.shapes import SHAPE_COLOURS
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +33,7 @@ def predictor(answering_checkpoint):
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
-    return {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS}
+    return {kind: write_entry_set(folder / kind, kind) for kind in ENTRY_KINDS}
 
 
 @pytest.fixture
@@ -42,14 +48,12 @@ def measure(predictor, sets):
 class TestQuestions:
     def test_answers_are_those_of_the_model(self, measure, predictor):
         outcome = measure("vqav2", "validation", batch_size=3)
-        records = asked.questioned("validation", 5)
+        records = question_records("validation", 5)
         questions = [
-            (record.images[0].content, question)
-            for record in records
-            for question in record.entries
+            (record.images[0][1], question) for record in records for question in record.entries
         ]
         assert [row["question_id"] for row in outcome.predictions] == [
-            one.question_id for _, one in questions
+            question.question_id for _, question in questions
         ]
         for row, (image, question) in zip(outcome.predictions, questions, strict=True):
             (choice,) = predictor.answer(image, question.question, top=1)
@@ -80,18 +84,18 @@ class TestQuestions:
         assert name == "submission.json"
         expected = [
             question.question_id
-            for record in asked.questioned("test", 3)
+            for record in question_records("test", 3)
             for question in record.entries
         ]
         assert [row["question_id"] for row in rows] == expected
         assert all(
-            row.keys() == {"question_id", "answer"} and row["answer"] in shapes.COLOURS
+            row.keys() == {"question_id", "answer"} and row["answer"] in SHAPE_COLOURS
             for row in rows
         )
 
     def test_sets_with_and_without_answers_together(self, measure, predictor, sets, tmp_path):
         other = write_set(
-            tmp_path / "set", {"validation": asked.questioned("test", 3)}, SCHEMAS["vqa"]
+            tmp_path / "set", {"validation": question_records("test", 3)}, SCHEMAS["vqa"]
         )
         outcome = evaluate(
             predictor, "vqav2", [other, sets["vqa"]], "validation", RetrievalConfig()
@@ -107,7 +111,7 @@ class TestStatements:
     @pytest.mark.parametrize("benchmark", ["snli-ve", "nlvr2"])
     def test_figures_and_predictions(self, measure, benchmark):
         outcome = measure(benchmark, "validation")
-        make = asked.stated if benchmark == "snli-ve" else asked.paired
+        make = statement_records if benchmark == "snli-ve" else pair_records
         statements = [statement for record in make("validation", 5) for statement in record.entries]
         assert [row["statement_id"] for row in outcome.predictions] == [
             entry.statement_id for entry in statements
@@ -127,12 +131,13 @@ class TestStatements:
     def test_sets_with_and_without_labels_together(
         self, measure, predictor, sets, tmp_path, benchmark
     ):
-        make = asked.stated if benchmark == "snli-ve" else asked.paired
+        make = statement_records if benchmark == "snli-ve" else pair_records
         records = [
             replace(
                 record,
                 entries=tuple(
-                    replace(one, statement_id=f"x{one.statement_id}") for one in record.entries
+                    replace(statement, statement_id=f"x{statement.statement_id}")
+                    for statement in record.entries
                 ),
             )
             for record in make("test", 3)
@@ -183,7 +188,7 @@ class TestStatements:
         assert measure("snli-ve", "test").submission is None
 
     def test_consistency_counts_a_sentence_with_all_its_pairs(self):
-        records = asked.paired("validation", 5)  # two sentences with two pairs, one with one
+        records = pair_records("validation", 5)  # two sentences with two pairs, one with one
         statements = [vars(statement) for record in records for statement in record.entries]
         wrong = ["?" if row == 2 else entry["label"] for row, entry in enumerate(statements)]
         expected = {"accuracy": pytest.approx(0.8), "consistency": pytest.approx(2 / 3)}
@@ -198,10 +203,10 @@ class TestStatements:
         ) == {"accuracy": 0.0}
 
     def test_images_in_their_order(self, measure, predictor):
-        outcome, record = measure("nlvr2", "validation"), asked.paired("validation", 5)[1]
-        best = predictor.reason(
-            *(image.content for image in record.images), record.entries[0].text
-        )[0]
+        outcome, record = measure("nlvr2", "validation"), pair_records("validation", 5)[1]
+        best = predictor.reason(*(content for _, content in record.images), record.entries[0].text)[
+            0
+        ]
         assert outcome.predictions[1]["label"] == best.label
         assert outcome.predictions[1]["probability"] == pytest.approx(best.probability, abs=1e-5)
 

@@ -6,8 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-import asked
-import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.cli import main
 from bridgetower.data.sets.custom import Classes, LabelledConfig, prepare_custom, read_classes
@@ -20,22 +18,30 @@ from bridgetower.tasks.entries import ClassificationConfig
 from bridgetower.tasks.table import RECIPES, TASKS, evaluate
 from bridgetower.training.run import train
 from bridgetower.training.setup import starting_checkpoint, with_classes
-from served import URIS, error_of, running
+from helpers.servers import URIS, error_of, running_client
+from helpers.sets import (
+    COLOUR_NAMES,
+    entry_examples,
+    png_of_colour,
+    write_entry_set,
+    write_labelled_table,
+)
+from helpers.shapes import SHAPES_MODEL, shapes_run_config
 
-COLOURS = asked.COLOURS[:4]
+COLOURS = COLOUR_NAMES[:4]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["single", "several"])
-def several(request):
+def multi_label(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def folder(several, tmp_path_factory):
+def folder(multi_label, tmp_path_factory):
     root = tmp_path_factory.mktemp("things")
     prepare_custom(
         "classification",
-        asked.write_table(root / "source", several=several),
+        write_labelled_table(root / "source", multi_label=multi_label),
         root / "set",
         progress=False,
     )
@@ -45,13 +51,13 @@ def folder(several, tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(folder, tiny_checkpoint):
     """The recipe with what it says of heads, which gives way to the data."""
-    return shapes.run_config(
+    return shapes_run_config(
         folder,
         recipe="classification",
         task=ClassificationConfig(),
         select_by="accuracy",
         evaluation=RetrievalConfig(),
-        model=replace(shapes.MODEL, heads=RECIPES["classification"].model.heads),
+        model=replace(SHAPES_MODEL, heads=RECIPES["classification"].model.heads),
         init=str(tiny_checkpoint),
         max_steps=3,
         micro_batch_size=4,
@@ -125,17 +131,17 @@ class TestPrepare:
 
 
 class TestTraining:
-    def test_names_travel_and_all_metrics_are_given(self, run, several):
+    def test_names_travel_and_all_metrics_are_given(self, run, multi_label):
         out, metrics = run
         assert metrics.keys() == set(ClassificationConfig.metrics)
-        names = tuple(sorted([*COLOURS, "warm"] if several else COLOURS))
+        names = tuple(sorted([*COLOURS, "warm"] if multi_label else COLOURS))
         assert read_checkpoint(out / "last").labels == {"classification": names}
         heads = read_json(out / "run.json")["model"]["heads"]
-        assert (heads["classification"], heads["multi_label"]) == (len(names), several)
+        assert (heads["classification"], heads["multi_label"]) == (len(names), multi_label)
 
     @pytest.mark.parametrize("other", [False, True])
     def test_further_training_keeps_a_head_of_the_same_classes_only(
-        self, config, run, several, other, tmp_path
+        self, config, run, multi_label, other, tmp_path
     ):
         first = read_checkpoint(run[0] / "last")
         names = sorted(
@@ -143,7 +149,7 @@ class TestTraining:
             - ({"red"} if other else set())
         )
         rows = [
-            {"text": name, "label": [name] if several else name, "split": "train"}
+            {"text": name, "label": [name] if multi_label else name, "split": "train"}
             for name in reversed(names)
         ]
         (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -160,8 +166,8 @@ class TestTraining:
         head = {name for name in first.tensors if name.startswith("classification_head.")}
         assert changed == (head if other else set())
 
-    def test_refusals(self, config, several, folder, tmp_path):
-        if not several:
+    def test_refusals(self, config, multi_label, folder, tmp_path):
+        if not multi_label:
             heads = replace(config.model.heads, multi_label=True)
             with pytest.raises(
                 ValueError, match=r"per row, but model\.heads\.multi_label is True; set it to"
@@ -186,12 +192,13 @@ class TestTraining:
 
     @pytest.mark.parametrize("metric", ["auroc", "average_precision"])
     def test_a_metric_that_no_class_has_selects_no_checkpoint(
-        self, config, several, tmp_path, metric
+        self, config, multi_label, tmp_path, metric
     ):
         """All examples to validate on have the same label."""
-        names = [*COLOURS, "warm"] if several else COLOURS
+        names = [*COLOURS, "warm"] if multi_label else COLOURS
         rows = [
-            {"text": name, "label": [name] if several else name, "split": "train"} for name in names
+            {"text": name, "label": [name] if multi_label else name, "split": "train"}
+            for name in names
         ]
         (tmp_path / "t.jsonl").write_text(
             "\n".join(map(json.dumps, [*rows, {**rows[0], "split": "dev"}]))
@@ -207,11 +214,11 @@ class TestTraining:
                 progress=False,
             )
 
-    def test_labels_that_the_head_does_not_have(self, predictor, several, tmp_path):
-        label = ["mauve", "red"] if several else "mauve"
+    def test_labels_that_the_head_does_not_have(self, predictor, multi_label, tmp_path):
+        label = ["mauve", "red"] if multi_label else "mauve"
         rows = [
             {"text": "x", "label": label},
-            {"text": "y", "label": ["red"] if several else "red"},
+            {"text": "y", "label": ["red"] if multi_label else "red"},
         ]
         (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
         config = LabelledConfig(test_fraction=0, validation_fraction=0)
@@ -225,7 +232,7 @@ class TestTraining:
 
 
 class TestUse:
-    def test_evaluation_gives_what_classify_gives(self, predictor, folder, several):
+    def test_evaluation_gives_what_classify_gives(self, predictor, folder, multi_label):
         outcome = evaluate(
             predictor, "classification", [folder], "test", RetrievalConfig(batch_size=3)
         )
@@ -233,30 +240,34 @@ class TestUse:
         assert outcome.metrics.keys() == set(ClassificationConfig.metrics)
         opened, judged = (
             PreparedSet(folder, ["test"]),
-            {one.id: one.probability for one in outcome.judge()},
+            {judgement.id: judgement.probability for judgement in outcome.judge()},
         )
         assert len(judged) == 7
         for content, row in zip(opened.scan(), outcome.predictions, strict=True):
             values = row["probabilities"].values()
-            certainty = min(max(one, 1 - one) for one in values) if several else max(values)
+            certainty = (
+                min(max(value, 1 - value) for value in values) if multi_label else max(values)
+            )
             assert judged.get(row["id"], certainty) == pytest.approx(certainty)
             (image,) = opened.images(content["images"]) or [None]
-            (chosen,) = predictor.classify([image], [content["entry"]["text"]])
+            (choices,) = predictor.classify([image], [content["entry"]["text"]])
             assert row["id"] == content["entry"]["example_id"]
             assert row["probabilities"] == pytest.approx(
-                {one.label: one.probability for one in chosen}, abs=1e-5
+                {choice.label: choice.probability for choice in choices}, abs=1e-5
             )
-            if several:
-                assert set(row["labels"]) == {one.label for one in chosen if one.probability > 0.5}
+            if multi_label:
+                assert set(row["labels"]) == {
+                    choice.label for choice in choices if choice.probability > 0.5
+                }
             else:
-                assert row["labels"] == [chosen[0].label]
-                assert sum(one.probability for one in chosen) == pytest.approx(1)
+                assert row["labels"] == [choices[0].label]
+                assert sum(choice.probability for choice in choices) == pytest.approx(1)
 
     def test_one_input_or_several(self, predictor):
-        image = asked.png("red")
+        image = png_of_colour("red")
         both, alone = predictor.classify(image, "a red thing"), predictor.classify(image)
         assert [*map(vars, predictor.classify([image], ["a red thing"])[0])] == [*map(vars, both)]
-        assert [one.probability for one in both] != [one.probability for one in alone]
+        assert [choice.probability for choice in both] != [choice.probability for choice in alone]
         assert len(predictor.classify(texts="a red thing", top=2)) == 2
         assert len(predictor.classify([image, None], ["", "a red thing"])) == 2
 
@@ -270,7 +281,7 @@ class TestUse:
 
     def test_command_and_server(self, predictor, run, folder, capsys, tmp_path):
         model = str(run[0] / "last")
-        (tmp_path / "red.png").write_bytes(asked.png("red"))
+        (tmp_path / "red.png").write_bytes(png_of_colour("red"))
         main(
             [
                 "classify",
@@ -284,30 +295,37 @@ class TestUse:
             ]
         )
         row = json.loads(capsys.readouterr().out)
-        chosen = predictor.classify(asked.png("red"), "a red thing", top=2)
+        choices = predictor.classify(png_of_colour("red"), "a red thing", top=2)
         assert row["classes"] == [
-            {"label": one.label, "probability": pytest.approx(one.probability, abs=1e-5)}
-            for one in chosen
+            {"label": choice.label, "probability": pytest.approx(choice.probability, abs=1e-5)}
+            for choice in choices
         ]
-        table = asked.write_table(tmp_path / "source", several=False)
+        table = write_labelled_table(tmp_path / "source", multi_label=False)
         with table.open("a") as file:
             file.write("\n" + json.dumps({"id": "none", "img": "", "text": ""}))
         main(["classify", model, str(table), "--max-errors", "1"])
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        given = [json.loads(line) for line in table.read_text().splitlines()][:-1]
-        shown = [(table.parent / one["img"]).read_bytes() if one["img"] else None for one in given]
-        assert [(row["id"], row["text"]) for row in rows] == [
-            (one["id"], one["text"]) for one in given
+        rows_of_table = [json.loads(line) for line in table.read_text().splitlines()][:-1]
+        images = [
+            (table.parent / row_of_table["img"]).read_bytes() if row_of_table["img"] else None
+            for row_of_table in rows_of_table
         ]
-        for row, chosen in zip(
-            rows, predictor.classify(shown, [one["text"] for one in given]), strict=True
+        assert [(row["id"], row["text"]) for row in rows] == [
+            (row_of_table["id"], row_of_table["text"]) for row_of_table in rows_of_table
+        ]
+        for row, choices in zip(
+            rows,
+            predictor.classify(images, [row_of_table["text"] for row_of_table in rows_of_table]),
+            strict=True,
         ):
-            expected = {one.label: pytest.approx(one.probability, abs=1e-5) for one in chosen}
-            assert {one["label"]: one["probability"] for one in row["classes"]} == expected
+            expected = {
+                choice.label: pytest.approx(choice.probability, abs=1e-5) for choice in choices
+            }
+            assert {choice["label"]: choice["probability"] for choice in row["classes"]} == expected
         with pytest.raises(SystemExit):
             main(["classify", model, str(table)])
-        assert "1 bad item, allowed are 0" in (told := capsys.readouterr()).err
-        assert "it has neither image nor text" in told.err
+        assert "1 bad item, allowed are 0" in (captured := capsys.readouterr()).err
+        assert "it has neither image nor text" in captured.err
         main(
             [
                 "evaluate",
@@ -321,17 +339,17 @@ class TestUse:
         )
         lines = (tmp_path / "found" / "predictions.jsonl").read_text().splitlines()
         assert len(lines) == json.loads(capsys.readouterr().out)["num_examples"] == 8
-        with running(predictor, name="things") as client:
+        with running_client(predictor, name="things") as client:
             answer = client.post(
                 "/v1/classify", json={"images": URIS[:2], "texts": ["a red thing", ""]}
             ).json()
-            assert [len(one["classes"]) for one in answer["data"]] == [
+            assert [len(item["classes"]) for item in answer["data"]] == [
                 len(predictor.class_names("classification"))
             ] * 2
             texts = client.post("/v1/classify", json={"texts": "a red thing", "top": 1}).json()
             (chosen_one,) = predictor.classify(texts="a red thing", top=1)
-            (found,) = texts["data"][0]["classes"]
-            assert found == {
+            (choice,) = texts["data"][0]["classes"]
+            assert choice == {
                 "label": chosen_one.label,
                 "probability": pytest.approx(chosen_one.probability, abs=1e-5),
             }
@@ -345,30 +363,32 @@ class TestMetrics:
     def test_by_hand(self):
         probabilities = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.8, 0.2]])
         labels = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]]).bool()
-        found = classification_metrics(probabilities, labels, multi_label=False)
-        assert found["accuracy"] == 0.5
-        assert found["macro_f1"] == 0.5
+        metrics = classification_metrics(probabilities, labels, multi_label=False)
+        assert metrics["accuracy"] == 0.5
+        assert metrics["macro_f1"] == 0.5
         # of four pairs of a right and a wrong row, three are in order
-        assert found["auroc"] == pytest.approx(0.75)
-        assert found["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
+        assert metrics["auroc"] == pytest.approx(0.75)
+        assert metrics["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
 
     def test_several_labels(self):
         probabilities = torch.tensor([[0.9, 0.6, 0.1], [0.2, 0.7, 0.2], [0.7, 0.1, 0.3]])
         labels = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0]]).bool()
-        found = classification_metrics(probabilities, labels, multi_label=True)
-        assert found["accuracy"] == pytest.approx(2 / 3)
-        assert found["macro_f1"] == pytest.approx((1 + 2 / 3) / 2)  # of the classes that are there
-        assert found["auroc"] == found["average_precision"] == 1
+        metrics = classification_metrics(probabilities, labels, multi_label=True)
+        assert metrics["accuracy"] == pytest.approx(2 / 3)
+        assert metrics["macro_f1"] == pytest.approx(
+            (1 + 2 / 3) / 2
+        )  # of the classes that are there
+        assert metrics["auroc"] == metrics["average_precision"] == 1
 
     def test_without_both_values(self):
-        found = classification_metrics(
+        metrics = classification_metrics(
             torch.rand(2, 2), torch.tensor([[1, 0], [1, 0]]).bool(), multi_label=False
         )
-        assert found.keys() == {"accuracy", "macro_f1"}
+        assert metrics.keys() == {"accuracy", "macro_f1"}
 
 
 def test_another_kind_of_set(config, tmp_path):
-    statements, pairs = (asked.write_set(tmp_path / kind, kind) for kind in ("snli-ve", "nlvr2"))
+    statements, pairs = (write_entry_set(tmp_path / kind, kind) for kind in ("snli-ve", "nlvr2"))
     with pytest.raises(
         ValueError, match="is a set of kind snli-ve; use a set of kind classification"
     ):
@@ -378,4 +398,4 @@ def test_another_kind_of_set(config, tmp_path):
             progress=False,
         )
     with pytest.raises(ValueError, match="is a set of kind nlvr2; use a set of kind snli-ve"):
-        asked.examples(pairs, "snli-ve", read_checkpoint(config.init).processor)
+        entry_examples(pairs, "snli-ve", read_checkpoint(config.init).processor)

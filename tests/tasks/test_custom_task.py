@@ -6,25 +6,25 @@ from importlib import import_module
 
 import pytest
 
-import asked
-import shapes
 from bridgetower.cli.options import custom_task
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.inference.predictor import load
 from bridgetower.tasks.entries import NLVR2
 from bridgetower.tasks.table import evaluate
 from bridgetower.training.run import read_run, train
+from helpers.sets import write_entry_set
+from helpers.shapes import shapes_run_config
 
 MODULE = '''
 from dataclasses import dataclass, replace
 
-import shapes
 import torch.nn.functional as F
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.classification import ClassificationTask
 from bridgetower.objectives.config import NotAnOption, TaskConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.tasks.entries import SNLI_VE
+from helpers.shapes import SHAPES_MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ RECIPE = RunConfig(
     recipe="smooth-tiny",
     source="a test",
     task=SmoothConfig(),
-    model=replace(shapes.MODEL, heads=HeadsConfig(mlm=False, itm=False, snli_ve=True)),
+    model=replace(SHAPES_MODEL, heads=HeadsConfig(mlm=False, itm=False, snli_ve=True)),
     optimizer=OptimizerConfig(lr=1e-2),
     batch_size=4,
     max_steps=2,
@@ -77,12 +77,12 @@ def spec(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    return asked.write_set(tmp_path / "set", "snli-ve")
+    return write_entry_set(tmp_path / "set", "snli-ve")
 
 
 def test_python(spec, folder, tmp_path):
     recipe = spec.recipes[0]
-    config = replace(recipe, data=replace(shapes.run_config(folder).data), device="cpu")
+    config = replace(recipe, data=replace(shapes_run_config(folder).data), device="cpu")
     metrics = train(config, tmp_path / "run", task=spec, progress=False)
     assert train(config, tmp_path / "run", task=spec, resume=True, progress=False) == metrics
     assert read_run(tmp_path / "run", spec).to_dict()["task"] == {
@@ -105,7 +105,7 @@ def test_python(spec, folder, tmp_path):
     with pytest.raises(
         ValueError, match="task smooth takes a SmoothConfig; the run has a PretrainingConfig"
     ):
-        train(shapes.run_config(folder), tmp_path / "other", task=spec, progress=False)
+        train(shapes_run_config(folder), tmp_path / "other", task=spec, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,10 @@ def test_python(spec, folder, tmp_path):
             "smooth_task.py:NUMBER",
             "smooth_task.py:NUMBER; NUMBER is a int; expected smooth_task.py:SNLI_VE",
         ),
-        ("shapes:MODEL", "MODEL is a ModelConfig; expected a module with a TaskSpec"),
+        (
+            "helpers.shapes:SHAPES_MODEL",
+            "SHAPES_MODEL is a ModelConfig; expected a module with a TaskSpec",
+        ),
     ],
 )
 def test_no_spec(spec, name, message):

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-import shapes
 from bridgetower.data.sets.custom import prepare_custom
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.inference.predictor import load
@@ -14,6 +13,7 @@ from bridgetower.tasks.entries import REGRESSION, ClassificationConfig, Regressi
 from bridgetower.tasks.spec import ExampleSource
 from bridgetower.tasks.table import RECIPES, evaluate
 from bridgetower.training.run import train
+from helpers.shapes import SHAPES_MODEL, shapes_run_config
 
 
 def table(path):
@@ -33,12 +33,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(folder, tiny_checkpoint):
-    return shapes.run_config(
+    return shapes_run_config(
         folder,
         task=RegressionConfig(),
         select_by="pearson_correlation",
         evaluation=RetrievalConfig(),
-        model=replace(shapes.MODEL, heads=HeadsConfig(mlm=False, itm=False, classification=1)),
+        model=replace(SHAPES_MODEL, heads=HeadsConfig(mlm=False, itm=False, classification=1)),
         init=str(tiny_checkpoint),
         max_steps=2,
         device="cpu",
@@ -57,8 +57,8 @@ def test_training_evaluation_and_use(run, config, folder, tmp_path):
     assert numbers.shape == (2,)
     assert not torch.equal(numbers[:1], numbers[1:])
     (tmp_path / "texts.txt").write_text("\n".join(texts))
-    for given in (["--texts", *texts], [tmp_path / "texts.txt"]):
-        rows = run("classify", tmp_path / "run" / "last", *given, "--device", "cpu")
+    for arguments in (["--texts", *texts], [tmp_path / "texts.txt"]):
+        rows = run("classify", tmp_path / "run" / "last", *arguments, "--device", "cpu")
         assert [row["number"] for row in rows] == pytest.approx(numbers.tolist(), abs=1e-5)
     with pytest.raises(
         ValueError, match="head of this model predicts a number, not classes; use estimate"
@@ -68,13 +68,13 @@ def test_training_evaluation_and_use(run, config, folder, tmp_path):
 
 def test_a_set_or_a_head_of_the_other_kind(config, tiny_processor, tmp_path):
     heads = HeadsConfig(classification=1, multi_label=True)
-    given = {
+    values = {
         "data": config.data,
         "splits": ("test",),
         "processor": tiny_processor,
         "task": config.task,
     }
-    source = ExampleSource(**given, heads=heads, use="test")
+    source = ExampleSource(**values, heads=heads, use="test")
     with pytest.raises(ValueError, match="regression takes a model whose head has one output"):
         REGRESSION.examples(source)
     heads = RECIPES["classification"].model.heads

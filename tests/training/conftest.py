@@ -6,9 +6,7 @@ from dataclasses import replace
 import pytest
 from fitting import KINDS, PLAIN, RowTask
 
-import asked
 import bridgetower.training.run as run_module
-import shapes
 from bridgetower.data.batches.captions import CaptionImages, CaptionPairs
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.bridgetower import BridgeTower
@@ -17,8 +15,10 @@ from bridgetower.objectives.config import RankingConfig
 from bridgetower.tasks.entries import Nlvr2Config, SnliVeConfig, VqaConfig
 from bridgetower.training.run import train
 from bridgetower.training.setup import TrainContext
-from folders import same_weights
-from tiny import off_defaults
+from helpers.checkpoints import same_weights
+from helpers.models import off_defaults
+from helpers.sets import ANSWERS, ENTRY_KINDS, write_entry_set
+from helpers.shapes import SHAPES_MODEL, shapes_run_config
 
 
 class StoppedError(Exception):
@@ -27,7 +27,7 @@ class StoppedError(Exception):
 
 @pytest.fixture(scope="session")
 def config(tiny_dataset):
-    return shapes.run_config(tiny_dataset, evaluate_every=2, checkpoint_every=2)
+    return shapes_run_config(tiny_dataset, evaluate_every=2, checkpoint_every=2)
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +85,7 @@ def build(tiny_dataset, tiny_processor, monkeypatch):
         augmentation="none",
         **changes,
     ):
-        config = shapes.run_config(tiny_dataset, **{"model": PLAIN} | changes)
+        config = shapes_run_config(tiny_dataset, **{"model": PLAIN} | changes)
         config = replace(config, data=replace(config.data, augmentation=augmentation))
         model = off_defaults(
             BridgeTower(config.model.override({"text.vocab_size": tiny_processor.vocab_size}))
@@ -111,25 +111,25 @@ def runs(tiny_dataset, tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
     heads = {
         "ranking": {"rank": True},
-        "vqa": {"vqa": len(asked.ANSWERS)},
+        "vqa": {"vqa": len(ANSWERS)},
         "snli-ve": {"snli_ve": True},
     }
     tasks = {"ranking": RankingConfig(false_texts=3), "vqa": VqaConfig(), "snli-ve": SnliVeConfig()}
-    sets = {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS} | {
+    sets = {kind: write_entry_set(folder / kind, kind) for kind in ENTRY_KINDS} | {
         "ranking": tiny_dataset
     }
     return {
-        kind: shapes.run_config(
+        kind: shapes_run_config(
             sets[kind],
             task=tasks.get(kind, Nlvr2Config()),
             select_by=tasks.get(kind, Nlvr2Config()).metrics[0],
             evaluation=RetrievalConfig(),
             model=replace(
-                shapes.MODEL,
+                SHAPES_MODEL,
                 heads=HeadsConfig(
                     mlm=False, itm=kind == "ranking", **heads.get(kind, {"nlvr2": True})
                 ),
-                fusion=replace(shapes.MODEL.fusion, num_token_types=3 if kind == "nlvr2" else 2),
+                fusion=replace(SHAPES_MODEL.fusion, num_token_types=3 if kind == "nlvr2" else 2),
             ),
             init=str(tiny_checkpoint),
             max_steps=2,

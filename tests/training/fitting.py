@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import asked
-import shapes
 from bridgetower.data.batches.batch import BatchKey
 from bridgetower.data.batches.frozen import IMAGE_STATES, FeatureCache
 from bridgetower.model.towers import TextTower, VisionTower
@@ -18,9 +16,11 @@ from bridgetower.objectives.losses import Losses
 from bridgetower.training.frozen import View, frozen_examples
 from bridgetower.training.setup import build_task, starting_checkpoint
 from bridgetower.training.trainer import Trainer
+from helpers.sets import ENTRY_KINDS
+from helpers.shapes import SHAPES_MODEL
 
-KINDS = ("ranking", *asked.KINDS)
-PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
+KINDS = ("ranking", *ENTRY_KINDS)
+PLAIN = SHAPES_MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
 
 
 class RowTask(nn.Module):

@@ -11,8 +11,6 @@ from custom_training import DECAY, OWN, RATE_DECAY, SIGMOID, TRAP, SigmoidConfig
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import bridgetower
-import shapes
-import states
 from bridgetower import cli
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.objectives.pretraining import OBJECTIVES
@@ -21,15 +19,16 @@ from bridgetower.training.logs import LOGGERS
 from bridgetower.training.optim import OPTIMIZERS, SCHEDULES
 from bridgetower.training.run import train
 from bridgetower.training.setup import starting_checkpoint
-from custom_modules import OWN as MODULES
-from folders import same_weights
+from helpers.checkpoints import same_weights, state_tensors
+from helpers.custom_modules import CUSTOM_EXTENSIONS as MODULES
+from helpers.shapes import SHAPES_MODEL, shapes_run_config, shapes_train_command
 
 SGD = OptimizerConfig(rule="layered_sgd", schedule="constant", lr=1e-2)
 
 
 @pytest.fixture
 def own(tiny_dataset):
-    return shapes.run_config(
+    return shapes_run_config(
         tiny_dataset, optimizer=SGD, checkpoint_every=1, evaluate_every=2, max_steps=4
     )
 
@@ -59,7 +58,7 @@ class TestOptimizer:
         kept = read_checkpoint(tmp_path / "run" / "last").tensors
         assert torch.equal(kept[upper], mean)
         assert not torch.equal(kept[upper], weights[-1][upper])
-        saved = states.tensors(tmp_path / "run")
+        saved = state_tensors(tmp_path / "run")
         assert torch.equal(saved[f"model.{upper}"], weights[-1][upper])
         assert torch.equal(saved[f"mean.{upper}"], mean)
         with monkeypatch.context() as patch:
@@ -136,7 +135,7 @@ class TestLoggers:
         options = (*named, "--max-steps", "2", "--report-to", "listing", "--data.num-workers", "0")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "stdout", sys.stderr)
-            cli.main(shapes.train_command(tiny_dataset, tmp_path / "run", *options))
+            cli.main(shapes_train_command(tiny_dataset, tmp_path / "run", *options))
         module = next(module for name, module in sys.modules.items() if is_own(name, module))
         assert [step for _, step, _ in module.LOGGED] == [1, 2, 2, -1]
         assert not (tmp_path / "run" / "tensorboard").exists()
@@ -202,7 +201,7 @@ class TestObjective:
     def gradients(self, config, out, **options):
         out.mkdir()
         train(replace(config, **options), out / "run", task=SIGMOID, progress=False)
-        saved = states.tensors(out / "run")
+        saved = state_tensors(out / "run")
         return {name: tensor for name, tensor in saved.items() if name.startswith("exp_avg.")}
 
     @pytest.mark.parametrize("contrast_over", ["step", "micro-batch"])
@@ -210,10 +209,10 @@ class TestObjective:
         masking = replace(
             SigmoidConfig().masking, probability=1.0, mask_share=1.0, random_share=0.0
         )
-        config = shapes.run_config(
+        config = shapes_run_config(
             tiny_dataset,
             task=SigmoidConfig(masking=masking),
-            model=shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0}),
+            model=SHAPES_MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0}),
             max_steps=1,
             evaluate_every=None,
         )
@@ -228,7 +227,7 @@ class TestObjective:
         assert (off < 1e-3) == (contrast_over == "step")
 
     def test_a_loss_of_a_micro_batch_is_not_taken_for_one_of_the_step(self, tiny_dataset, tmp_path):
-        config = shapes.run_config(
+        config = shapes_run_config(
             tiny_dataset, task=SigmoidConfig(), contrast_over="step", micro_batch_size=4
         )
         with pytest.raises(
@@ -246,8 +245,8 @@ def test_from_scratch_to_use(tiny_dataset, tmp_path):
     }
     layers = {f"{part}.num_layers": 3 for part in ("vision", "text")}
     layers |= {f"fusion.{part}_layers": (1, 2, 3) for part in ("vision", "text")}
-    model = shapes.MODEL.override(kinds | layers | {"heads.custom": ("mood",)})
-    config = shapes.run_config(tiny_dataset, model=model, max_steps=2)
+    model = SHAPES_MODEL.override(kinds | layers | {"heads.custom": ("mood",)})
+    config = shapes_run_config(tiny_dataset, model=model, max_steps=2)
     out = tmp_path / "run"
     with pytest.raises(
         ValueError,

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import tiny
 from bridgetower.data.batches.batch import IGNORED
 from bridgetower.data.batches.captions import CaptionImages
 from bridgetower.data.config import DataConfig
@@ -34,6 +33,15 @@ from bridgetower.training.data_parallel import Replicated, set_numerics
 from bridgetower.training.optim import build_optimizer, parameter_groups
 from bridgetower.training.setup import TrainContext
 from bridgetower.training.step import run_step
+from helpers.models import (
+    SMALL_CONFIG,
+    build_model,
+    changed_config,
+    max_difference,
+    random_caption_batch,
+    random_images,
+    random_texts,
+)
 
 GPU = torch.device("meta")  # of which nothing can be read either
 EVERYTHING = Phase(mlm=1, itm=1, itc=1)
@@ -90,11 +98,13 @@ class NoWaiting(TorchDispatchMode):
 
 def on_gpu():
     with on_meta():
-        return BridgeTower(tiny.CONFIG).train()
+        return BridgeTower(SMALL_CONFIG).train()
 
 
 def batches(count):
-    made = (tiny.caption_batch((0, 1, 2, 3), (5, 3, 7, 4), seed=number) for number in range(count))
+    made = (
+        random_caption_batch((0, 1, 2, 3), (5, 3, 7, 4), seed=number) for number in range(count)
+    )
     return iter([replace(batch, step_labels=torch.tensor(8)) for batch in made])
 
 
@@ -107,7 +117,7 @@ def step(task, config, given=None):
 def run_config(**options):
     return RunConfig(
         task=PretrainingConfig(**options),
-        model=tiny.CONFIG,
+        model=SMALL_CONFIG,
         optimizer=OptimizerConfig(rule="hf_adamw", clip_norm=1.0),
         batch_size=8,
         micro_batch_size=4,
@@ -117,7 +127,7 @@ def run_config(**options):
 
 
 def frozen_batches():
-    config = tiny.CONFIG
+    config = SMALL_CONFIG
     found = []
     for batch in batches(2):
         image = torch.randn(
@@ -287,7 +297,7 @@ def test_compiled_layers_are_one_graph_each_and_give_the_same_losses_and_gradien
     for compiled in (False, True):
         # Without dropout, which draws other numbers for padded texts.
         task = PretrainingTask(
-            tiny.build(tiny.changed(text__dropout=0.0, fusion__dropout=0.0)).train(), config
+            build_model(changed_config(text__dropout=0.0, fusion__dropout=0.0)).train(), config
         )
         if compiled:
             task.model.compile_layers(backend="eager")
@@ -311,11 +321,11 @@ def graphs_of(multiple, texts):
         return graph.forward
 
     torch._dynamo.reset()
-    model = tiny.build(tiny.CONFIG)
+    model = build_model(SMALL_CONFIG)
     model.compile_layers(backend=backend)
     model.text_multiple = multiple
     for lengths in texts:
-        ids, mask = tiny.texts(lengths)
+        ids, mask = random_texts(lengths)
         outputs.append(model.encode_text(ids, mask if len(set(lengths)) > 1 else None).layers[-1])
     return len(graphs), outputs
 
@@ -336,7 +346,7 @@ def test_texts_of_all_lengths_share_their_graphs():
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_texts_padded_for_compiled_layers_have_the_same_losses(frozen):
-    task = PretrainingTask(tiny.build(tiny.CONFIG), PretrainingConfig(phases=(EVERYTHING,)))
+    task = PretrainingTask(build_model(SMALL_CONFIG), PretrainingConfig(phases=(EVERYTHING,)))
     batch = frozen_batches()[0] if frozen else next(batches(1))
     expected = task(batch).terms
     task.model.text_multiple = 8
@@ -357,8 +367,8 @@ def no_compiler(graph, inputs):
     ("strict", "backend"), [(True, "eager"), (False, "eager"), (False, no_compiler)]
 )
 def test_a_layer_of_two_graphs_is_refused_or_runs_so_or_without(strict, backend):
-    model = tiny.build(tiny.CONFIG)
-    expected = model.encode_image(tiny.images(1)).cls
+    model = build_model(SMALL_CONFIG)
+    expected = model.encode_image(random_images(1)).cls
     layer = model.vision.stacked_layers()[0]
     original = layer.forward
 
@@ -372,17 +382,17 @@ def test_a_layer_of_two_graphs_is_refused_or_runs_so_or_without(strict, backend)
     with (
         nullcontext() if not strict else pytest.raises(Exception, match=r"graph_break|graph break")
     ):
-        assert tiny.off(model.encode_image(tiny.images(1)).cls, expected) < 1e-5
+        assert max_difference(model.encode_image(random_images(1)).cls, expected) < 1e-5
     assert torch._dynamo.config.get_config_copy() == settings, (
         "those of other models are the user's"
     )
 
 
 def test_what_the_towers_hand_over_is_bfloat16_under_autocast():
-    model = tiny.build(tiny.CONFIG)
+    model = build_model(SMALL_CONFIG)
     with autocast(torch.device("cpu"), "bf16"):
-        image = model.encode_image(tiny.images(2))
-        text = model.encode_text(*tiny.texts([5, 3]))
+        image = model.encode_image(random_images(2))
+        text = model.encode_text(*random_texts([5, 3]))
     assert {layer.dtype for layer in (*image.layers, *text.layers)} == {torch.bfloat16}
 
 

@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from fitting import recorded_gradients
 from torch import Tensor
 
-import asked
 import bridgetower.training.run as run_module
-import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.sets.custom import prepare_custom
 from bridgetower.objectives.config import PretrainingConfig
@@ -21,6 +19,8 @@ from bridgetower.objectives.losses import info_nce
 from bridgetower.tasks.run_config import read_metrics
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
+from helpers.sets import ANSWERS, ENTRY_KINDS, NUM_CLASSES, write_entry_set, write_labelled_table
+from helpers.shapes import SHAPES_MODEL
 
 # Of recipes with the same task and the same kind of contrastive head one.
 DISTINCT = {
@@ -47,7 +47,7 @@ FEATURES = ("image_pooling", "text_pooling", "itc_dropout")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, tiny_dataset):
     folder = tmp_path_factory.mktemp("sets")
-    table = asked.write_table(folder / "things", several=False)
+    table = write_labelled_table(folder / "things", several=False)
     prepare_custom("classification", table, folder / "classification", progress=False)
     ratings = folder / "ratings.csv"
     ratings.write_text(
@@ -56,7 +56,7 @@ def folders(tmp_path_factory, tiny_dataset):
     prepare_custom("regression", ratings, folder / "regression", progress=False)
     return {
         **{name: folder / name for name in ("classification", "regression")},
-        **{kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS},
+        **{kind: write_entry_set(folder / kind, kind) for kind in ENTRY_KINDS},
         **dict.fromkeys(("pretraining", "ranking"), tiny_dataset),
     }
 
@@ -67,18 +67,18 @@ def cut_down(folders, tiny_checkpoint):
 
     def cut(name, **changes):
         recipe = RECIPES[name]
-        kept = {name: getattr(shapes.MODEL.heads, name) for name in FEATURES}
+        kept = {name: getattr(SHAPES_MODEL.heads, name) for name in FEATURES}
         task = recipe.task
         heads = replace(recipe.model.heads, itc_size=8, **kept)
         if heads.vqa:
-            heads = replace(heads, vqa=len(asked.ANSWERS))
+            heads = replace(heads, vqa=len(ANSWERS))
         if heads.classification > 1:
-            heads = replace(heads, classification=asked.NUM_CLASSES)
-        fusion = replace(shapes.MODEL.fusion, num_token_types=recipe.model.fusion.num_token_types)
+            heads = replace(heads, classification=NUM_CLASSES)
+        fusion = replace(SHAPES_MODEL.fusion, num_token_types=recipe.model.fusion.num_token_types)
         folder = folders[task.kind]
         config = replace(
             recipe,
-            model=replace(shapes.MODEL, heads=heads, fusion=fusion),
+            model=replace(SHAPES_MODEL, heads=heads, fusion=fusion),
             init=str(tiny_checkpoint),
             image_size=None,
             data=replace(recipe.data, folders=(str(folder),), max_length=24, num_workers=0),

@@ -9,18 +9,18 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import shapes
 from bridgetower.model.extensions import Extensions
 from bridgetower.tasks.run_config import METRICS, read_metrics
 from bridgetower.training.logs import RunLog
 from bridgetower.training.state import TrainingState
+from helpers.shapes import shapes_run_config
 
 SPEED = ("seconds", "data_seconds", "pairs_per_second")
 
 
 def open_log(out, first_step=0, *, log_every=1, progress=False):
     context = SimpleNamespace(
-        config=shapes.run_config(out, log_every=log_every),
+        config=shapes_run_config(out, log_every=log_every),
         max_steps=20,
         model=SimpleNamespace(extensions=Extensions()),
     )

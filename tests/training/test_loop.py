@@ -15,8 +15,6 @@ import torch
 from fitting import run, weights
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import shapes
-import states
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig, read_metrics
@@ -24,6 +22,8 @@ from bridgetower.training.data_parallel import run_device
 from bridgetower.training.setup import TrainContext
 from bridgetower.training.state import StateSaver, TrainingState
 from bridgetower.training.trainer import SAME_SECONDS, Interrupted, Trainer
+from helpers.checkpoints import saved_state
+from helpers.shapes import SHAPES_PHASES, shapes_run_config
 
 
 def validations(out):
@@ -63,7 +63,7 @@ def test_progress_and_learning_rates(build, tmp_path):
     ],
 )
 def test_length_and_evaluations_follow_the_data(tmp_path, num_examples, length, every, steps):
-    config = shapes.run_config(tmp_path, **{"max_steps": None, "evaluate_every": every} | length)
+    config = shapes_run_config(tmp_path, **{"max_steps": None, "evaluate_every": every} | length)
     context = TrainContext(config=config, model=None, task=None, examples=range(num_examples))
     assert [
         step for step in range(1, context.max_steps + 1) if context.evaluates_after(step)
@@ -85,7 +85,7 @@ class TestSelection:
         # The first and the better one, not the equal; and at the end the last.
         assert [folder for folder, _ in saved] == [*[tmp_path / "best"] * 2, tmp_path / "last"]
         assert validations(tmp_path) == [(2, 1.0), (4, 3.0), (6, 3.0), (7, 2.0)]
-        assert states.saved(tmp_path) == TrainingState(
+        assert saved_state(tmp_path) == TrainingState(
             step=7, evaluated=7, best=3.0, stale=2, metrics=metrics
         )
         seen = []
@@ -112,14 +112,14 @@ class TestSelection:
         left = iter(scores)
         options = {"evaluate": lambda: {"rsum": next(left)}, "max_steps": 12, "evaluate_every": 2}
         Trainer(build(patience=2, **options), tmp_path, resume=False, progress=False).run()
-        assert (states.saved(tmp_path).step, states.saved(tmp_path).best) == (steps, best)
+        assert (saved_state(tmp_path).step, saved_state(tmp_path).best) == (steps, best)
         again = build(patience=2, **options)
         Trainer(again, tmp_path, resume=True, progress=False).run()
-        assert states.saved(tmp_path).step == steps
+        assert saved_state(tmp_path).step == steps
         if steps < 12:
             longer = build(patience=3, **options)
             Trainer(longer, tmp_path, resume=True, progress=False).run()
-            assert (states.saved(tmp_path).step, states.saved(tmp_path).best) == (12, 9.0)
+            assert (saved_state(tmp_path).step, saved_state(tmp_path).best) == (12, 9.0)
 
     @pytest.mark.parametrize(
         ("name", "best"),
@@ -142,7 +142,7 @@ class TestSelection:
         save = lambda context, folder, metrics: saved.append(folder.name)  # noqa: E731
         longer = build(max_steps=4, evaluate=lambda: {"rsum": 0.5}, save=save)
         Trainer(longer, tmp_path, resume=True, progress=False).run()
-        assert states.saved(tmp_path).best == best
+        assert saved_state(tmp_path).best == best
         assert ("best" in saved) == (best == 0.5)
 
     def test_model_is_evaluated_without_dropout_and_trained_with(self, build, tmp_path):
@@ -159,7 +159,7 @@ class TestSelection:
             match=r"'mlm_accuracy'; the evaluation gave \['rsum'\]; the state of step 2 is",
         ):
             run(build(select_by="mlm_accuracy", max_steps=2), tmp_path)
-        assert states.saved(tmp_path) == TrainingState(step=2)
+        assert saved_state(tmp_path) == TrainingState(step=2)
         again = build(select_by="rsum", evaluate=lambda: {"rsum": 2.0}, max_steps=2)
         assert Trainer(again, tmp_path, resume=True, progress=False).run() == {"rsum": 2.0}
         assert again.task.seen == []
@@ -169,14 +169,14 @@ class TestSelection:
     ("phase", "changes", "warned"),
     [
         (Phase(mlm=1.0, itm=1.0), {"micro_batch_size": 4}, ""),
-        (shapes.PHASES[-1], {}, ""),
+        (SHAPES_PHASES[-1], {}, ""),
         (
-            shapes.PHASES[-1],
+            SHAPES_PHASES[-1],
             {"micro_batch_size": 4},
             "ITC and hard negatives: one micro-batch of 4 pairs per process",
         ),
         (
-            shapes.PHASES[-1],
+            SHAPES_PHASES[-1],
             {"micro_batch_size": 4, "contrast_over": "step"},
             "hard negatives: one micro-batch of 4",
         ),
@@ -205,7 +205,7 @@ class TestSignals:
         ) as caught:
             run(interrupted(build(max_steps=3)), tmp_path / "parts")
         assert pickle.loads(pickle.dumps(caught.value)).signal == number
-        assert states.saved(tmp_path / "parts").step == 2
+        assert saved_state(tmp_path / "parts").step == 2
         assert f"{number.name}: stopping after this step" in caplog.text
         # at the last step it is simply finished
         run(interrupted(build(max_steps=2)), tmp_path / "last")
@@ -244,7 +244,7 @@ class TestSignals:
         with pytest.raises(Ended) as caught:
             run(parts, tmp_path)
         assert caught.value.args == (os.getpid(), signal.SIGINT, signal.SIG_DFL)
-        assert states.saved(tmp_path).step == 0
+        assert saved_state(tmp_path).step == 0
 
     def test_off_the_main_thread_it_trains_all_the_same(self, build, tmp_path):
         whole = run(build(max_steps=2), tmp_path / "whole")
@@ -260,7 +260,7 @@ class TestEvaluation:
         at = []
 
         def evaluate():
-            at.append(states.saved(tmp_path / "killed").step)
+            at.append(saved_state(tmp_path / "killed").step)
             if len(at) == 2:
                 raise KeyboardInterrupt
             return {"rsum": float(len(at))}
@@ -270,7 +270,7 @@ class TestEvaluation:
             run(build(evaluate_every=2, evaluate=evaluate), tmp_path / "killed")
         assert "step 2: rsum 1 on validation, the best so far" in caplog.messages
         assert at == [2, 4]
-        assert states.saved(tmp_path / "killed") == TrainingState(
+        assert saved_state(tmp_path / "killed") == TrainingState(
             step=4, evaluated=2, best=1.0, metrics={"rsum": 1.0}
         )
         again = build(evaluate_every=2, evaluate=evaluate)
@@ -318,7 +318,7 @@ class TestSkippedSteps:
         parts.task.register_forward_pre_hook(lambda task, inputs: seen.append(weights(parts.model)))
         run(parts, tmp_path)
         assert [torch.equal(*pair) for pair in pairwise(seen)] == [False, False, True, False, False]
-        assert states.saved(tmp_path).skipped == 1
+        assert saved_state(tmp_path).skipped == 1
         entries = read_metrics(tmp_path, "train")
         assert [entry.get("skipped_steps") for entry in entries] == [None, None, 1, 1, 1, 1]
         assert "gradient_norm" not in entries[2]
@@ -336,9 +336,9 @@ class TestSkippedSteps:
                 FloatingPointError, match=rf"loss is not finite at step {step}.*--max-skipped-steps"
             ):
                 run(spoilt, tmp_path, resume=True)
-            assert states.saved(tmp_path).step == step - 1
+            assert saved_state(tmp_path).step == step - 1
         run(self.spoilt(build, 2, 4, max_skipped_steps=2, **options), tmp_path, resume=True)
-        assert states.saved(tmp_path).skipped == 2
+        assert saved_state(tmp_path).skipped == 2
 
 
 class TestResume:

@@ -10,9 +10,6 @@ import pytest
 import torch
 
 import bridgetower
-import shapes
-import states
-import tiny
 from bridgetower import BridgeTower
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.extras import load_object
@@ -23,7 +20,17 @@ from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.tasks.table import evaluate
 from bridgetower.training.run import train
 from bridgetower.training.setup import Callback
-from folders import same_weights
+from helpers.checkpoints import same_weights, state_tensors
+from helpers.models import (
+    SMALL_CONFIG,
+    max_difference,
+    off_defaults,
+    random_caption_batch,
+    random_images,
+    random_texts,
+    same_tensors,
+)
+from helpers.shapes import SHAPES_PHASES, shapes_run_config
 
 pytest.importorskip("peft")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -48,11 +55,11 @@ def config(tiny_dataset, tiny_checkpoint):
         "evaluate_every": 2,
         "max_steps": 4,
     }
-    return shapes.run_config(tiny_dataset, **changes)
+    return shapes_run_config(tiny_dataset, **changes)
 
 
 @pytest.mark.parametrize(
-    ("own", "phase"), [(LORA, shapes.PHASES[-1]), (MOMENTUM, replace(DISTILLED, itm=1))]
+    ("own", "phase"), [(LORA, SHAPES_PHASES[-1]), (MOMENTUM, replace(DISTILLED, itm=1))]
 )
 def test_a_killed_run_goes_on_with_the_same_bits(config, tmp_path, own, phase):
     config = replace(config, task=PretrainingConfig(phases=(phase,)))
@@ -61,7 +68,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(config, tmp_path, own, phase):
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "parts", extensions=stopped, progress=False)
     assert train(config, tmp_path / "parts", extensions=own, resume=True, progress=False) == metrics
-    assert tiny.equal(states.tensors(tmp_path / "parts"), states.tensors(tmp_path / "whole"))
+    assert same_tensors(state_tensors(tmp_path / "parts"), state_tensors(tmp_path / "whole"))
     for folder in ("last", "best"):
         assert same_weights(tmp_path / "parts" / folder, tmp_path / "whole" / folder)
 
@@ -73,7 +80,7 @@ def test_lora_trains_matrices_and_heads_and_is_merged(config, tmp_path, tiny_dat
         metrics = train(config, out, extensions=LORA, progress=False)
     saved = {
         name.removeprefix("model."): tensor
-        for name, tensor in states.tensors(out).items()
+        for name, tensor in state_tensors(out).items()
         if "model." in name
     }
     before = {
@@ -99,10 +106,10 @@ def test_lora_trains_matrices_and_heads_and_is_merged(config, tmp_path, tiny_dat
         if not torch.equal(tensor, start.tensors[name])
     }
     assert {"vision.layers.0.mlp.down.weight", "text.layers.1.attention.qkv.weight"} <= changed
-    inputs = tiny.images(3, merged.config), *tiny.texts((5, 3, 4), merged.config)
+    inputs = random_images(3, merged.config), *random_texts((5, 3, 4), merged.config)
     with torch.no_grad():
         found = [model(*inputs).pooled for model in (merged, adapted, start.model())]
-    assert tiny.off(found[0], found[1]) < 1e-5 < 1e-3 < tiny.off(found[0], found[2])
+    assert max_difference(found[0], found[1]) < 1e-5 < 1e-3 < max_difference(found[0], found[2])
     loaded = bridgetower.load(out / "last", device="cpu")
     outcome = evaluate(loaded, "retrieval", [tiny_dataset], "validation", config.evaluation)
     assert outcome.metrics["itc_rsum"] == pytest.approx(metrics["itc_rsum"])
@@ -133,11 +140,11 @@ def test_momentum_gives_part_of_the_plain_loss_to_soft_targets_of_a_copy_that_fo
     progress, share
 ):
     module = sys.modules[f"{EXAMPLES}/momentum.py"]
-    batch = tiny.caption_batch((0, 1, 2, 2), [7, 4, 6, 5], seed=3)
+    batch = random_caption_batch((0, 1, 2, 2), [7, 4, 6, 5], seed=3)
     momentum = module.Momentum(alpha=0.4, momentum=0.9, ramp=0.1)
-    model = tiny.off_defaults(BridgeTower(tiny.CONFIG, module.extensions(momentum))).eval()
+    model = off_defaults(BridgeTower(SMALL_CONFIG, module.extensions(momentum))).eval()
     momentum.prepare(SimpleNamespace(model=model))
-    tiny.off_defaults(model.teacher, seed=1)
+    off_defaults(model.teacher, seed=1)
     task = PretrainingTask(model, PretrainingConfig(phases=(DISTILLED,)))
     task.progress = progress
 

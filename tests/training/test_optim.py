@@ -11,28 +11,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import shapes
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.library_towers import timm_config, transformers_config
 from bridgetower.model.presets import meter
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.optim import HfAdamW, build_optimizer, parameter_groups, schedule
-from families import TEXT_FAMILIES
+from helpers.checkpoints import TEXT_FAMILIES
+from helpers.shapes import SHAPES_MODEL
 
 MODELS = {
-    "tower": shapes.MODEL,
-    "fused": shapes.MODEL.override({"heads.itc": "fused"}),
-    "headless": shapes.MODEL.override({"heads.itc": None, "heads.mlm": False, "heads.itm": False}),
-    "meter": meter(shapes.MODEL),
-    "interpolate": shapes.MODEL.override(
+    "tower": SHAPES_MODEL,
+    "fused": SHAPES_MODEL.override({"heads.itc": "fused"}),
+    "headless": SHAPES_MODEL.override({"heads.itc": None, "heads.mlm": False, "heads.itm": False}),
+    "meter": meter(SHAPES_MODEL),
+    "interpolate": SHAPES_MODEL.override(
         {"fusion.bridge": "interpolate", "fusion.separate_projections": True}
     ),
-    "managers": shapes.MODEL.override({"fusion.bridge": "adaptive_manager"}),
-    "timm": shapes.MODEL.override({"vision.pre_norm": False, "vision.patch_bias": True}),
+    "managers": SHAPES_MODEL.override({"fusion.bridge": "adaptive_manager"}),
+    "timm": SHAPES_MODEL.override({"vision.pre_norm": False, "vision.patch_bias": True}),
 }
 
 
-def with_names(config, model_config=shapes.MODEL):
+def with_names(config, model_config=SHAPES_MODEL):
     groups = parameter_groups(BridgeTower(model_config), config)
     return {
         name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]
@@ -138,7 +138,7 @@ class TestGroups:
         )
         text = transformers_config({"model_type": "electra", **TEXT_FAMILIES["electra"](Random(0))})
         vision = replace(vision, pre_norm=True)  # the default, which a custom tower keeps
-        config = replace(shapes.MODEL.override({"fusion.bridge": bridge}), vision=vision, text=text)
+        config = replace(SHAPES_MODEL.override({"fusion.bridge": bridge}), vision=vision, text=text)
         model = BridgeTower(config)
         norms = {path for path, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
         for part in ("vision.", "text.", "fusion.", "mlm_head."):
@@ -214,7 +214,7 @@ class TestSchedule:
 
 @pytest.mark.parametrize("rule", ["adamw", "hf_adamw"])
 def test_the_optimiser_keeps_two_numbers_per_weight_and_no_copy_of_them(rule):
-    model = BridgeTower(shapes.MODEL)
+    model = BridgeTower(SHAPES_MODEL)
     config = OptimizerConfig(rule=rule)
     optimizer = build_optimizer(parameter_groups(model, config), config)
     before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}

@@ -13,8 +13,6 @@ from safetensors.torch import load_file
 
 import bridgetower.objectives.pretraining as pretraining_module
 import bridgetower.training.state as state_module
-import shapes
-import states
 from bridgetower.checkpoints import (
     UNMEASURED,
     convert,
@@ -35,9 +33,17 @@ from bridgetower.tasks.table import TASKS
 from bridgetower.training.run import read_run, train
 from bridgetower.training.setup import starting_checkpoint
 from bridgetower.training.state import newest
-from folders import same_weights, snapshot
-from rows import record, write_set
-from tiny import equal
+from helpers.checkpoints import (
+    STATE_FOLDER,
+    folder_snapshot,
+    same_weights,
+    saved_state,
+    state_files,
+    state_tensors,
+)
+from helpers.models import same_tensors
+from helpers.sets import caption_record, write_set
+from helpers.shapes import SHAPES_MODEL, prepare_shapes
 
 
 def unmoved(config):
@@ -53,7 +59,7 @@ def write_spoilt(folder, config):
 
 def write_unreadable(folder):
     splits = {
-        split: [record(10 * place + n) for n in range(4)]
+        split: [caption_record(10 * place + n) for n in range(4)]
         for place, split in enumerate(("train", "validation"))
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -64,7 +70,7 @@ def write_unreadable(folder):
 class TestWhatIsLeft:
     def test_files(self, finished, config):
         out, _ = finished
-        folders = {states.STATE, "best", "last", "tensorboard"}
+        folders = {STATE_FOLDER, "best", "last", "tensorboard"}
         assert {path.name for path in out.iterdir()} == {CONFIG, METRICS, ".lock", *folders}
         assert read_run(out) == config
         names = {
@@ -80,7 +86,7 @@ class TestWhatIsLeft:
             assert f"bridgetower train {config.recipe}" in card
             assert f"Training data: `{Path(config.data.folders[0]).name}`" in card
             assert "| itc_weight |" in card
-        assert [path.name for path in sorted((out / states.STATE).iterdir())] == [
+        assert [path.name for path in sorted((out / STATE_FOLDER).iterdir())] == [
             "step-00000004",
             "step-00000006",
         ]
@@ -89,9 +95,9 @@ class TestWhatIsLeft:
         self, finished, config
     ):
         out, metrics = finished
-        kept = states.tensors(out)
+        kept = state_tensors(out)
         last = load_file(out / "last" / "model.safetensors")
-        assert states.saved(out).step == 6
+        assert saved_state(out).step == 6
         assert all(torch.equal(kept[f"model.{name}"], tensor) for name, tensor in last.items())
         assert read_checkpoint(out / "last").reranking.itc_weight == metrics["itc_weight"]
         evaluations = read_metrics(out, "validation")
@@ -146,11 +152,11 @@ class TestWhatIsLeft:
         train(epochs, tmp_path / "run", progress=False)
         processor = read_checkpoint(tmp_path / "run").processor
         steps = CaptionImages(config.data, "train", processor).num_examples // 16
-        assert states.saved(tmp_path / "run").step == steps
+        assert saved_state(tmp_path / "run").step == steps
         longer = replace(epochs, max_epochs=None, max_steps=steps + 1)
         train(longer, tmp_path / "run", resume=True, progress=False)  # best/ and last/ are its own
         assert len(list((tmp_path / "run" / "last").glob("model-*.safetensors"))) > 1
-        kept = states.tensors(tmp_path / "run")
+        kept = state_tensors(tmp_path / "run")
         for name, weight in read_checkpoint(tmp_path / "run" / "last").tensors.items():
             assert torch.equal(kept[f"model.{name}"], weight)
 
@@ -232,7 +238,7 @@ class TestRefusals:
                 "the model has no itc and no itm head; use one of mlm_accuracy",
             ),
             (
-                shapes.MODEL.heads,
+                SHAPES_MODEL.heads,
                 "itm_accuracy",
                 "evaluation.candidates is 0, .*; use one of rsum, itc_rsum, mlm_acc",
             ),
@@ -402,12 +408,12 @@ def test_a_longer_run_that_is_killed_ends_like_one_that_was_not(
     assert [line["step"] for line in read_metrics(out, "validation")] == [2, 4, 6, 8, 9]
     assert read_run(out) == longer
     assert not same_weights(out / "last", finished[0] / "last")
-    before = snapshot(out)
+    before = folder_snapshot(out)
     assert len(before) > 12  # the folders, state, log, TensorBoard and both checkpoints
     with caplog.at_level("INFO"):
         assert train(longer, out, resume=True, progress=False) == metrics[1]
     assert f"{out} is finished: all 9 steps are done" in caplog.text
-    assert snapshot(out) == before
+    assert folder_snapshot(out) == before
 
 
 class TestChanged:
@@ -435,7 +441,7 @@ class TestChanged:
         assert read_run(out) == changed
         assert [line["step"] for line in read_metrics(out, "train")] == [1, 2, 4, 6, 7]
         assert [line["step"] for line in read_metrics(out, "validation")] == [2, 7]
-        assert states.saved(out).step == 7
+        assert saved_state(out).step == 7
         (line,) = read_metrics(out, "changed")
         assert (line["step"], line["optimizer.clip_norm"], line["micro_batch_size"]) == (
             2,
@@ -451,7 +457,7 @@ class TestChanged:
         stop_at(
             2, out, config=replace(config, evaluate_every=None, checkpoint_every=1), resume=True
         )
-        assert states.saved(out).step == 3
+        assert saved_state(out).step == 3
         assert train(config, out, resume=True, progress=False) == finished[1]
         assert [line["step"] for line in read_metrics(out, "validation")] == [2, 4, 6]
 
@@ -477,14 +483,14 @@ class TestChanged:
         assert same_weights(out / "best", out / "last")
 
     def test_other_splits_to_train_on_are_refused_and_lose_nothing(self, config, finished):
-        before = snapshot(finished[0])
+        before = folder_snapshot(finished[0])
         data = replace(config.data, train_splits=("train", "test"))
         message = (
             r"of other data: \S+ \(train\) was trained on, now \S+ \(train, test\); put them back"
         )
         with pytest.raises(ValueError, match=message):
             train(replace(config, data=data), finished[0], resume=True, progress=False)
-        assert snapshot(finished[0]) == before
+        assert folder_snapshot(finished[0]) == before
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -500,7 +506,7 @@ class TestChanged:
         ],
     )
     def test_another_model_is_refused_and_loses_nothing(self, config, finished, changes, message):
-        before = snapshot(finished[0])
+        before = folder_snapshot(finished[0])
         with pytest.raises(ValueError, match=message):
             train(
                 replace(config, model=config.model.override(changes)),
@@ -508,14 +514,14 @@ class TestChanged:
                 resume=True,
                 progress=False,
             )
-        assert snapshot(finished[0]) == before
+        assert folder_snapshot(finished[0]) == before
 
 
 def test_a_state_is_a_checkpoint(config, finished, tmp_path):
     state = newest(finished[0])
     read = read_checkpoint(state)
     last = read_checkpoint(finished[0] / "last")
-    assert equal(dict(read.tensors), dict(last.tensors))
+    assert same_tensors(dict(read.tensors), dict(last.tensors))
     assert (read.config, read.labels) == (last.config, last.labels)
     convert(read, tmp_path / "converted", "bridgetower")
     assert same_weights(tmp_path / "converted", finished[0] / "last")
@@ -523,7 +529,7 @@ def test_a_state_is_a_checkpoint(config, finished, tmp_path):
         config, init=str(state), model=replace(config.model, heads=read.config.heads), max_steps=1
     )
     train(again, tmp_path / "run", progress=False)
-    (file,) = states.files(finished[0])
+    (file,) = state_files(finished[0])
     damaged = tmp_path / "damaged"
     shutil.copytree(state, damaged)
     (damaged / file.name).write_bytes(file.read_bytes()[:-9])
@@ -575,19 +581,19 @@ def test_data_that_is_prepared_anew(config, finished, tmp_path, stop_at):
     folder = tmp_path / "set"
     out = tmp_path / "run"
     pictures.mkdir()
-    shapes.prepare_shapes(pictures, folder)
+    prepare_shapes(pictures, folder)
     moved = replace(config, data=replace(config.data, folders=(str(folder),)))
     stop_at(4, out, config=moved)
     shutil.rmtree(folder)
-    shapes.prepare_shapes(pictures, folder, seed=1)
-    before = snapshot(out)
+    prepare_shapes(pictures, folder, seed=1)
+    before = folder_snapshot(out)
     with pytest.raises(
         ValueError, match=rf"content of {folder} \(train\) was \w{{64}}, now .* \(validation\) was"
     ):
         train(moved, out, resume=True, progress=False)
-    assert snapshot(out) == before
+    assert folder_snapshot(out) == before
     shutil.rmtree(folder)
-    shapes.prepare_shapes(pictures, folder)
+    prepare_shapes(pictures, folder)
     assert train(moved, out, resume=True, progress=False) == finished[1]
 
 
@@ -597,12 +603,12 @@ def test_a_state_for_which_there_is_no_room_leaves_the_one_of_before(
     out = tmp_path / "run"
     stop_at(4, out)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (states.files(out)[0].stat().st_size // 2, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (state_files(out)[0].stat().st_size // 2, hard))
     try:
         with pytest.raises(OSError, match=r"could not be written .*make room on the disk"):
             train(config, out, resume=True, progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert states.saved(out).step == 2
+    assert saved_state(out).step == 2
     assert not list(out.rglob("*partial*"))
     check_end(out)

@@ -8,8 +8,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-import shapes
-import tiny
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.checkpoints.towers import read_text_tower, read_vision_tower
 from bridgetower.model.config import HeadsConfig
@@ -19,7 +17,9 @@ from bridgetower.model.towers import VisionTransformer
 from bridgetower.processor import Processor
 from bridgetower.tasks.table import RECIPES, TASKS
 from bridgetower.training.setup import starting_checkpoint, with_named_towers
-from published import openai, transformers_text, transformers_vision
+from helpers.checkpoints import save_openai_clip, save_transformers_text, save_transformers_vision
+from helpers.models import same_tensors
+from helpers.shapes import GROUNDS, SHAPE_COLOURS, SHAPES, shapes_run_config
 
 NANO = RECIPES["pretrain-nano"].model
 ITC = HeadsConfig(mlm=False, itm=True, itc="tower", itc_size=8)
@@ -32,7 +32,7 @@ def there(tiny_checkpoint):
 
 @pytest.fixture
 def config(tiny_dataset, tiny_checkpoint):
-    return shapes.run_config(tiny_dataset, init=str(tiny_checkpoint))
+    return shapes_run_config(tiny_dataset, init=str(tiny_checkpoint))
 
 
 def without_itc(there, folder):
@@ -269,7 +269,7 @@ def test_fine_tuning_from_nothing_warns(config, caplog):
 def test_with_a_tokenizer_of_another_family(config, tiny_checkpoint, tmp_path):
     """BERT's padding has id 0: the text tower must not count it as a word."""
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-    words = [*special, *shapes.COLOURS, *shapes.GROUNDS, *shapes.SHAPES, "on", "a"]
+    words = [*special, *SHAPE_COLOURS, *GROUNDS, *SHAPES, "on", "a"]
     tokenizer = Tokenizer(
         models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
     )
@@ -289,14 +289,14 @@ def test_with_a_tokenizer_of_another_family(config, tiny_checkpoint, tmp_path):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return str(openai(tmp_path_factory.mktemp("clip") / "clip.pt").source)
+    return str(save_openai_clip(tmp_path_factory.mktemp("clip") / "clip.pt").source)
 
 
 @pytest.fixture(scope="module")
 def roberta(tmp_path_factory, tiny_checkpoint):
     pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("roberta")
-    transformers_text(folder, "RobertaForMaskedLM", vocab_size=310, max_position_embeddings=40)
+    save_transformers_text(folder, "RobertaForMaskedLM", vocab_size=310, max_position_embeddings=40)
     (folder / "tokenizer.json").write_bytes((tiny_checkpoint / "tokenizer.json").read_bytes())
     return str(folder)
 
@@ -306,7 +306,7 @@ class OwnTower(VisionTransformer):
 
 
 def with_towers(dataset, **changes):
-    run = shapes.run_config(dataset, recipe="pretrain-nano", model=NANO, image_size=40, max_steps=2)
+    run = shapes_run_config(dataset, recipe="pretrain-nano", model=NANO, image_size=40, max_steps=2)
     return replace(run, **changes)
 
 
@@ -320,7 +320,7 @@ class TestWeights:
             there = {
                 name: tensor for name, tensor in start.tensors.items() if name.startswith(prefix)
             }
-            assert tiny.equal(there, tower.tensors)
+            assert same_tensors(there, tower.tensors)
         assert start.config.vision == vision.config
         assert start.config.text == replace(text.config, dropout=0.0)
         assert (start.config.fusion, start.config.heads) == (NANO.fusion, NANO.heads)
@@ -328,7 +328,7 @@ class TestWeights:
     def test_one_alone_with_a_rest_that_the_seed_decides(self, tiny_dataset, clip, roberta):
         runs = [with_towers(tiny_dataset, vision=clip, seed=seed) for seed in (0, 0, 1)]
         seen, again, other = map(starting_checkpoint, runs)
-        assert tiny.equal(seen.tensors, again.tensors)
+        assert same_tensors(seen.tensors, again.tensors)
         assert torch.equal(
             seen.tensors["vision.post_norm.weight"], other.tensors["vision.post_norm.weight"]
         )
@@ -350,7 +350,7 @@ class TestTokenizer:
         ).processor
         texts = ["red circle on black"]
         assert torch.equal(processor.texts(texts).input_ids, tiny_processor.texts(texts).input_ids)
-        transformers_vision(tmp_path, "ViTModel")
+        save_transformers_vision(tmp_path, "ViTModel")
         values = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.1, 0.2, 0.3]}
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
         settings = starting_checkpoint(
@@ -362,7 +362,7 @@ class TestTokenizer:
         self, tiny_dataset, roberta, tiny_checkpoint, tmp_path
     ):
         changes = {"text": str(tmp_path), "image_size": None}
-        transformers_text(tmp_path, "RobertaModel", vocab_size=310, max_position_embeddings=40)
+        save_transformers_text(tmp_path, "RobertaModel", vocab_size=310, max_position_embeddings=40)
         with pytest.raises(
             ValueError,
             match=r"the text tower .* has no tokenizer; give tokenizer, a folder or file",
@@ -398,7 +398,7 @@ class TestTokenizer:
     def test_a_tokenizer_of_another_tower(self, tiny_dataset, tiny_checkpoint, tmp_path, changes):
         pytest.importorskip("transformers")
         values = {"vocab_size": 310, "max_position_embeddings": 40} | changes
-        transformers_text(tmp_path, "RobertaModel", **values)
+        save_transformers_text(tmp_path, "RobertaModel", **values)
         run = with_towers(
             tiny_dataset, text=str(tmp_path), image_size=None, tokenizer=str(tiny_checkpoint)
         )

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-import states
 from bridgetower.checkpoints.tensors import ABOUT
 from bridgetower.files import NotWrittenError
 from bridgetower.tasks.run_config import OptimizerConfig
@@ -26,7 +25,8 @@ from bridgetower.training.state import (
     load_state,
     newest,
 )
-from tiny import equal
+from helpers.checkpoints import STATE_FOLDER, saved_state
+from helpers.models import same_tensors
 
 STATE = TrainingState(step=3, best=1.5, metrics={"rsum": 1.25})
 PROCESSES = "number of processes"
@@ -62,8 +62,8 @@ def step(model, optimizer):
 
 def same(one, other):
     moments = [list(optimizer.state_dict()["state"].values()) for _, optimizer in (one, other)]
-    weights = equal(one[0].state_dict(), other[0].state_dict())
-    return weights and all(equal(*pair) for pair in zip(*moments, strict=True))
+    weights = same_tensors(one[0].state_dict(), other[0].state_dict())
+    return weights and all(same_tensors(*pair) for pair in zip(*moments, strict=True))
 
 
 def save(out, made, state=STATE, *, asynchronous=False):
@@ -75,7 +75,7 @@ def save(out, made, state=STATE, *, asynchronous=False):
 
 
 def names(out):
-    return sorted(path.name for path in (out / states.STATE).iterdir())
+    return sorted(path.name for path in (out / STATE_FOLDER).iterdir())
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -101,7 +101,7 @@ def test_the_last_two_are_kept(tmp_path, asynchronous):
         for number in range(1, 5):
             saver.save(*make(), TrainingState(step=number))
     assert names(tmp_path) == ["step-00000003", "step-00000004"]
-    assert states.saved(tmp_path).step == 4
+    assert saved_state(tmp_path).step == 4
 
 
 def test_what_is_saved_in_the_background_is_what_was_there(tmp_path, monkeypatch):
@@ -122,7 +122,7 @@ def test_what_is_saved_in_the_background_is_what_was_there(tmp_path, monkeypatch
         saver.amend(later)
     other = make(seed=1)
     assert load_state(tmp_path, *other, CONDITIONS) == later
-    assert equal(other[0].state_dict(), before)
+    assert same_tensors(other[0].state_dict(), before)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -272,7 +272,7 @@ class TestChanges:
         (model, _), (other, optimizer) = made, _ = make(), make(rule="hf_adamw", seed=1)
         save(tmp_path, made)
         load_state(tmp_path, other, optimizer, CONDITIONS | {OPTIMIZER: "HfAdamW"})
-        assert equal(model.state_dict(), other.state_dict())
+        assert same_tensors(model.state_dict(), other.state_dict())
         assert not optimizer.state
         assert "optimiser was AdamW, now HfAdamW" in caplog.text
         step(other, optimizer)
@@ -284,7 +284,7 @@ class TestChanges:
         single = torch.optim.AdamW([{"params": [model.weight], "names": ["weight"]}])
         load_state(tmp_path, model, single, CONDITIONS)
         moments = made[1].state[made[0].weight]
-        assert equal(dict(single.state[model.weight]), dict(moments))
+        assert same_tensors(dict(single.state[model.weight]), dict(moments))
         assert len(single.state) == 1
 
 

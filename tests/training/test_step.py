@@ -7,9 +7,6 @@ import pytest
 import torch
 from fitting import recorded_gradients, run, weights
 
-import shapes
-import states
-import tiny
 from bridgetower.data.batches.examples import PreparedImages
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss
@@ -21,6 +18,9 @@ from bridgetower.training.step import (
     contrast_of_step,
     encodes_twice,
 )
+from helpers.checkpoints import saved_state, state_tensors
+from helpers.models import build_model, changed_config, random_caption_batch
+from helpers.shapes import SHAPES_MODEL, shapes_run_config
 
 
 def gradients(parts, out):
@@ -45,7 +45,7 @@ def test_a_batch_of_more_examples_than_there_are_is_refused_with_one_that_works(
     tmp_path, monkeypatch, examples, processes, micro_batch_size, works
 ):
     monkeypatch.setattr(step_module, "world_size", lambda: processes)
-    config = shapes.run_config(tmp_path, batch_size=384, micro_batch_size=micro_batch_size)
+    config = shapes_run_config(tmp_path, batch_size=384, micro_batch_size=micro_batch_size)
     with pytest.raises(
         ValueError, match=rf"{examples} training examples .* batch of 384; use batch_size {works}$"
     ):
@@ -68,7 +68,7 @@ def test_a_batch_that_does_not_split_is_refused(tmp_path, monkeypatch, processes
         f"use a multiple of {processes * micro_batches}$"
     )
     with pytest.raises(ValueError, match=message):
-        check_batch_size(shapes.run_config(tmp_path, batch_size=4), 14)
+        check_batch_size(shapes_run_config(tmp_path, batch_size=4), 14)
 
 
 @pytest.mark.parametrize("micro_batch_size", [4, 3, 1])
@@ -123,8 +123,8 @@ class TestNotFinite:
             run(parts, tmp_path)
         assert all(name in str(caught.value) for name in batches[2].ids)
         assert "\n" not in str(caught.value)
-        assert states.saved(tmp_path).step == 2
-        assert all(tensor.isfinite().all() for tensor in states.tensors(tmp_path).values())
+        assert saved_state(tmp_path).step == 2
+        assert all(tensor.isfinite().all() for tensor in state_tensors(tmp_path).values())
 
     @pytest.mark.parametrize("clip_norm", [None, 1.0])
     def test_a_gradient_stops_before_the_weights_change(self, build, tmp_path, clip_norm):
@@ -188,7 +188,7 @@ class TestContrastOverStep:
         monkeypatch.setattr(PreparedImages, "views", counted)
         found = []
         decoded = []
-        size = shapes.MODEL.vision.image_size
+        size = SHAPES_MODEL.vision.image_size
         for limit in (8 * 3 * size**2, 8 * 3 * size**2 - 1):
             monkeypatch.setattr(step_module, "KEPT_BYTES", limit)
             drawn.clear()
@@ -225,7 +225,7 @@ class TestContrastOverStep:
         options = {
             "micro_batch_size": 2,
             "contrast_over": "step",
-            "model": shapes.MODEL,
+            "model": SHAPES_MODEL,
             "precision": precision,
         }
         parts = self.contrasting(build, augmentation="affine", **options)
@@ -281,9 +281,9 @@ def test_dropout_differs_by_step_micro_batch_and_process(build, tmp_path, monkey
 CONTRAST = Phase(mlm=0, itm=0, itc=2)
 EVERYTHING = Phase(mlm=0.5, itm=2, itc=1)
 BATCHES = [
-    tiny.caption_batch((0, 1), (5, 3), seed=3),
-    tiny.caption_batch((2, 0), (4, 4), seed=4),
-    tiny.caption_batch((3, 4), (7, 2), seed=5),
+    random_caption_batch((0, 1), (5, 3), seed=3),
+    random_caption_batch((2, 0), (4, 4), seed=4),
+    random_caption_batch((3, 4), (7, 2), seed=5),
 ]
 
 
@@ -291,7 +291,7 @@ HEADS = {"tower": {"heads__itc_dropout": 0.3}, "fused": {"heads__itc": "fused"}}
 
 
 def make_task(phase, kind):
-    model = tiny.build(tiny.changed(**HEADS[kind])).train()
+    model = build_model(changed_config(**HEADS[kind])).train()
     return PretrainingTask(model, PretrainingConfig(phases=(phase,)))
 
 
@@ -376,7 +376,7 @@ def test_features_that_are_not_finite_name_their_batch():
 def test_which_steps_encode_their_micro_batches_twice(tiny_dataset):
     phases = (Phase(until=0.5, itc=1), Phase())
     task = PretrainingConfig(phases=phases)
-    config = shapes.run_config(tiny_dataset, task=task, contrast_over="step")
+    config = shapes_run_config(tiny_dataset, task=task, contrast_over="step")
     assert [encodes_twice(config, progress, 2) for progress in (0.0, 0.4, 0.5, 0.9)] == [
         True,
         True,

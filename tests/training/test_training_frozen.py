@@ -21,8 +21,6 @@ from fitting import KEY, KINDS, passes_of, prepared, recomputed, tower_passes
 from safetensors.torch import load_file, save_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import shapes
-import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batches.batch import BatchKey
 from bridgetower.data.sets.store import Table
@@ -33,18 +31,19 @@ from bridgetower.tasks.run_config import read_metrics
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.frozen import Alignment, View, align_projections
 from bridgetower.training.run import train
-from families import save_text, save_timm
-from folders import same_weights
+from helpers.checkpoints import same_weights, save_text_family, save_timm_family
+from helpers.models import same_tensors
+from helpers.shapes import SHAPES_PHASES, shapes_run_config
 
 CPU = torch.device("cpu")
 ALL = ("pretraining", "contrastive", *KINDS)
-EVERYTHING = PretrainingConfig(phases=(replace(shapes.PHASES[-1], until=1.0),))
-CONTRASTIVE = PretrainingConfig(phases=(replace(shapes.PHASES[0], until=1.0),))
+EVERYTHING = PretrainingConfig(phases=(replace(SHAPES_PHASES[-1], until=1.0),))
+CONTRASTIVE = PretrainingConfig(phases=(replace(SHAPES_PHASES[0], until=1.0),))
 
 
 @pytest.fixture(scope="module")
 def all_runs(runs, tiny_dataset, tiny_checkpoint):
-    captions = shapes.run_config(
+    captions = shapes_run_config(
         tiny_dataset,
         init=str(tiny_checkpoint),
         task=EVERYTHING,
@@ -301,7 +300,7 @@ class TestCache:
         assert set(passes_of(replace(all_runs["pretraining"], init=str(changed)), cache)) == {part}
 
     def test_other_layers_of_the_same_tower(self, tiny_dataset, tmp_path):
-        config = shapes.run_config(tiny_dataset, freeze_towers=True)
+        config = shapes_run_config(tiny_dataset, freeze_towers=True)
         meter = replace(config, model=config.model.override({"fusion.bridge": None}))
         towers = [prepared(run, tmp_path).model.vision.state_dict() for run in (config, meter)]
         assert all(torch.equal(towers[1][name], value) for name, value in towers[0].items())
@@ -357,12 +356,12 @@ class TestCache:
     ):
         for library in ("timm", "transformers"):
             pytest.importorskip(library)
-        save_timm(tmp_path / "vision", "siglip")
-        save_text(tmp_path / "text", "modernbert", vocab_size=310)
+        save_timm_family(tmp_path / "vision", "siglip")
+        save_text_family(tmp_path / "text", "modernbert", vocab_size=310)
         shutil.copy(tiny_checkpoint / "tokenizer.json", tmp_path / "text")
         towers = {part: str(tmp_path / part) for part in ("vision", "text")}
         nano = RECIPES["pretrain-nano"]
-        config = shapes.run_config(
+        config = shapes_run_config(
             tiny_dataset, recipe=nano.recipe, model=nano.model, freeze_towers=True, **towers
         )
         assert set(passes_of(config, tmp_path / "cache")) == {"vision", "text"}
@@ -372,7 +371,7 @@ class TestCache:
 
 
 def test_random_towers_are_warned_of(tiny_dataset, tmp_path, caplog):
-    prepared(shapes.run_config(tiny_dataset, freeze_towers=True), tmp_path)
+    prepared(shapes_run_config(tiny_dataset, freeze_towers=True), tmp_path)
     assert "some of them start from random weights; give init" in caplog.text
 
 
@@ -457,8 +456,8 @@ class TestAligning:
             align_projections(run, progress=False)
             assert run.model.training
             found.append(copy.deepcopy(run.model.state_dict()))
-        assert tiny.equal(*found)
-        assert not tiny.equal(found[0], before)
+        assert same_tensors(*found)
+        assert not same_tensors(found[0], before)
         assert {value.dtype for value in found[0].values()} == {torch.float32}
 
     def test_a_loss_that_is_not_finite_stops_it(self, aligning, features):

@@ -7,8 +7,6 @@ from functools import cache
 import pytest
 from fitting import KINDS, prepared, run
 
-import asked
-import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.config import DataConfig
 from bridgetower.files import read_json, write_json
@@ -19,7 +17,9 @@ from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
 from bridgetower.training.setup import build_task, starting_checkpoint
 from bridgetower.training.state import newest
-from folders import same_weights
+from helpers.checkpoints import same_weights
+from helpers.sets import ANSWERS, ENTRY_KINDS, png_of_colour, write_entry_set
+from helpers.shapes import shapes_run_config
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +56,12 @@ def test_a_trained_head_keeps_its_answers(runs, trained, tmp_path):
     """They travel from the set into the checkpoint, and its order counts then, not that of another set."""
     first = runs["vqa"]
     (out, _) = trained("vqa")
-    answers = load(out, device="cpu").answer(asked.png("red"), "What colour is this?", top=99)
-    assert {choice.label for choice in answers} == set(asked.ANSWERS)
-    folder = asked.write_set(tmp_path / "set", "vqa")
-    write_json(folder / "answers.json", list(asked.ANSWERS[::-1]))
+    answers = load(out, device="cpu").answer(png_of_colour("red"), "What colour is this?", top=99)
+    assert {choice.label for choice in answers} == set(ANSWERS)
+    folder = write_entry_set(tmp_path / "set", "vqa")
+    write_json(folder / "answers.json", list(ANSWERS[::-1]))
     second = replace(first, init=str(out), data=replace(first.data, folders=(str(folder),)))
-    assert starting_checkpoint(second).labels == {"vqa": asked.ANSWERS}
+    assert starting_checkpoint(second).labels == {"vqa": ANSWERS}
 
 
 def test_a_number_of_answers_that_is_the_recipes_gives_way_to_that_of_the_data(runs, tmp_path):
@@ -69,7 +69,7 @@ def test_a_number_of_answers_that_is_the_recipes_gives_way_to_that_of_the_data(r
     config = replace(runs["vqa"], recipe="vqav2-base", model=model)
     out = tmp_path / "run"
     metrics = train(config, out, progress=False)
-    assert read_json(out / "run.json")["model"]["heads"]["vqa"] == len(asked.ANSWERS)
+    assert read_json(out / "run.json")["model"]["heads"]["vqa"] == len(ANSWERS)
     assert train(config, out, resume=True, progress=False) == metrics
 
 
@@ -84,7 +84,7 @@ def test_paper_leaves_questions_out_and_trains_on_both_splits(runs):
     assert paper.evaluate()["vqa_score_yes_no"] == pytest.approx(unsure * 5 / 4, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", asked.KINDS)
+@pytest.mark.parametrize("kind", ENTRY_KINDS)
 def test_from_nothing_with_a_tokenizer_of_the_texts(kind, runs):
     processor = starting_checkpoint(replace(runs[kind], init=None)).processor
     assert len(processor.token_ids(["colour" if kind == "vqa" else "red"])[0]) < 6
@@ -134,7 +134,7 @@ class Recorded:
 def one_set(tiny_dataset):
     folders = (str(tiny_dataset),) * 2
     data = DataConfig(folders=folders, max_length=24, one_set_per_batch=True)
-    return shapes.run_config(tiny_dataset, data=data, evaluate_every=None)
+    return shapes_run_config(tiny_dataset, data=data, evaluate_every=None)
 
 
 def read(config, folder, **options):

@@ -6,31 +6,45 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import miniature_arrow as arrow
 from bridgetower.data.sets.answers import read_vocabulary, soft_targets
 from bridgetower.data.sets.datasets import DATASETS, prepare_arrow
 from bridgetower.data.sets.datasets.spec import ArrowConfig
-from miniature import coco_name, counts, jpeg
-from rows import png, read_rows
+from helpers.published_sets import (
+    ARROW_VOCABULARY,
+    coco_name,
+    noise_jpeg,
+    split_counts,
+    write_arrow_file,
+    write_cc3m_arrow,
+    write_coco_arrow,
+    write_flickr30k_arrow,
+    write_nlvr2_arrow,
+    write_sbu_arrow,
+    write_snli_ve_arrow,
+    write_vg_arrow,
+    write_vgqa_arrow,
+    write_vqav2_arrow,
+)
+from helpers.sets import png_of_shade, read_rows
 
 Counts = Mapping[str, tuple[int, int]]
 SETS = {
-    "coco": (arrow.write_coco_arrow, {"train": (4, 20), "validation": (2, 10), "test": (2, 10)}),
+    "coco": (write_coco_arrow, {"train": (4, 20), "validation": (2, 10), "test": (2, 10)}),
     "flickr30k": (
-        arrow.write_flickr30k_arrow,
+        write_flickr30k_arrow,
         {"train": (2, 10), "validation": (2, 10), "test": (2, 10)},
     ),
-    "cc3m": (arrow.write_cc3m_arrow, {"train": (31, 31)}),
-    "sbu": (arrow.write_sbu_arrow, {"train": (9, 9)}),
-    "vg": (arrow.write_vg_arrow, {"train": (2, 4)}),
+    "cc3m": (write_cc3m_arrow, {"train": (31, 31)}),
+    "sbu": (write_sbu_arrow, {"train": (9, 9)}),
+    "vg": (write_vg_arrow, {"train": (2, 4)}),
     "vqav2": (
-        arrow.write_vqav2_arrow,
+        write_vqav2_arrow,
         dict.fromkeys(("train", "validation", "test", "test-dev"), (2, 4)),
     ),
-    "vgqa": (arrow.write_vgqa_arrow, {"train": (1, 2), "validation": (1, 2)}),
-    "vgqa-coco": (arrow.write_vgqa_arrow, {"train": (1, 2), "validation": (1, 2)}),
-    "snli-ve": (arrow.write_snli_ve_arrow, dict.fromkeys(("train", "validation", "test"), (2, 6))),
-    "nlvr2": (arrow.write_nlvr2_arrow, dict.fromkeys(("train", "validation", "test1"), (2, 4))),
+    "vgqa": (write_vgqa_arrow, {"train": (1, 2), "validation": (1, 2)}),
+    "vgqa-coco": (write_vgqa_arrow, {"train": (1, 2), "validation": (1, 2)}),
+    "snli-ve": (write_snli_ve_arrow, dict.fromkeys(("train", "validation", "test"), (2, 6))),
+    "nlvr2": (write_nlvr2_arrow, dict.fromkeys(("train", "validation", "test1"), (2, 4))),
 }
 
 
@@ -42,13 +56,13 @@ def test_a_folder_with_all_of_them(tmp_path):
     for write, _ in SETS.values():
         write(tmp_path / "arrows")
     prepared = prepare_arrow(tmp_path / "arrows", tmp_path / "out")
-    assert {name: counts(info) for name, info in prepared.items()} == {
+    assert {name: split_counts(info) for name, info in prepared.items()} == {
         name: each for name, (_, each) in SETS.items()
     }
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(SETS)
     config = ArrowConfig(sets=("nlvr2", "cc3m"), splits=("validation", "balanced-test1"))
     prepared = prepare_arrow(tmp_path / "arrows", tmp_path / "some", config)
-    assert {name: counts(info) for name, info in prepared.items()} == {
+    assert {name: split_counts(info) for name, info in prepared.items()} == {
         "cc3m": {"validation": (1, 1)},
         "nlvr2": {"validation": (2, 4), "balanced-test1": (2, 4)},
     }
@@ -56,18 +70,18 @@ def test_a_folder_with_all_of_them(tmp_path):
 
 class TestCaptions:
     def test_rows(self, tmp_path):
-        arrow.write_coco_arrow(tmp_path / "arrows")
+        write_coco_arrow(tmp_path / "arrows")
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["coco"]
         assert read_rows(tmp_path / "out" / "coco", "train")[3] == {
             "id": coco_name(3, "val2014"),  # of restval
-            "images": [jpeg(3)],
+            "images": [noise_jpeg(3)],
             "entries": [f"Caption {n} of {coco_name(3, 'val2014')}." for n in range(5)],
         }
         size = (tmp_path / "arrows" / "coco_caption_karpathy_test.arrow").stat().st_size
         assert info.sources["coco_caption_karpathy_test.arrow"] == f"{size} bytes"
 
     def test_missing_shards_are_named(self, tmp_path):
-        arrow.write_cc3m_arrow(tmp_path / "arrows")
+        write_cc3m_arrow(tmp_path / "arrows")
         for number in (7, 30):
             (tmp_path / "arrows" / f"conceptual_caption_train_{number}.arrow").unlink()
         message = r"2 bad .*: no file .*_train_7\.arrow in .* no file .*_train_30\.arrow"
@@ -79,8 +93,8 @@ class TestCaptions:
         assert info.splits["train"].images == 29
 
     def test_a_missing_file_of_a_split_is_an_error_whatever_may_be_bad(self, tmp_path):
-        arrow.write_coco_arrow(tmp_path / "arrows")
-        arrow.write_sbu_arrow(tmp_path / "arrows")
+        write_coco_arrow(tmp_path / "arrows")
+        write_sbu_arrow(tmp_path / "arrows")
         (tmp_path / "arrows" / "coco_caption_karpathy_restval.arrow").unlink()
         message = r"no file coco_caption_karpathy_restval\.arrow in .*; put it there, or leave out train \(splits\)"
         with pytest.raises(FileNotFoundError, match=message):
@@ -94,15 +108,15 @@ class TestCaptions:
             prepare_arrow(tmp_path / "arrows", tmp_path / "out", config)
 
     def test_more_shards_than_the_official_ones(self, tmp_path):
-        arrow.write_sbu_arrow(tmp_path / "arrows")
+        write_sbu_arrow(tmp_path / "arrows")
         for number in (9, 10):
             row = {
-                "image": jpeg(number),
+                "image": noise_jpeg(number),
                 "caption": ["more"],
                 "image_id": f"{number}_o.jpg",
                 "split": "SBU",
             }
-            arrow.write_arrow_file(tmp_path / "arrows" / f"sbu_{number}.arrow", [row])
+            write_arrow_file(tmp_path / "arrows" / f"sbu_{number}.arrow", [row])
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["sbu"]
         assert info.splits["train"].images == 11
         assert [row["entries"] for row in read_rows(tmp_path / "out" / "sbu", "train")][-1] == [
@@ -112,20 +126,20 @@ class TestCaptions:
 
 class TestQuestions:
     def test_answers_give_the_scores_of_the_file(self, tmp_path):
-        arrow.write_vqav2_arrow(tmp_path / "arrows")
+        write_vqav2_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
         found = read_rows(tmp_path / "out" / "vqav2", "validation")[1]
-        assert (found["id"], found["images"][0]) == ("11", jpeg(11))
+        assert (found["id"], found["images"][0]) == ("11", noise_jpeg(11))
         first, second = found["entries"]
         assert (first["question_id"], first["question"]) == (11000, "What is behind him?")
-        assert soft_targets(first["answers"], arrow.VOCABULARY) == {"net": 1.0, "pitcher": 0.3}
-        assert soft_targets(second["answers"], arrow.VOCABULARY) == {"yes": 0.6, "no": 0.9}
+        assert soft_targets(first["answers"], ARROW_VOCABULARY) == {"net": 1.0, "pitcher": 0.3}
+        assert soft_targets(second["answers"], ARROW_VOCABULARY) == {"yes": 0.6, "no": 0.9}
         assert len(first["answers"]) == len(second["answers"]) == 10
         assert read_rows(tmp_path / "out" / "vqav2", "test-dev")[0]["entries"][0]["answers"] == []
-        assert read_vocabulary(tmp_path / "out" / "vqav2") == arrow.VOCABULARY
+        assert read_vocabulary(tmp_path / "out" / "vqav2") == ARROW_VOCABULARY
 
     def test_one_answer_of_one_person_is_no_certain_answer(self, tmp_path):
-        arrow.write_vqav2_arrow(tmp_path / "arrows")
+        write_vqav2_arrow(tmp_path / "arrows")
         one = {
             "questions": ["?"],
             "answers": [["net"]],
@@ -133,15 +147,16 @@ class TestQuestions:
             "answer_scores": [[0.3]],
         }
         file = tmp_path / "arrows" / "vqav2_val_fix.arrow"
-        arrow.write_arrow_file(
-            file, [{"image": jpeg(1), **one, "image_id": 1, "question_id": [1], "split": "val"}]
+        write_arrow_file(
+            file,
+            [{"image": noise_jpeg(1), **one, "image_id": 1, "question_id": [1], "split": "val"}],
         )
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
         (question,) = read_rows(tmp_path / "out" / "vqav2", "validation")[0]["entries"]
-        assert soft_targets(question["answers"], arrow.VOCABULARY) == {"net": 0.3}
+        assert soft_targets(question["answers"], ARROW_VOCABULARY) == {"net": 0.3}
 
     def test_no_vocabulary_of_only_some_classes(self, tmp_path):
-        arrow.write_vgqa_arrow(tmp_path / "arrows")
+        write_vgqa_arrow(tmp_path / "arrows")
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["vgqa"]
         assert "answers.json" in info.left_out
         assert not (tmp_path / "out" / "vgqa" / "answers.json").exists()
@@ -150,7 +165,7 @@ class TestQuestions:
 
     def test_files_with_normal_answers_come_first(self, tmp_path):
         for ending in ("", "_fix"):
-            arrow.write_vqav2_arrow(tmp_path / "arrows", ending=ending)
+            write_vqav2_arrow(tmp_path / "arrows", ending=ending)
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["vqav2"]
         expected = {f"vqav2_{split}_fix.arrow" for split in ("train", "val", "test", "test-dev")}
         assert {name for name in info.sources if name.endswith(".arrow")} == expected
@@ -164,10 +179,10 @@ class TestQuestions:
 
 class TestStatements:
     def test_snli_ve(self, tmp_path):
-        arrow.write_snli_ve_arrow(tmp_path / "arrows")
+        write_snli_ve_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
         found = read_rows(tmp_path / "out" / "snli-ve", "validation")[1]
-        assert (found["id"], found["images"][0]) == ("snli_dev-1", jpeg(3))
+        assert (found["id"], found["images"][0]) == ("snli_dev-1", noise_jpeg(3))
         assert found["entries"] == [
             {"statement_id": "snli_dev-1-0", "text": "A man.", "label": "entailment"},
             {"statement_id": "snli_dev-1-1", "text": "A cat.", "label": "contradiction"},
@@ -175,10 +190,10 @@ class TestStatements:
         ]
 
     def test_nlvr2(self, tmp_path):
-        arrow.write_nlvr2_arrow(tmp_path / "arrows")
+        write_nlvr2_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
         found = read_rows(tmp_path / "out" / "nlvr2", "validation")[1]
-        assert found["images"] == [png(1), jpeg(1)]
+        assert found["images"] == [png_of_shade(1), noise_jpeg(1)]
         assert found["entries"] == [
             {"statement_id": "dev-1-0#0", "text": "One of them is grey.", "label": "True"},
             {"statement_id": "dev-1-0#1", "text": "Both are.", "label": "False"},
@@ -191,7 +206,7 @@ def test_identifiers_of_nlvr2_are_kept_where_the_file_has_them(tmp_path):
         {**PAIR, "questions": [text], "answers": ["True"], "identifier": name}
         for name, text in said.items()
     ]
-    arrow.write_arrow_file(tmp_path / "arrows" / "nlvr2_dev.arrow", rows)
+    write_arrow_file(tmp_path / "arrows" / "nlvr2_dev.arrow", rows)
     prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(splits=("validation",)))
     first, second = (read_rows(tmp_path / "out" / "nlvr2", "validation")[n] for n in (0, 1))
     assert first["id"] == "dev-3-1"
@@ -199,16 +214,22 @@ def test_identifiers_of_nlvr2_are_kept_where_the_file_has_them(tmp_path):
     assert [entry["statement_id"] for entry in second["entries"]] == ["dev-3-2-4"]
 
 
-PHOTO = {"image": jpeg(1), "caption": ["x"], "image_id": "1.jpg"}
+PHOTO = {"image": noise_jpeg(1), "caption": ["x"], "image_id": "1.jpg"}
 PAIR = {
-    "image_0": png(1),
-    "image_1": png(2),
+    "image_0": png_of_shade(1),
+    "image_1": png_of_shade(2),
     "identifier": "dev-1-0",
     "questions": ["Both."],
     "answers": ["True"],
 }
-STATED = {"image": jpeg(1), "sentences": [["p", "A man."]], "labels": [2]}
-ASKED = {"image": jpeg(4), "answers": [], "answer_labels": [], "answer_scores": [], "image_id": 4}
+STATED = {"image": noise_jpeg(1), "sentences": [["p", "A man."]], "labels": [2]}
+ASKED = {
+    "image": noise_jpeg(4),
+    "answers": [],
+    "answer_labels": [],
+    "answer_scores": [],
+    "image_id": 4,
+}
 
 
 @pytest.mark.parametrize(
@@ -274,7 +295,7 @@ ASKED = {"image": jpeg(4), "answers": [], "answer_labels": [], "answer_scores": 
 )
 def test_bad_rows(tmp_path, name, file, rows, message):
     """A text in the place of a list, of which each letter would be a caption, is an error of the file."""
-    arrow.write_arrow_file(tmp_path / "arrows" / f"{file}.arrow", rows)
+    write_arrow_file(tmp_path / "arrows" / f"{file}.arrow", rows)
     split = {"vg": "train", "vqav2": "test"}.get(name, "validation")
     with pytest.raises(ValueError, match=message):
         prepare_arrow(
@@ -319,8 +340,9 @@ def test_errors(tmp_path):
         prepare_arrow(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="has no file; expected Arrow files"):
         prepare_arrow(tmp_path, tmp_path / "out")
-    arrow.write_arrow_file(
-        tmp_path / "other" / "data-00000-of-00001.arrow", [{"image": jpeg(1), "caption": ["a"]}]
+    write_arrow_file(
+        tmp_path / "other" / "data-00000-of-00001.arrow",
+        [{"image": noise_jpeg(1), "caption": ["a"]}],
     )
     with pytest.raises(
         FileNotFoundError, match=r"has data-00000-of-00001\.arrow; expected Arrow files as the"
@@ -328,6 +350,6 @@ def test_errors(tmp_path):
         prepare_arrow(tmp_path / "other", tmp_path / "out")
     with pytest.raises(ValueError, match="no set called coc; sets are coco, flickr30k"):
         prepare_arrow(tmp_path, tmp_path / "out", ArrowConfig(sets=("coc",)))
-    arrow.write_vg_arrow(tmp_path)
+    write_vg_arrow(tmp_path)
     with pytest.raises(ValueError, match="no split test of vg; splits are train"):
         prepare_arrow(tmp_path, tmp_path / "out", ArrowConfig(splits=("test",)))

@@ -5,8 +5,8 @@ import pytest
 from bridgetower.data.sets.datasets import prepare_set
 from bridgetower.data.sets.datasets.spec import DatasetSpec, Originals
 from bridgetower.data.sets.schema import CAPTIONS
-from miniature import write, write_coco, write_lines
-from rows import png, read_rows
+from helpers.published_sets import write_coco, write_file, write_json_lines
+from helpers.sets import png_of_shade, read_rows
 
 
 @pytest.fixture
@@ -19,16 +19,16 @@ def test_an_annotation_is_at_the_first_place_that_has_it(originals, tmp_path):
         FileNotFoundError, match=r"no file a\.json or b/a\.json in .*, or leave out what needs it"
     ):
         originals.annotation("a.json", "b/a.json")
-    write(tmp_path / "karpathy" / "a.json", {})
+    write_file(tmp_path / "karpathy" / "a.json", {})
     assert originals.annotation("a.json", "karpathy/a.json") == tmp_path / "karpathy" / "a.json"
-    write(tmp_path / "a.json", {})
+    write_file(tmp_path / "a.json", {})
     assert originals.annotation("a.json", "karpathy/a.json") == tmp_path / "a.json"
     assert len(originals.used) == 2
 
 
 class TestItems:
     def test_one_by_one(self, originals, tmp_path):
-        write(
+        write_file(
             tmp_path / "a.json",
             {"info": {"images": [0]}, "images": [{"id": 2**40, "x": 0.5}, {"id": "ü"}]},
         )
@@ -47,14 +47,14 @@ class TestItems:
         ],
     )
     def test_says_what_is_wrong(self, originals, tmp_path, content, message):
-        write(tmp_path / "a.json", content)
+        write_file(tmp_path / "a.json", content)
         with pytest.raises(ValueError, match=message):
             list(originals.items(tmp_path / "a.json", "images"))
 
 
 class TestLines:
     def test_one_by_one(self, originals, tmp_path):
-        write(tmp_path / "a.jsonl", '{"a": 1}\n\n{"a": "\\u2028 ü"}\n')
+        write_file(tmp_path / "a.jsonl", '{"a": 1}\n\n{"a": "\\u2028 ü"}\n')
         assert list(originals.lines(tmp_path / "a.jsonl")) == [{"a": 1}, {"a": "\u2028 ü"}]
 
     @pytest.mark.parametrize(
@@ -66,20 +66,20 @@ class TestLines:
         ],
     )
     def test_says_what_is_wrong(self, originals, tmp_path, line, message):
-        write(tmp_path / "a.jsonl", '{"a": 1}\n' + line)
+        write_file(tmp_path / "a.jsonl", '{"a": 1}\n' + line)
         with pytest.raises(ValueError, match=message):
             list(originals.lines(tmp_path / "a.jsonl"))
 
 
 def test_a_picture_at_the_place_that_has_it(originals, tmp_path):
-    write(tmp_path / "b" / "1.jpg", b"x")
+    write_file(tmp_path / "b" / "1.jpg", b"x")
     assert originals.image("a/1.jpg", "b/1.jpg").name == "b/1.jpg"
     assert originals.image("a/2.jpg", "b/2.jpg").name == "a/2.jpg"
 
 
 def test_a_field_that_is_not_there_is_named(tmp_path):
     write_coco(tmp_path / "coco")
-    write(
+    write_file(
         tmp_path / "coco" / "dataset_coco.json",
         {"images": [{"file_name": "a.jpg", "split": "train"}]},
     )
@@ -97,8 +97,8 @@ def test_a_set_of_ones_own(tmp_path):
             )
 
     for number in range(3):
-        write(tmp_path / "mine" / f"{number}.png", png(number))
-    write_lines(
+        write_file(tmp_path / "mine" / f"{number}.png", png_of_shade(number))
+    write_json_lines(
         tmp_path / "mine" / "list.jsonl",
         [{"file": f"{n}.png", "text": f"shade {n}"} for n in range(3)],
     )

@@ -11,14 +11,23 @@ from bridgetower.data.sets.datasets import prepare_set
 from bridgetower.data.sets.datasets.sets import DATASETS, VgConfig, VgqaConfig
 from bridgetower.data.sets.prepared_set import read_info
 from bridgetower.files import write_json
-from miniature import ANSWERS, WRITERS, change, coco_name, counts, jpeg, write, write_coco
-from rows import png, read_rows
+from helpers.published_sets import (
+    FREQUENT_ANSWERS,
+    SET_WRITERS,
+    change_json,
+    coco_name,
+    noise_jpeg,
+    split_counts,
+    write_coco,
+    write_file,
+)
+from helpers.sets import png_of_shade, read_rows
 
 
 @pytest.fixture
 def source(tmp_path):
     def make(name):
-        WRITERS[name](tmp_path / name)
+        SET_WRITERS[name](tmp_path / name)
         return tmp_path / name
 
     return make
@@ -38,7 +47,7 @@ def prepared(tmp_path_factory):
     """Each set with its usual splits, but VG-QA."""
     folder = tmp_path_factory.mktemp("sets")
     found = {}
-    for name, writer in WRITERS.items():
+    for name, writer in SET_WRITERS.items():
         writer(folder / "originals" / name)
         if name != "vgqa":
             config = VgConfig() if name == "vg" else PrepareConfig()
@@ -69,7 +78,7 @@ def prepared(tmp_path_factory):
 )
 def test_sizes(prepared, name, sizes, files):
     folder, info = prepared[name]
-    assert counts(info) == sizes
+    assert split_counts(info) == sizes
     assert info == read_info(folder)
     assert len(info.sources) == files
     left_out = {"coco": {"repeated caption": 1}, "vg": {"empty description": 5}}
@@ -85,18 +94,18 @@ def test_rows(prepared):
     question = row("vqav2", "validation", 1)
     stated = row("snli-ve", "validation", 0)
     paired = row("nlvr2", "train", 1)
-    assert (coco["id"], coco["images"]) == ("COCO_train2014_000000057870.jpg", [jpeg(57870)])
+    assert (coco["id"], coco["images"]) == ("COCO_train2014_000000057870.jpg", [noise_jpeg(57870)])
     assert coco["entries"][:3] == [f"Picture 57870, caption {number}." for number in range(3)]
     assert coco["entries"][3:] == ["A restaurant has modern wooden tables and chairs."]
     assert row("coco", "train", 4)["id"] == "COCO_val2014_000000318219.jpg"  # of restval
     assert row("flickr30k", "test", 0)["id"] == "1000092799.jpg"
     assert region == {
         "id": "2",
-        "images": [jpeg(2)],
+        "images": [noise_jpeg(2)],
         "entries": ["the clock is green", "shade is along street 2"],
     }
     assert row("vg", "train", 4)["id"] == "5"  # 6 has no description
-    assert (question["id"], question["images"]) == ("43", [jpeg(43)])
+    assert (question["id"], question["images"]) == ("43", [noise_jpeg(43)])
     answers = ["no."] * 7 + ["The  dog", "dont know", "no."]
     types = {"question_type": "what is", "answer_type": "yes/no"}
     expected = {
@@ -109,7 +118,7 @@ def test_rows(prepared):
     for split in ("test", "test-dev"):
         asked = row("vqav2", split, 0)
         types = {"question_type": "", "answer_type": ""}
-        assert asked["images"] == [jpeg(1)]
+        assert asked["images"] == [noise_jpeg(1)]
         unanswered = {
             "question_id": 1000,
             "question": "What is number 0 of 1?",
@@ -123,7 +132,7 @@ def test_rows(prepared):
     # a JPEG, whatever its name
     assert (paired["id"], paired["images"]) == (
         "train-10-0",
-        [png(1), jpeg(1)],
+        [png_of_shade(1), noise_jpeg(1)],
     )
     statement = {"statement_id": "train-10-0-1", "text": "Statement 1 about train-10-0."}
     assert paired["entries"][1] == {**statement, "label": "True"}
@@ -132,7 +141,7 @@ def test_rows(prepared):
 def test_vocabulary_is_that_of_both_annotated_splits(prepared, source, tmp_path):
     # Of picture 9, whose annotations come first, those of the questions 3, 2, 1, 0 in this order.
     assert read_vocabulary(prepared["vqav2"][0]) == ("no", "yes", "2")
-    assert set(ANSWERS) == {"no", "yes", "2"}
+    assert set(FREQUENT_ANSWERS) == {"no", "yes", "2"}
     prepare_set("vqav2", source("vqav2"), tmp_path / "some", PrepareConfig(splits=("validation",)))
     assert read_vocabulary(tmp_path / "some") == ("no", "yes", "2")
 
@@ -144,7 +153,7 @@ class TestSplits:
         info = prepare_set(
             "coco", coco, tmp_path / "out", PrepareConfig(splits=("validation", "test"))
         )
-        assert counts(info) == {"validation": (2, 10), "test": (2, 11)}
+        assert split_counts(info) == {"validation": (2, 10), "test": (2, 11)}
         with pytest.raises(
             ValueError, match="coco has no split val; it has train, validation, test"
         ):
@@ -153,7 +162,7 @@ class TestSplits:
     def test_further_ones_of_nlvr2(self, source, tmp_path):
         splits = ("balanced-validation", "unbalanced-test1", "test2")
         info = prepare_set("nlvr2", source("nlvr2"), tmp_path / "out", PrepareConfig(splits=splits))
-        assert counts(info) == {
+        assert split_counts(info) == {
             "balanced-validation": (1, 2),
             "test2": (3, 6),
             "unbalanced-test1": (2, 4),
@@ -293,21 +302,21 @@ ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
 )
 def test_bad_entries(source, tmp_path, name, file, edit, message):
     folder = source(name)
-    change(folder / file, edit)
+    change_json(folder / file, edit)
     with pytest.raises(ValueError, match=f"1 bad .*{message}"):
         prepare_set(name, folder, tmp_path / "out")
 
 
 def test_a_bad_entry_may_be_left_out(source, tmp_path):
     folder = source("nlvr2")
-    change(folder / NLVR2, _second(sentence=" \n"))
+    change_json(folder / NLVR2, _second(sentence=" \n"))
     info = prepare_set("nlvr2", folder, tmp_path / "out", PrepareConfig(max_errors=1))
     assert (info.splits["validation"].examples, info.left_out["cannot be used"]) == (5, 1)
 
 
 def test_an_empty_caption_is_left_out(source, tmp_path):
     coco = source("coco")
-    change(coco / COCO, lambda content: content["images"][0]["sentences"][0].update(raw=" "))
+    change_json(coco / COCO, lambda content: content["images"][0]["sentences"][0].update(raw=" "))
     info = prepare_set("coco", coco, tmp_path / "out")
     assert info.splits["train"].examples == 33
     assert info.some_left_out["empty caption"] == ["COCO_train2014_000000057870.jpg"]
@@ -330,7 +339,7 @@ def test_a_missing_picture(source, tmp_path, name, file):
 
 def test_pairs_of_snli_ve_without_an_id_are_numbered(source, tmp_path):
     folder = source("snli-ve")
-    change(folder / "snli_ve_test.jsonl", lambda rows: [row.pop("pairID") for row in rows])
+    change_json(folder / "snli_ve_test.jsonl", lambda rows: [row.pop("pairID") for row in rows])
     prepare_set("snli-ve", folder, tmp_path / "out")
     rows = [row["entries"] for row in read_rows(tmp_path / "out", "test")]
     assert [statement["statement_id"] for row in rows for statement in row] == [
@@ -374,7 +383,7 @@ class TestHeldOut:
             (107, "Is it  red?", "No"),
         ]
         assert rows[0]["entries"][0]["question_id"] == 1_000_100
-        assert (rows[0]["images"], info.splits["train"].examples) == ([jpeg(1)], 12)
+        assert (rows[0]["images"], info.splits["train"].examples) == ([noise_jpeg(1)], 12)
         assert info.left_out == {
             "answer not in the vocabulary": 8,
             "question that was asked before": 4,
@@ -386,7 +395,7 @@ class TestHeldOut:
     def test_none_gets_into_training_whatever_may_be_bad(self, source, tmp_path, config):
         folder = source("vgqa")
         out = tmp_path / "out"
-        write(
+        write_file(
             tmp_path / "other.json",
             {"images": [{"cocoid": 9, "split": "train"}, {"cocoid": 1, "split": "val"}]},
         )

@@ -30,24 +30,30 @@ BANDS = {
 
 @pytest.mark.parametrize("text", BANDS)
 def test_bands(text):
-    found = answers(text)
-    places = ("left", "right") if "vertical" in BANDS[text] else ("top", "bottom")
-    asked = ["how many bands does the flag have?", "are the bands horizontal or vertical?"]
-    asked += [f"what colour is the {place} band?" for place in places]
-    assert [found[question] for question in asked if question in found] == BANDS[text].split()
-    assert sum("band" in question for question in found) == len(BANDS[text].split())
+    answers_by_question = answers(text)
+    sides = ("left", "right") if "vertical" in BANDS[text] else ("top", "bottom")
+    questions = ["how many bands does the flag have?", "are the bands horizontal or vertical?"]
+    questions += [f"what colour is the {side} band?" for side in sides]
+    assert [
+        answers_by_question[question] for question in questions if question in answers_by_question
+    ] == BANDS[text].split()
+    assert sum("band" in question for question in answers_by_question) == len(BANDS[text].split())
 
 
 class TestExists:
     def test_what_is_named_is_there_and_the_rest_is_not(self):
-        found = answers("red with a large five-pointed yellow star")
+        answers_by_question = answers("red with a large five-pointed yellow star")
         colours = ("red", "blue", "green", "yellow", "white", "black", "orange")
-        assert [word for word in colours if found[f"is there {word} in the flag?"] == "yes"] == [
+        assert [
+            word
+            for word in colours
+            if answers_by_question[f"is there {word} in the flag?"] == "yes"
+        ] == [
             "red",
             "yellow",
         ]
-        assert found["is there a star on the flag?"] == "yes"
-        assert found["is there a crescent on the flag?"] == "no"
+        assert answers_by_question["is there a star on the flag?"] == "yes"
+        assert answers_by_question["is there a crescent on the flag?"] == "no"
 
 
 class TestCollect:
@@ -69,9 +75,10 @@ class TestCollect:
         }
         for split, records in collect(flags.FlagsConfig(seed=1)).splits.items():
             for record in records:
-                found = answers(captions[split][record.image_id])
+                answers_by_question = answers(captions[split][record.image_id])
                 assert all(
-                    found[question.question] == question.answers[0] for question in record.entries
+                    answers_by_question[question.question] == question.answers[0]
+                    for question in record.entries
                 )
 
     def test_vocabulary_has_the_answers_of_training(self):

@@ -16,7 +16,7 @@ from bridgetower_demo.toysets import prepare_toyset
 from bridgetower_demo.toysets.collection import Record
 from bridgetower_demo.toysets.flags import UNFIT, FlagsConfig, captions_of, collect
 from bridgetower_demo.toysets.packages import pixel_digest, read_names
-from rows import read_rows
+from helpers.sets import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,8 @@ class TestCollect:
     def test_pictures_show_what_the_text_says(self, flags):
         for iso, (x, y, *colour) in COLOURS.items():
             picture = pixels(flags[iso])
-            found = picture[round(y * picture.shape[0]), round(x * picture.shape[1])]
-            assert np.abs(found - np.array(colour)).max() < 30, iso
+            pixel = picture[round(y * picture.shape[0]), round(x * picture.shape[1])]
+            assert np.abs(pixel - np.array(colour)).max() < 30, iso
 
     def test_nothing_is_there_twice(self, flags):
         captions = Counter(caption for record in flags.values() for caption in record.entries)
@@ -116,7 +116,8 @@ def test_a_set_is_written_once_and_another_one_refused(tmp_path):
     info = prepare_toyset("flags", tmp_path)
     rows = {split: read_rows(tmp_path, split) for split in info.splits}
     counts = {
-        split: (len(own), sum(len(row["entries"]) for row in own)) for split, own in rows.items()
+        split: (len(records), sum(len(row["entries"]) for row in records))
+        for split, records in rows.items()
     }
     assert counts == {split: (count.images, count.examples) for split, count in info.splits.items()}
     assert (counts["test"][0], open_image(rows["test"][0]["images"][0]).size) == (50, (72, 72))

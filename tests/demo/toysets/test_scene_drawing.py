@@ -62,9 +62,9 @@ def test_every_kind_stays_within_its_circle_and_looks_its_own_way(turn):
 @pytest.mark.parametrize("curtain", ["left of", "right of", "above", "below"])
 def test_curtain_covers_its_side(curtain):
     picture = np.asarray(draw(Scene(shapes=(), curtain=curtain), SIDE))
-    left, top, right, bottom = (round(edge * SIDE) for edge in curtain_box(curtain))
+    x_start, top, right, bottom = (round(edge * SIDE) for edge in curtain_box(curtain))
     covered = np.zeros((SIDE, SIDE), dtype=bool)
-    covered[top:bottom, left:right] = True
+    covered[top:bottom, x_start:right] = True
     assert (picture[covered] < 160).all()
     assert (picture[~covered] == 255).all()
 
@@ -82,10 +82,10 @@ def test_relations():
         "left of": [(0.2, 0.5, True), (0.8, 0.5, False), (0.45, 0.1, None)],
         "right of": [(0.8, 0.5, True)],
     }
-    for relation, places in (
+    for relation, positions in (
         beside | {"above": [(0.5, 0.2, True)], "below": [(0.5, 0.2, False)]}
     ).items():
-        for x, y, expected in places:
+        for x, y, expected in positions:
             assert holds(relation, shape(x=x, y=y), shape()) is expected
 
 
@@ -95,13 +95,13 @@ class TestDrawLot:
         level = LEVELS[name]
         scene = draw_lot(random.Random(seed), level, level.num_shapes[1], curtain=curtain)
         assert scene.shapes
-        for one, other in itertools.combinations(scene.shapes, 2):
-            assert math.hypot(one.x - other.x, one.y - other.y) > one.radius + other.radius
-        for one in scene.shapes:
-            assert one.radius <= one.x <= 1 - one.radius
-            assert one.radius <= one.y <= 1 - one.radius
+        for shape, other in itertools.combinations(scene.shapes, 2):
+            assert math.hypot(shape.x - other.x, shape.y - other.y) > shape.radius + other.radius
+        for shape in scene.shapes:
+            assert shape.radius <= shape.x <= 1 - shape.radius
+            assert shape.radius <= shape.y <= 1 - shape.radius
         if curtain:
-            left, top, right, bottom = curtain_box(curtain)
-            for one in scene.shapes:
-                beside = one.x + one.radius < left or one.x - one.radius > right
-                assert beside or one.y + one.radius < top or one.y - one.radius > bottom
+            x_start, top, right, bottom = curtain_box(curtain)
+            for shape in scene.shapes:
+                beside = shape.x + shape.radius < x_start or shape.x - shape.radius > right
+                assert beside or shape.y + shape.radius < top or shape.y - shape.radius > bottom

@@ -82,22 +82,22 @@ SCENES = {"vqa": [(SCENE,)], "snli-ve": [(OPEN,), (COVERED,)], "nlvr2": [PAIR]}
 
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_answers_to_hand_made_scenes(kind):
-    found = {}
+    answers = {}
     for topic, make in TOPICS[kind].items():
         generator = random.Random(topic)
         for _ in range(5000):
-            asked = make(generator, LEVELS["easy"])
-            found[asked.text] = tuple(asked.answer(*scenes) for scenes in SCENES[kind])
-            assert {*found[asked.text]} <= {None, *asked.answers}
-    assert {text: found[text] for text in ANSWERS[kind]} == ANSWERS[kind]
+            question = make(generator, LEVELS["easy"])
+            answers[question.text] = tuple(question.answer(*scenes) for scenes in SCENES[kind])
+            assert {*answers[question.text]} <= {None, *question.answers}
+    assert {text: answers[text] for text in ANSWERS[kind]} == ANSWERS[kind]
 
 
 def test_scenes_for_an_answer_have_it():
     noun = Noun(kind="star")
-    asked = Asked(
+    question = Asked(
         text="?", answers=("0", "3"), nouns=(noun,), answer=lambda scene: str(len(scene.all(noun)))
     )
-    for answer in asked.answers:
-        (scene,) = scenes_for(asked, answer, random.Random(0), LEVELS["medium"])
+    for answer in question.answers:
+        (scene,) = scenes_for(question, answer, random.Random(0), LEVELS["medium"])
         assert len(scene.all(noun)) == int(answer)
         assert scene.curtain is None

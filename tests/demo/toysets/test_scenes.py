@@ -25,8 +25,8 @@ def texts_and_answers(config, split="train"):
         if config.kind == "vqa":
             (question,) = record.entries
             assert len(question.answers) == 10
-            known = {"yes": "yes/no", "no": "yes/no", **dict.fromkeys("01234", "number")}
-            assert question.answer_type == known.get(question.answers[0], "other")
+            types = {"yes": "yes/no", "no": "yes/no", **dict.fromkeys("01234", "number")}
+            assert question.answer_type == types.get(question.answers[0], "other")
             yield question.question_type, question.question, question.answers[0]
         else:
             (statement,) = record.entries
@@ -42,15 +42,15 @@ def test_every_kind(kind):
     for record in (record for records in splits.values() for record in records):
         assert len(record.images) == collection.schema.num_images
         assert {open_image(image.content).size for image in record.images} == {(30, 30)}
-    more = collect(replace(config, num_train=20)).splits  # leaves the others as they are
-    assert (list(more["train"])[:10], list(more["test"])) == (splits["train"], splits["test"])
-    others = [
+    larger = collect(replace(config, num_train=20)).splits  # leaves the others as they are
+    assert (list(larger["train"])[:10], list(larger["test"])) == (splits["train"], splits["test"])
+    training_records = [
         list(collect(replace(config, **change)).splits["test"])
         for change in ({"seed": 1}, {"level": "hard"})
     ]
     drawn = [
         [record.images[0].content for record in records]
-        for records in (*others, splits["test"], splits["validation"])
+        for records in (*training_records, splits["test"], splits["validation"])
     ]
     assert len(set(map(tuple, drawn))) == 4
 
@@ -64,13 +64,13 @@ def test_the_text_alone_tells_nothing(kind, level):
     config = replace(SMALL, kind=kind, level=level, num_train=800)
     examples = list(texts_and_answers(config))
     half = len(examples) // 2
-    told: dict[str, Counter[str]] = defaultdict(Counter)
+    answer_counts: dict[str, Counter[str]] = defaultdict(Counter)
     for _, text, answer in examples[:half]:
-        told[text][answer] += 1
+        answer_counts[text][answer] += 1
     right, guessed = 0.0, 0.0
     for topic, text, answer in examples[half:]:
-        right += bool(told[text]) and told[text].most_common(1)[0][0] == answer
-        guessed += bool(told[text]) / number_of_answers(kind, topic, text, level)
+        right += bool(answer_counts[text]) and answer_counts[text].most_common(1)[0][0] == answer
+        guessed += bool(answer_counts[text]) / number_of_answers(kind, topic, text, level)
     assert abs(right - guessed) < 4 * (half / 4) ** 0.5
 
 

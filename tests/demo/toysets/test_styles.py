@@ -15,10 +15,10 @@ FLAGS = flags.FlagsConfig(styles=("twemoji", "openmoji", "noto"))
 
 @pytest.fixture(scope="module")
 def emoji_splits():
-    found = emoji.collect(
+    collection = emoji.collect(
         emoji.EmojiConfig(styles=("twemoji", "openmoji"), unseen_style="noto", tones=False)
     )
-    return {split: list(records) for split, records in found.splits.items()}
+    return {split: list(records) for split, records in collection.splits.items()}
 
 
 def test_sizes_and_styles_of_emoji(emoji_splits):
@@ -28,7 +28,7 @@ def test_sizes_and_styles_of_emoji(emoji_splits):
         for split, records in emoji_splits.items()
     }
     assert (sizes.pop("unseen-style"), styles.pop("unseen-style")) == (300, {"noto"})
-    assert all(found == {"twemoji", "openmoji"} for found in styles.values())
+    assert all(names == {"twemoji", "openmoji"} for names in styles.values())
     assert sizes.pop("train") > 2000
     for split, size in sizes.items():
         assert 350 < size <= 400
@@ -39,7 +39,7 @@ def test_a_concept_is_in_one_split_in_all_styles_and_a_held_out_one_has_its_base
     codes: dict[object, set[str]] = defaultdict(set)
     for record in emoji_splits["test"]:
         codes[record.extra["concept"]].add(record.image_id.removesuffix("-openmoji"))
-    assert {len(found) for found in codes.values()} == {1}
+    assert {len(names) for names in codes.values()} == {1}
     concepts = [
         {
             emoji.concept_code(record.image_id.partition("-openmoji")[0])
@@ -51,20 +51,23 @@ def test_a_concept_is_in_one_split_in_all_styles_and_a_held_out_one_has_its_base
 
 
 def test_countries_are_split_as_in_one_style_and_what_does_not_fit_is_left_out_in_its_style_alone():
-    found, alone = (
+    single_style, alone = (
         {split: list(records) for split, records in flags.collect(config).splits.items()}
         for config in (FLAGS, flags.FlagsConfig())
     )
     countries, expected = (
-        {split: {record.extra["iso"] for record in records} for split, records in one.items()}
-        for one in (found, alone)
+        {split: {record.extra["iso"] for record in records} for split, records in splits.items()}
+        for splits in (single_style, alone)
     )
     assert countries == expected
-    assert len(found["train"]) > 400
-    assert (80 < len(found["validation"]) <= 90, 140 < len(found["test"]) <= 150) == (True, True)
-    there = {record.image_id for records in found.values() for record in records}
+    assert len(single_style["train"]) > 400
+    assert (80 < len(single_style["validation"]) <= 90, 140 < len(single_style["test"]) <= 150) == (
+        True,
+        True,
+    )
+    image_ids = {record.image_id for records in single_style.values() for record in records}
     for style, unfit in flags.UNFIT_IN.items():
-        assert not there & {f"{iso}-{style}" for iso in unfit}
-    assert {"SY", "SY-openmoji"} <= there
-    asked = flag_questions.collect(FLAGS)  # about every style
-    assert sum(len(record.entries) for record in asked.splits["train"]) > 3000
+        assert not image_ids & {f"{iso}-{style}" for iso in unfit}
+    assert {"SY", "SY-openmoji"} <= image_ids
+    questions = flag_questions.collect(FLAGS)  # about every style
+    assert sum(len(record.entries) for record in questions.splits["train"]) > 3000

@@ -17,12 +17,12 @@ def truth_of(index, owners=None):
     return GroundTruth(index, torch.arange(int(index.max()) + 1) if owners is None else owners)
 
 
-def scores_of(table):
+def block_scores(table):
     """Gives a table block by block."""
     return lambda rows, texts: table[rows][:, texts]
 
 
-def listed(truth, image_side, text_side=None, cosine=None):
+def list_pairs(truth, image_side, text_side=None, cosine=None):
     """The list of the pairs that two tables are true at; without the second one, the first is of both sides."""
     text_side = image_side if text_side is None else text_side
     cosine = torch.zeros(image_side.shape) if cosine is None else cosine
@@ -33,30 +33,30 @@ def listed(truth, image_side, text_side=None, cosine=None):
     )
 
 
-def ranked(pairs, scores, protocol="standard"):
+def with_scores(pairs, scores, protocol="standard"):
     """Candidates with scores of their pairs, or of a table, by a protocol."""
     scores = scores[pairs.image, pairs.text] if scores.ndim == 2 else scores
     return replace(pairs, itm=scores, config=replace(pairs.config, protocol=protocol))
 
 
-def table(pairs, values, other=torch.nan):
-    found = torch.full(
+def score_table(pairs, values, other=torch.nan):
+    scores = torch.full(
         (len(pairs.truth.owners), len(pairs.truth.text_image_index)), other, dtype=values.dtype
     )
-    found[pairs.image, pairs.text] = values
-    return found
+    scores[pairs.image, pairs.text] = values
+    return scores
 
 
-def similarity(result):
+def cosine_table(result):
     return result.image_vectors @ result.text_vectors.T
 
 
-def itm(result):
+def itm_table(result):
     """All matching scores of an evaluation, NaN where nothing was matched."""
-    return table(result.candidates, result.candidates.itm)
+    return score_table(result.candidates, result.candidates.itm)
 
 
-def topk(cosine, k, dim):
+def topk_mask(cosine, k, dim):
     """True at the k highest along a dimension, of equal ones at the first."""
     best = cosine.sort(dim=dim, descending=True, stable=True).indices.narrow(
         dim, 0, min(k, cosine.shape[dim])
@@ -64,7 +64,7 @@ def topk(cosine, k, dim):
     return torch.zeros(cosine.shape, dtype=torch.bool).scatter(dim, best, value=True)
 
 
-def two_stage_scores(scores, image_side, text_side, protocol):
+def plain_two_stage(scores, image_side, text_side, protocol):
     """What ranks texts for images, and images for texts: the maximum of both sides with protocol `paper`."""
     sides = [torch.where(side, scores, DROPPED) for side in (image_side, text_side)]
     if protocol == "paper":
@@ -72,8 +72,8 @@ def two_stage_scores(scores, image_side, text_side, protocol):
     return sides[0], sides[1]
 
 
-def recalls(for_images, for_texts, truth, ks=RECALL_KS):
-    own = truth.owners[:, None] == truth.text_image_index
+def plain_recalls(for_images, for_texts, truth, ks=RECALL_KS):
+    is_own = truth.owners[:, None] == truth.text_image_index
     directions = [
         {
             k: math.fsum(hit_chance(*query, k) for query in zip(rows, right, strict=True))
@@ -81,21 +81,23 @@ def recalls(for_images, for_texts, truth, ks=RECALL_KS):
             for k in ks
         }
         for rows, right in (
-            (for_images.tolist(), own.tolist()),
-            (for_texts.T.tolist(), own.T.tolist()),
+            (for_images.tolist(), is_own.tolist()),
+            (for_texts.T.tolist(), is_own.T.tolist()),
         )
     ]
     return RetrievalRecalls(*directions)
 
 
-def hit_chance(scores, own, k):
+def hit_chance(scores, is_own, k):
     """Chance of an own item among the first k; one that was dropped is no hit."""
     best = max(
-        (score for score, is_own in zip(scores, own, strict=True) if is_own), default=DROPPED
+        (score for score, is_own in zip(scores, is_own, strict=True) if is_own), default=DROPPED
     )
     if best == DROPPED:
         return 0.0
     better, tied = sum(score > best for score in scores), scores.count(best)
-    others = tied - sum(is_own and score == best for score, is_own in zip(scores, own, strict=True))
+    num_wrong = tied - sum(
+        is_own and score == best for score, is_own in zip(scores, is_own, strict=True)
+    )
     room = min(max(k - better, 0), tied)
-    return 1 - math.comb(others, room) / math.comb(tied, room)
+    return 1 - math.comb(num_wrong, room) / math.comb(tied, room)

@@ -1,4 +1,4 @@
-"""Small models with weights off their defaults, and inputs for them."""
+"""Small models with weights off their defaults, inputs for them, and comparisons of their outputs."""
 
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from bridgetower.model.config import (
 )
 
 # No two widths, depths or head counts are equal, so that a mix-up shows.
-CONFIG = ModelConfig(
+SMALL_CONFIG = ModelConfig(
     vision=VisionConfig(
         image_size=24, patch_size=8, hidden_size=24, num_layers=4, num_heads=3, intermediate_size=40
     ),
@@ -39,12 +39,14 @@ CONFIG = ModelConfig(
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-def changed(**overrides):
+def changed_config(**overrides):
     """Returns the small config with fields replaced; `vision__image_size` stands for `vision.image_size`."""
-    return CONFIG.override({name.replace("__", "."): value for name, value in overrides.items()})
+    return SMALL_CONFIG.override(
+        {name.replace("__", "."): value for name, value in overrides.items()}
+    )
 
 
-def build(config=CONFIG, seed=0):
+def build_model(config=SMALL_CONFIG, seed=0):
     return off_defaults(BridgeTower(config), seed).eval()
 
 
@@ -66,24 +68,24 @@ def off_defaults(module, seed=0):
     return module
 
 
-def exact(*shape, seed=0):
+def normal_float64(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def made(module):
+def in_float64(module):
     return off_defaults(module).double().eval()
 
 
-def mask_of(*lengths):
+def length_mask(*lengths):
     return torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
 
 
-def images(count, config=CONFIG, *, size=None, seed=0):
+def random_images(count, config=SMALL_CONFIG, *, size=None, seed=0):
     side = size or config.vision.image_size
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
-def texts(lengths, config=CONFIG, *, width=None, seed=0):
+def random_texts(lengths, config=SMALL_CONFIG, *, width=None, seed=0):
     """Returns random ids of some lengths, padded to `width` tokens (None: the longest), and their mask."""
     generator = torch.Generator().manual_seed(seed)
     first, last = config.text.pad_token_id + 2, config.text.vocab_size
@@ -96,13 +98,13 @@ def texts(lengths, config=CONFIG, *, width=None, seed=0):
     return ids, mask
 
 
-def caption_batch(index, lengths, config=CONFIG, *, seed=0):
+def random_caption_batch(index, lengths, config=SMALL_CONFIG, *, seed=0):
     """Returns texts of some lengths with the images of `index`; the second token of each text is hidden."""
-    input_ids, mask = texts(lengths, config)
+    input_ids, mask = random_texts(lengths, config)
     labels = torch.full_like(input_ids, IGNORED)
     labels[:, 1] = input_ids[:, 1]
     return CaptionBatch(
-        pixel_values=images(max(index) + 1, config)[list(index)],
+        pixel_values=random_images(max(index) + 1, config)[list(index)],
         input_ids=input_ids,
         attention_mask=mask,
         masked_input_ids=torch.where(labels == IGNORED, input_ids, config.text.vocab_size - 1),
@@ -113,33 +115,33 @@ def caption_batch(index, lengths, config=CONFIG, *, seed=0):
     )
 
 
-def encodings(model, lengths=(5, 3, 4)):
+def random_encodings(model, lengths=(5, 3, 4)):
     config = model.config
-    return model.encode_image(images(len(lengths), config)), model.encode_text(
-        *texts(lengths, config)
+    return model.encode_image(random_images(len(lengths), config)), model.encode_text(
+        *random_texts(lengths, config)
     )
 
 
-def cotangents(outputs, seed=1):
+def output_weights(outputs, seed=1):
     """Returns fixed random weights for every output, to make one number of all of them."""
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(outputs[name].shape, generator=generator) for name in sorted(outputs)}
 
 
-def off(ours, theirs):
+def max_difference(ours, theirs):
     assert ours.shape == theirs.shape
     return float((ours - theirs).detach().abs().max())
 
 
-def close(found, expected):
-    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-5)
+def assert_close(actual, expected):
+    np.testing.assert_allclose(actual, np.asarray(expected), atol=1e-5)
 
 
-def equal(one, other):
+def same_tensors(tensors, other):
     """Whether both hold the same names, number formats and values, bit for bit."""
-    if one.keys() != other.keys():
+    if tensors.keys() != other.keys():
         return False
     return all(
         value.dtype == other[name].dtype and torch.equal(value, other[name])
-        for name, value in one.items()
+        for name, value in tensors.items()
     )

@@ -1,11 +1,7 @@
-"""Starts commands as forks of one process that has imported what they need: a start takes milliseconds, not seconds.
-
-The `bridgetower`, `torchrun` and `python` in a folder start what they are called with, in their folder, with their
-environment and standard streams. They pass signals on and end as it ends; if they are killed, so is it. The processes
-of `torchrun` are such forks too, and processes that decode are forks of the one that lends those of the tests.
-"""
+"""Processes of tests: commands that start at once, and processes that end at a chosen event."""
 
 import atexit
+import fnmatch
 import gc
 import json
 import os
@@ -16,24 +12,26 @@ import socket
 import sys
 import threading
 from contextlib import contextmanager
+from importlib import import_module
 from multiprocessing import forkserver, get_context, parent_process, process
 from pathlib import Path
 
-from preloaded import preload
-
 # What starts threads, which a fork loses, is left out: the runtimes of exported graphs.
-OTHERS = (
+COMMAND_MODULES = (
     *(
         f"bridgetower.{name}"
         for name in ("inference.predictor", "reports.errors", "search.searcher", "serve.app")
     ),
-    *("bridgetower_demo.run", "torch.distributed.run"),
+    "torch.distributed.run",
 )
-NAMES = ("bridgetower", "torchrun", "python")
-LENDER = ("_forkserver_address", "_forkserver_authkey")  # what tells where processes are lent
-MOST_BYTES = 1 << 20
+COMMAND_NAMES = ("bridgetower", "torchrun", "python")
+LENDER_FIELDS = (
+    "_forkserver_address",
+    "_forkserver_authkey",
+)  # what tells where processes are lent
+MAX_REQUEST_BYTES = 1 << 20
 
-CLIENT = """#!{python} -IS
+CLIENT_SCRIPT = """#!{python} -IS
 import json, os, signal, socket, sys
 connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 connection.connect({address!r})
@@ -52,17 +50,21 @@ sys.exit(code)
 
 
 @contextmanager
-def commands(folder):
+def forked_commands(folder):
     """Makes the names in a folder such commands."""
     address = folder / "socket"
-    for name in NAMES:
-        (folder / name).write_text(CLIENT.format(python=sys.executable, address=str(address)))
+    for name in COMMAND_NAMES:
+        (folder / name).write_text(
+            CLIENT_SCRIPT.format(python=sys.executable, address=str(address))
+        )
         (folder / name).chmod(0o755)
     context = get_context("forkserver")
     is_ready, ready = context.Pipe(duplex=False)
     forkserver.ensure_running()
-    lender = {name: value for name, value in vars(forkserver._forkserver).items() if name in LENDER}
-    server = context.Process(target=serve, args=(address, ready, lender))
+    lender = {
+        name: value for name, value in vars(forkserver._forkserver).items() if name in LENDER_FIELDS
+    }
+    server = context.Process(target=serve_commands, args=(address, ready, lender))
     server.start()
     ready.close()  # so that a server that ends is noticed
     try:
@@ -73,10 +75,10 @@ def commands(folder):
         server.join()
 
 
-def serve(address, ready, lender):
+def serve_commands(address, ready, lender):
     """Waits for commands, and runs each in a process of its own."""
     gc.disable()
-    preload(*OTHERS)
+    import_preloaded(*COMMAND_MODULES)
     vars(forkserver._forkserver).update(lender)
     forkserver._forkserver.ensure_running = lambda: None
     os.fsync = lambda descriptor: None  # as in tests
@@ -101,17 +103,17 @@ def serve(address, ready, lender):
             connection.close()
         else:
             return
-    watch(connection)
+    watch_command(connection)
     try:
-        run()
+        run_command()
     except BaseException as error:  # noqa: BLE001 - its process ends with it
-        end(error)
-    end(None)
+        exit_process(error)
+    exit_process(None)
 
 
-def watch(connection):
+def watch_command(connection):
     """Starts the command of a request and ends with it; returns in the process of the command, with its state."""
-    content, streams, _, _ = socket.recv_fds(connection, MOST_BYTES, 3)
+    content, streams, _, _ = socket.recv_fds(connection, MAX_REQUEST_BYTES, 3)
     command = os.fork()
     if command:
         connection.send(str(command).encode())
@@ -141,7 +143,7 @@ def watch(connection):
     sys.argv = request["command"]
 
 
-def run():
+def run_command():
     """Runs the command in `sys.argv` as Python would."""
     name, *arguments = sys.argv
     modules = {"bridgetower": "bridgetower", "torchrun": "torch.distributed.run"}
@@ -149,9 +151,9 @@ def run():
         arguments = ["-m", module, *arguments]
     elif arguments[0] == "-u":  # as torchrun calls Python
         arguments = arguments[1:]
-    option, value, *rest = arguments if arguments[0] in ("-c", "-m") else ["", *arguments]
+    option, value, *options = arguments if arguments[0] in ("-c", "-m") else ["", *arguments]
     sys.path[0] = str(Path(value).parent) if not option else ""
-    sys.argv = [option or value, *rest]
+    sys.argv = [option or value, *options]
     if option == "-c":
         exec(value, {"__name__": "__main__"})
     elif option == "-m":
@@ -160,7 +162,7 @@ def run():
         runpy.run_path(value, run_name="__main__")
 
 
-def end(error):
+def exit_process(error):
     """Ends the process as Python would after an error or none, but frees nothing, which takes longer than the fork."""
     code = 0
     if isinstance(error, SystemExit):
@@ -176,3 +178,91 @@ def end(error):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code or 0)
+
+
+FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
+
+
+def act_before(event, number, act):
+    """Acts in this process right before the event happens for the given time, counted from 1."""
+    remaining = number
+
+    def hook(name, arguments):
+        nonlocal remaining
+        if remaining > 0 and event(name, arguments):
+            remaining -= 1
+            if remaining == 0:
+                act()
+
+    sys.addaudithook(hook)
+
+
+def exit_code_of(process):
+    """Waits for the end; returns the exit code, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def renames_to(pattern):
+    """The event that a file is renamed to a path that matches."""
+    return lambda name, arguments: (
+        name == "os.rename" and fnmatch.fnmatch(os.fsdecode(arguments[1]), pattern)
+    )
+
+
+def touches(folder, events=FILE_EVENTS):
+    """The event that something in a folder is opened, renamed, made or removed."""
+
+    def happens(name, arguments):
+        path = arguments[0] if name in events else None
+        return isinstance(path, str | os.PathLike) and Path(path).is_relative_to(folder)
+
+    return happens
+
+
+def send_to_self(number):
+    os.kill(os.getpid(), number)
+
+
+def announce_and_wait(number, file):
+    """Makes a file, and waits until the signal arrives here."""
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    os.set_blocking(reading, True)
+    signal.set_wakeup_fd(writing)
+    Path(file).touch()
+    assert os.read(reading, 1) == bytes([number])
+
+
+def signal_at_rename(when, number, name, target, *arguments):
+    from bridgetower import cli
+
+    sent = signal.Signals[name]
+    act_before(
+        renames_to(when),
+        int(number),
+        lambda: send_to_self(sent) if target == "self" else announce_and_wait(sent, target),
+    )
+    cli.main(arguments)
+
+
+PRELOADED_MODULES = (
+    "bridgetower.training.run",
+    "bridgetower.evaluation.retrieval",
+    "bridgetower.evaluation.masked_words",
+    "datasets",
+    "lancedb",
+    "pandas",  # by pyarrow
+    "pytest",
+    "sklearn.linear_model",
+    "sklearn.metrics",
+    "torch._dynamo",  # by every optimiser
+    "torch._inductor.config",
+)
+
+
+def import_preloaded(*names):
+    for name in (*PRELOADED_MODULES, *names):
+        import_module(name)
+
+
+if __name__ == "__main__":
+    signal_at_rename(*sys.argv[1:])

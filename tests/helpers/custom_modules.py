@@ -18,11 +18,11 @@ class Patches(VisionTower):
         )
 
     def forward(self, pixel_values: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
-        hidden, found = self.embedding(pixel_values).flatten(2).mT, []
+        hidden, outputs = self.embedding(pixel_values).flatten(2).mT, []
         for number, block in enumerate(self.blocks, start=1):
             hidden = hidden + torch.tanh(block(hidden))
-            found += [hidden] * (number in layers)
-        return found
+            outputs += [hidden] * (number in layers)
+        return outputs
 
     def pooled(self, hidden: Tensor) -> Tensor:
         return hidden.mean(dim=1)
@@ -61,7 +61,7 @@ class Manager(nn.Module):
         return self.norm(stream + mixed + other_stream.mean(dim=1, keepdim=True))
 
 
-OWN = Extensions(
+CUSTOM_EXTENSIONS = Extensions(
     vision_towers={"patches": Patches},
     text_towers={"words": Words},
     bridges={"manager": Manager},

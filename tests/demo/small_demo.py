@@ -39,12 +39,12 @@ if __name__ == "__main__":
     make_small(setattr)
     shallow = {"vision.num_layers": 2, "text.num_layers": 1, "fusion.num_layers": 1}
     ours = {
-        name: one
-        for name, one in run.RECIPES.items()
+        name: recipe
+        for name, recipe in run.RECIPES.items()
         if name.startswith(("pretrain-nano", "scenes-vqa"))
     }
     run.RECIPES = {
-        name: replace(one, model=one.model.override(shallow)) for name, one in ours.items()
+        name: replace(recipe, model=recipe.model.override(shallow)) for name, recipe in ours.items()
     }
     run.train_all, plan.NUM_VALIDATION, plan.NUM_TEST = train_here, FEW["validation"], FEW["test"]
     __main__.main(sys.argv[1:] or ["--from-scratch", "--minutes", "0.01"])
