@@ -7,7 +7,7 @@ from torch import Tensor
 from bridgetower.inference.attention import Explanation, explain
 from bridgetower.inference.items import Item, LikeliestTokens, filled_words
 from bridgetower.inference.predictor import load
-from bridgetower.serve.service import Explaining, compute
+from bridgetower.serve.service import Explaining, compute_queued
 from helpers.servers import PNGS, SERVED_TEXTS
 
 MASKED = ["a <mask> on <mask>", "<mask> bar", "a square that is <mask> on a grey ground"]
@@ -91,7 +91,7 @@ def with_words(model, outcomes):
 
 
 def computed(model, items):
-    return with_words(model, compute(lambda item: model, items))
+    return with_words(model, compute_queued(lambda item: model, items))
 
 
 def test_a_mixed_batch_of_two_models_in_any_order_is_the_direct_calls(predictor, answering):
@@ -105,7 +105,7 @@ def test_a_mixed_batch_of_two_models_in_any_order_is_the_direct_calls(predictor,
     generator = torch.Generator().manual_seed(0)
     for size in (1, 2, 5, 11, len(items)):
         numbers = torch.randperm(len(items), generator=generator)[:size].tolist()
-        outcomes = compute(
+        outcomes = compute_queued(
             lambda item: answering if item in judging else predictor,
             [items[number] for number in numbers],
         )

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from bridgetower.distributed import available_cores
 from bridgetower.processor import Processor
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.inputs import MAX_CHARACTERS, Decoders, Inputs, is_image
+from bridgetower.serve.inputs import MAX_CHARACTERS, Decoders, Inputs, is_data_uri
 from helpers.servers import PNGS, SERVED_TEXTS, URIS, data_uri, noise_png
 
 pytestmark = pytest.mark.anyio
@@ -129,10 +129,10 @@ def test_a_tokenizer_that_panics_fails_the_request_alone(predictor):
 
 
 def test_what_counts_as_an_image():
-    assert is_image(URIS[0])
-    assert is_image("data:image/svg+xml;base64,")
+    assert is_data_uri(URIS[0])
+    assert is_data_uri("data:image/svg+xml;base64,")
     assert not any(
-        map(is_image, ["data:text/plain;base64,aa", "a data:image/png;base64,", "image.png", ""])
+        map(is_data_uri, ["data:text/plain;base64,aa", "a data:image/png;base64,", "image.png", ""])
     )
 
 

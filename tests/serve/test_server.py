@@ -9,6 +9,7 @@ from functools import partial
 
 import httpx
 import pytest
+from granian import net
 
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
@@ -95,6 +96,16 @@ def test_stopping_finishes_what_was_taken_in_and_logs_stay_open(predictor):
     assert [len(answer.json()["data"]) for answer in answers] == [9] * 4
     assert not running.service.ready
     assert not handler.closed
+
+
+def test_a_release_of_granian_that_takes_no_socket_binds_the_address_itself(predictor, monkeypatch):
+    def refuse(*arguments):
+        raise TypeError("takes 1 argument")
+
+    monkeypatch.setattr(net, "SocketHolder", refuse)
+    with started(predictor) as running:
+        until(lambda: _accepts(running.address))
+        assert running.client.get("/ready").status_code == 200
 
 
 def _accepts(address):

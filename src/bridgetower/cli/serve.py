@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 KEY = "BRIDGETOWER_API_KEY"
 _VARIABLES = "BRIDGETOWER_SERVE_"
-# by all replicas, once
+# Imported once for all replicas.
 _PRELOADED = (
     "bridgetower.cli.serve",
     "bridgetower.serve.server",
@@ -175,7 +175,7 @@ def service(
     root: Path | None = None,
     answer_model: str | None = None,
 ) -> Service:
-    """Loads the model and the index that are served. The command has the arguments."""
+    """Loads the model and the index to serve, by the arguments of the command."""
     from bridgetower.serve.service import Service
 
     searcher = None

@@ -1,4 +1,4 @@
-"""Who may send requests: the API key, the names that the server answers to, pages of other sites, proxies."""
+"""Access to the server: the API key, the names of the server, pages of other sites, proxies."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _IPV6_PREFIX = 64  # of the addresses of one customer
 
 
 def video_token(key: str, video: str, expiry: int | None = None) -> str:
-    """Returns what stands in a video's address in place of the key: players send no headers."""
-    expiry = int(time.time()) + _TOKEN_SECONDS if expiry is None else expiry
-    signature = hmac.new(
-        b"video " + key.encode(), f"{video} {expiry}".encode(), hashlib.sha256
-    ).hexdigest()
+    """Returns the signature that a video's address has in place of the key: players send no headers."""
+    if expiry is None:
+        expiry = int(time.time()) + _TOKEN_SECONDS
+    content = f"{video} {expiry}".encode()
+    signature = hmac.new(b"video " + key.encode(), content, hashlib.sha256).hexdigest()
     return f"{expiry}-{signature}"
 
 
 def client_of(scope: Scope) -> Hashable:
-    """Returns whom a request is from: its address, of IPv6 the network that one customer has."""
+    """Returns the sender of a request: its address, of IPv6 the network that one customer has."""
     host = (scope.get("client") or [""])[0]
     try:
         address = ipaddress.ip_address(host)
@@ -49,21 +49,16 @@ def client_of(scope: Scope) -> Hashable:
 
 
 class AuthMiddleware:
-    """Refuses requests without the key, before their body is read, and what pages of other sites make browsers send.
+    """Refuses requests without the key before their body is read, and requests that other sites' pages make.
 
     Without a key, the host of a request must be one of this server's names: others may point here (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, *, config: ServeConfig, page: Collection[str]) -> None:
-        self._app, self._page, self._sites, self._key = (
-            app,
-            page,
-            config.cors_origin,
-            config.api_key,
-        )
-        self._digest = (
-            None if config.api_key is None else hashlib.sha256(config.api_key.encode()).digest()
-        )
+        self._app = app
+        self._page = page
+        self._sites = config.cors_origin
+        self._key = config.api_key
         self._names = _LOCAL_NAMES | {config.host, *map(str.lower, config.server_name)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,38 +68,26 @@ class AuthMiddleware:
         await (self._app if error is None else error.response(scope))(scope, receive, send)
 
     def _has_token(self, scope: Scope) -> bool:
-        """Whether the address is one of a video that the server signed, and not expired."""
+        """Tells whether the address is one of a video that the server signed, and not expired."""
         video = _VIDEO.fullmatch(scope["path"])
         if self._key is None or video is None:
             return False
-        # of bytes it takes ASCII only
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-        expiry = given.partition("-")[0]
-        if not _EXPIRY.fullmatch(expiry):
+        # As text: of bytes, `parse_qs` takes ASCII only.
+        token = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        expiry = token.partition("-")[0]
+        if not _EXPIRY.fullmatch(expiry) or int(expiry) < time.time():
             return False
-        expected = video_token(self._key, video[1], int(expiry))
-        return int(expiry) >= time.time() and hmac.compare_digest(given.encode(), expected.encode())
+        return _is_equal(token, video_token(self._key, video[1], int(expiry)))
 
     def _error(self, headers: Headers, method: str, path: str) -> ApiError | None:
-        if path in OPEN and method not in ("GET", "HEAD"):
-            return ApiError(
-                405, f"{method} {path}: expected GET or HEAD", headers={"Allow": "GET, HEAD"}
-            )
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self._digest is not None:
-            digest = hashlib.sha256(given.strip().encode(errors="surrogateescape")).digest()
-            # of one length, in the same time for any key
-            if hmac.compare_digest(digest, self._digest):
-                return None
-        fetch = (
-            headers.get("origin"),
-            headers.get("sec-fetch-mode"),
-            headers.get("sec-fetch-dest"),
-        )
-        is_link = (
-            method == "GET" and path in ("/", "/docs") and fetch == (None, "navigate", "document")
-        )
-        if not is_link and not self._is_from_here(headers):
+        is_reading = method in ("GET", "HEAD")
+        if path in OPEN and not is_reading:
+            message = f"{method} {path}: expected GET or HEAD"
+            return ApiError(405, message, headers={"Allow": "GET, HEAD"})
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self._key and _is_equal(key.strip(), self._key):
+            return None
+        if not self._is_from_here(headers) and not _is_link(headers, method, path):
             message = (
                 "this server answers no other site's pages; allow a site with --cors-origin, and let a proxy in front "
                 "of the server pass the header Host with its port"
@@ -113,39 +96,59 @@ class AuthMiddleware:
         if path in OPEN:
             return None
         if self._key is None:
-            host = _HOST.fullmatch(headers.get("host", ""))
-            message = (
-                "without an API key this server answers to the names of this machine only, such as localhost; set a "
-                "key, or give its other names with --server-name"
-            )
-            is_local = host is not None and host[1].lower() in self._names
-            return None if is_local else ApiError(403, message, code="wrong_host")
-        if path in self._page and method in ("GET", "HEAD"):
+            return self._host_error(headers.get("host", ""))
+        if path in self._page and is_reading:
             return None
         message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
         return ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
 
+    def _host_error(self, header: str) -> ApiError | None:
+        host = _HOST.fullmatch(header)
+        if host is not None and host[1].lower() in self._names:
+            return None
+        message = (
+            "without an API key this server answers to the names of this machine only, such as localhost; set a "
+            "key, or give its other names with --server-name"
+        )
+        return ApiError(403, message, code="wrong_host")
+
     def _is_from_here(self, headers: Headers) -> bool:
-        """Whether the headers name no other site's page, or one that is allowed, as the sender.
+        """Tells whether the headers name no sender but this server's own pages, or a site that is allowed.
 
         By HTTPS and on their own machine browsers compare the addresses themselves, before a proxy may change them.
         """
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        origin = headers.get("origin")
+        site = headers.get("sec-fetch-site")
         if origin in self._sites or (origin is None and site is None):
             return True
         if site is not None:
             return site in ("same-origin", "none")
-        hosts = [headers.get(name, "").lower() for name in ("host", "x-forwarded-host")]
-        return str(origin).lower() in [
-            f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts if host
-        ]
+        hosts = (headers.get(name, "").lower() for name in ("host", "x-forwarded-host"))
+        scheme, _, sender = str(origin).lower().partition("://")
+        return scheme in ("http", "https") and sender != "" and sender in hosts
+
+
+def _is_equal(secret: str, expected: str) -> bool:
+    """Compares secrets in a time that tells nothing of them: their digests have one length."""
+    digests = [
+        hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+        for text in (secret, expected)
+    ]
+    return hmac.compare_digest(*digests)
+
+
+def _is_link(headers: Headers, method: str, path: str) -> bool:
+    """Tells whether a browser opens the page by a link on another site."""
+    fetch = [headers.get(name) for name in ("origin", "sec-fetch-mode", "sec-fetch-dest")]
+    return method == "GET" and path in ("/", "/docs") and fetch == [None, "navigate", "document"]
 
 
 class ProxyMiddleware:
-    """Takes a prefix off the path, and the sender from the headers of trusted proxies; others lose X-Forwarded-Host."""
+    """Removes a prefix from the path, and takes the sender from the headers of trusted proxies alone."""
 
     def __init__(self, app: ASGIApp, *, trusted: Sequence[str], prefix: str) -> None:
-        self._app, self._prefix = wrap_asgi_with_proxy_headers(app, list(trusted)), prefix
+        self._app = wrap_asgi_with_proxy_headers(app, list(trusted))
+        self._prefix = prefix
         self._trusted = [ipaddress.ip_network(network) for network in trusted]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

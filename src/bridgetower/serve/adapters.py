@@ -1,4 +1,4 @@
-"""Protocols of other servers over the same items: OPEA's, text-embeddings-inference's and vLLM's."""
+"""Routes in the protocols of other servers: OPEA's, text-embeddings-inference's and vLLM's."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from bridgetower.inference.items import Item
 from bridgetower.serve.costs import Unit
-from bridgetower.serve.inputs import IMAGE
-from bridgetower.serve.model_routes import (
-    ImagePart,
+from bridgetower.serve.embedding_routes import (
+    Parts,
     RerankRequest,
     TextOrImage,
     TextPart,
+    TruncationDirection,
     best_first,
-    embedded,
+    embed_contents,
     rerank,
-    scored,
+    score_documents,
 )
+from bridgetower.serve.inputs import IMAGE
 from bridgetower.serve.schemas import (
     COMPUTING,
     Body,
@@ -29,13 +30,14 @@ from bridgetower.serve.schemas import (
     Several,
     Source,
     Text,
+    as_list,
     json_of,
     listed,
 )
 from bridgetower.serve.service import Served
 
 _TEXTS: list[Any] = ["a red square", "two dogs"]
-router = APIRouter(route_class=JsonRoute, tags=["protocols of other servers"])
+router = APIRouter(route_class=JsonRoute, responses=COMPUTING, tags=["protocols of other servers"])
 
 
 class EncodeRequest(
@@ -50,14 +52,14 @@ class EncodeResponse(BaseModel):
     embedding: list[float]
 
 
-@router.post("/v1/encode", response_model=EncodeResponse, responses=COMPUTING)
-async def encode(body: EncodeRequest, service: Served) -> Response:
+@router.post("/v1/encode", response_model=EncodeResponse)
+async def encode_pair(body: EncodeRequest, service: Served) -> Response:
     """OPEA's: the vector of a text, or of an image together with a text."""
-    image, model = body.img_b64_str, service.main
+    image = body.img_b64_str
+    model = service.main
     work: dict[Unit, int] = {"text" if image is None else "pair": 1}
-    with service.admission(
-        work, "text", body.model, "itc" if image is None else None, images=[image]
-    ):
+    head = "itc" if image is None else None
+    with service.admission(work, "text", body.model, head, images=[image]):
         (pixels,) = await model.images([image], "img_b64_str")
         (ids,) = await model.texts([body.text], "text", truncate=body.truncate)
         (vector,) = await service.scheduler.submit([Item(image=pixels, ids=ids)])
@@ -71,12 +73,10 @@ async def health_check() -> dict[str, str]:
 
 
 class _Inference(Body):
-    """What text-embeddings-inference takes beside the inputs; other values than these would need another vector."""
+    """Fields of text-embeddings-inference beside the inputs, whose other values would need another vector."""
 
     prompt_name: None = None
-    truncation_direction: Annotated[
-        Literal["right"], BeforeValidator(lambda given: str(given).lower())
-    ] = "right"
+    truncation_direction: TruncationDirection = "right"
 
 
 class EmbedRequest(_Inference, json_schema_extra={"examples": [{"inputs": _TEXTS}]}):
@@ -84,8 +84,7 @@ class EmbedRequest(_Inference, json_schema_extra={"examples": [{"inputs": _TEXTS
         list[TextOrImage],
         Several,
         BeforeValidator(
-            lambda given: [given] if isinstance(given, str | dict) else given,
-            json_schema_input_type=TextOrImage | Annotated[list[TextOrImage], Several],
+            as_list, json_schema_input_type=TextOrImage | Annotated[list[TextOrImage], Several]
         ),
     ]
     normalize: Literal[True, None] = None
@@ -94,10 +93,10 @@ class EmbedRequest(_Inference, json_schema_extra={"examples": [{"inputs": _TEXTS
 
 
 @router.post("/", include_in_schema=False)
-@router.post("/embed", response_model=list[list[float]], responses=COMPUTING)
+@router.post("/embed", response_model=list[list[float]])
 async def embed(body: EmbedRequest, service: Served) -> Response:
     """Of text-embeddings-inference: a vector for each text, or image."""
-    _, vectors = await embedded(service, body, body.inputs, "inputs")
+    _, vectors = await embed_contents(service, body, body.inputs, "inputs")
     return await json_of(service.writers, (vector.tolist() for vector in vectors))
 
 
@@ -106,23 +105,21 @@ class Sentences(BaseModel, extra="forbid"):
     sentences: Annotated[list[TextOrImage], Several]
 
 
-_COMPARED = {"inputs": {"source_sentence": _TEXTS[0], "sentences": _TEXTS}}
+_SIMILARITY = {"inputs": {"source_sentence": _TEXTS[0], "sentences": _TEXTS}}
 
 
-class SimilarityRequest(Body, json_schema_extra={"examples": [_COMPARED]}):
+class SimilarityRequest(Body, json_schema_extra={"examples": [_SIMILARITY]}):
     inputs: Sentences
     parameters: _Inference | None = None
 
 
-@router.post("/similarity", response_model=list[float], responses=COMPUTING)
-async def similarity(body: SimilarityRequest, service: Served) -> Response:
+@router.post("/similarity", response_model=list[float])
+async def sentence_similarity(body: SimilarityRequest, service: Served) -> Response:
     """Of text-embeddings-inference: the cosine of each text with the first one; of an image with a text, the match."""
-    given = body.inputs
     if body.parameters is not None:
         body.truncate = body.parameters.truncate
-    scores, _, _ = await scored(
-        service, body, [given.source_sentence], given.sentences, "sentences"
-    )
+    queries = [body.inputs.source_sentence]
+    scores, _, _ = await score_documents(service, body, queries, body.inputs.sentences, "sentences")
     return await json_of(service.writers, scores)
 
 
@@ -135,7 +132,7 @@ class EitherRerank(RerankRequest, _Inference):
     return_text: bool = False
 
     @model_validator(mode="after")
-    def _either(self) -> Self:
+    def _has_one_of_both(self) -> Self:
         if (self.documents is None) == (self.texts is None):
             raise ValueError("expected either documents or texts")
         return self
@@ -146,45 +143,43 @@ async def rerank_either(body: EitherRerank, service: Served) -> Response:
     """Sort documents as `/v1/rerank`, or as text-embeddings-inference does."""
     if body.texts is None:
         return await rerank(body, service)
-    scores, _, _ = await scored(service, body, [body.query], body.texts, "texts")
-    rows = (
-        {
-            "index": number,
-            "score": scores[number],
-            "text": (body.texts[number].text or body.texts[number].image)
-            if body.return_text
-            else None,
-        }
-        for number in best_first(scores)
-    )
+    scores, _, _ = await score_documents(service, body, [body.query], body.texts, "texts")
+    rows = []
+    for index in best_first(scores):
+        document = body.texts[index]
+        text = document.text or document.image
+        rows.append(
+            {"index": index, "score": scores[index], "text": text if body.return_text else None}
+        )
     return await json_of(service.writers, rows)
 
 
-class _Parts(BaseModel, extra="forbid"):
-    content: Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Several]
+class _Content(BaseModel, extra="forbid"):
+    content: Parts
 
 
-def _documents(given: Any) -> Any:
-    """Entries of vLLM: strings, an object whose parts are several entries, or several objects with one part each."""
-    if isinstance(given, list):
-        entries = [_documents(one) if isinstance(one, dict) else [one] for one in given]
+def _documents(value: Any) -> Any:
+    """Returns entries of vLLM: strings, an object with several parts, or several objects with one part each."""
+    if isinstance(value, list):
+        entries = [_documents(entry) if isinstance(entry, dict) else [entry] for entry in value]
         if any(len(entry) > 1 for entry in entries):
             raise ValueError("an entry has several parts; expected one text or image in each")
         return [entry[0] for entry in entries]
-    if isinstance(given, dict) and "content" in given:
-        parts = _Parts.model_validate(given).content
+    if isinstance(value, dict) and "content" in value:
         return [
-            {"text": one.text} if isinstance(one, TextPart) else {"image": one.image_url.url}
-            for one in parts
+            {"text": element.text}
+            if isinstance(element, TextPart)
+            else {"image": element.image_url.url}
+            for element in _Content.model_validate(value).content
         ]
-    return [given] if isinstance(given, str | dict) else given
+    return as_list(value)
 
 
 _Entries = Annotated[
     list[TextOrImage],
     Several,
     BeforeValidator(
-        _documents, json_schema_input_type=Text | _Parts | Annotated[list[Text], Several]
+        _documents, json_schema_input_type=Text | _Content | Annotated[list[Text], Several]
     ),
 ]
 
@@ -200,7 +195,7 @@ class ScoreRequest(Body):
     documents: _Entries = Field(validation_alias=AliasChoices("text_2", "documents", "data_2"))
 
     @model_validator(mode="after")
-    def _as_many(self) -> Self:
+    def _has_equal_counts(self) -> Self:
         if len(self.queries) not in (1, len(self.documents)):
             raise ValueError(
                 f"{len(self.queries)} and {len(self.documents)} given; expected one or as many of the first"
@@ -215,12 +210,12 @@ class Score(BaseModel):
 
 
 @router.post("/score", include_in_schema=False)
-@router.post("/v1/score", response_model=ListResponse[Score], responses=COMPUTING)
+@router.post("/v1/score", response_model=ListResponse[Score])
 async def score(body: ScoreRequest, service: Served) -> Response:
     """vLLM's: how well each document fits its query, as in `/v1/rerank`."""
-    scores, _, items = await scored(service, body, body.queries, body.documents, "text_2")
-    rows = [
-        {"object": "score", "index": number, "score": value} for number, value in enumerate(scores)
-    ]
-    found = listed(rows, service.main.name, service.main.tokens(items))
-    return await json_of(service.writers, {**found, "created": int(time.time())})
+    scores, _, items = await score_documents(service, body, body.queries, body.documents, "text_2")
+    rows = (
+        {"object": "score", "index": index, "score": value} for index, value in enumerate(scores)
+    )
+    response = listed(rows, service.main.name, service.main.tokens(items))
+    return await json_of(service.writers, response | {"created": int(time.time())})

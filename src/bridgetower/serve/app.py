@@ -1,4 +1,4 @@
-"""The web application: its parts, the routes about the server, and the page."""
+"""The web application: its routes and middleware, routes about the server, and the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 import bridgetower
-from bridgetower.serve import adapters, model_routes
+from bridgetower.serve import adapters, embedding_routes, pair_routes
 from bridgetower.serve.access import OPEN, AuthMiddleware, ProxyMiddleware
 from bridgetower.serve.errors import ApiError, handle
 from bridgetower.serve.metrics import ObservingMiddleware
@@ -25,15 +25,12 @@ from bridgetower.serve.service import HEADS, MIB, Served, Service, Use
 
 router = APIRouter(tags=["server"])
 
-# the file at each path of the pages, which use the public routes
-PAGE = {
-    "/": "index.html",
-    "/docs": "docs.html",
-}
+# The file at each path of the pages, which use public routes alone.
+PAGE = {"/": "index.html", "/docs": "docs.html"}
 PAGE |= {f"/{name}": name for name in ("page.css", "page.js", "docs.js", "elements.js")}
 _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
-_OF_INDEX = {
+_INDEX_ROUTES = {
     "/v1/search": "POST",
     "/v1/index": "GET",
     "/v1/images/{id}": "GET",
@@ -68,8 +65,8 @@ def build_app(service: Service) -> FastAPI:
         ),
     )
     app.state.service = service
-    app.include_router(model_routes.router)
-    app.include_router(adapters.router)
+    for routes in (embedding_routes, pair_routes, adapters):
+        app.include_router(routes.router)
     if service.searcher is not None:
         from bridgetower.serve import search  # takes a second, and another extra
 
@@ -79,15 +76,18 @@ def build_app(service: Service) -> FastAPI:
         async def no_index() -> None:
             raise ApiError(404, "this server has no index; start it with --index", code="no_index")
 
-        for path, method in _OF_INDEX.items():
+        for path, method in _INDEX_ROUTES.items():
             app.add_api_route(path, no_index, methods=[method], include_in_schema=False)
     app.include_router(router)
+
     for path, name in PAGE.items() if config.page else ():
         content = files("bridgetower.serve").joinpath("static", name).read_bytes()
         file = Response(content, media_type=_KINDS[name.partition(".")[2]], headers=_PAGE_HEADERS)
         app.add_api_route(
             path, lambda file=file: file, response_class=Response, include_in_schema=False
         )
+
+    # The last middleware sees a request first.
     app.add_middleware(
         RequestLimitsMiddleware, max_body=config.max_body * MIB, timeout=config.timeout
     )
@@ -104,8 +104,8 @@ def build_app(service: Service) -> FastAPI:
     app.add_middleware(ObservingMiddleware, metrics=service.metrics, access_log=config.access_log)
     app.add_middleware(ProxyMiddleware, trusted=config.forwarded_allow_ips, prefix=config.root_path)
 
-    def described() -> Response:
-        """Describe the routes with the errors of this API in place of FastAPI's own, and that they take a key."""
+    def description() -> Response:
+        """Describe the routes, with this API's errors in place of FastAPI's own, and with the key that they need."""
         content = app.openapi()
         for path, operations in content["paths"].items():
             for operation in operations.values():
@@ -119,7 +119,7 @@ def build_app(service: Service) -> FastAPI:
         return AsciiResponse(content)
 
     app.add_api_route(
-        "/openapi.json", cache(described), include_in_schema=False, response_model=None
+        "/openapi.json", cache(description), include_in_schema=False, response_model=None
     )
     return app
 
@@ -145,7 +145,7 @@ class Models(BaseModel):
 @router.get("/v1/models", responses=errors(401))
 async def models(service: Served) -> Models:
     """List what is served: one model, or two if questions have one of their own."""
-    found = [
+    data = [
         Model(
             id=served.name,
             created=service.started,
@@ -163,7 +163,7 @@ async def models(service: Served) -> Models:
         for served in service.models
         for processor in [served.predictor.processor]
     ]
-    return Models(data=found)
+    return Models(data=data)
 
 
 @router.get("/v1/completions", include_in_schema=False)
@@ -183,11 +183,11 @@ async def chat() -> None:
 @router.get("/v1/models/{name:path}", responses=errors(401, 404))
 async def model(name: str, service: Served) -> Model:
     """Describe a model."""
-    served = {one.id: one for one in (await models(service)).data}
+    served = {model.id: model for model in (await models(service)).data}
     if name in served:
         return served[name]
-    has = " and ".join(map(repr, served))
-    raise ApiError(404, f"model is {name!r}; this server has {has}", code="model_not_found")
+    names = " and ".join(map(repr, served))
+    raise ApiError(404, f"model is {name!r}; this server has {names}", code="model_not_found")
 
 
 @router.get("/health")
@@ -208,16 +208,17 @@ async def ready(service: Served) -> dict[str, str]:
 @router.get("/info", responses=errors(401))
 async def info(service: Served) -> dict[str, Any]:
     """Describe the server as text-embeddings-inference does; requests and batches are counted in items."""
-    predictor, config = service.main.predictor, service.config
-    longest = predictor.processor.config.max_length
+    config = service.config
+    predictor = service.main.predictor
+    max_length = predictor.processor.config.max_length
     return {
         "model_id": service.main.name,
         "model_sha": predictor.fingerprint,
         "model_dtype": _DTYPES[predictor.precision],
         "model_type": {"embedding": {"pooling": "cls"}},
         "max_concurrent_requests": config.queue,
-        "max_input_length": longest,
-        "max_batch_tokens": service.max_batch * longest,
+        "max_input_length": max_length,
+        "max_batch_tokens": service.max_batch * max_length,
         "max_batch_requests": service.max_batch,
         "max_client_batch_size": config.max_items,
         "auto_truncate": False,

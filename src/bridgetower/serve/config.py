@@ -1,4 +1,4 @@
-"""How a model is served; importable without torch and without the web libraries."""
+"""Options of the server, importable without torch and without the web libraries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from bridgetower.plain import AT_LEAST_1, check_numbers
 
-# of `max_items`, and most entries in any list of a request: more would take long to parse
+# Of `max_items`, and of the entries in any list of a request: more would take long to parse.
 MOST_ITEMS = 4096
 MOST_TOP = 100  # answers to a question, words for a mask or hits of a search in one request
 

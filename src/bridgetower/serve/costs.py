@@ -1,4 +1,4 @@
-"""What items cost to compute, by the sizes of the model."""
+"""Costs of items, by the sizes of the model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bridgetower.model.config import FusionConfig, ModelConfig, TextConfig, Visi
 
 Unit = Literal["text", "image", "pair", "gradient", "word"]
 
-_PARTS = 2**20  # of a pair that costs are rounded to; sums of such fractions are exact
+_FRACTIONS = 2**20  # of a pair that costs are rounded to; sums of such fractions are exact
 _WORD = 2**17  # multiply-adds that take as long as a word of a response
 
 
@@ -30,11 +30,12 @@ def unit_costs(config: ModelConfig, text_length: int) -> dict[Unit, float]:
         "word": _WORD,
     }
     return {
-        unit: max(1, round(_PARTS * count / pair)) / _PARTS for unit, count in operations.items()
+        unit: max(1, round(_FRACTIONS * count / pair)) / _FRACTIONS
+        for unit, count in operations.items()
     }
 
 
-def _layers(part: VisionConfig | TextConfig | FusionConfig) -> int:
+def _layers(config: VisionConfig | TextConfig | FusionConfig) -> int:
     """Multiply-adds of one token in all layers: projections of the attention, then both of the feed-forward layer."""
-    width = part.hidden_size
-    return part.num_layers * (4 * width**2 + 2 * width * part.intermediate_size)
+    width = config.hidden_size
+    return config.num_layers * (4 * width**2 + 2 * width * config.intermediate_size)

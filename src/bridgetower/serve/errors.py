@@ -28,9 +28,11 @@ _CODES = {
     429: "queue_full",
     503: "timeout",
 }
-# begins the User-Agent of a client that takes no object as an error
+# The User-Agent of a client that takes no object as an error begins so.
 _MESSAGE_ALONE = b"Prediction Guard"
-_SHOWN, _SHOWN_MESSAGE = 100, 500  # characters of what a client sent that it gets back
+# Characters of a name or a message that a client gets back.
+_MAX_NAME = 100
+_MAX_MESSAGE = 500
 
 
 class ApiError(Exception):
@@ -46,40 +48,45 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.param, self.headers = status, param, dict(headers or {})
+        self.status = status
+        self.param = param
+        self.headers = dict(headers or {})
         self.message = shortened(message)
         self.code = code or _CODES.get(status, "error")
 
     def response(self, scope: Mapping[str, Any]) -> Response:
-        """Returns it as a response; half a surrogate pair in a message is escaped."""
-        kind = _TYPES.get(
-            self.status, "server_error" if self.status >= 500 else "invalid_request_error"
-        )
-        content = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        agents = [value for name, value in scope["headers"] if name == b"user-agent"]
-        error = self.message if agents and agents[0].startswith(_MESSAGE_ALONE) else content
+        """Returns it as a response, with half a surrogate pair in a message escaped."""
+        default = "server_error" if self.status >= 500 else "invalid_request_error"
+        details = {
+            "message": self.message,
+            "type": _TYPES.get(self.status, default),
+            "param": self.param,
+            "code": self.code,
+        }
+        agent = dict(scope["headers"]).get(b"user-agent", b"")
+        error = self.message if agent.startswith(_MESSAGE_ALONE) else details
         return Response(json.dumps({"error": error}), self.status, self.headers, "application/json")
 
 
 def failed(scope: Mapping[str, Any], error: Exception) -> ApiError:
-    """Returns the error for a failure of the server; its reason is only logged."""
-    place = f"{scope['method']} {quote(scope['path'])}"
-    logger.error(
-        "%s failed, request %s", place, scope.get("state", {}).get("request_id"), exc_info=error
-    )
+    """Returns the error for a failure of the server, and logs its reason."""
+    route = f"{scope['method']} {quote(scope['path'])}"
+    request_id = scope.get("state", {}).get("request_id")
+    logger.error("%s failed, request %s", route, request_id, exc_info=error)
     return ApiError(500, "the server failed; its log has the reason", code="internal_error")
 
 
 async def handle(request: Request, error: Exception) -> Response:
-    """Answers with an error of this API, whatever was raised."""
+    """Responds to any exception with an error of this API."""
     if isinstance(error, HTTPException):
         message = f"{request.method} {quote(request.scope['path'])}: {error.detail}"
         error = ApiError(error.status_code, message, headers=error.headers)
     elif isinstance(error, RequestValidationError):
-        # without "body" or "query"
+        # Without "body" or "query".
         problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]
-        error, kind = invalid_request(problems), request.headers.get("content-type", "")
-        # FastAPI has not read it then
+        error = invalid_request(problems)
+        kind = request.headers.get("content-type", "")
+        # FastAPI has not read a body of another type.
         if request.method == "POST" and not problems[0]["loc"] and "json" not in kind:
             message = "the body is not sent as JSON; send it with the header Content-Type: application/json"
             error = ApiError(400, message)
@@ -91,15 +98,14 @@ async def handle(request: Request, error: Exception) -> Response:
 def invalid_request(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     """Returns the first of pydantic's errors about a request, with its field."""
     problem = problems[0]
-    place = [str(part) for part in problem["loc"] if part != "body"]
     if problem["type"] == "json_invalid":
         return ApiError(
             400, f"the body is not valid JSON: {problem['ctx']['error']}", code="invalid_json"
         )
-    known = [
-        part for part in place if len(part) <= _SHOWN and (part.isidentifier() or part.isdigit())
-    ]
-    param = ".".join(known) or None
-    message = str(problem["msg"]).removeprefix("Value error, ")[:_SHOWN_MESSAGE]
-    large = problem["type"] == "too_long" and problem["ctx"]["max_length"] == MOST_ITEMS
-    return ApiError(413 if large else 400, f"{param or 'the body'}: {message}", param=param)
+    names = [str(name) for name in problem["loc"] if name != "body"]
+    plain = [name for name in names if name.isidentifier() or name.isdigit()]
+    param = ".".join(name for name in plain if len(name) <= _MAX_NAME) or None
+    message = str(problem["msg"]).removeprefix("Value error, ")[:_MAX_MESSAGE]
+    has_too_many = problem["type"] == "too_long" and problem["ctx"]["max_length"] == MOST_ITEMS
+    status = 413 if has_too_many else 400
+    return ApiError(status, f"{param or 'the body'}: {message}", param=param)

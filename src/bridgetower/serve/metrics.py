@@ -1,6 +1,6 @@
-"""What is noted of every request: an id, a line of the access log, metrics for Prometheus.
+"""Metrics for Prometheus, the access log, and the ids of requests.
 
-If PROMETHEUS_MULTIPROC_DIR names a folder, those of all processes with it are summed.
+If PROMETHEUS_MULTIPROC_DIR names a folder, the metrics of all processes with it are summed.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 class Metrics:
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
-        own: dict[str, Any] = {"namespace": "bridgetower", "registry": registry}
-        gauge: Any = partial(Gauge, **own, multiprocess_mode="livesum")
-        histogram: Any = partial(Histogram, **own, buckets=_SECONDS)
+        registry = CollectorRegistry()
+        self._registry = registry
+        options: dict[str, Any] = {"namespace": "bridgetower", "registry": registry}
+        gauge: Any = partial(Gauge, **options, multiprocess_mode="livesum")
+        histogram: Any = partial(Histogram, **options, buckets=_SECONDS)
         self.model = gauge("model_info", "Processes that serve the model.", ("name", "fingerprint"))
-        self.requests = Counter("requests", "Finished requests.", ("route", "status"), **own)
-        about = "From the first byte of a request to the last of its response."
-        self.request_seconds = histogram("request_seconds", about, ("route",))
+        self.requests = Counter("requests", "Finished requests.", ("route", "status"), **options)
+        help_text = "From the first byte of a request to the last of its response."
+        self.request_seconds = histogram("request_seconds", help_text, ("route",))
         self.in_flight = gauge("requests_in_flight", "Requests that are read or answered now.")
         self.admitted = gauge(
             "cost_admitted", "Cost of requests admitted and not yet answered, in pairs."
@@ -72,27 +73,33 @@ class ObservingMiddleware:
     """Counts every request with the route that it took, and gives it an id: its header X-Request-ID, or a new one."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, access_log: bool) -> None:
-        self._app, self._metrics, self._access_log = app, metrics, access_log
+        self._app = app
+        self._metrics = metrics
+        self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given = Headers(scope=scope).get("x-request-id", "")
-        number = scope.setdefault("state", {})["request_id"] = (
-            given if _ID.fullmatch(given) else uuid.uuid4().hex
-        )
-        started, status, size, method = time.perf_counter(), _CLIENT_LEFT, 0, scope["method"]
+        request_id = Headers(scope=scope).get("x-request-id", "")
+        if not _ID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        method = scope["method"]
+        started = time.perf_counter()
+        status = _CLIENT_LEFT
+        size = 0
 
-        async def noting(message: Message) -> None:
+        async def observe_and_send(message: Message) -> None:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"], headers["Server"] = number, "bridgetower"
+                headers["X-Request-ID"] = request_id
+                headers["Server"] = "bridgetower"
             size += len(message.get("body", b""))
             await send(message)
 
         try:
             with self._metrics.in_flight.track_inprogress():
-                await self._app(scope, receive, noting)
+                await self._app(scope, receive, observe_and_send)
         except Exception:
             status = 500 if status == _CLIENT_LEFT else status  # it may have begun
             raise
@@ -104,7 +111,7 @@ class ObservingMiddleware:
             if self._access_log:
                 line = {
                     "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                    "request_id": number,
+                    "request_id": request_id,
                     "client": (scope.get("client") or [None])[0],
                     "method": method,
                     "path": shortened(scope["path"]),
@@ -117,19 +124,19 @@ class ObservingMiddleware:
 
 
 def _route_of(scope: Scope) -> str:
-    """Returns the path of the route that a request took, or would have taken if it had not been refused before."""
+    """Returns the path of the route that a request took, or would have taken had it not been refused."""
     if "route" in scope:
         return str(scope["route"].path)
-    asked = {**scope, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
     for route in _flat(scope["app"].routes):
-        match, _ = route.matches(asked)
+        match, _ = route.matches({**scope, "method": method})
         if match is Match.FULL:
             return str(route.path)
     return "none"
 
 
 def _flat(routes: Iterable[Any]) -> Iterator[Any]:
-    """Yields routes with those of included routers, which newer releases of FastAPI keep apart."""
+    """Yields all routes. Newer releases of FastAPI keep included routers apart."""
     for route in routes:
         if hasattr(route, "original_router"):
             yield from _flat(route.original_router.routes)

@@ -1,4 +1,4 @@
-"""Several processes that serve one model at one port; importable without torch and without the web libraries."""
+"""Processes that serve one model at one port, importable without torch and without the web libraries."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from typing import NamedTuple
 logger = logging.getLogger(__name__)
 
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
-_YOUNG = 60.0  # seconds; a replica that was killed sooner may be so each time
+_YOUNG_SECONDS = 60.0  # a replica that was killed sooner may be so each time
 _MOST_DOUBLINGS = 6  # of the pause from a death to the next start, which is a second at first
-_ARENA_MAX, _ARENAS = -8, 2  # its number in malloc.h; pools of memory
+_ARENA_MAX = -8  # in malloc.h
+_ARENAS = 2
 
 
 class Replica(NamedTuple):
@@ -54,12 +55,12 @@ class Replica(NamedTuple):
 
         threading.Thread(target=end_with_parent, daemon=True).start()
 
-    def device(self, given: str | None) -> str | None:
-        """Returns the device of this process: a GPU in turn if the model is to run on one."""
+    def device(self, device: str | None) -> str | None:
+        """Returns the device of this process: its own GPU if the model is to run on one."""
         import torch
 
-        if given not in (None, "auto", "cuda") or not torch.cuda.is_available():
-            return given
+        if device not in (None, "auto", "cuda") or not torch.cuda.is_available():
+            return device
         return f"cuda:{self.number % torch.cuda.device_count()}"
 
 
@@ -105,8 +106,8 @@ def pause_after(deaths: int) -> float:
     return 0.0 if deaths <= 1 else 2.0 ** min(deaths - 2, _MOST_DOUBLINGS)
 
 
-class _Place:
-    """Where one replica runs after the other."""
+class _Slot:
+    """The current process of a replica, which is replaced after it was killed."""
 
     def __init__(self, replica: Replica, target: Callable[[Replica], None]) -> None:
         self.replica, self._target = replica, target
@@ -120,7 +121,7 @@ class _Place:
         process = get_context("forkserver").Process(
             target=self._target, args=(self.replica,), daemon=True
         )
-        # which the server inherits
+        # The server inherits the mask.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             process.start()
@@ -133,7 +134,7 @@ class _Place:
         self._started = time.monotonic()
 
     def clear(self) -> None:
-        """Makes room for another process after one that was killed; of one that ended, the status is raised."""
+        """Makes room for another process after one that was killed. The status of one that ended is raised."""
         from prometheus_client.multiprocess import mark_process_dead
 
         process = self.process
@@ -148,7 +149,7 @@ class _Place:
             raise SystemExit(status or 1)
 
         now = time.monotonic()
-        died_early = now - self._started < _YOUNG
+        died_early = now - self._started < _YOUNG_SECONDS
         self._early_deaths = self._early_deaths + 1 if died_early else 0
         pause = pause_after(self._early_deaths)
         self.due = now + pause
@@ -160,7 +161,7 @@ class _Place:
 
 
 def supervise(count: int, target: Callable[[Replica], None], modules: Sequence[str] = ()) -> None:
-    """Runs a function in several processes until SIGTERM or Ctrl-C; one that is killed is replaced.
+    """Runs a function in several processes until SIGTERM or Ctrl-C, and replaces killed ones.
 
     Args:
         count: Number of processes.
@@ -176,37 +177,35 @@ def supervise(count: int, target: Callable[[Replica], None], modules: Sequence[s
     with TemporaryDirectory(prefix="bridgetower-metrics-") as folder:
         os.environ[_METRICS] = folder  # before the web libraries are imported
         get_context("forkserver").set_forkserver_preload([*modules])
-        places = [_Place(Replica(number, count, folder), target) for number in range(count)]
+        slots = [_Slot(Replica(number, count, folder), target) for number in range(count)]
         try:
             while True:
-                _start_and_clear(places)
+                _start_and_clear(slots)
         finally:
             signal.signal(signal.SIGTERM, before)
             del os.environ[_METRICS]
-            running = [place.process for place in places if place.process is not None]
+            running = [slot.process for slot in slots if slot.process is not None]
             for process in running:
                 process.terminate()
             for process in running:
                 process.join()
 
 
-def _start_and_clear(places: Sequence[_Place]) -> None:
+def _start_and_clear(slots: Sequence[_Slot]) -> None:
     """Starts the replicas that are due, and waits until one dies or another is due."""
-    for place in places:
-        if place.process is None and place.due <= time.monotonic():
-            place.start()
-    pauses = [place.due - time.monotonic() for place in places if place.process is None]
-    wait(
-        [place.process.sentinel for place in places if place.process is not None],
-        min(pauses, default=None),
-    )
-    for place in places:
-        if place.process is not None and not place.process.is_alive():
-            place.clear()
+    for slot in slots:
+        if slot.process is None and slot.due <= time.monotonic():
+            slot.start()
+    pauses = [slot.due - time.monotonic() for slot in slots if slot.process is None]
+    sentinels = [slot.process.sentinel for slot in slots if slot.process is not None]
+    wait(sentinels, min(pauses, default=None))
+    for slot in slots:
+        if slot.process is not None and not slot.process.is_alive():
+            slot.clear()
 
 
 def _cores() -> Sequence[int]:
-    """Those that this process may use, where the system gives them; else those of the machine."""
-    return (
-        sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else range(os.cpu_count() or 1)
-    )
+    """Returns the cores that this process may use, where the system tells them, else all cores."""
+    if sys.platform == "linux":
+        return sorted(os.sched_getaffinity(0))
+    return range(os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""What all requests and responses share: bodies that take little time to parse, fields, JSON."""
+"""Fields and errors that all routes share, and JSON that is read and written without stopping the server."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from bridgetower.serve.errors import ApiError, invalid_request
 from bridgetower.serve.inputs import MAX_CHARACTERS
 from bridgetower.serve.queues import Turns
 
-_AT_ONCE = 64  # pieces of a response, that are written in the event loop
+_AT_ONCE = 64  # pieces of a response that the event loop itself writes
 _NAME = 4096  # characters; a model may be named by its path
 
 _Entry = TypeVar("_Entry")
 
 
 class Body(BaseModel, extra="forbid"):
-    """A request; a field that would be ignored is an error."""
+    """Fields of every request, none of which is ignored."""
 
     model: str | None = Field(
         None, max_length=_NAME, description="As `/v1/models` has it; by default what serves it."
@@ -71,7 +71,7 @@ class Error(BaseModel):
     error: Details
 
 
-_REASONS = {
+_ERRORS = {
     400: "The request is not valid.",
     401: "The API key is missing or wrong.",
     404: "There is no such model.",
@@ -83,10 +83,11 @@ _REASONS = {
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": Error, "description": _REASONS[status]} for status in statuses}
+    return {status: {"model": Error, "description": _ERRORS[status]} for status in statuses}
 
 
-COMPUTING = errors(*_REASONS)  # of every route that uses the model
+COMPUTING = errors(*_ERRORS)
+"""Errors of every route that uses the model."""
 
 PROBABILITY = Field(
     None, description="That text and image match; only of what was matched, by a calibrated model."
@@ -96,7 +97,6 @@ SCORE = Field(
     description="Of the matching head, from 0 to 1; instead of a probability without a calibration.",
 )
 
-
 Text = Annotated[str, Len(max_length=MAX_CHARACTERS)]
 Source = Annotated[str, Field(description="An image: a data URI, or the base64 in it alone.")]
 Modality = Literal["text", "image"]
@@ -104,19 +104,20 @@ Top = Annotated[int, Field(ge=1, le=MOST_TOP)]
 Several = Len(1, MOST_ITEMS)
 
 
-def _several(given: object) -> object:
-    return [given] if isinstance(given, str) else given
+def as_list(value: object) -> object:
+    """Returns a list of one string or object, and other values as they are."""
+    return [value] if isinstance(value, str | dict) else value
 
 
 Texts = Annotated[
     list[Text],
     Several,
-    BeforeValidator(_several, json_schema_input_type=Text | Annotated[list[Text], Several]),
+    BeforeValidator(as_list, json_schema_input_type=Text | Annotated[list[Text], Several]),
 ]
 Images = Annotated[
     list[Source],
     Several,
-    BeforeValidator(_several, json_schema_input_type=Source | Annotated[list[Source], Several]),
+    BeforeValidator(as_list, json_schema_input_type=Source | Annotated[list[Source], Several]),
 ]
 
 
@@ -129,14 +130,14 @@ def listed(rows: Iterable[Mapping[str, Any]], model: str, tokens: int) -> dict[s
 
 
 class AsciiResponse(JSONResponse):
-    """JSON in which nothing is invisible."""
+    """JSON in ASCII, so that no character of it is invisible."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, separators=(",", ":")).encode()
 
 
 async def json_of(writers: Turns, value: object) -> Response:
-    """Returns a value as JSON without what is None; threads write what is long."""
+    """Returns a value as JSON without fields that are None. Threads write a long one."""
     pieces = _json_pieces(value)
     content = [*islice(pieces, _AT_ONCE)]
     if len(content) == _AT_ONCE:
@@ -146,6 +147,7 @@ async def json_of(writers: Turns, value: object) -> Response:
 
 def _json_pieces(value: Any) -> Iterator[bytes]:
     """Yields JSON in short pieces: while one is written, no other thread of Python runs."""
+    is_nested = isinstance(value, list) and value and isinstance(value[0], list | Mapping)
     if isinstance(value, Mapping):
         opening = "{"
         for name, field in value.items():
@@ -154,7 +156,7 @@ def _json_pieces(value: Any) -> Iterator[bytes]:
                 yield from _json_pieces(field)
                 opening = ","
         yield b"{}" if opening == "{" else b"}"
-    elif isinstance(value, Iterator) or _is_nested(value):
+    elif isinstance(value, Iterator) or is_nested:
         opening = "["
         for entry in value:
             yield opening.encode()
@@ -165,10 +167,6 @@ def _json_pieces(value: Any) -> Iterator[bytes]:
         yield _json(value)
 
 
-def _is_nested(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], list | Mapping)
-
-
 def _json(value: object) -> bytes:
     with suppress(ValueError):  # half a surrogate pair
         if (text := to_json(value)).isascii():  # six times as fast
@@ -176,12 +174,17 @@ def _json(value: object) -> bytes:
     return json.dumps(value, default=vars, separators=(",", ":")).encode()
 
 
-# Of a body at most: strings, with names of fields; bytes outside of strings, such as numbers, but white space; bytes in
-# strings with an escape or a character outside ASCII, which data URIs have not.
-STRINGS, OUTSIDE, TEXT = 2**15, 2**18, 2**23
+# Limits of a body.
+STRINGS = 2**15  # with names of fields
+OUTSIDE = 2**18  # bytes outside of strings, such as numbers, without white space
+TEXT = (
+    2**23
+)  # bytes in strings with an escape or a character outside ASCII, which data URIs have not
+
 _BYTES_AT_ONCE = 2**14  # that are parsed in less time than handing them to a thread takes
-_PART = 2**16
-# one: while it parses, no other thread of Python runs
+_BLOCK = 2**16  # bytes
+
+# One thread: while it parses, no other thread of Python runs.
 _PARSER = ThreadPoolExecutor(1, thread_name_prefix="bodies")
 
 
@@ -189,21 +192,22 @@ class JsonRoute(APIRoute):
     """A route whose body is parsed and validated outside the event loop."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        answer = super().get_route_handler()
+        respond = super().get_route_handler()
         if self.body_field is None:
-            return answer
+            return respond
         model: TypeAdapter[Any] = TypeAdapter(self.body_field.field_info.annotation or Any)
 
-        async def parse_and_answer(request: Request) -> Response:
+        async def parse_and_respond(request: Request) -> Response:
+            # Starlette's `Request.json` returns `_json`; without it, it would parse the body again.
             if body := await request.body():
                 if len(body) <= _BYTES_AT_ONCE:
-                    request._json = parse(model, body)  # what its method `json` returns
+                    request._json = parse(model, body)
                 else:
                     loop = asyncio.get_running_loop()
                     request._json = await loop.run_in_executor(_PARSER, parse, model, body)
-            return await answer(request)
+            return await respond(request)
 
-        return parse_and_answer
+        return parse_and_respond
 
 
 def parse(model: TypeAdapter[Any], body: bytes) -> Any:
@@ -216,37 +220,40 @@ def parse(model: TypeAdapter[Any], body: bytes) -> Any:
 
 def check_effort(body: bytes) -> None:
     """Checks that a body parses quickly, in small steps between which other threads run."""
-    strings = outside = text = size = 0
-    inside, plain = False, True
-    for part in _parts(body):
-        for number, piece in enumerate(part.split(b'"')):
-            if number:
-                text += 0 if plain else size
-                strings += inside
-                inside, plain, size = not inside, True, 0
-            if inside:
-                size += len(piece)
-                plain = plain and piece.isascii() and b"\\" not in piece
+    num_strings = outside = text = 0
+    in_string = False
+    length = 0  # of the string
+    is_plain = True  # as far as it was read: ASCII without escapes
+    for block in _blocks(body):
+        for index, piece in enumerate(block.split(b'"')):
+            if index > 0:  # after a quote
+                text += 0 if is_plain else length
+                num_strings += in_string
+                in_string = not in_string
+                is_plain = True
+                length = 0
+            if in_string:
+                length += len(piece)
+                is_plain = is_plain and piece.isascii() and b"\\" not in piece
             else:
                 outside += len(piece.translate(None, b" \t\r\n"))
-        for value, most, what in (
-            (strings, STRINGS, "strings"),
+
+        text_so_far = text if is_plain else text + length
+        for count, limit, unit in (
+            (num_strings, STRINGS, "strings"),
             (outside, OUTSIDE, "bytes outside of strings"),
-            (
-                text + (0 if plain else size),
-                TEXT,
-                "bytes in strings with escapes or characters outside ASCII",
-            ),
+            (text_so_far, TEXT, "bytes in strings with escapes or characters outside ASCII"),
         ):
-            if value > most:
-                raise ApiError(413, f"the body has more than {most} {what}; send several requests")
+            if count > limit:
+                raise ApiError(413, f"the body has more than {limit} {unit}; send several requests")
 
 
-def _parts(body: bytes) -> Iterator[bytes]:
-    """Yields a body in parts that end with no half of an escape, and in which quotes are the ends of strings only."""
-    rest = b""
-    for start in range(0, len(body), _PART):
-        part = rest + body[start : start + _PART]
-        end = len(part) - (len(part) - len(part.rstrip(b"\\"))) % 2
-        rest = part[end:]
-        yield part[:end].replace(rb"\\", rb"\-").replace(rb"\"", rb"\-")
+def _blocks(body: bytes) -> Iterator[bytes]:
+    """Yields a body in blocks without half escapes, whose only quotes are at the ends of strings."""
+    remainder = b""
+    for start in range(0, len(body), _BLOCK):
+        block = remainder + body[start : start + _BLOCK]
+        num_backslashes = len(block) - len(block.rstrip(b"\\"))
+        end = len(block) - num_backslashes % 2
+        remainder = block[end:]
+        yield block[:end].replace(rb"\\", rb"\-").replace(rb"\"", rb"\-")

@@ -1,4 +1,4 @@
-"""The index: `POST /v1/search` in two stages as `bridgetower search`, `GET /v1/index`, its images, pieces of videos."""
+"""Routes of the index: searches in two stages as `bridgetower search`, its images, and its videos."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import mimetypes
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from hashlib import sha256
@@ -22,9 +22,9 @@ from PIL import Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from bridgetower.inference.items import Item
-from bridgetower.processor import media_type
+from bridgetower.processor import Resized, media_type
 from bridgetower.search.conditions import condition_sql
-from bridgetower.search.config import Against
+from bridgetower.search.config import Against, Vectors
 from bridgetower.search.indexed import Hit, Indexed
 from bridgetower.search.searcher import (
     RERANK,
@@ -35,6 +35,7 @@ from bridgetower.search.searcher import (
     two_stages,
 )
 from bridgetower.serve.access import video_token
+from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.costs import Unit
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.schemas import (
@@ -48,20 +49,18 @@ from bridgetower.serve.schemas import (
     Text,
     Top,
     errors,
-    json_of,
-    listed,
 )
 from bridgetower.serve.service import MIB, Served, Service
 
 router = APIRouter(route_class=JsonRoute, tags=["search"])
 logger = logging.getLogger(__name__)
 
-PIECE = 2**21  # bytes at most of an answer to a request for a range; players ask for the next one
+PIECE = 2**21  # bytes of a response to a range at most; players request the next one
 _CHUNK = 2**16  # bytes of a whole video that are read at once
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
 _Result = TypeVar("_Result")
-_EXAMPLES = 12
-_QUALITY = 88  # of a JPEG
+_NUM_EXAMPLES = 12
+_JPEG_QUALITY = 88
 _HEADERS = {
     "Cache-Control": "private, max-age=86400",  # an id names one content for ever
     "Content-Disposition": "inline",
@@ -147,90 +146,100 @@ class SearchResponse(ListResponse[FoundImage]):
 @router.post("/v1/search", response_model=SearchResponse, responses=COMPUTING)
 async def search(body: SearchRequest, service: Served) -> Response:
     """Find images of the index by a text, by an image, or by both."""
-    searcher, config, model = _searcher(service), service.config, service.main
+    searcher = _searcher(service)
+    model = service.main
+
+    # How many candidates are matched.
     plan = partial(searcher.plan, top=body.top, rerank=body.rerank, against=body.against)
-    against, rerank = await _read(plan, body.query, body.image, asked=True)
+    vectors, rerank = await _read(plan, body.query, body.image, is_request=True)
     rerank = min(rerank, await _read(len, searcher.index))
-    given = sum(part is not None for part in (body.query, body.image))
+    num_inputs = (body.query is not None) + (body.image is not None)
     if body.rerank is None:
-        rerank = max(0, min(rerank, config.max_items - given))
+        rerank = max(0, min(rerank, service.config.max_items - num_inputs))
+
     work: dict[Unit, int] = {
         "text": body.query is not None,
         "image": body.image is not None,
         "pair": rerank,
     }
     with service.admission(work, "rerank", body.model, images=[body.image]):
+        # The vector of the query; of a text and an image, their mean.
         (image,) = await model.images([body.image], "image")
-        texts = (
-            []
-            if body.query is None
-            else await model.texts([body.query], "query", truncate=body.truncate)
-        )
-        if against == "pairs" and image is not None and texts:
-            items = [Item(image=image, ids=texts[0])]
-        else:
-            items = [
-                *(Item(image=one) for one in [image] if one is not None),
-                *(Item(ids=ids) for ids in texts),
-            ]
-        vector = mean_vector(torch.stack(await service.scheduler.submit(items)))
-        where: Any = body.where  # in SQL, since it was validated
-        count = max(body.top, rerank, RERANK if body.against == "hybrid" else 0)
-        reading = partial(_read, asked=where is not None, param="where")
-        nearest, containing = list[Hit](), list[Hit]()
-        if body.against != "words":
-            find = partial(searcher.index.nearest, against=against, where=where, exact=body.exact)
-            nearest = await reading(find, vector, count)
-        if body.against in ("words", "hybrid"):
-            containing = await reading(
-                partial(searcher.index.containing, body.query or "", where=where), vector, count
-            )
-        chosen, others = candidates(nearest, rerank, against)
-        frames = await _read(searcher.index.frames, chosen) if chosen else {}
-        limit = config.max_body * MIB
-        read = partial(
-            searcher.open, prepare=model.prepared, max_bytes=limit, fetch=False, frames=frames
-        )
-        try:
-            opened = searcher.opened(
-                chosen, await model.each(*(partial(read, one) for one in chosen))
-            )
-        except ValueError as error:
-            logger.error("search: %s", error)
-            message = "none of the images that were found can be opened where the index has them; send rerank 0"
-            raise ApiError(404, message, code="no_images") from error
-        matched = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
-        log_odds = await service.scheduler.submit(matched)
-        unrelated = await _read(searcher.unrelated, body.query, body.image)
+        ids = None
+        if body.query is not None:
+            (ids,) = await model.texts([body.query], "query", truncate=body.truncate)
+        items = [Item(image=image, ids=ids)]
+        if vectors != "pairs" and num_inputs == 2:
+            items = [Item(image=image), Item(ids=ids)]
+        query = mean_vector(torch.stack(await service.scheduler.submit(items)))
+
+        # Hits by vectors, of which the first are matched, and hits by words.
+        nearest, containing = await _find(body, searcher, query, vectors, rerank)
+        matched, unmatched = candidates(nearest, rerank, vectors)
+        opened = await _open_candidates(matched, searcher, service)
+        pairs = [Item(kind="match", image=image.pixels, ids=ids) for _, image in opened]
+        log_odds = await service.scheduler.submit(pairs)
         hits = two_stages(
-            [one for one, _ in opened], log_odds, others, searcher.predictor.reranking, unrelated
+            [hit for hit, _ in opened],
+            log_odds,
+            unmatched,
+            searcher.predictor.reranking,
+            await _read(searcher.unrelated, body.query, body.image),
         )
-        if body.against in ("words", "hybrid"):
-            hits = containing if body.against == "words" else fuse_rankings(hits, containing)
-        hits = hits[: body.top]
+        if body.against == "words":
+            hits = containing
+        elif body.against == "hybrid":
+            hits = fuse_rankings(hits, containing)
 
-    def rows() -> Iterator[dict[str, Any]]:
-        for rank, hit in enumerate(hits, start=1):
-            moment = {}
-            if hit.start is not None:
-                token = (
-                    ""
-                    if config.api_key is None
-                    else f"?token={video_token(config.api_key, hit.digest)}"
-                )
-                place = (
-                    hit.file
-                    if isinstance(hit.file, str)
-                    else f"{config.root_path}/v1/videos/{hit.digest}{token}"
-                )
-                moment = {
-                    "transcript": " ".join(hit.captions),
-                    "link": f"{place}#{hit.path.rpartition('#')[2]}",
-                }
-            yield {"rank": rank, **_shown(hit), **moment}
+    rows = (
+        {"rank": rank, **_fields(hit), **_moment(hit, service.config)}
+        for rank, hit in enumerate(hits[: body.top], start=1)
+    )
+    return await service.list_response(rows, [*items, *pairs])
 
-    tokens = model.tokens([*items, *matched])
-    return await json_of(service.writers, listed(rows(), model.name, tokens))
+
+async def _find(
+    body: SearchRequest,
+    searcher: Searcher,
+    query: torch.Tensor,
+    vectors: Vectors | None,
+    rerank: int,
+) -> tuple[list[Hit], list[Hit]]:
+    """Returns the nearest hits by vectors, and those that contain words of the query."""
+    where: Any = body.where  # in SQL, since it was validated
+    count = max(body.top, rerank, RERANK if body.against == "hybrid" else 0)
+    read = partial(_read, is_request=where is not None, param="where")
+    nearest = list[Hit]()
+    containing = list[Hit]()
+    if body.against != "words":
+        find_nearest = partial(
+            searcher.index.nearest, against=vectors, where=where, exact=body.exact
+        )
+        nearest = await read(find_nearest, query, count)
+    if body.against in ("words", "hybrid"):
+        find_words = partial(searcher.index.containing, body.query or "", where=where)
+        containing = await read(find_words, query, count)
+    return nearest, containing
+
+
+async def _open_candidates(
+    hits: list[Hit], searcher: Searcher, service: Service
+) -> list[tuple[Hit, Resized]]:
+    """Decodes the images of hits, without those that cannot be opened."""
+    open_candidate = partial(
+        searcher.open,
+        prepare=service.main.prepared,
+        max_bytes=service.config.max_body * MIB,
+        fetch=False,
+        frames=await _read(searcher.index.frames, hits) if hits else {},
+    )
+    images = await service.main.each(*(partial(open_candidate, hit) for hit in hits))
+    try:
+        return searcher.opened(hits, images)
+    except ValueError as error:
+        logger.error("search: %s", error)
+        message = "none of the images that were found can be opened where the index has them; send rerank 0"
+        raise ApiError(404, message, code="no_images") from error
 
 
 def _searcher(service: Service) -> Searcher:
@@ -238,20 +247,36 @@ def _searcher(service: Service) -> Searcher:
     return service.searcher
 
 
-def _shown(one: Indexed) -> dict[str, Any]:
-    return {"id": one.digest} | {
-        name: value for name, value in vars(one).items() if name in FoundImage.model_fields
-    }
+def _fields(image: Indexed) -> dict[str, Any]:
+    fields = FoundImage.model_fields
+    values = {name: value for name, value in vars(image).items() if name in fields}
+    return {"id": image.digest, **values}
+
+
+def _moment(hit: Hit, config: ServeConfig) -> dict[str, str]:
+    """Returns the fields that only a moment of a video has."""
+    if hit.start is None:
+        return {}
+    address = f"{config.root_path}/v1/videos/{hit.digest}"
+    if config.api_key is not None:
+        address += f"?token={video_token(config.api_key, hit.digest)}"
+    if isinstance(hit.file, str):
+        address = hit.file
+    span = hit.path.rpartition("#")[2]
+    return {"transcript": " ".join(hit.captions), "link": f"{address}#{span}"}
 
 
 async def _read(
-    work: Callable[..., _Result], *given: Any, asked: bool = False, param: str | None = None
+    function: Callable[..., _Result],
+    *arguments: Any,
+    is_request: bool = False,
+    param: str | None = None,
 ) -> _Result:
-    """Reads the index, or answers that it cannot be read; a ValueError is of the request where one asks of it."""
+    """Reads the index in a thread. With `is_request`, a ValueError is an error of the request, else of the index."""
     try:
-        return await asyncio.to_thread(work, *given)
+        return await asyncio.to_thread(function, *arguments)
     except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) and asked:
+        if isinstance(error, ValueError) and is_request:
             raise ApiError(400, str(error), param=param) from error
         logger.error("index: %s", error)
         message = "the index cannot be read; the server's log has the reason"
@@ -267,14 +292,20 @@ class IndexResponse(BaseModel):
 async def index(service: Served) -> IndexResponse:
     """Return the number of images in the index, and some of them."""
     index = _searcher(service).index
-    count, examples = await _read(lambda: (len(index), index.examples(_EXAMPLES)))
-    return IndexResponse(images=count, examples=[IndexedImage(**_shown(one)) for one in examples])
+    count = await _read(len, index)
+    examples = await _read(index.examples, _NUM_EXAMPLES)
+    return IndexResponse(
+        images=count, examples=[IndexedImage(**_fields(image)) for image in examples]
+    )
 
 
-def _digits(given: Any) -> Any:
-    if isinstance(given, str) and not (given.isascii() and given.isdigit()):
+def _check_digits(value: Any) -> Any:
+    if isinstance(value, str) and not (value.isascii() and value.isdigit()):
         raise ValueError("expected a whole number")
-    return given
+    return value
+
+
+_SIZE = "Longer side of a JPEG, in pixels; none: the file itself."
 
 
 @router.get(
@@ -286,57 +317,52 @@ async def image(
     id: Id,  # noqa: A002 - its name in the path
     service: Served,
     size: Annotated[
-        int | None,
-        BeforeValidator(_digits),
-        Query(
-            ge=16, le=1600, description="Longer side of a JPEG, in pixels; none: the file itself."
-        ),
+        int | None, BeforeValidator(_check_digits), Query(ge=16, le=1600, description=_SIZE)
     ] = None,
     if_none_match: str | None = Header(None, description="The `ETag` of what the client has."),
 ) -> Response:
     """Return an image of the index: small as JPEG, or as the file that was indexed."""
-    index, headers = (
-        _searcher(service).index,
-        {**_HEADERS, "ETag": (tag := f'"{id}-{size or "file"}"')},
-    )
+    index = _searcher(service).index
+    limit = service.config.max_body * MIB
+
+    def indexed_file(copy: Indexed) -> bytes:
+        content = index.content(copy, within_root=True, fetch=False, max_bytes=limit)
+        is_frame = copy.start is not None
+        if is_frame and (len(content) > limit or sha256(content).hexdigest() != copy.digest):
+            raise ValueError(
+                f"the frame of {copy.path} has {len(content)} bytes, or another digest than indexed"
+            )
+        return content
+
+    def read_image(copies: Sequence[Indexed]) -> tuple[bytes, str]:
+        content = _first_readable(copies, indexed_file, "image")
+        try:
+            if size is None:
+                return content, media_type(content)
+            # As the model sees it.
+            background = service.main.predictor.processor.config.background
+            pixels, _ = service.main.decoders.open(content, size, background=background)
+        except ValueError as error:
+            message = str(error).partition("; shrink it first")[0]
+            raise ApiError(404, message, param="id", code="no_image") from error
+        thumbnail = Image.fromarray(pixels)
+        thumbnail.thumbnail((size, size), Image.Resampling.LANCZOS)
+        stream = io.BytesIO()
+        thumbnail.save(stream, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        return stream.getvalue(), "image/jpeg"
+
+    tag = f'"{id}-{size or "file"}"'
+    headers = {**_HEADERS, "ETag": tag}
     with service.admission({"image": 1}, "id", None):
         copies = await _read(index.with_digest, id)
         if copies and _has_tag(if_none_match, tag):
             return Response(status_code=304, headers=headers)
-
-        def content_of(one: Indexed) -> bytes:
-            limit = service.config.max_body * MIB
-            content = index.content(one, within_root=True, fetch=False, max_bytes=limit)
-            if one.start is not None and (
-                len(content) > limit or sha256(content).hexdigest() != one.digest
-            ):
-                raise ValueError(
-                    f"the frame of {one.path} has {len(content)} bytes, or another digest than indexed"
-                )
-            return content
-
-        def read() -> tuple[bytes, str]:
-            content = _first(copies, content_of, "image")
-            try:
-                if size is None:
-                    return content, media_type(content)
-                # as the model sees it
-                background = service.main.predictor.processor.config.background
-                pixels, _ = service.main.decoders.open(content, size, background=background)
-            except ValueError as error:
-                message = str(error).partition("; shrink it first")[0]
-                raise ApiError(404, message, param="id", code="no_image") from error
-            image = Image.fromarray(pixels)
-            image.thumbnail((size, size), Image.Resampling.LANCZOS)
-            image.save(stream := io.BytesIO(), "JPEG", quality=_QUALITY, subsampling=0)
-            return stream.getvalue(), "image/jpeg"
-
-        ((content, kind),) = await service.main.each(read)
+        ((content, kind),) = await service.main.each(partial(read_image, copies))
     return Response(content, media_type=kind, headers=headers)
 
 
 def _has_tag(if_none_match: str | None, tag: str) -> bool:
-    """Whether a client has what the tag names, by its header `If-None-Match`.
+    """Tells whether a client has the content of a tag, by its header `If-None-Match`.
 
     Tags are compared weakly, as the header asks: a proxy that compresses makes weak ones of them.
     """
@@ -344,18 +370,20 @@ def _has_tag(if_none_match: str | None, tag: str) -> bool:
     return tag in tags or "*" in tags
 
 
-def _first(copies: Sequence[Indexed], opened: Callable[[Indexed], _Result], kind: str) -> _Result:
-    """Opens the first of what has one id in the index that can be opened as it was indexed."""
+def _first_readable(
+    copies: Sequence[Indexed], read: Callable[[Indexed], _Result], kind: str
+) -> _Result:
+    """Reads the first copy of an image or a video that is still as it was indexed."""
     problem = f"the index has no {kind} with this id"
-    for one in copies:
+    for copy in copies:
         try:
-            return opened(one)
+            return read(copy)
         except (OSError, ValueError) as error:
-            logger.error("%s %s: %s", kind, one.digest, error)
+            logger.error("%s %s: %s", kind, copy.digest, error)
             problem = (
                 f"the {kind} cannot be read as it was indexed; the server's log has the reason"
             )
-    raise ApiError(404, problem, param="id", code="no_video" if kind == "video" else "no_image")
+    raise ApiError(404, problem, param="id", code=f"no_{kind}")
 
 
 @router.get(
@@ -381,12 +409,15 @@ async def video(
         copies = await _read(index.with_digest, id)
         moments = [copy for copy in copies if copy.start is not None]
         stream, path = await asyncio.to_thread(
-            _first, moments, lambda one: (index.open_video(one), one.path), "video"
+            _first_readable, moments, lambda copy: (index.open_video(copy), copy.path), "video"
         )
+
     status = os.fstat(stream.fileno())
-    size, tag = status.st_size, f'"{status.st_size:x}-{status.st_mtime_ns:x}"'
+    size = status.st_size
+    tag = f'"{size:x}-{status.st_mtime_ns:x}"'
     kind = mimetypes.guess_type(path.rpartition("#")[0])[0] or ""
-    kind = kind if kind.startswith("video/") else "application/octet-stream"
+    if not kind.startswith("video/"):
+        kind = "application/octet-stream"
     headers = {
         **_HEADERS,
         "Accept-Ranges": "bytes",
@@ -394,7 +425,7 @@ async def video(
         "ETag": tag,
     }
 
-    async def whole() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[bytes]:
         with stream:
             while content := await asyncio.to_thread(stream.read, _CHUNK):
                 yield content
@@ -403,26 +434,28 @@ async def video(
         until_sent.enter_context(stream)
         if _has_tag(if_none_match, tag):
             return Response(status_code=304, headers=headers)
-        piece = None if range is None or if_range not in (None, tag) else _piece(range, size)
-        if piece is None:
+        limits = None
+        if range is not None and if_range in (None, tag):
+            limits = _byte_limits(range, size)
+        if limits is None:
             until_sent.pop_all()
             headers["Content-Length"] = str(size)
-            return StreamingResponse(whole(), media_type=kind, headers=headers)
-        start, end = piece
+            return StreamingResponse(chunks(), media_type=kind, headers=headers)
+        start, end = limits
         content = await asyncio.to_thread(os.pread, stream.fileno(), end - start, start)
     headers["Content-Range"] = f"bytes {start}-{start + len(content) - 1}/{size}"
     return Response(content, 206, media_type=kind, headers=headers)
 
 
-def _piece(given: str, size: int) -> tuple[int, int] | None:
-    """Returns where one valid range begins and ends, cut to `PIECE` bytes; others are ignored (RFC 9110, 14.2)."""
-    found = _RANGE.fullmatch(given.strip())
-    first, last = found.groups() if found else ("", "")
+def _byte_limits(header: str, size: int) -> tuple[int, int] | None:
+    """Returns the start and the end of a valid range, cut to `PIECE` bytes, else None (RFC 9110, 14.2)."""
+    range_match = _RANGE.fullmatch(header.strip())
+    first, last = range_match.groups() if range_match else ("", "")
     if not (first or last) or (first and last and int(last) < int(first)):
         return None
     start = int(first) if first else max(0, size - int(last))
     end = min(size, int(last) + 1 if first and last else size)
     if start >= end:
-        message = f"the range is {given[:80]!r}; expected one like bytes=0-999 within {size} bytes"
+        message = f"the range is {header[:80]!r}; expected one like bytes=0-999 within {size} bytes"
         raise ApiError(416, message, param="range", headers={"Content-Range": f"bytes */{size}"})
     return start, min(end, start + PIECE)

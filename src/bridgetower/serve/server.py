@@ -1,4 +1,4 @@
-"""Runs the application on Granian: its address, limits on connections, shutdown."""
+"""The application on Granian: its address, its limits on connections, its shutdown."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import threading
 from contextlib import suppress
 from typing import Any
 
+from granian import net
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
-from granian.net import SocketHolder  # type: ignore[attr-defined]  # of its native module
 from granian.server.embed import Server as Embedded
 
 from bridgetower.serve.app import build_app
@@ -31,7 +31,11 @@ _CONNECTIONS = 4096  # read at once; further ones wait in the backlog, which is 
 _FILES = 4 * _CONNECTIONS  # the model and the index need some too
 _PATIENCE = 10.0  # seconds for the head of a request, and between two requests of a connection
 _SWITCH = 0.0001  # seconds for which a thread of Python keeps others waiting; texts are computed beside images
-_GARBAGE = (5_000, 20, 20)  # thresholds of its collection, during which no thread of Python runs
+_GARBAGE = (
+    5_000,
+    20,
+    20,
+)  # thresholds of the garbage collection, during which no thread of Python runs
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Granian configures logging, which closes the handlers that there are, and with some of them standard error.
@@ -55,13 +59,12 @@ def take_port(config: ServeConfig) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM
         )[0]
-        # A port that anything has is refused, also one that is shared. The system chooses no such port itself.
+        # A port that is taken is refused, also one that is shared. The system chooses no such port itself.
         if config.port:
             socket.create_server(address, family=family).close()
         return shared_port(address, family)
     except OSError as error:
-        # Python names the address again.
-        reason = str(error.strerror).partition(" (while attempting")[0]
+        reason = str(error.strerror).partition(" (while attempting")[0]  # before the address again
         raise OSError(
             f"cannot listen at {config.host}, port {config.port}: {reason}; choose another"
         ) from error
@@ -87,7 +90,7 @@ def serve(service: Service, listener: socket.socket) -> None:
 
 
 class Server(Embedded):
-    """Granian in this process, with the socket and the service that it is given."""
+    """Granian in this process, with a bound socket and a service."""
 
     def __init__(
         self,
@@ -98,9 +101,11 @@ class Server(Embedded):
         patience: float = _PATIENCE,
     ) -> None:
         timeout = service.config.timeout
-        head_timeout = round(1000 * min(patience, timeout))
+        host, port = listener.getsockname()[:2]
         super().__init__(
             build_app(service),
+            host,
+            port,
             interface=Interfaces.ASGINL,
             http=HTTPModes.http1,
             websockets=False,
@@ -109,17 +114,18 @@ class Server(Embedded):
             log_level=LogLevels.error,  # of the rest, what it says of the address is not true of this socket
             log_dictconfig=_NO_LOGGING,
             http1_settings=HTTP1Settings(
-                header_read_timeout=head_timeout, max_buffer_size=HEAD_BYTES
+                header_read_timeout=round(1000 * min(patience, timeout)), max_buffer_size=HEAD_BYTES
             ),
         )
-        # seconds for what was begun when it is stopped
+        # Seconds for requests in progress when it is stopped.
         self.workers_kill_timeout = round(timeout + patience)
-        self._service, self._listener = service, listener
+        self._service = service
+        self._listener = listener
         self._signal: int | None = None
         self.started = threading.Event()
 
     def run(self) -> None:
-        """Serves until it is stopped; a signal then takes its usual effect."""
+        """Serves until it is stopped. A signal that stopped it then takes its usual effect."""
         asyncio.run(self._run())
         logger.info("stopped")
         if self._signal is not None:
@@ -127,49 +133,58 @@ class Server(Embedded):
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
-
-        def end(number: int) -> None:
-            self._signal = number
-            for other in _SIGNALS:
-                self._loop.remove_signal_handler(other)  # the next one ends the process at once
-            self.stop()
-
         async with self._service.running():
             if threading.current_thread() is threading.main_thread():
                 for number in _SIGNALS:
                     if signal.getsignal(number) is not signal.SIG_IGN:
-                        self._loop.add_signal_handler(number, end, number)
+                        self._loop.add_signal_handler(number, self._stop_by_signal, number)
             with suppress(TimeoutError):
                 await self.serve()
 
+    def _stop_by_signal(self, number: int) -> None:
+        self._signal = number
+        for handled in _SIGNALS:
+            self._loop.remove_signal_handler(handled)  # the next one ends the process at once
+        self.stop()
+
     def stop(self) -> None:
-        """Takes no more connections and finishes the requests that it has; may be called from any thread."""
+        """Takes no more connections and finishes the requests that it has. Any thread may call it."""
         logger.info("stopping: requests that were admitted are finished first")
         self._loop.call_soon_threadsafe(super().stop)
 
     def _init_shared_socket(self) -> None:
-        """Listens; called by Granian."""
-        # disconnects clients that read nothing of their responses
+        """Listens. Granian calls it."""
+        listener = self._listener
+        host, port = listener.getsockname()[:2]
+        # Clients that read nothing of their responses are disconnected.
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             milliseconds = round(1000 * self._service.config.timeout)
-            self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        host, port = self._listener.getsockname()[:2]
-        self._listener.listen(_CONNECTIONS)
-        # Else closed connections keep the port from the next server for a minute; set before, others could take it.
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.setblocking(False)
-        self._shd, self._ssp = SocketHolder(self._listener.detach(), False, _CONNECTIONS), None  # type: ignore[assignment, call-arg]
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            self._shd = net.SocketHolder(listener.fileno(), False, _CONNECTIONS)  # type: ignore[attr-defined]
+        except (
+            AttributeError,
+            TypeError,
+        ):  # of another release of Granian, which then binds the address itself
+            listener.close()
+            super()._init_shared_socket()
+        else:
+            listener.listen(_CONNECTIONS)
+            # Else closed connections keep the port from the next server for a minute; set before, others could take it.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setblocking(False)
+            listener.detach()
         self.started.set()
         mark_listening()
-        place = f"[{host}]" if ":" in host else host
-        logger.info("serving %s at http://%s:%d", self._service.main.name, place, port)
+        address = f"[{host}]" if ":" in host else host
+        logger.info("serving %s at http://%s:%d", self._service.main.name, address, port)
 
 
 def _open_files() -> int:
     """Raises the process's limit of open files as far as useful and allowed, and returns it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
-    if soft not in (resource.RLIM_INFINITY, hard) and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return wanted
+    limit = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft not in (resource.RLIM_INFINITY, hard) and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return limit
