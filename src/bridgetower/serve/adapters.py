@@ -115,7 +115,7 @@ class SimilarityRequest(Body, json_schema_extra={"examples": [_SIMILARITY]}):
 
 @router.post("/similarity", response_model=list[float])
 async def sentence_similarity(body: SimilarityRequest, service: Served) -> Response:
-    """Of text-embeddings-inference: the cosine of each text with the first one; of an image with a text, the match."""
+    """Of text-embeddings-inference: the cosine of each text with the first, or the match of an image with a text."""
     if body.parameters is not None:
         body.truncate = body.parameters.truncate
     queries = [body.inputs.source_sentence]
@@ -154,7 +154,7 @@ async def rerank_either(body: EitherRerank, service: Served) -> Response:
     return await json_of(service.writers, rows)
 
 
-class _Content(BaseModel, extra="forbid"):
+class _ContentParts(BaseModel, extra="forbid"):
     content: Parts
 
 
@@ -170,7 +170,7 @@ def _documents(value: Any) -> Any:
             {"text": element.text}
             if isinstance(element, TextPart)
             else {"image": element.image_url.url}
-            for element in _Content.model_validate(value).content
+            for element in _ContentParts.model_validate(value).content
         ]
     return as_list(value)
 
@@ -179,7 +179,7 @@ _Entries = Annotated[
     list[TextOrImage],
     Several,
     BeforeValidator(
-        _documents, json_schema_input_type=Text | _Content | Annotated[list[Text], Several]
+        _documents, json_schema_input_type=Text | _ContentParts | Annotated[list[Text], Several]
     ),
 ]
 

@@ -207,7 +207,7 @@ async def ready(service: Served) -> dict[str, str]:
 
 @router.get("/info", responses=errors(401))
 async def info(service: Served) -> dict[str, Any]:
-    """Describe the server as text-embeddings-inference does; requests and batches are counted in items."""
+    """Describe the server as text-embeddings-inference does, with requests and batches counted in items."""
     config = service.config
     predictor = service.main.predictor
     max_length = predictor.processor.config.max_length

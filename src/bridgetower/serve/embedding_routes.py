@@ -112,7 +112,7 @@ _EMBEDDINGS = [
 
 
 class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
-    """Texts, images, or images with texts, which get a vector each; or one message, whose parts get one together."""
+    """Texts, images, or images with texts, which get a vector each, or one message, whose parts get one together."""
 
     modality: Modality = Field("text", description="What strings in `input` are.")
     input: Annotated[list[Content], Several] | None = Field(

@@ -12,13 +12,13 @@ from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 CLIENT: ContextVar[Hashable] = ContextVar("client", default=None)
-"""Whose request is served."""
+"""The client whose request is served."""
 
 _Job = TypeVar("_Job")
 
 
 class Shares:
-    """A limit that clients share: each may hold as much as is left free, so that others always find room."""
+    """A limit that clients share. Each may hold as much as is left free, so that others always find room."""
 
     def __init__(self, total: float) -> None:
         self.total = total
@@ -32,7 +32,7 @@ class Shares:
         return self._held.get(client, 0)
 
     def fits(self, client: Hashable, amount: float) -> bool:
-        """Whether a client, with so much more, would hold no more than what is then left."""
+        """Tells whether a client, with so much more, would hold no more than is then left free."""
         return self.held_by(client) + amount <= self.total - self.held - amount
 
     def add(self, client: Hashable, amount: float) -> None:
@@ -85,7 +85,7 @@ class _Backlog(Generic[_AnyFlow]):
             self._heap.clear()
 
     def first(self) -> _AnyFlow:
-        """Returns the flow with the least work; of several, one that had no turn for longest."""
+        """Returns the flow with the least work, of several the one that had no turn for longest."""
         while True:
             work, turn, _, flow = self._heap[0]
             if flow in self.flows and (work, turn) == (flow.work, flow.turn):
@@ -103,7 +103,10 @@ class _Backlog(Generic[_AnyFlow]):
         return flow
 
     def charge(self, flow: _AnyFlow, cost: float) -> None:
-        """Counts work for a flow; the virtual time goes on, else newcomers, one after the other, were first."""
+        """Counts work for a flow.
+
+        The virtual time goes on, else newcomers, one after the other, would be first.
+        """
         num_others = len(self.flows) - (flow in self.flows)
         flow.work += cost
         if flow in self.flows:
@@ -135,7 +138,7 @@ class FairQueue(Generic[_Job]):
     """Jobs in the order of weighted fair queueing by cost, over clients and over the requests of each client."""
 
     def __init__(self) -> None:
-        # as long as they have requests
+        # As long as they have requests.
         self._clients: WeakValueDictionary[Hashable, _Client] = WeakValueDictionary()
         self._backlog: _Backlog[_Client] = _Backlog()
 
@@ -143,7 +146,7 @@ class FairQueue(Generic[_Job]):
         return bool(self._backlog.flows)
 
     def request(self) -> RequestJobs[_Job]:
-        """Returns the place for jobs of the request that is served."""
+        """Returns an empty queue for the jobs of this request."""
         name = CLIENT.get()
         client = self._clients.get(name)
         if client is None:
@@ -176,7 +179,7 @@ class FairQueue(Generic[_Job]):
         self._backlog.charge(request.client, cost)
 
     def drop(self, request: RequestJobs[_Job]) -> list[_Job]:
-        """Removes and returns the jobs of a request that nobody took."""
+        """Removes and returns the waiting jobs of a request."""
         dropped = list(request.waiting)
         request.waiting.clear()
         if dropped:

@@ -181,14 +181,14 @@ class MatchRequest(PairRequest, json_schema_extra={"examples": [_MATCH]}):
     )
 
 
-class Match(BaseModel):
+class MatchRow(BaseModel):
     image: int = Field(description="Number of the image.")
     text: int = Field(description="Number of the text.")
     probability: float | None = PROBABILITY
     score: float | None = SCORE
 
 
-@router.post("/v1/match", response_model=ListResponse[Match])
+@router.post("/v1/match", response_model=ListResponse[MatchRow])
 async def match(body: MatchRequest, service: Served) -> Response:
     """Compute how well images and texts match: image n and text n, or all pairs."""
     inputs = PairInputs(service, body, "itm", all_pairs=body.all_pairs)
@@ -211,12 +211,12 @@ class AnswerRequest(PairRequest, json_schema_extra={"examples": [_ANSWER]}):
     top: Top = 5
 
 
-class Answer(BaseModel):
+class AnswerRow(BaseModel):
     index: int
     answers: list[Choice] = Field(description="Do not sum to one; likeliest first.")
 
 
-@router.post("/v1/answer", response_model=ListResponse[Answer])
+@router.post("/v1/answer", response_model=ListResponse[AnswerRow])
 async def answer(body: AnswerRequest, service: Served) -> Response:
     """Answer questions about images, with a model that was fine-tuned on VQA."""
     return await PairInputs(service, body, "vqa").predict("answers", top=body.top)
@@ -229,12 +229,12 @@ class FillMaskRequest(PairRequest, json_schema_extra={"examples": [_FILL_MASK]})
     top: Top = 5
 
 
-class FillMask(BaseModel):
+class MaskRow(BaseModel):
     index: int
     masks: list[list[FilledWord]] = Field(description="For each mask, likeliest first.")
 
 
-@router.post("/v1/fill-mask", response_model=ListResponse[FillMask])
+@router.post("/v1/fill-mask", response_model=ListResponse[MaskRow])
 async def fill_mask(body: FillMaskRequest, service: Served) -> Response:
     """Fill masked words of texts about images."""
     inputs = PairInputs(service, body, "mlm")
@@ -260,7 +260,7 @@ async def fill_mask(body: FillMaskRequest, service: Served) -> Response:
         return await inputs.respond(rows, items)
 
 
-class Judgement(BaseModel):
+class JudgementRow(BaseModel):
     index: int
     judgements: list[Choice] = Field(description="Likeliest first.")
 
@@ -272,7 +272,7 @@ class EntailRequest(PairRequest, json_schema_extra={"examples": [_ENTAIL]}):
     texts: Texts = Field(alias="statements")
 
 
-@router.post("/v1/entail", response_model=ListResponse[Judgement])
+@router.post("/v1/entail", response_model=ListResponse[JudgementRow])
 async def entail(body: EntailRequest, service: Served) -> Response:
     """Classify whether images contradict, are neutral to or entail statements, with a model fine-tuned on SNLI-VE."""
     return await PairInputs(service, body, "snli_ve").predict("judgements")
@@ -286,7 +286,7 @@ class ReasonRequest(PairRequest, json_schema_extra={"examples": [_REASON]}):
     images_2: Images
 
 
-@router.post("/v1/reason", response_model=ListResponse[Judgement])
+@router.post("/v1/reason", response_model=ListResponse[JudgementRow])
 async def reason(body: ReasonRequest, service: Served) -> Response:
     """Classify statements about a left and a right image as true or false, with a model fine-tuned on NLVR2."""
     inputs = PairInputs(service, body, "nlvr2", images_2=body.images_2)
@@ -317,16 +317,16 @@ class ClassifyRequest(OptionalPairRequest, json_schema_extra={"examples": _CLASS
     )
 
 
-class Classes(BaseModel):
+class ClassesRow(BaseModel):
     index: int
     classes: list[Choice] = Field(description="Likeliest first.")
 
 
-@router.post("/v1/classify", response_model=ListResponse[Classes])
+@router.post("/v1/classify", response_model=ListResponse[ClassesRow])
 async def classify(body: ClassifyRequest, service: Served) -> Response:
     """Classify images by labels, or images, texts or both with a model fine-tuned on custom classes."""
     if body.labels is not None:
-        return await _classify_by_labels(body, body.labels, service)
+        return await _compare_with_labels(body, body.labels, service)
     if "templates" in body.model_fields_set:
         raise ApiError(
             400, "templates are for labels; give labels too, or neither", param="templates"
@@ -334,7 +334,7 @@ async def classify(body: ClassifyRequest, service: Served) -> Response:
     return await PairInputs(service, body, "classification").predict("classes", top=body.top)
 
 
-async def _classify_by_labels(
+async def _compare_with_labels(
     body: ClassifyRequest, labels: list[str], service: Service
 ) -> Response:
     if body.images is None or body.texts is not None:
@@ -378,13 +378,13 @@ class PredictRequest(OptionalPairRequest, json_schema_extra={"examples": [_PREDI
     images_2: Images | None = Field(None, description="For a head that reads two images.")
 
 
-class Prediction(BaseModel):
+class PredictionRow(BaseModel):
     index: int
     classes: list[Choice] | None = Field(None, description="Likeliest first.")
     number: float | None = Field(None, description="Of a head without classes.")
 
 
-@router.post("/v1/predict", response_model=ListResponse[Prediction])
+@router.post("/v1/predict", response_model=ListResponse[PredictionRow])
 async def predict_by_head(body: PredictRequest, service: Served) -> Response:
     """Predict classes or a number by a head of the model, of the package or custom."""
     predicting = service.model_for(body.head).predicting

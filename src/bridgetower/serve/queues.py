@@ -1,4 +1,4 @@
-"""Work of requests in turn: items of a model in batches, by one thread a lane, and what several threads prepare."""
+"""Work of requests in turn: items of a model in batches, the start of requests, and work in threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FETCHING = 1000
 
 _BATCH_SECONDS = 0.1  # after which a batch is closed, by the rate so far
 _RECENT_SECONDS = 1.0  # for which a client that had a job counts among those that share a batch
-# a request counts as at most this part of the queue: what is more of it, it keeps itself
+# A request counts for at most this fraction of the queue: it alone waits for the rest of its work.
 _REQUEST_SHARE = 4
 _ADDED = 100  # items that are added to a queue before the event loop goes on
 _DRAWN = 100  # values of an iterator that a thread draws for a request before the next one's turn
@@ -36,14 +36,14 @@ _SMOOTHING = 0.2  # of the newest batch in a rate
 
 
 class Work(NamedTuple):
-    """How an item is computed: by which lane, and its cost."""
+    """The lane and the cost of an item."""
 
     lane: str
     cost: float
 
 
 class _Submitted(Generic[_Result]):
-    """Results of the items of one `submit`, as far as they are known."""
+    """Results of the items of one `submit`, as far as they are computed."""
 
     def __init__(self, count: int, now: float) -> None:
         self.since = now
@@ -74,7 +74,8 @@ class _Lane(Generic[_Item, _Result]):
     """A thread and what waits for it."""
 
     def __init__(self, name: str, max_batch: int, queued: Gauge) -> None:
-        self.max_batch, self._queued = max_batch, queued
+        self.max_batch = max_batch
+        self._queued = queued
         self.queue: FairQueue[_Job[_Item, _Result]] = FairQueue()
         self.rate = math.inf  # cost per second
         self._last_jobs: dict[Hashable, float] = {}  # seconds of the clock, by client
@@ -139,9 +140,13 @@ class Scheduler(Generic[_Item, _Result]):
             metrics: Where it is counted.
             clock: Seconds.
         """
-        self._compute, self._work_of = compute, work_of
-        self._queue, self._fetching, self._fetches = Shares(queue), Shares(queue), Shares(FETCHING)
-        self._metrics, self._clock = metrics or Metrics(), clock
+        self._compute = compute
+        self._work_of = work_of
+        self._queue = Shares(queue)
+        self._fetching = Shares(queue)
+        self._fetches = Shares(FETCHING)
+        self._metrics = metrics or Metrics()
+        self._clock = clock
         self._rate = float(max(lanes.values()))  # cost per second
         self._closing = False
         self._failed = 0  # batches in a row of which no item could be computed
@@ -162,7 +167,7 @@ class Scheduler(Generic[_Item, _Result]):
 
     @contextmanager
     def admission(self, cost: float, *, fetches: bool = False) -> Iterator[None]:
-        """Keeps room for a request; those that fetch have their own, as hosts may be slow."""
+        """Keeps room for a request. Requests that fetch have their own room, as hosts may be slow."""
         client = CLIENT.get()
         shares = self._fetching if fetches else self._queue
         counted = min(cost, shares.total / _REQUEST_SHARE)
@@ -179,7 +184,7 @@ class Scheduler(Generic[_Item, _Result]):
             yield
 
     async def submit(self, items: Sequence[_Item]) -> list[_Result]:
-        """Returns the results of items, which must have been admitted; if it is cancelled, they are dropped."""
+        """Returns the results of items that were admitted. Once it is cancelled, they are dropped."""
         if not items:
             return []
         submitted: _Submitted[_Result] = _Submitted(len(items), self._clock())
@@ -249,7 +254,7 @@ class Scheduler(Generic[_Item, _Result]):
             job.submitted.add(job.number, outcome)
 
     def _outcomes(self, items: Sequence[_Item]) -> list[_Result | BaseException]:
-        """Computes items together, or if that fails each alone: those that can be computed are not to suffer."""
+        """Computes items together or, if that fails, each alone, so that only bad items fail."""
         try:
             return list(self._compute(items))
         except BaseException as error:  # noqa: BLE001 - passed to who waits
@@ -259,16 +264,16 @@ class Scheduler(Generic[_Item, _Result]):
 
 
 class Starts:
-    """The order in which requests begin to be handled by the event loop: one in each of its rounds, clients in turn.
+    """Lets one request begin in each round of the event loop, clients in turn.
 
-    Checking a request and admitting it takes time too, for which no other client's is to wait behind many of one.
+    Checking and admitting a request takes time too, which many requests of one client would take from others.
     """
 
     def __init__(self) -> None:
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue()
 
     async def turn(self) -> None:
-        """Waits until the request that is served may begin."""
+        """Waits until this request may begin."""
         loop = asyncio.get_running_loop()
         begun: asyncio.Future[None] = loop.create_future()
         if not self._queue:
@@ -281,7 +286,7 @@ class Starts:
             self._queue.drop(request)
 
     def _begin_next(self) -> None:
-        if not self._queue:  # whoever waited has left
+        if not self._queue:  # the waiting requests have ended
             return
         request, begun = self._queue.take()
         self._queue.charge(request, 1.0)
@@ -302,7 +307,9 @@ class Turns:
     def __init__(
         self, count: int, name: str, clock: Callable[[], float] = time.thread_time
     ) -> None:
-        self._count, self._name, self._clock = count, name, clock
+        self._count = count
+        self._name = name
+        self._clock = clock
         self._num_threads = 0
         self._closed = False
         self._changed = Condition()
@@ -310,7 +317,7 @@ class Turns:
 
     @contextmanager
     def turn(self) -> Iterator[RequestJobs[_ThreadWork]]:
-        """Lends the place for work of one request; at the end of the block, what was not begun is dropped."""
+        """Lends a queue for the work of one request. Work that was not begun is dropped at the end of the block."""
         with self._changed:
             request = self._queue.request()
         try:
@@ -324,7 +331,7 @@ class Turns:
     async def run(
         self, request: RequestJobs[_ThreadWork], function: Callable[[], _Result]
     ) -> _Result:
-        """Returns the result of a function in a thread; if it is cancelled before it begins, it is not called."""
+        """Returns the result of a function in a thread. Cancelled before it begins, it is not called."""
         future: Future[_Result] = Future()
         with self._changed:
             if self._closed:

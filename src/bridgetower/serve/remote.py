@@ -86,11 +86,10 @@ class RemoteImages(httpcore.AnyIOBackend):
 
     async def _read(self, address: httpcore.URL, host: str) -> bytes:
         tls = self._tls if address.scheme == b"https" else None
-        headers = {"Accept-Encoding": "identity"}
         content = bytearray()
         async with (
             httpcore.AsyncConnectionPool(ssl_context=tls, network_backend=self) as pool,
-            pool.stream("GET", address, headers=headers) as response,
+            pool.stream("GET", address, headers={"Accept-Encoding": "identity"}) as response,
         ):
             if response.status != 200:
                 is_redirect = 300 <= response.status < 400

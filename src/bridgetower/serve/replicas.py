@@ -110,7 +110,8 @@ class _Slot:
     """The current process of a replica, which is replaced after it was killed."""
 
     def __init__(self, replica: Replica, target: Callable[[Replica], None]) -> None:
-        self.replica, self._target = replica, target
+        self.replica = replica
+        self._target = target
         self.process: ForkServerProcess | None = None
         self.due = 0.0  # when the next one may start
         self._started = 0.0

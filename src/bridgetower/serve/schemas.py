@@ -224,7 +224,7 @@ def check_effort(body: bytes) -> None:
     in_string = False
     length = 0  # of the string
     is_plain = True  # as far as it was read: ASCII without escapes
-    for block in _blocks(body):
+    for block in _body_blocks(body):
         for index, piece in enumerate(block.split(b'"')):
             if index > 0:  # after a quote
                 text += 0 if is_plain else length
@@ -248,7 +248,7 @@ def check_effort(body: bytes) -> None:
                 raise ApiError(413, f"the body has more than {limit} {unit}; send several requests")
 
 
-def _blocks(body: bytes) -> Iterator[bytes]:
+def _body_blocks(body: bytes) -> Iterator[bytes]:
     """Yields a body in blocks without half escapes, whose only quotes are at the ends of strings."""
     remainder = b""
     for start in range(0, len(body), _BLOCK):

@@ -192,7 +192,7 @@ async def search(body: SearchRequest, service: Served) -> Response:
             hits = fuse_rankings(hits, containing)
 
     rows = (
-        {"rank": rank, **_fields(hit), **_moment(hit, service.config)}
+        {"rank": rank, **_response_fields(hit), **_moment(hit, service.config)}
         for rank, hit in enumerate(hits[: body.top], start=1)
     )
     return await service.list_response(rows, [*items, *pairs])
@@ -247,7 +247,7 @@ def _searcher(service: Service) -> Searcher:
     return service.searcher
 
 
-def _fields(image: Indexed) -> dict[str, Any]:
+def _response_fields(image: Indexed) -> dict[str, Any]:
     fields = FoundImage.model_fields
     values = {name: value for name, value in vars(image).items() if name in fields}
     return {"id": image.digest, **values}
@@ -295,7 +295,7 @@ async def index(service: Served) -> IndexResponse:
     count = await _read(len, index)
     examples = await _read(index.examples, _NUM_EXAMPLES)
     return IndexResponse(
-        images=count, examples=[IndexedImage(**_fields(image)) for image in examples]
+        images=count, examples=[IndexedImage(**_response_fields(image)) for image in examples]
     )
 
 

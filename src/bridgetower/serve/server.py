@@ -71,7 +71,7 @@ def take_port(config: ServeConfig) -> socket.socket:
 
 
 def shared_port(address: tuple[Any, ...], family: int) -> socket.socket:
-    """Binds a port that other processes of this user bind too; the system spreads connections over all listeners."""
+    """Binds a port that other processes of this user bind too. The system spreads connections over all listeners."""
     bound = socket.socket(family)
     # With SO_REUSEADDR as well, others could take it too.
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
