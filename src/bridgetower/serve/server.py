@@ -162,13 +162,13 @@ class Server(Embedded):
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            self._shd = net.SocketHolder(listener.fileno(), False, _CONNECTIONS)  # type: ignore[attr-defined]
+            self._shd = net.SocketHolder(listener.fileno(), False, _CONNECTIONS)  # type: ignore[assignment, attr-defined, call-arg]
         except (
             AttributeError,
             TypeError,
         ):  # of another release of Granian, which then binds the address itself
             listener.close()
-            super()._init_shared_socket()
+            super()._init_shared_socket()  # type: ignore[no-untyped-call]
         else:
             listener.listen(_CONNECTIONS)
             # Else closed connections keep the port from the next server for a minute; set before, others could take it.
