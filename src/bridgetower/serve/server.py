@@ -163,10 +163,8 @@ class Server(Embedded):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             self._shd = net.SocketHolder(listener.fileno(), False, _CONNECTIONS)  # type: ignore[assignment, attr-defined, call-arg]
-        except (
-            AttributeError,
-            TypeError,
-        ):  # of another release of Granian, which then binds the address itself
+        except (AttributeError, TypeError):
+            # Another release of Granian, which binds the address itself.
             listener.close()
             super()._init_shared_socket()  # type: ignore[no-untyped-call]
         else:
