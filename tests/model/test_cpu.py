@@ -13,8 +13,7 @@ from bridgetower.model.cpu import (
     BlockedAttention,
     OneDnnLinear,
     SharedDrawDropout,
-    activate_,
-    draw_kept,
+    draw_mask,
     linear,
     optimize_for_cpu,
     pack_weights,
@@ -408,7 +407,7 @@ def test_dropout_of_weights(keys):
     torch.manual_seed(0)
     ours = attend(*leaves, mask=None, dropout=rate)
     torch.manual_seed(0)
-    kept = draw_kept((2, HEADS, keys, keys), rate)
+    kept = draw_mask((2, HEADS, keys, keys), rate)
     query, key, value = (tensor.unflatten(-1, (HEADS, -1)).transpose(1, 2) for tensor in leaves)
     weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1) * kept / (1 - rate)
     check_gradients(ours, (weights @ value).transpose(1, 2).flatten(2), leaves, EXACT)
@@ -434,7 +433,7 @@ def test_draws(rate):
     """Four values share a draw of 64 bits, so each fourth is counted by itself, and they are independent."""
     torch.manual_seed(0)
     count = 100_000
-    kept = draw_kept((count, 4), rate)
+    kept = draw_mask((count, 4), rate)
     assert set(kept.unique().tolist()) == {0, 1}
     assert (kept.double().mean(dim=0) - (1 - rate)).abs().max() < 5 * (
         rate * (1 - rate) / count
@@ -445,7 +444,7 @@ def test_draws(rate):
 @pytest.mark.parametrize("rate", [1e-9, 7e-6, 1 - 7e-6, 1 - 1e-9])
 def test_rates_next_to_0_and_1(rate):
     torch.manual_seed(0)
-    kept = draw_kept((4000, 1000), rate)
+    kept = draw_mask((4000, 1000), rate)
     assert kept.dtype == torch.int8
     count = 4e6
     assert abs(int(kept.sum()) - count * (1 - rate)) < 5 * (count * rate * (1 - rate)) ** 0.5 + 1
@@ -470,14 +469,6 @@ def test_nothing_is_dropped_in_evaluation_or_at_rate_zero():
     hidden = torch.ones(3, 5)
     assert SharedDrawDropout(RATE).eval()(hidden) is hidden
     assert SharedDrawDropout(0.0)(hidden) is hidden
-
-
-@pytest.mark.parametrize("activation", get_args(Activation))
-def test_activations_in_place(activation):
-    values = torch.linspace(-6, 6, 50, dtype=torch.float64)
-    place = values.clone()
-    assert max_difference(activate_(place, activation), activate(values, activation)) < 1e-12
-    assert max_difference(place, activate(values, activation)) < 1e-12
 
 
 class TestChunks:

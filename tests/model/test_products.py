@@ -1,13 +1,12 @@
-"""Which library computes float32 products: what is measured, kept and set by hand, and a model without oneDNN."""
+"""Which library computes float32 products, by the processor or set by hand, and a model without oneDNN."""
 
-import json
 from itertools import product
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bridgetower.files import cache_folder
+from bridgetower.model import cpu
 from bridgetower.model.cpu import (
     LIBRARIES,
     VARIABLE,
@@ -24,8 +23,7 @@ ATOL = 1e-5
 
 
 @pytest.fixture(autouse=True)
-def _chosen_anew(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def _chosen_anew(monkeypatch):
     monkeypatch.delenv(VARIABLE)
     onednn_is_faster.cache_clear()
     yield
@@ -50,19 +48,21 @@ def matched(model):
     return logits, any("mkldnn" in name for name in operators.names)
 
 
-@pytest.mark.parametrize("products", ["outputs", "gradients"])
-def test_measured_once_and_kept(products):
-    first = onednn_is_faster(products)
-    (kept,) = (cache_folder() / "products").glob("*.json")
-    content = json.loads(kept.read_text())
-    assert set(content["seconds"]) == set(LIBRARIES)
-    assert all(seconds > 0 for seconds in content["seconds"].values())
-    assert products in content["where"]
-    assert torch.__version__ in content["where"]
-    slow = "onednn" if first else "torch"
-    kept.write_text(json.dumps(content | {"seconds": content["seconds"] | {slow: 1e3}}))
-    onednn_is_faster.cache_clear()
-    assert onednn_is_faster(products) != first
+@pytest.mark.parametrize(
+    ("processor", "outputs", "gradients"),
+    [
+        ("vendor_id\t: AuthenticAMD\nflags\t: avx2 avx512f", True, True),
+        ("vendor_id\t: GenuineIntel\nflags\t: avx2 avx512f", True, False),
+        ("vendor_id\t: GenuineIntel\nflags\t: avx2 amx_tile amx_bf16", False, False),
+        ("", True, True),
+    ],
+    ids=["AMD", "Intel", "Intel with AMX", "unknown"],
+)
+def test_decided_by_the_processor(processor, outputs, gradients, tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(processor)
+    assert onednn_is_faster("outputs") == outputs
+    assert onednn_is_faster("gradients") == gradients
 
 
 def test_outputs_and_gradients_have_libraries_of_their_own(monkeypatch):
@@ -76,14 +76,13 @@ def test_outputs_and_gradients_have_libraries_of_their_own(monkeypatch):
         twice.T @ hidden.flatten(0, 1),
         twice.sum(dim=0),
     ]
-    for number, libraries in enumerate(product(LIBRARIES, repeat=2)):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(cache_folder().parent / str(number)))
+    for libraries in product(LIBRARIES, repeat=2):
         faster = dict(zip(("outputs", "gradients"), libraries, strict=True))
-        seconds = {
-            name: dict.fromkeys(LIBRARIES, 9.0) | {library: 1.0} for name, library in faster.items()
-        }
-        monkeypatch.setattr("bridgetower.model.cpu.measure", seconds.__getitem__)
-        onednn_is_faster.cache_clear()
+
+        def uses_onednn(products, faster=faster):
+            return faster[products] == "onednn"
+
+        monkeypatch.setattr(cpu, "onednn_is_faster", uses_onednn)
         with Operators() as of_output:
             output = layer(hidden)
         with Operators() as of_gradients:
@@ -98,24 +97,6 @@ def test_outputs_and_gradients_have_libraries_of_their_own(monkeypatch):
             one.grad = None
 
 
-def test_what_cannot_be_read_or_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "bridgetower.model.cpu.measure", lambda products: {"onednn": 1.0, "torch": 2.0}
-    )
-    assert onednn_is_faster("outputs")
-    (kept,) = (cache_folder() / "products").glob("*.json")
-    content = kept.read_bytes()
-    for damage in ("", "{", "[]", '{"seconds": {"onednn": "fast"}}', '{"seconds": {"onednn": 1}}'):
-        kept.write_text(damage)
-        onednn_is_faster.cache_clear()
-        assert onednn_is_faster("outputs")
-        assert kept.read_bytes() == content
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    onednn_is_faster.cache_clear()
-    assert onednn_is_faster("outputs")
-
-
 def test_set_by_hand(monkeypatch):
     logits = {}
     for library in LIBRARIES:
@@ -124,7 +105,6 @@ def test_set_by_hand(monkeypatch):
         logits[library], used = matched(build_model())
         assert used == (library == "onednn")
     assert max_difference(logits["torch"], logits["onednn"]) < ATOL
-    assert not cache_folder().exists()
     monkeypatch.setenv(VARIABLE, "mkl")
     onednn_is_faster.cache_clear()
     with pytest.raises(

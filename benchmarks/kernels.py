@@ -1,0 +1,105 @@
+"""What each kernel for CPUs saves: python benchmarks/kernels.py; prints a table.
+
+Rows have all kernels or all but one: seconds of a training step of the nano model, 64 pairs in bfloat16 with dropout;
+and MiB that a step of the base model with two layers in each encoder keeps for the gradients of two pairs in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+from unittest.mock import patch
+
+import torch
+from side_by_side.timing import alternate
+from torch import Tensor, nn
+
+from bridgetower.data.batches.batch import CaptionBatch
+from bridgetower.model import cpu
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.config import ModelConfig
+from bridgetower.model.presets import BASE, NANO
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.pretraining import PretrainingTask
+
+TOKENS = 16
+DROPOUT = {"text.dropout": 0.1, "fusion.dropout": 0.1}
+LAYERS = {"vision.num_layers": 2, "text.num_layers": 2, "fusion.num_layers": 2}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=5, help="of each step; 0 runs it once")
+    parser.add_argument("--pairs", type=int, default=64, help="in a step of the nano model")
+    options = parser.parse_args()
+    modules = (None, *cpu._KERNELS)
+    nano = NANO.override(DROPOUT)
+    nano_batch = random_batch(nano, options.pairs)
+    tasks = {module: pretraining_task(nano, module) for module in modules}
+    timings = alternate(
+        {
+            name_of(module): lambda task=task: step(task, nano_batch)
+            for module, task in tasks.items()
+        },
+        repetitions=options.repetitions,
+    )
+    base = BASE.override(LAYERS)
+    base_batch = random_batch(base, 2)
+    print("| kernels | seconds | MiB |\n|---|---|---|")
+    for module in modules:
+        mib = kept_bytes(pretraining_task(base, module), base_batch) / 2**20
+        print(f"| {name_of(module)} | {timings[name_of(module)].seconds:.3f} | {mib:.0f} |")
+
+
+def name_of(module: type[nn.Module] | None) -> str:
+    return "all" if module is None else f"all but {cpu._KERNELS[module].__name__}"
+
+
+def pretraining_task(config: ModelConfig, left_out: type[nn.Module] | None) -> PretrainingTask:
+    """Builds a task whose model has all kernels but the one for a module."""
+    model = BridgeTower(config, generator=torch.Generator().manual_seed(0))
+    with patch.dict(cpu._KERNELS):
+        if left_out is not None:
+            del cpu._KERNELS[left_out]
+        cpu.optimize_for_cpu(model)
+    return PretrainingTask(model, PretrainingConfig(phases=(Phase(itc=1.0),))).train()
+
+
+def random_batch(config: ModelConfig, size: int) -> CaptionBatch:
+    generator = torch.Generator().manual_seed(0)
+    side = config.vision.image_size
+    ids = torch.randint(5, config.text.vocab_size, (size, TOKENS), generator=generator)
+    return CaptionBatch(
+        pixel_values=torch.randn(size, 3, side, side, generator=generator),
+        input_ids=ids,
+        attention_mask=None,
+        masked_input_ids=ids,
+        mlm_labels=torch.where(torch.arange(TOKENS) % 7 == 1, ids, -100),
+        image_index=torch.arange(size),
+    )
+
+
+def step(task: PretrainingTask, batch: CaptionBatch) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = task(batch)
+    losses.total.backward()
+    task.zero_grad(set_to_none=True)
+
+
+def kept_bytes(task: PretrainingTask, batch: CaptionBatch) -> int:
+    """Counts the bytes that a forward pass keeps for its gradients, besides the weights."""
+    weights = {weight.untyped_storage().data_ptr() for weight in task.parameters()}
+    storages = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage  # kept, so that its address is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        task(batch)
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+if __name__ == "__main__":
+    main()
