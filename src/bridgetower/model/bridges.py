@@ -10,10 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bridgetower.model.config import MIXING_BRIDGES, FusionConfig
-from bridgetower.model.layers import DotProductAttention, KeyMask, Keys
+from bridgetower.model.layers import DotProductAttention, Hidden, KeyMask, Keys
 
-Stream = Float[Tensor, "b l d"]
-TowerLayers = Sequence[Stream]
+TowerLayers = Sequence[Hidden]
 
 
 class Bridge(nn.Module):
@@ -35,8 +34,8 @@ class Bridge(nn.Module):
             self.linear = nn.Linear(2 * width, width)
 
     def forward(
-        self, stream: Stream, tower_layers: TowerLayers, other_stream: Keys, other_mask: KeyMask
-    ) -> Stream:
+        self, stream: Hidden, tower_layers: TowerLayers, other_stream: Keys, other_mask: KeyMask
+    ) -> Hidden:
         if self.kind == "norm":
             return self.norm(stream)
         tower = tower_layers[self.layer - 1]
@@ -67,7 +66,7 @@ class Manager(nn.Module):
 
     def weighted_sum(
         self, tower_layers: TowerLayers, scores: Float[Tensor, "n #b #l #d"]
-    ) -> Stream:
+    ) -> Hidden:
         layers = torch.stack(
             [norm(layer) for norm, layer in zip(self.norms, tower_layers, strict=True)]
         )
@@ -96,11 +95,11 @@ class StaticManager(Manager):
 
     def forward(
         self,
-        stream: Stream | None,
+        stream: Hidden | None,
         tower_layers: TowerLayers,
         other_stream: Keys | None,
         other_mask: KeyMask,
-    ) -> Stream:
+    ) -> Hidden:
         tower = self.weighted_sum(tower_layers, self.weights[:, None, None, :])
         if self.stream_norm is None:
             return tower
@@ -128,8 +127,8 @@ class AdaptiveManager(Manager):
         self.stream_weight = nn.Parameter(torch.ones(width))
 
     def forward(
-        self, stream: Stream, tower_layers: TowerLayers, other_stream: Keys, other_mask: KeyMask
-    ) -> Stream:
+        self, stream: Hidden, tower_layers: TowerLayers, other_stream: Keys, other_mask: KeyMask
+    ) -> Hidden:
         stream = self.stream_norm(stream)
         other = self.other_norm(other_stream)
         query = self.query(stream)

@@ -27,7 +27,9 @@ from bridgetower.model.fusion import Encoded, Fused, FusionOutputs
 from bridgetower.model.layers import (
     DotProductAttention,
     FeedForward,
+    Hidden,
     Keys,
+    Queries,
     SelfAttention,
     activate,
     is_plain,
@@ -165,7 +167,7 @@ class OneDnnSelfAttention(SelfAttention):
 class RecomputedFeedForward(FeedForward):
     """Keeps the input of the activation for the gradients, and computes its output again."""
 
-    def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+    def forward(self, hidden: Hidden) -> Hidden:
         if not is_plain(self.down, OneDnnLinear):
             return super().forward(hidden)
         return linear(self.up(hidden), self.down.weight, self.down.bias, self.activation)
@@ -275,11 +277,11 @@ class BlockedAttention(DotProductAttention):
 
     def forward(
         self,
-        query: Float[Tensor, "b q d"],
+        query: Queries,
         key: Keys,
         value: Keys,
         mask: Bool[Tensor, "b m"] | None,
-    ) -> Float[Tensor, "b q d"]:
+    ) -> Queries:
         rate = self.dropout if self.training else 0.0
         query, key, value = map(self.split_heads, (query, key, value))
         context = _BlockedAttention.apply(query, key, value, mask, rate)  # type: ignore[no-untyped-call]

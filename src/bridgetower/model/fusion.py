@@ -16,8 +16,11 @@ from bridgetower.model.config import FusionConfig, look_up
 from bridgetower.model.layers import (
     CrossAttention,
     FeedForward,
+    Hidden,
+    Queries,
     SelfAttention,
     TokenMask,
+    TowerVector,
     activation_checkpointing,
 )
 
@@ -38,15 +41,15 @@ class FirstLayerCache(NamedTuple):
         key_value: Keys and values that the other stream reads.
     """
 
-    attended: Float[Tensor, "b l d"]
-    query: Float[Tensor, "b l d"]
+    attended: Hidden
+    query: Hidden
     key_value: Float[Tensor, "b l e"]
 
 
 class IndexedLayers(Sequence[Tensor]):
     """Rows of the layers of an encoding, of which each is copied when it is read and not kept."""
 
-    def __init__(self, layers: Sequence[Float[Tensor, "b l d"]], rows: Int[Tensor, " n"]) -> None:
+    def __init__(self, layers: Sequence[Hidden], rows: Int[Tensor, " n"]) -> None:
         self.layers: Sequence[Tensor] = layers
         self.rows: Tensor = rows
         if isinstance(layers, IndexedLayers):
@@ -73,8 +76,8 @@ class Encoded:
         first_layer_cache: What the first fusion layer computes of it alone; None: computed again in every `fuse`.
     """
 
-    layers: Sequence[Float[Tensor, "b l d"]]
-    cls: Float[Tensor, "b w"]
+    layers: Sequence[Hidden]
+    cls: TowerVector
     mask: Bool[Tensor, "b l"] | None = None
     first_layer_cache: FirstLayerCache | None = None
 
@@ -151,7 +154,7 @@ class Fused(NamedTuple):
         pooled: The pooled outputs of text and image side by side, of `pooled` and `all`.
     """
 
-    text: Float[Tensor, "b l d"] = _NOT_COMPUTED
+    text: Hidden = _NOT_COMPUTED
     image: Float[Tensor, "b p d"] = _NOT_COMPUTED
     pooled: Float[Tensor, "b e"] = _NOT_COMPUTED
 
@@ -174,7 +177,7 @@ class FusionLayer(nn.Module):
 
     def forward(
         self,
-        hidden: Float[Tensor, "b l d"],
+        hidden: Hidden,
         other: Float[Tensor, "b m d"],
         *,
         mask: TokenMask = None,
@@ -182,7 +185,7 @@ class FusionLayer(nn.Module):
         num_queries: int | None = None,
         cache: FirstLayerCache | None = None,
         other_cache: FirstLayerCache | None = None,
-    ) -> Float[Tensor, "b q d"]:
+    ) -> Queries:
         """Returns the stream's output; a cache replaces what is computed of one of the streams alone."""
         if cache is None:
             attended, query = self._attend(hidden, mask, num_queries)
@@ -199,12 +202,12 @@ class FusionLayer(nn.Module):
 
     # FSDP gathers the weights of a layer for one call of `forward`, `attend` or `key_value`, and frees them after it.
     # So `forward` calls neither of the others.
-    def key_value(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l e"]:
+    def key_value(self, hidden: Hidden) -> Float[Tensor, "b l e"]:
         return self.cross_attention.key_value(hidden)
 
     def _attend(
-        self, hidden: Float[Tensor, "b l d"], mask: TokenMask, num_queries: int | None = None
-    ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b q d"]]:
+        self, hidden: Hidden, mask: TokenMask, num_queries: int | None = None
+    ) -> tuple[Queries, Queries]:
         """Returns self-attention with its norm, and the queries of cross-attention."""
         attended = self.self_attention(hidden, mask, num_queries)
         attended = self.self_attention_norm(hidden[:, :num_queries] + self.dropout(attended))
@@ -264,12 +267,12 @@ class FusionEncoder(nn.Module):
     def forward(
         self,
         image: Sequence[Float[Tensor, "b p d"]],
-        text: Sequence[Float[Tensor, "b l d"]],
+        text: Sequence[Hidden],
         text_mask: TokenMask,
         outputs: FusionOutputs,
         image_cache: FirstLayerCache | None = None,
         text_cache: FirstLayerCache | None = None,
-    ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b r d"] | None]:
+    ) -> tuple[Queries, Float[Tensor, "b r d"] | None]:
         """Returns the text and the image stream, as far as `outputs` needs them: `text` has no image stream."""
         if not self._reads_layers_once:
             image = tuple(image)
@@ -314,7 +317,7 @@ class FusionEncoder(nn.Module):
             text_stream = text_output
         return text_stream, image_stream
 
-    def _first_input(self, modality: Modality, layers: TowerLayers) -> Float[Tensor, "b l d"]:
+    def _first_input(self, modality: Modality, layers: TowerLayers) -> Hidden:
         if self.first_bridge == 1:
             return getattr(self, f"{modality}_bridges")[0](None, layers, None, None)
         return getattr(self, f"{modality}_norm")(layers[0])

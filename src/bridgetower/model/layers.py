@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -22,10 +22,20 @@ from torch.utils.checkpoint import checkpoint
 
 from bridgetower.model.config import Activation, TextConfig, VisionConfig
 
+# Types of tensors, with the letters of `bridgetower.model`.
+Pixels = Float[Tensor, "b 3 h w"]
+TokenIds = Int[Tensor, "b l"]
 TokenMask = Bool[Tensor, "b l"] | None
 """False on padding; None if nothing is padded."""
+Hidden = Float[Tensor, "b l d"]
+Queries = Float[Tensor, "b q d"]
+"""Hidden states of the first positions."""
 Keys = Float[Tensor, "b m d"]
 KeyMask = Bool[Tensor, "b m"] | None
+PatchStates = Float[Tensor, "b p v"]
+TokenStates = Float[Tensor, "b l t"]
+TowerStates = Float[Tensor, "b l w"]
+TowerVector = Float[Tensor, "b w"]
 
 # Graphs of one layer's code: of both streams, in the first and the last layer, for one batch size and for all.
 GRAPHS = 64
@@ -125,9 +135,7 @@ class DotProductAttention(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
 
-    def forward(
-        self, query: Float[Tensor, "b q d"], key: Keys, value: Keys, mask: KeyMask
-    ) -> Float[Tensor, "b q d"]:
+    def forward(self, query: Queries, key: Keys, value: Keys, mask: KeyMask) -> Queries:
         """Returns softmax(q·kᵀ / √e)·v of every head, side by side; keys where `mask` is False get no weight."""
         query, key, value = map(self.split_heads, (query, key, value))
         attention_mask = None if mask is None else mask[:, None, None, :]
@@ -143,7 +151,7 @@ class DotProductAttention(nn.Module):
         )
         return context.transpose(1, 2).flatten(2)
 
-    def split_heads(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b h l e"]:
+    def split_heads(self, hidden: Hidden) -> Float[Tensor, "b h l e"]:
         return hidden.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
@@ -173,8 +181,8 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(hidden_size, hidden_size)
 
     def forward(
-        self, hidden: Float[Tensor, "b l d"], mask: TokenMask = None, num_queries: int | None = None
-    ) -> Float[Tensor, "b q d"]:
+        self, hidden: Hidden, mask: TokenMask = None, num_queries: int | None = None
+    ) -> Queries:
         """Attends from the first `num_queries` positions (None: all) to every position where `mask` is True."""
         if (
             num_queries is None
@@ -200,9 +208,7 @@ class CrossAttention(nn.Module):
         self.attention = DotProductAttention(num_heads, dropout)
         self.out = nn.Linear(hidden_size, hidden_size)
 
-    def forward(
-        self, query: Float[Tensor, "b q d"], key_value: Float[Tensor, "b m e"], mask: KeyMask
-    ) -> Float[Tensor, "b q d"]:
+    def forward(self, query: Queries, key_value: Float[Tensor, "b m e"], mask: KeyMask) -> Queries:
         return self.out(self.attention(query, *key_value.chunk(2, dim=-1), mask))
 
 
@@ -215,7 +221,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(intermediate_size, hidden_size)
         self.activation = activation
 
-    def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+    def forward(self, hidden: Hidden) -> Hidden:
         return self.down(activate(self.up(hidden), self.activation))
 
 
@@ -233,7 +239,7 @@ class PreNormLayer(nn.Module):
 
     def forward(
         self, hidden: Float[Tensor, "b p d"], mask: None = None, num_queries: int | None = None
-    ) -> Float[Tensor, "b q d"]:
+    ) -> Queries:
         attended = self.attention(self.attention_norm(hidden), num_queries=num_queries)
         hidden = hidden[:, :num_queries] + attended
         return hidden + self.mlp(self.mlp_norm(hidden))
@@ -254,8 +260,8 @@ class PostNormLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, hidden: Float[Tensor, "b l d"], mask: TokenMask = None, num_queries: int | None = None
-    ) -> Float[Tensor, "b q d"]:
+        self, hidden: Hidden, mask: TokenMask = None, num_queries: int | None = None
+    ) -> Queries:
         attended = self.attention(hidden, mask, num_queries)
         hidden = self.attention_norm(hidden[:, :num_queries] + self.dropout(attended))
         return self.mlp_norm(hidden + self.dropout(self.mlp(hidden)))
@@ -268,11 +274,11 @@ class Pooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b d"]:
+    def forward(self, hidden: Hidden) -> Float[Tensor, "b d"]:
         return torch.tanh(self.dense(hidden[:, 0]))
 
 
-def mean_token(hidden: Float[Tensor, "b l d"], mask: TokenMask) -> Float[Tensor, "b d"]:
+def mean_token(hidden: Hidden, mask: TokenMask) -> Float[Tensor, "b d"]:
     if mask is None:
         return hidden.mean(dim=1)
     weights = mask[..., None].to(hidden.dtype)

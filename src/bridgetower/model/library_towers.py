@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from bridgetower.extras import require
 from bridgetower.model.config import EncoderName, TextConfig, VisionConfig
-from bridgetower.model.layers import TokenMask, on_meta
+from bridgetower.model.layers import PatchStates, Pixels, TokenIds, TokenMask, TokenStates, on_meta
 from bridgetower.model.towers import TextTower, VisionTower
 
 # Prefix of a tower's parameters, before the library's names.
@@ -51,9 +51,7 @@ class TimmTower(VisionTower):
         names = ("patch_size", "hidden_size", "num_layers", "prefix_tokens")
         _check_sizes("vision", config, built, *names)
 
-    def forward(
-        self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b p v"]]:
+    def forward(self, pixel_values: Pixels, layers: tuple[int, ...]) -> list[PatchStates]:
         outputs = self.model.forward_intermediates(
             pixel_values,
             indices=[layer - 1 for layer in layers],
@@ -69,7 +67,7 @@ class TimmTower(VisionTower):
             for output in outputs
         ]
 
-    def pooled(self, hidden: Float[Tensor, "b p v"]) -> Float[Tensor, "b v"]:
+    def pooled(self, hidden: PatchStates) -> Float[Tensor, "b v"]:
         return self.model.forward_head(hidden, pre_logits=True)
 
     def stacked_layers(self) -> list[nn.Module]:
@@ -113,8 +111,8 @@ class TransformersTower(TextTower):
         _check_sizes("text", config, built, *names)
 
     def forward(
-        self, input_ids: Int[Tensor, "b l"], mask: TokenMask, layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b l t"]]:
+        self, input_ids: TokenIds, mask: TokenMask, layers: tuple[int, ...]
+    ) -> list[TokenStates]:
         self.config.check_length(input_ids.shape[1])
         attention_mask = None if mask is None else mask.long()
         output = self.model(

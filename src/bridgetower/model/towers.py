@@ -13,9 +13,15 @@ from torch import Tensor, nn
 
 from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.layers import (
+    PatchStates,
+    Pixels,
     PostNormLayer,
     PreNormLayer,
+    TokenIds,
     TokenMask,
+    TokenStates,
+    TowerStates,
+    TowerVector,
     activation_checkpointing,
 )
 
@@ -36,26 +42,22 @@ class Tower(nn.Module, ABC):
         """Chooses whether layers keep only their inputs in training."""
         self.checkpoint_activations = enabled
 
-    def states(
-        self, inputs: Tensor, mask: TokenMask, layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b l w"]]:
+    def states(self, inputs: Tensor, mask: TokenMask, layers: tuple[int, ...]) -> list[TowerStates]:
         """Returns the hidden states after some layers, from which `resume` of a `Transformer` continues."""
         raise ValueError(
             f"{type(self).__name__} cannot go on from cached states; leave out train_top or freeze_towers"
         )
 
-    def pooled(self, hidden: Float[Tensor, "b l w"]) -> Float[Tensor, "b w"]:
+    def pooled(self, hidden: TowerStates) -> TowerVector:
         """Returns the global vector of the last layer that is read, which is its CLS in most towers."""
         return hidden[:, 0]
 
-    def run(
-        self, inputs: Tensor, mask: TokenMask, layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b l w"]]:
+    def run(self, inputs: Tensor, mask: TokenMask, layers: tuple[int, ...]) -> list[TowerStates]:
         """Calls the tower, which takes a mask if it is a text tower."""
         arguments = (inputs,) if isinstance(self, VisionTower) else (inputs, mask)
         return self(*arguments, layers)
 
-    def cls(self, inputs: Tensor, number: int, mask: TokenMask = None) -> Float[Tensor, "b w"]:
+    def cls(self, inputs: Tensor, number: int, mask: TokenMask = None) -> TowerVector:
         """Returns the global vector of one layer."""
         return self.pooled(self.run(inputs, mask, (number,))[-1])
 
@@ -68,9 +70,7 @@ class VisionTower(Tower):
     """
 
     @abstractmethod
-    def forward(
-        self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b p v"]]:
+    def forward(self, pixel_values: Pixels, layers: tuple[int, ...]) -> list[PatchStates]:
         """Returns the hidden states of some layers, counted from 1 and increasing, as the projections read them."""
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,8 +86,8 @@ class TextTower(Tower):
 
     @abstractmethod
     def forward(
-        self, input_ids: Int[Tensor, "b l"], mask: TokenMask, layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b l t"]]:
+        self, input_ids: TokenIds, mask: TokenMask, layers: tuple[int, ...]
+    ) -> list[TokenStates]:
         """Returns the hidden states of some layers, counted from 1 and increasing. `mask` is False on padding."""
 
 
@@ -99,7 +99,7 @@ class Transformer(Tower):
     """Final norm, applied to the hidden states of each layer before projection."""
 
     @abstractmethod
-    def embed(self, inputs: Tensor) -> Float[Tensor, "b l w"]: ...
+    def embed(self, inputs: Tensor) -> TowerStates: ...
 
     def stacked_layers(self) -> list[nn.Module]:
         return list(self.layers)
@@ -109,14 +109,12 @@ class Transformer(Tower):
         layer: Any = self.layers[number - 1]
         return layer.attention.attention
 
-    def states(
-        self, inputs: Tensor, mask: TokenMask, layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b l w"]]:
+    def states(self, inputs: Tensor, mask: TokenMask, layers: tuple[int, ...]) -> list[TowerStates]:
         return self._run(self.embed(inputs), 0, mask, layers)
 
     def resume(
-        self, states: Mapping[int, Float[Tensor, "b l w"]], mask: TokenMask, layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b l w"]]:
+        self, states: Mapping[int, TowerStates], mask: TokenMask, layers: tuple[int, ...]
+    ) -> list[TowerStates]:
         """Returns the outputs of some layers, from `states` by layer up to the last cached one."""
         start = max(states)
         cached = [states[layer] for layer in layers if layer <= start]
@@ -136,7 +134,7 @@ class Transformer(Tower):
                 outputs.append(hidden)
         return outputs
 
-    def cls(self, inputs: Tensor, number: int, mask: TokenMask = None) -> Float[Tensor, "b w"]:
+    def cls(self, inputs: Tensor, number: int, mask: TokenMask = None) -> TowerVector:
         """Returns the CLS of one layer, which is computed at this position only."""
         (hidden,) = self.states(inputs, mask, (number - 1,))
         last = activation_checkpointing(self.layers[number - 1], when=self.checkpoint_activations)
@@ -165,9 +163,7 @@ class VisionTransformer(Transformer, VisionTower):
         self.layers = nn.ModuleList(PreNormLayer(config) for _ in range(config.num_layers))
         self.post_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
-    def forward(
-        self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b p v"]]:
+    def forward(self, pixel_values: Pixels, layers: tuple[int, ...]) -> list[PatchStates]:
         """Returns the normalised outputs; images of another size get interpolated position embeddings."""
         return [self.post_norm(hidden) for hidden in self.states(pixel_values, None, layers)]
 
@@ -180,7 +176,7 @@ class VisionTransformer(Transformer, VisionTower):
         )
         return {**tensors, "position_embedding": resized.to(position.dtype)}
 
-    def embed(self, inputs: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p v"]:
+    def embed(self, inputs: Pixels) -> PatchStates:
         height, width = (side // self.config.patch_size for side in inputs.shape[-2:])
         if inputs.shape[-2:] != (height * self.config.patch_size, width * self.config.patch_size):
             raise ValueError(
@@ -238,11 +234,11 @@ class TextTransformer(Transformer, TextTower):
         self.post_norm = nn.Identity()
 
     def forward(
-        self, input_ids: Int[Tensor, "b l"], mask: TokenMask, layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b l t"]]:
+        self, input_ids: TokenIds, mask: TokenMask, layers: tuple[int, ...]
+    ) -> list[TokenStates]:
         return self.states(input_ids, mask, layers)
 
-    def embed(self, inputs: Int[Tensor, "b l"]) -> Float[Tensor, "b l t"]:
+    def embed(self, inputs: TokenIds) -> TokenStates:
         """Returns normalised sums of word, position and segment-0 embeddings."""
         self.config.check_length(inputs.shape[1])
         try:
@@ -256,7 +252,7 @@ class TextTransformer(Transformer, TextTower):
         hidden = self.embedding_norm(hidden + self.position_embedding(self.position_ids(inputs)))
         return self.dropout(hidden)
 
-    def position_ids(self, input_ids: Int[Tensor, "b l"]) -> Int[Tensor, "*b l"]:
+    def position_ids(self, input_ids: TokenIds) -> Int[Tensor, "*b l"]:
         """Returns cumsum(ids ≠ pad)·(ids ≠ pad) + pad, as RoBERTa, from ids and not the mask, or columns, as BERT."""
         if self.config.positions == "bert":
             return torch.arange(input_ids.shape[1], device=input_ids.device)
