@@ -581,8 +581,11 @@ class TestInMemory:
 
     @pytest.mark.parametrize("width", [1, 17, 40, 256])
     @pytest.mark.parametrize("spread", [10.0, 0.3, 0.003, 0.0])
-    def test_finds_the_nearest_of_all(self, tmp_path, width, spread):
+    @pytest.mark.parametrize("has_operator", [True, False], ids=["int8", "plain"])
+    def test_finds_the_nearest_of_all(self, tmp_path, monkeypatch, width, spread, has_operator):
         """Vectors in all directions, around one, too close to each other for int8, and equal."""
+        if not has_operator:
+            monkeypatch.delattr(torch, "_weight_int8pack_mm")
         rng = np.random.default_rng(0)
         vectors = (1 + spread * rng.standard_normal((3001, width))).astype(np.float32)
         vectors[:, 0] *= 5  # then int8 is coarser for the others

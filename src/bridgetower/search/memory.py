@@ -72,7 +72,10 @@ class Memory:
         query = F.pad(unit, (0, padding))[None].bfloat16()
         rounding = (query[0, : len(unit)] - unit).norm().item() + 2**-8
         error = self._error + (1 + self._error) * rounding
-        approximate = torch._weight_int8pack_mm(query, self._int8, self._scales)[0]
+        if hasattr(torch, "_weight_int8pack_mm"):
+            approximate = torch._weight_int8pack_mm(query, self._int8, self._scales)[0]
+        else:  # a release of PyTorch without this private operator
+            approximate = (query.float() @ self._int8.T.float())[0] * self._scales
 
         # The largest of each group are found faster than the largest of all, and give a lower limit for them.
         group_size = max(1, num_rows // (16 * count))

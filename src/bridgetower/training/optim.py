@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer
 
 from bridgetower.model.bridgetower import BridgeTower
@@ -167,13 +168,16 @@ class HfAdamW(Optimizer):
             decay_factor = 1 - group["lr"] * decay
             for step, parameters in by_step.items():
                 states = [self.state[parameter] for parameter in parameters]
-                torch._fused_adamw_(
+                device = parameters[0].device
+                steps_before = torch.full((len(parameters),), float(step - 1), device=device)
+                adamw(
                     [local_rows(parameter) for parameter in parameters],
                     [local_rows(parameter.grad) for parameter in parameters],
                     [local_rows(state["exp_avg"]) for state in states],
                     [local_rows(state["exp_avg_sq"]) for state in states],
                     [],
-                    [torch.full((), float(step), device=parameters[0].device)] * len(parameters),
+                    list(steps_before.unbind()),
+                    fused=True,
                     lr=group["lr"] * decay_factor,
                     beta1=beta1,
                     beta2=beta2,
