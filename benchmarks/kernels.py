@@ -23,7 +23,12 @@ from bridgetower.objectives.pretraining import PretrainingTask
 
 TOKENS = 16
 DROPOUT = {"text.dropout": 0.1, "fusion.dropout": 0.1}
-LAYERS = {"vision.num_layers": 2, "text.num_layers": 2, "fusion.num_layers": 2}
+LAYERS = {
+    "vision.num_layers": 2,
+    "text.num_layers": 2,
+    "fusion.num_layers": 2,
+    "heads.itc": "tower",
+}
 
 
 def main() -> None:

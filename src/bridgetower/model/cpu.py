@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Float, Int8
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -28,6 +28,7 @@ from bridgetower.model.layers import (
     DotProductAttention,
     FeedForward,
     Hidden,
+    KeyMask,
     Keys,
     Queries,
     SelfAttention,
@@ -70,7 +71,7 @@ def _swap(module: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]])
 def pack_weights(
     model: nn.Module, dtype: torch.dtype | None = None, *, excluded: Iterable[nn.Module] = ()
 ) -> None:
-    """Swaps the kernels in and packs the weights of their linear layers for inference; the state dict stays.
+    """Swaps the kernels in and packs the weights of their linear layers for inference. The state dict stays the same.
 
     Modules that are `excluded` only get the kernels.
     """
@@ -120,7 +121,12 @@ class OneDnnLinear(nn.Linear):
 
     def pack(self, dtype: torch.dtype) -> None:
         """Stores the weight in `dtype` in oneDNN's order, without access to rows, if oneDNN computes this product."""
-        if not _computes(self.weight.device, dtype):
+        if self.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+            return
+        is_computed = dtype == torch.float32 and onednn_is_faster("outputs")
+        if dtype == torch.bfloat16:
+            is_computed = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if not is_computed:
             return
         dense = _dense(self.weight.detach()).to(dtype)
         packed = torch.ops.mkldnn._reorder_linear_weight(dense, None)
@@ -258,18 +264,10 @@ def _outputs(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Returns hidden · weightᵀ + bias from oneDNN, which is slow on operands that are neither dense nor transposed."""
     rows = hidden.reshape(-1, hidden.shape[-1])
-    rows = rows if rows.T.is_contiguous() else rows.contiguous()
+    if not rows.T.is_contiguous():
+        rows = rows.contiguous()
     output = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return output.view(*hidden.shape[:-1], weight.shape[0])
-
-
-def _computes(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN computes the outputs of linear layers."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if dtype == torch.float32:
-        return onednn_is_faster("outputs")
-    return dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class BlockedAttention(DotProductAttention):
@@ -280,7 +278,7 @@ class BlockedAttention(DotProductAttention):
         query: Queries,
         key: Keys,
         value: Keys,
-        mask: Bool[Tensor, "b m"] | None,
+        mask: KeyMask,
     ) -> Queries:
         rate = self.dropout if self.training else 0.0
         query, key, value = map(self.split_heads, (query, key, value))
@@ -299,38 +297,40 @@ class _BlockedAttention(torch.autograd.Function):
         # [B·H, L, E]
         queries, keys, values = (tensor.flatten(0, 1) for tensor in (query, key, value))
         shape = (len(queries), queries.shape[1], keys.shape[1])
-        hidden = None if mask is None else ~mask.repeat_interleave(num_heads, dim=0)[:, None]
-        kept = draw_mask(shape, dropout) if dropout else None
+        is_padding = None if mask is None else ~mask.repeat_interleave(num_heads, dim=0)[:, None]
+        dropout_mask = draw_mask(shape, dropout) if dropout else None
         stored = None
         # Weights of longer inputs need more memory than two of the inputs.
         if any(ctx.needs_input_grad) and max(shape[1:]) <= 2 * queries.shape[2]:
             stored = queries.new_empty(shape)
         ctx.scale = 1 / (1 - dropout)
-        ctx.save_for_backward(query, key, value, hidden, kept, stored)
+        ctx.save_for_backward(query, key, value, is_padding, dropout_mask, stored)
         context = torch.empty_like(queries)
-        for rows, weights in _weights(queries, keys, hidden, stored):
-            dropped = weights if kept is None else _drop(weights, kept[rows], ctx.scale)
+        for rows, weights in _weight_blocks(queries, keys, is_padding, stored):
+            dropped = (
+                weights if dropout_mask is None else _drop(weights, dropout_mask[rows], ctx.scale)
+            )
             torch.bmm(dropped, values[rows], out=context[rows])
         return context.view_as(query)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        *inputs, hidden, kept, stored = ctx.saved_tensors
+        *inputs, is_padding, dropout_mask, stored = ctx.saved_tensors
         flat = [tensor.flatten(0, 1) for tensor in (*inputs, gradients[0])]
         queries, keys, values, gradient = flat
         to_queries, to_keys, to_values = map(torch.empty_like, flat[:3])
         scale = queries.shape[-1] ** -0.5
         if stored is None:
-            weights_of_blocks = _weights(queries, keys, hidden)
+            weight_blocks = _weight_blocks(queries, keys, is_padding)
         else:
-            weights_of_blocks = ((rows, stored[rows]) for rows in _blocks(queries, keys))
-        for rows, weights in weights_of_blocks:
+            weight_blocks = ((rows, stored[rows]) for rows in _blocks(queries, keys))
+        for rows, weights in weight_blocks:
             to_weights = torch.bmm(gradient[rows], values[rows].mT)
             dropped = weights
-            if kept is not None:
-                to_weights = _drop(to_weights, kept[rows], ctx.scale)
-                dropped = _drop(weights, kept[rows], ctx.scale)
+            if dropout_mask is not None:
+                to_weights = _drop(to_weights, dropout_mask[rows], ctx.scale)
+                dropped = _drop(weights, dropout_mask[rows], ctx.scale)
             torch.bmm(dropped.mT, gradient[rows], out=to_values[rows])
             to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
             to_scores.mul_(scale)
@@ -346,8 +346,8 @@ class _BlockedAttention(torch.autograd.Function):
         )
 
 
-def _weights(
-    queries: Tensor, keys: Tensor, hidden: Tensor | None, stored: Tensor | None = None
+def _weight_blocks(
+    queries: Tensor, keys: Tensor, is_padding: Tensor | None, stored: Tensor | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yields the attention weights of some heads at a time, all in one buffer or in `stored`."""
     blocks = _blocks(queries, keys)
@@ -357,8 +357,8 @@ def _weights(
         scores = buffer[: rows.stop - rows.start] if stored is None else stored[rows]
         scale = queries.shape[-1] ** -0.5
         torch.baddbmm(scores, queries[rows], keys[rows].mT, beta=0, alpha=scale, out=scores)
-        if hidden is not None:
-            scores.masked_fill_(hidden[rows], -torch.inf)
+        if is_padding is not None:
+            scores.masked_fill_(is_padding[rows], -torch.inf)
         yield rows, torch.softmax(scores, dim=-1, out=scores)
 
 
@@ -381,24 +381,24 @@ class SharedDrawDropout(nn.Dropout):
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, rate: float) -> Tensor:
-        kept = draw_mask(hidden.shape, rate)
-        ctx.save_for_backward(kept)
+        dropout_mask = draw_mask(hidden.shape, rate)
+        ctx.save_for_backward(dropout_mask)
         ctx.scale = 1 / (1 - rate)
-        return _drop(hidden, kept, ctx.scale)
+        return _drop(hidden, dropout_mask, ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return _drop(gradients[0], kept, ctx.scale), None
+        (dropout_mask,) = ctx.saved_tensors
+        return _drop(gradients[0], dropout_mask, ctx.scale), None
 
 
-def _drop(values: Tensor, kept: Tensor, scale: float) -> Tensor:
-    return kept.to(values.dtype).mul_(values).mul_(scale)
+def _drop(values: Tensor, dropout_mask: Tensor, scale: float) -> Tensor:
+    return dropout_mask.to(values.dtype).mul_(values).mul_(scale)
 
 
 def draw_mask(shape: Sequence[int], rate: float) -> Int8[Tensor, "..."]:
-    """Draws 1 with probability 1 - `rate`, rounded to 2⁻¹⁶, else 0; one draw of 64 bits serves four values."""
+    """Draws 1 with probability 1 - `rate`, rounded to 2⁻¹⁶, else 0. One draw of 64 bits serves four values."""
     num_dropped = round(rate * 2**16)  # of the values of 16 bits
     if not 0 < num_dropped < 2**16:
         return torch.empty(*shape, dtype=torch.int8).bernoulli_(1 - rate)
@@ -406,8 +406,8 @@ def draw_mask(shape: Sequence[int], rate: float) -> Int8[Tensor, "..."]:
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     # PyTorch does not vectorise the comparison of 16-bit integers, so this maps them to 0 and 1.
     highest_dropped = num_dropped - 2**15 - 1
-    kept = draws.view(torch.int16)[:count].clamp_(highest_dropped, highest_dropped + 1)
-    return kept.sub_(highest_dropped).to(torch.int8).view(*shape)
+    dropout_mask = draws.view(torch.int16)[:count].clamp_(highest_dropped, highest_dropped + 1)
+    return dropout_mask.sub_(highest_dropped).to(torch.int8).view(*shape)
 
 
 _KERNELS: dict[type[nn.Module], type[nn.Module]] = {

@@ -85,7 +85,7 @@ class Encoded:
         return len(self.cls)
 
     def __getitem__(self, index: Index) -> Encoded:
-        """Selects samples; an index may repeat, so one encoding serves many pairs."""
+        """Selects samples, of which an index may repeat some, so that one encoding serves many pairs."""
         if isinstance(index, slice) and not isinstance(self.layers, IndexedLayers):
             return self.map(lambda tensor: tensor[index])
         rows = torch.arange(len(self), device=self.cls.device)[index]
@@ -186,7 +186,7 @@ class FusionLayer(nn.Module):
         cache: FirstLayerCache | None = None,
         other_cache: FirstLayerCache | None = None,
     ) -> Queries:
-        """Returns the stream's output; a cache replaces what is computed of one of the streams alone."""
+        """Returns the stream's output, with what a cache holds of one of the streams."""
         if cache is None:
             attended, query = self._attend(hidden, mask, num_queries)
         else:

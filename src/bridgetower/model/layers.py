@@ -136,7 +136,7 @@ class DotProductAttention(nn.Module):
         self.dropout = dropout
 
     def forward(self, query: Queries, key: Keys, value: Keys, mask: KeyMask) -> Queries:
-        """Returns softmax(q·kᵀ / √e)·v of every head, side by side; keys where `mask` is False get no weight."""
+        """Returns softmax(q·kᵀ / √e)·v of every head, side by side, without weight where `mask` is False."""
         query, key, value = map(self.split_heads, (query, key, value))
         attention_mask = None if mask is None else mask[:, None, None, :]
         # Engines recognise attention in this form of a graph.

@@ -164,7 +164,7 @@ class VisionTransformer(Transformer, VisionTower):
         self.post_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, pixel_values: Pixels, layers: tuple[int, ...]) -> list[PatchStates]:
-        """Returns the normalised outputs; images of another size get interpolated position embeddings."""
+        """Returns the normalised outputs, with interpolated position embeddings for images of another size."""
         return [self.post_norm(hidden) for hidden in self.states(pixel_values, None, layers)]
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
