@@ -14,8 +14,6 @@ from threading import Lock
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.engines.config import (
@@ -33,7 +31,7 @@ from bridgetower.files import cache_folder
 from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.cpu import pack_weights
 from bridgetower.model.fusion import Encoded, Fused, FusionOutputs, Mask
-from bridgetower.model.layers import compiler_options, to_device
+from bridgetower.model.layers import Pixels, TokenIds, compiler_options, to_device
 
 _STARTING = Lock()
 # The encoder that each method of an engine runs.
@@ -87,7 +85,7 @@ class TorchEngine:
 
     def encode_image(
         self,
-        pixel_values: Float[Tensor, "b 3 h w"],
+        pixel_values: Pixels,
         token_type: int = IMAGE,
         *,
         outputs: EncodeOutputs = "layers",
@@ -97,7 +95,7 @@ class TorchEngine:
 
     def encode_text(
         self,
-        input_ids: Int[Tensor, "b l"],
+        input_ids: TokenIds,
         attention_mask: Mask = None,
         *,
         outputs: EncodeOutputs = "layers",

@@ -11,7 +11,6 @@ from threading import Lock
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -20,6 +19,7 @@ from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.fusion import Encoded, Fused, FusionOutputs, Mask
 from bridgetower.model.heads import HeadInputs, chosen_heads
+from bridgetower.model.layers import Pixels, TokenIds
 
 PartName = Literal["image", "image_cls", "text", "text_cls", "fusion_pooled", "fusion_text"]
 
@@ -124,7 +124,7 @@ class PartsEngine:
 
     def encode_image(
         self,
-        pixel_values: Float[Tensor, "b 3 h w"],
+        pixel_values: Pixels,
         token_type: int = IMAGE,
         *,
         outputs: EncodeOutputs = "layers",
@@ -147,7 +147,7 @@ class PartsEngine:
 
     def encode_text(
         self,
-        input_ids: Int[Tensor, "b l"],
+        input_ids: TokenIds,
         attention_mask: Mask = None,
         *,
         outputs: EncodeOutputs = "layers",

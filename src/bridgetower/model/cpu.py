@@ -101,7 +101,8 @@ class ChunkedBridgeTower(BridgeTower):
         if torch.is_grad_enabled() or self.training or not image.layers or len(image) != len(text):
             return super().fuse(image, text, outputs)
         hidden = image.layers[0]
-        pair_bytes = hidden.shape[1] * self.config.fusion.intermediate_size * hidden.element_size()
+        num_values = hidden.shape[1] * self.config.fusion.intermediate_size
+        pair_bytes = num_values * hidden.element_size()
         num_pairs = max(1, BUFFER_BYTES * torch.get_num_threads() // pair_bytes)
         if len(image) <= num_pairs:
             return super().fuse(image, text, outputs)
@@ -364,9 +365,11 @@ def _weight_blocks(
 
 def _blocks(queries: Tensor, keys: Tensor) -> list[slice]:
     num_heads = len(queries)
-    head_bytes = queries.shape[1] * keys.shape[1] * queries.element_size()
-    step = max(1, _SCORE_BYTES * torch.get_num_threads() // max(1, head_bytes))
-    return [slice(start, min(start + step, num_heads)) for start in range(0, num_heads, step)]
+    num_scores = queries.shape[1] * keys.shape[1]
+    head_bytes = max(1, num_scores * queries.element_size())
+    step = max(1, _SCORE_BYTES * torch.get_num_threads() // head_bytes)
+    starts = range(0, num_heads, step)
+    return [slice(start, min(start + step, num_heads)) for start in starts]
 
 
 class SharedDrawDropout(nn.Dropout):

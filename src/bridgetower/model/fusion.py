@@ -89,7 +89,8 @@ class Encoded:
         if isinstance(index, slice) and not isinstance(self.layers, IndexedLayers):
             return self.map(lambda tensor: tensor[index])
         rows = torch.arange(len(self), device=self.cls.device)[index]
-        return self.map(lambda tensor: tensor[rows], IndexedLayers(self.layers, rows))
+        layers = IndexedLayers(self.layers, rows)
+        return self.map(lambda tensor: tensor[rows], layers)
 
     def map(
         self, function: Callable[[Tensor], Tensor], layers: Sequence[Tensor] | None = None
@@ -132,13 +133,15 @@ class Encoded:
             batches = [batch.padded(max(lengths)) for batch in batches]
         masks = [batch.mask for batch in batches if batch.mask is not None]
         caches = [batch.first_layer_cache for batch in batches if batch.first_layer_cache]
+        cache = None
+        if len(caches) == len(batches):
+            cache = FirstLayerCache(*map(torch.cat, zip(*caches, strict=True)))
+        layers = zip(*(batch.layers for batch in batches), strict=True)
         return Encoded(
-            tuple(map(torch.cat, zip(*(batch.layers for batch in batches), strict=True))),
+            tuple(map(torch.cat, layers)),
             torch.cat([batch.cls for batch in batches]),
             torch.cat(masks) if masks else None,
-            FirstLayerCache(*map(torch.cat, zip(*caches, strict=True)))
-            if len(caches) == len(batches)
-            else None,
+            cache,
         )
 
 

@@ -144,11 +144,12 @@ class DotProductAttention(nn.Module):
             scores = query @ key.mT * query.shape[-1] ** -0.5
             if attention_mask is not None:
                 scores = scores + torch.where(attention_mask, 0.0, -3e38)  # finite in bfloat16
-            return (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
-        rate = self.dropout if self.training else 0.0
-        context = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, dropout_p=rate
-        )
+            context = scores.softmax(dim=-1) @ value
+        else:
+            rate = self.dropout if self.training else 0.0
+            context = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=attention_mask, dropout_p=rate
+            )
         return context.transpose(1, 2).flatten(2)
 
     def split_heads(self, hidden: Hidden) -> Float[Tensor, "b h l e"]:
@@ -163,9 +164,9 @@ def is_plain(layer: nn.Module, kind: type[nn.Linear] = nn.Linear) -> bool:
         layer._backward_hooks,
         layer._backward_pre_hooks,
     )
-    return (
-        type(layer) is kind and not any(hooks) and not is_traceable_wrapper_subclass(layer.weight)
-    )
+    if type(layer) is not kind or any(hooks):
+        return False
+    return not is_traceable_wrapper_subclass(layer.weight)
 
 
 class SelfAttention(nn.Module):

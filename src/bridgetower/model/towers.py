@@ -71,7 +71,10 @@ class VisionTower(Tower):
 
     @abstractmethod
     def forward(self, pixel_values: Pixels, layers: tuple[int, ...]) -> list[PatchStates]:
-        """Returns the hidden states of some layers, counted from 1 and increasing, as the projections read them."""
+        """Returns the hidden states [B, P, V] of some layers, counted from 1 and increasing, as projections read them.
+
+        `pixel_values` have the shape [B, 3, height, width].
+        """
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the parameters of this tower at another image size made to fit this one's, or raises ValueError."""
@@ -88,7 +91,10 @@ class TextTower(Tower):
     def forward(
         self, input_ids: TokenIds, mask: TokenMask, layers: tuple[int, ...]
     ) -> list[TokenStates]:
-        """Returns the hidden states of some layers, counted from 1 and increasing. `mask` is False on padding."""
+        """Returns the hidden states [B, L, T] of some layers, counted from 1 and increasing.
+
+        `input_ids` have the shape [B, L], and `mask` is False on padding.
+        """
 
 
 class Transformer(Tower):
@@ -177,11 +183,11 @@ class VisionTransformer(Transformer, VisionTower):
         return {**tensors, "position_embedding": resized.to(position.dtype)}
 
     def embed(self, inputs: Pixels) -> PatchStates:
-        height, width = (side // self.config.patch_size for side in inputs.shape[-2:])
-        if inputs.shape[-2:] != (height * self.config.patch_size, width * self.config.patch_size):
+        patch_size = self.config.patch_size
+        height, width = inputs.shape[-2:]
+        if height % patch_size or width % patch_size:
             raise ValueError(
-                f"image of {inputs.shape[-1]} x {inputs.shape[-2]} pixels; "
-                f"expected sides that are multiples of the patch size {self.config.patch_size}"
+                f"image of {width} x {height} pixels; expected sides that are multiples of the patch size {patch_size}"
             )
         patches = self.patch_embedding(inputs).flatten(2).transpose(1, 2)  # [B, P-1, V]
         prefix: list[Tensor] = [self.class_embedding]
@@ -190,7 +196,8 @@ class VisionTransformer(Transformer, VisionTower):
         # In an export, len(patches) would be a constant.
         prefix_tokens = torch.stack(prefix).expand(patches.shape[0], -1, -1)
         hidden = torch.cat([prefix_tokens, patches], dim=1)
-        positions = resize_position_embedding(self.position_embedding, (height, width), len(prefix))
+        grid = (height // patch_size, width // patch_size)
+        positions = resize_position_embedding(self.position_embedding, grid, len(prefix))
         return self.pre_norm(hidden + positions)
 
     @torch.no_grad()
