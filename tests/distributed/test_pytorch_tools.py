@@ -14,7 +14,7 @@ from torch.export import Dim
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from bridgetower.checkpoints import read_checkpoint
+from bridgetower.checkpoints import read_checkpoint, save
 from bridgetower.distributed import rank, world_size
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
@@ -284,7 +284,7 @@ def test_a_step_of_lora_merged_and_saved(tmp_path):
 
     merged = model.merge_and_unload()
     assert isinstance(merged, BridgeTower)
-    merged.save(tmp_path / "merged")
+    save(merged, tmp_path / "merged")
     saved = read_checkpoint(tmp_path / "merged").model()
     with torch.no_grad():
         assert max_difference(pooled(saved), adapted) < ATOL
