@@ -7,6 +7,7 @@ and MiB that a step of the base model with two layers in each encoder keeps for 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -41,10 +42,7 @@ def main() -> None:
     nano_batch = random_batch(nano, options.pairs)
     tasks = {module: pretraining_task(nano, module) for module in modules}
     timings = alternate(
-        {
-            name_of(module): lambda task=task: step(task, nano_batch)
-            for module, task in tasks.items()
-        },
+        {name_of(module): partial(step, task, nano_batch) for module, task in tasks.items()},
         repetitions=options.repetitions,
     )
     base = BASE.override(LAYERS)

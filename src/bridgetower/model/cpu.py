@@ -111,7 +111,10 @@ class ChunkedBridgeTower(BridgeTower):
             rows = slice(start, start + num_pairs)
             chunks.append(super().fuse(image[rows], text[rows], outputs))
         columns = zip(*chunks, strict=True)
-        return Fused(*(None if tensors[0] is None else torch.cat(tensors) for tensors in columns))
+        joined: list[Any] = [
+            None if tensors[0] is None else torch.cat(tensors) for tensors in columns
+        ]
+        return Fused(*joined)
 
 
 class OneDnnLinear(nn.Linear):
@@ -232,7 +235,7 @@ class _Linear(torch.autograd.Function):
 
         # The inputs of the product are computed again.
         if norm:
-            hidden = F.layer_norm(hidden, hidden.shape[-1:], *norm, ctx.eps)
+            hidden = F.layer_norm(hidden, hidden.shape[-1:], norm[0], norm[1], ctx.eps)
         with torch.enable_grad():
             hidden = hidden.detach().requires_grad_(needs_hidden)
             inputs = _activated(hidden, ctx.activation)
