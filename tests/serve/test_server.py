@@ -103,8 +103,8 @@ def test_a_release_of_granian_that_takes_no_socket_binds_the_address_itself(pred
         raise TypeError("takes 1 argument")
 
     monkeypatch.setattr(net, "SocketHolder", refuse)
-    with started(predictor) as running:
-        until(lambda: _accepts(running.address))
+    with start_server(predictor) as running:
+        wait_until(lambda: _accepts(running.address))
         assert running.client.get("/ready").status_code == 200
 
 
