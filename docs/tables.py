@@ -1,4 +1,4 @@
-"""Puts what benchmarks/run.py measured into tables of docs/benchmarks.md: python docs/tables.py.
+"""Makes the tables and the chart of docs/benchmarks.md from what benchmarks/run.py measured: python docs/tables.py.
 
 docs/measured has a file for each processor, as `--json` writes it; a table shows them side by side.
 """
@@ -11,8 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from bridgetower.drawing import INK, SERIES, STYLE, drawn
+
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "benchmarks.md"
+COLOURS = 128  # of the chart, so that it is small
 FORWARD = "itm forward, {}, batch {}: {}"
 STREAM = "a stream of 16 images with 4 texts each, 4 clients, {}"
 COMPARED = {
@@ -31,38 +37,27 @@ COMPARED = {
         "two-stage retrieval, 200 images, 1000 texts, k 32: transformers on all pairs"
     ),
     "MLM + ITM step, 4 pairs, float32; peer: official composition": "training step mlm + itm, fp32, 4 pairs",
-    "the step in bfloat16; peer in float32": "training step mlm + itm, bf16, 4 pairs",
-    "MLM + ITM + ITC step, 4 pairs, float32; likewise": "training step mlm + itm + itc, fp32, 4 pairs",
     "peak memory of the MLM + ITM step [GiB]": "peak memory of a training step, 4 pairs",
-    "nano step, 64 pairs, bfloat16; peer: PyTorch's modules, AdamW": (
-        "nano training step mlm + itm + itc, bf16, 64 pairs"
-    ),
 }
 STARTED = {
     "`bridgetower --help`": "bridgetower --help, limit 0.3 s",
     "`import bridgetower`": "import bridgetower",
-    "`import torch`": "import torch",
-    "`from bridgetower import load`, after it": "from bridgetower import load, after torch",
     "`load`, base model": "load",
     "first vector of a text": "first vector of a text",
     "first vector of an image": "first vector of an image",
     "`serve` until it is ready": "serve, until it is ready",
     "`bridgetower search demo`": "bridgetower search demo, in the demo's index",
 }
-SPENT = {
-    **{
-        label.removesuffix(", `torch`"): name
-        for label, name in COMPARED.items()
-        if "`torch`" in label
-    },
-    "MLM + ITM step, 4 pairs, float32": "training step mlm + itm, fp32, 4 pairs",
-    "MLM + ITM step, 4 pairs, bfloat16": "training step mlm + itm, bf16, 4 pairs",
+# Rows of the chart: a label, and the row of COMPARED.
+CHARTED = {
+    "eight pairs, PyTorch": "eight pairs, float32, `torch`",
+    "eight pairs, fastest engines": "eight pairs, float32, fastest",
+    "eight pairs, fastest engines, bfloat16": "eight pairs, bfloat16, fastest",
+    "images with 4 texts each, 4 clients": (
+        "16 images with 4 texts each from 4 clients, float32, OpenVINO"
+    ),
+    "training step, MLM + ITM": "MLM + ITM step, 4 pairs, float32; peer: official composition",
 }
-COUNTED = {
-    **{label: name for label, name in SPENT.items() if label.startswith(("one", "eight"))},
-    **{label: name for label, name in COMPARED.items() if name == STREAM.format("fp32")},
-}
-MULTIPLYING = {"FullyConnected", "MatMul", "Convolution"}  # nodes of OpenVINO
 Rows = Mapping[str, Mapping[str, Any]]
 
 
@@ -83,11 +78,11 @@ def off(rows: list[Mapping[str, Any]]) -> str:
 
 def compared(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
     """The ratio of the peer's time and ours on each processor, both times, and the largest difference anywhere."""
-    yield ["ratio (seconds of ours/peer)", *measured, "largest difference"]
+    yield ["ratio (seconds here/there)", *measured, "largest difference"]
     for label, name in COMPARED.items():
         found = [rows.get(name) for rows in measured.values()]
         cells = [
-            f"{row['ratio']:.2f} ({pair(row['ours_s'], row['peer_s'])[0]})" if row else ""
+            f"{row['ratio']:.2f} ({number(row['ours_s'])}/{number(row['peer_s'])})" if row else ""
             for row in found
         ]
         yield [label, *cells, off([row for row in found if row])]
@@ -103,70 +98,39 @@ def started(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
         ]
 
 
-def spent(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
-    """Percent of the time by kind of operation, those that take most first, and the share of the products' own rate."""
-    found = [
-        (f"{label}; {processor}", row, row["details"]["operations"])
-        for label, name in SPENT.items()
-        for processor, rows in measured.items()
-        if (row := rows.get(name)) and "operations" in row.get("details", {})
-    ]
-    kinds = {kind for _, _, shares in found for kind in shares}
-    columns = sorted(kinds, key=lambda kind: (-found[0][2].get(kind, 0), kind))
-    yield ["percent of the time", *columns, "rate beside the products alone"]
-    for label, row, shares in found:
-        cells = [f"{100 * shares.get(kind, 0):.0f}" for kind in columns]
-        yield [label, *cells, f"{row['share']:.2f}" if row["share"] else ""]
+def draw_chart(measured: Mapping[str, Rows], path: Path) -> None:
+    """Draws the ratios of a few tasks as bars, one colour for each processor."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        height = 0.8 / len(measured)
+        for processor, (name, rows) in enumerate(measured.items()):
+            ratios = [rows[COMPARED[row]]["ratio"] for row in CHARTED.values()]
+            places = [task + height * (processor - 1) for task in range(len(CHARTED))]
+            bars = axes.barh(places, ratios, height, color=SERIES[processor], label=name)
+            axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+        axes.axvline(1, color=INK, linewidth=1)
+        axes.set_yticks(range(len(CHARTED)), list(CHARTED))
+        axes.invert_yaxis()
+        axes.set_xlabel("times as fast as transformers, or as the official training step (1: equal)")
+        axes.legend(loc="center right", bbox_to_anchor=(1, 0.6), fontsize=8)
+        drawn(figure).quantize(COLOURS).save(path, optimize=True)
 
 
-def counted(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
-    """Products that each side computes, and seconds of products and of all else by OpenVINO's counters."""
-    yield [
-        "",
-        "GFLOP: ours/peer",
-        "ratio",
-        "seconds of products: ours/peer",
-        "ratio",
-        "seconds of all else: ours/peer",
-    ]
-    for label, name in COUNTED.items():
-        for processor, rows in measured.items():
-            details = rows.get(name, {}).get("details", {})
-            if "gflop" not in details:
-                continue
-            products, rest = ["", ""], ["", ""]
-            if nodes := details.get("openvino"):
-                taken = [
-                    sum(each[kind] for kind in each.keys() & MULTIPLYING) for each in nodes.values()
-                ]
-                products = pair(*taken)
-                rest = pair(
-                    *(
-                        sum(each.values()) - own
-                        for each, own in zip(nodes.values(), taken, strict=True)
-                    )
-                )
-            yield [f"{label}; {processor}", *pair(*details["gflop"].values()), *products, rest[0]]
-
-
-def pair(ours: float, theirs: float) -> list[str]:
-    """Both, and how many times ours theirs is."""
-    return [f"{number(ours)}/{number(theirs)}", f"{theirs / ours:.2f}"]
-
-
-def filled(page: str) -> str:
-    """Returns the page with its tables made anew; each follows a comment with its name."""
+def measurements() -> dict[str, Rows]:
+    """Returns the measured rows of each processor."""
     measured: dict[str, Rows] = {}
     for path in sorted((DOCS / "measured").glob("*.json")):
         rows = json.loads(path.read_text(encoding="utf-8"))
         name = rows[0]["processor"].replace("(R)", "").replace(" Processor", "")
         measured[name] = {row["name"]: row for row in rows}
-    tables = (
-        ("compared", compared, COMPARED),
-        ("started", started, STARTED),
-        ("spent", spent, SPENT),
-        ("counted", counted, COUNTED),
-    )
+    return measured
+
+
+def filled(page: str) -> str:
+    """Returns the page with its tables made anew; each follows a comment with its name."""
+    measured = measurements()
+    tables = (("compared", compared, COMPARED), ("started", started, STARTED))
     for marker, table, names in tables:
         shown = {name: rows for name, rows in measured.items() if rows.keys() & set(names.values())}
         head, *lines = table(shown)
@@ -180,3 +144,4 @@ def filled(page: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    draw_chart(measurements(), DOCS / "speed.png")
