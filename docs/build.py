@@ -1,7 +1,7 @@
 """Builds the documentation as a site: python docs/build.py FOLDER, which `make docs` calls.
 
-The pages are README.md, those of docs/, and the help of every command. The site of a version is in a folder of its own,
-beside those of other versions, and has nothing of other hosts.
+The pages are README.md, those of docs/, one for each public object, and one for each command. The site of a version is
+in a folder of its own, beside those of other versions, and has nothing of other hosts.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import tomllib
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
+import griffe
 from packaging.version import Version
 
 import bridgetower
@@ -25,10 +27,14 @@ from bridgetower import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+SOURCE = ROOT / "src"
 NAMES = {"README.md": "index.md"} | {
     f"{name}.md": f"{name.lower()}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")
 }
 COLUMNS = 90
+OBJECT = re.compile(r"^::: (\S+)$", re.MULTILINE)  # a directive of mkdocstrings
+OBJECTS = re.compile(r"(?:^::: \S+\n+)+", re.MULTILINE)
+LISTED = re.compile(r"^\* \[(\S+)\]\((\S+)\): ", re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()(?!https?://|#)([^)#]+)")
 
 
@@ -38,13 +44,17 @@ def main(out: Path) -> None:
     Raises:
         subprocess.CalledProcessError: The site has warnings, such as a link that leads nowhere.
     """
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         gather(folder / "pages")
+        (folder / "theme" / "partials").mkdir(parents=True)
+        shutil.copy(DOCS / "source.html", folder / "theme" / "partials")
         settings = (DOCS / "zensical.toml").read_text(encoding="utf-8")
-        settings = settings.replace("VERSION", bridgetower.__version__).replace(
-            "SOURCE", str(ROOT / "src")
-        )
+        for index in ("reference.md", "commands.md"):
+            settings = settings.replace(f'"{index}"', navigation(folder / "pages" / index))
+        settings = settings.replace("REPOSITORY", urls["Repository"])
+        settings = settings.replace("SOURCE", str(SOURCE))
         (folder / "zensical.toml").write_text(settings, encoding="utf-8")
         subprocess.run(
             [sys.executable, "-m", "zensical", "build", "--strict"], cwd=folder, check=True
@@ -65,7 +75,8 @@ def gather(folder: Path) -> None:
             shutil.copy(file, folder / moved(file))
     for name in ("icon.svg", "site.css"):
         shutil.copy(DOCS / name, folder / name)
-    (folder / "commands.md").write_text(commands(), encoding="utf-8")
+    write_objects(folder)
+    write_commands(folder)
 
 
 def moved(path: Path) -> Path:
@@ -89,28 +100,57 @@ def with_moved_links(page: Path) -> tuple[str, list[Path]]:
     return LINK.sub(replaced, page.read_text(encoding="utf-8")), files
 
 
-def commands() -> str:
-    """The page with the help of every command."""
+def write_objects(folder: Path) -> None:
+    """Writes a page for each public object, and lists them in the index in place of the directives."""
+    package = griffe.load("bridgetower", search_paths=[SOURCE])
+
+    def listed(directives: re.Match[str]) -> str:
+        lines = []
+        for path in OBJECT.findall(directives[0]):
+            docstring = package[path.removeprefix("bridgetower.")].docstring
+            sentence = " ".join(docstring.value.partition("\n\n")[0].split())
+            page = f"api-{path.rpartition('.')[2]}.md"
+            (folder / page).write_text(f"::: {path}\n", encoding="utf-8")
+            lines.append(f"* [{path}]({page}): {sentence}\n")
+        return "".join([*lines, "\n"])
+
+    index = folder / "reference.md"
+    text = OBJECTS.sub(listed, index.read_text(encoding="utf-8"))
+    index.write_text(text, encoding="utf-8")
+
+
+def write_commands(folder: Path) -> None:
+    """Writes a page with the help of each command, and an index of them."""
     os.environ["COLUMNS"] = str(COLUMNS)
-    parts = [
-        "# Commands",
-        "What `bridgetower COMMAND --help` prints. Recipes have options of their own:",
-    ]
-    parts += [
-        "`bridgetower train RECIPE --help`, and sets of data `bridgetower prepare SET --help`."
-    ]
+    summaries = dict(re.findall("^  ([a-z-]+) +(.+)$", printed("--help"), re.MULTILINE))
+    index = ["# Commands", "", "Each page has what `bridgetower COMMAND --help` prints."]
+    index += ["`bridgetower train RECIPE --help` and `bridgetower prepare SET --help` print more."]
     for group, names in cli.GROUPS.items():
-        parts += ["", f"## {group.capitalize()}"]
+        index += ["", f"## {group.capitalize()}", ""]
         for name in names:
-            printed = io.StringIO()
-            with redirect_stdout(printed), suppress(SystemExit):
-                cli.main([name, "--help"])
+            index.append(f"* [{name}](command-{name}.md): {summaries[name]}")
             lines = [
                 line if line.startswith(" ") else textwrap.fill(line, COLUMNS)
-                for line in printed.getvalue().splitlines()
+                for line in printed(name, "--help").splitlines()
             ]
-            parts += ["", f"### {name}", "", "```text", *lines, "```"]
-    return "\n".join(parts) + "\n"
+            text = "\n".join([f"# {name}", "", "```text", *lines, "```", ""])
+            (folder / f"command-{name}.md").write_text(text, encoding="utf-8")
+    (folder / "commands.md").write_text("\n".join([*index, ""]), encoding="utf-8")
+
+
+def printed(*arguments: str) -> str:
+    """The help that a command prints."""
+    output = io.StringIO()
+    with redirect_stdout(output), suppress(SystemExit):
+        cli.main(list(arguments))
+    return output.getvalue()
+
+
+def navigation(index: Path) -> str:
+    """An index with the pages that it lists, as an entry of the navigation."""
+    pages = LISTED.findall(index.read_text(encoding="utf-8"))
+    entries = [f'{{ "{name.rpartition(".")[2]}" = "{page}" }}' for name, page in pages]
+    return f'["{index.name}", {", ".join(entries)}]'
 
 
 def list_versions(out: Path) -> None:

@@ -112,7 +112,9 @@ def draw_chart(measured: Mapping[str, Rows], path: Path) -> None:
         axes.axvline(1, color=INK, linewidth=1)
         axes.set_yticks(range(len(CHARTED)), list(CHARTED))
         axes.invert_yaxis()
-        axes.set_xlabel("times as fast as transformers, or as the official training step (1: equal)")
+        axes.set_xlabel(
+            "times as fast as transformers, or as the official training step (1: equal)"
+        )
         axes.legend(loc="center right", bbox_to_anchor=(1, 0.6), fontsize=8)
         drawn(figure).quantize(COLOURS).save(path, optimize=True)
 

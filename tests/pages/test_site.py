@@ -107,12 +107,27 @@ def test_nothing_is_loaded_from_other_hosts(site, pages):
     assert not [name for pair in loaded for name in pair if OUTSIDE.match(name)]
 
 
-def test_the_reference_has_every_public_name_and_command(pages, site):
-    assert {f"bridgetower.{name}" for name in bridgetower.__all__} <= pages[
-        site / "reference.html"
-    ].places
-    assert cli.COMMANDS.keys() <= pages[site / "commands.html"].places
-    assert "usage: bridgetower search" in (site / "commands.html").read_text()
+def test_every_public_name_and_command_has_a_page_and_a_line_in_its_index(pages, site):
+    objects, commands = pages[site / "reference.html"].links, pages[site / "commands.html"].links
+    for name in bridgetower.__all__:
+        assert f"bridgetower.{name}" in pages[site / f"api-{name}.html"].places
+        assert f"api-{name}.html" in objects
+    for name in cli.COMMANDS:
+        assert f"usage: bridgetower {name}" in (site / f"command-{name}.html").read_text()
+        assert f"command-{name}.html" in commands
+    assert "::: bridgetower" not in (site / "reference.html").read_text()
+
+
+def test_the_search_finds_the_pages_of_objects_and_commands(site):
+    index = json.loads((site / "search.json").read_text())
+    found = {item["location"].partition("#")[0] for item in index["items"]}
+    assert {"api-load.html", "command-search.html", "fine-tune.html"} <= found
+
+
+def test_the_header_links_the_repository(pages, site):
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    assert all(urls["Repository"] in page.links for page in pages.values() if page.links)
+    assert f"git clone {urls['Repository']} " in (ROOT / "README.md").read_text()
 
 
 def test_versions_are_listed_and_the_newest_opens(out):
@@ -129,7 +144,7 @@ def test_pages_fit_a_narrow_window(browsed, out, scheme):
         site, version = f"http://127.0.0.1:{server.server_address[1]}", bridgetower.__version__
         narrow = {"color_scheme": scheme, "viewport": {"width": 390, "height": 800}}
         with browsed(site, f"/{version}/index.html", expected="status of 404", **narrow) as page:
-            for name in ("index", "reference", "reproduce"):
+            for name in ("index", "api-load", "command-search", "reproduce"):
                 page.goto(f"{site}/{version}/{name}.html")
                 page.locator("h1").first.wait_for()
                 assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -37,6 +37,7 @@ RECIPES: Mapping[str, RunConfig] = {
     for spec in TASKS.values()
     for recipe in (*spec.recipes, *spec.fine_tuning)
 }
+"""The named settings of `train`, as a `RunConfig` each."""
 
 BENCHMARKS: Mapping[str, TaskSpec] = {
     name: spec
