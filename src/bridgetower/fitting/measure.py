@@ -89,16 +89,16 @@ class Metric:
     chance: Callable[[Sequence[Any], Sequence[str]], float | None] = lambda entries, names: None
 
 
-def _labels_text(entry: Row) -> str | None:
+def labels_text(entry: Row) -> str | None:
     return ", ".join(sorted(entry["labels"])) or "none" if entry["labelled"] else None
 
 
-def _answer(entry: Row) -> str | None:
+def most_frequent_answer(entry: Row) -> str | None:
     answers = Counter(map(normalise_answer, entry["answers"]))
     return answers.most_common(1)[0][0] if answers else None
 
 
-def _chance_of_answers(entries: Sequence[Row], names: Sequence[str]) -> float:
+def chance_of_answers(entries: Sequence[Row], names: Sequence[str]) -> float:
     vocabulary = set(names)
     scores = []
     for entry in entries:
@@ -107,7 +107,7 @@ def _chance_of_answers(entries: Sequence[Row], names: Sequence[str]) -> float:
     return sum(scores) / len(scores)
 
 
-def _chance_of_classes(entries: Sequence[Row], names: Sequence[str]) -> float | None:
+def chance_of_classes(entries: Sequence[Row], names: Sequence[str]) -> float | None:
     has_one_label = all(len(entry["labels"]) == 1 for entry in entries if entry["labelled"])
     return 1 / len(names) if has_one_label else None
 
@@ -129,17 +129,17 @@ METRICS: Mapping[str, Metric] = {
     ),
     "vqa": Metric(
         name="VQA score",
-        target=_answer,
+        target=most_frequent_answer,
         constant=lambda entry, answer: vqa_score(answer, entry["answers"]),
-        chance=_chance_of_answers,
+        chance=chance_of_answers,
     ),
     "entailment": _STATEMENTS,
     "image-pairs": _STATEMENTS,
     "classification": Metric(
         name="accuracy",
-        target=_labels_text,
-        constant=lambda entry, labels: float(_labels_text(entry) == labels),
-        chance=_chance_of_classes,
+        target=labels_text,
+        constant=lambda entry, labels: float(labels_text(entry) == labels),
+        chance=chance_of_classes,
     ),
     "regression": Metric(
         name="mean absolute error",

@@ -90,6 +90,12 @@ class ColumnValues:
         self.are_numbers = self.are_numbers and bool(re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", text))
         self.are_whole = self.are_whole and bool(re.fullmatch(r"[-+]?\d+(\.0*)?", text))
 
+    def are_ratings(self, heading: str) -> bool:
+        """Whether the values are numbers to predict, by their heading or as there are too many for classes."""
+        is_rating = not columns_named([heading], LABELS.names)
+        has_many = len(self.counts) > _MAX_CLASSES_OF_NUMBERS or not self.are_whole
+        return self.are_numbers and (is_rating or has_many)
+
     def separator(self) -> str | None:
         """Returns the mark that many cells have between their values."""
         for mark in SEPARATORS:
@@ -261,25 +267,10 @@ def choose_task(source: str, survey: Survey, columns: FitColumns) -> Task:
             "another column with label_column"
         )
 
-    # The columns of the kind, each with what it holds.
-    nouns: dict[str, str] = {}
-    if kind == "vqa":
-        nouns = {task_columns.question: "questions", task_columns.answer: "answers"}
-    elif kind != "pairs":
-        nouns = {task_columns.statement: "statements"}
-        nouns[label or "folders"] = "numbers" if kind == "regression" else "labels"
-    if columns.text_column:
-        nouns = {
-            name: noun for name, noun in nouns.items() if noun in ("answers", "labels", "numbers")
-        }
     lines = _lines_of_roles(survey, kind)
-    for name, noun in nouns.items():
-        if name:
-            values = survey.values.get(name)
-            lines.append(f"{name}: {noun}{f', {values.summary()}' if values else ''}")
-    unused = [name for name in survey.values if name not in (*nouns, "id", "question_id")]
-    if unused:
-        lines.append(f"not used: {', '.join(unused)}")
+    lines += _lines_of_columns(
+        survey, kind, task_columns, is_text_named=columns.text_column is not None
+    )
     lines.append(f"task: {kind} ({reason}); --task chooses another one")
     return Task(kind=kind, lines=lines, settings=_settings_of(kind, survey, columns, task_columns))
 
@@ -289,22 +280,18 @@ def _kind_of(survey: Survey, columns: TaskColumns) -> tuple[str | None, str]:
     has_texts = survey.texts > 0
     if columns.answer and (columns.question or has_texts):
         return "vqa", "there are questions with answers"
-    if columns.label:
-        labels = survey.values.get(columns.label, ColumnValues())
-        has_statements = bool(columns.statement or has_texts)
-        if survey.images_per_row == 2 and has_statements:
-            return "image-pairs", "there are pairs of images with statements and labels"
-        values = {text.lower() for text in labels.counts}
-        if has_statements and values and values <= set(SNLI_VE.labels):
-            return "entailment", f"{columns.label} has {', '.join(sorted(values))}"
-        is_rating = not columns_named([columns.label], LABELS.names)
-        has_many = len(labels.counts) > _MAX_CLASSES_OF_NUMBERS or not labels.are_whole
-        if labels.are_numbers and (is_rating or has_many):
-            return "regression", f"{columns.label} has numbers"
-        return "classification", f"{columns.label} has {len(labels.counts):,} labels"
-    if has_texts:
-        return "pairs", "there are images with texts"
-    return None, ""
+    if not columns.label:
+        return ("pairs", "there are images with texts") if has_texts else (None, "")
+    labels = survey.values.get(columns.label, ColumnValues())
+    has_statements = bool(columns.statement or has_texts)
+    if survey.images_per_row == 2 and has_statements:
+        return "image-pairs", "there are pairs of images with statements and labels"
+    values = {text.lower() for text in labels.counts}
+    if has_statements and values and values <= set(SNLI_VE.labels):
+        return "entailment", f"{columns.label} has {', '.join(sorted(values))}"
+    if labels.are_ratings(columns.label):
+        return "regression", f"{columns.label} has numbers"
+    return "classification", f"{columns.label} has {len(labels.counts):,} labels"
 
 
 def _lines_of_roles(survey: Survey, kind: str) -> list[str]:
@@ -324,6 +311,31 @@ def _lines_of_roles(survey: Survey, kind: str) -> list[str]:
     if roles.split:
         counts = ", ".join(f"{split} {count:,}" for split, count in survey.splits.items())
         lines.append(f"{roles.split}: splits, {counts}")
+    return lines
+
+
+def _lines_of_columns(
+    survey: Survey, kind: str, columns: TaskColumns, *, is_text_named: bool
+) -> list[str]:
+    """Returns a line for each column that the kind of set reads, and one for all others."""
+    nouns: dict[str, str] = {}
+    if kind == "vqa":
+        nouns = {columns.question: "questions", columns.answer: "answers"}
+    elif kind != "pairs":
+        nouns = {columns.statement: "statements"}
+        nouns[columns.label or "folders"] = "numbers" if kind == "regression" else "labels"
+    if is_text_named:
+        nouns = {
+            name: noun for name, noun in nouns.items() if noun in ("answers", "labels", "numbers")
+        }
+    lines = []
+    for name, noun in nouns.items():
+        if name:
+            values = survey.values.get(name)
+            lines.append(f"{name}: {noun}{f', {values.summary()}' if values else ''}")
+    unused = [name for name in survey.values if name not in (*nouns, "id", "question_id")]
+    if unused:
+        lines.append(f"not used: {', '.join(unused)}")
     return lines
 
 
