@@ -399,17 +399,17 @@ class TestContinuing:
     def test_a_table_that_is_removed_meanwhile(
         self, suffix, embed, source_paths, monkeypatch, tmp_path
     ):
-        commits, add = list[int](), vector_files._append_results
+        commits, add = list[int](), vector_files._EmbeddingRun.append
         table = tmp_path / ("v.lance" if suffix == "lance" else f".v.{suffix}.lance")
 
-        def removing(run, quantize, rows):
+        def removing(run, rows):
             commits.append(len(rows))
             if len(commits) == 2:
                 shutil.rmtree(table)
-            add(run, quantize, rows)
+            add(run, rows)
 
         with monkeypatch.context() as patch:
-            patch.setattr(vector_files, "_append_results", removing)
+            patch.setattr(vector_files._EmbeddingRun, "append", removing)
             with pytest.raises(
                 FileNotFoundError, match=r"lance was removed while it was written; run"
             ):

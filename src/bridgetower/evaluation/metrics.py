@@ -147,70 +147,56 @@ def streamed_recalls(
     """Recalls of the ranking of all items, or those of a fold, with the scores of a block of texts in memory."""
     ranks_of_folds = []
     for images, texts, fold in folds(truth, fold_size):
-        blocks = _Blocks(scores_of, images, texts, fold, pairs_at_once)
-        ranks_of_folds.append(blocks.best_ranks())
+        ranks_of_folds.append(_best_ranks(scores_of, images, texts, fold, pairs_at_once))
     return recalls_of(ranks_of_folds, ks)
 
 
-class _Blocks:
-    """The scores of a fold, a block of its texts at a time: read once for the best right scores, once to count."""
+def _best_ranks(
+    scores_of: ScoresOf,
+    images: slice,
+    texts: Int[Tensor, " t"],
+    fold: GroundTruth,
+    pairs_at_once: int,
+) -> tuple[BestRanks, BestRanks]:
+    """Returns the ranks of the best right text of each image, and of the best right image of each text."""
+    num_images = len(fold.owners)
+    num_texts = len(texts)
+    block_size = max(1, pairs_at_once // num_images)
 
-    def __init__(
-        self,
-        scores_of: ScoresOf,
-        images: slice,
-        texts: Int[Tensor, " t"],
-        fold: GroundTruth,
-        pairs_at_once: int,
-    ) -> None:
-        self.scores_of = scores_of
-        self.images = images
-        self.texts = texts
-        self.fold = fold
-        self.num_images = len(fold.owners)
-        self.num_texts = len(texts)
-        self.block_size = max(1, pairs_at_once // self.num_images)
-
-    def best_ranks(self) -> tuple[BestRanks, BestRanks]:
-        """Returns the ranks of the best right text of each image, and of the best right image of each text."""
-        best_of_image, best_of_text = self._best_right_scores()
-        image_ranks = _zero_ranks(self.num_images)
-        text_ranks = _zero_ranks(self.num_texts)
-        for columns, scores, image, text in self._read():
-            # Pairs (image, text) of the block belong together.
-            right_scores = scores[image, text - columns.start]
-            ties_of_image = image[right_scores == best_of_image[image]]
-            ties_of_text = text[right_scores == best_of_text[text]]
-            image_ranks.right.add_(torch.bincount(ties_of_image, minlength=self.num_images))
-            text_ranks.right.add_(torch.bincount(ties_of_text, minlength=self.num_texts))
-
-            best_of_row = best_of_image[:, None]
-            image_ranks.higher.add_((scores > best_of_row).sum(dim=1))
-            image_ranks.tied.add_((scores == best_of_row).sum(dim=1))
-            text_ranks.higher[columns] = (scores > best_of_text[columns]).sum(dim=0)
-            text_ranks.tied[columns] = (scores == best_of_text[columns]).sum(dim=0)
-        return image_ranks, text_ranks
-
-    def _best_right_scores(self) -> tuple[Float[Tensor, " i"], Float[Tensor, " t"]]:
-        best_of_image = torch.full((self.num_images,), -torch.inf)
-        best_of_text = torch.full((self.num_texts,), -torch.inf)
-        for columns, scores, image, text in self._read():
-            check_not_nan(scores, "scores")
-            right_scores = scores[image, text - columns.start]
-            best_of_image.scatter_reduce_(0, image, right_scores, "amax")
-            best_of_text.scatter_reduce_(0, text, right_scores, "amax")
-        return best_of_image, best_of_text
-
-    def _read(
-        self,
-    ) -> Iterator[tuple[slice, Float[Tensor, "i b"], PairIndex, PairIndex]]:
-        """Yields the columns of a block, its scores, and the rows of images and texts that belong together."""
-        for start in range(0, self.num_texts, self.block_size):
-            columns = slice(start, start + self.block_size)
-            scores = self.scores_of(self.images, self.texts[columns]).float()
-            belongs = self.fold.owners[:, None] == self.fold.text_image_index[columns]
+    def blocks() -> Iterator[tuple[slice, Float[Tensor, "i b"], PairIndex, PairIndex]]:
+        """Yields the columns of a block of texts, its scores, and the images and texts that belong together."""
+        for start in range(0, num_texts, block_size):
+            columns = slice(start, start + block_size)
+            scores = scores_of(images, texts[columns]).float()
+            belongs = fold.owners[:, None] == fold.text_image_index[columns]
             image, column = belongs.nonzero(as_tuple=True)
             yield columns, scores, image, column + start
+
+    # All scores are read once for the best right ones.
+    best_of_image = torch.full((num_images,), -torch.inf)
+    best_of_text = torch.full((num_texts,), -torch.inf)
+    for columns, scores, image, text in blocks():
+        check_not_nan(scores, "scores")
+        right_scores = scores[image, text - columns.start]
+        best_of_image.scatter_reduce_(0, image, right_scores, "amax")
+        best_of_text.scatter_reduce_(0, text, right_scores, "amax")
+
+    # They are read again to count those that are higher or the same.
+    image_ranks = _zero_ranks(num_images)
+    text_ranks = _zero_ranks(num_texts)
+    for columns, scores, image, text in blocks():
+        right_scores = scores[image, text - columns.start]
+        ties_of_image = image[right_scores == best_of_image[image]]
+        ties_of_text = text[right_scores == best_of_text[text]]
+        image_ranks.right.add_(torch.bincount(ties_of_image, minlength=num_images))
+        text_ranks.right.add_(torch.bincount(ties_of_text, minlength=num_texts))
+
+        best_of_row = best_of_image[:, None]
+        image_ranks.higher.add_((scores > best_of_row).sum(dim=1))
+        image_ranks.tied.add_((scores == best_of_row).sum(dim=1))
+        text_ranks.higher[columns] = (scores > best_of_text[columns]).sum(dim=0)
+        text_ranks.tied[columns] = (scores == best_of_text[columns]).sum(dim=0)
+    return image_ranks, text_ranks
 
 
 def _zero_ranks(count: int) -> BestRanks:

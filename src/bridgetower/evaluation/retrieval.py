@@ -523,10 +523,10 @@ def rankings(
     if direction == "text_to_image":
         query_vectors, item_vectors = item_vectors, query_vectors
         owner_of_query, owner_of_item = owner_of_item, owner_of_query
-    second_stage = _SecondStage(result, direction, len(query_vectors))
+    second_stage = _second_stage(result, direction, len(query_vectors))
     for query in queries:
         cosine = similarity(query_vectors[[query]], item_vectors, torch.ones(()))[0]
-        items, scores, itm = second_stage.of_query(query)
+        items, scores, itm = second_stage[query]
         score_of_item = torch.full_like(cosine, torch.nan).index_put((items,), scores)
         order = two_stage_order(cosine, score_of_item)
         is_right = owner_of_item[order] == owner_of_query[query]
@@ -538,37 +538,27 @@ def rankings(
         )
 
 
-class _SecondStage:
-    """The candidates of a direction by query, and their scores; empty without a matching head."""
-
-    def __init__(self, result: RetrievalResult, direction: Direction, num_queries: int) -> None:
-        self.ends = [0] * num_queries
-        self.items = torch.empty(0, dtype=torch.int64)
-        self.scores = torch.empty(0)
-        self.itm = torch.empty(0)
-        pairs = result.candidates
-        if pairs is None:
-            return
-        image_side, text_side = pairs.sides
-        query = pairs.image
-        item = pairs.text
-        side = image_side
-        if direction == "text_to_image":
-            query, item = item, query
-            side = text_side
-        rows = side.nonzero().squeeze(1)
-        rows = rows[query[rows].argsort(stable=True)]
-        itc_weight = result.reranking.itc_weight if result.reranking else 0.0
-        self.ends = torch.bincount(query[rows], minlength=num_queries).cumsum(0).tolist()
-        self.items = item[rows]
-        self.scores = pairs.scores(itc_weight)[rows]
-        self.itm = pairs.itm[rows]
-
-    def of_query(self, query: int) -> tuple[PairIndex, PairScores, PairScores]:
-        """Returns the items of a query, their scores and their matching scores."""
-        start = self.ends[query - 1] if query else 0
-        rows = slice(start, self.ends[query])
-        return self.items[rows], self.scores[rows], self.itm[rows]
+def _second_stage(
+    result: RetrievalResult, direction: Direction, num_queries: int
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Returns the candidates of each query, their scores and their matching scores, if there are any."""
+    pairs = result.candidates
+    if pairs is None:
+        empty = torch.empty(0)
+        return [(empty.long(), empty, empty)] * num_queries
+    image_side, text_side = pairs.sides
+    query = pairs.image
+    item = pairs.text
+    side = image_side
+    if direction == "text_to_image":
+        query, item = item, query
+        side = text_side
+    rows = side.nonzero().squeeze(1)
+    rows = rows[query[rows].argsort(stable=True)]
+    itc_weight = result.reranking.itc_weight if result.reranking else 0.0
+    counts = torch.bincount(query[rows], minlength=num_queries).tolist()
+    columns = (item[rows], pairs.scores(itc_weight)[rows], pairs.itm[rows])
+    return list(zip(*(column.split(counts) for column in columns), strict=True))
 
 
 def retrieval_judgements(

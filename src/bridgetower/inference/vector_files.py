@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -164,13 +164,13 @@ def embed_source(
             for path in (Path(out), report, Path(uri), Path(out).with_suffix(".ids.jsonl")):
                 remove_leftovers(path.parent, path.name)
         # The table has the results of this run and of those that were killed.
-        table = _open_run_table(uri, _plan(groups, predictor, config), predictor, config)
+        run = _EmbeddingRun(uri, groups, predictor, config)
+        table = run.table
         is_finished = "part" not in table.schema.names
         num_cut = 0
         if not is_finished:
-            worker_model = predictor if config.ray is None else model
-            num_cut = _fill_table(table, groups, worker_model, config, progress)
-            indices, bad = _split_rows(table)
+            num_cut = run.fill(predictor if config.ray is None else model, progress=progress)
+            indices, bad = run.split_rows()
             report.unlink(missing_ok=True)
             if bad:
                 write_text(report, "".join(json_text(row) + "\n" for row in bad))
@@ -195,8 +195,7 @@ def embed_source(
 
         # A Lance table is the output itself.
         if suffix != ".lance":
-            score_columns = partial(_score_columns, predictor, groups) if is_scores else None
-            _export(table, Path(out), indices, score_columns)
+            run.export(Path(out), indices)
             table.drop()
         elif not is_finished:
             with table.writing():
@@ -226,107 +225,231 @@ def _table_uri(out: str) -> str:
     return f"{folder}/.{re.sub(r'[^A-Za-z0-9_.-]', '_', path.name)}.lance"
 
 
-def _split_rows(table: Table) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Returns the indices of rows with vectors, in the order of the source, and the bad rows."""
-    problems = table.column("problem").astype(object)
-    order = np.lexsort((table.column("number"), table.column("part")))
-    has_vector = problems[order] == ""
-    bad_indices = order[~has_vector].tolist()
-    bad = table.take(bad_indices, ["id", "origin", "problem"])
-    return order[has_vector], bad.to_pylist()
+class _EmbeddingRun:
+    """A run whose results are in a table, from which the next one continues if it is killed."""
 
+    def __init__(
+        self, uri: str, groups: Sequence[Group], predictor: Predictor, config: Config
+    ) -> None:
+        self.groups = groups
+        self.predictor = predictor
+        self.config = config
+        self.table = self._open_table(uri)
 
-def _plan(groups: Sequence[Group], predictor: Predictor, config: Config) -> dict[str, Any]:
-    """Returns all that vectors depend on."""
-    versions = hashlib.sha256()
-    for group in groups:
-        version = group.version if isinstance(group, FileGroup) else repr(group)
-        versions.update(version.encode(errors="surrogateescape"))
-    return {
-        "model": predictor.source,
-        "fingerprint": predictor.fingerprint,
-        "source": versions.hexdigest(),
-        "quantize": config.quantize,
-        **{name: getattr(config, name) for name in _SETTINGS},
-    }
+    def _open_table(self, uri: str) -> Table:
+        """Opens the table of an unfinished or finished run with the same plan, or creates one."""
+        import pyarrow as pa
 
+        # The columns, with the width of the vectors.
+        config = self.config
+        model = self.predictor.model
+        if config.of == "scores":
+            heads = (model.itm_head, model.itc_head)
+            width = sum(head is not None for head in heads) or model.head("itm")
+        elif config.of == "pairs":
+            width = self.predictor.embed_pairs(PilImage.new("RGB", (8, 8)), "").shape[1]
+        else:
+            width = self.predictor.embed_texts("").shape[1]
+        if config.quantize == "binary":
+            width = -(-width // 8)
+        columns = {name: pa.type_for_alias(kind) for name, kind in _RUN_COLUMNS.items()}
+        columns |= {"id": pa.string(), "text": pa.string()}
+        columns["vector"] = pa.list_(pa.type_for_alias(_DTYPES[config.quantize]), width)
+        plan = self._plan()
+        schema = pa.schema(list(columns.items()), metadata={"bridgetower": json.dumps(plan)})
 
-def _open_run_table(uri: str, plan: dict[str, Any], predictor: Predictor, config: Config) -> Table:
-    """Opens the table of an unfinished or finished run with the same plan, or creates one."""
-    import pyarrow as pa
-
-    # The columns, with the width of the vectors.
-    if config.of == "scores":
-        heads = (predictor.model.itm_head, predictor.model.itc_head)
-        width = sum(head is not None for head in heads) or predictor.model.head("itm")
-    elif config.of == "pairs":
-        width = predictor.embed_pairs(PilImage.new("RGB", (8, 8)), "").shape[1]
-    else:
-        width = predictor.embed_texts("").shape[1]
-    if config.quantize == "binary":
-        width = -(-width // 8)
-    columns = {name: pa.type_for_alias(kind) for name, kind in _RUN_COLUMNS.items()}
-    columns |= {"id": pa.string(), "text": pa.string()}
-    columns["vector"] = pa.list_(pa.type_for_alias(_DTYPES[config.quantize]), width)
-    schema = pa.schema(list(columns.items()), metadata={"bridgetower": json.dumps(plan)})
-
-    # A table of another plan is only replaced if it is empty, or finished and of an older source.
-    try:
-        table = Table(uri)
-    except FileNotFoundError:
-        return Table.create(uri, schema, checked="vector")
-    table.recover()
-    old_plan = json.loads((table.schema.metadata or {}).get(b"bridgetower", b"{}"))
-    if old_plan == plan:
-        return table
-    is_unfinished = "part" in table.schema.names
-    if is_unfinished and len(table):
-        raise ValueError(
-            f"{uri} has rows of an unfinished run with another source, model or settings; finish it with the same "
-            "command, or remove that folder"
-        )
-    if not is_unfinished and {**old_plan, "source": ""} != {**plan, "source": ""}:
-        raise FileExistsError(f"{uri} exists; choose another name or remove it")
-    return Table.create(uri, schema, checked="vector", replace=True)
-
-
-def _fill_table(
-    table: Table, groups: Sequence[Group], model: Model, config: Config, progress: bool
-) -> int:
-    """Embeds examples that the table lacks or whose problem may have passed. Returns how many texts were cut."""
-    if table.column("may_pass").any():
-        with table.writing():
-            table.lance.delete("may_pass")
-    group_indices = table.column("part")
-    numbers = table.column("number")
-    is_last = table.column("is_last")
-    order = np.argsort(group_indices, kind="stable")
-    starts = np.searchsorted(group_indices, np.arange(len(groups) + 1), sorter=order)
-    tasks = []
-    num_done = 0
-    for index, group in enumerate(groups):
-        rows = order[starts[index] : starts[index + 1]]
-        done = np.unique(numbers[rows])
-        num_done += len(done)
-        is_complete = is_last[rows].any() and len(done) == done[-1] + 1
-        if not is_complete:
-            tasks.append(
-                partial(_missing_examples, index, group, frozenset(done.tolist()), config.columns)
+        # A table of another plan is replaced if it is empty, or finished and of another source.
+        try:
+            table = Table(uri)
+        except FileNotFoundError:
+            return Table.create(uri, schema, checked="vector")
+        table.recover()
+        old_plan = json.loads((table.schema.metadata or {}).get(b"bridgetower", b"{}"))
+        if old_plan == plan:
+            return table
+        is_unfinished = "part" in table.schema.names
+        if is_unfinished and len(table):
+            raise ValueError(
+                f"{uri} has rows of an unfinished run with another source, model or settings; finish it with the same "
+                "command, or remove that folder"
             )
+        if not is_unfinished and {**old_plan, "source": ""} != {**plan, "source": ""}:
+            raise FileExistsError(f"{uri} exists; choose another name or remove it")
+        return Table.create(uri, schema, checked="vector", replace=True)
 
-    # Rows of tables are not counted before they are read.
-    sizes = [len(group.files if isinstance(group, FileGroup) else group) for group in groups]
-    is_counted = all(not isinstance(group, FileGroup) or group.kind == "images" for group in groups)
-    return embed_tasks(
-        tasks,
-        config.of,
-        model,
-        config,
-        partial(_append_results, table, config.quantize),
-        num_done=num_done,
-        total=sum(sizes) if is_counted else None,
-        progress=progress,
-    )
+    def _plan(self) -> dict[str, Any]:
+        """Returns all that vectors depend on."""
+        versions = hashlib.sha256()
+        for group in self.groups:
+            version = group.version if isinstance(group, FileGroup) else repr(group)
+            versions.update(version.encode(errors="surrogateescape"))
+        return {
+            "model": self.predictor.source,
+            "fingerprint": self.predictor.fingerprint,
+            "source": versions.hexdigest(),
+            "quantize": self.config.quantize,
+            **{name: getattr(self.config, name) for name in _SETTINGS},
+        }
+
+    def fill(self, model: Model, *, progress: bool) -> int:
+        """Embeds examples that the table lacks or whose problem may have passed. Returns how many texts were cut."""
+        table = self.table
+        if table.column("may_pass").any():
+            with table.writing():
+                table.lance.delete("may_pass")
+        groups = self.groups
+        group_indices = table.column("part")
+        numbers = table.column("number")
+        is_last = table.column("is_last")
+        order = np.argsort(group_indices, kind="stable")
+        starts = np.searchsorted(group_indices, np.arange(len(groups) + 1), sorter=order)
+        tasks = []
+        num_done = 0
+        for index, group in enumerate(groups):
+            rows = order[starts[index] : starts[index + 1]]
+            done = np.unique(numbers[rows])
+            num_done += len(done)
+            is_complete = is_last[rows].any() and len(done) == done[-1] + 1
+            if not is_complete:
+                columns = self.config.columns
+                done_numbers = frozenset(done.tolist())
+                tasks.append(partial(_missing_examples, index, group, done_numbers, columns))
+
+        # Rows of tables are not counted before they are read.
+        sizes = [len(group.files if isinstance(group, FileGroup) else group) for group in groups]
+        is_counted = all(
+            not isinstance(group, FileGroup) or group.kind == "images" for group in groups
+        )
+        return embed_tasks(
+            tasks,
+            self.config.of,
+            model,
+            self.config,
+            self.append,
+            num_done=num_done,
+            total=sum(sizes) if is_counted else None,
+            progress=progress,
+        )
+
+    def append(self, results: Sequence[Embedded]) -> None:
+        """Writes results to the table in one commit."""
+        import pyarrow as pa
+
+        if not results:
+            return
+        table = self.table
+        quantize = self.config.quantize
+        vector_type = table.schema.field("vector").type
+        blank = np.zeros(vector_type.list_size, _DTYPES[quantize])
+        rows = []
+        vectors = []
+        for result in results:
+            example = result.example
+            row = {
+                **example.fields,
+                "id": escaped(example_name(example)),
+                "origin": escaped(example.origin),
+                "problem": escaped(result.problem),
+                "is_image": bool(example.images),
+                "may_pass": result.may_pass or result.may_be_mended,
+            }
+            for text, vector in list(_texts_and_vectors(result, quantize)) or [(None, blank)]:
+                rows.append({**row, "text": text})
+                vectors.append(vector)
+        # Lance would write a table without its first rows.
+        if not is_url(table.uri) and not Path(table.uri, "_versions").is_dir():
+            raise FileNotFoundError(
+                f"{table.uri} was removed while it was written; run the same command again"
+            )
+        fields = [table.schema.field(name) for name in (*_RUN_COLUMNS, "id", "text")]
+        values = pa.array(np.stack(vectors).ravel(), vector_type.value_type)
+        column = pa.FixedSizeListArray.from_arrays(values, vector_type.list_size)
+        table.append(pa.Table.from_pylist(rows, pa.schema(fields)).append_column("vector", column))
+
+    def split_rows(self) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """Returns the indices of rows with vectors, in the order of the source, and the bad rows."""
+        table = self.table
+        problems = table.column("problem").astype(object)
+        order = np.lexsort((table.column("number"), table.column("part")))
+        has_vector = problems[order] == ""
+        bad_indices = order[~has_vector].tolist()
+        bad = table.take(bad_indices, ["id", "origin", "problem"])
+        return order[has_vector], bad.to_pylist()
+
+    def export(self, out: Path, indices: np.ndarray) -> None:
+        """Writes rows of the table to a file, whole or not at all."""
+        names = ["id", "text", "vector", "is_image", "part", "number"]
+        batches: Iterator[pa.Table] = (
+            self.table.take(indices[start : start + _EXPORTED].tolist(), names)
+            for start in range(0, len(indices), _EXPORTED)
+        )
+        is_scores = self.config.of == "scores"
+        if is_scores:
+            batches = map(self._score_columns, batches)
+        with replacing(out) as temporary:
+            if out.suffix in (".parquet", ".csv"):
+                tables = batches if is_scores else (rows.select(names[:3]) for rows in batches)
+                self._write_tables(temporary, tables, out.suffix)
+            elif out.suffix == ".jsonl":
+                with temporary.open("w", encoding="utf-8") as file:
+                    for row in chain.from_iterable(batch.to_pylist() for batch in batches):
+                        line = (
+                            json_text(row) + "\n" if is_scores else _json_line(row, row["vector"])
+                        )
+                        file.write(line)
+            else:
+                with replacing(out.with_suffix(".ids.jsonl")) as ids:
+                    self._write_npy(temporary, ids, batches, len(indices))
+
+    def _write_tables(self, path: Path, tables: Iterator[pa.Table], suffix: str) -> None:
+        """Writes rows as Parquet or CSV."""
+        from pyarrow.csv import CSVWriter
+        from pyarrow.parquet import ParquetWriter
+
+        first = next(tables)
+        schema = first.schema.with_metadata(self.table.schema.metadata)
+        writer_class = ParquetWriter if suffix == ".parquet" else CSVWriter
+        with writer_class(path, schema) as writer:
+            for rows in chain([first], tables):
+                writer.write_table(rows.cast(schema))
+
+    def _write_npy(
+        self, path: Path, ids_path: Path, batches: Iterator[pa.Table], num_rows: int
+    ) -> None:
+        """Writes vectors as a NumPy array, and the id and text of each to another file."""
+        shape = (num_rows, self.table.schema.field("vector").type.list_size)
+        with path.open("wb") as file, ids_path.open("w", encoding="utf-8") as ids:
+            for batch in batches:
+                vectors = batch["vector"].combine_chunks().flatten().to_numpy()
+                if not file.tell():
+                    header = {"descr": vectors.dtype.str, "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(np.ascontiguousarray(vectors).data)
+                rows = batch.select(["id", "text"]).to_pylist()
+                ids.writelines(json_text(row) + "\n" for row in rows)
+
+    def _score_columns(self, rows: pa.Table) -> pa.Table:
+        """Returns the scores that the model has heads for, with the file and the row in it of each pair."""
+        import pyarrow as pa
+
+        files = []
+        numbers = []
+        for row in rows.select(["part", "number"]).to_pylist():
+            group = self.groups[row["part"]]
+            names = [file.name for file in group.files] if isinstance(group, FileGroup) else [""]
+            is_file_of_rows = len(names) == 1
+            files.append(names[0] if is_file_of_rows else names[row["number"]])
+            numbers.append(row["number"] if is_file_of_rows else 0)
+        columns = {"id": rows["id"], "text": rows["text"], "file": files, "row": numbers}
+        outputs = torch.from_numpy(np.stack(rows["vector"].to_numpy()))
+        outputs = outputs.double()  # in which large log-odds give different probabilities
+        model = self.predictor.model
+        if model.itm_head is not None:
+            reranking = self.predictor.reranking
+            columns[reranking.shown] = reranking.match(outputs[:, 0]).numpy()
+        if model.itc_head is not None:
+            columns["cosine"] = outputs[:, -1].numpy()
+        return pa.table(columns)
 
 
 def _missing_examples(
@@ -337,126 +460,6 @@ def _missing_examples(
     for number, example, is_last in number_items(examples):
         if number not in done:
             yield replace(example, fields={"part": index, "number": number, "is_last": is_last})
-
-
-def _append_results(table: Table, quantize: Quantize | None, results: Sequence[Embedded]) -> None:
-    import pyarrow as pa
-
-    if not results:
-        return
-    vector_type = table.schema.field("vector").type
-    blank = np.zeros(vector_type.list_size, _DTYPES[quantize])
-    rows = []
-    vectors = []
-    for result in results:
-        example = result.example
-        row = {
-            **example.fields,
-            "id": escaped(example_name(example)),
-            "origin": escaped(example.origin),
-            "problem": escaped(result.problem),
-            "is_image": bool(example.images),
-            "may_pass": result.may_pass or result.may_be_mended,
-        }
-        for text, vector in list(_texts_and_vectors(result, quantize)) or [(None, blank)]:
-            rows.append({**row, "text": text})
-            vectors.append(vector)
-    # Lance would write a table without its first rows.
-    if not is_url(table.uri) and not Path(table.uri, "_versions").is_dir():
-        raise FileNotFoundError(
-            f"{table.uri} was removed while it was written; run the same command again"
-        )
-    fields = [table.schema.field(name) for name in (*_RUN_COLUMNS, "id", "text")]
-    values = pa.array(np.stack(vectors).ravel(), vector_type.value_type)
-    column = pa.FixedSizeListArray.from_arrays(values, vector_type.list_size)
-    table.append(pa.Table.from_pylist(rows, pa.schema(fields)).append_column("vector", column))
-
-
-def _export(
-    table: Table,
-    out: Path,
-    indices: np.ndarray,
-    score_columns: Callable[[pa.Table], pa.Table] | None,
-) -> None:
-    """Writes rows of the table to a file, whole or not at all. `score_columns` makes columns of its vectors."""
-    import pyarrow.parquet as pq
-
-    names = ["id", "text", "vector", "is_image", "part", "number"]
-    batches: Iterator[pa.Table] = (
-        table.take(indices[start : start + _EXPORTED].tolist(), names)
-        for start in range(0, len(indices), _EXPORTED)
-    )
-    with replacing(out) as temporary:
-        if out.suffix == ".parquet":
-            tables = map(score_columns or (lambda rows: rows.select(names[:3])), batches)
-            first = next(tables)
-            schema = first.schema.with_metadata(table.schema.metadata)
-            with pq.ParquetWriter(temporary, schema) as writer:
-                for rows in chain([first], tables):
-                    writer.write_table(rows.cast(schema))
-        elif score_columns is not None:
-            _write_scores(temporary, map(score_columns, batches), out.suffix)
-        elif out.suffix == ".jsonl":
-            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(_json_line(row, row["vector"]) for row in rows)
-        else:
-            with replacing(out.with_suffix(".ids.jsonl")) as ids:
-                shape = (len(indices), table.schema.field("vector").type.list_size)
-                _write_npy(temporary, ids, batches, shape)
-
-
-def _write_scores(path: Path, tables: Iterator[pa.Table], suffix: str) -> None:
-    """Writes scores as CSV or JSON lines."""
-    from pyarrow.csv import CSVWriter
-
-    if suffix == ".csv":
-        first = next(tables)
-        with CSVWriter(path, first.schema) as writer:
-            for rows in chain([first], tables):
-                writer.write_table(rows.cast(first.schema))
-    else:
-        with path.open("w", encoding="utf-8") as file:
-            for rows in tables:
-                file.writelines(json_text(row) + "\n" for row in rows.to_pylist())
-
-
-def _write_npy(
-    path: Path, ids_path: Path, batches: Iterator[pa.Table], shape: tuple[int, int]
-) -> None:
-    """Writes vectors as a NumPy array, and the id and text of each to another file."""
-    with path.open("wb") as file, ids_path.open("w", encoding="utf-8") as ids:
-        for batch in batches:
-            vectors = batch["vector"].combine_chunks().flatten().to_numpy()
-            if not file.tell():
-                header = {"descr": vectors.dtype.str, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-            file.write(np.ascontiguousarray(vectors).data)
-            rows = batch.select(["id", "text"]).to_pylist()
-            ids.writelines(json_text(row) + "\n" for row in rows)
-
-
-def _score_columns(predictor: Predictor, groups: Sequence[Group], rows: pa.Table) -> pa.Table:
-    """Returns the scores that the model has heads for, with the file and the row in it of each pair."""
-    import pyarrow as pa
-
-    files = []
-    numbers = []
-    for row in rows.select(["part", "number"]).to_pylist():
-        group = groups[row["part"]]
-        names = [file.name for file in group.files] if isinstance(group, FileGroup) else [""]
-        is_file_of_rows = len(names) == 1
-        files.append(names[0] if is_file_of_rows else names[row["number"]])
-        numbers.append(row["number"] if is_file_of_rows else 0)
-    columns = {"id": rows["id"], "text": rows["text"], "file": files, "row": numbers}
-    outputs = torch.from_numpy(np.stack(rows["vector"].to_numpy()))
-    outputs = outputs.double()  # in which large log-odds give different probabilities
-    if predictor.model.itm_head is not None:
-        reranking = predictor.reranking
-        columns[reranking.shown] = reranking.match(outputs[:, 0]).numpy()
-    if predictor.model.itc_head is not None:
-        columns["cosine"] = outputs[:, -1].numpy()
-    return pa.table(columns)
 
 
 def print_vectors(

@@ -279,20 +279,7 @@ class SetWriter:
                 f"{source} has no usable example{of_splits}{reason}; check that it is the right source"
             )
 
-        # Splits: from the source or by a hash.
-        if len(self._origin_by_has_split) > 1:
-            raise ValueError(
-                f"{source}: {self._origin_by_has_split[True]} has a split and "
-                f"{self._origin_by_has_split[False]} none; give all or none"
-            )
-        if True in self._origin_by_has_split and self._rest != "train":
-            raise ValueError(
-                f"{self._origin_by_has_split[True]} has a split, and folds are in place of splits; leave folds out"
-            )
-        if False in self._origin_by_has_split:
-            self._fill_empty_splits()
-        elif self._by_content:
-            self._check_overlap(source)
+        self._settle_splits(source)
 
         # Files.
         for name, value in self.files().items():
@@ -326,6 +313,22 @@ class SetWriter:
         _warn_of_small_splits(source, info)
         return info
 
+    def _settle_splits(self, source: object) -> None:
+        """Checks splits from the source, or fills what a hash left empty."""
+        if len(self._origin_by_has_split) > 1:
+            raise ValueError(
+                f"{source}: {self._origin_by_has_split[True]} has a split and "
+                f"{self._origin_by_has_split[False]} none; give all or none"
+            )
+        if True in self._origin_by_has_split and self._rest != "train":
+            raise ValueError(
+                f"{self._origin_by_has_split[True]} has a split, and folds are in place of splits; leave folds out"
+            )
+        if False in self._origin_by_has_split:
+            self._fill_empty_splits()
+        elif self._by_content:
+            self._check_overlap(source)
+
     def _write_oldest(self) -> None:
         """Takes the oldest pending example, waits for its images, and adds its rows."""
         name, split, origin, images, entries = self._pending.popleft()
@@ -349,20 +352,23 @@ class SetWriter:
                     self._in_two_splits.append(f"{image.name}, are in {first_split} and in {split}")
         self._groups.setdefault(split, set()).add(group)
 
-        # Rows: the official code trains on equal captions of an image once.
         for entry in entries:
-            is_caption = isinstance(entry, str)
-            if is_caption and not self.is_new(f"{group} {split} {entry}"):
-                self.leave_out("repeated caption", name)
-                continue
-            content = {"id": name, "images": rows, "entry": entry if is_caption else vars(entry)}
-            example = json.dumps(content, ensure_ascii=False).encode()
-            self._example_rows.append((split, group, example))
-            self._num_entries[split] += 1
-            self._uncommitted_bytes += len(example)
+            self._add_entry(name, split, group, rows, entry)
         is_late = time.monotonic() - self._last_commit > _COMMIT_SECONDS
         if self._uncommitted_bytes > _COMMIT_BYTES or (self._image_rows and is_late):
             self._commit()
+
+    def _add_entry(self, name: str, split: str, group: int, rows: list[int], entry: Any) -> None:
+        """Adds an example. The official code trains on equal captions of an image once."""
+        is_caption = isinstance(entry, str)
+        if is_caption and not self.is_new(f"{group} {split} {entry}"):
+            self.leave_out("repeated caption", name)
+            return
+        content = {"id": name, "images": rows, "entry": entry if is_caption else vars(entry)}
+        example = json.dumps(content, ensure_ascii=False).encode()
+        self._example_rows.append((split, group, example))
+        self._num_entries[split] += 1
+        self._uncommitted_bytes += len(example)
 
     def _row_or_problem(self, image: Image, origin: str) -> int | str:
         """Returns the row of an image, once it is read, or what is wrong with it."""
