@@ -15,14 +15,14 @@ from bridgetower.checkpoints import (
     read_checkpoint,
 )
 from bridgetower.checkpoints.checkpoint import (
-    _changed,
+    _changed_settings,
     check_tensors,
     collect,
     exact_fingerprint,
     extra_tensor_names,
     parameter_shapes,
 )
-from bridgetower.checkpoints.keymap import Source, export_tensors, import_tensors, name_table
+from bridgetower.checkpoints.keymap import TensorSource, export_tensors, import_tensors, name_table
 from bridgetower.inference.predictor import load
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from helpers.checkpoints import BERT_CHANGES, METER_CHANGES, TIMM_CHANGES
@@ -278,8 +278,8 @@ class TestFingerprint:
     def test_a_new_setting_at_its_default_changes_nothing(self):
         before = make_dataclass("Before", [("a", int, 1)])
         after = make_dataclass("After", [("a", int, 1), ("b", torch.dtype, torch.float32)])
-        assert dict(_changed(before(2))) == dict(_changed(after(2))) == {"a": 2}
-        assert dict(_changed(after(2, torch.float16))) != {"a": 2}
+        assert dict(_changed_settings(before(2))) == dict(_changed_settings(after(2))) == {"a": 2}
+        assert dict(_changed_settings(after(2, torch.float16))) != {"a": 2}
 
     def test_an_exact_one_changes_with_the_smallest_change(self, checkpoint):
         tensors = dict(checkpoint.tensors)
@@ -350,7 +350,8 @@ def test_all_come_back_under_names_that_serve_once(kind):
     assert [name for name, count in uses.items() if count > 1] == []
     # Control: exchanged parts do not come back.
     exchanged = {
-        name: Source(source.names[::-1], source.leading_ones) for name, source in names.items()
+        name: TensorSource(source.names[::-1], source.leading_ones)
+        for name, source in names.items()
     }
     assert not same_tensors(import_tensors(exchanged, foreign), ours)
 

@@ -16,8 +16,7 @@ from PIL import Image
 
 from bridgetower import checkpoints
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.checkpoints.microsoft import Settings
-from bridgetower.checkpoints.microsoft import read_checkpoint as read_official
+from bridgetower.checkpoints.microsoft import Settings, read_official
 from bridgetower.checkpoints.tensors import read_safetensors, read_sharded, write_safetensors
 from bridgetower.data.config import DataConfig, MaskingConfig, PrepareConfig
 from bridgetower.data.sets.custom import PairsConfig

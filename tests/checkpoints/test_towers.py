@@ -8,7 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bridgetower.checkpoints.keymap import NAMINGS, PUBLISHED_HEADS, recognise, settings
+from bridgetower.checkpoints.keymap import (
+    NAMINGS,
+    PUBLISHED_HEADS,
+    config_settings,
+    default_settings,
+    recognise,
+)
 from bridgetower.checkpoints.towers import read_text_tower, read_vision_tower
 from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.extensions import TEXT_ARCHITECTURES, vision_tower
@@ -106,40 +112,43 @@ def wrong(tower, **changes):
 class TestNames:
     @pytest.mark.parametrize("naming", NAMINGS, ids=lambda naming: f"{naming.kind}-{naming.prefix}")
     def test_every_kind(self, naming):
-        clip = naming.kind in ("openai", "clip")
+        # A tower whose sizes differ from each other.
+        is_clip = naming.kind in ("openai", "clip")
         vision = VisionConfig(
-            num_layers=2, pre_norm=clip, patch_bias=not clip, distillation_token=not clip
+            num_layers=2, pre_norm=is_clip, patch_bias=not is_clip, distillation_token=not is_clip
         )
         text = TextConfig(num_layers=2, hidden_size=36)
+        builds = {"text": (TextTransformer, text), "vision": (VisionTransformer, vision)}
+        build, config = builds[naming.tower]
         with torch.device("meta"):
-            tower = TextTransformer(text) if naming.part == "text" else VisionTransformer(vision)
-        table = naming.table(f"{naming.part}.{name}" for name in tower.state_dict())
-        names = [name for source in table.values() for name in source.names]
-        assert len(names) == len(set(names))
-        assert all(name.startswith(naming.prefix) for name in names)
-        assert naming.prefix + naming.marker in names
-        shapes = {
-            f"{naming.part}.{name}": tensor.shape for name, tensor in tower.state_dict().items()
-        }
-        pairs = [
+            state = build(config).state_dict()
+
+        # Each foreign name is used once.
+        shapes = {f"{naming.tower}.{name}": tensor.shape for name, tensor in state.items()}
+        table = naming.table(shapes)
+        foreign_shapes = [
             (name, source.foreign_shape(shapes[ours]))
             for ours, source in table.items()
             for name in source.names
         ]
-        tensors = {name: torch.empty(shape, device="meta") for name, shape in pairs}
-        assert recognise(tensors, naming.part) == naming
-        assert recognise(tensors, "text" if naming.part == "vision" else "vision") is None
-        config = text if naming.part == "text" else vision
-        told = naming.sizes("x", tensors)
-        assert told == {name: getattr(config, name) for name in told}
-        assert len(told) == (6 if naming.part == "text" else 8)
+        tensors = {name: torch.empty(shape, device="meta") for name, shape in foreign_shapes}
+        assert len(tensors) == len(foreign_shapes)
+        assert all(name.startswith(naming.prefix) for name in tensors)
+        assert naming.prefix + naming.marker in tensors
+
+        # Names and shapes tell the kind and the sizes.
+        assert recognise(tensors, naming.tower) == naming
+        assert recognise(tensors, "text" if naming.tower == "vision" else "vision") is None
+        sizes = naming.sizes("x", tensors)
+        assert sizes == {name: getattr(config, name) for name in sizes}
+        assert len(sizes) == (6 if naming.tower == "text" else 8)
 
     def test_a_config_that_names_only_what_differs(self):
         kinds = {"CLIPVision": "clip", "CLIP": "clip", "ViT": "vit", "DeiT": "vit", "Bert": "bert"}
         for name, kind in (*kinds.items(), ("Roberta", "bert")):
-            whole = getattr(transformers, f"{name}Config")().to_dict()
-            few = {"model_type": whole["model_type"]}
-            assert settings("x", kind, few, 768) == settings("x", kind, whole, 768), name
+            full = getattr(transformers, f"{name}Config")().to_dict()
+            short = {"model_type": full["model_type"]}
+            assert config_settings("x", kind, short) == config_settings("x", kind, full), name
 
     def test_timm(self):
         vits = (
@@ -152,7 +161,7 @@ class TestNames:
         for name in (*vits, "deit_base_patch16", "deit_small_distilled_patch16"):
             with torch.device("meta"):
                 model = timm.create_model(f"{name}_224", depth=1)
-            assert settings("x", "timm", {}, model.embed_dim)[1] == {
+            assert default_settings("timm", model.embed_dim) == {
                 "num_heads": model.blocks[0].attn.num_heads,
                 "activation": type(model.blocks[0].mlp.act).__name__.lower(),
                 "layer_norm_eps": model.norm.eps,
@@ -161,11 +170,11 @@ class TestNames:
     def test_they_agree_with_the_presets(self):
         for kind, names in (("openai", ("clip-b16", "clip-l14")), ("timm", ("vit-b16", "vit-l16"))):
             for preset in (VISION_TOWERS[name] for name in names):
-                usual = settings("x", kind, {}, preset.hidden_size)[1]
-                assert usual == {name: getattr(preset, name) for name in usual}
+                settings = default_settings(kind, preset.hidden_size)
+                assert settings == {name: getattr(preset, name) for name in settings}
         for text in (BERT_BASE, ROBERTA_BASE):
             assert PUBLISHED_HEADS[text.hidden_size] == text.num_heads
-        bert = settings("x", "bert", transformers.BertConfig().to_dict(), BERT_BASE.hidden_size)[0]
+        bert = config_settings("x", "bert", transformers.BertConfig().to_dict())
         assert bert == {name: getattr(BERT_BASE, name) for name in bert}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bridgetower.checkpoints.keymap import Source, export_tensors, import_tensors
+from bridgetower.checkpoints.keymap import TensorSource, export_tensors, import_tensors
 from bridgetower.checkpoints.tensors import read_torch_archive
 from golden import FOLDER_VARIABLE, Case, case
 
@@ -72,7 +72,7 @@ class TestNames:
         assert all(torch.equal(tensor, official[name]) for name, tensor in back.items())
         name = "text.layers.0.attention.qkv.weight"  # control: exchanged query and key are seen
         query, key, value = table[name].names
-        wrong = table | {name: Source((key, query, value))}
+        wrong = table | {name: TensorSource((key, query, value))}
         back = export_tensors(table, import_tensors(wrong, official))
         assert [
             entry for entry, tensor in back.items() if not torch.equal(tensor, official[entry])

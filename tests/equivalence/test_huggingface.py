@@ -20,7 +20,7 @@ from transformers import (
 
 from bridgetower import hidden_states
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint
-from bridgetower.checkpoints.keymap import Source, import_tensors
+from bridgetower.checkpoints.keymap import TensorSource, import_tensors
 from bridgetower.inference import predictor
 from bridgetower.model.layers import DotProductAttention
 from bridgetower.objectives.config import Phase, PretrainingConfig
@@ -271,7 +271,9 @@ class TestControls:
             name = f"fusion.{part}"
             (source,) = hf.table(case.checkpoint, {name: case.checkpoint.tensors[name]}).values()
             first, second, *rest = source.names
-            wrong = import_tensors({name: Source((second, first, *rest))}, case.theirs.state_dict())
+            wrong = import_tensors(
+                {name: TensorSource((second, first, *rest))}, case.theirs.state_dict()
+            )
             swapped = replace(case.checkpoint, tensors=case.checkpoint.tensors | wrong)
             assert case.off(swapped) > 10 * ATOL, name
 

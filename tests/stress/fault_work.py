@@ -15,7 +15,7 @@ from typing import Any
 from fault_attempts import in_fork
 from PIL import Image, ImageDraw
 
-from bridgetower.checkpoints.tensors import read_about
+from bridgetower.checkpoints.tensors import read_state_json
 from bridgetower.data.sets import prepared_set
 from bridgetower.tasks.run_config import CONFIG, read_metrics
 from bridgetower.training.state import newest
@@ -227,7 +227,7 @@ def _changed(before: Found, after: Found) -> int:
 
 def _steps(out: Path) -> Found:
     path = newest(out)
-    saved = 0 if path is None else int(read_about(path)["state"]["step"])
+    saved = 0 if path is None else int(read_state_json(path)["state"]["step"])
     logged = (
         [entry["step"] for entry in read_metrics(out, "train")]
         if (out / "metrics.jsonl").exists()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from bridgetower.checkpoints.tensors import ABOUT
+from bridgetower.checkpoints.tensors import STATE_JSON
 from bridgetower.files import NotWrittenError
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training import state as state_module
@@ -156,7 +156,7 @@ def refused(out, made):
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("file", [ABOUT, TENSORS])
+    @pytest.mark.parametrize("file", [STATE_JSON, TENSORS])
     def test_cut_and_altered_files(self, tmp_path, file):
         class Evil:
             def __reduce__(self):
@@ -179,7 +179,7 @@ class TestRefusals:
         assert ADVICE in str(refused(tmp_path, made))
         assert not (tmp_path / "was-here").exists()
 
-    @pytest.mark.parametrize("file", [ABOUT, TENSORS])
+    @pytest.mark.parametrize("file", [STATE_JSON, TENSORS])
     def test_a_flipped_bit_is_found_or_changes_nothing(self, tmp_path, file):
         """One in every seventh byte: of weights, moments, names and what is said about them."""
         made = make()
@@ -211,7 +211,7 @@ class TestRefusals:
             ValueError, match=r"not of this model \(model\.weight was \[2, 3\], now \[2, 4\]\)"
         ):
             load_state(tmp_path, *make(width=4), CONDITIONS)
-        (folder / ABOUT).write_text(json.dumps(content))
+        (folder / STATE_JSON).write_text(json.dumps(content))
         with pytest.raises(ValueError, match="is damaged or no state of a run"):
             load_state(tmp_path, *make(), CONDITIONS)
 

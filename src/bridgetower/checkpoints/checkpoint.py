@@ -1,4 +1,4 @@
-"""A checkpoint in memory: config, tensors under our names, what came along, and fingerprints of all that."""
+"""Checkpoints in memory, checks of their tensors, and fingerprints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from bridgetower.checkpoints.keymap import Source, import_tensors
+from bridgetower.checkpoints.keymap import TensorSource, import_tensors
 from bridgetower.checkpoints.reranking import UNMEASURED, Reranking
 from bridgetower.files import sha256_of
 from bridgetower.model.bridgetower import BridgeTower
@@ -28,102 +28,101 @@ from bridgetower.model.extensions import NO_EXTENSIONS, Extensions, vision_tower
 from bridgetower.model.layers import on_meta
 from bridgetower.processor import Processor
 
-_LETTERS = 16  # of a fingerprint
+_FINGERPRINT_LETTERS = 16
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a file or folder holds."""
+    """A model in memory: config, weights, preprocessing and what validation found."""
 
-    source: str  # a hub id carries its commit, `id@commit`
+    # A hub id has its commit, `id@commit`.
+    source: str
     config: ModelConfig
-    # every parameter of `BridgeTower(config, extensions)`, under its name
+    # Every parameter of `BridgeTower(config, extensions)`, under its name.
     tensors: dict[str, Tensor]
-    # What no computation reads but a conversion back must write (the text pooler, the official `ln_separate`).
+    # No computation reads these, but an export writes them: the text pooler, the official `ln_separate`.
     extra_tensors: dict[str, Tensor] = field(default_factory=dict)
-    dropped: tuple[
-        str, ...
-    ] = ()  # foreign names that were left behind: buffers, left-overs of CLIP's text side
-    # a larger `max_length` than the text tower takes is lowered to that
+    # Foreign names that were not read: buffers, tensors of CLIP's text encoder.
+    dropped: tuple[str, ...] = ()
+    # Its `max_length` is lowered to that of the text tower.
     processor: Processor | None = None
     extensions: Extensions = NO_EXTENSIONS
-    # names of classes by head, but `FIXED_LABELS`
+    # Class names by head, but for `FIXED_LABELS`.
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reranking: Reranking = UNMEASURED
 
     def __post_init__(self) -> None:
+        # Each head has one name for each of its classes.
         heads = vars(self.config.heads)
         for head, names in self.labels.items():
             count = heads[head] if head in CLASS_COUNTS else 0
-            if head in self.config.heads.custom:  # only the head has their number
+            # The config does not have the number of classes of a custom head.
+            if head in self.config.heads.custom:
                 count = len(names)
-            if len(set(names)) != len(names) or len(names) != count:
+            if not len(set(names)) == len(names) == count:
                 raise ValueError(
                     f"{self.source} has {len(set(names))} different names among {len(names)} for the {count} classes "
                     f"of its {head} head; expected one for each, in the order of the classes"
                 )
-        if (processor := self.processor) is None:
+
+        # The processor makes no text that the text tower cannot take.
+        processor = self.processor
+        if processor is None:
             return
-        rows, longest = self.config.text.vocab_size, self.config.text.max_length
+        rows = self.config.text.vocab_size
         if processor.tokenizer is not None and processor.vocab_size > rows:
             raise ValueError(
                 f"{self.source} has a tokenizer with ids up to {processor.vocab_size - 1}, but text.vocab_size is "
                 f"{rows}; give the tokenizer that the text tower was trained with"
             )
-        if processor.config.max_length > longest:
-            within = Processor(replace(processor.config, max_length=longest), processor.tokenizer)
-            object.__setattr__(self, "processor", within)
+        max_length = min(processor.config.max_length, self.config.text.max_length)
+        shorter = replace(processor.config, max_length=max_length)
+        if shorter != processor.config:
+            object.__setattr__(self, "processor", Processor(shorter, processor.tokenizer))
 
     def class_names(self, head: str) -> tuple[str, ...]:
-        """The names of the classes of a head; none if it predicts a number."""
+        """Returns the class names of a head, or none if it predicts a number."""
         names = FIXED_LABELS.get(head) or self.labels.get(head)
+        if names is not None:
+            return names
         spec = look_up("head", head, self.extensions.head_specs)
-        if names is None and spec.outputs_of(self.config.heads) == "number":
+        if spec.outputs_of(self.config.heads) == "number":
             return ()
-        if names is None:
-            raise ValueError(
-                f"{self.source} does not name the classes of its {head} head; for an official .ckpt with a vqa head "
-                "pass answers, a file with a JSON list in the order in which the head was trained"
-            )
-        return names
+        raise ValueError(
+            f"{self.source} does not name the classes of its {head} head; for an official .ckpt with a vqa head "
+            "pass answers, a file with a JSON list in the order in which the head was trained"
+        )
 
     def model(self, *, copy: bool = True) -> BridgeTower:
-        """Builds the model, in evaluation mode."""
-        size, made = (
-            self.config.vision.image_size,
-            self.processor and self.processor.config.image_size,
-        )
-        # as transformers does; here the position embeddings would be interpolated
-        if made not in (
-            None,
-            size,
-        ):
+        """Builds the model in evaluation mode; `copy=False` shares the memory of the tensors."""
+        # transformers accepts another size; here the position embeddings would be interpolated.
+        image_size = self.config.vision.image_size
+        if self.processor and self.processor.config.image_size != image_size:
             raise ValueError(
-                f"{self.source} prepares images of {made} pixels, its model takes {size}; set image_size"
+                f"{self.source} prepares images of {self.processor.config.image_size} pixels, its model takes "
+                f"{image_size}; set image_size"
             )
         with on_meta():
             model = BridgeTower(self.config, self.extensions)
-        tensors = (
-            {name: tensor.clone() for name, tensor in self.tensors.items()}
-            if copy
-            else self.tensors
-        )
+        tensors = _cloned(self.tensors) if copy else self.tensors
         model.load_state_dict(tensors, strict=True, assign=True)
-        # not to hold on to a mapped file
-        extra = {name: tensor.clone() for name, tensor in self.extra_tensors.items()}
-        model.origin = replace(self, tensors={}, extra_tensors=extra)
+        # Clones do not keep a mapped file open.
+        model.origin = replace(self, tensors={}, extra_tensors=_cloned(self.extra_tensors))
         return model.eval()
 
     def resized(self, image_size: int) -> Checkpoint:
-        """Returns the checkpoint for square images of another size: position embeddings are interpolated."""
+        """Returns the checkpoint for square images of another size, with interpolated position embeddings."""
         config = self.config.override({"vision.image_size": image_size})
         tensors = self.tensors | resized_vision(self.tensors, config.vision, self.extensions)
         processor = self.processor and self.processor.with_image_size(image_size)
         return replace(self, config=config, tensors=tensors, processor=processor)
 
     def with_token_types(self, count: int) -> Checkpoint:
-        """Returns the checkpoint with at least so many token types; new ones start as the last one, as officially."""
+        """Returns the checkpoint with at least `count` token types.
+
+        New ones start as copies of the last one, as in the official code.
+        """
         name = "token_type_embedding.weight"
         table = self.tensors[name]
         if len(table) >= count:
@@ -136,30 +135,28 @@ class Checkpoint:
         """Returns the checkpoint without its contrastive head."""
         if self.config.heads.itc is None:
             raise ValueError(f"{self.source} has no contrastive head to drop; leave drop_itc out")
-        tensors = {
-            name: tensor
-            for name, tensor in self.tensors.items()
-            if not name.startswith("itc_head.")
-        }
-        return replace(
-            self,
-            config=self.config.override({"heads.itc": None}),
-            tensors=tensors,
-            reranking=UNMEASURED,
-        )
+        config = self.config.override({"heads.itc": None})
+        tensors = {name: self.tensors[name] for name in parameter_shapes(config, self.extensions)}
+        return replace(self, config=config, tensors=tensors, reranking=UNMEASURED)
+
+
+def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def resized_vision(
     tensors: Mapping[str, Tensor], config: VisionConfig, extensions: Extensions = NO_EXTENSIONS
 ) -> dict[str, Tensor]:
-    own = {
-        name.removeprefix("vision."): one
-        for name, one in tensors.items()
-        if name.startswith("vision.")
+    """Fits the tensors `vision.*` to the image size of a config."""
+    prefix = "vision."
+    tower_tensors = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
     }
     with on_meta():
         tower = vision_tower(config, extensions)
-    return {f"vision.{name}": tensor for name, tensor in tower.fitted(own).items()}
+    return {prefix + name: tensor for name, tensor in tower.fitted(tower_tensors).items()}
 
 
 @lru_cache(maxsize=4)
@@ -168,11 +165,8 @@ def parameter_shapes(
 ) -> Mapping[str, torch.Size]:
     """Returns the shape of every parameter of `BridgeTower(config, extensions)`, without allocating them."""
     with on_meta():
-        shapes = {
-            name: tensor.shape
-            for name, tensor in BridgeTower(config, extensions).state_dict().items()
-        }
-    return MappingProxyType(shapes)
+        parameters = BridgeTower(config, extensions).state_dict()
+    return MappingProxyType({name: tensor.shape for name, tensor in parameters.items()})
 
 
 def check_depth(source: str, config: ModelConfig, tensors: Collection[str]) -> None:
@@ -185,41 +179,44 @@ def check_depth(source: str, config: ModelConfig, tensors: Collection[str]) -> N
 
 
 def extra_tensor_names(config: ModelConfig, extra_vision_layers: int = 0) -> list[str]:
-    """Names that a source may have and no computation of ours reads, in our naming."""
-    read, depth = config.vision.num_layers, config.vision.num_layers + extra_vision_layers
-    modules = [
-        "text.pooler.dense",
-        *(f"vision.separate_norms.{number}" for number in range(depth + 1)),
-    ]
+    """Returns names, in our naming, that a source may have and that no computation of ours reads."""
+    depth = config.vision.num_layers
+    full_depth = depth + extra_vision_layers
+    norms = [f"vision.separate_norms.{number}" for number in range(full_depth + 1)]
+    modules = ["text.pooler.dense", *norms]
     names = [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
     block = [name for name in parameter_shapes(config) if name.startswith("vision.layers.0.")]
-    return names + [
-        name.replace(".0.", f".{number}.", 1) for number in range(read, depth) for name in block
-    ]
+    for number in range(depth, full_depth):
+        names += [name.replace(".0.", f".{number}.", 1) for name in block]
+    return names
 
 
 def collect(
     source: str,
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
-    table: Mapping[str, Source],
-    extra_table: Mapping[str, Source],
+    table: Mapping[str, TensorSource],
+    extra_table: Mapping[str, TensorSource],
     droppable: Iterable[str],
     dtype: torch.dtype | None = None,
 ) -> Checkpoint:
-    extra_table = {
-        ours: entry for ours, entry in extra_table.items() if set(entry.names) <= set(tensors)
-    }
-    extra_names = {name for entry in extra_table.values() for name in entry.names}
-    dropped = check_sources(
-        source, parameter_shapes(config), tensors, table, droppable, extra_names
-    )
-    ours, extra_tensors = (
-        finite(source, import_tensors(table, tensors, dtype)),
-        import_tensors(extra_table, tensors),
-    )
+    """Checks foreign tensors and imports them under our names."""
+    extra_names = set[str]()
+    present = dict[str, TensorSource]()
+    for name, tensor_source in extra_table.items():
+        if tensors.keys() >= set(tensor_source.names):
+            present[name] = tensor_source
+            extra_names.update(tensor_source.names)
+    shapes = parameter_shapes(config)
+    dropped = check_sources(source, shapes, tensors, table, droppable, extra_names)
+    imported = import_tensors(table, tensors, dtype)
+    check_finite(source, imported)
     return Checkpoint(
-        source=source, config=config, tensors=ours, extra_tensors=extra_tensors, dropped=dropped
+        source=source,
+        config=config,
+        tensors=imported,
+        extra_tensors=import_tensors(present, tensors),
+        dropped=dropped,
     )
 
 
@@ -227,27 +224,32 @@ def check_sources(
     source: str,
     shapes: Mapping[str, torch.Size],
     tensors: Mapping[str, Tensor],
-    table: Mapping[str, Source],
+    table: Mapping[str, TensorSource],
     droppable: Iterable[str],
-    extra_tensors: Collection[str] = (),
+    extra_names: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """Checks that foreign tensors are those that a table asks for, and returns the names of those to leave behind."""
-    needed = {name for entry in table.values() for name in entry.names}
-    rest = set(tensors) - needed - set(extra_tensors)
-    dropped = {name for name in rest if any(re.fullmatch(pattern, name) for pattern in droppable)}
-    _refuse(source, "lacks", sorted(needed - set(tensors)))
-    _refuse(source, "has unknown", sorted(rest - dropped))
-    wrong, strange = [], []
-    for ours, entry in table.items():
-        for name in entry.names:
-            tensor, shape = tensors[name], entry.foreign_shape(shapes[ours])
+    """Checks that foreign tensors are those that a table needs, and returns the names to drop."""
+    # Names are needed, extra or droppable.
+    needed = {name for tensor_source in table.values() for name in tensor_source.names}
+    unused = tensors.keys() - needed - set(extra_names)
+    dropped = {name for name in unused if any(re.fullmatch(pattern, name) for pattern in droppable)}
+    _refuse(source, "lacks", needed - tensors.keys())
+    _refuse(source, "has unknown", unused - dropped)
+
+    # Tensors have the shapes of the model and hold floating-point numbers.
+    misshapen = list[str]()
+    mistyped = list[str]()
+    for parameter, tensor_source in table.items():
+        shape = tensor_source.foreign_shape(shapes[parameter])
+        for name in tensor_source.names:
+            tensor = tensors[name]
             if tensor.shape != shape:
-                wrong.append(f"{name} {list(tensor.shape)} (expected {list(shape)})")
+                misshapen.append(f"{name} {list(tensor.shape)} (expected {list(shape)})")
             if tensor.dtype not in _FLOATS:
                 kind = str(tensor.dtype).removeprefix("torch.")
-                strange.append(f"{name} {kind} (expected floats of 16, 32 or 64 bits)")
-    _refuse(source, "has wrongly shaped", wrong)
-    _refuse(source, "has wrongly typed", strange)
+                mistyped.append(f"{name} {kind} (expected floats of 16, 32 or 64 bits)")
+    _refuse(source, "has wrongly shaped", misshapen)
+    _refuse(source, "has wrongly typed", mistyped)
     return tuple(sorted(dropped))
 
 
@@ -260,81 +262,87 @@ def check_tensors(
     """Raises ValueError, with a list, unless `tensors` are the parameters of `BridgeTower(config, extensions)`."""
     check_depth(source, config, tensors)
     shapes = parameter_shapes(config, extensions)
-    check_sources(source, shapes, tensors, {name: Source((name,)) for name in shapes}, ())
+    check_sources(source, shapes, tensors, {name: TensorSource((name,)) for name in shapes}, ())
 
 
-def finite(source: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # One pass over each without a second tensor; NaN goes through both extremes.
-    filled = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
-    wrong = [
+def check_finite(source: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError, with a list, if tensors have NaN or infinite values."""
+    # The extremes take one pass and no second tensor, and NaN goes through both.
+    infinite = [
         name
-        for name, tensor in filled.items()
-        if not torch.stack(tensor.aminmax()).isfinite().all()
+        for name, tensor in tensors.items()
+        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all()
     ]
-    _refuse(source, "has NaN or infinite values in", wrong)
-    return tensors
+    _refuse(source, "has NaN or infinite values in", infinite)
 
 
-def _refuse(source: str, what: str, names: list[str]) -> None:
+def _refuse(source: str, problem: str, names: Collection[str]) -> None:
     if names:
-        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-        raise ValueError(f"{source} {what} tensors: {', '.join(names[:10])}{more}")
+        listed = ", ".join(sorted(names)[:10])
+        ending = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        raise ValueError(f"{source} {problem} tensors: {listed}{ending}")
 
 
 def fingerprint(config: ModelConfig, tensors: Mapping[str, Tensor], processor: Processor) -> str:
-    """Returns a digest; weights count in bfloat16, and settings only if they are not at their default."""
+    """Returns a digest of a model: weights in bfloat16, settings that differ from their default, vocabulary."""
     content = {
         "tensors": _digests(tensors, torch.bfloat16),
-        "model": dict(_changed(config)),
-        "processor": dict(_changed(processor.config)),
+        "model": dict(_changed_settings(config)),
+        "processor": dict(_changed_settings(processor.config)),
         "vocabulary": None if processor.tokenizer is None else processor.tokenizer.get_vocab(),
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_LETTERS]
+    return _json_digest(content)
 
 
 def exact_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Returns a digest of tensors by name, which the smallest change of a value changes."""
-    return hashlib.sha256(json.dumps(_digests(tensors), sort_keys=True).encode()).hexdigest()[
-        :_LETTERS
-    ]
+    return _json_digest(_digests(tensors))
+
+
+def _json_digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:_FINGERPRINT_LETTERS]
 
 
 def code_content(
-    parts: set[Any], files: Iterable[Path] = (), packages: Iterable[str] = ()
+    objects: set[Any], files: Iterable[Path] = (), packages: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Returns what tells one version of some code from another, ready for JSON."""
-    bases = {
-        base for part in parts for base in getattr(part, "__mro__", (part,)) if base is not object
-    }
+    """Returns digests and versions of the code of classes and functions, ready for JSON."""
+    # Code without a file, such as a notebook's, is never the same as before.
+    bases = {base for item in objects for base in getattr(item, "__mro__", (item,))} - {object}
     try:
         sources = {Path(inspect.getfile(base)) for base in bases}.union(files)
-        code = sorted(sha256_of(file)[:_LETTERS] for file in sources)
+        code = sorted(sha256_of(file)[:_FINGERPRINT_LETTERS] for file in sources)
     except (TypeError, OSError):
         code = [uuid4().hex]
-    names = {"torch", *packages, *(part.__module__.partition(".")[0] for part in parts)}
-    versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in sorted(names)}
-    return {
-        "code": code,
-        "versions": {name: str(found) for name, found in versions.items() if found is not None},
+
+    # Of each package that the code is in, and of PyTorch.
+    names = {"torch", *packages, *(item.__module__.partition(".")[0] for item in objects)}
+    versions = {
+        name: str(sys.modules[name].__version__)
+        for name in sorted(names)
+        if hasattr(sys.modules.get(name), "__version__")
     }
+    return {"code": code, "versions": versions}
 
 
 def _digests(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, str]:
     def digest(tensor: Tensor) -> str:
-        found = hashlib.sha256(repr(list(tensor.shape)).encode())
-        found.update(
-            tensor.detach().to(dtype).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        )
-        return found.hexdigest()
+        numbers = tensor.detach().to(dtype).cpu().contiguous().reshape(-1)
+        hashed = hashlib.sha256(repr(list(tensor.shape)).encode())
+        hashed.update(numbers.view(torch.uint8).numpy().data)
+        return hashed.hexdigest()
 
-    with ThreadPoolExecutor() as pool:  # digests and conversions let other threads run
+    # Digests and conversions let other threads run.
+    with ThreadPoolExecutor() as pool:
         return dict(zip(tensors, pool.map(digest, tensors.values()), strict=True))
 
 
-def _changed(config: Any, prefix: str = "") -> Iterator[tuple[str, object]]:
+def _changed_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yields the dotted names and values of fields that are not at their default."""
     for item in fields(config):
         value = getattr(config, item.name)
         if is_dataclass(value):
-            yield from _changed(value, f"{prefix}{item.name}.")
+            yield from _changed_settings(value, f"{prefix}{item.name}.")
         elif value != item.default:
             yield prefix + item.name, value

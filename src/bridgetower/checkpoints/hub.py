@@ -1,11 +1,11 @@
-"""The hub: what its ids look like, and how a repository's files get here."""
+"""Ids of the Hugging Face hub, and downloads of models from it."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, Unpack
@@ -14,13 +14,8 @@ from bridgetower.arguments import Expected
 from bridgetower.checkpoints.tensors import WEIGHTS
 from bridgetower.files import short_name
 
-# the last are vocabularies of SentencePiece
-_FILES = [
-    "*.json",
-    "*.safetensors",
-    "*.txt",
-    "*.model",
-]
+# Of `.model`, vocabularies of SentencePiece.
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _PICKLED = [WEIGHTS[2], "pytorch_model-*.bin"]
 _WEB_ADDRESS = re.compile(
     r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[\w.-]+/[\w.-]+)/?"
@@ -45,14 +40,18 @@ class HubOptions(TypedDict, total=False):
 
 
 def parse_hub_id(source: str) -> tuple[str, str | None, str | None] | None:
-    """Returns repository, file and revision of `owner/name`, `owner/name/FILE.ckpt` or an address; None of a path."""
+    """Returns repository, file and revision of `owner/name`, `owner/name/FILE.ckpt` or an address.
+
+    None means that the source is a path.
+    """
     if address := _WEB_ADDRESS.fullmatch(source):
         return address["repo"], address["file"], address["revision"]
     name, _, revision = source.partition("@")
-    parts, is_file = name.split("/", 2), name.endswith(".ckpt")
-    if source.startswith((".", "~")) or not all(parts) or len(parts) != 2 + is_file:
+    owner, *names = name.split("/", 2)
+    is_file = name.endswith(".ckpt")
+    if source.startswith((".", "~")) or not all((owner, *names)) or len(names) != 1 + is_file:
         return None
-    return "/".join(parts[:2]), parts[2] if is_file else None, revision or None
+    return f"{owner}/{names[0]}", names[1] if is_file else None, revision or None
 
 
 def is_downloaded(source: str) -> bool:
@@ -65,7 +64,8 @@ def is_downloaded(source: str) -> bool:
 
 
 @contextmanager
-def _explained(repo: str) -> Iterator[None]:
+def _hub_errors(repo: str) -> Iterator[None]:
+    """Turns errors of the hub into FileNotFoundError with advice."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
@@ -80,21 +80,20 @@ def _explained(repo: str) -> Iterator[None]:
 def _download(
     repo: str, revision: str | None = None, subfolder: str | None = None, **options: Any
 ) -> Path:
-    """Fetches a repository's small files and one kind of weights; returns its snapshot, whose name is the commit."""
+    """Downloads a repository's small files and one kind of weights, and returns the folder of the commit."""
     from huggingface_hub import snapshot_download
 
-    inside = f"{subfolder}/" if subfolder else ""
+    start = f"{subfolder}/" if subfolder else ""
 
     def fetch(patterns: list[str]) -> Path:
-        wanted = [inside + pattern for pattern in patterns]
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, **options))
+        paths = [start + pattern for pattern in patterns]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=paths, **options))
 
-    with _explained(repo):
+    with _hub_errors(repo):
         root = fetch(_FILES)
-        folder = root / inside
-        if (folder / "config.json").exists() and not any(
-            (folder / name).exists() for name in WEIGHTS[:2]
-        ):
+        folder = root / start
+        has_weights = any((folder / name).exists() for name in WEIGHTS[:2])
+        if (folder / "config.json").exists() and not has_weights:
             fetch([*_FILES, *_PICKLED])
     return root
 
@@ -102,48 +101,70 @@ def _download(
 def locate(
     source: str, expected: str, revision: str | None = None, **hub: Unpack[HubOptions]
 ) -> tuple[Path, str]:
-    """Returns where a local path, or a model of the hub, or its named or only `.ckpt` is; its name has the commit."""
-    if os.path.exists(source):  # noqa: PTH110 - of a name that is too long, pathlib raises OSError
+    """Finds a local path, or downloads a model of the hub, or its named or only `.ckpt`.
+
+    Returns:
+        The local path, and a name of the source that has the commit.
+    """
+    # pathlib raises OSError of a name that is too long.
+    if os.path.exists(source):  # noqa: PTH110
         return Path(source), source
-    if (found := parse_hub_id(source)) is None:
+    hub_id = parse_hub_id(source)
+    if hub_id is None:
         raise FileNotFoundError(
             f"{short_name(source)} does not exist; expected {expected} or a hub id"
         )
-    from huggingface_hub import HfApi, constants, hf_hub_download
-
-    repo, file, named = found
-    if named and revision is not None:
+    repo, file, id_revision = hub_id
+    if id_revision and revision is not None:
         raise ValueError(
             f"{source} names a revision, and revision is {revision!r}; leave one of them out"
         )
-    revision, inside, options = named or revision, hub.pop("subfolder", None), dict[str, Any](hub)
-    start = f"{inside}/" if inside else ""
+    revision = id_revision or revision
+    subfolder = hub.pop("subfolder", None)
+    options = dict[str, Any](hub)
+    start = f"{subfolder}/" if subfolder else ""
+
+    # A repository that names no file is a folder with a config, or has one .ckpt.
     if file is None:
-        root = _download(repo, revision, inside, **options)
-        if any((root / start / name).exists() for name in ("config.json", "best/config.json")):
-            return root / start, _pinned(source, revision, f"{repo}@{root.name}")
-        if options.get("local_files_only") or constants.HF_HUB_OFFLINE:
-            names = [path.relative_to(root).as_posix() for path in root.rglob("*.ckpt")]
-        else:
-            with _explained(repo):
-                names = HfApi(token=options.get("token")).list_repo_files(repo, revision=revision)
-        ckpts = sorted(name for name in names if name.endswith(".ckpt") and name.startswith(start))
-        if not ckpts:
-            raise FileNotFoundError(
-                f"{repo} has neither a config.json nor a .ckpt; expected a repository of a model"
-            )
-        if len(ckpts) > 1:
-            raise ValueError(
-                f"{repo} has several checkpoints: {', '.join(ckpts)}; name one, as in {repo}/{ckpts[0]}"
-            )
-        file = ckpts[0].removeprefix(start)
-    with _explained(repo):
+        root = _download(repo, revision, subfolder, **options)
+        folder = root / start
+        if any((folder / name).exists() for name in ("config.json", "best/config.json")):
+            return folder, _pin(source, revision, f"{repo}@{root.name}")
+        file = _only_ckpt(repo, root, start, revision, options)
+
+    from huggingface_hub import hf_hub_download
+
+    with _hub_errors(repo):
         path = Path(hf_hub_download(repo, start + file, revision=revision, **options))
     commit = path.parents[(start + file).count("/")].name
-    return path, _pinned(source, revision, f"{repo}/{start}{file}@{commit}")
+    return path, _pin(source, revision, f"{repo}/{start}{file}@{commit}")
 
 
-def _pinned(source: str, revision: str | None, name: str) -> str:
+def _only_ckpt(
+    repo: str, root: Path, start: str, revision: str | None, options: Mapping[str, Any]
+) -> str:
+    """Returns the name, after `start`, of the only `.ckpt` file of a repository."""
+    from huggingface_hub import HfApi, constants
+
+    if options.get("local_files_only") or constants.HF_HUB_OFFLINE:
+        names = [path.relative_to(root).as_posix() for path in root.rglob("*.ckpt")]
+    else:
+        with _hub_errors(repo):
+            names = HfApi(token=options.get("token")).list_repo_files(repo, revision=revision)
+    files = sorted(name for name in names if name.endswith(".ckpt") and name.startswith(start))
+    if not files:
+        raise FileNotFoundError(
+            f"{repo} has neither a config.json nor a .ckpt; expected a repository of a model"
+        )
+    if len(files) > 1:
+        raise ValueError(
+            f"{repo} has several checkpoints: {', '.join(files)}; name one, as in {repo}/{files[0]}"
+        )
+    return files[0].removeprefix(start)
+
+
+def _pin(source: str, revision: str | None, name: str) -> str:
+    """Returns a name that ends with its commit, and warns if `revision` is another one."""
     commit = name.rpartition("@")[2]
     if commit != revision:
         logger.warning("%s is at commit %s; pin it by its name %s", source, commit, name)

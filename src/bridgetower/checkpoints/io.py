@@ -1,10 +1,10 @@
-"""Checkpoints on disk and on the hub: recognise, read, write, convert."""
+"""Reads, writes and converts checkpoints on disk and on the hub."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -13,13 +13,14 @@ from typing import Any, Literal, Unpack
 import torch
 
 from bridgetower.arguments import checked
-from bridgetower.checkpoints import huggingface, microsoft
-from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors, finite
+from bridgetower.checkpoints.checkpoint import Checkpoint, check_finite, check_tensors
 from bridgetower.checkpoints.hub import HubOptions, Source, locate
+from bridgetower.checkpoints.huggingface import export, read_hf_checkpoint
+from bridgetower.checkpoints.microsoft import read_official
 from bridgetower.checkpoints.reranking import UNMEASURED, Reranking
 from bridgetower.checkpoints.tensors import (
-    ABOUT,
     SHARD_BYTES,
+    STATE_JSON,
     WEIGHTS,
     only_tensors,
     read_safetensors,
@@ -47,7 +48,9 @@ from bridgetower.processor import Processor, load_tokenizer
 
 Format = Literal["bridgetower", "hf"]
 
-LABELS, CARD = "labels.json", "README.md"
+LABELS = "labels.json"
+CARD = "README.md"
+_EXTRA_TENSORS = "carried.safetensors"
 _LOADING = {
     "bridgetower": 'import bridgetower\n\nmodel = bridgetower.load("{}")',
     "transformers": 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{}")',
@@ -56,6 +59,19 @@ _LOADING = {
 _FORMAT = {"format": "bridgetower", "version": 1}
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenedSource:
+    """A folder or file to read a checkpoint from, and how to read it."""
+
+    path: Path
+    name: str
+    # Of config.json in a folder, or the content of an official file.
+    values: Mapping[str, Any]
+    overrides: Mapping[str, Any]
+    dtype: torch.dtype | None
+    extensions: Extensions
 
 
 @checked
@@ -70,7 +86,7 @@ def read_checkpoint(
     extensions: Extensions = NO_EXTENSIONS,
     **hub: Unpack[HubOptions],
 ) -> Checkpoint:
-    """Reads a checkpoint of any published kind, recognised by what it holds.
+    """Reads a checkpoint of any published kind, recognised by its content.
 
     Args:
         source: A folder of this package, such as a state of a run, or of transformers, an official `.ckpt`, or a hub id
@@ -84,42 +100,43 @@ def read_checkpoint(
         hub: For hub ids: `token`, `subfolder`, `cache_dir` and `local_files_only`, as in `huggingface_hub`.
 
     Raises:
-        FileNotFoundError: Nothing is there.
-        ValueError: What is there is damaged, of no known kind, or does not fit together.
+        FileNotFoundError: There is no such source.
+        ValueError: The source is damaged, of no known kind, or its files do not fit together.
     """
-    given = {
+    hub_options = {
         name: value for name, value in {"revision": revision, **hub}.items() if value is not None
     }
-    if given and Path(source).exists():
-        named = ", ".join(f"{name} {value!r}" for name, value in given.items() if name != "token")
+    if hub_options and Path(source).exists():
+        options = [f"{name} {value!r}" for name, value in hub_options.items() if name != "token"]
         raise ValueError(
-            f"{named or 'token'} is for hub ids, but {source} is a local path; leave it out"
+            f"{', '.join(options) or 'token'} is for hub ids, but {source} is a local path; leave it out"
         )
-    place, name = locate(str(source), "a folder, an official .ckpt file", revision, **hub)
-    if place.is_dir():
-        checkpoint = _read_folder(place, name, overrides or {}, dtype, extensions)
-    elif place.suffix == ".safetensors" or place.name in WEIGHTS:
+    path, name = locate(str(source), "a folder, an official .ckpt file", revision, **hub)
+
+    # The first family that recognises the source reads it.
+    if path.is_dir():
+        path = _checkpoint_folder(path, name)
+        values = read_json(path / "config.json")
+        if overrides:
+            raise ValueError(
+                f"overrides {sorted(overrides)} are for official .ckpt files; {name} has a config of its own"
+            )
+    elif path.suffix == ".safetensors" or path.name in WEIGHTS:
         raise ValueError(
-            f"{place} holds weights without their config; pass its folder, {place.parent}"
+            f"{path} holds weights without their config; pass its folder, {path.parent}"
         )
     else:
-        content = read_torch_archive(place)
-        settings, state_dict = content.get("hyper_parameters"), content.get("state_dict")
-        config = settings.get("config") if isinstance(settings, dict) else None
-        if not isinstance(config, dict) or not isinstance(state_dict, dict):
-            raise ValueError(
-                f"{place} has no state_dict with hyper_parameters.config; expected an official .ckpt"
-            )
-        tensors = only_tensors(str(place), state_dict)
-        checkpoint = replace(
-            microsoft.read_checkpoint(str(place), config, tensors, overrides or {}, dtype),
-            source=name,
-        )
+        values = read_torch_archive(path)
+    opened = OpenedSource(path, name, values, overrides or {}, dtype, extensions)
+    read = next(read for recognises, read in FAMILIES.values() if recognises(opened))
+    checkpoint = read(opened)
     if checkpoint.dropped:
         logger.info("%s: not used: %s", checkpoint.source, ", ".join(checkpoint.dropped))
+
+    # Add what an official file lacks.
     if answers is not None:
         try:
-            names = _names(answers, parse_json(read_bytes(Path(answers)), answers))
+            names = _label_names(answers, parse_json(read_bytes(Path(answers)), answers))
         except ValueError as error:
             raise ValueError(
                 f"{answers} is no list of answers ({error}); expected a JSON list of texts"
@@ -135,10 +152,121 @@ def read_checkpoint(
     return checkpoint
 
 
+def _checkpoint_folder(folder: Path, name: str) -> Path:
+    """Returns the folder itself, or of a training run `best/`, or `last/` where validation data was trained on."""
+    for candidate in (folder / "best", folder, folder / "last"):
+        if (candidate / "config.json").exists():
+            return candidate
+    if (folder / "run.json").exists():
+        run = read_json(folder / "run.json")
+        lengths = {"steps": run.get("max_steps"), "epochs": run.get("max_epochs")}
+        end = " or ".join(f"{number} {unit}" for unit, number in lengths.items() if number)
+        advice = f"go on with --resume --out {name}"
+        step = 0
+        state = max((folder / "states").glob("step-*"), default=None)
+        if state:
+            step = int(state.name.removeprefix("step-"))
+            advice += f", or give the state {state}"
+        raise FileNotFoundError(f"{name} is an unfinished run, at step {step} of {end}: {advice}")
+    if folder.exists() and [path.name for path in folder.iterdir()] == [".lock"]:
+        raise FileNotFoundError(f"{name} is a run that ended before it had a model; start it again")
+    raise FileNotFoundError(
+        f"{name} has no config.json; expected a folder of bridgetower or of transformers"
+    )
+
+
+def read_folder(opened: OpenedSource) -> Checkpoint:
+    """Reads a folder of this package, or a state of a run."""
+    # Check that this release can read the format.
+    folder = opened.path
+    name = opened.name
+    values = opened.values
+    if values.get("version") != _FORMAT["version"]:
+        raise ValueError(
+            f"{name} is of format version {values.get('version')}; this release reads {_FORMAT['version']}"
+        )
+
+    # Read config and weights.
+    model: Any = values.get("model")
+    config = from_plain(ModelConfig, model, f"{name}/config.json: model")
+    is_state = (folder / STATE_JSON).exists()
+    tensors = state_weights(folder) if is_state else read_weights(folder, name)
+    check_tensors(name, config, tensors, opened.extensions)
+    converted = {parameter: tensor.to(opened.dtype) for parameter, tensor in tensors.items()}
+    check_finite(name, converted)
+
+    # Read the files that a folder may lack.
+    optional: dict[str, Any] = {}
+    if (folder / _EXTRA_TENSORS).exists():
+        optional["extra_tensors"] = dict(read_safetensors(folder / _EXTRA_TENSORS))
+    if (folder / "processor.json").exists():
+        optional["processor"] = Processor.load(folder)
+    path = folder / LABELS
+    if path.exists():
+        labels = read_json(path)
+        optional["labels"] = {head: _label_names(path, names) for head, names in labels.items()}
+    return Checkpoint(
+        source=name,
+        config=config,
+        extensions=opened.extensions,
+        tensors=converted,
+        reranking=from_plain(Reranking, values.get("reranking", {}), f"{name}: reranking"),
+        **optional,
+    )
+
+
+def read_hf_folder(opened: OpenedSource) -> Checkpoint:
+    """Reads a folder of transformers."""
+    model_type = opened.values.get("model_type")
+    if model_type != "bridgetower":
+        raise ValueError(
+            f"{opened.name} is of model type {model_type!r}; expected 'bridgetower' (a tower alone is where a model "
+            "can start from: bridgetower train --vision or --text)"
+        )
+    folder = opened.path
+    weights = read_weights(folder, opened.name)
+    checkpoint = read_hf_checkpoint(opened.name, opened.values, weights, opened.dtype)
+    files = ("preprocessor_config.json", "processor_config.json")
+    if not any((folder / file).exists() for file in files):
+        return checkpoint
+    patch_size = checkpoint.config.vision.patch_size
+    processor = Processor.from_huggingface(folder, patch_size=patch_size)
+    return replace(checkpoint, processor=processor)
+
+
+def read_official_file(opened: OpenedSource) -> Checkpoint:
+    """Reads an official `.ckpt` file."""
+    path = opened.path
+    settings = opened.values.get("hyper_parameters")
+    config = settings.get("config") if isinstance(settings, dict) else None
+    state_dict = opened.values.get("state_dict")
+    if not isinstance(config, dict) or not isinstance(state_dict, dict):
+        raise ValueError(
+            f"{path} has no state_dict with hyper_parameters.config; expected an official .ckpt"
+        )
+    tensors = only_tensors(str(path), state_dict)
+    checkpoint = read_official(str(path), config, tensors, opened.overrides, opened.dtype)
+    return replace(checkpoint, source=opened.name)
+
+
+# How to recognise and read each family of checkpoints. The first one that recognises a source reads it.
+FAMILIES: dict[str, tuple[Callable[[OpenedSource], bool], Callable[[OpenedSource], Checkpoint]]] = {
+    "bridgetower": (lambda opened: opened.values.get("format") == "bridgetower", read_folder),
+    "transformers": (lambda opened: opened.path.is_dir(), read_hf_folder),
+    "official": (lambda opened: True, read_official_file),
+}
+
+
+def _label_names(path: str | Path, names: object) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} holds names that are no list of texts; copy it again")
+    return tuple(names)
+
+
 def write_checkpoint(
     checkpoint: Checkpoint, folder: Path, *, shard_bytes: float = SHARD_BYTES
 ) -> None:
-    """Writes a folder of this package; the config comes last, so that a broken write is never read as whole."""
+    """Writes a folder of this package, with the config last, so that a broken write is never read as whole."""
     require_empty(folder)
     write_weights(folder, checkpoint.tensors, shard_bytes=shard_bytes)
     write_description(checkpoint, folder)
@@ -147,7 +275,7 @@ def write_checkpoint(
 def write_description(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes all of a checkpoint but the weights, such as beside those of a state of a run."""
     if checkpoint.extra_tensors:
-        write_safetensors(folder / "carried.safetensors", checkpoint.extra_tensors)
+        write_safetensors(folder / _EXTRA_TENSORS, checkpoint.extra_tensors)
     if checkpoint.processor is not None:
         checkpoint.processor.save(folder)
     if checkpoint.labels:
@@ -172,7 +300,7 @@ def _write_config(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def write_reranking(source: str | Path, reranking: Reranking | None) -> None:
-    """Replaces what a folder of this package, or a run, records of reranking; None only checks that it can."""
+    """Replaces the record of reranking in a folder of this package, or a run; None only checks that it can."""
     path = _checkpoint_folder(Path(source), str(source)) / "config.json"
     values = read_json(path)
     if values.get("format") != _FORMAT["format"]:
@@ -208,107 +336,22 @@ def convert(
     if drop_itc:
         checkpoint = checkpoint.without_itc()
         logger.info("%s: the contrastive head is left out", checkpoint.source)
-    values, tensors = ({}, {}) if to == "bridgetower" else huggingface.export(checkpoint)
-    with new_folder(folder) as temporary:
-        if to == "bridgetower":
+    if to == "bridgetower":
+        with new_folder(folder) as temporary:
             write_checkpoint(checkpoint, temporary, shard_bytes=shard_bytes)
-            return
+        return
+    values, tensors = export(checkpoint)
+    with new_folder(folder) as temporary:
+        # The processor refuses settings before weights are written.
         if checkpoint.processor is not None:
-            # refuses settings before weights are written
             checkpoint.processor.save_huggingface(temporary)
         write_weights(temporary, tensors, for_transformers=True, shard_bytes=shard_bytes)
         write_card(checkpoint, temporary, library="transformers")
         write_json(temporary / "config.json", values)
 
 
-def _checkpoint_folder(folder: Path, name: str) -> Path:
-    """Returns the folder itself, or of a training run `best/`, or `last/` where validation data was trained on."""
-    for place in (folder / "best", folder, folder / "last"):
-        if (place / "config.json").exists():
-            return place
-    if (folder / "run.json").exists():
-        run, state = (
-            read_json(folder / "run.json"),
-            max((folder / "states").glob("step-*"), default=None),
-        )
-        step = state and int(state.name[5:])
-        lengths = {"steps": run.get("max_steps"), "epochs": run.get("max_epochs")}
-        end = " or ".join(f"{number} {unit}" for unit, number in lengths.items() if number)
-        advice = f"go on with --resume --out {name}" + (
-            f", or give the state {state}" if state else ""
-        )
-        raise FileNotFoundError(
-            f"{name} is an unfinished run, at step {step or 0} of {end}: {advice}"
-        )
-    if folder.exists() and [path.name for path in folder.iterdir()] == [".lock"]:
-        raise FileNotFoundError(f"{name} is a run that ended before it had a model; start it again")
-    raise FileNotFoundError(
-        f"{name} has no config.json; expected a folder of bridgetower or of transformers"
-    )
-
-
-def _read_folder(
-    folder: Path,
-    name: str,
-    overrides: Mapping[str, Any],
-    dtype: torch.dtype | None,
-    extensions: Extensions,
-) -> Checkpoint:
-    folder = _checkpoint_folder(folder, name)
-    values = read_json(folder / "config.json")
-    if overrides:
-        raise ValueError(
-            f"overrides {sorted(overrides)} are for official .ckpt files; {name} has a config of its own"
-        )
-    if values.get("format") != _FORMAT["format"]:
-        if values.get("model_type") != "bridgetower":
-            raise ValueError(
-                f"{name} is of model type {values.get('model_type')!r}; expected 'bridgetower' (a tower alone is where "
-                "a model can start from: bridgetower train --vision or --text)"
-            )
-        checkpoint = huggingface.read_checkpoint(name, values, read_weights(folder, name), dtype)
-        if not any(
-            (folder / file).exists()
-            for file in ("preprocessor_config.json", "processor_config.json")
-        ):
-            return checkpoint
-        patch_size = checkpoint.config.vision.patch_size
-        return replace(
-            checkpoint, processor=Processor.from_huggingface(folder, patch_size=patch_size)
-        )
-    if values.get("version") != _FORMAT["version"]:
-        raise ValueError(
-            f"{name} is of format version {values.get('version')}; this release reads {_FORMAT['version']}"
-        )
-    model: Any = values.get("model")
-    config = from_plain(ModelConfig, model, f"{name}/config.json: model")
-    tensors = state_weights(folder) if (folder / ABOUT).exists() else read_weights(folder, name)
-    check_tensors(name, config, tensors, extensions)
-    extra_tensors, labels = folder / "carried.safetensors", folder / LABELS
-    return Checkpoint(
-        source=name,
-        config=config,
-        extensions=extensions,
-        tensors=finite(
-            name, {parameter: tensor.to(dtype) for parameter, tensor in tensors.items()}
-        ),
-        extra_tensors=dict(read_safetensors(extra_tensors)) if extra_tensors.exists() else {},
-        processor=Processor.load(folder) if (folder / "processor.json").exists() else None,
-        labels={head: _names(labels, names) for head, names in read_json(labels).items()}
-        if labels.exists()
-        else {},
-        reranking=from_plain(Reranking, values.get("reranking", {}), f"{name}: reranking"),
-    )
-
-
-def _names(path: str | Path, names: object) -> tuple[str, ...]:
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path} holds names that are no list of texts; copy it again")
-    return tuple(names)
-
-
 def checkpoint_of(model: BridgeTower) -> Checkpoint:
-    """Returns the weights of a model with what came along when it was read."""
+    """Returns the checkpoint that a model was built from, with the config and weights of today."""
     origin = model.origin
     if not isinstance(origin, Checkpoint):
         origin = Checkpoint(
@@ -385,7 +428,8 @@ def write_card(
     folder: Path,
     name: str | None = None,
     *,
-    license: str | None = None,  # noqa: A002 - as model cards call it
+    # The name is that of model cards.
+    license: str | None = None,  # noqa: A002
     datasets: Sequence[str] = (),
     data: Sequence[str] = (),
     metrics: Mapping[str, float] = MappingProxyType({}),
@@ -395,27 +439,34 @@ def write_card(
     """Writes the model card of a folder: `name` and `datasets` are ids on the hub, `data` was trained on elsewhere."""
     from huggingface_hub import ModelCardData
 
-    config, source = checkpoint.config, checkpoint.source
+    # Describe the model.
+    config = checkpoint.config
+    vision = config.vision
+    text = config.text
     tags = ["bridgetower", "vision-language", "arxiv:2206.08657"]
     values = ModelCardData(
         license=license, library_name=library, datasets=list(datasets) or None, tags=tags
     )
     millions = sum(tensor.numel() for tensor in checkpoint.tensors.values()) / 1e6
-    vision, text = config.vision, config.text
-    parts = [
+    source = checkpoint.source
+    if Path(source).exists():
+        source = Path(source).name
+    paragraphs = [
         f"---\n{values.to_yaml()}\n---\n\n# {name or 'BridgeTower'}\n",
         f"[BridgeTower](https://arxiv.org/abs/2206.08657) with {millions:.1f} million parameters: "
         f"{vision.num_layers} layers of the image tower ({vision.architecture}, {vision.image_size} pixels), "
         f"{text.num_layers} of the text tower ({text.architecture}) and {config.fusion.num_layers} of the fusion "
-        f"encoder. Heads: {', '.join(chosen_heads(config.heads)) or 'none'}. "
-        f"Made from `{Path(source).name if Path(source).exists() else source}`.\n",
+        f"encoder. Heads: {', '.join(chosen_heads(config.heads)) or 'none'}. Made from `{source}`.\n",
         f"```python\n{_LOADING[library].format(name or 'FOLDER')}\n```\n",
     ]
-    if datasets or data:
-        parts.append(f"Training data: {', '.join(f'`{each}`' for each in (*datasets, *data))}.\n")
+
+    # Describe its training.
+    sets = [f"`{dataset}`" for dataset in (*datasets, *data)]
+    if sets:
+        paragraphs.append(f"Training data: {', '.join(sets)}.\n")
     if command:
-        parts.append(f"Trained by:\n\n```bash\n{command}\n```\n")
+        paragraphs.append(f"Trained by:\n\n```bash\n{command}\n```\n")
     if metrics:
-        parts.append("| metric | value |\n|---|---|")
-    parts += [f"| {metric} | {value:.4g} |" for metric, value in metrics.items()]
-    write_text(folder / CARD, "\n".join(parts).rstrip() + "\n")
+        paragraphs.append("| metric | value |\n|---|---|")
+    paragraphs += [f"| {metric} | {value:.4g} |" for metric, value in metrics.items()]
+    write_text(folder / CARD, "\n".join(paragraphs).rstrip() + "\n")

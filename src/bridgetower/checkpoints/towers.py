@@ -1,4 +1,7 @@
-"""Towers from published uni-modal weights: this package's own, and those that timm and transformers build."""
+"""Reads towers from published uni-modal weights.
+
+Layers are those of this package, or of timm and transformers where it lacks their kind.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,23 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from bridgetower.checkpoints.checkpoint import check_sources, finite, resized_vision
+from bridgetower.checkpoints.checkpoint import check_finite, check_sources, resized_vision
 from bridgetower.checkpoints.hub import locate
 from bridgetower.checkpoints.keymap import (
     MODEL_TYPES,
+    Tower,
     TowerNaming,
     Values,
+    config_settings,
+    default_settings,
     import_tensors,
     recognise,
-    settings,
 )
 from bridgetower.checkpoints.tensors import (
     only_tensors,
@@ -44,9 +49,13 @@ from bridgetower.processor import load_tokenizer
 from bridgetower.processor.huggingface import channels, read_normalisation
 from bridgetower.processor.text import find_tokenizer, tokenizers_errors
 
-TIMM, HF = "timm:", "hf:"
-_WRAPPERS = ("model", "state_dict")  # under which DeiT and training frameworks store the weights
-_EXPECTED = {
+TIMM = "timm:"
+HF = "hf:"
+_WRAPPERS = (
+    "model",
+    "state_dict",
+)  # keys under which DeiT and training frameworks save the weights
+_EXPECTED: dict[Tower, str] = {
     "vision": "CLIP of OpenAI or transformers, a ViT or DeiT of timm or transformers, or timm:NAME",
     "text": "an encoder of transformers",
 }
@@ -58,11 +67,13 @@ logger = logging.getLogger(__name__)
 class TowerWeights:
     """A published tower."""
 
-    source: str  # a hub id carries its commit, `id@commit`
-    config: Any  # a `VisionConfig` for the image size that it was trained at, or a `TextConfig`
-    # the parameters `vision.*` or `text.*` of a model with this tower, in float32
+    # A hub id has its commit, `id@commit`.
+    source: str
+    # A `VisionConfig` for the image size of its training, or a `TextConfig`.
+    config: Any
+    # The parameters `vision.*` or `text.*` of a model with this tower, in float32.
     tensors: dict[str, Tensor]
-    # fields of `ProcessorConfig` that its files tell
+    # Fields of `ProcessorConfig` that its files have.
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Tokenizer | None = None
 
@@ -72,40 +83,45 @@ class TowerWeights:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What is at a source: its weights, its `config.json` ({} if it has none) and its folder (None of a file)."""
+class _TowerFiles:
+    """Tensors and settings at a source."""
 
     name: str
     tensors: Mapping[str, Tensor]
-    settings: Values
-    folder: Path | None
+    # The content of `config.json`, or nothing.
+    settings: Values = field(default_factory=dict)
+    # None of a file.
+    folder: Path | None = None
 
 
 def read_vision_tower(source: str, overrides: Values | None = None) -> TowerWeights:
+    overrides = overrides or {}
     if not source.startswith(TIMM):
-        found = _open(source.removeprefix(HF))
+        files = _open_files(source.removeprefix(HF))
         try:
-            return _own_tower(found, "vision", overrides or {})
-        except ValueError as error:  # timm has more kinds of layers than the towers of this package
-            if not isinstance(found.settings.get("architecture"), str):
+            return _read_own_tower(files, "vision", overrides)
+        # timm has more kinds of layers than the towers of this package.
+        except ValueError as error:
+            if not isinstance(files.settings.get("architecture"), str):
                 raise
-            logger.info("%s: built by timm (%s)", found.name, error)
-        return _timm_tower(found, overrides or {})
-    # NAME=FILE, a folder, a hub id, or a name of timm, whose weights are on the hub
+            logger.info("%s: built by timm (%s)", files.name, error)
+        return _read_timm_tower(files, overrides)
+
+    # NAME=FILE, a folder, a hub id, or a name of timm, whose weights are on the hub.
     name = source.removeprefix(TIMM)
-    architecture, given, file = name.partition("=")
-    bare, at, revision = name.partition("@")
-    if given:
-        found = replace(_open(file), settings={"architecture": architecture})
+    architecture, is_file, file = name.partition("=")
+    if is_file:
+        files = replace(_open_files(file), settings={"architecture": architecture})
+    elif "/" in name or Path(name).is_dir():
+        files = _open_files(name)
     else:
-        found = _open(
-            name if "/" in name or Path(name).is_dir() else f"{timm_hub_id(bare)}{at}{revision}"
-        )
-    if not isinstance(found.settings.get("architecture"), str):
+        timm_name, at, revision = name.partition("@")
+        files = _open_files(f"{timm_hub_id(timm_name)}{at}{revision}")
+    if not isinstance(files.settings.get("architecture"), str):
         raise ValueError(
-            f"{found.name} has no config.json of timm with its architecture; give timm:NAME=FILE"
+            f"{files.name} has no config.json of timm with its architecture; give timm:NAME=FILE"
         )
-    return _timm_tower(found, overrides or {})
+    return _read_timm_tower(files, overrides)
 
 
 def read_text_tower(source: str, overrides: Values | None = None) -> TowerWeights:
@@ -113,143 +129,162 @@ def read_text_tower(source: str, overrides: Values | None = None) -> TowerWeight
         raise ValueError(
             f"{source} is of timm, which has image towers only; give a text encoder, such as hf:NAME"
         )
-    found = _open(source.removeprefix(HF))
-    kind = found.settings.get("model_type")
-    of_library = isinstance(kind, str) and kind not in MODEL_TYPES["bert"]
-    if found.folder is None or not of_library:
-        tower = _own_tower(found, "text", overrides or {})
+    files = _open_files(source.removeprefix(HF))
+    if files.folder is None:
+        return _read_own_tower(files, "text", overrides or {})
+
+    # transformers builds the kinds of layers that this package lacks.
+    model_type = files.settings.get("model_type")
+    is_of_library = isinstance(model_type, str) and model_type not in MODEL_TYPES["bert"]
+    if is_of_library:
+        config, tensors = read_transformers(files.folder)
+        check_overrides(files.name, "text", vars(config), overrides or {})
+        tensors = {f"text.{name}": tensor for name, tensor in tensors.items()}
+        check_finite(files.name, tensors)
+        tower = TowerWeights(source=files.name, config=config, tensors=tensors)
     else:
-        config, loaded = read_transformers(found.folder)
-        check_overrides(found.name, "text", vars(config), overrides or {})
-        tensors = finite(found.name, {f"text.{name}": tensor for name, tensor in loaded.items()})
-        tower = TowerWeights(source=found.name, config=config, tensors=tensors)
-    if found.folder is None:
-        return tower
-    file = find_tokenizer(found.folder)
-    if file is not None and (file.name == "tokenizer.json" or not of_library):
+        tower = _read_own_tower(files, "text", overrides or {})
+
+    # It also converts other files of a tokenizer than `tokenizer.json`.
+    file = find_tokenizer(files.folder)
+    if file is not None and (file.name == "tokenizer.json" or not is_of_library):
         return replace(tower, tokenizer=load_tokenizer(file))
-    with tokenizers_errors(f"transformers cannot read the tokenizer in {found.folder}"):
-        return replace(tower, tokenizer=transformers_tokenizer(found.folder))
+    with tokenizers_errors(f"transformers cannot read the tokenizer in {files.folder}"):
+        return replace(tower, tokenizer=transformers_tokenizer(files.folder))
 
 
-def _open(source: str) -> _Found:
-    place, name = locate(source, "a file with weights, a folder")
-    if place.is_dir():
-        config = place / "config.json"
-        return _Found(
-            name, read_weights(place, name), read_json(config) if config.exists() else {}, place
-        )
-    if place.suffix == ".safetensors":
-        return _Found(name, read_safetensors(place), {}, None)
-    content = read_torch_archive(place)
-    wrapped = next(
-        (content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content
-    )
-    return _Found(name, only_tensors(name, wrapped), {}, None)
+def _open_files(source: str) -> _TowerFiles:
+    path, name = locate(source, "a file with weights, a folder")
+    if path.is_dir():
+        config = path / "config.json"
+        settings = read_json(config) if config.exists() else {}
+        return _TowerFiles(name, read_weights(path, name), settings, path)
+    if path.suffix == ".safetensors":
+        return _TowerFiles(name, read_safetensors(path))
+    content = read_torch_archive(path)
+    wrapped = [content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)]
+    return _TowerFiles(name, only_tensors(name, wrapped[0] if wrapped else content))
 
 
-def _own_tower(found: _Found, part: Literal["vision", "text"], overrides: Values) -> TowerWeights:
-    """Reads a tower of this package's layers; its sizes are those of its tensors."""
-    source, tensors, naming = found.name, found.tensors, recognise(found.tensors, part)
+def _read_own_tower(files: _TowerFiles, tower: Tower, overrides: Values) -> TowerWeights:
+    """Reads a tower of this package's layers, whose sizes are those of its tensors."""
+    # Find out whose names these are.
+    source = files.name
+    naming = recognise(files.tensors, tower)
     if naming is None:
-        start = ", ".join(sorted(tensors)[:3])
+        start = ", ".join(sorted(files.tensors)[:3])
         raise ValueError(
-            f"{source} holds no known {part} tower ({start}, …); expected {_EXPECTED[part]}"
+            f"{source} holds no known {tower} tower ({start}, …); expected {_EXPECTED[tower]}"
         )
-    if naming.kind == "bert":  # older files name the parameters of LayerNorms after the paper
-        tensors = {
-            name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-                "LayerNorm.beta", "LayerNorm.bias"
-            ): tensor
-            for name, tensor in tensors.items()
-        }
+    tensors = files.tensors
+    if naming.kind == "bert":
+        # Older files name the parameters of LayerNorms after the paper.
+        for old, new in (("gamma", "weight"), ("beta", "bias")):
+            tensors = {
+                name.replace(f"LayerNorm.{old}", f"LayerNorm.{new}"): tensor
+                for name, tensor in tensors.items()
+            }
+
+    # The config is that of the tensors and of config.json, which nothing may contradict.
     try:
-        told = naming.sizes(source, tensors)
+        settings = naming.sizes(source, tensors)
     except KeyError as error:
         raise ValueError(f"{source} lacks tensors: {error.args[0]}") from error
-    from_config, defaults = settings(source, naming.kind, found.settings, told["hidden_size"])
-    told |= from_config
-    check_overrides(source, part, told, overrides)
-    values = {**defaults, **overrides, **told}
+    width = settings["hidden_size"]
+    settings |= config_settings(source, naming.kind, files.settings)
+    check_overrides(source, tower, settings, overrides)
+    values = {**default_settings(naming.kind, width), **overrides, **settings}
     if "num_heads" not in values:
         raise ValueError(
-            f"{source} does not tell its number of heads, and its width of {told['hidden_size']} is of no published "
-            f"tower; set model.{part}.num_heads"
+            f"{source} does not tell its number of heads, and its width of {width} is of no published tower; set "
+            f"model.{tower}.num_heads"
         )
-    config = TextConfig(**values) if part == "text" else VisionConfig(**values)
+    config: TextConfig | VisionConfig
+    module: TextTransformer | VisionTransformer
     with on_meta():
-        tower = (
-            TextTransformer(config) if isinstance(config, TextConfig) else VisionTransformer(config)
-        )
-    pixels = None
-    if part == "vision" and found.folder is not None:
-        timm = found.settings.get("pretrained_cfg")
-        if isinstance(timm, dict) and {"mean", "std"} <= set(timm):
-            pixels = (
-                channels(found.folder, "mean", timm["mean"]),
-                channels(found.folder, "std", timm["std"]),
-            )
+        if tower == "text":
+            config = TextConfig(**values)
+            module = TextTransformer(config)
         else:
-            pixels = read_normalisation(found.folder)
-    preprocessing = {} if pixels is None else {"image_mean": pixels[0], "image_std": pixels[1]}
-    return _weights(source, config, tower, tensors, naming, preprocessing)
+            config = VisionConfig(**values)
+            module = VisionTransformer(config)
+    preprocessing = _read_preprocessing(files) if tower == "vision" else {}
+    return _import_tower(source, config, module, tensors, naming, preprocessing)
 
 
-def _timm_tower(found: _Found, overrides: Values) -> TowerWeights:
-    architecture = str(found.settings["architecture"])
-    arguments = dict(found.settings.get("model_args") or {})
-    data = timm_data_config(architecture, found.settings.get("pretrained_cfg"))
+def _read_preprocessing(files: _TowerFiles) -> dict[str, Any]:
+    """Returns mean and standard deviation of the pixels, from the files of timm or of transformers."""
+    if files.folder is None:
+        return {}
+    timm = files.settings.get("pretrained_cfg")
+    if isinstance(timm, dict) and {"mean", "std"} <= set(timm):
+        return {
+            "image_mean": channels(files.folder, "mean", timm["mean"]),
+            "image_std": channels(files.folder, "std", timm["std"]),
+        }
+    return read_normalisation(files.folder)
+
+
+def _read_timm_tower(files: _TowerFiles, overrides: Values) -> TowerWeights:
+    """Reads a tower that timm builds."""
+    architecture = str(files.settings["architecture"])
+    arguments = dict(files.settings.get("model_args") or {})
+    data = timm_data_config(architecture, files.settings.get("pretrained_cfg"))
+
+    # timm writes the image size as one number or as both sides.
     size = arguments.pop("img_size", data["input_size"][1])
-    sides = set(size) if isinstance(size, list | tuple) else {size}  # timm writes both
+    sides = set(size) if isinstance(size, list | tuple) else {size}
     if len(sides) != 1:
-        raise ValueError(f"{found.name} takes images of {size} pixels; expected a square")
+        raise ValueError(f"{files.name} takes images of {size} pixels; expected a square")
     config = timm_config(architecture, arguments, sides.pop())
-    check_overrides(found.name, "vision", vars(config), overrides)
+    check_overrides(files.name, "vision", vars(config), overrides)
     with on_meta():
-        tower = TimmTower(config)
+        module = TimmTower(config)
     try:
-        tensors = tower.converted(found.tensors)
+        tensors = module.converted(files.tensors)
     except RuntimeError as error:
         raise ValueError(
-            f"{found.name} does not fit timm's {architecture} ({error}); give its own name"
+            f"{files.name} does not fit timm's {architecture} ({error}); give its own name"
         ) from error
-    naming = TowerNaming(
-        "timm", "", "", [(r"vision\.model\.(.+)", ("{0}",))], (r"(head|head_dist|pre_logits)\..*",)
-    )
+    rules = [("vision.model.{path}", ("{path}",))]
+    naming = TowerNaming("timm", "", "", rules, (r"(head|head_dist|pre_logits)\..*",))
     preprocessing = {
         "profile": "official-finetune" if data["crop_mode"] == "squash" else "official-pretrain",
         "image_mean": tuple(data["mean"]),
         "image_std": tuple(data["std"]),
         "interpolation": data["interpolation"],
     }
-    return _weights(found.name, config, tower, tensors, naming, preprocessing)
+    return _import_tower(files.name, config, module, tensors, naming, preprocessing)
 
 
-def _weights(
+def _import_tower(
     source: str,
     config: Any,
-    tower: nn.Module,
+    module: nn.Module,
     tensors: Mapping[str, Tensor],
     naming: TowerNaming,
     preprocessing: Values,
 ) -> TowerWeights:
-    shapes = {f"{naming.part}.{name}": tensor.shape for name, tensor in tower.state_dict().items()}
+    shapes = {
+        f"{naming.tower}.{name}": tensor.shape for name, tensor in module.state_dict().items()
+    }
     table = naming.table(shapes)
     if dropped := check_sources(source, shapes, tensors, table, naming.droppable):
         logger.info("%s: not used: %s", source, ", ".join(dropped))
-    converted = finite(source, import_tensors(table, tensors, torch.float32))
-    return TowerWeights(
-        source=source, config=config, tensors=converted, preprocessing=preprocessing
-    )
+    imported = import_tensors(table, tensors, torch.float32)
+    check_finite(source, imported)
+    return TowerWeights(source=source, config=config, tensors=imported, preprocessing=preprocessing)
 
 
-def check_overrides(source: str, part: str, decided: Values, overrides: Values) -> None:
+def check_overrides(source: str, tower: str, settings: Values, overrides: Values) -> None:
+    """Raises ValueError, with a list, if a run's settings contradict those of a tower."""
     wrong = [
-        f"model.{part}.{name} {value!r} (it has {decided[name]!r})"
+        f"model.{tower}.{name} {value!r} (it has {settings[name]!r})"
         for name, value in overrides.items()
-        if name in decided and decided[name] != value
+        if name in settings and settings[name] != value
     ]
     if wrong:
         raise ValueError(
-            f"{part} {source} contradicts the run's settings: {', '.join(wrong)}; leave them out, or give another tower"
+            f"{tower} {source} contradicts the run's settings: {', '.join(wrong)}; leave them out, or give another "
+            "tower"
         )

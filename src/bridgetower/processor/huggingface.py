@@ -124,20 +124,16 @@ def _clip_profile(path: Path, settings: Mapping[str, Any]) -> Profile:
     return "official-finetune" if squashes else "official-pretrain"
 
 
-def read_normalisation(
-    folder: Path,
-) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
-    """Reads mean and standard deviation of the pixels of any image processor of transformers; None if none is there."""
-    if not any(
-        (folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
-    ):
-        return None
+def read_normalisation(folder: Path) -> dict[str, Any]:
+    """Returns `image_mean` and `image_std` of any image processor of transformers, or nothing without one."""
+    files = ("preprocessor_config.json", "processor_config.json")
+    if not any((folder / name).is_file() for name in files):
+        return {}
     path, values = _read_image_settings(folder)
-    if not {"image_mean", "image_std"} <= set(values):
-        return None
-    return channels(path, "image_mean", values["image_mean"]), channels(
-        path, "image_std", values["image_std"]
-    )
+    names = ("image_mean", "image_std")
+    if not values.keys() >= set(names):
+        return {}
+    return {name: channels(path, name, values[name]) for name in names}
 
 
 def image_settings(config: ProcessorConfig) -> dict[str, Any]:

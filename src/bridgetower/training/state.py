@@ -24,11 +24,11 @@ from bridgetower.checkpoints.io import CARD, write_card, write_description
 from bridgetower.checkpoints.tensors import (
     SHARDS,
     WEIGHTS,
-    read_about,
+    read_state_json,
     share_file,
     state_tensors,
-    write_about,
     write_safetensors,
+    write_state_json,
 )
 from bridgetower.distributed import (
     broadcast_object,
@@ -136,7 +136,7 @@ class StateSaver:
         self.wait()
         folder = newest(self.out)
         if rank() == 0 and folder is not None:
-            write_about(folder, read_about(folder) | {"state": asdict(state)})
+            write_state_json(folder, read_state_json(folder) | {"state": asdict(state)})
 
     def wait(self) -> None:
         """Waits until everything is written, and raises the error of a process that could not write."""
@@ -165,7 +165,7 @@ class StateSaver:
                         raise FileNotFoundError(
                             f"process {process} does not write to this {folder}; use a shared disk"
                         )
-                write_about(
+                write_state_json(
                     folder,
                     {"state": state, "conditions": self.conditions, "processes": num_writers},
                 )
@@ -204,7 +204,7 @@ def load_state(
     saved: Any = None
     if rank() == 0:
         with _readable(path):
-            saved = read_about(path)
+            saved = read_state_json(path)
             if TrainingState.__dataclass_fields__.keys() != saved["state"].keys():
                 raise ValueError(f"it is of another version: {', '.join(saved['state'])}")
     saved = broadcast_object(saved)
