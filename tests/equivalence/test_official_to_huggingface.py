@@ -355,7 +355,7 @@ def test_names_and_shapes(name, kind, monkeypatch):
     expected = theirs.state_dict()
     # no values there
     monkeypatch.setattr("bridgetower.checkpoints.checkpoint.check_finite", lambda *_: None)
-    checkpoint = huggingface.read_checkpoint(name, values, expected)
+    checkpoint = huggingface.read_hf_checkpoint(name, values, expected)
     written, tensors = huggingface.export(checkpoint)
     found, shapes = (
         {one: tensor.shape for one, tensor in all_.items()} for all_ in (tensors, expected)

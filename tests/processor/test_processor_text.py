@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, train_tokenizer
-from bridgetower.processor.text import encode, tokenizers_errors
+from bridgetower.processor.text import encode_texts, tokenizers_errors
 
 TEXTS = [
     "",
@@ -445,7 +445,7 @@ class TestOnlyTheBeginningIsRead:
             single="<s> $A </s>", special_tokens=special
         )
         assert tokenizer.encode(f"{word} " * 9 + word[:12]).ids == [1, *[3] * 9, 4, 5, 6, 2]
-        assert encode(tokenizer, [f"{word} " * 40], max_length=12, truncate=True) == [
+        assert encode_texts(tokenizer, [f"{word} " * 40], max_length=12, truncate=True) == [
             [1, *[3] * 10, 2]
         ]
 

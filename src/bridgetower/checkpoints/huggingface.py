@@ -129,10 +129,10 @@ class _Section:
         sides: dict[str, Any] = {}
         for name in ("patch_size", "image_size"):
             size = getattr(section, name)
-            side, *unequal = {size} if isinstance(size, int) else set(size)
-            if unequal:
+            lengths = {size} if isinstance(size, int) else set(size)
+            if len(lengths) != 1:
                 raise ValueError(f"image or patch size {size} is not square; expected equal sides")
-            sides[name] = side
+            sides[name] = lengths.pop()
         return replace(section, **sides)
 
     @property

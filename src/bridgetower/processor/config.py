@@ -1,7 +1,8 @@
-"""How images and texts are prepared, as one frozen value that is saved beside the model."""
+"""Settings of preprocessing, which are saved with the model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,8 @@ Interpolation = Literal["bicubic", "bilinear"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-FAST_MARGIN = 2  # times larger than needed is an image decoded at least by `fast_decode`, see benchmarks/decoding.py
+# By `fast_decode`, an image is decoded at least this many times larger than needed, see benchmarks/decoding.py.
+FAST_MARGIN = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,45 +54,48 @@ class ProcessorConfig:
     def __post_init__(self) -> None:
         check_choice("profile", self.profile, Profile)
         check_choice("interpolation", self.interpolation, Interpolation)
-        sides = dict.fromkeys(
-            ("image_size", "patch_size", "shortest_edge", "size_divisor"), (1, 8_192)
-        )
-        # a start, an end and one token
-        check_numbers(self, "", max_length=(3, 10_000_000), **sides)
+        # The shortest text has a start, an end and one token.
+        names = ("image_size", "patch_size", "shortest_edge", "size_divisor")
+        check_numbers(self, "", max_length=(3, 10_000_000), **dict.fromkeys(names, (1, 8_192)))
         if self.patch_size is not None:
             check_image_size(self.image_size, self.patch_size)
-        ranges = ((self.image_mean, -1e3), (self.image_std, 1e-3))
-        if not all(
-            len(values) == 3 and all(low <= one <= 1e3 for one in values) for values, low in ranges
-        ):
+
+        has_mean = _are_channels(self.image_mean, -1e3, 1e3)
+        if not has_mean or not _are_channels(self.image_std, 1e-3, 1e3):
             raise ValueError(
                 f"image_mean {self.image_mean} and image_std {self.image_std}; expected three values each, from -1,000 "
                 "and from 0.001 to 1,000"
             )
         colour = self.background
-        if colour is not None and (
-            len(colour) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in colour)
-        ):
+        if colour is not None:
+            are_whole = all(type(value) is int for value in colour)
+            if not are_whole or not _are_channels(colour, 0, 255):
+                raise ValueError(
+                    f"background is {colour}; expected three whole numbers from 0 to 255, or None"
+                )
+
+        # Only one profile resizes apart from the size of the model.
+        if self.profile == "hf" and self.resize_edge < self.resize_divisor:
             raise ValueError(
-                f"background is {colour}; expected three whole numbers from 0 to 255, or None"
+                f"short side {self.resize_edge} px is below size_divisor {self.resize_divisor}, so every image would "
+                "vanish; raise image_size or lower size_divisor"
             )
         for name in ("shortest_edge", "size_divisor"):
             if self.profile != "hf" and getattr(self, name) is not None:
                 raise ValueError(
                     f"{name} is {getattr(self, name)}, which profile {self.profile!r} does not use"
                 )
-        if self.profile == "hf" and self.resize_edge < self.resize_divisor:
-            raise ValueError(
-                f"short side {self.resize_edge} px is below size_divisor {self.resize_divisor}, so every image would "
-                "vanish; raise image_size or lower size_divisor"
-            )
 
     @property
     def resize_edge(self) -> int:
-        """Short side before the crop, in pixels; `hf` may have set it apart from `image_size`."""
+        """Short side before the crop, in pixels."""
         return self.image_size if self.shortest_edge is None else self.shortest_edge
 
     @property
     def resize_divisor(self) -> int:
-        """What both sides are cut down to a multiple of in the `hf` profile, in pixels."""
+        """Both sides are cut down to a multiple of this, in pixels, in the `hf` profile."""
         return 32 if self.size_divisor is None else self.size_divisor
+
+
+def _are_channels(values: Sequence[float], low: float, high: float) -> bool:
+    return len(values) == 3 and all(low <= value <= high for value in values)

@@ -1,4 +1,4 @@
-"""Translates preprocessing from and to the files of transformers; no setting is passed over."""
+"""Translates preprocessing from and to the files of transformers, and refuses settings that it does not know."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLIP_TYPES = ("CLIPImageProcessor", "CLIPImageProcessorFast")
 
 _WHITE = (255, 255, 255)
 
-# Settings with one value that this package carries out, and which is also the default.
+# Settings with the only value that this package carries out, which is also the default.
 _FIXED: dict[str, Any] = {
     "do_resize": True,
     "do_rescale": True,
@@ -31,13 +31,26 @@ _FIXED: dict[str, Any] = {
     "default_to_square": False,
     "data_format": "channels_first",
 }
-_INTERPOLATIONS: dict[Any, Interpolation] = {3: "bicubic", 2: "bilinear"}  # by PIL's numbers
+# By PIL's numbers.
+_INTERPOLATIONS: dict[Any, Interpolation] = {3: "bicubic", 2: "bilinear"}
 _KNOWN = (
-    *("resample", "size", "crop_size", "size_divisor", "image_mean", "image_std"),
-    *("do_center_crop", "do_convert_rgb", "do_pad"),
+    "resample",
+    "size",
+    "crop_size",
+    "size_divisor",
+    "image_mean",
+    "image_std",
+    "do_center_crop",
+    "do_convert_rgb",
+    "do_pad",
     # Names and hardware, which do not change a pixel.
-    *("image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys"),
-    *("return_tensors", "disable_grouping", "device"),
+    "image_processor_type",
+    "feature_extractor_type",
+    "processor_class",
+    "_valid_processor_keys",
+    "return_tensors",
+    "disable_grouping",
+    "device",
 )
 
 
@@ -56,12 +69,13 @@ def read_config(folder: Path, *, patch_size: int, max_length: int | None = None)
             raise ValueError(f"{file} sets model_max_length to {limit!r}; expected a whole number")
         # Positions of RoBERTa and BERT, for folders that name no limit (or transformers' 1e30).
         max_length = 512 if limit is None or limit >= 1_000_000 else limit
-    return _config_of(path, values, patch_size, max_length)
+    return _read_values(path, values, patch_size, max_length)
 
 
-def _config_of(
+def _read_values(
     path: Path, values: Mapping[str, Any], patch_size: int | None, max_length: int
 ) -> ProcessorConfig:
+    # Refuse settings that this package does not carry out.
     settings = {name: value for name, value in values.items() if value is not None}
     for name, value in settings.items():
         if name in _FIXED and value != _FIXED[name]:
@@ -77,22 +91,26 @@ def _config_of(
         raise ValueError(
             f"{path} is for {kind}; expected one of {', '.join(BRIDGETOWER_TYPES + CLIP_TYPES)}"
         )
-    profile = _clip_profile(path, settings) if kind in CLIP_TYPES else "hf"
-    image_size = edge = _side(
-        path, "size", settings.get("size", 224 if kind in CLIP_TYPES else 288)
-    )
-    if profile == "hf":
-        # do_pad fills a batch up to its largest image; after the crop all are equal, so either value does nothing.
-        if settings.get("do_center_crop", True) is not True:
-            raise ValueError(
-                f"{path} sets do_center_crop to false; the model needs one size, so expected true"
-            )
-        image_size = _side(path, "crop_size", settings.get("crop_size", edge))
     resample = settings.get("resample", 3)
     if type(resample) is not int or resample not in _INTERPOLATIONS:
         raise ValueError(
             f"{path} sets resample to {resample!r}; expected 3 (bicubic) or 2 (bilinear)"
         )
+
+    # Sizes depend on the profile.
+    is_clip = kind in CLIP_TYPES
+    edge = _side(path, "size", settings.get("size", 224 if is_clip else 288))
+    image_size = edge
+    profile: Profile = "hf"
+    if is_clip:
+        profile = _clip_profile(path, settings)
+    elif settings.get("do_center_crop", True) is not True:
+        raise ValueError(
+            f"{path} sets do_center_crop to false; the model needs one size, so expected true"
+        )
+    else:
+        # do_pad fills a batch up to its largest image. All are equal after the crop, so it has no effect.
+        image_size = _side(path, "crop_size", settings.get("crop_size", edge))
     return ProcessorConfig(
         profile=profile,
         image_size=image_size,
@@ -103,7 +121,7 @@ def _config_of(
         image_mean=channels(path, "image_mean", settings.get("image_mean", CLIP_MEAN)),
         image_std=channels(path, "image_std", settings.get("image_std", CLIP_STD)),
         patch_size=patch_size,
-        background=_WHITE if settings.get("do_convert_rgb", kind in CLIP_TYPES) else None,
+        background=_WHITE if settings.get("do_convert_rgb", is_clip) else None,
     )
 
 
@@ -113,7 +131,8 @@ def _clip_profile(path: Path, settings: Mapping[str, Any]) -> Profile:
             f"{path} sets do_pad or size_divisor, which a CLIPImageProcessor does not carry out here"
         )
     size = settings.get("size", {"shortest_edge": 224})
-    edge, squashes = _side(path, "size", size), isinstance(size, dict) and "height" in size
+    edge = _side(path, "size", size)
+    squashes = isinstance(size, dict) and "height" in size
     crops = settings.get("do_center_crop", True)
     crop = _side(path, "crop_size", settings.get("crop_size", 224)) if crops else edge
     if crop != edge or not (crops or squashes):
@@ -153,15 +172,16 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
         "official-pretrain": {"size": {"shortest_edge": config.image_size}, "crop_size": square},
         "official-finetune": {"size": square, "crop_size": square},
     }
+    resample = next(
+        number for number, name in _INTERPOLATIONS.items() if name == config.interpolation
+    )
     settings = {
         "processor_class": "BridgeTowerProcessor",
         "image_processor_type": (BRIDGETOWER_TYPES if config.profile == "hf" else CLIP_TYPES)[0],
         "do_resize": True,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
-        "resample": next(
-            number for number, name in _INTERPOLATIONS.items() if name == config.interpolation
-        ),
+        "resample": resample,
         "do_normalize": True,
         "image_mean": list(config.image_mean),
         "image_std": list(config.image_std),
@@ -170,28 +190,30 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
         "do_center_crop": True,
         **sizes[config.profile],
     }
-    back = _config_of(
-        Path("preprocessor_config.json"), settings, config.patch_size, config.max_length
-    )
-    changes = list(differences(_meaning(back), _meaning(config)))
+
+    # Refuse settings from which another config would be read.
+    path = Path("preprocessor_config.json")
+    read_back = _read_values(path, settings, config.patch_size, config.max_length)
+    changes = [
+        f"{name} is {ours!r}, there {theirs!r}"
+        for name, theirs, ours in differences(_comparable(read_back), _comparable(config))
+    ]
     if changes:
-        fields = "; ".join(
-            f"{name} is {ours!r}, there {theirs!r}" for name, theirs, ours in changes
-        )
         raise ValueError(
-            f"transformers cannot prepare images so: {fields}; change the config with dataclasses.replace, or keep the "
-            "model as a folder of this package"
+            f"transformers cannot prepare images so: {'; '.join(changes)}; change the config with "
+            "dataclasses.replace, or keep the model as a folder of this package"
         )
     return settings
 
 
-def _meaning(config: ProcessorConfig) -> dict[str, Any]:
+def _comparable(config: ProcessorConfig) -> dict[str, Any]:
     """Returns the fields of a config, with one spelling for values that mean the same."""
     values = asdict(config) | {
         "shortest_edge": config.resize_edge,
         "size_divisor": config.resize_divisor,
     }
-    del values["fast_decode"]  # of which a warning tells
+    # A warning says that it is lost.
+    del values["fast_decode"]
     return values
 
 
@@ -212,7 +234,8 @@ def tokenizer_settings(tokens: Special[str], max_length: int) -> dict[str, Any]:
 
 
 def _read_image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
-    nested, plain = folder / "processor_config.json", folder / "preprocessor_config.json"
+    nested = folder / "processor_config.json"
+    plain = folder / "preprocessor_config.json"
     if nested.is_file():
         settings = read_json(nested).get("image_processor")
         if isinstance(settings, dict):
@@ -225,20 +248,21 @@ def _read_image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _side(path: Path, name: str, value: Any) -> int:
-    sides = list(value.values()) if isinstance(value, dict) else [value]
-    known = not isinstance(value, dict) or value.keys() in ({"shortest_edge"}, {"height", "width"})
-    if not known or not all(type(side) is int for side in sides) or len(set(sides)) != 1:
-        raise ValueError(
-            f"{path} sets {name} to {value!r}; expected one whole number, such as {{'shortest_edge': 288}}"
-        )
-    return int(sides[0])
+    sides = value if isinstance(value, dict) else {"shortest_edge": value}
+    are_whole = all(type(side) is int for side in sides.values())
+    if are_whole and sides.keys() in ({"shortest_edge"}, {"height", "width"}):
+        side, *unequal = set(sides.values())
+        if not unequal:
+            return int(side)
+    raise ValueError(
+        f"{path} sets {name} to {value!r}; expected one whole number, such as {{'shortest_edge': 288}}"
+    )
 
 
 def channels(path: Path, name: str, value: Any) -> tuple[float, float, float]:
-    numbers = isinstance(value, list | tuple) and all(
-        type(one) in (int, float) and abs(one) < 1e9 for one in value
+    are_numbers = isinstance(value, list | tuple) and all(
+        type(number) in (int, float) and abs(number) < 1e9 for number in value
     )
-    if not numbers or len(value) != 3:
+    if not are_numbers or len(value) != 3:
         raise ValueError(f"{path} sets {name} to {value!r}; expected three numbers")
-    red, green, blue = value
-    return float(red), float(green), float(blue)
+    return float(value[0]), float(value[1]), float(value[2])

@@ -1,6 +1,6 @@
-"""Opens images of any kind as upright RGB. Run as a program it does so for a server, within a limit of memory.
+"""Opens images of any kind as upright RGB. As a program it decodes images for a server, within a limit of memory.
 
-It imports neither torch nor this package, so that such a program starts quickly and is small.
+This module imports neither torch nor this package, so that the program starts quickly and is small.
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ Fit: TypeAlias = tuple[int, str, bool]
 official `clip_transform` (src/transforms/transform.py), or both sides are, as in `blip_transform`."""
 
 MAX_PIXELS = 64_000_000
-# bytes at most of a sound image: of WebP with transparency the decoder's, a copy and RGB
+# Bytes that no sound image exceeds. WebP with transparency needs those of the decoder, a copy and RGB.
 MEMORY_PER_PIXEL = 24
-# of processor time for one image in a process of its own
-SECONDS, SECONDS_PER_MEGAPIXEL = (
-    1.0,
-    0.25,
-)
+# Processor time for one image in a process for a server.
+SECONDS = 1.0
+SECONDS_PER_MEGAPIXEL = 0.25
 
-# None that runs programs, as EPS does.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", *(("HEIF",) if HAS_HEIC else ()))
-_NOT_READ = (  # how files begin that are images of other formats, with advice
+# EPS is not read, as it runs programs.
+_FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP"]
+if HAS_HEIC:
+    _FORMATS.append("HEIF")
+# Beginnings of files in formats that are not read, with advice.
+_UNREAD_FORMATS = (
     (
         re.compile(rb"....ftyp(hei[cxms]|hev[cx]|mif1|msf1)", re.DOTALL),
         "it is HEIC: pip install '.[heic]'",
@@ -55,40 +56,41 @@ _NOT_READ = (  # how files begin that are images of other formats, with advice
 
 # What PIL raises on damaged content, found by cutting and altering files of each format.
 _DECODE_ERRORS = (
-    *(
-        OSError,
-        SyntaxError,
-        ValueError,
-        RuntimeError,
-        EOFError,
-        OverflowError,
-        struct.error,
-        TypeError,
-        KeyError,
-    ),
-    *(IndexError, Image.DecompressionBombError, Image.DecompressionBombWarning),
+    OSError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    TypeError,
+    KeyError,
+    IndexError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
 )
 
-# of PIL's reasons
+# PIL's reasons for a sound file that it does not decode.
 _UNSUPPORTED = re.compile(r"unknown pixel mode|unsupported|cannot handle|KeyError", re.IGNORECASE)
-_BYTES_PER_PIXEL = 8  # of a file: four channels of 16 bit
-_METADATA = 2**25  # bytes of a file that are no pixels
+# A file has at most four channels of 16 bit a pixel, and so many bytes that are no pixels.
+_BYTES_PER_PIXEL = 8
+_METADATA_BYTES = 2**25
 _LONGEST_PATH = 4096  # characters
-_NICE = 10  # of a process that decodes for a server, which has the cores first
-_STRIP = 2**18  # pixels that are converted at once
+# Niceness of a process that decodes for a server, so that the server has the cores first.
+_NICENESS = 10
+# Pixels that are converted at once.
+_STRIP_PIXELS = 2**18
 
 
 def media_type(content: bytes) -> str:
-    """Returns the media type of an image's file, such as `image/png`; only the head of the file is read."""
+    """Returns the media type of an image's file, such as `image/png`, from the head of the file."""
     Image.init()
     for name in _FORMATS:
         accept = Image.OPEN[name][1]
-        if (
-            accept is not None
-            and accept(content[:16]) is True
-            and (name != "AVIF" or b"avi" in content[8:64])
-        ):
-            return Image.MIME[name]  # HEIC may begin as AVIF does
+        # HEIC may begin as AVIF does.
+        is_other = name == "AVIF" and b"avi" not in content[8:64]
+        if accept is not None and accept(content[:16]) is True and not is_other:
+            return Image.MIME[name]
     raise ValueError(f"the file is no image; expected one of {', '.join(sorted(_FORMATS))}")
 
 
@@ -122,70 +124,67 @@ def open_reduced(
         image = _to_rgb(_from_array(source), background)
         size = image.size
     else:
-        content, name = _content(source, max_pixels)
-        opened = _opened(content, name, max_pixels)
-        size = opened.size
-        # of HEIC it would take another image, the thumbnail
-        is_jpeg = opened.format in (
-            "JPEG",
-            "MPO",
-        )
-        reduced = side is not None and is_jpeg and opened.draft(None, (side, side))
-        image, exchanged = _upright(opened, name, background, own=True)
-        if not reduced:
-            size = image.size
-        elif exchanged:
-            size = size[::-1]
-        del opened, content  # before another copy is made
+        content, name = _read_content(source, max_pixels)
+        opened = _open_content(content, name, max_pixels)
+        width, height = opened.size
+        # A draft of HEIC would be another image, the thumbnail.
+        is_jpeg = opened.format in ("JPEG", "MPO")
+        is_reduced = side is not None and is_jpeg and opened.draft(None, (side, side))
+        image, is_turned = _upright(opened, name, background, reuse_pixels=True)
+        size = image.size
+        if is_reduced:
+            size = (height, width) if is_turned else (width, height)
+        # Free memory before another copy is made.
+        del opened, content
     return image if fit is None else _fitted(image, *fit), size
 
 
-def _content(source: Any, max_pixels: int) -> tuple[bytes, str]:
-    """Returns the bytes of an image's file, and what errors call it."""
+def _read_content(source: Any, max_pixels: int) -> tuple[bytes, str]:
+    """Returns the bytes of an image's file and its name in errors."""
     if isinstance(source, str) and "://" in source:
         raise ValueError(
             f"{source} is a URL, which is not fetched here; give it to a method of a predictor, or its bytes"
         )
     if isinstance(source, str | os.PathLike):
-        name, path = str(source), Path(source)
-        if not os.path.exists(path):  # noqa: PTH110 - of a text that is too long for a path, pathlib raises OSError
+        name = str(source)
+        path = Path(source)
+        # pathlib raises OSError of a text that is too long for a path, such as an image in base64.
+        if not os.path.exists(path):  # noqa: PTH110
+            start = name if len(name) <= _LONGEST_PATH else f"{name[:60]}…"
             kinds = ", which is no URL and no image either" if isinstance(source, str) else ""
-            raise FileNotFoundError(f"no image file at {_start(name)}{kinds}; check the path")
+            raise FileNotFoundError(f"no image file at {start}{kinds}; check the path")
         if not path.is_file():
             raise ValueError(f"{path} is not a file; give the path of one image")
         check_length(name, path.stat().st_size, max_pixels)
         return path.read_bytes(), name
     if hasattr(source, "read"):
-        # of a stream, such as the answer of a web server
+        # A file may be read again. Streams, such as the answer of a web server, cannot seek.
         with suppress(AttributeError, UnsupportedOperation):
-            source.seek(0)  # it may come again
-        source = source.read(max_pixels * _BYTES_PER_PIXEL + _METADATA + 1)
+            source.seek(0)
+        source = source.read(max_pixels * _BYTES_PER_PIXEL + _METADATA_BYTES + 1)
     if not isinstance(source, bytes | bytearray | memoryview):
         raise ValueError(
             f"an image is given as {type(source).__name__}; expected a path, bytes, an open file, a PIL image, a "
             "uint8 array or tensor"
         )
     content = bytes(source)
-    check_length(name := f"the image of {len(content)} bytes", len(content), max_pixels)
+    name = f"the image of {len(content)} bytes"
+    check_length(name, len(content), max_pixels)
     return content, name
-
-
-def _start(name: str) -> str:
-    """Returns a path, or the beginning of what is too long for one, such as an image in base64."""
-    return name if len(name) <= _LONGEST_PATH else f"{name[:60]}…"
 
 
 def check_length(name: str, length: int, max_pixels: int = MAX_PIXELS) -> None:
     """Checks that an image file is neither empty nor longer than one of so many pixels can be, before it is read."""
     if length == 0:
         raise ValueError(f"{name} is empty (0 bytes); fetch the image again")
-    if length > (longest := max_pixels * _BYTES_PER_PIXEL + _METADATA):
+    longest = max_pixels * _BYTES_PER_PIXEL + _METADATA_BYTES
+    if length > longest:
         raise ValueError(
             f"{name} has {length} bytes; expected at most {longest}, which {max_pixels} pixels have uncompressed"
         )
 
 
-def _opened(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
+def _open_content(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
     try:
         image = Image.open(BytesIO(content), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -195,23 +194,25 @@ def _opened(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
             kind = media_type(content)
         except ValueError:
             expected = ", ".join(sorted(_FORMATS))
-            advice = "".join(f"; {each}" for head, each in _NOT_READ if head.match(content))
+            hints = (hint for head, hint in _UNREAD_FORMATS if head.match(content))
+            advice = "".join(f"; {hint}" for hint in hints)
             raise ValueError(
                 f"{name} cannot be read as an image; supported are {expected}{advice}"
             ) from error
         reason: Exception | str = error
-        if isinstance(error, UnidentifiedImageError):  # which has no reason
+        # PIL does not say why it identified no image, but its plugin does.
+        if isinstance(error, UnidentifiedImageError):
             try:
                 reason = ""
                 Image.OPEN[kind.removeprefix("image/").upper()][0](BytesIO(content), "")
-            except _DECODE_ERRORS as own:
-                reason = own
+            except _DECODE_ERRORS as plugin_error:
+                reason = plugin_error
         if _UNSUPPORTED.search(repr(reason)):
             raise ValueError(
                 f"{name} is of an unsupported kind ({kind}: {reason}); convert it to PNG"
             ) from error
-        shown = f" ({reason})" if str(reason) else ""
-        raise ValueError(f"{name} is damaged{shown}; fetch the image again") from error
+        detail = f" ({reason})" if str(reason) else ""
+        raise ValueError(f"{name} is damaged{detail}; fetch the image again") from error
     width, height = image.size
     if width * height > max_pixels:
         raise ValueError(
@@ -221,11 +222,11 @@ def _opened(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
 
 
 def _upright(
-    image: Image.Image, name: str, background: Colour | None, *, own: bool = False
+    image: Image.Image, name: str, background: Colour | None, *, reuse_pixels: bool = False
 ) -> tuple[Image.Image, bool]:
-    """Decodes an image to upright RGB, and tells whether width and height were exchanged; one's `own` gives its pixels.
+    """Decodes an image to upright RGB, and tells whether width and height were exchanged.
 
-    A copy of the pixels takes a fifth of the time of a large JPEG.
+    `reuse_pixels` takes the memory of the image, as a copy takes a fifth of the time of a large JPEG.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ValueError(
@@ -234,16 +235,16 @@ def _upright(
     try:
         image.load()
     except _DECODE_ERRORS as error:
-        kind = image.info.get("compression")  # of a TIFF
-        more = (
-            f", or convert it: its compression {kind} may be unsupported"
-            if kind in ("webp", "zstd", "lzma")
-            else ""
-        )
+        # TIFF has compressions that Pillow may lack.
+        compression = image.info.get("compression")
+        advice = ""
+        if compression in ("webp", "zstd", "lzma"):
+            advice = f", or convert it: its compression {compression} may be unsupported"
         raise ValueError(
-            f"{name} is cut off or damaged ({error}); fetch the image again{more}"
+            f"{name} is cut off or damaged ({error}); fetch the image again{advice}"
         ) from error
-    if own and image.mode == "RGB" and all(image.size) and not image.has_transparency_data:
+    is_plain = image.mode == "RGB" and all(image.size) and not image.has_transparency_data
+    if reuse_pixels and is_plain:
         rgb = image._new(image.im)
         rgb.info = {}
     else:
@@ -252,17 +253,17 @@ def _upright(
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DECODE_ERRORS:
         orientation = 1
-    # alone: Pillow would write all of the EXIF anew
+    # Pillow would write all other EXIF anew.
     rgb.getexif()[ExifTags.Base.Orientation] = orientation
     ImageOps.exif_transpose(rgb, in_place=True)
     return rgb, orientation in (5, 6, 7, 8)
 
 
 def _fitted(image: Image.Image, size: int, interpolation: str, crop: bool) -> Image.Image:
-    """PIL's resizing with the passes in the order of Pillow 13, whatever release is installed.
+    """Resizes to a square with the passes in the order of Pillow 13, for any installed release.
 
     Each pass rounds to 8 bit, so their order moves values. Pillow 13 begins vertically where the height loses more than
-    twice as many pixels as the width; earlier releases always begin horizontally.
+    twice as many pixels as the width. Earlier releases always begin horizontally.
     """
     width = height = size
     if crop:
@@ -273,20 +274,19 @@ def _fitted(image: Image.Image, size: int, interpolation: str, crop: bool) -> Im
                 f"have {long_side * size} pixels, the limit is {MAX_PIXELS}; crop it first"
             )
         width, height = (size, long_side) if image.width < image.height else (long_side, size)
-    vertical_first = image.height - height > max(0, 2 * (image.width - width))
-    between = (image.width, height) if vertical_first else (width, image.height)
+    is_vertical_first = image.height - height > max(0, 2 * (image.width - width))
+    first_size = (image.width, height) if is_vertical_first else (width, image.height)
     kernel = Image.Resampling[interpolation.upper()]
-    resized = image.resize(between, kernel).resize((width, height), kernel)
-    # half to even, as torchvision's `CenterCrop`
-    left, top = (
-        round((width - size) / 2),
-        round((height - size) / 2),
-    )
+    resized = image.resize(first_size, kernel).resize((width, height), kernel)
+    # Halves round to even, as in torchvision's `CenterCrop`.
+    left = round((width - size) / 2)
+    top = round((height - size) / 2)
     return resized.crop((left, top, left + size, top + size))
 
 
 def _to_rgb(image: Image.Image, background: Colour | None) -> Image.Image:
-    """Returns a new image, of which no more than a strip takes memory in another mode."""
+    """Converts an image strip by strip, so that only a strip takes memory in another mode."""
+    # Refuse modes whose values have no fixed range.
     if 0 in image.size:
         raise ValueError(
             f"an image has {image.width} x {image.height} pixels; expected one at least"
@@ -301,71 +301,76 @@ def _to_rgb(image: Image.Image, background: Colour | None) -> Image.Image:
             raise ValueError(
                 f"a grey image has values from {low} to {high}; expected 16 bit, 0 to 65535"
             )
+
+    # Convert each strip in the same steps.
     rgb = Image.new("RGB", image.size)
-    rows = max(1, _STRIP // image.width)
+    rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(top + rows, image.height))
         strip = image.crop(box)
         if strip.mode == "I" or strip.mode.startswith("I;16"):
-            values, transparent = (
-                np.asarray(strip).astype(np.uint32),
-                strip.info.get("transparency"),
-            )
-            strip = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # v / 257, rounded
-            if transparent is not None:  # a colour marked so becomes an alpha channel
-                strip.putalpha(
-                    Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
-                )
-        if strip.mode == "La":  # from which Pillow makes no RGBA
+            # 16 bit are divided by 257 and rounded, and a transparent grey becomes an alpha channel.
+            transparent = strip.info.get("transparency")
+            values = np.asarray(strip).astype(np.uint32)
+            strip = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+            if transparent is not None:
+                alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+                strip.putalpha(Image.fromarray(alpha))
+        # Pillow does not convert premultiplied grey to RGBA.
+        if strip.mode == "La":
             strip = strip.convert("LA")
         if strip.has_transparency_data:
             strip = strip.convert("RGBA")
             if background is not None:
-                strip = Image.alpha_composite(
-                    Image.new("RGBA", strip.size, (*background, 255)), strip
-                )
+                colour = Image.new("RGBA", strip.size, (*background, 255))
+                strip = Image.alpha_composite(colour, strip)
         rgb.paste(strip.convert("RGB"), box)
     return rgb
 
 
-def _from_array(given: Any) -> Image.Image:
-    """Returns an image whose channels come last, or first, where both could be in arrays last and in tensors first."""
-    of_torch, shape = not isinstance(given, np.ndarray), list(given.shape)
-    dtype = str(given.dtype).removeprefix("torch.")
-    places = [
-        place
-        for place in ((0, -1) if of_torch else (-1, 0))
-        if len(shape) == 3 and shape[place] in (1, 3, 4)
-    ]
-    if dtype != "uint8" or not (places or len(shape) == 2) or 0 in shape:
-        orders = (
-            "[1, 3 or 4, H, W] or [H, W, 1, 3 or 4]"
-            if of_torch
-            else "[H, W, 1, 3 or 4] or [1, 3 or 4, H, W]"
-        )
+def _from_array(pixels: Any) -> Image.Image:
+    """Returns the image of an array, whose channels come last, or of a tensor, whose channels come first.
+
+    The other order is taken if only that is possible.
+    """
+    kind = "array"
+    axes: tuple[int, ...] = (-1, 0)
+    orders = "[H, W, 1, 3 or 4] or [1, 3 or 4, H, W]"
+    if not isinstance(pixels, np.ndarray):
+        kind = "tensor"
+        axes = (0, -1)
+        orders = "[1, 3 or 4, H, W] or [H, W, 1, 3 or 4]"
+    shape = list(pixels.shape)
+    dtype = str(pixels.dtype).removeprefix("torch.")
+    axes = tuple(axis for axis in axes if len(shape) == 3 and shape[axis] in (1, 3, 4))
+    if dtype != "uint8" or not (axes or len(shape) == 2) or 0 in shape:
         raise ValueError(
-            f"an image {'tensor' if of_torch else 'array'} is {dtype} of shape {shape}; expected uint8 (0-255) of "
-            f"shape [H, W], {orders}"
+            f"an image {kind} is {dtype} of shape {shape}; expected uint8 (0-255) of shape [H, W], {orders}"
         )
-    array: np.ndarray = given.detach().cpu().numpy() if of_torch else given
-    if places:
-        array = np.moveaxis(array, places[0], -1)
-    return Image.fromarray(
-        np.ascontiguousarray(array.squeeze(2) if array.shape[2:] == (1,) else array)
-    )
+    array: np.ndarray = pixels.detach().cpu().numpy() if kind == "tensor" else pixels
+    if axes:
+        array = np.moveaxis(array, axes[0], -1)
+        if array.shape[2] == 1:
+            array = array[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _decode_for_server(max_pixels: int, memory: int) -> None:
-    """Answers each image on standard input with its pixels; what takes too much memory or time ends the process."""
-    import resource  # which Windows has not
+    """Answers each image on standard input with its pixels.
 
+    An image that takes too much memory or time ends the process.
+    """
+    # Windows lacks this module.
+    import resource
+
+    # The server ends this process when it is done, not a signal to the whole group.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # sent to the whole group; the server ends this process when it is done
         signal.signal(number, signal.SIG_IGN)
+
+    # Limit what this process takes. Each thread would take memory, and other images have the other cores.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(_NICE)
+    os.nice(_NICENESS)
     Image.init()
-    # each takes memory, and other images have the other cores
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     if HAS_HEIC:
         heif_options.DECODE_THREADS = 1
@@ -373,18 +378,20 @@ def _decode_for_server(max_pixels: int, memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     warnings.simplefilter("ignore")
     Image.MAX_IMAGE_PIXELS = max_pixels
-    while order := sys.stdin.buffer.readline():
-        job = json.loads(order)
+
+    # The signal of the timer ends the process.
+    while line := sys.stdin.buffer.readline():
+        job = json.loads(line)
         content = sys.stdin.buffer.read(job["length"])
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # whose signal ends the process
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         answer: dict[str, Any]
         pixels = b""
         try:
-            check_length(name := f"the image of {len(content)} bytes", len(content), max_pixels)
-            width, height = _opened(content, name, max_pixels).size
-            signal.setitimer(
-                signal.ITIMER_PROF, SECONDS + SECONDS_PER_MEGAPIXEL * width * height / 1e6
-            )
+            name = f"the image of {len(content)} bytes"
+            check_length(name, len(content), max_pixels)
+            width, height = _open_content(content, name, max_pixels).size
+            seconds = SECONDS + SECONDS_PER_MEGAPIXEL * width * height / 1e6
+            signal.setitimer(signal.ITIMER_PROF, seconds)
             image, size = open_reduced(
                 content,
                 job["side"],
@@ -392,11 +399,10 @@ def _decode_for_server(max_pixels: int, memory: int) -> None:
                 background=job["background"],
                 fit=job["fit"],
             )
-            answer, pixels = (
-                {"shape": (image.height, image.width, 3), "size": size},
-                image.tobytes(),
-            )
-            del image, content  # before the next one comes
+            answer = {"shape": (image.height, image.width, 3), "size": size}
+            pixels = image.tobytes()
+            # Free memory before the next image comes.
+            del image, content
         except ValueError as error:
             answer = {"error": str(error)}
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -23,15 +23,19 @@ CPU = torch.device("cpu")
 def load_items(
     get: Callable[[Any], Any], keys: Iterable[Any], *, num_workers: int, device: torch.device = CPU
 ) -> Generator[Any, None, None]:
-    """Yields an item for each key, in order; nothing is drawn from torch's global generator."""
-    workers = min(num_workers, available_cores())  # more would be slower, and PyTorch warns
+    """Yields an item for each key, in order, and draws nothing from torch's global generator."""
+    # More workers than cores would be slower, and PyTorch warns.
+    workers = min(num_workers, available_cores())
     context = None
-    if workers and getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise SystemExit  # in a worker that imports the script of the user again; the main process says why
-    if workers:  # forked from a server without threads: those of Lance would be missing in a fork of this process
+    if workers:
+        # A worker that imports the user's script again ends here, and the main process says why.
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise SystemExit
+        # Workers are forked from a server without threads: a fork of this process would lack the threads of Lance.
         context = multiprocessing.get_context("forkserver")
         preloaded = ("processor.worker_server", "data.batches.captions", "data.batches.examples")
         context.set_forkserver_preload([f"bridgetower.{name}" for name in preloaded])
+
     loader: DataLoader[Any] = DataLoader(
         _Caught(get),
         sampler=keys,
@@ -43,7 +47,8 @@ def load_items(
         multiprocessing_context=context,
     )
     items = iter(loader)
-    started = list(getattr(items, "_workers", ()))  # other threads may have processes of their own
+    # `active_children` would have processes of other threads too.
+    started = list(getattr(items, "_workers", ()))
     try:
         for item in items:
             if isinstance(item, Exception):
@@ -58,18 +63,17 @@ def load_items(
                 'script does under `if __name__ == "__main__":`, or leave out num_workers'
             ) from None
         codes = [worker.exitcode for worker in started if worker.exitcode]
-        ending = (
-            f"was killed by signal {-codes[0]}"
-            if codes and codes[0] < 0
-            else f"ended with status {codes}"
-        )
+        ending = f"ended with status {codes}"
+        if codes and codes[0] < 0:
+            ending = f"was killed by signal {-codes[0]}"
         raise ChildProcessError(
             f"a process that decodes images {ending}; perhaps memory ran short. Start the same command again, a "
             "training run with --resume; fewer workers and smaller batches take less memory"
         ) from error
     finally:
-        del items  # lets the workers end
-        for worker in started:  # and what hangs has to, as it ignores SIGTERM
+        # Without the iterator the workers end. A worker that hangs ignores SIGTERM.
+        del items
+        for worker in started:
             worker.kill()
 
 
@@ -80,10 +84,9 @@ def loaded(
     num_workers: int,
     device: torch.device = CPU,
 ) -> Iterator[Shaped[Tensor, "b ..."]]:
-    """Yields batches of what `load` makes of their items."""
-    return load_items(
-        partial(_stacked, load), batches, num_workers=min(num_workers, len(batches)), device=device
-    )
+    """Loads the items of each batch and yields them as one tensor."""
+    workers = min(num_workers, len(batches))
+    return load_items(partial(_stacked, load), batches, num_workers=workers, device=device)
 
 
 def _stacked(load: Callable[[Any], Tensor], batch: Sequence[Any]) -> Tensor:
@@ -91,21 +94,22 @@ def _stacked(load: Callable[[Any], Tensor], batch: Sequence[Any]) -> Tensor:
 
 
 def _follow_main_process(worker: int) -> None:
-    """Leaves it to the main process to stop, also where a signal is sent to the whole group, and ends with it."""
+    """Ignores signals, which a launcher sends to the whole group, and ends the worker with the main process."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    Thread(target=_end_with_main_process, daemon=True).start()
 
+    # PyTorch waits for the server that forked this process, which lives as long as this process.
+    def end_with_main_process() -> None:
+        main_process = multiprocessing.parent_process()
+        if main_process is not None:
+            main_process.join()
+            os._exit(0)
 
-def _end_with_main_process() -> None:
-    main_process = multiprocessing.parent_process()
-    if main_process is not None:
-        main_process.join()  # PyTorch looks at the server that forked this process, which lives as long as this one
-        os._exit(0)
+    Thread(target=end_with_main_process, daemon=True).start()
 
 
 class _Caught(Dataset[Any]):
-    """Items by key; an error is handed over as an item, since torch would wrap it into a traceback."""
+    """Items by key. Errors are items too, since torch would wrap them into a traceback."""
 
     def __init__(self, get: Callable[[Any], Any]) -> None:
         self.get = get

@@ -1,4 +1,4 @@
-"""Images to pixel values and texts to token ids, with the settings that travel with a checkpoint."""
+"""Turns images into pixel values and texts into token ids, with the settings of a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from bridgetower.processor.images import open_reduced
 from bridgetower.processor.text import (
     Special,
     TextBatch,
-    encode,
+    encode_texts,
     find_tokenizer,
     load_tokenizer,
     special_tokens,
@@ -52,7 +52,7 @@ Truncation = Literal[False, True, "do_not_truncate", "longest_first", "only_firs
 
 @dataclass(frozen=True, kw_only=True)
 class Resized:
-    """An image from `Processor.prepare` at the model's size, and the size that it had upright; accepted as an image."""
+    """An image from `Processor.prepare` at the model's size, with its full size upright. It is accepted as an image."""
 
     pixels: UInt8[Tensor, "3 h w"] = field(repr=False)
     width: int
@@ -82,59 +82,61 @@ Images: TypeAlias = Annotated[
 Texts: TypeAlias = Annotated[str | Iterable[str], Expected("a text or a list of texts")]
 
 
-def is_image(given: object) -> bool:
-    """Whether something is one image, not several; an array or a tensor of four axes is a batch of them."""
-    if isinstance(given, np.ndarray | Tensor):
-        return given.ndim != 4
-    in_memory = isinstance(given, bytes | bytearray | memoryview | Image.Image | Resized)
-    return in_memory or isinstance(given, str | os.PathLike) or hasattr(given, "read")
+_SINGLE_IMAGES = (bytes, bytearray, memoryview, Image.Image, Resized, str, os.PathLike)
+
+
+def is_image(value: object) -> bool:
+    """Whether a value is one image; an array or a tensor of four axes is a batch of images."""
+    if isinstance(value, np.ndarray | Tensor):
+        return value.ndim != 4
+    return isinstance(value, _SINGLE_IMAGES) or hasattr(value, "read")
 
 
 def image_list(images: Images) -> list[ImageLike]:
     """Returns one image or several as a list."""
-    return _several(images, is_image(images), "images")
+    return _as_list(images, is_image(images), "images")
 
 
 def text_list(texts: Texts) -> list[str]:
     """Returns one text or several as a list."""
-    return _several(texts, isinstance(texts, str), "texts")
+    return _as_list(texts, isinstance(texts, str), "texts")
 
 
-def _several(given: Any, is_one: bool, what: str) -> list[Any]:
-    if not (found := [given] if is_one else list(given)):
-        raise ValueError(f"no {what} given; expected at least one")
-    return found
+def _as_list(inputs: Any, is_single: bool, kind: str) -> list[Any]:
+    items = [inputs] if is_single else list(inputs)
+    if not items:
+        raise ValueError(f"no {kind} given; expected at least one")
+    return items
 
 
 def pair_lists(
     images: Images, texts: Texts, advice: str = "", *, images_2: Images | None = None
 ) -> tuple[list[ImageLike], list[str], list[ImageLike] | None]:
-    """Returns as many images as texts; a single one goes with all of the others."""
+    """Returns as many images as texts, and repeats a single image or text for all."""
     lists: dict[str, list[Any]] = {"images": image_list(images)}
-    lists |= {} if images_2 is None else {"second images": image_list(images_2)}
+    if images_2 is not None:
+        lists["second images"] = image_list(images_2)
     lists["texts"] = text_list(texts)
     count = max(map(len, lists.values()))
-    if any(len(given) not in (1, count) for given in lists.values()):
-        *others, last = (f"{len(given)} {name}" for name, given in lists.items())
+    if any(len(items) not in (1, count) for items in lists.values()):
+        *counts, last_count = (f"{len(items)} {name}" for name, items in lists.items())
         raise ValueError(
-            f"{', '.join(others)} and {last}; expected one text per image, or one of either{advice}"
+            f"{', '.join(counts)} and {last_count}; expected one text per image, or one of either{advice}"
         )
-    aligned = {name: given * count if len(given) == 1 else given for name, given in lists.items()}
+    aligned = {name: items * count if len(items) == 1 else items for name, items in lists.items()}
     return aligned["images"], aligned["texts"], aligned.get("second images")
 
 
 def either_lists(
     images: ImageLike | Iterable[ImageLike | None] | None, texts: Texts | None, blank: ImageLike
 ) -> tuple[list[ImageLike], list[str]]:
-    """Returns as many images as texts, of which one or the other may be missing."""
+    """Returns as many images as texts, with a blank image or an empty text for what is missing."""
     if images is None and texts is None:
         raise ValueError("neither images nor texts given; expected one of them at least")
-    words = [] if texts is None else text_list(texts)
-    several: Any = (
-        [None] * len(words) if images is None else [images] if is_image(images) else images
-    )
-    shown = image_list([blank if image is None else image for image in several])
-    return pair_lists(shown, words or [""])[:2]
+    filled_texts = [""] if texts is None else text_list(texts)
+    items: Any = [images] if images is None or is_image(images) else images
+    filled_images = [blank if image is None else image for image in items]
+    return pair_lists(filled_images, filled_texts)[:2]
 
 
 class ModelInputs(dict[str, Tensor]):
@@ -146,25 +148,28 @@ class ModelInputs(dict[str, Tensor]):
         raise AttributeError(f"no {name} here; there are {', '.join(self)}")
 
     def to(self, device: str | torch.device) -> Self:
-        """Returns them on a device."""
+        """Returns the tensors on a device."""
         return type(self)({name: tensor.to(device) for name, tensor in self.items()})
 
 
 class Processor:
     """Prepares images and texts the way one checkpoint expects them.
 
-    What cannot be used raises ValueError, which names its number, and a file that is missing FileNotFoundError.
+    An image or text that cannot be used raises ValueError, which names its number, and a missing file
+    FileNotFoundError.
 
     Attributes:
         config: The settings.
         tokenizer: From `load_tokenizer` or `train_tokenizer`, with the special tokens of RoBERTa or BERT; it must not
-            be changed afterwards. None if only images are prepared; everything about text then raises ValueError.
+            be changed afterwards. None if only images are prepared; all methods for text then raise ValueError.
     """
 
     def __init__(self, config: ProcessorConfig, tokenizer: Tokenizer | None) -> None:
-        self.config, self.tokenizer = config, tokenizer
+        self.config = config
+        self.tokenizer = tokenizer
         self._special = None if tokenizer is None else special_tokens(tokenizer)
-        self._words: dict[int, str] = {}  # that `word` has decoded
+        # Decoded tokens by id.
+        self._words: dict[int, str] = {}
 
     @property
     def pad_token_id(self) -> int:
@@ -188,20 +193,21 @@ class Processor:
 
     @cached_property
     def vocab_size(self) -> int:
-        """Rows that an embedding needs: one more than the largest token id, special and added ones included."""
+        """Rows that an embedding needs, for all token ids with special and added tokens."""
         return 1 + max(self._text[0].get_vocab(with_added_tokens=True).values())
 
     @cached_property
     def continues_word(self) -> Bool[Tensor, " v"]:
-        """True at the ids of tokens that carry on the word before them; after the start token a word begins."""
+        """True at the ids of tokens that continue a word."""
         tokenizer, special, _ = self._text
         tokens = map(tokenizer.id_to_token, range(self.vocab_size))
         if isinstance(tokenizer.model, WordPiece):
             return torch.tensor([token is not None and token.startswith("##") for token in tokens])
-        others = (None, *special)
-        spaces = ("Ġ", "▁")  # of byte-level BPE and sentencepiece
+        # In byte-level BPE and sentencepiece, a token with a space begins a word.
+        wordless = (None, *special)
+        spaces = ("Ġ", "▁")
         return torch.tensor(
-            [token not in others and not token.startswith(spaces) for token in tokens]
+            [token not in wordless and not token.startswith(spaces) for token in tokens]
         )
 
     @checked
@@ -219,7 +225,7 @@ class Processor:
 
         Args:
             images, text: One or several.
-            padding: Fill texts up to the longest of them, or with `max_length` to that many tokens.
+            padding: Fill texts up to the longest text, or with `max_length` to that many tokens.
             truncation: Cut texts that are too long.
             max_length: Longest text in tokens; None: the model's.
             return_tensors: Of PyTorch, in any case.
@@ -230,43 +236,45 @@ class Processor:
         """
         if images is None and text is None:
             raise ValueError("neither images nor text given; expected one of them at least")
-        found = ModelInputs()
+        inputs = ModelInputs()
         if images is not None:
             pixel_values = self.images(image_list(images))
             mask = pixel_values.new_ones(pixel_values[:, 0].shape, dtype=torch.long)
-            found.update(pixel_values=pixel_values, pixel_mask=mask)
+            inputs.update(pixel_values=pixel_values, pixel_mask=mask)
         if text is not None:
-            most, truncate = self.config.max_length, truncation not in (False, "do_not_truncate")
-            limit = most if max_length is None else max_length
-            if not 3 <= limit <= most:
+            model_limit = self.config.max_length
+            limit = model_limit if max_length is None else max_length
+            if not 3 <= limit <= model_limit:
                 raise ValueError(
-                    f"max_length is {limit}; expected 3 to {most}, the longest that this model takes"
+                    f"max_length is {limit}; expected 3 to {model_limit}, the longest that this model takes"
                 )
             if self.tokenizer is None:
                 raise ValueError(
                     "this processor has no tokenizer; give images alone, or a model's processor"
                 )
+            texts = text_list(text)
+            truncate = truncation not in (False, "do_not_truncate")
             try:
-                ids = encode(self.tokenizer, text_list(text), max_length=limit, truncate=truncate)
+                ids = encode_texts(self.tokenizer, texts, max_length=limit, truncate=truncate)
+            # The argument has another name here.
             except ValueError as error:
                 raise ValueError(str(error).replace("truncate=True", "truncation=True")) from error
             if padding in (False, "do_not_pad") and len({len(row) for row in ids}) > 1:
                 raise ValueError(
                     "the texts have different numbers of tokens; pass padding=True to fill them up"
                 )
-            batch = self.pad(ids)
-            mask = (
-                torch.ones_like(batch.input_ids)
-                if batch.attention_mask is None
-                else batch.attention_mask
-            )
-            missing = (0, limit - mask.shape[1] if padding == "max_length" else 0)
-            found["input_ids"] = F.pad(batch.input_ids, missing, value=self.pad_token_id)
-            found["attention_mask"] = F.pad(mask, missing)
-        return found
+            input_ids, attention_mask = self.pad(ids)
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            if padding == "max_length":
+                missing = (0, limit - input_ids.shape[1])
+                input_ids = F.pad(input_ids, missing, value=self.pad_token_id)
+                attention_mask = F.pad(attention_mask, missing)
+            inputs.update(input_ids=input_ids, attention_mask=attention_mask)
+        return inputs
 
     def images(self, images: Sequence[ImageLike], *, first: int = 0) -> Float[Tensor, "b 3 h w"]:
-        """Opens, resizes and normalises images; in errors they are numbered from `first` on."""
+        """Opens, resizes and normalises images, which errors number from `first` on."""
         if is_image(images):
             raise ValueError(
                 f"one image ({type(images).__name__}) where a list of images is expected; pass [image]"
@@ -275,18 +283,19 @@ class Processor:
         return self.normalise(torch.stack(pixels))
 
     def resize_numbered(self, item: tuple[int, ImageLike]) -> UInt8[Tensor, "3 h w"]:
-        """Returns `resize` of an image that comes with its number, which errors name."""
+        """Calls `resize` on an image with its number, which errors name."""
+        number, image = item
         try:
-            return self.resize(item[1])
+            return self.resize(image)
         except ValueError as error:
-            raise ValueError(f"image {item[0]}: {error}") from error
+            raise ValueError(f"image {number}: {error}") from error
 
     def resize(self, image: ImageLike) -> UInt8[Tensor, "3 h w"]:
-        """Opens one image and brings it to the model's size: all that comes before `normalise`."""
+        """Opens one image and resizes it to the model's size, for `normalise`."""
         return self.prepare(image).pixels
 
     def prepare(self, image: ImageLike, *, decode: Callable[..., Any] = open_reduced) -> Resized:
-        """Opens one image as `resize` does and keeps how large it was; one that was prepared is returned as it is."""
+        """Opens one image as `resize` does and keeps its full size. A prepared image is returned as it is."""
         config = self.config
         if isinstance(image, Resized):
             expected = [3, config.image_size, config.image_size]
@@ -297,81 +306,83 @@ class Processor:
             return image
         side = FAST_MARGIN * config.resize_edge if config.fast_decode else None
         fit = (config.image_size, config.interpolation, config.profile == "official-pretrain")
-        by_pil = config.profile != "hf"  # which PyTorch resizes
+        is_by_torch = config.profile == "hf"
         opened, (width, height) = decode(
-            image, side, background=config.background, fit=fit if by_pil else None
+            image, side, background=config.background, fit=None if is_by_torch else fit
         )
-        # whose channels come last in memory, which PyTorch resizes in a third of the time
+        # PyTorch resizes pixels whose channels come last in memory in a third of the time.
         pixels = to_tensor(opened)
-        pixels = pixels if by_pil else _letterboxed(pixels, config)
+        if is_by_torch:
+            pixels = _letterboxed(pixels, config)
         return Resized(pixels=pixels.contiguous(), width=width, height=height)
 
     def blank_image(self) -> Resized:
-        """Returns what stands where an image is missing: an image of the mean colour, which becomes about 0."""
+        """Returns an image of the mean colour, which becomes about 0, for examples without an image."""
         side = self.config.image_size
-        colour = torch.tensor(
-            [round(255 * mean) for mean in self.config.image_mean], dtype=torch.uint8
-        )
-        return Resized(
-            pixels=colour[:, None, None].expand(3, side, side).contiguous(), width=side, height=side
-        )
+        levels = [round(255 * mean) for mean in self.config.image_mean]
+        colour = torch.tensor(levels, dtype=torch.uint8)
+        pixels = colour[:, None, None].expand(3, side, side).contiguous()
+        return Resized(pixels=pixels, width=side, height=side)
 
     def normalise(self, pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Maps a batch of resized images to (v/255 - mean) / std; `images` is this after `resize`."""
+        """Maps a batch of resized images to (v/255 - mean) / std, the last step of `images`."""
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
             shape = list(pixels.shape)
             raise ValueError(
                 f"pixels are {pixels.dtype} of shape {shape}; expected uint8 [batch, 3, h, w]"
             )
-        # The factor 255 sits in them, as in transformers, which is equal bit for bit.
+        # Mean and standard deviation have the factor 255, as in transformers, so that values are equal bit for bit.
         mean = _times_255(self.config.image_mean, pixels.device)
         std = _times_255(self.config.image_std, pixels.device)
         return pixels.to(torch.float32).sub_(mean).div_(std)
 
     def texts(self, texts: Sequence[str], *, truncate: bool = False) -> TextBatch:
-        """Tokenises texts and pads them to the longest of them; `truncate` cuts those above `config.max_length`."""
+        """Tokenises texts and pads them to the longest text. `truncate` cuts texts above `config.max_length`."""
         return self.pad(self.token_ids(texts, truncate=truncate))
 
     def token_ids(
         self, texts: Sequence[str], *, truncate: bool = False, first: int = 0
     ) -> list[list[int]]:
-        """Tokenises texts, with start and end token, without padding; in errors they are numbered from `first` on."""
-        return encode(
-            self._text[0], texts, max_length=self.config.max_length, truncate=truncate, first=first
-        )
+        """Tokenises texts, with start and end token, without padding. Errors number them from `first` on."""
+        limit = self.config.max_length
+        return encode_texts(self._text[0], texts, max_length=limit, truncate=truncate, first=first)
 
     def pair_ids(self, texts: Sequence[Sequence[str]]) -> list[list[int]]:
-        """Tokenises single texts or pairs of them, without padding; of pairs the longer text is cut first, then both.
+        """Tokenises single texts or pairs of texts, without padding. Of a pair the longer text is cut first, then both.
 
-        They are joined as `<s> A </s></s> B </s>` or `[CLS] A [SEP] B [SEP]`.
+        Pairs are joined as `<s> A </s></s> B </s>` or `[CLS] A [SEP] B [SEP]`.
         """
+        # All texts are encoded at once.
         tokenizer, _, special = self._text
-        flat = encode(
-            tokenizer, [text for parts in texts for text in parts], max_length=sys.maxsize
-        )
+        all_texts = [text for example in texts for text in example]
+        encoded = iter(encode_texts(tokenizer, all_texts, max_length=sys.maxsize))
         with tokenizers_errors("the tokenizer cannot encode a pair of empty texts"):
-            between = [special.eos] * max(1, len(tokenizer.encode("", "").ids) - 2)
-        encoded, limit = iter(flat), self.config.max_length
-        room, joined = limit - 2 - len(between), list[list[int]]()
-        for parts in texts:
-            if len(parts) > 2:
+            separator = [special.eos] * max(1, len(tokenizer.encode("", "").ids) - 2)
+        limit = self.config.max_length
+        joined = list[list[int]]()
+        for example in texts:
+            if len(example) > 2:
                 raise ValueError(
-                    f"an example has {len(parts)} texts; expected one or two: join them, or choose one"
+                    f"an example has {len(example)} texts; expected one or two: join them, or choose one"
                 )
-            ids, *others = [next(encoded) for _ in parts]
-            if others:
-                a, b = ids[1:-1], others[0][1:-1]
-                shorter, longer = sorted((len(a), len(b)))
+            ids, *second_ids = [next(encoded) for _ in example]
+            if second_ids:
+                # The shorter text keeps up to half of the room, and the longer text has the remainder.
+                first = ids[1:-1]
+                second = second_ids[0][1:-1]
+                shorter, longer = sorted((len(first), len(second)))
+                room = limit - 2 - len(separator)
                 if shorter + longer > room:
                     shorter = min(shorter, room // 2)
                     longer = room - shorter
-                kept = (longer, shorter) if len(a) > len(b) else (shorter, longer)
-                ids = [special.bos, *a[: kept[0]], *between, *b[: kept[1]], special.eos]
+                sizes = (longer, shorter) if len(first) > len(second) else (shorter, longer)
+                ids = [special.bos, *first[: sizes[0]], *separator, *second[: sizes[1]]]
+                ids.append(special.eos)
             joined.append(ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]])
         return joined
 
     def pad(self, ids: Sequence[Sequence[int]]) -> TextBatch:
-        """Fills lists of ids up to the longest of them, on the right."""
+        """Fills lists of ids up to the longest list, on the right."""
         if not ids or not all(ids):
             raise ValueError(
                 f"{len(ids)} lists of token ids, some without a token; expected at least one, none empty"
@@ -387,30 +398,28 @@ class Processor:
     ) -> str:
         """Turns the ids of one text back into a string."""
         with tokenizers_errors("the tokenizer cannot decode these ids"):
-            return self._text[0].decode(
-                [int(number) for number in ids], skip_special_tokens=skip_special_tokens
-            )
+            numbers = [int(number) for number in ids]
+            return self._text[0].decode(numbers, skip_special_tokens=skip_special_tokens)
 
     def word(self, token_id: int) -> str:
-        """Returns a single token as it stands in a text."""
-        word = self._words.get(token_id)
-        if word is None:
-            word = self._words[token_id] = self.decode([token_id]).strip()
-        return word
+        """Returns a single token as text."""
+        if token_id not in self._words:
+            self._words[token_id] = self.decode([token_id]).strip()
+        return self._words[token_id]
 
     def with_image_size(self, image_size: int) -> Processor:
         """Returns a processor for another image size, with the same tokenizer."""
         edge = self.config.shortest_edge
-        if edge == image_size:  # as of a larger model's settings with transformers' default crop
-            return Processor(
-                replace(self.config, image_size=image_size, shortest_edge=None), self.tokenizer
-            )
+        # A larger model's settings with transformers' default crop have the new size as their edge.
+        if edge == image_size:
+            edge = None
         if edge is not None and image_size != self.config.image_size:
             raise ValueError(
                 f"shortest_edge {edge} was set apart from image_size {self.config.image_size}; choose both with "
                 f"dataclasses.replace(config, image_size={image_size}, shortest_edge=...)"
             )
-        return Processor(replace(self.config, image_size=image_size), self.tokenizer)
+        config = replace(self.config, image_size=image_size, shortest_edge=edge)
+        return Processor(config, self.tokenizer)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes `tokenizer.json`, then `processor.json`, each atomically."""
@@ -435,9 +444,8 @@ class Processor:
                 "with version, tokenizer and config"
             )
         config = from_plain(ProcessorConfig, values["config"], "processor config")
-        return cls(
-            config, load_tokenizer(path.with_name(_TOKENIZER_FILE)) if values["tokenizer"] else None
-        )
+        file = path.with_name(_TOKENIZER_FILE)
+        return cls(config, load_tokenizer(file) if values["tokenizer"] else None)
 
     @classmethod
     def from_huggingface(
@@ -456,7 +464,8 @@ class Processor:
 
     def save_huggingface(self, folder: str | os.PathLike[str]) -> None:
         """Writes preprocessor_config.json, tokenizer.json, tokenizer_config.json for transformers' AutoProcessor."""
-        target, settings = Path(folder), huggingface.image_settings(self.config)
+        target = Path(folder)
+        settings = huggingface.image_settings(self.config)
         if (target / "processor_config.json").exists():
             raise ValueError(
                 f"{target} has a processor_config.json, which would win over the new files; remove it first"
@@ -489,7 +498,8 @@ class Processor:
 
 @lru_cache(maxsize=64)
 def _times_255(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "3 1 1"]:
-    with torch.inference_mode(False):  # what is made in that mode could not be used in training
+    # Tensors made in inference mode could not be used in training.
+    with torch.inference_mode(False):
         return to_device((torch.tensor(values) * 255.0)[:, None, None], device)
 
 
@@ -500,13 +510,15 @@ def to_tensor(image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, 
 
 
 def _letterboxed(image: UInt8[Tensor, "3 h w"], config: ProcessorConfig) -> UInt8[Tensor, "3 s s"]:
-    """As transformers' torchvision backend: bicubic on the uint8 tensor (PIL differs by a level here and there).
+    """Resizes as transformers' torchvision backend, bicubic on the uint8 tensor.
 
-    The short side is scaled, the long side limited, both are cut to multiples of a divisor, then cropped or filled with
-    black to a square. Odd differences leave the smaller part left and above, unlike torchvision's `center_crop`.
+    PIL differs by a level here and there. The short side is scaled, the long side limited, both are cut to multiples of
+    a divisor, then cropped or filled with black to a square. Odd differences leave the smaller margin left and above,
+    unlike torchvision's `center_crop`.
     """
     height, width = image.shape[-2:]
-    edge, divisor, size = config.resize_edge, config.resize_divisor, config.image_size
+    edge = config.resize_edge
+    divisor = config.resize_divisor
     scale = edge / min(height, width)
     exact = (edge, scale * width) if height < width else (scale * height, edge)
     shrink = min(1.0, int(_LONG_SIDE * edge) / max(exact))
@@ -516,8 +528,11 @@ def _letterboxed(image: UInt8[Tensor, "3 h w"], config: ProcessorConfig) -> UInt
             f"an image of {width}x{height} is too elongated for profile 'hf': its short side shrinks below "
             f"{divisor} px and is cut to 0; crop it first or use profile 'official-pretrain'"
         )
-    scaled = F.interpolate(image[None], (rows, columns), mode=config.interpolation, antialias=True)[
-        0
-    ]
-    left, top = int((size - columns) / 2), int((size - rows) / 2)  # below 0 where it is cropped
+    (scaled,) = F.interpolate(
+        image[None], (rows, columns), mode=config.interpolation, antialias=True
+    )
+    # Margins are negative where the image is cropped.
+    size = config.image_size
+    left = int((size - columns) / 2)
+    top = int((size - rows) / 2)
     return F.pad(scaled, [left, size - columns - left, top, size - rows - top])

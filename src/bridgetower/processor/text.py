@@ -1,4 +1,4 @@
-"""Tokenizers: read from the files that checkpoints ship, or trained; and how they turn texts into token ids."""
+"""Reads tokenizers from the files of checkpoints, trains them, and turns texts into token ids."""
 
 from __future__ import annotations
 
@@ -21,19 +21,26 @@ from bridgetower.files import json_object, read_bytes, read_json
 
 _T = TypeVar("_T")
 
-_NAMES_IN_CONFIG = {
+# Roles of special tokens by their names in config files.
+_TOKEN_ROLES = {
     "bos_token": "bos",
     "cls_token": "bos",
     "eos_token": "eos",
     "sep_token": "eos",
-} | {f"{name}_token": name for name in ("pad", "unk", "mask")}
-_MOST_GROWTH = 1000  # of a text by what replaces its parts
-_CHARACTERS = 16  # of a text that are read first for each token that may be kept
-_WORDS = 16  # before a cut, that may be split in another way than in the whole text
+    "pad_token": "pad",
+    "unk_token": "unk",
+    "mask_token": "mask",
+}
+# A normaliser may make a text at most this many times longer.
+_MAX_GROWTH = 1000
+# Of a text that is cut, so many characters are read first for each token.
+_CHARACTERS_PER_TOKEN = 16
+# So many words before the end of an incomplete text may be split in another way than in the whole text.
+_UNCERTAIN_WORDS = 16
 
 
 class TextBatch(NamedTuple):
-    """Texts as the model takes them; the mask is 1 on tokens, 0 on padding, None if nothing is padded."""
+    """Texts as the model takes them. The mask is 1 on tokens, 0 on padding, and None without padding."""
 
     input_ids: Int[Tensor, "b l"]
     attention_mask: Int[Tensor, "b l"] | None
@@ -54,12 +61,12 @@ BERT = Special(bos="[CLS]", pad="[PAD]", eos="[SEP]", unk="[UNK]", mask="[MASK]"
 
 
 def _ids_of(tokens: Special[str], tokenizer: Tokenizer) -> Special[int]:
-    known = {token: tokenizer.token_to_id(token) for token in tokens}
-    found = [number for number in known.values() if number is not None]
-    if len(found) < len(tokens):
-        missing = ", ".join(token for token, number in known.items() if number is None)
-        raise ValueError(f"the vocabulary lacks {missing}; expected all of {', '.join(tokens)}")
-    return Special(*found)
+    ids = [tokenizer.token_to_id(token) for token in tokens]
+    missing = [token for token, number in zip(tokens, ids, strict=True) if number is None]
+    if missing:
+        expected = ", ".join(tokens)
+        raise ValueError(f"the vocabulary lacks {', '.join(missing)}; expected all of {expected}")
+    return Special(*(number for number in ids if number is not None))
 
 
 def special_tokens(tokenizer: Tokenizer) -> tuple[Special[str], Special[int]]:
@@ -68,30 +75,30 @@ def special_tokens(tokenizer: Tokenizer) -> tuple[Special[str], Special[int]]:
         raise ValueError(
             "the tokenizer pads or cuts by itself; call its no_padding() and no_truncation() first"
         )
-    usual, other = (
-        (BERT, ROBERTA) if tokenizer.token_to_id(BERT.bos) is not None else (ROBERTA, BERT)
-    )
 
-    def spelled(token: str, rare: str) -> str:
-        return (
-            rare
-            if tokenizer.token_to_id(token) is None and tokenizer.token_to_id(rare) is not None
-            else token
+    # A vocabulary may spell some tokens as BERT does and others as RoBERTa does.
+    def is_known(token: str) -> bool:
+        return tokenizer.token_to_id(token) is not None
+
+    spellings = (BERT, ROBERTA) if is_known(BERT.bos) else (ROBERTA, BERT)
+    tokens = Special(
+        *(
+            other if is_known(other) and not is_known(usual) else usual
+            for usual, other in zip(*spellings, strict=True)
         )
-
-    found = Special(*map(spelled, usual, other))
-    ids = _ids_of(found, tokenizer)
+    )
+    ids = _ids_of(tokens, tokenizer)
     with tokenizers_errors("the tokenizer cannot encode an empty text"):
         added = tokenizer.encode("").ids
     if added != [ids.bos, ids.eos]:
         raise ValueError(
-            f"the tokenizer puts {added} around a text, expected {found.bos} {ids.bos} and {found.eos} {ids.eos}; "
+            f"the tokenizer puts {added} around a text, expected {tokens.bos} {ids.bos} and {tokens.eos} {ids.eos}; "
             "set its post_processor"
         )
-    return found, ids
+    return tokens, ids
 
 
-def encode(
+def encode_texts(
     tokenizer: Tokenizer,
     texts: Sequence[str],
     *,
@@ -99,69 +106,72 @@ def encode(
     truncate: bool = False,
     first: int = 0,
 ) -> list[list[int]]:
-    """Turns texts into ids with start and end token; of a text that is to be cut, no more is read than needed."""
+    """Turns texts into ids with start and end token, and reads no more than needed of a text that is cut."""
     check_texts(texts)
     with tokenizers_errors("the tokenizer cannot encode these texts"):
-        read = _CHARACTERS * max_length if truncate else sys.maxsize
-        long = max(map(len, texts)) > read
-        several = tokenizer.encode_batch if long else tokenizer.encode_batch_fast  # without words
-        beginnings = several([text[:read] for text in texts])
+        # Read the beginning of each text. The fast method does not tell words.
+        num_characters = _CHARACTERS_PER_TOKEN * max_length if truncate else sys.maxsize
+        cut = [row for row, text in enumerate(texts) if len(text) > num_characters]
+        encode_batch = tokenizer.encode_batch if cut else tokenizer.encode_batch_fast
+        beginnings = encode_batch([text[:num_characters] for text in texts])
         encoded = [encoding.ids for encoding in beginnings]
-        cut = [row for row, text in enumerate(texts) if len(text) > read]
-        whole = [row for row in cut if not _suffices(beginnings[row], max_length)]
-        for number, encoding in zip(
-            whole, tokenizer.encode_batch_fast([texts[row] for row in whole]), strict=True
-        ):
-            encoded[number] = encoding.ids
-    for number, ids in enumerate(encoded):
+
+        # Read all of the texts whose beginning does not tell the tokens.
+        rows = [row for row in cut if not _suffices(beginnings[row], max_length)]
+        full = tokenizer.encode_batch_fast([texts[row] for row in rows])
+        for row, encoding in zip(rows, full, strict=True):
+            encoded[row] = encoding.ids
+
+    # Cut what is longer than the limit.
+    for row, ids in enumerate(encoded):
         if len(ids) <= max_length:
             continue
         if not truncate:
             raise ValueError(
-                f"text {first + number}, {_start(texts[number])}, has {len(ids)} tokens, the limit is {max_length}; "
+                f"text {first + row}, {_quoted(texts[row])}, has {len(ids)} tokens, the limit is {max_length}; "
                 "shorten it, or pass truncate=True to cut it"
             )
-        encoded[number] = [*ids[: max_length - 1], ids[-1]]
+        encoded[row] = [*ids[: max_length - 1], ids[-1]]
     return encoded
 
 
 def _suffices(beginning: Encoding, max_length: int) -> bool:
-    """Whether the tokens that are kept are of words that end well before the end of a part of a text."""
+    """Whether the first tokens belong to words that end well before the end of the beginning of a text."""
     if len(beginning.ids) <= max_length:
         return False
+    # The end token belongs to no word.
     words = beginning.word_ids
-    # the last token is the end token, which belongs to no word
-    kept, last = (
-        words[max_length - 2],
-        words[-2],
-    )
-    return kept is not None and last is not None and kept + _WORDS < last
+    cut_word = words[max_length - 2]
+    last_word = words[-2]
+    if cut_word is None or last_word is None:
+        return False
+    return cut_word + _UNCERTAIN_WORDS < last_word
 
 
 @contextmanager
-def tokenizers_errors(what: str) -> Iterator[None]:
-    """Makes every failure of `tokenizers`, panics included, a ValueError of one line; without threads, an OSError."""
+def tokenizers_errors(problem: str) -> Iterator[None]:
+    """Turns failures of `tokenizers`, panics included, into ValueError, or into OSError if it gets no threads."""
     try:
         yield
     except BaseException as error:
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         reason = str(error).partition("\n")[0]
-        # of rayon, which the tokenizer's files have no part in
+        # rayon reports a lack of threads, for which the files are not to blame.
         if "ThreadPoolBuildError" in reason:
             raise OSError(
                 f"the tokenizer cannot start its threads ({reason}); allow this process more memory and threads, or "
                 "set TOKENIZERS_PARALLELISM=false"
             ) from error
         raise ValueError(
-            f"{what} ({reason}); copy the files of the tokenizer again, or use another one"
+            f"{problem} ({reason}); copy the files of the tokenizer again, or use another one"
         ) from error
 
 
 def check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
         raise ValueError(
-            f"one text, {_start(texts)}, where a list of texts is expected; pass [text]"
+            f"one text, {_quoted(texts)}, where a list of texts is expected; pass [text]"
         )
     if len(texts) == 0:
         raise ValueError("no texts given; expected at least one")
@@ -172,11 +182,11 @@ def check_texts(texts: Sequence[str]) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"text {number}, {_start(text)}, holds half a surrogate pair; expected valid Unicode"
+                f"text {number}, {_quoted(text)}, holds half a surrogate pair; expected valid Unicode"
             ) from error
 
 
-def _start(text: str) -> str:
+def _quoted(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:60] + "…")
 
 
@@ -189,26 +199,29 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
             "other files transformers makes a tokenizer.json, AutoTokenizer.from_pretrained(A).save_pretrained(B)"
         )
     folder = path.parent
+
+    # RoBERTa has a vocabulary and merges.
     if path.name == "vocab.json":
         merges_file = path.with_name("merges.txt")
         if not merges_file.is_file():
             raise FileNotFoundError(
                 f"{path} needs merges.txt beside it; copy both files of the tokenizer"
             )
-        settings = _settings(folder, ROBERTA)
-        mask, prefix = settings.get("mask_token"), settings.get("add_prefix_space") or False
-        lstrip = mask.get("lstrip", False) if isinstance(mask, dict) else True
-        with _reading(folder):
+        settings = _tokenizer_settings(folder, ROBERTA)
+        mask = settings.get("mask_token")
+        with _tokenizer_file_errors(folder):
             return _roberta(
                 *BPE.read_file(str(path), str(merges_file)),
-                add_prefix_space=prefix,
-                mask_lstrip=lstrip,
+                add_prefix_space=settings.get("add_prefix_space") or False,
+                mask_lstrip=mask.get("lstrip", False) if isinstance(mask, dict) else True,
             )
+
+    # BERT has a vocabulary, a token a line.
     if path.name == "vocab.txt":
-        settings = _settings(folder, BERT)
+        settings = _tokenizer_settings(folder, BERT)
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         vocab = {token: number for number, token in enumerate(lines)}
-        with _reading(path):
+        with _tokenizer_file_errors(path):
             _ids_of(BERT, Tokenizer(WordPiece(vocab, unk_token=BERT.unk)))
             bert = BertWordPieceTokenizer(
                 vocab,
@@ -217,22 +230,25 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
                 lowercase=settings.get("do_lower_case") is not False,
             )
             return Tokenizer.from_str(bert.to_str())
+
+    # A tokenizer.json has everything.
     content = read_bytes(path)
-    with _reading(path):
+    with _tokenizer_file_errors(path):
         tokenizer = Tokenizer.from_str(content.decode())
-    # No normaliser may make long texts of short ones: several in turn could make any amount of one letter.
-    growth, waiting = 1, [json_object(content, path).get("normalizer")]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict):
-            waiting += part.values()
-            texts = ("x", part.get("content"), part.get("prepend"))
+    # Normalisers in turn could make any amount of text of one letter.
+    growth = 1
+    pending = [json_object(content, path).get("normalizer")]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.values()
+            texts = ("x", value.get("content"), value.get("prepend"))
             growth *= max(len(text) for text in texts if isinstance(text, str))
-        elif isinstance(part, list):
-            waiting += part
-        if growth > _MOST_GROWTH:
+        elif isinstance(value, list):
+            pending += value
+        if growth > _MAX_GROWTH:
             raise ValueError(
-                f"{path} makes texts more than {_MOST_GROWTH} times as long; use another tokenizer"
+                f"{path} makes texts more than {_MAX_GROWTH} times as long; use another tokenizer"
             )
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -240,7 +256,7 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
 
 
 @contextmanager
-def _reading(source: Path) -> Iterator[None]:
+def _tokenizer_file_errors(source: Path) -> Iterator[None]:
     with tokenizers_errors(f"{source} does not hold a valid tokenizer"):
         try:
             yield
@@ -281,7 +297,10 @@ def _roberta(
     add_prefix_space: bool = False,
     mask_lstrip: bool = True,
 ) -> Tokenizer:
-    """GPT-2's byte-level BPE between `<s>` and `</s>`; `<mask>` swallows the space before it, as in fairseq."""
+    """Builds GPT-2's byte-level BPE between `<s>` and `</s>`.
+
+    `<mask>` takes the space before it, as in fairseq.
+    """
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
@@ -297,25 +316,23 @@ def _roberta(
     return tokenizer
 
 
-def _settings(folder: Path, expected: Special[str]) -> dict[str, Any]:
+def _tokenizer_settings(folder: Path, expected: Special[str]) -> dict[str, Any]:
     """Merges the tokenizer's side files and refuses special tokens that would be ignored."""
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             settings |= read_json(folder / name)
-    for key, role in _NAMES_IN_CONFIG.items():
-        given = settings.get(key)
-        content, usual = (
-            given.get("content") if isinstance(given, dict) else given,
-            getattr(expected, role),
-        )
-        if content not in (None, usual):
+    for key, role in _TOKEN_ROLES.items():
+        token = settings.get(key)
+        if isinstance(token, dict):
+            token = token.get("content")
+        usual = getattr(expected, role)
+        if token not in (None, usual):
             raise ValueError(
-                f"{folder} sets {key} to {content!r}, expected {usual!r}; give a tokenizer.json instead"
+                f"{folder} sets {key} to {token!r}, expected {usual!r}; give a tokenizer.json instead"
             )
-    if (folder / "added_tokens.json").is_file() and read_json(
-        folder / "added_tokens.json"
-    ).keys() - set(expected):
+    added = folder / "added_tokens.json"
+    if added.is_file() and read_json(added).keys() - set(expected):
         raise ValueError(
             f"{folder} has added_tokens.json with tokens of its own; give a tokenizer.json instead"
         )
