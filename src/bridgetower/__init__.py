@@ -1,4 +1,4 @@
-"""BridgeTower: embed, match and describe images; train and evaluate the model.
+"""BridgeTower embeds, matches and describes images, and is trained and evaluated here.
 
     model = bridgetower.load("BridgeTower/bridgetower-large-itm-mlm-itc")
     model.embed_images(images); model.embed_texts(texts); model.match(images, texts)

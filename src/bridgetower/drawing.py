@@ -43,7 +43,7 @@ PLAIN: dict[str, Any] = {"parse_math": False}
 
 
 def png(figure: Figure) -> bytes:
-    """Returns the file of a drawing; letters that the font lacks are boxes."""
+    """Returns a drawing as a PNG file, with boxes for letters that the font lacks."""
     content = BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")

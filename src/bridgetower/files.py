@@ -29,14 +29,11 @@ _UNSEEN = re.compile(
 _MARK = ".partial-"  # in the name of every temporary folder
 _LARGEST_JSON = 2**28  # bytes; the largest vocabularies of tokenizers have a tenth
 _LONGEST_MESSAGE = 4000  # characters
-# on the disk, in a quota, in a limit on the size of files
+# Errors of a full disk, a quota, and a limit on the size of files.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-# and the settings that put them elsewhere
-_CACHES = {
-    "features": "feature_cache",
-    "evaluations": "work",
-}
+# Folders in the cache, and the settings that put them elsewhere.
+_CACHES = {"features": "feature_cache", "evaluations": "work"}
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_NAME = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 # In bytes, between two slashes: no file system has longer names.
@@ -79,7 +76,7 @@ def writing(
     """Names what could not be written, which the system's error does not, or names a temporary folder."""
     try:
         yield
-    except NotWrittenError as error:  # of a part of it
+    except NotWrittenError as error:
         raise NotWrittenError(path, error.reason, error.errno) from error
     except failures as error:
         raise NotWrittenError(path, str(error).partition("\n")[0], None) from error
@@ -91,7 +88,7 @@ def writing(
 
 @contextmanager
 def replacing(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
-    """Yields a temporary path on the disk of `path`; on success it is synced and renamed to `path`.
+    """Yields a temporary path on the disk of `path`, which is synced and renamed to `path` on success.
 
     It lies in a temporary folder beside `path`, where libraries may have temporary files of their own. On any error, a
     full disk included, that folder is removed and `path` stays as it was. Only a killed process leaves it behind; see
@@ -117,8 +114,9 @@ def replacing(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterato
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; on success it is renamed to `path`, on any error it is removed."""
-    path = _local(path).resolve()  # a folder is not renamed to a link
+    """Yields a temporary folder beside `path`, which is renamed to `path` on success and removed on any error."""
+    # A folder is not renamed to a link.
+    path = _local(path).resolve()
     require_empty(path)
     remove_leftovers(path.parent, path.name)
     if path.is_mount():
@@ -128,7 +126,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     with _beside(path) as temporary:
         temporary.mkdir()
         yield temporary
-        require_empty(path)  # another process may have written it meanwhile
+        # Another process may have written it meanwhile.
+        require_empty(path)
         temporary.replace(path)
 
 
@@ -148,7 +147,7 @@ def check_path(path: str | os.PathLike[str]) -> None:
     if "\0" in name:
         raise ValueError(f"{short_name(repr(name))} has a zero character; give another path")
     try:
-        longest = max((len(os.fsencode(part)) for part in Path(name).parts), default=0)
+        longest = max((len(os.fsencode(segment)) for segment in Path(name).parts), default=0)
     except UnicodeEncodeError as error:
         raise ValueError(f"{short_name(repr(name))} is not UTF-8; give another path") from error
     if longest > _LONGEST_NAME:
@@ -295,7 +294,7 @@ def require_space(folder: Path, needed: int, contents: str) -> None:
     if needed > free:
         raise OSError(
             f"{contents} take {needed / 2**30:.1f} GiB, but the disk of {folder} has {free / 2**30:.1f} GiB left; make "
-            "room or choose another folder"
+            "room or choose a folder elsewhere"
         )
 
 
@@ -306,7 +305,7 @@ def intended_name(path: Path) -> str:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder with all that is in it; a process that is killed meanwhile leaves none of it at `path`."""
+    """Removes a folder with its content. A process that is killed meanwhile leaves nothing at `path`."""
     with _beside(path) as temporary:
         path.replace(temporary)
 
@@ -324,7 +323,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
-    """Holds `folder` for this process; the operating system lets go when the process ends, however it ends."""
+    """Holds `folder` for this process. The operating system releases it when the process ends in any way."""
     if fcntl is None:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -333,7 +332,8 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
     path = folder / ".lock"
     operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with ExitStack() as stack:
-        while True:  # again if the folder is removed meanwhile
+        # Repeat this if the folder is removed meanwhile.
+        while True:
             if folder.is_symlink() and not folder.exists():
                 raise FileNotFoundError(
                     f"{folder} is a link to {folder.readlink()}, which is not there; make that folder"
@@ -341,7 +341,7 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
             with writing(folder, numbers=_NO_RIGHT + _NO_NAME):
                 folder.mkdir(parents=True, exist_ok=True)
             with writing(folder, numbers=_NO_RIGHT), suppress(FileNotFoundError):
-                file = stack.enter_context(path.open("a"))  # a lock that is there is not written to
+                file = stack.enter_context(path.open("a"))
                 try:
                     fcntl.flock(file, operation | fcntl.LOCK_NB)
                 except OSError as error:
@@ -360,7 +360,7 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
                     fcntl.flock(file, operation)
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
-        # also for processes that were forked meanwhile
+        # Processes that were forked meanwhile have the lock too.
         stack.callback(fcntl.flock, file, fcntl.LOCK_UN)
         yield
 
@@ -381,7 +381,8 @@ def _beside(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterator[
 
 
 def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # which Windows cannot open
+    # Windows cannot open a folder.
+    if os.name == "nt" and path.is_dir():
         return
     with ExitStack() as stack:
         os.fsync(_opened(path, stack))

@@ -116,7 +116,7 @@ def _convert_items(kind: Any, value: Any, where: str) -> Any:
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Tells whether a value is of a type as it is; types are compared by identity, as True is an int."""
+    """Tells whether a value needs no conversion. Types are compared by identity, as True is an int."""
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if kind is float:

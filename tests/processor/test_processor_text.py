@@ -461,7 +461,7 @@ class TestOnlyTheBeginningIsRead:
                 assert texts == []
                 return []
 
-        encode(Counting(), ["A dog runs on the grass. " * 800], max_length=12, truncate=True)
+        encode_texts(Counting(), ["A dog runs on the grass. " * 800], max_length=12, truncate=True)
         assert read == [12 * 16]
 
 

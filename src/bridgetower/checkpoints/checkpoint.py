@@ -95,7 +95,7 @@ class Checkpoint:
         )
 
     def model(self, *, copy: bool = True) -> BridgeTower:
-        """Builds the model in evaluation mode; `copy=False` shares the memory of the tensors."""
+        """Builds the model in evaluation mode. `copy=False` shares the memory of the tensors."""
         # transformers accepts another size; here the position embeddings would be interpolated.
         image_size = self.config.vision.image_size
         if self.processor and self.processor.config.image_size != image_size:

@@ -206,7 +206,7 @@ def export(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _refuse_changes(checkpoint: Checkpoint, values: Mapping[str, Any]) -> None:
-    """Reads a written config back and raises ValueError if the model became another one; logs what is lost."""
+    """Raises ValueError if a written config, read back, is of another model, and logs fields that are lost."""
     # Read the config back, with the heads that transformers has.
     config = checkpoint.config
     source = checkpoint.source

@@ -300,7 +300,7 @@ def _write_config(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def write_reranking(source: str | Path, reranking: Reranking | None) -> None:
-    """Replaces the record of reranking in a folder of this package, or a run; None only checks that it can."""
+    """Replaces the record of reranking in a folder of this package, or a run. None only checks that it can."""
     path = _checkpoint_folder(Path(source), str(source)) / "config.json"
     values = read_json(path)
     if values.get("format") != _FORMAT["format"]:

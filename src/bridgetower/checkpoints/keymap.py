@@ -73,7 +73,7 @@ def image_tower(
     pre_norm: str | None = None,
     distillation_token: str | None = None,
 ) -> list[Rule]:
-    """Returns the rules of an image tower; with a norm before the layers, as in CLIP, its patches have no bias."""
+    """Returns the rules of an image tower. With a norm before the layers, as in CLIP, its patches have no bias."""
     kind = "{kind}" if pre_norm is None else "weight"
     rules: list[Rule] = [
         (f"patch_embedding.{kind}", (f"{patches}.{kind}",)),
@@ -238,7 +238,7 @@ def rule_table(
     prefixes: Mapping[str, str],
     leading_ones: Mapping[str, int],
 ) -> dict[str, TensorSource]:
-    """Returns where each of our tensors is found; the first rule that fits a name counts."""
+    """Returns where each of our tensors is found, by the first rule that fits its name."""
     patterns = [(_pattern(ours), theirs) for ours, theirs in rules]
     table = {}
     for name in names:
@@ -327,7 +327,7 @@ class TowerNaming:
         return rule_table(names, self.rules, prefixes, leading_ones)
 
     def sizes(self, source: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Returns the fields of the tower's config that tensors show; KeyError names one that is missing."""
+        """Returns the fields of the tower's config that tensors show. KeyError names a tensor that is missing."""
 
         def foreign(name: str) -> str:
             (tensor_source,) = self.table([f"{self.tower}.{name}"]).values()

@@ -214,7 +214,7 @@ def _read_config(
 
 
 def _read_heads(official: Settings, tensors: Mapping[str, Tensor], width: int) -> HeadsConfig:
-    """Returns all heads of a file; a fine-tuned one may have heads of several tasks, of one hidden width."""
+    """Returns all heads of a file. A fine-tuned file may have heads of several tasks, of one hidden width."""
     tasks = [task for task in ("vqa", "snli", "nlvr2") if f"{task}_classifier.3.weight" in tensors]
     settings: dict[str, Any] = {"nlvr2_dropout": official.nlvr2_drop_rate}
     if tasks:

@@ -1,4 +1,4 @@
-"""What travels with a checkpoint about the second stage of a search: weight of ITC, calibration, measured gain."""
+"""The record of reranking in a checkpoint: weight of ITC, calibration and measured gain."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch import Tensor
 from bridgetower.files import flattened
 from bridgetower.plain import AT_LEAST_0, AT_LEAST_1, check_numbers, from_plain
 
-ITC_WEIGHT = "itc_weight"  # the name of the weight, as a metric and in configs
-ITC_ALONE = 1e6  # the largest weight in a two-stage ranking: candidates are matched, but ordered by the cosine
+# The name of the weight, as a metric and in configs.
+ITC_WEIGHT = "itc_weight"
+# The largest weight in a two-stage ranking: candidates are matched, but ordered by the cosine.
+ITC_ALONE = 1e6
 
 
 class Match(TypedDict, total=False):
@@ -73,20 +75,21 @@ class Gain:
 
 @dataclass(frozen=True, kw_only=True)
 class Reranking:
-    """What validation found for the second stage of a search; the config of a checkpoint has it as `reranking`."""
+    """Settings and measurements of the second stage of a search, which a checkpoint's config has as `reranking`."""
 
-    # of the cosine, added to the log-odds of a match; 0 ranks candidates by matching alone
+    # Weight of the cosine, which is added to the log-odds of a match. With 0, matching alone ranks candidates.
     itc_weight: float = 0.0
-    # None: it was not measured, and outputs of the matching head are scores
+    # Without a calibration, outputs of the matching head are scores.
     calibration: Calibration | None = None
-    gain: Gain | None = None  # of two stages over ITC alone; None: it was not measured
+    # Gain of two stages over ITC alone, if it was measured.
+    gain: Gain | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self, "reranking.", itc_weight=(0, ITC_ALONE))
 
     @property
     def helps(self) -> bool | None:
-        """Whether two stages ranked better than ITC alone, with 95 % confidence; None: it was not measured."""
+        """Whether two stages ranked better than ITC alone, with 95 % confidence, or None if it was not measured."""
         return None if self.gain is None else self.gain.low > 0
 
     @property
@@ -94,10 +97,10 @@ class Reranking:
         return "score" if self.calibration is None else "probability"
 
     def match(self, log_odds: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """Returns how well pairs match, from 0 to 1; `shown` names it."""
-        return (
-            log_odds if self.calibration is None else self.calibration.log_odds(log_odds)
-        ).sigmoid()
+        """Returns how well pairs match, from 0 to 1, as probabilities or scores."""
+        if self.calibration is not None:
+            log_odds = self.calibration.log_odds(log_odds)
+        return log_odds.sigmoid()
 
     def named(self, log_odds: Float[Tensor, " n"]) -> list[Match]:
         return [cast(Match, {self.shown: value}) for value in self.match(log_odds).tolist()]
@@ -111,13 +114,20 @@ class Reranking:
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, float]) -> Reranking:
-        """Returns what `metrics` wrote among other metrics, or `UNMEASURED`."""
-        values: dict[str, Any] = {ITC_WEIGHT: metrics[ITC_WEIGHT]} if ITC_WEIGHT in metrics else {}
-        for part, kind in (("calibration", Calibration), ("gain", Gain)):
-            names = [name for name in kind.__dataclass_fields__ if f"{part}_{name}" in metrics]
-            if names:
-                values[part] = {name: metrics[f"{part}_{name}"] for name in names}
+        """Builds a record from the names of `metrics` among other metrics."""
+        fields = {
+            "calibration": Calibration.__dataclass_fields__,
+            "gain": Gain.__dataclass_fields__,
+        }
+        values: dict[str, Any] = {}
+        if ITC_WEIGHT in metrics:
+            values[ITC_WEIGHT] = metrics[ITC_WEIGHT]
+        for name, number in metrics.items():
+            record, _, field = name.partition("_")
+            if field in fields.get(record, ()):
+                values.setdefault(record, {})[field] = number
         return from_plain(cls, values, "reranking")
 
 
-UNMEASURED = Reranking()  # of a checkpoint without a record, such as a published one
+# The record of a checkpoint without one, such as a published checkpoint.
+UNMEASURED = Reranking()

@@ -97,7 +97,7 @@ class _TowerFiles:
 def read_vision_tower(source: str, overrides: Values | None = None) -> TowerWeights:
     overrides = overrides or {}
     if not source.startswith(TIMM):
-        files = _open_files(source.removeprefix(HF))
+        files = _open_tower_files(source.removeprefix(HF))
         try:
             return _read_own_tower(files, "vision", overrides)
         # timm has more kinds of layers than the towers of this package.
@@ -111,12 +111,12 @@ def read_vision_tower(source: str, overrides: Values | None = None) -> TowerWeig
     name = source.removeprefix(TIMM)
     architecture, is_file, file = name.partition("=")
     if is_file:
-        files = replace(_open_files(file), settings={"architecture": architecture})
+        files = replace(_open_tower_files(file), settings={"architecture": architecture})
     elif "/" in name or Path(name).is_dir():
-        files = _open_files(name)
+        files = _open_tower_files(name)
     else:
         timm_name, at, revision = name.partition("@")
-        files = _open_files(f"{timm_hub_id(timm_name)}{at}{revision}")
+        files = _open_tower_files(f"{timm_hub_id(timm_name)}{at}{revision}")
     if not isinstance(files.settings.get("architecture"), str):
         raise ValueError(
             f"{files.name} has no config.json of timm with its architecture; give timm:NAME=FILE"
@@ -129,7 +129,7 @@ def read_text_tower(source: str, overrides: Values | None = None) -> TowerWeight
         raise ValueError(
             f"{source} is of timm, which has image towers only; give a text encoder, such as hf:NAME"
         )
-    files = _open_files(source.removeprefix(HF))
+    files = _open_tower_files(source.removeprefix(HF))
     if files.folder is None:
         return _read_own_tower(files, "text", overrides or {})
 
@@ -153,7 +153,7 @@ def read_text_tower(source: str, overrides: Values | None = None) -> TowerWeight
         return replace(tower, tokenizer=transformers_tokenizer(files.folder))
 
 
-def _open_files(source: str) -> _TowerFiles:
+def _open_tower_files(source: str) -> _TowerFiles:
     path, name = locate(source, "a file with weights, a folder")
     if path.is_dir():
         config = path / "config.json"

@@ -279,9 +279,9 @@ def _fitted(image: Image.Image, size: int, interpolation: str, crop: bool) -> Im
     kernel = Image.Resampling[interpolation.upper()]
     resized = image.resize(first_size, kernel).resize((width, height), kernel)
     # Halves round to even, as in torchvision's `CenterCrop`.
-    left = round((width - size) / 2)
+    start = round((width - size) / 2)
     top = round((height - size) / 2)
-    return resized.crop((left, top, left + size, top + size))
+    return resized.crop((start, top, start + size, top + size))
 
 
 def _to_rgb(image: Image.Image, background: Colour | None) -> Image.Image:

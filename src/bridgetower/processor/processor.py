@@ -86,7 +86,7 @@ _SINGLE_IMAGES = (bytes, bytearray, memoryview, Image.Image, Resized, str, os.Pa
 
 
 def is_image(value: object) -> bool:
-    """Whether a value is one image; an array or a tensor of four axes is a batch of images."""
+    """Whether a value is one image, not a batch such as an array of four axes."""
     if isinstance(value, np.ndarray | Tensor):
         return value.ndim != 4
     return isinstance(value, _SINGLE_IMAGES) or hasattr(value, "read")
@@ -94,15 +94,15 @@ def is_image(value: object) -> bool:
 
 def image_list(images: Images) -> list[ImageLike]:
     """Returns one image or several as a list."""
-    return _as_list(images, is_image(images), "images")
+    return _as_checked_list(images, is_image(images), "images")
 
 
 def text_list(texts: Texts) -> list[str]:
     """Returns one text or several as a list."""
-    return _as_list(texts, isinstance(texts, str), "texts")
+    return _as_checked_list(texts, isinstance(texts, str), "texts")
 
 
-def _as_list(inputs: Any, is_single: bool, kind: str) -> list[Any]:
+def _as_checked_list(inputs: Any, is_single: bool, kind: str) -> list[Any]:
     items = [inputs] if is_single else list(inputs)
     if not items:
         raise ValueError(f"no {kind} given; expected at least one")
@@ -451,7 +451,7 @@ class Processor:
     def from_huggingface(
         cls, folder: str | os.PathLike[str], *, patch_size: int, max_length: int | None = None
     ) -> Processor:
-        """Reads preprocessing and tokenizer of a transformers folder; see `huggingface.read_config`.
+        """Reads preprocessing and tokenizer of a transformers folder, as `huggingface.read_config` describes.
 
         Args:
             folder: With `preprocessor_config.json` or `processor_config.json`, and tokenizer files if texts are needed.
@@ -533,6 +533,6 @@ def _letterboxed(image: UInt8[Tensor, "3 h w"], config: ProcessorConfig) -> UInt
     )
     # Margins are negative where the image is cropped.
     size = config.image_size
-    left = int((size - columns) / 2)
+    start = int((size - columns) / 2)
     top = int((size - rows) / 2)
-    return F.pad(scaled, [left, size - columns - left, top, size - rows - top])
+    return F.pad(scaled, [start, size - columns - start, top, size - rows - top])

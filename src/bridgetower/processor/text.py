@@ -287,7 +287,7 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int) -> Tokenizer:
     )
     model = json.loads(learner.to_str())["model"]
     vocab = model["vocab"] | {ROBERTA.mask: len(model["vocab"])}
-    return _roberta(vocab, [(left, right) for left, right in model["merges"]])
+    return _roberta(vocab, [(first, second) for first, second in model["merges"]])
 
 
 def _roberta(
