@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bridgetower.checkpoints.keymap import export_tensors, name_table
-from bridgetower.checkpoints.tensors import read_state_json, read_safetensors, write_safetensors
+from bridgetower.checkpoints.tensors import read_safetensors, read_state_json, write_safetensors
 from bridgetower.model.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.training.state import FOLDER, TrainingState, newest
 from helpers.models import build_model, off_defaults, random_images, same_tensors
