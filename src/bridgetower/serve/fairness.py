@@ -36,7 +36,7 @@ class Shares:
         return self.held_by(client) + amount <= self.total - self.held - amount
 
     def add(self, client: Hashable, amount: float) -> None:
-        """Counts what a client takes, or gives back if it is negative."""
+        """Counts an amount that a client takes, or gives back if it is negative."""
         held = self.held_by(client) + amount
         if held:
             self._held[client] = held

@@ -35,9 +35,8 @@ IMAGE = (  # a red square, for examples
 
 MAX_CHARACTERS = 20_000  # of one text; models take far fewer
 _MAX_FIELD_CHARACTERS = 2**22  # of all texts of one field of a request
-_BASE64_BLOCK = (
-    2**20
-)  # characters that are decoded at once; meanwhile no other thread of Python runs
+# Characters that are decoded at once; meanwhile no other thread of Python runs.
+_BASE64_BLOCK = 2**20
 _AT_ONCE = 2000  # characters that are tokenised in less time than handing them to a thread takes
 # Characters, or texts of one more, that a thread tokenises before another request has its turn.
 _SLICE = 40_000
@@ -180,10 +179,9 @@ class Inputs:
     async def texts(self, texts: Sequence[str], param: str, *, truncate: bool) -> list[Tokens]:
         lengths = [len(text) for text in texts]
         num_characters = sum(lengths)
-        if max(lengths) > MAX_CHARACTERS:
-            message = (
-                f"{param}: a text has {max(lengths)} characters, the limit is {MAX_CHARACTERS}"
-            )
+        longest = max(lengths)
+        if longest > MAX_CHARACTERS:
+            message = f"{param}: a text has {longest} characters, the limit is {MAX_CHARACTERS}"
             raise ApiError(400, message, param=param)
         if num_characters > _MAX_FIELD_CHARACTERS:
             message = f"{param}: {num_characters} characters, the limit is {_MAX_FIELD_CHARACTERS}"

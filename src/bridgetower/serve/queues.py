@@ -71,7 +71,7 @@ class _Job(Generic[_Item, _Result]):
 
 
 class _Lane(Generic[_Item, _Result]):
-    """A thread and what waits for it."""
+    """A thread and the jobs that wait for it."""
 
     def __init__(self, name: str, max_batch: int, queued: Gauge) -> None:
         self.max_batch = max_batch
@@ -104,8 +104,9 @@ class _Lane(Generic[_Item, _Result]):
                 continue
             self.queue.charge(request, job.cost)
             batch.append(job)
-            seconds += job.cost / self.rate
-            seconds_of[client] = seconds_of.get(client, 0.0) + job.cost / self.rate
+            job_seconds = job.cost / self.rate
+            seconds += job_seconds
+            seconds_of[client] = seconds_of.get(client, 0.0) + job_seconds
         return batch
 
 
@@ -143,7 +144,7 @@ class Scheduler(Generic[_Item, _Result]):
         self._compute = compute
         self._work_of = work_of
         self._queue = Shares(queue)
-        self._fetching = Shares(queue)
+        self._fetching_queue = Shares(queue)
         self._fetches = Shares(FETCHING)
         self._metrics = metrics or Metrics()
         self._clock = clock
@@ -158,7 +159,7 @@ class Scheduler(Generic[_Item, _Result]):
 
     @property
     def admitted(self) -> float:
-        return self._queue.held + self._fetching.held
+        return self._queue.held + self._fetching_queue.held
 
     @property
     def alive(self) -> bool:
@@ -169,18 +170,18 @@ class Scheduler(Generic[_Item, _Result]):
     def admission(self, cost: float, *, fetches: bool = False) -> Iterator[None]:
         """Keeps room for a request. Requests that fetch have their own room, as hosts may be slow."""
         client = CLIENT.get()
-        shares = self._fetching if fetches else self._queue
+        shares = self._fetching_queue if fetches else self._queue
         counted = min(cost, shares.total / _REQUEST_SHARE)
         if not shares.fits(client, counted) or (fetches and not self._fetches.fits(client, 1)):
             seconds = max(1, math.ceil(shares.held / self._rate))
             message = f"the server is busy: too much work is queued; try again in {seconds} s"
             raise ApiError(429, message, headers={"Retry-After": str(seconds)})
-        with ExitStack() as held:
-            held.enter_context(shares.holding(client, counted))
+        with ExitStack() as stack:
+            stack.enter_context(shares.holding(client, counted))
             if fetches:
-                held.enter_context(self._fetches.holding(client, 1))
+                stack.enter_context(self._fetches.holding(client, 1))
             self._metrics.admitted.inc(counted)
-            held.callback(self._metrics.admitted.dec, counted)
+            stack.callback(self._metrics.admitted.dec, counted)
             yield
 
     async def submit(self, items: Sequence[_Item]) -> list[_Result]:

@@ -177,9 +177,8 @@ def _json(value: object) -> bytes:
 # Limits of a body.
 STRINGS = 2**15  # with names of fields
 OUTSIDE = 2**18  # bytes outside of strings, such as numbers, without white space
-TEXT = (
-    2**23
-)  # bytes in strings with an escape or a character outside ASCII, which data URIs have not
+# Bytes in strings with an escape or a character outside ASCII, which data URIs have not.
+TEXT = 2**23
 
 _BYTES_AT_ONCE = 2**14  # that are parsed in less time than handing them to a thread takes
 _BLOCK = 2**16  # bytes

@@ -140,7 +140,7 @@ class FoundImage(IndexedImage):
 
 
 class SearchResponse(ListResponse[FoundImage]):
-    """Images: what was matched first, then the nearest, both by `rank_score`."""
+    """Images: the matched ones first, then the nearest, both by `rank_score`."""
 
 
 @router.post("/v1/search", response_model=SearchResponse, responses=COMPUTING)
@@ -380,9 +380,8 @@ def _first_readable(
             return read(copy)
         except (OSError, ValueError) as error:
             logger.error("%s %s: %s", kind, copy.digest, error)
-            problem = (
-                f"the {kind} cannot be read as it was indexed; the server's log has the reason"
-            )
+            reason = "cannot be read as it was indexed; the server's log has the reason"
+            problem = f"the {kind} {reason}"
     raise ApiError(404, problem, param="id", code=f"no_{kind}")
 
 

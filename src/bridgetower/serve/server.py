@@ -31,11 +31,8 @@ _CONNECTIONS = 4096  # read at once; further ones wait in the backlog, which is 
 _FILES = 4 * _CONNECTIONS  # the model and the index need some too
 _PATIENCE = 10.0  # seconds for the head of a request, and between two requests of a connection
 _SWITCH = 0.0001  # seconds for which a thread of Python keeps others waiting; texts are computed beside images
-_GARBAGE = (
-    5_000,
-    20,
-    20,
-)  # thresholds of the garbage collection, during which no thread of Python runs
+# Thresholds of the garbage collection, during which no thread of Python runs.
+_GARBAGE = (5_000, 20, 20)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Granian configures logging, which closes the handlers that there are, and with some of them standard error.
@@ -111,7 +108,7 @@ class Server(Embedded):
             websockets=False,
             backlog=_CONNECTIONS,
             backpressure=connections,
-            log_level=LogLevels.error,  # of the rest, what it says of the address is not true of this socket
+            log_level=LogLevels.error,  # lower levels report an address that is not this socket's
             log_dictconfig=_NO_LOGGING,
             http1_settings=HTTP1Settings(
                 header_read_timeout=round(1000 * min(patience, timeout)), max_buffer_size=HEAD_BYTES
