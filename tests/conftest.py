@@ -227,12 +227,20 @@ def tiny_model(tiny_checkpoint):
     return read_checkpoint(tiny_checkpoint).model()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def predictor(tiny_checkpoint):
-    """`tiny_checkpoint` as users load it; other rooms have other models under this name."""
+    """`tiny_checkpoint` as users load it."""
     from bridgetower.inference.predictor import load
 
     return load(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def answering_predictor(answering_checkpoint):
+    """`answering_checkpoint` as users load it."""
+    from bridgetower.inference.predictor import load
+
+    return load(answering_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -17,21 +17,16 @@ QUESTIONS = ["what colour?", "is it a bar on black", "a circle"]
 
 
 @pytest.fixture(scope="module")
-def predictor(answering_checkpoint):
-    return load(answering_checkpoint, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def pictures():
+def two_pictures():
     return [Image.new("RGB", (24, 24), colour) for colour in ("red", "blue", "white")]
 
 
 @pytest.fixture
-def ask(pictures):
+def ask(two_pictures):
     """Asks a predictor by the name of the method; the second pictures are the first ones in reverse."""
 
     def call(predictor, method, number=None, **options):
-        images = [pictures, pictures[::-1]] if method == "reason" else [pictures]
+        images = [two_pictures, two_pictures[::-1]] if method == "reason" else [two_pictures]
         arguments = [*images, QUESTIONS]
         return getattr(predictor, method)(
             *(arguments if number is None else [inputs[number] for inputs in arguments]), **options
@@ -41,11 +36,11 @@ def ask(pictures):
 
 
 class TestResults:
-    def test_are_those_of_the_tasks(self, predictor, pictures, ask):
-        model, processor = predictor.model, predictor.processor
+    def test_are_those_of_the_tasks(self, answering_predictor, two_pictures, ask):
+        model, processor = answering_predictor.model, answering_predictor.processor
         text = processor.texts(QUESTIONS)
         tokens = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
-        pixels, second_pixels = processor.images(pictures), processor.images(pictures[::-1])
+        pixels, second_pixels = processor.images(two_pictures), processor.images(two_pictures[::-1])
         with torch.no_grad():
             single, two = (
                 Batch(pixel_values=pixels, **tokens),
@@ -61,7 +56,9 @@ class TestResults:
                 ("reason", ("False", "True"), task_of_head(model, "nlvr2").predict(two)),
             ]
         for method, names, probabilities in expected:
-            for choices, row in zip(ask(predictor, method), probabilities.tolist(), strict=True):
+            for choices, row in zip(
+                ask(answering_predictor, method), probabilities.tolist(), strict=True
+            ):
                 by_label = {choice.label: choice.probability for choice in choices}
                 assert by_label == pytest.approx(dict(zip(names, row, strict=True)), abs=1e-6)
                 assert [choice.probability for choice in choices] == sorted(
@@ -69,27 +66,33 @@ class TestResults:
                 )
 
     @pytest.mark.parametrize("method", ["answer", "entail", "reason"])
-    def test_one_or_several_in_batches(self, predictor, ask, method):
-        together, batched = ask(predictor, method), ask(predictor, method, batch_size=2)
+    def test_one_or_several_in_batches(self, answering_predictor, ask, method):
+        together, batched = (
+            ask(answering_predictor, method),
+            ask(answering_predictor, method, batch_size=2),
+        )
         assert [[choice.label for choice in row] for row in batched] == [
             [choice.label for choice in row] for row in together
         ]
         for number, row in enumerate(together):
-            alone = ask(predictor, method, number)
+            alone = ask(answering_predictor, method, number)
             assert [choice.probability for choice in alone] == pytest.approx(
                 [c.probability for c in row], abs=1e-5
             )
 
-    def test_second_images_iterators_and_top(self, predictor, pictures, ask):
+    def test_second_images_iterators_and_top(self, answering_predictor, two_pictures, ask):
         forwards, other = (
-            predictor.reason(pictures[0], pictures[number], QUESTIONS[0]) for number in (1, 2)
+            answering_predictor.reason(two_pictures[0], two_pictures[number], QUESTIONS[0])
+            for number in (1, 2)
         )
         assert forwards[0].probability != pytest.approx(other[0].probability, abs=1e-6)
-        results = predictor.reason(iter(pictures), iter(pictures[::-1]), iter(QUESTIONS))
-        assert results == ask(predictor, "reason")
-        everything = ask(predictor, "answer", top=99)
+        results = answering_predictor.reason(
+            iter(two_pictures), iter(two_pictures[::-1]), iter(QUESTIONS)
+        )
+        assert results == ask(answering_predictor, "reason")
+        everything = ask(answering_predictor, "answer", top=99)
         assert [len(row) for row in everything] == [5, 5, 5]
-        assert ask(predictor, "answer", top=2) == [row[:2] for row in everything]
+        assert ask(answering_predictor, "answer", top=2) == [row[:2] for row in everything]
 
 
 class TestErrors:
@@ -112,20 +115,32 @@ class TestErrors:
             ask(nameless, "answer")
         assert len(ask(nameless, "entail")) == 3
 
-    def test_one_goes_with_all_of_the_others(self, predictor, pictures):
+    def test_one_goes_with_all_of_the_others(self, answering_predictor, two_pictures):
         calls = [
-            (predictor.answer, (pictures[0], QUESTIONS), ([pictures[0]] * 3, QUESTIONS)),
-            (predictor.answer, (pictures, QUESTIONS[0]), (pictures, [QUESTIONS[0]] * 3)),
-            (predictor.entail, (pictures[:1], QUESTIONS), ([pictures[0]] * 3, QUESTIONS)),
             (
-                predictor.reason,
-                (pictures[0], pictures, "a"),
-                ([pictures[0]] * 3, pictures, ["a"] * 3),
+                answering_predictor.answer,
+                (two_pictures[0], QUESTIONS),
+                ([two_pictures[0]] * 3, QUESTIONS),
             ),
             (
-                predictor.reason,
-                (*pictures[:2], QUESTIONS),
-                ([pictures[0]] * 3, [pictures[1]] * 3, QUESTIONS),
+                answering_predictor.answer,
+                (two_pictures, QUESTIONS[0]),
+                (two_pictures, [QUESTIONS[0]] * 3),
+            ),
+            (
+                answering_predictor.entail,
+                (two_pictures[:1], QUESTIONS),
+                ([two_pictures[0]] * 3, QUESTIONS),
+            ),
+            (
+                answering_predictor.reason,
+                (two_pictures[0], two_pictures, "a"),
+                ([two_pictures[0]] * 3, two_pictures, ["a"] * 3),
+            ),
+            (
+                answering_predictor.reason,
+                (*two_pictures[:2], QUESTIONS),
+                ([two_pictures[0]] * 3, [two_pictures[1]] * 3, QUESTIONS),
             ),
         ]
         for method, arguments, expected in calls:
@@ -133,13 +148,16 @@ class TestErrors:
                 assert [choice.label for choice in choices] == [choice.label for choice in alone]
                 assert choices[0].probability == pytest.approx(alone[0].probability, abs=1e-6)
 
-    def test_inputs(self, predictor, pictures):
+    def test_inputs(self, answering_predictor, two_pictures):
         with pytest.raises(ValueError, match="3 images and 2 texts; expected one text per image"):
-            predictor.entail(pictures, QUESTIONS[:2])
+            answering_predictor.entail(two_pictures, QUESTIONS[:2])
         with pytest.raises(
             ValueError, match="3 images, 2 second images and 3 texts; expected one text per image"
         ):
-            predictor.reason(pictures, pictures[:2], QUESTIONS)
+            answering_predictor.reason(two_pictures, two_pictures[:2], QUESTIONS)
         with pytest.raises(ValueError, match="truncate=True"):
-            predictor.answer(pictures[0], "what colour? " * 30)
-        assert len(predictor.answer(pictures[0], "what colour? " * 30, truncate=True)) == 5
+            answering_predictor.answer(two_pictures[0], "what colour? " * 30)
+        assert (
+            len(answering_predictor.answer(two_pictures[0], "what colour? " * 30, truncate=True))
+            == 5
+        )

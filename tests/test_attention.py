@@ -20,35 +20,40 @@ TEXT = "a red circle on black"
 
 
 @pytest.fixture
-def picture():
+def circle_picture():
     picture = Image.new("RGB", (60, 30), "blue")
     ImageDraw.Draw(picture).ellipse((14, 5, 34, 25), fill="red")
     return picture
 
 
 class TestExplain:
-    def test_every_map_sums_to_one(self, predictor, picture):
-        explanation = explain(predictor, picture, TEXT)
+    def test_every_map_sums_to_one(self, predictor, circle_picture):
+        explanation = explain(predictor, circle_picture, TEXT)
         assert explanation.words == ("a", "red", "circle", "on", "black")
         assert explanation.maps.shape == (2, 5, 2, 2)
         torch.testing.assert_close(
             explanation.maps.sum(dim=(2, 3)), torch.ones(2, 5), atol=1e-6, rtol=0
         )
-        assert explanation.score == pytest.approx(float(predictor.match(picture, TEXT)), abs=1e-6)
+        assert explanation.score == pytest.approx(
+            float(predictor.match(circle_picture, TEXT)), abs=1e-6
+        )
 
-    def test_shares_and_maps_are_the_whole_attention(self, predictor, picture):
+    def test_shares_and_maps_are_the_whole_attention(self, predictor, circle_picture):
         model, processor = predictor.model, predictor.processor
         ids = processor.token_ids([TEXT])
         with torch.no_grad():
             explanation = hidden_states(
-                model, processor.images([picture]), processor.pad(ids).input_ids, attentions=True
+                model,
+                processor.images([circle_picture]),
+                processor.pad(ids).input_ids,
+                attentions=True,
             )
         weights = torch.stack(list(explanation.attentions["text to image"].values()))
         whole = weights[:, 0].mean(dim=1)  # [K, L, P]
         torch.testing.assert_close(
             whole.sum(dim=-1), torch.ones(whole.shape[:2]), atol=1e-6, rtol=0
         )
-        explanation = explain(predictor, picture, TEXT)
+        explanation = explain(predictor, circle_picture, TEXT)
         scaled = explanation.maps.flatten(2) * (1 - explanation.prefix_shares[..., None])
         ours = torch.cat([explanation.prefix_shares[..., None], scaled], dim=-1)
         # "a"
@@ -58,13 +63,13 @@ class TestExplain:
         torch.testing.assert_close(ours[:, 0], whole[:, first], atol=1e-6, rtol=0)
         assert (explanation.prefix_shares > 0).all()
 
-    def test_words_of_several_tokens(self, predictor, picture):
+    def test_words_of_several_tokens(self, predictor, circle_picture):
         ids = predictor.processor.token_ids(["zebra-crossing, red"])[0]
-        explanation = explain(predictor, picture, "zebra-crossing, red")
+        explanation = explain(predictor, circle_picture, "zebra-crossing, red")
         assert len(ids) > 4
         assert explanation.words == ("zebra-crossing,", "red")
 
-    def test_a_distillation_token_is_no_patch(self, tiny_checkpoint, picture, tmp_path):
+    def test_a_distillation_token_is_no_patch(self, tiny_checkpoint, circle_picture, tmp_path):
         checkpoint = read_checkpoint(tiny_checkpoint)
         tensors = dict(checkpoint.tensors)
         position = tensors["vision.position_embedding"]
@@ -72,26 +77,33 @@ class TestExplain:
         tensors["vision.distillation_embedding"] = tensors["vision.class_embedding"].clone()
         config = checkpoint.config.override({"vision.distillation_token": True})
         write_checkpoint(replace(checkpoint, config=config, tensors=tensors), tmp_path / "model")
-        assert explain(load(tmp_path / "model", device="cpu"), picture, TEXT).maps.shape == (
+        assert explain(load(tmp_path / "model", device="cpu"), circle_picture, TEXT).maps.shape == (
             2,
             5,
             2,
             2,
         )
 
-    def test_in_bfloat16_and_without_matching_head(self, tiny_checkpoint, predictor, picture):
-        coarse = explain(load(tiny_checkpoint, device="cpu", precision="bf16"), picture, TEXT)
-        assert (coarse.maps - explain(predictor, picture, TEXT).maps).abs().max() < 0.05
+    def test_in_bfloat16_and_without_matching_head(
+        self, tiny_checkpoint, predictor, circle_picture
+    ):
+        coarse = explain(
+            load(tiny_checkpoint, device="cpu", precision="bf16"), circle_picture, TEXT
+        )
+        assert (coarse.maps - explain(predictor, circle_picture, TEXT).maps).abs().max() < 0.05
 
-    def test_refuses_a_text_without_words(self, predictor, picture):
+    def test_refuses_a_text_without_words(self, predictor, circle_picture):
         for text in ("", "   ", "<mask>"):
             with pytest.raises(ValueError, match="the text has no word"):
-                explain(predictor, picture, text)
+                explain(predictor, circle_picture, text)
 
-    def test_a_text_that_is_too_long(self, predictor, picture):
+    def test_a_text_that_is_too_long(self, predictor, circle_picture):
         with pytest.raises(ValueError, match="the limit is 24"):
-            explain(predictor, picture, "red bar on black " * 9)
-        assert len(explain(predictor, picture, "red bar on black " * 9, truncate=True).words) > 9
+            explain(predictor, circle_picture, "red bar on black " * 9)
+        assert (
+            len(explain(predictor, circle_picture, "red bar on black " * 9, truncate=True).words)
+            > 9
+        )
 
 
 class TestView:
@@ -110,15 +122,15 @@ class TestView:
             small = np.asarray(view.resize(seen.shape[:2], Image.Resampling.BOX), dtype=float)
             assert np.abs(small - seen).mean() < 12
 
-    def test_a_prepared_image_is_explained_as_itself(self, predictor, picture):
+    def test_a_prepared_image_is_explained_as_itself(self, predictor, circle_picture):
         explanation, plain = (
-            explain(predictor, predictor.processor.prepare(picture), TEXT),
-            explain(predictor, picture, TEXT),
+            explain(predictor, predictor.processor.prepare(circle_picture), TEXT),
+            explain(predictor, circle_picture, TEXT),
         )
         assert torch.equal(explanation.maps, plain.maps)
 
     @pytest.mark.parametrize("profile", ["official-pretrain", "official-finetune", "hf"])
-    def test_shows_what_the_model_sees(self, predictor, picture, profile):
+    def test_shows_what_the_model_sees(self, predictor, circle_picture, profile):
         settings = {"size_divisor": 4} if profile == "hf" else {}
         config = replace(predictor.processor.config, profile=profile, **settings)
         predictor.processor, before = (
@@ -126,8 +138,8 @@ class TestView:
             predictor.processor,
         )
         try:
-            view = explain(predictor, picture, TEXT).view
-            seen = predictor.processor.resize(picture).permute(1, 2, 0).numpy()
+            view = explain(predictor, circle_picture, TEXT).view
+            seen = predictor.processor.resize(circle_picture).permute(1, 2, 0).numpy()
         finally:
             predictor.processor = before
         assert view.width == view.height >= 480
@@ -138,7 +150,7 @@ class TestView:
 
 class TestGradCam:
     def test_is_the_gradient_of_the_match_with_respect_to_the_attention(
-        self, tiny_dataset, tmp_path, picture
+        self, tiny_dataset, tmp_path, circle_picture
     ):
         """Held against differences of the log-odds when one weight of one layer and head is raised."""
         deep = SHAPES_MODEL.override(
@@ -147,7 +159,7 @@ class TestGradCam:
         predictor = load(
             write_tiny_checkpoint(tiny_dataset, tmp_path / "model", deep), device="cpu"
         )
-        explanation = explain(predictor, picture, TEXT, method="gradcam")
+        explanation = explain(predictor, circle_picture, TEXT, method="gradcam")
         model, step = deepcopy(predictor.model).double(), 1e-4
         ids = predictor.processor.token_ids([TEXT])[0]
         assert (explanation.words[0], len(explanation.words)) == ("<s>", 6)
@@ -170,7 +182,7 @@ class TestGradCam:
             return float(logits[0, 1] - logits[0, 0]), states.attentions["text to image"]
 
         inputs = (
-            predictor.processor.images([picture]).double(),
+            predictor.processor.images([circle_picture]).double(),
             predictor.processor.pad([ids]).input_ids,
         )
         weights = log_odds()[1]
@@ -194,4 +206,6 @@ class TestGradCam:
             )
         assert explanation.maps[0].abs().max() > 1e-6
         assert (explanation.maps[2, 1:] == 0).all()  # the head reads the class token only
-        assert explain(predictor, picture, TEXT).score == pytest.approx(explanation.score, abs=1e-6)
+        assert explain(predictor, circle_picture, TEXT).score == pytest.approx(
+            explanation.score, abs=1e-6
+        )

@@ -29,7 +29,7 @@ from helpers.shapes import NUM_SHAPE_PICTURES, shapes_train_command, write_shape
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def colour_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     paths = [folder / f"{colour}.png" for colour in ("red", "blue")]
     for path in paths:
@@ -39,15 +39,18 @@ def files(tmp_path_factory):
 
 class TestUsing:
     def test_verbs_print_what_the_model_returns(
-        self, run, tiny_checkpoint, answering_checkpoint, files
+        self, run, tiny_checkpoint, answering_checkpoint, colour_files
     ):
         model, answering = (
             load(tiny_checkpoint, device="cpu"),
             load(answering_checkpoint, device="cpu"),
         )
-        (red, blue), images = map(str, files), ("--images", *files)
+        (red, blue), images = map(str, colour_files), ("--images", *colour_files)
         rows = run("embed", tiny_checkpoint, *images, "--texts", "red bar", "--device", "cpu")
-        vectors = [*model.embed_images(files).tolist(), *model.embed_texts("red bar").tolist()]
+        vectors = [
+            *model.embed_images(colour_files).tolist(),
+            *model.embed_texts("red bar").tolist(),
+        ]
         inputs = [{"image": red}, {"image": blue}, {"text": "red bar"}]
         assert rows == [
             fields | {"embedding": vector} for fields, vector in zip(inputs, vectors, strict=True)
@@ -58,7 +61,7 @@ class TestUsing:
         assert [(row["image"], row["text"]) for row in everything] == [
             (f, t) for f in (red, blue) for t in texts
         ]
-        expected = model.match(files, texts, all_pairs=True).flatten().tolist()
+        expected = model.match(colour_files, texts, all_pairs=True).flatten().tolist()
         assert [row["score"] for row in everything] == pytest.approx(expected, abs=1e-6)
         pairs = run("match", tiny_checkpoint, *images, "--texts", *texts)
         assert [(row["image"], row["text"]) for row in pairs] == [(red, texts[0]), (blue, texts[1])]
@@ -81,7 +84,7 @@ class TestUsing:
         )
         inputs = [(red, texts[0]), (red, texts[0]), (blue, texts[1])]
         assert [(row["image"], row["text"]) for row in rows] == inputs
-        filled = model.fill_mask(files, texts, top=3, truncate=True)
+        filled = model.fill_mask(colour_files, texts, top=3, truncate=True)
         expected = [[word.word for word in words] for masks in filled for words in masks]
         assert [[word["word"] for word in row["words"]] for row in rows] == expected
         assert rows[0]["words"][0].keys() == {"word", "probability"}
@@ -89,7 +92,7 @@ class TestUsing:
         questions = ("what colour?", "red?")
         rows = run("answer", answering_checkpoint, *images, "--questions", *questions, "--top", 2)
         answers = [
-            list(map(vars, choices)) for choices in answering.answer(files, questions, top=2)
+            list(map(vars, choices)) for choices in answering.answer(colour_files, questions, top=2)
         ]
         assert rows == [
             {"image": file, "question": question, "answers": choices}
@@ -117,7 +120,7 @@ class TestUsing:
         }
 
     def test_a_table_on_a_terminal(
-        self, run, capsys, monkeypatch, tiny_checkpoint, answering_checkpoint, files
+        self, run, capsys, monkeypatch, tiny_checkpoint, answering_checkpoint, colour_files
     ):
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         for name, command in {
@@ -125,7 +128,7 @@ class TestUsing:
                 "answer",
                 answering_checkpoint,
                 "--images",
-                files[0],
+                colour_files[0],
                 "--questions",
                 "what colour?",
             ],
@@ -133,7 +136,7 @@ class TestUsing:
                 "fill-mask",
                 tiny_checkpoint,
                 "--images",
-                files[0],
+                colour_files[0],
                 "--texts",
                 "a <mask> bar",
             ],
@@ -145,29 +148,29 @@ class TestUsing:
                 assert f"{one_line(label)}  {probability:.3f}" in output
             assert "┃" in output
 
-    def test_other_engines_and_sizes(self, run, refused, tiny_checkpoint, exported, files):
+    def test_other_engines_and_sizes(self, run, refused, tiny_checkpoint, exported, colour_files):
         for options, settings in (
             (("--engine", "onnxruntime"), {"engine": "onnxruntime"}),
             (("--image-size", 40, "--device", "cpu"), {"image_size": 40, "device": "cpu"}),
         ):
             model = exported if "engine" in settings else tiny_checkpoint
-            rows = run("embed", model, "--images", *files, *options)
+            rows = run("embed", model, "--images", *colour_files, *options)
             assert [row["embedding"] for row in rows] == load(model, **settings).embed_images(
-                files
+                colour_files
             ).tolist()
         assert "engine torch has no int8" in refused(
             "embed", exported, "--texts", "a", "--precision", "int8"
         )
         assert "is for hub ids" in refused(
-            "embed", tiny_checkpoint, "--images", *files, "--revision", "main"
+            "embed", tiny_checkpoint, "--images", *colour_files, "--revision", "main"
         )
 
     def test_names_that_are_not_utf8(
-        self, run, tiny_checkpoint, answering_checkpoint, files, tmp_path
+        self, run, tiny_checkpoint, answering_checkpoint, colour_files, tmp_path
     ):
         """Printed, they are valid JSON and name the file again when they are read; a table holds text alone."""
         name = tmp_path / "caf\udce9 \n.png"
-        name.write_bytes(files[0].read_bytes())
+        name.write_bytes(colour_files[0].read_bytes())
         arguments = ("--images", name)
         lines = [
             *run("embed", tiny_checkpoint, *arguments),
@@ -182,12 +185,12 @@ class TestUsing:
         ]
         assert written["image"] == escaped(str(name))
 
-    def test_explain(self, run, refused, tiny_checkpoint, files, tmp_path):
-        command = ("explain", files[0], "a red bar", "--model", tiny_checkpoint, "--out")
+    def test_explain(self, run, refused, tiny_checkpoint, colour_files, tmp_path):
+        command = ("explain", colour_files[0], "a red bar", "--model", tiny_checkpoint, "--out")
         (row,) = run(*command, tmp_path / "map.png")
-        explanation = bridgetower.explain(load(tiny_checkpoint), files[0], "a red bar")
+        explanation = bridgetower.explain(load(tiny_checkpoint), colour_files[0], "a red bar")
         assert row == {
-            "image": str(files[0]),
+            "image": str(colour_files[0]),
             "text": "a red bar",
             "method": "attention",
             "score": explanation.score,
@@ -384,15 +387,22 @@ class TestTraining:
 
 
 class TestUserErrors:
-    def test_what_is_missing_is_named_as_an_option(self, refused, tiny_checkpoint, files):
+    def test_what_is_missing_is_named_as_an_option(self, refused, tiny_checkpoint, colour_files):
         assert "nothing to embed; give a SOURCE, --images FILE" in refused("embed", tiny_checkpoint)
-        message = refused("match", tiny_checkpoint, "--images", *files, "--texts", "a", "b", "c")
+        message = refused(
+            "match", tiny_checkpoint, "--images", *colour_files, "--texts", "a", "b", "c"
+        )
         assert (
             "2 images and 3 texts; expected one text per image, or one of either, or --all-pairs"
             in message
         )
         too_long = refused(
-            "match", tiny_checkpoint, "--images", files[0], "--texts", "red bar on black " * 9
+            "match",
+            tiny_checkpoint,
+            "--images",
+            colour_files[0],
+            "--texts",
+            "red bar on black " * 9,
         )
         assert "pass --truncate to cut it" in too_long
 
@@ -431,10 +441,10 @@ class TestUserErrors:
         ],
     )
     def test_what_cannot_work_is_refused_before_a_model_is_read(
-        self, refused, files, tmp_path, monkeypatch, arguments, message
+        self, refused, colour_files, tmp_path, monkeypatch, arguments, message
     ):
         monkeypatch.chdir(tmp_path)
-        shutil.copy(files[0], "red.png")
+        shutil.copy(colour_files[0], "red.png")
         assert message in refused(*arguments.split())
 
 

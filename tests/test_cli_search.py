@@ -261,15 +261,15 @@ def test_arrow(run, tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def questions_folder(tmp_path):
     write_vqav2(tmp_path / "vqa")
     prepare_set("vqav2", tmp_path / "vqa", tmp_path / "out")
     return tmp_path / "out"
 
 
-def test_inspect_json_and_page(run, folder, tmp_path):
+def test_inspect_json_and_page(run, questions_folder, tmp_path):
     (printed,) = run(
-        "inspect", folder, "--html", tmp_path / "page.html", "--num-samples", 2, "--check"
+        "inspect", questions_folder, "--html", tmp_path / "page.html", "--num-samples", 2, "--check"
     )
     train = printed["splits"]["train"]
     assert (printed["name"], printed["kind"], train["images"], train["texts"]) == (
@@ -285,9 +285,9 @@ def test_inspect_json_and_page(run, folder, tmp_path):
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 
-def test_inspect_tables(folder, capsys, monkeypatch):
+def test_inspect_tables(questions_folder, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    cli.main(["inspect", str(folder)])
+    cli.main(["inspect", str(questions_folder)])
     text = capsys.readouterr().out
     assert "7 of 82,783" in text
     assert "8 of 107,394" in text

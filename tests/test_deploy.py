@@ -24,7 +24,7 @@ DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 KEY = "sesame open"
 
 
-def said(command, **settings):
+def output_of(command, **settings):
     """What a command writes that must succeed."""
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | settings, cwd=ROOT
@@ -52,11 +52,14 @@ def test_nothing_is_said_of_the_unit(tmp_path):
     (tmp_path / "bridgetower.service").write_text(
         unit.replace("/opt/bridgetower/bin/bridgetower", sys.executable)
     )
-    assert said(["systemd-analyze", "verify", str(tmp_path / "bridgetower.service")]) == ""
+    assert output_of(["systemd-analyze", "verify", str(tmp_path / "bridgetower.service")]) == ""
 
 
 def test_nothing_is_said_of_the_dockerfile():
-    assert said([str(Path(sys.executable).with_name("hadolint")), str(DEPLOY / "Dockerfile")]) == ""
+    assert (
+        output_of([str(Path(sys.executable).with_name("hadolint")), str(DEPLOY / "Dockerfile")])
+        == ""
+    )
 
 
 def test_what_is_copied_into_the_image_is_not_ignored():
@@ -90,7 +93,7 @@ def test_compose_file():
             "NO DOCKER COMPOSE, compose.yaml IS NOT CHECKED: apt-get install docker-compose"
         )
     command = [*program, "--file", str(DEPLOY / "compose.yaml"), "config", "--format", "json"]
-    service = json.loads(said(command, BRIDGETOWER_API_KEY=KEY))["services"]["bridgetower"]
+    service = json.loads(output_of(command, BRIDGETOWER_API_KEY=KEY))["services"]["bridgetower"]
     assert (ROOT / service["build"]["dockerfile"]).samefile(DEPLOY / "Dockerfile")
     assert Path(service["build"]["context"]).samefile(ROOT)
     assert service["init"]  # else a signal to stop is lost while the model is loaded
@@ -109,28 +112,28 @@ def test_health_check(tiny_checkpoint):
         port = f":{client.base_url.port}/"
         check = [sys.executable, *(argument.replace(":8000/", port) for argument in arguments)]
         assert any(port in argument for argument in check)
-        said(check)
+        output_of(check)
     assert subprocess.run(check, capture_output=True).returncode != 0
 
 
 @pytest.fixture(scope="module")
-def image():
+def docker_image():
     if (
         shutil.which("docker") is None
         or subprocess.run(["docker", "info"], capture_output=True).returncode
     ):
         pytest.skip("NO DOCKER, THE IMAGE IS NOT BUILT: start a Docker daemon")
     name = f"bridgetower-test-{uuid.uuid4().hex[:8]}"
-    said(
+    output_of(
         ["docker", "build", "--file", str(DEPLOY / "Dockerfile"), "--tag", name, "."],
         DOCKER_BUILDKIT="1",
     )
     yield name
-    said(["docker", "rmi", "--force", name])
+    output_of(["docker", "rmi", "--force", name])
 
 
 @pytest.mark.slow
-def test_the_image_serves_without_root(image, tiny_checkpoint):
+def test_the_image_serves_without_root(docker_image, tiny_checkpoint):
     tiny_checkpoint.chmod(0o755)
     options = [
         "--detach",
@@ -143,22 +146,22 @@ def test_the_image_serves_without_root(image, tiny_checkpoint):
     ]
     mounts = ["--tmpfs", "/tmp", "--volume", f"{tiny_checkpoint}:/data/model:ro"]
     command = ["serve", "--host", "0.0.0.0", "--model", "/data/model"]
-    container = said(
-        ["docker", "run", *options, *mounts, image, *command], BRIDGETOWER_API_KEY=KEY
+    container = output_of(
+        ["docker", "run", *options, *mounts, docker_image, *command], BRIDGETOWER_API_KEY=KEY
     ).strip()
     try:
         wait_until(
             lambda: (
                 "healthy"
-                in said(
+                in output_of(
                     ["docker", "inspect", "--format", "{{.State.Health.Status}}", container]
                 ).split()
             )
         )
-        address = said(["docker", "port", container, "8000"]).strip()
+        address = output_of(["docker", "port", container, "8000"]).strip()
         headers = {"Authorization": f"Bearer {KEY}"}
         answer = httpx.post(f"http://{address}/v1/embeddings", json={"input": "a"}, headers=headers)
         assert answer.status_code == 200
-        assert said(["docker", "exec", container, "id", "--user"]).strip() == "1000"
+        assert output_of(["docker", "exec", container, "id", "--user"]).strip() == "1000"
     finally:
-        said(["docker", "stop", container])
+        output_of(["docker", "stop", container])

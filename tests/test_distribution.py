@@ -32,7 +32,7 @@ def command(*arguments):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def distributions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
     command(sys.executable, "-m", "hatchling", "build", "--directory", folder)
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
@@ -40,8 +40,8 @@ def built(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def metadata(built):
-    with zipfile.ZipFile(built["wheel"]) as wheel:
+def metadata(distributions):
+    with zipfile.ZipFile(distributions["wheel"]) as wheel:
         (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
         return email.message_from_bytes(wheel.read(name))
 
@@ -65,20 +65,20 @@ def environment(tmp_path):
     return installed
 
 
-def test_the_wheel_has_every_file_of_the_package(built):
+def test_the_wheel_has_every_file_of_the_package(distributions):
     files = {
         str(path.relative_to(SOURCE))
         for path in (SOURCE / "bridgetower").rglob("*")
         if path.is_file()
     }
-    with zipfile.ZipFile(built["wheel"]) as wheel:
+    with zipfile.ZipFile(distributions["wheel"]) as wheel:
         packaged = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert packaged == {name for name in files if "__pycache__" not in name}
     assert "bridgetower/py.typed" in packaged
 
 
-def test_the_sdist_has_what_it_is_built_from_and_no_tests(built):
-    with tarfile.open(built["sdist"]) as sdist:
+def test_the_sdist_has_what_it_is_built_from_and_no_tests(distributions):
+    with tarfile.open(distributions["sdist"]) as sdist:
         tops = {name.split("/")[1] for name in sdist.getnames()}
     assert {
         "CHANGELOG.md",
@@ -92,8 +92,8 @@ def test_the_sdist_has_what_it_is_built_from_and_no_tests(built):
     assert "tests" not in tops
 
 
-def test_an_index_accepts_both(built):
-    command(sys.executable, "-m", "twine", "check", "--strict", *built.values())
+def test_an_index_accepts_both(distributions):
+    command(sys.executable, "-m", "twine", "check", "--strict", *distributions.values())
 
 
 def test_metadata(metadata):
@@ -108,8 +108,8 @@ def test_metadata(metadata):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_works_where_it_is_installed(built, environment, kind, tiny_checkpoint):
-    programs = environment(built[kind])
+def test_works_where_it_is_installed(distributions, environment, kind, tiny_checkpoint):
+    programs = environment(distributions[kind])
     path = command(
         programs / "python", "-c", "import bridgetower; print(bridgetower.__file__)"
     ).strip()

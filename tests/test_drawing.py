@@ -28,7 +28,7 @@ def test_a_line_is_cut_to_its_length():
 
 
 @pytest.fixture
-def view():
+def gradient_view():
     return Image.linear_gradient("L").convert("RGB").resize((480, 480))
 
 
@@ -46,25 +46,25 @@ def explanation(view, num_words, *, layers=1, probability=0.5):
     )
 
 
-def test_glows_where_the_attention_is(view):
+def test_glows_where_the_attention_is(gradient_view):
     values = torch.zeros(3, 3)
     values[0, 2] = 1
-    pixels = np.asarray(heat(view, values)).astype(float).sum(axis=2)
-    third = view.width // 3
+    pixels = np.asarray(heat(gradient_view, values)).astype(float).sum(axis=2)
+    third = gradient_view.width // 3
     means = pixels.reshape(3, third, 3, third).mean(axis=(1, 3))
     assert means.argmax() == 2
     assert means[0, 2] > 1.5 * means[2, 0]
-    dark = np.asarray(heat(view, torch.zeros(3, 3))).astype(float)
+    dark = np.asarray(heat(gradient_view, torch.zeros(3, 3))).astype(float)
     assert dark.max() < 0.5 * 255
 
 
 @pytest.mark.filterwarnings("error")
-def test_bands_of_words_and_rows_of_layers(view):
+def test_bands_of_words_and_rows_of_layers(gradient_view):
     few, many = (
-        draw_explanation(explanation(view, 8)),
-        draw_explanation(explanation(view, 9, probability=None)),
+        draw_explanation(explanation(gradient_view, 8)),
+        draw_explanation(explanation(gradient_view, 9, probability=None)),
     )
     side = few.width / 8.6
     assert 5 * side < many.width < 7 * side
     assert many.height > few.height + 1.2 * side
-    assert draw_explanation(explanation(view, 8, layers=2)).height > few.height + side
+    assert draw_explanation(explanation(gradient_view, 8, layers=2)).height > few.height + side

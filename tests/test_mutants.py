@@ -63,7 +63,7 @@ def test_counted():
 """
 
 
-def made(source):
+def texts_of_mutants(source):
     """What each operator makes of an expression or statement."""
     source = source.encode()
     return {
@@ -142,11 +142,11 @@ def made(source):
     ],
 )
 def test_operators(source, expected):
-    assert made(source) == expected
+    assert texts_of_mutants(source) == expected
 
 
 @pytest.fixture
-def project(tmp_path):
+def small_project(tmp_path):
     folder = tmp_path / "project"
     for name, content in {
         "pyproject.toml": "[tool.pytest.ini_options]",
@@ -161,13 +161,13 @@ def project(tmp_path):
     return folder
 
 
-def test_a_draw_follows_from_its_seed(project):
-    drawn = mutants.draw(project, 5, "2026-01-01")
+def test_a_draw_follows_from_its_seed(small_project):
+    drawn = mutants.draw(small_project, 5, "2026-01-01")
     assert len({mutation.line for mutation in drawn}) == 5
-    assert drawn == mutants.draw(project, 5, "2026-01-01")
-    assert drawn != mutants.draw(project, 5, "2026-01-02")
-    assert len(mutants.draw(project, 100, "a")) < 20  # a mutation of each line
-    assert mutants.draw(project, 5, "a", only=("elsewhere",)) == []
+    assert drawn == mutants.draw(small_project, 5, "2026-01-01")
+    assert drawn != mutants.draw(small_project, 5, "2026-01-02")
+    assert len(mutants.draw(small_project, 100, "a")) < 20  # a mutation of each line
+    assert mutants.draw(small_project, 5, "a", only=("elsewhere",)) == []
 
 
 CALL = """
@@ -203,14 +203,14 @@ def printed(project, *arguments):
 
 
 @pytest.mark.nightly  # waits for what never ends
-def test_verdicts(project):
+def test_verdicts(small_project):
     pytest.importorskip("coverage")
-    printed(project, "--record")
+    printed(small_project, "--record")
     recorded = json.loads(
-        (project / "build/mutants/coverage/tests+test_prices.py.json").read_text()
+        (small_project / "build/mutants/coverage/tests+test_prices.py.json").read_text()
     )
     assert len(recorded["tests"]) == 6
-    lines = printed(project, "--seed", "a", "--jobs", "1", "--json").splitlines()
+    lines = printed(small_project, "--seed", "a", "--jobs", "1", "--json").splitlines()
     verdicts = {LINES[verdict["line"]]: verdict for verdict in map(json.loads, lines)}
     assert {line.strip(): verdict["verdict"] for line, verdict in verdicts.items()} == {
         "return value + 1": "survived",
@@ -220,15 +220,15 @@ def test_verdicts(project):
     assert verdicts["    total -= 1"]["failed"] == "tests/test_prices.py::test_price[10-7-69]"
 
     # A draw goes on where it was interrupted, and what fails without a mutation, too, is no verdict.
-    (draw,) = (project / "build/mutants/draws").iterdir()
+    (draw,) = (small_project / "build/mutants/draws").iterdir()
     remaining = [
         line
         for line in draw.read_text().splitlines()
         if json.loads(line)["operator"] != "dropped statement"
     ]
     draw.write_text("".join(f"{line}\n" for line in remaining))
-    (project / "MARK").unlink()
-    text = printed(project, "--seed", "a", "--jobs", "1")
+    (small_project / "MARK").unlink()
+    text = printed(small_project, "--seed", "a", "--jobs", "1")
     endless, seen, unseen = (
         f"src/bridgetower/prices.py:{line}" for line in sorted(LINES, key=LINES.get)
     )

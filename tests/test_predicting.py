@@ -39,7 +39,7 @@ LABELS = {"mood": ("calm", "loud", "sad"), "language": ("en", "de")}
 
 
 @pytest.fixture(scope="module")
-def predictor(answering_checkpoint):
+def headed_predictor(answering_checkpoint):
     trained = read_checkpoint(answering_checkpoint)
     heads = replace(trained.config.heads, custom=tuple(HEADS), rank=True, mlm=True)
     config = replace(trained.config, heads=heads)
@@ -58,9 +58,9 @@ def predictor(answering_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def features(predictor):
+def head_features(headed_predictor):
     """What each kind of head reads of the images and texts."""
-    model, processor = predictor.model, predictor.processor
+    model, processor = headed_predictor.model, headed_predictor.processor
     tokens = processor.texts(TEXTS)
     with torch.no_grad():
         image = model.encode_image(processor.images(IMAGES))
@@ -81,32 +81,38 @@ def by_label(choices):
     return [{choice.label: choice.probability for choice in row} for row in choices]
 
 
-def test_probabilities_and_numbers_are_as_the_head_says(predictor, features):
+def test_probabilities_and_numbers_are_as_the_head_says(headed_predictor, head_features):
     def expected(head, names, probabilities):
         return [
             pytest.approx(dict(zip(names, row, strict=True)), abs=1e-5)
-            for row in probabilities(logits(predictor, features, head)).tolist()
+            for row in probabilities(logits(headed_predictor, head_features, head)).tolist()
         ]
 
-    mood = by_label(predictor.predict("mood", IMAGES, TEXTS))
+    mood = by_label(headed_predictor.predict("mood", IMAGES, TEXTS))
     assert mood == expected("mood", LABELS["mood"], torch.sigmoid)
-    language = by_label(predictor.predict("language", texts=TEXTS))
+    language = by_label(headed_predictor.predict("language", texts=TEXTS))
     assert language == expected("language", LABELS["language"], lambda x: x.softmax(dim=1))
-    brightness = predictor.predict("brightness", IMAGES)
-    torch.testing.assert_close(brightness, logits(predictor, features, "brightness")[:, 0])
-    order = predictor.predict("order", IMAGES, TEXTS, IMAGES[::-1], batch_size=1)
-    torch.testing.assert_close(order, logits(predictor, features, "order")[:, 0], atol=1e-5, rtol=0)
-    rank = predictor.predict("rank", IMAGES, TEXTS)
-    torch.testing.assert_close(rank, logits(predictor, features, "rank"), atol=1e-5, rtol=0)
+    brightness = headed_predictor.predict("brightness", IMAGES)
+    torch.testing.assert_close(
+        brightness, logits(headed_predictor, head_features, "brightness")[:, 0]
+    )
+    order = headed_predictor.predict("order", IMAGES, TEXTS, IMAGES[::-1], batch_size=1)
+    torch.testing.assert_close(
+        order, logits(headed_predictor, head_features, "order")[:, 0], atol=1e-5, rtol=0
+    )
+    rank = headed_predictor.predict("rank", IMAGES, TEXTS)
+    torch.testing.assert_close(
+        rank, logits(headed_predictor, head_features, "rank"), atol=1e-5, rtol=0
+    )
 
 
-def test_verbs_are_predictions_of_their_heads(predictor):
+def test_verbs_are_predictions_of_their_heads(headed_predictor):
     for verb, head in (("answer", "vqa"), ("entail", "snli_ve")):
         top = {"top": 2} if verb == "answer" else {}
-        verbs = getattr(predictor, verb)(IMAGES, TEXTS, **top)
-        assert verbs == predictor.predict(head, IMAGES, TEXTS, **top)
-    single = predictor.predict("nlvr2", IMAGES[0], TEXTS[0], IMAGES[1], top=1)
-    assert single == predictor.reason(IMAGES[0], IMAGES[1], TEXTS[0])[:1]
+        verbs = getattr(headed_predictor, verb)(IMAGES, TEXTS, **top)
+        assert verbs == headed_predictor.predict(head, IMAGES, TEXTS, **top)
+    single = headed_predictor.predict("nlvr2", IMAGES[0], TEXTS[0], IMAGES[1], top=1)
+    assert single == headed_predictor.reason(IMAGES[0], IMAGES[1], TEXTS[0])[:1]
 
 
 @pytest.mark.parametrize(
@@ -122,13 +128,13 @@ def test_verbs_are_predictions_of_their_heads(predictor):
         (("mood",), "neither images nor texts given"),
     ],
 )
-def test_inputs_that_a_head_does_not_read(predictor, arguments, message):
+def test_inputs_that_a_head_does_not_read(headed_predictor, arguments, message):
     with pytest.raises(ValueError, match=message):
-        predictor.predict(*arguments)
+        headed_predictor.predict(*arguments)
 
 
-def test_over_http(predictor):
-    with start_server(predictor, name="custom") as running:
+def test_over_http(headed_predictor):
+    with start_server(headed_predictor, name="custom") as running:
         (model,) = running.client.get("/v1/models").json()["data"]
         assert model["heads"] == ["rank", "vqa", "snli_ve", "nlvr2", *HEADS]
 
@@ -136,7 +142,7 @@ def test_over_http(predictor):
             return running.client.post("/v1/predict", json=body)
 
         rows = post(head="mood", images=URIS[:2], texts=TEXTS, top=2).json()["data"]
-        expected = predictor.predict("mood", list(PNGS[:2]), TEXTS, top=2)
+        expected = headed_predictor.predict("mood", list(PNGS[:2]), TEXTS, top=2)
         assert [row["index"] for row in rows] == [0, 1]
         scores = [
             {choice["label"]: choice["probability"] for choice in row["classes"]} for row in rows
@@ -151,7 +157,7 @@ def test_over_http(predictor):
             }
             images = {name: [PNGS[number]] * 2 for name, number in zip(names, numbers, strict=True)}
             rows = post(head=head, **sent, **texts).json()["data"]
-            expected = predictor.predict(head, **images, **texts).tolist()
+            expected = headed_predictor.predict(head, **images, **texts).tolist()
             assert [row["number"] for row in rows] == pytest.approx(expected, abs=1e-5)
         assert len(post(head="language", texts=TEXTS).json()["data"][0]["classes"]) == 2
 

@@ -45,7 +45,7 @@ def arrays():
 
 
 @pytest.fixture(scope="module")
-def files(arrays, tmp_path_factory):
+def picture_files(arrays, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     paths = [folder / f"{number}.png" for number in range(len(arrays))]
     for path, array in zip(paths, arrays, strict=True):
@@ -53,7 +53,7 @@ def files(arrays, tmp_path_factory):
     return paths
 
 
-def assert_same(actual, expected):
+def assert_same_results(actual, expected):
     assert len(actual) == len(expected) == 3
     if isinstance(actual, Tensor):
         torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
@@ -63,7 +63,7 @@ def assert_same(actual, expected):
         ]
 
 
-def results(model, files, **how):
+def all_results(model, files, **how):
     """Vectors of images, texts and pairs, and how well these match, and all with each other."""
     return [
         model.embed_images(files, **how),
@@ -75,7 +75,7 @@ def results(model, files, **how):
 
 
 @pytest.fixture
-def without(tiny_checkpoint):
+def predictor_without(tiny_checkpoint):
     """Makes a predictor whose model lacks a head."""
 
     def make(head):
@@ -93,23 +93,23 @@ def without(tiny_checkpoint):
 
 
 class TestInputs:
-    def test_every_kind_of_picture_gives_the_same_vectors(self, predictor, files, arrays):
+    def test_every_kind_of_picture_gives_the_same_vectors(self, predictor, picture_files, arrays):
         kinds = {
-            "path": list(files),
-            "string": list(map(str, files)),
-            "bytes": [path.read_bytes() for path in files],
-            "PIL": [Image.open(path) for path in files],
+            "path": list(picture_files),
+            "string": list(map(str, picture_files)),
+            "bytes": [path.read_bytes() for path in picture_files],
+            "PIL": [Image.open(path) for path in picture_files],
             "array": list(arrays),
             "array of channels first": [np.moveaxis(array, -1, 0) for array in arrays],
             "tensor": [torch.from_numpy(array).permute(2, 0, 1) for array in arrays],
             "tensor of channels last": [torch.from_numpy(array) for array in arrays],
-            "in memory": [io.BytesIO(path.read_bytes()) for path in files],
-            "bytearray": [bytearray(path.read_bytes()) for path in files],
-            "memoryview": [memoryview(path.read_bytes()) for path in files],
-            "open file": [path.open("rb") for path in files],
-            "URL": [path.as_uri() for path in files],
+            "in memory": [io.BytesIO(path.read_bytes()) for path in picture_files],
+            "bytearray": [bytearray(path.read_bytes()) for path in picture_files],
+            "memoryview": [memoryview(path.read_bytes()) for path in picture_files],
+            "open file": [path.open("rb") for path in picture_files],
+            "URL": [path.as_uri() for path in picture_files],
         }
-        expected = predictor.embed_images(files)
+        expected = predictor.embed_images(picture_files)
         assert expected.shape == (3, 8)
         for images in kinds.values():
             assert torch.equal(predictor.embed_images(images), expected)
@@ -125,12 +125,13 @@ class TestInputs:
             predictor.embed_images(torch.from_numpy(stacked).permute(0, 3, 1, 2)), expected
         )
 
-    def test_images_at_urls_in_every_call(self, predictor, files):
-        url = files[0].as_uri()
+    def test_images_at_urls_in_every_call(self, predictor, picture_files):
+        url = picture_files[0].as_uri()
         states = predictor.hidden_states(url, "a bar").pooled
-        assert torch.equal(states, predictor.hidden_states(files[0], "a bar").pooled)
+        assert torch.equal(states, predictor.hidden_states(picture_files[0], "a bar").pooled)
         assert torch.equal(
-            explain(predictor, url, "a bar").maps, explain(predictor, files[0], "a bar").maps
+            explain(predictor, url, "a bar").maps,
+            explain(predictor, picture_files[0], "a bar").maps,
         )
 
     def test_a_host_that_refuses_is_left_in_seconds(self, predictor, monkeypatch):
@@ -151,13 +152,13 @@ class TestInputs:
         ):
             predictor.processor.images(["https://example.com/a.png"])
 
-    def test_one_goes_with_all_of_the_others(self, predictor, files):
+    def test_one_goes_with_all_of_the_others(self, predictor, picture_files):
         calls = [predictor.match, predictor.embed_pairs, predictor.fill_mask]
         for call, texts in zip(calls, (TEXTS, TEXTS, MASKED), strict=True):
-            for image in (files[0], files[:1]):
-                assert_same(call(image, texts), call([files[0]] * 3, texts))
+            for image in (picture_files[0], picture_files[:1]):
+                assert_same_results(call(image, texts), call([picture_files[0]] * 3, texts))
             for word in (texts[1], texts[1:2]):
-                assert_same(call(files, word), call(files, [texts[1]] * 3))
+                assert_same_results(call(picture_files, word), call(picture_files, [texts[1]] * 3))
 
     def test_texts_are_batched_by_length_and_come_back_in_order(self, predictor):
         texts = [TEXTS[2], "red", TEXTS[0], "blue", "a bar", TEXTS[2] + " and a bar"]
@@ -170,9 +171,9 @@ class TestInputs:
 
 
 class TestResults:
-    def test_are_those_of_the_model(self, predictor, files):
+    def test_are_those_of_the_model(self, predictor, picture_files):
         model, processor = predictor.model, predictor.processor
-        pixel_values, text = processor.images(files), processor.texts(TEXTS)
+        pixel_values, text = processor.images(picture_files), processor.texts(TEXTS)
         with torch.no_grad():
             image, words = (
                 model.encode_image(pixel_values),
@@ -186,27 +187,37 @@ class TestResults:
                 model.pair_embeds(pooled),
                 match,
             ]
-        for result, expected_row in zip(results(predictor, files), expected, strict=False):
+        for result, expected_row in zip(
+            all_results(predictor, picture_files), expected, strict=False
+        ):
             torch.testing.assert_close(result, expected_row, atol=1e-5, rtol=0)
             assert result.dtype == torch.float32
 
-    def test_batch_size_and_processes_change_nothing(self, predictor, files):
+    def test_batch_size_and_processes_change_nothing(self, predictor, picture_files):
         for size in (1, 2):
             for actual, other in zip(
-                results(predictor, files), results(predictor, files, batch_size=size), strict=True
+                all_results(predictor, picture_files),
+                all_results(predictor, picture_files, batch_size=size),
+                strict=True,
             ):
                 torch.testing.assert_close(actual, other, atol=1e-5, rtol=0)
-        inputs = [*files, Image.open(files[0]), files[0].read_bytes(), files[0]]
+        inputs = [
+            *picture_files,
+            Image.open(picture_files[0]),
+            picture_files[0].read_bytes(),
+            picture_files[0],
+        ]
         alone = predictor.embed_images(inputs, batch_size=2)
         assert torch.equal(predictor.embed_images(inputs, batch_size=2, num_workers=2), alone)
         assert torch.equal(alone[0], alone[-1])
-        scores = predictor.match(files, TEXTS, all_pairs=True, batch_size=2)
+        scores = predictor.match(picture_files, TEXTS, all_pairs=True, batch_size=2)
         assert torch.equal(
-            predictor.match(files, TEXTS, all_pairs=True, batch_size=2, num_workers=2), scores
+            predictor.match(picture_files, TEXTS, all_pairs=True, batch_size=2, num_workers=2),
+            scores,
         )
 
-    def test_for_a_gpu_threads_decode_one_batch_ahead(self, predictor, files, monkeypatch):
-        begun, pictures = [], [*files, Image.open(files[1])] * 3
+    def test_for_a_gpu_threads_decode_one_batch_ahead(self, predictor, picture_files, monkeypatch):
+        begun, pictures = [], [*picture_files, Image.open(picture_files[1])] * 3
         monkeypatch.setattr(inference, "fetched", lambda image: begun.append(image) or image)
         plain, ahead = (
             decoded(predictor.processor, pictures, 2, 0, torch.device(name))
@@ -218,25 +229,27 @@ class TestResults:
         for actual, other in zip(plain, chain([first], ahead), strict=True):
             assert torch.equal(actual, other)
 
-    def test_all_pairs_are_pair_by_pair(self, predictor, files):
+    def test_all_pairs_are_pair_by_pair(self, predictor, picture_files):
         texts = [*TEXTS, "yellow"]
-        scores = predictor.match(files, texts, all_pairs=True)
+        scores = predictor.match(picture_files, texts, all_pairs=True)
         expected = torch.stack(
-            [torch.cat([predictor.match(file, text) for text in texts]) for file in files]
+            [torch.cat([predictor.match(file, text) for text in texts]) for file in picture_files]
         )
         torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
         assert expected.std() > 1e-3
 
-    def test_items_are_encoded_once(self, predictor, files):
-        expected = predictor.embed_pairs([files[1], files[0], files[0]], TEXTS)
-        first, second = map(predictor.processor.prepare, files[:2])
+    def test_items_are_encoded_once(self, predictor, picture_files):
+        expected = predictor.embed_pairs(
+            [picture_files[1], picture_files[0], picture_files[0]], TEXTS
+        )
+        first, second = map(predictor.processor.prepare, picture_files[:2])
         counts = {predictor.model.vision: 0, predictor.model.text: 0}
 
         def count(module, inputs, output):
             counts[module] += len(inputs[0])
 
         hooks = [tower.register_forward_hook(count) for tower in counts]
-        predictor.match(files, TEXTS * 2, all_pairs=True, batch_size=3)
+        predictor.match(picture_files, TEXTS * 2, all_pairs=True, batch_size=3)
         assert list(counts.values()) == [3, 6]
         vectors = predictor.embed_pairs([second, first, first], TEXTS)  # an image that comes again
         assert list(counts.values()) == [3 + 2, 6 + 3]
@@ -308,9 +321,15 @@ class TestResults:
             assert blocks == expected
         hook.remove()
 
-    def test_bfloat16_is_close(self, tiny_checkpoint, predictor, files):
+    def test_bfloat16_is_close(self, tiny_checkpoint, predictor, picture_files):
         coarse = load(tiny_checkpoint, device="cpu", precision="bf16")
-        pairs = list(zip(results(coarse, files), results(predictor, files), strict=True))
+        pairs = list(
+            zip(
+                all_results(coarse, picture_files),
+                all_results(predictor, picture_files),
+                strict=True,
+            )
+        )
         for ours, exact in pairs:
             assert ours.dtype == torch.float32
             torch.testing.assert_close(ours, exact, atol=0.06, rtol=0)
@@ -321,21 +340,23 @@ class TestResults:
         coarse.model.head("itc").image.register_forward_hook(
             lambda *arguments: outputs.append(arguments[2])
         )
-        vectors = coarse.embed_images(files)
+        vectors = coarse.embed_images(picture_files)
         assert outputs[0].dtype == torch.bfloat16
         torch.testing.assert_close(
             vectors, F.normalize(outputs[0].float(), dim=-1), atol=1e-7, rtol=1e-6
         )
 
-    def test_the_bar_leaves_standard_output_alone(self, predictor, files, capsys, monkeypatch):
+    def test_the_bar_leaves_standard_output_alone(
+        self, predictor, picture_files, capsys, monkeypatch
+    ):
         monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
-        vectors = predictor.embed_images(files, batch_size=1, progress=True)
+        vectors = predictor.embed_images(picture_files, batch_size=1, progress=True)
         captured = capsys.readouterr()
         assert captured.out == ""
         assert "batches" in captured.err
-        assert torch.equal(vectors, predictor.embed_images(files, batch_size=1))
+        assert torch.equal(vectors, predictor.embed_images(picture_files, batch_size=1))
 
-    def test_few_calls_lead_to_the_fusion_encoder(self, predictor, files):
+    def test_few_calls_lead_to_the_fusion_encoder(self, predictor, picture_files):
         called = []
 
         def look(*_):
@@ -345,20 +366,20 @@ class TestResults:
                     called.append(frame.f_code.co_qualname)
 
         hook = predictor.model.fusion.register_forward_pre_hook(look)
-        predictor.match(files, TEXTS)
+        predictor.match(picture_files, TEXTS)
         hook.remove()
         # one checks the arguments, one reads a batch when the next has begun
         assert len(called) <= 8, called
 
 
 class TestFillMask:
-    def test_ranks_the_vocabulary(self, predictor, files):
+    def test_ranks_the_vocabulary(self, predictor, picture_files):
         text = "a <mask> that is <mask> on black"
-        candidates = predictor.fill_mask(files[0], text, top=3)
+        candidates = predictor.fill_mask(picture_files[0], text, top=3)
         assert [len(words) for words in candidates] == [3, 3]
         ids = predictor.processor.texts([text]).input_ids
         with torch.no_grad():
-            fused = predictor.model(predictor.processor.images(files[:1]), ids)
+            fused = predictor.model(predictor.processor.images(picture_files[:1]), ids)
             probabilities = predictor.model.mlm_logits(fused.text[0]).softmax(dim=-1)
         positions = (ids[0] == predictor.processor.mask_token_id).nonzero()[:, 0]
         for words, position in zip(candidates, positions, strict=True):
@@ -371,63 +392,65 @@ class TestFillMask:
             ]
             assert [word.word for word in words] == decoded
 
-    def test_words_of_64_masks_at_most_are_ranked_at_once(self, predictor, files):
+    def test_words_of_64_masks_at_most_are_ranked_at_once(self, predictor, picture_files):
         rows = []
         hook = predictor.model.head("mlm").register_forward_hook(
             lambda _, inputs, __: rows.append(len(inputs[0]))
         )
-        filled = predictor.fill_mask(files[0], ["<mask> " * 10] * 15, top=1)
+        filled = predictor.fill_mask(picture_files[0], ["<mask> " * 10] * 15, top=1)
         hook.remove()
         assert sum(map(len, filled)) == sum(rows) == 150
         assert rows == [64, 64, 22]
 
-    def test_several_are_one_by_one(self, predictor, files):
+    def test_several_are_one_by_one(self, predictor, picture_files):
         texts = ["a <mask>", "a <mask> that is <mask> on a grey ground", "<mask> bar <mask> <mask>"]
-        together = predictor.fill_mask(files, texts, top=2, batch_size=2)
+        together = predictor.fill_mask(picture_files, texts, top=2, batch_size=2)
         assert [len(masks) for masks in together] == [1, 2, 3]
-        for file, text, masks in zip(files, texts, together, strict=True):
+        for file, text, masks in zip(picture_files, texts, together, strict=True):
             alone = predictor.fill_mask(file, text, top=2)
             for words, expected in zip(masks, alone, strict=True):
                 assert [word.word for word in words] == [word.word for word in expected]
                 assert [w.probability for w in words] == pytest.approx(
                     [w.probability for w in expected], abs=1e-5
                 )
-        other = predictor.fill_mask(files[::-1], texts, top=2)
+        other = predictor.fill_mask(picture_files[::-1], texts, top=2)
         assert other[0][0][0].probability != pytest.approx(together[0][0][0].probability, abs=1e-5)
 
-    def test_errors(self, predictor, files, without):
-        assert predictor.fill_mask(files[:1], ["a <mask>"]) == [
-            predictor.fill_mask(files[0], "a <mask>")
+    def test_errors(self, predictor, picture_files, predictor_without):
+        assert predictor.fill_mask(picture_files[:1], ["a <mask>"]) == [
+            predictor.fill_mask(picture_files[0], "a <mask>")
         ]
         long = "<mask> " + "red circle on black " * 30
         with pytest.raises(ValueError, match="truncate=True"):
-            predictor.fill_mask(files[0], long)
-        assert len(predictor.fill_mask(files[0], long, truncate=True)) == 1
+            predictor.fill_mask(picture_files[0], long)
+        assert len(predictor.fill_mask(picture_files[0], long, truncate=True)) == 1
         with pytest.raises(ValueError, match="no mask in"):
-            predictor.fill_mask(files[0], long.replace("<mask>", "") + "<mask>", truncate=True)
+            predictor.fill_mask(
+                picture_files[0], long.replace("<mask>", "") + "<mask>", truncate=True
+            )
         with pytest.raises(ValueError, match="3 images and 2 texts"):
-            predictor.fill_mask(files, ["a <mask>"] * 2)
+            predictor.fill_mask(picture_files, ["a <mask>"] * 2)
         with pytest.raises(ValueError, match="no mask in 'a bar'; put <mask> where"):
-            predictor.fill_mask(files[:2], ["a <mask>", "a bar"])
+            predictor.fill_mask(picture_files[:2], ["a <mask>", "a bar"])
         with pytest.raises(ValueError, match=r"no masked-language \(MLM\) head"):
-            without("mlm").fill_mask(files[0], "a <mask>")
+            predictor_without("mlm").fill_mask(picture_files[0], "a <mask>")
 
 
 class TestErrors:
-    def test_inputs(self, predictor, files):
+    def test_inputs(self, predictor, picture_files):
         calls = [
             (lambda: predictor.embed_images([]), "no images given; expected at least one"),
             (lambda: predictor.embed_pairs([], TEXTS), "no images given"),
             (lambda: predictor.match([], TEXTS, all_pairs=True), "no images given"),
             (lambda: predictor.embed_texts([]), "no texts given; expected at least one"),
-            (lambda: predictor.match(files, []), "no texts given"),
-            (lambda: predictor.match(files, [], all_pairs=True), "no texts given"),
+            (lambda: predictor.match(picture_files, []), "no texts given"),
+            (lambda: predictor.match(picture_files, [], all_pairs=True), "no texts given"),
             (
-                lambda: predictor.embed_pairs(files, TEXTS[:2]),
+                lambda: predictor.embed_pairs(picture_files, TEXTS[:2]),
                 "3 images and 2 texts; expected one text per image",
             ),
             (
-                lambda: predictor.match(files, TEXTS[:2]),
+                lambda: predictor.match(picture_files, TEXTS[:2]),
                 "3 images and 2 texts; expected one text per image",
             ),
         ]
@@ -435,26 +458,30 @@ class TestErrors:
             with pytest.raises(ValueError, match=message):
                 call()
 
-    def test_missing_heads(self, files, without):
+    def test_missing_heads(self, picture_files, predictor_without):
         with pytest.raises(ValueError, match=r"no contrastive \(ITC\) head"):
-            without("itc").embed_images(files)
+            predictor_without("itc").embed_images(picture_files)
         with pytest.raises(ValueError, match=r"no contrastive \(ITC\) head"):
-            without("itc").embed_texts(TEXTS)
+            predictor_without("itc").embed_texts(TEXTS)
         for all_pairs in (False, True):
             with pytest.raises(ValueError, match=r"no matching \(ITM\) head"):
-                without("itm").match(files, TEXTS, all_pairs=all_pairs)
-        assert without("itc").embed_pairs(files, TEXTS).shape == (3, 16)
+                predictor_without("itm").match(picture_files, TEXTS, all_pairs=all_pairs)
+        assert predictor_without("itc").embed_pairs(picture_files, TEXTS).shape == (3, 16)
 
-    def test_too_long_texts(self, predictor, files):
+    def test_too_long_texts(self, predictor, picture_files):
         long = "red circle on black " * 30
         limit = predictor.processor.config.max_length
         calls = [
             lambda **options: predictor.embed_texts(["a", "b", long], batch_size=1, **options),
             lambda **options: predictor.embed_pairs(
-                files, ["a", "b", long], batch_size=1, **options
+                picture_files, ["a", "b", long], batch_size=1, **options
             ),
-            lambda **options: predictor.match(files, ["a", "b", long], batch_size=1, **options),
-            lambda **options: predictor.match(files, ["a", "b", long], all_pairs=True, **options),
+            lambda **options: predictor.match(
+                picture_files, ["a", "b", long], batch_size=1, **options
+            ),
+            lambda **options: predictor.match(
+                picture_files, ["a", "b", long], all_pairs=True, **options
+            ),
         ]
         for call in calls:
             with pytest.raises(
@@ -464,10 +491,12 @@ class TestErrors:
             assert len(call(truncate=True)) == 3
 
     @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_unreadable_pictures_are_numbered(self, predictor, files, tmp_path, num_workers):
+    def test_unreadable_pictures_are_numbered(
+        self, predictor, picture_files, tmp_path, num_workers
+    ):
         (tmp_path / "empty.png").write_bytes(b"")
         (tmp_path / "text.png").write_text("no picture")
-        (tmp_path / "cut.png").write_bytes(files[0].read_bytes()[:-200])
+        (tmp_path / "cut.png").write_bytes(picture_files[0].read_bytes()[:-200])
         for name, message in {
             "empty.png": "empty",
             "text.png": "text.png",
@@ -475,10 +504,10 @@ class TestErrors:
         }.items():
             with pytest.raises(ValueError, match=rf"image 3: .*{message}"):
                 predictor.embed_images(
-                    [*files, tmp_path / name], batch_size=2, num_workers=num_workers
+                    [*picture_files, tmp_path / name], batch_size=2, num_workers=num_workers
                 )
         with pytest.raises(ValueError, match=r"image 2: .*the image of 5 bytes"):
-            predictor.match([*files[:2], b"12345"], TEXTS, all_pairs=True, batch_size=1)
+            predictor.match([*picture_files[:2], b"12345"], TEXTS, all_pairs=True, batch_size=1)
         with pytest.raises(FileNotFoundError, match="no image file at"):
             predictor.embed_images(tmp_path / "nothing.png", num_workers=num_workers)
 
@@ -763,9 +792,9 @@ class TestSlips:
         with pytest.raises(FileNotFoundError, match=r"no file nope\.json; check the path"):
             load(tiny_checkpoint, answers="nope.json")
 
-    def test_right_calls_go_through(self, predictor, files):
-        expected = predictor.embed_images(files)
-        for images in ((path for path in files), tuple(files), iter(files)):
+    def test_right_calls_go_through(self, predictor, picture_files):
+        expected = predictor.embed_images(picture_files)
+        for images in ((path for path in picture_files), tuple(picture_files), iter(picture_files)):
             assert torch.equal(predictor.embed_images(images, batch_size=np.int64(32)), expected)
         vectors = predictor.embed_texts(TEXTS)
         for texts in (
@@ -775,32 +804,37 @@ class TestSlips:
             dict.fromkeys(TEXTS).keys(),
         ):
             assert torch.equal(predictor.embed_texts(texts, truncate=np.True_), vectors)
-        scores = predictor.match(files, TEXTS, all_pairs=True, memory_gib=np.float32(1))
+        scores = predictor.match(picture_files, TEXTS, all_pairs=True, memory_gib=np.float32(1))
         assert torch.equal(
-            predictor.match(iter(files), iter(TEXTS), all_pairs=True, memory_gib=1), scores
+            predictor.match(iter(picture_files), iter(TEXTS), all_pairs=True, memory_gib=1), scores
         )
-        choices = predictor.classify(files, labels=["a", "b"], templates=("{}",))
+        choices = predictor.classify(picture_files, labels=["a", "b"], templates=("{}",))
         assert (
-            predictor.classify(iter(files), labels=np.array(["a", "b"]), templates=["{}"])
+            predictor.classify(iter(picture_files), labels=np.array(["a", "b"]), templates=["{}"])
             == choices
         )
         layers = {"fusion": range(1, 2), "text": np.array([1])}
-        assert set(predictor.hidden_states(files, TEXTS, layers=layers).text) == {1}
+        assert set(predictor.hidden_states(picture_files, TEXTS, layers=layers).text) == {1}
 
 
 class TestEngines:
-    def test_give_the_same_results(self, exported, predictor, files):
+    def test_give_the_same_results(self, exported, predictor, picture_files):
         pytest.importorskip("onnxruntime")
         other = load(exported, engine="onnxruntime")
         assert not isinstance(other.engine, TorchEngine)
         for actual, expected in zip(
-            results(other, files, batch_size=2), results(predictor, files), strict=True
+            all_results(other, picture_files, batch_size=2),
+            all_results(predictor, picture_files),
+            strict=True,
         ):
             torch.testing.assert_close(actual, expected, atol=2e-5, rtol=0)
-        ours, theirs = (model.fill_mask(files[0], "a <mask> bar") for model in (other, predictor))
+        ours, theirs = (
+            model.fill_mask(picture_files[0], "a <mask> bar") for model in (other, predictor)
+        )
         assert [word.word for word in ours[0]] == [word.word for word in theirs[0]]
         assert torch.equal(
-            pickle.loads(pickle.dumps(other)).match(files, TEXTS), other.match(files, TEXTS)
+            pickle.loads(pickle.dumps(other)).match(picture_files, TEXTS),
+            other.match(picture_files, TEXTS),
         )
 
     def test_another_image_size_is_another_export(self, exported, tmp_path, monkeypatch):

@@ -9,14 +9,14 @@ from PIL import Image
 
 
 @pytest.fixture
-def photos(tmp_path, monkeypatch):
+def colour_photos(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, colour in (("a", "red"), ("b", "blue"), ("c", "white")):
         Image.new("RGB", (24, 24), colour).save(f"{name}.png")
     return ["a.png", "b.png", "c.png"]
 
 
-def read_rows(path):
+def read_result_rows(path):
     if path.suffix == ".parquet":
         return pq.read_table(path).to_pylist()
     if path.suffix == ".jsonl":
@@ -27,21 +27,21 @@ def read_rows(path):
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_answers_and_matches_are_written(
-    run, photos, answering_checkpoint, tiny_checkpoint, tmp_path, suffix
+    run, colour_photos, answering_checkpoint, tiny_checkpoint, tmp_path, suffix
 ):
     commands = {
-        "answer": [answering_checkpoint, "--images", *photos, "--questions", "what colour?"],
-        "match": [tiny_checkpoint, "--images", *photos, "--texts", "a wall", "--all-pairs"],
+        "answer": [answering_checkpoint, "--images", *colour_photos, "--questions", "what colour?"],
+        "match": [tiny_checkpoint, "--images", *colour_photos, "--texts", "a wall", "--all-pairs"],
     }
     for command, arguments in commands.items():
         printed = run(command, *arguments)
         out = tmp_path / f"{command}{suffix}"
         assert run(command, *arguments, "--out", out) == [{"out": str(out), "rows": 3}]
-        rows = read_rows(out)
+        rows = read_result_rows(out)
         if suffix != ".csv":
             assert rows == printed
             continue
-        assert [row["image"] for row in rows] == photos
+        assert [row["image"] for row in rows] == colour_photos
         for row, expected in zip(rows, printed, strict=True):
             if command == "match":
                 assert float(row["score"]) == expected["score"]
@@ -52,7 +52,7 @@ def test_answers_and_matches_are_written(
 
 
 def test_bad_files_are_named_after_the_others_are_written(
-    run, photos, tiny_checkpoint, tmp_path, capsys
+    run, colour_photos, tiny_checkpoint, tmp_path, capsys
 ):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -65,11 +65,13 @@ def test_bad_files_are_named_after_the_others_are_written(
     message = capsys.readouterr().err
     assert "bad.png" in message
     assert f"the classes of the others are in {out}" in message
-    (row,) = read_rows(out)
+    (row,) = read_result_rows(out)
     assert row["image"] == "good.png"
     run(*command, "--max-errors", 1)
 
 
-def test_other_endings_are_refused_before_a_model_is_read(refused, photos):
-    message = refused("match", "no-model", "--images", *photos, "--texts", "a", "--out", "out.xlsx")
+def test_other_endings_are_refused_before_a_model_is_read(refused, colour_photos):
+    message = refused(
+        "match", "no-model", "--images", *colour_photos, "--texts", "a", "--out", "out.xlsx"
+    )
     assert message.endswith("expected a name that ends in .csv, .jsonl, .parquet")

@@ -17,7 +17,7 @@ from helpers.shapes import SHAPES_MODEL
 
 
 @pytest.fixture(scope="session")
-def predictor(tiny_dataset):
+def words_predictor(tiny_dataset):
     values = ProcessorConfig(
         profile="official-pretrain", image_size=SHAPES_MODEL.vision.image_size, max_length=24
     )
@@ -33,15 +33,17 @@ def predictor(tiny_dataset):
 
 
 @pytest.fixture(scope="session")
-def images(tiny_dataset, predictor):
-    return CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", predictor.processor)
+def shape_images(tiny_dataset, words_predictor):
+    return CaptionImages(
+        DataConfig(folders=(str(tiny_dataset),)), "test", words_predictor.processor
+    )
 
 
 @pytest.fixture(scope="session")
-def config():
+def retrieval_config():
     return RetrievalConfig(candidates=4)
 
 
 @pytest.fixture(scope="session")
-def ranked(predictor, images, config):
-    return evaluate_retrieval(predictor.model, images, config)
+def evaluation(words_predictor, shape_images, retrieval_config):
+    return evaluate_retrieval(words_predictor.model, shape_images, retrieval_config)

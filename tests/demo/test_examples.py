@@ -18,7 +18,7 @@ from bridgetower_demo.grounding import Judged, TextExample
 from helpers.retrieval import cosine_table, itm_table
 
 
-def of(direction: Direction, examples: list[SearchExample]) -> list[SearchExample]:
+def of_direction(direction: Direction, examples: list[SearchExample]) -> list[SearchExample]:
     return [example for example in examples if example.direction == direction]
 
 
@@ -37,30 +37,36 @@ def test_choice():
 
 
 class TestSearches:
-    def test_ranks_give_the_recall_of_the_evaluation(self, predictor, images):
-        config = RetrievalConfig(candidates=len(images), max_captions=1)
-        result = evaluate_retrieval(predictor.model, images, config)
-        examples = search_examples(images, result, config, count=len(images))
+    def test_ranks_give_the_recall_of_the_evaluation(self, words_predictor, shape_images):
+        config = RetrievalConfig(candidates=len(shape_images), max_captions=1)
+        result = evaluate_retrieval(words_predictor.model, shape_images, config)
+        examples = search_examples(shape_images, result, config, count=len(shape_images))
         for direction in ("text_to_image", "image_to_text"):
-            ranks = [example.rank for example in of(direction, examples)]
-            assert len(ranks) == len(images)
+            ranks = [example.rank for example in of_direction(direction, examples)]
+            assert len(ranks) == len(shape_images)
             for k, recall in getattr(result.recalls["two_stage"], direction).items():
                 assert sum(rank <= k for rank in ranks) / len(ranks) == pytest.approx(recall)
 
     def test_candidates_come_first_by_match_logit_then_the_rest_by_cosine(
-        self, images, ranked, config
+        self, shape_images, evaluation, retrieval_config
     ):
-        examples = search_examples(images, ranked, config, count=len(images), top=len(images))
-        texts, _ = images.texts()
-        similarity, itm = cosine_table(ranked), itm_table(ranked)
-        for example in of("text_to_image", examples):
+        examples = search_examples(
+            shape_images,
+            evaluation,
+            retrieval_config,
+            count=len(shape_images),
+            top=len(shape_images),
+        )
+        texts, _ = shape_images.texts()
+        similarity, itm = cosine_table(evaluation), itm_table(evaluation)
+        for example in of_direction("text_to_image", examples):
             text = texts.index(example.text)
             cosines = similarity[:, text]
             by_cosine = cosines.argsort(descending=True)
-            candidates = by_cosine[: config.candidates]
+            candidates = by_cosine[: retrieval_config.candidates]
             candidates = candidates[itm[candidates, text].argsort(descending=True)]
-            order = [*candidates.tolist(), *by_cosine[config.candidates :].tolist()]
-            assert [hit.image for hit in example.hits] == images.contents(list(order))
+            order = [*candidates.tolist(), *by_cosine[retrieval_config.candidates :].tolist()]
+            assert [hit.image for hit in example.hits] == shape_images.contents(list(order))
 
 
 TOLD = [

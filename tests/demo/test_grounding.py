@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from bridgetower.inference.predictor import Predictor, load
+from bridgetower.inference.predictor import Predictor
 from bridgetower_demo.grounding import (
     ALL,
     WithOtherImages,
@@ -19,20 +19,15 @@ from helpers.sets import read_rows
 NUM_TEST = 24
 
 
-@pytest.fixture(scope="module")
-def predictor(answering_checkpoint):
-    return load(answering_checkpoint, device="cpu")
-
-
 @pytest.fixture(scope="module", params=["vqa", "snli-ve", "nlvr2"])
-def judged(request, predictor, tmp_path_factory):
+def grounded(request, answering_predictor, tmp_path_factory):
     kind, folder = request.param, tmp_path_factory.mktemp("scenes")
     config = ScenesConfig(kind=kind, num_train=40, num_validation=4, num_test=NUM_TEST, side=30)
     prepare_toyset("scenes", folder, config, progress=False)
-    return kind, folder, judge(predictor, kind, folder, topic_of=topic_of, batch_size=5)
+    return kind, folder, judge(answering_predictor, kind, folder, topic_of=topic_of, batch_size=5)
 
 
-def answer(predictor: Predictor, kind: str, pictures: list[bytes], text: str) -> str:
+def predicted_answer(predictor: Predictor, kind: str, pictures: list[bytes], text: str) -> str:
     match kind:
         case "vqa":
             return predictor.answer(pictures[0], text, top=1, truncate=True)[0].label
@@ -42,15 +37,17 @@ def answer(predictor: Predictor, kind: str, pictures: list[bytes], text: str) ->
             return predictor.reason(pictures[0], pictures[1], text, truncate=True)[0].label
 
 
-def test_own_and_other_images(judged, predictor):
-    kind, folder, judgement = judged
+def test_own_and_other_images(grounded, answering_predictor):
+    kind, folder, judgement = grounded
     pictures = [row["images"] for row in read_rows(folder, "test")]
     model_answers = [
-        answer(predictor, kind, pictures[number], example.text)
+        predicted_answer(answering_predictor, kind, pictures[number], example.text)
         for number, example in enumerate(judgement.examples)
     ]
     other_answers = [
-        answer(predictor, kind, pictures[(number + NUM_TEST // 2) % NUM_TEST], example.text)
+        predicted_answer(
+            answering_predictor, kind, pictures[(number + NUM_TEST // 2) % NUM_TEST], example.text
+        )
         for number, example in enumerate(judgement.examples)
     ]
     assert list(judgement.answers) == model_answers
@@ -69,8 +66,8 @@ def test_own_and_other_images(judged, predictor):
             assert share == pytest.approx(right / len(numbers))
 
 
-def test_words_alone(judged):
-    kind, folder, judgement = judged
+def test_words_alone(grounded):
+    kind, folder, judgement = grounded
     rows = read_rows(folder, "train")
     name = "answers" if kind == "vqa" else "label"
     answered = [rows[number]["entries"][0] for number in range(40)]
@@ -82,12 +79,14 @@ def test_words_alone(judged):
     assert len(judgement.groundings) == 5
 
 
-def test_statements_without_topics(predictor, judged):
-    kind, folder, judgement = judged
+def test_statements_without_topics(answering_predictor, grounded):
+    kind, folder, judgement = grounded
     if kind == "vqa":
         assert set(judgement.groundings) == {"exists", "colour", "count", "relation", ALL}
     else:
-        assert judge(predictor, kind, folder).groundings == {ALL: judgement.groundings[ALL]}
+        assert judge(answering_predictor, kind, folder).groundings == {
+            ALL: judgement.groundings[ALL]
+        }
 
 
 def test_commonest_answers():

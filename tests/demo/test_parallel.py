@@ -66,7 +66,7 @@ def check_it_goes_on(run: Path, config: RunConfig) -> None:
 
 
 @pytest.fixture
-def children():
+def started_children():
     """The processes that the test has started."""
     before = set(multiprocessing.active_children())
     return lambda: [
@@ -88,25 +88,29 @@ def test_two_equal_training_one_after_another_and_stay_as_they_are(tmp_path, tin
     assert [path.read_bytes() for path in files] == before
 
 
-def test_one_that_fails_raises_its_error_and_the_other_can_go_on(children, tmp_path, tiny_dataset):
+def test_one_that_fails_raises_its_error_and_the_other_can_go_on(
+    started_children, tmp_path, tiny_dataset
+):
     good, bad = (
         shapes_run_config(tiny_dataset, max_steps=LONG),
         shapes_run_config(tiny_dataset, batch_size=4000),
     )
     with pytest.raises(ValueError, match="fewer than one batch of 4000"):
         train_all({tmp_path / "good": good, tmp_path / "bad": bad}, progress=False)
-    assert children() == []
+    assert started_children() == []
     if (tmp_path / "good" / METRICS).exists():  # else it had not begun
         check_it_goes_on(tmp_path / "good", good)
 
 
-def test_a_lost_process_is_named(children, tmp_path, tiny_dataset):
+def test_a_lost_process_is_named(started_children, tmp_path, tiny_dataset):
     runs = {
         tmp_path / name: shapes_run_config(tiny_dataset, max_steps=LONG)
         for name in ("one", "other")
     }
     with (
-        once(lambda: all(steps_done(run) > 2 for run in runs), lambda: children()[0].kill()),
+        once(
+            lambda: all(steps_done(run) > 2 for run in runs), lambda: started_children()[0].kill()
+        ),
         pytest.raises(LostProcessError, match="continue it") as error,
     ):
         train_all(runs, progress=False)
@@ -116,7 +120,7 @@ def test_a_lost_process_is_named(children, tmp_path, tiny_dataset):
     assert f"the process of run {lost} was lost" in str(error.value)
 
 
-def test_an_interrupted_one_saves_and_goes_on(children, tmp_path, tiny_dataset):
+def test_an_interrupted_one_saves_and_goes_on(started_children, tmp_path, tiny_dataset):
     # at least one has to wait
     names = ("one", "other", "later", "last")[: len(os.sched_getaffinity(0)) + 1]
     runs = {tmp_path / name: shapes_run_config(tiny_dataset, max_steps=LONG) for name in names}
@@ -126,19 +130,19 @@ def test_an_interrupted_one_saves_and_goes_on(children, tmp_path, tiny_dataset):
         pytest.raises(Interrupted, match=f"stopped with 0 of {len(runs)} runs finished"),
     ):
         train_all(runs, progress=False)
-    assert children() == []
+    assert started_children() == []
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert not (tmp_path / names[-1]).exists() or len(names) == 4
     check_it_goes_on(tmp_path / "one", runs[tmp_path / "one"])
 
 
-def alone(dataset: Path, out: Path) -> None:
+def train_alone(dataset: Path, out: Path) -> None:
     train_all({out: shapes_run_config(dataset, max_steps=LONG)}, progress=False)
 
 
 def test_no_run_outlives_its_parent(tmp_path, tiny_dataset):
     parent = multiprocessing.get_context("forkserver").Process(
-        target=alone, args=(tiny_dataset, tmp_path / "run")
+        target=train_alone, args=(tiny_dataset, tmp_path / "run")
     )
     parent.start()
     with once(lambda: steps_done(tmp_path / "run") > 2, parent.kill):

@@ -36,7 +36,7 @@ TEXTS = (
 )
 
 
-class Page(HTMLParser):
+class ReportPage(HTMLParser):
     """Elements with their attributes, the text, and a check that every tag is closed."""
 
     def __init__(self, html: str) -> None:
@@ -69,7 +69,7 @@ class Page(HTMLParser):
         return [section["id"] for section in self.all("section")]
 
 
-def report(results: DemoResults | None = None, **changes: Any) -> str:
+def report_html(results: DemoResults | None = None, **changes: Any) -> str:
     searches = [
         made_up.search(direction, rank=rank)
         for direction in ("text_to_image", "image_to_text")
@@ -82,7 +82,7 @@ def report(results: DemoResults | None = None, **changes: Any) -> str:
     return render_report(results or made_up.results(), **{**values, **changes})
 
 
-def rows_of(html: str, caption: str) -> dict[str, list[str]]:
+def table_cells(html: str, caption: str) -> dict[str, list[str]]:
     """The cells of the last table of a caption, the one of both models, by the head of their row, without tags."""
     start = html.rindex(f"<caption>{caption}")
     rows = re.findall(
@@ -96,35 +96,39 @@ def rows_of(html: str, caption: str) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def html():
-    return report()
+    return report_html()
 
 
 @pytest.fixture(scope="module")
-def page(html):
-    return Page(html)
+def report_page(html):
+    return ReportPage(html)
 
 
 @pytest.fixture(scope="module")
-def alone():
+def single_arm_page():
     """The page of BridgeTower without METER."""
     run = made_up.run(test={"shapes": made_up.metrics(chance_text_to_image_r5=0.05)})
-    return report(made_up.results(run, costs=(made_up.cost(),), answers=(made_up.answers(),)))
+    return report_html(made_up.results(run, costs=(made_up.cost(),), answers=(made_up.answers(),)))
 
 
-def test_the_page_of_one_model_has_its_figures_first_and_no_word_of_another(alone):
-    page = Page(alone)
+def test_the_page_of_one_model_has_its_figures_first_and_no_word_of_another(single_arm_page):
+    page = ReportPage(single_arm_page)
     assert tuple(page.sections) == SECTIONS
     assert [link["href"] for link in page.all("a")] == [f"#{name}" for name in SECTIONS]
     assert [text for text in TEXTS if text not in page.text] == []
-    assert re.findall('<p class="figure">([^<]+)</p>', alone) == ["20 %", "75 %", "1 h 05 min"]
+    assert re.findall('<p class="figure">([^<]+)</p>', single_arm_page) == [
+        "20 %",
+        "75 %",
+        "1 h 05 min",
+    ]
     assert [
         word for word in ("METER", "RSUM", "ITC", "ITM", "held-out", "\u2212") if word in page.text
     ] == []
 
 
-def test_the_other_model_comes_last_with_the_differences(html, page):
-    assert tuple(page.sections) == (*SECTIONS, "meter")
-    before, _, after = page.text.partition("BridgeTower against METER")[2].partition(
+def test_the_other_model_comes_last_with_the_differences(html, report_page):
+    assert tuple(report_page.sections) == (*SECTIONS, "meter")
+    before, _, after = report_page.text.partition("BridgeTower against METER")[2].partition(
         "BridgeTower against METER"
     )
     assert "METER" not in before
@@ -136,16 +140,16 @@ def test_figures_are_means_with_their_spread_and_differences_have_their_interval
     assert '<td>131.0<span class="spread"> ± 1.0</span></td>' in html
     # a recall of 131 / 600, in percent
     assert '<td>21.8<span class="spread"> ± 0.2</span></td>' in html
-    recall = rows_of(html, "Recall on shapes, in percent")["BridgeTower \u2212 METER, matching"]
+    recall = table_cells(html, "Recall on shapes, in percent")["BridgeTower \u2212 METER, matching"]
     assert (recall[0], recall[-1]) == ("+1.5 (+1.1 to +1.9)", "+9.0 (+6.5 to +11.5)")
     answers = [made_up.answers(seed=seed, right=0.75 + seed / 100) for seed in range(3)]
     answers += [made_up.answers("meter", seed, right=0.7) for seed in range(3)]
-    rows = rows_of(
-        report(made_up.results(answers=tuple(answers))), "Questions answered right, in percent"
+    rows = table_cells(
+        report_html(made_up.results(answers=tuple(answers))), "Questions answered right, in percent"
     )
     assert list(rows).index("BridgeTower \u2212 METER") == 2
     assert rows["BridgeTower \u2212 METER"] == ["+6.0 (+3.5 to +8.5)"] * 2
-    one_seed = rows_of(html, "Questions answered right, in percent")
+    one_seed = table_cells(html, "Questions answered right, in percent")
     assert one_seed["BridgeTower \u2212 METER"] == ["+12.5"] * 2
 
 
@@ -155,8 +159,8 @@ def test_without_matching_head():
         for n, value in made_up.metrics().items()
         if not n.startswith(("matching", "two_stage", "itm"))
     }
-    page = Page(
-        report(
+    page = ReportPage(
+        report_html(
             made_up.results(
                 *(made_up.run(arm, test={"shapes": results}) for arm in ("bridgetower", "meter"))
             )
@@ -168,16 +172,16 @@ def test_without_matching_head():
         assert text not in page.text
 
 
-def test_nothing_is_loaded_and_tables_have_captions_and_heads(html, page):
+def test_nothing_is_loaded_and_tables_have_captions_and_heads(html, report_page):
     assert not {"script", "link", "iframe", "object", "base", "source"} & {
-        tag for tag, _ in page.elements
+        tag for tag, _ in report_page.elements
     }
-    for _, attributes in page.elements:
+    for _, attributes in report_page.elements:
         for name in ("src", "href", "data", "poster", "action", "srcset", "xlink:href"):
             assert attributes.get(name, "#").startswith(("#", "data:image/")), attributes
     assert not [loading for loading in ("@import", "@font-face", "url(") if loading in html]
-    assert len(page.all("table")) == len(page.all("caption")) == 8
-    assert all(head.get("scope") for head in page.all("th"))
+    assert len(report_page.all("table")) == len(report_page.all("caption")) == 8
+    assert all(head.get("scope") for head in report_page.all("th"))
 
 
 def test_every_text_is_escaped():
@@ -199,8 +203,8 @@ def test_every_text_is_escaped():
         for rank in (1, 9)
     ]
     answers = [made_up.answer(bad, bad, bad), made_up.answer(bad, bad, "red")]
-    html = report(results, searches={bad: searches}, answers=answers)
-    page = Page(html)
+    html = report_html(results, searches={bad: searches}, answers=answers)
+    page = ReportPage(html)
     assert bad not in html
     assert not any("onclick" in attributes for _, attributes in page.elements)
     assert page.text.count(bad) > 20

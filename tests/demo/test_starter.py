@@ -24,7 +24,7 @@ WHEEL = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported_dino(tmp_path_factory):
     """A small DINOv2 with random weights, exported under the prefix of the package's file."""
     torch.manual_seed(0)
     config = transformers.Dinov2Config(
@@ -75,7 +75,7 @@ def as_in_the_package(name: str) -> str:
     return name.replace(".attention.o_proj.", ".attention.output.dense.")
 
 
-def outputs(content: bytes, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def tower_outputs(content: bytes, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the file in ONNX Runtime, and of the tower that was written."""
     starter.write_vision_tower(content, folder)
     tower = read_vision_tower(str(folder))
@@ -90,8 +90,8 @@ def outputs(content: bytes, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return ours, torch.tensor(theirs)
 
 
-def test_computes_the_same(exported, tmp_path, monkeypatch):
-    ours, theirs = outputs(exported, tmp_path / "vision")
+def test_computes_the_same(exported_dino, tmp_path, monkeypatch):
+    ours, theirs = tower_outputs(exported_dino, tmp_path / "vision")
     assert ours.shape == theirs.shape == (1, 5, 128)
     assert (ours - theirs).abs().max() < 1e-4
     original = starter._dinov2_tensors  # control: without the layer scale
@@ -100,12 +100,12 @@ def test_computes_the_same(exported, tmp_path, monkeypatch):
         for name, value in original(graph).items()
     }
     monkeypatch.setattr(starter, "_dinov2_tensors", flat)
-    ours, _ = outputs(exported, tmp_path / "without")
+    ours, _ = tower_outputs(exported_dino, tmp_path / "without")
     assert (ours - theirs).abs().max() > 0.1
 
 
-def test_another_file(exported, tmp_path):
-    model = onnx.load_model_from_string(exported)
+def test_another_file(exported_dino, tmp_path):
+    model = onnx.load_model_from_string(exported_dino)
     tensors = [
         tensor
         for tensor in model.graph.initializer

@@ -24,7 +24,7 @@ MAX_STEPS = 10
 OPTIONS = ("--max-steps", str(MAX_STEPS), "--checkpoint-every", "1", "--evaluate-every", "4")
 
 
-def start(dataset, out, prepare=lambda: None, *options):
+def start_attempt(dataset, out, prepare=lambda: None, *options):
     """Starts an attempt, a resumed one if there is something to resume; returns its process id."""
     arguments = shapes_train_command(
         dataset, out, *OPTIONS, *options, *(["--resume"] if (out / CONFIG).exists() else [])
@@ -61,7 +61,7 @@ def kill(dataset, out, saved, number, *options):
             count_from_here()
 
     return {
-        "ended": exit_code_of(start(dataset, out, prepare, *options)),
+        "ended": exit_code_of(start_attempt(dataset, out, prepare, *options)),
         "leftovers": leftovers(out),
     }
 
@@ -82,7 +82,7 @@ def main(dataset, folder):
     whole, killed, stopped, altered = (
         folder / name for name in ("whole", "killed", "stopped", "altered")
     )
-    report = {"whole": exit_code_of(start(dataset, whole))}
+    report = {"whole": exit_code_of(start_attempt(dataset, whole))}
     report["kills"] = [
         kill(
             dataset, killed, source.randint(0, 2), source.randint(1, 12), *BACKGROUND[: number % 2]
@@ -90,7 +90,7 @@ def main(dataset, folder):
         for number in range(NUM_KILLS)
     ]
     report["killed_at"] = step_of(killed)
-    report["killed"] = exit_code_of(start(dataset, killed))
+    report["killed"] = exit_code_of(start_attempt(dataset, killed))
     stop = source.randint(3, 7)
 
     def terminate():
@@ -99,13 +99,13 @@ def main(dataset, folder):
         act_before(renames_to(STATE_PATTERN), stop, lambda: os.killpg(0, signal.SIGTERM))
 
     report["terminated"] = exit_code_of(
-        start(dataset, stopped, terminate, "--data.num-workers", "1")
+        start_attempt(dataset, stopped, terminate, "--data.num-workers", "1")
     )
     report["stopped_at"] = step_of(stopped)
     shutil.copytree(stopped, altered)
     forget_momentum(altered)
     report["stopped"], report["altered"] = map(
-        exit_code_of, [start(dataset, stopped), start(dataset, altered)]
+        exit_code_of, [start_attempt(dataset, stopped), start_attempt(dataset, altered)]
     )
     return report
 

@@ -52,7 +52,7 @@ def benchmark(monkeypatch):
 
 
 @pytest.fixture
-def run(forked):
+def run_script(forked):
     def call(name, *arguments, **options):
         given_options = [
             f"--{option.replace('_', '-')}={value}" for option, value in options.items()
@@ -172,8 +172,8 @@ def test_tables_of_the_page_are_made_of_what_was_measured():
 
 @pytest.mark.nightly
 class TestSmallest:
-    def test_attention(self, run, tiny_checkpoint, tiny_dataset, tmp_path):
-        run(
+    def test_attention(self, run_script, tiny_checkpoint, tiny_dataset, tmp_path):
+        run_script(
             "attention.py",
             f"one={tiny_checkpoint}",
             tiny_checkpoint,
@@ -186,35 +186,35 @@ class TestSmallest:
         assert report["models"]["one"] == report["models"][str(tiny_checkpoint)]
         assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
 
-    def test_explained(self, run, tiny_checkpoint, tmp_path):
+    def test_explained(self, run_script, tiny_checkpoint, tmp_path):
         source = write_shape_pictures(tmp_path)
         rows = [
             json.loads(line)
-            for line in run("explained.py", tiny_checkpoint, source, count=3).splitlines()
+            for line in run_script("explained.py", tiny_checkpoint, source, count=3).splitlines()
         ]
         assert {row["covered"] for row in rows} == {0.1, 0.25, 0.5}
         assert [len(rows), len({row["order"] for row in rows})] == [12, 4]
 
-    def test_opea(self, run):
+    def test_opea(self, run_script):
         rows = [
             json.loads(line)
-            for line in run("opea.py", "--quick", seconds=2, clients=2).splitlines()
+            for line in run_script("opea.py", "--quick", seconds=2, clients=2).splitlines()
         ]
         assert [row["kind"] for row in rows] == ["texts", "pairs", "mixed"]
         assert max(row["largest_difference"] for row in rows) < 1e-4
         assert min(row["theirs_per_second"] for row in rows) > 0
 
-    def test_costs(self, run):
-        costs = json.loads(run("costs.py", "--json", preset="nano", text_length=9, repeats=1))[
-            "costs"
-        ]
+    def test_costs(self, run_script):
+        costs = json.loads(
+            run_script("costs.py", "--json", preset="nano", text_length=9, repeats=1)
+        )["costs"]
         for name, config in (("bridgetower", NANO), ("meter", meter(NANO))):
             network = BridgeTower(config).eval()
             assert costs[name]["parameters"] == parameters_by_part(network)
             assert costs[name]["flops"] == flops_by_part(network, 9)
             assert costs[name]["milliseconds"].keys() == costs[name]["flops"].keys()
 
-    def test_scenes(self, run, tmp_path):
+    def test_scenes(self, run_script, tmp_path):
         sizes = {
             "steps": 2,
             "batch_size": 4,
@@ -223,7 +223,7 @@ class TestSmallest:
             "num_test": 8,
             "seeds": 1,
         }
-        printed = run("scenes.py", "nlvr2", out=tmp_path, **sizes)
+        printed = run_script("scenes.py", "nlvr2", out=tmp_path, **sizes)
         arms = read_json(tmp_path / "results.json")["arms"]
         assert set(arms) == {"BridgeTower", "METER", "METER with LayerNorms"}
         for arm in arms.values():
@@ -232,7 +232,7 @@ class TestSmallest:
             assert list(arm["curve"]) == ["1", "2"]
         assert printed.count("\n| ") == 5  # a line for each topic
 
-    def test_bridges_keep_finished_runs(self, run, tmp_path):
+    def test_bridges_keep_finished_runs(self, run_script, tmp_path):
         """The arms that two experiments share are trained once; the second call trains nothing."""
         results, work = tmp_path / "bridges.json", tmp_path / "work"
         sizes = {
@@ -243,14 +243,14 @@ class TestSmallest:
             "num_validation": 4,
             "seeds": 1,
         }
-        first = run("bridges.py", "depth-2", work=work, results=results, **sizes)
+        first = run_script("bridges.py", "depth-2", work=work, results=results, **sizes)
         assert [list(run["curve"]) for run in read_json(results).values()] == 3 * [["1", "2"]]
         (work / "data").rename(work / "gone")
-        assert run("bridges.py", "depth-2", work=work, results=results, **sizes) == first
+        assert run_script("bridges.py", "depth-2", work=work, results=results, **sizes) == first
         assert Image.open(work / "depth-2" / "curves.png").width > 500
 
-    def test_faults(self, run, tmp_path):
-        printed = run(
+    def test_faults(self, run_script, tmp_path):
+        printed = run_script(
             "faults.py",
             "--jobs",
             "prepare",
@@ -273,8 +273,8 @@ class TestSmallest:
             assert row["seen"].startswith("not run") or (row["seen"] in expected and row["equal"])
         assert printed.count("\n| ") == 2 + 3 + 1 + 6
 
-    def test_gpu_without_one(self, run, tmp_path):
-        run(
+    def test_gpu_without_one(self, run_script, tmp_path):
+        run_script(
             "gpu.py",
             "--tiny",
             device="cpu",
@@ -289,7 +289,7 @@ class TestSmallest:
         assert all(row["pairs_per_second"] > 0 for row in rows)
         assert all(0 < row["waiting"] < 1 for row in rows[-2:])
 
-    def test_abuse_of_a_server(self, run, tmp_path):
+    def test_abuse_of_a_server(self, run_script, tmp_path):
         # on any machine
         options = {
             "minutes": 0.1,
@@ -298,7 +298,7 @@ class TestSmallest:
             "beside": 0.05,
             "delay": "inf",
         }
-        run("serving_abuse.py", **options, json=tmp_path / "abuse.json")
+        run_script("serving_abuse.py", **options, json=tmp_path / "abuse.json")
         report = read_json(tmp_path / "abuse.json")
         assert report["problems"] == []
         assert report["valid_answered"] > 20
@@ -314,8 +314,8 @@ class TestSmallest:
             "made_up",
         }
 
-    def test_serving(self, run, tmp_path):
-        run(
+    def test_serving(self, run_script, tmp_path):
+        run_script(
             "serving.py",
             kinds="texts",
             clients=8,
@@ -327,7 +327,7 @@ class TestSmallest:
         assert [row["way"] for row in rows] == ["one at a time", "--max-batch 1", "batches"]
         assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
 
-    def test_side_by_side(self, run, tmp_path):
+    def test_side_by_side(self, run_script, tmp_path):
         """All but what needs an export; the engines have tests of their own."""
         measures = (
             "forward-fp32",
@@ -344,7 +344,9 @@ class TestSmallest:
             "plot": tmp_path / "growth.png",
             "cache": tmp_path / "cache",
         }
-        run("run.py", "--quick", "--only", *measures, "startup", "memory", **files, threads=1)
+        run_script(
+            "run.py", "--quick", "--only", *measures, "startup", "memory", **files, threads=1
+        )
         assert files["plot"].read_bytes().startswith(b"\x89PNG")
         rows = json.loads(files["json"].read_text())
         exact = [
@@ -371,8 +373,8 @@ class TestSmallest:
             row["name"] for row in rows
         }
 
-    def test_decoding(self, run, tiny_checkpoint):
-        printed = run(
+    def test_decoding(self, run_script, tiny_checkpoint):
+        printed = run_script(
             "decoding.py",
             images=1,
             decoded=4,
@@ -392,8 +394,11 @@ class TestSmallest:
         )
         assert [row["cosine"] for row in rows if "cosine" in row] > [0.99]
 
-    def test_videos(self, run):
-        rows = [json.loads(line) for line in run("videos.py", "--quick", minutes=0.2).splitlines()]
+    def test_videos(self, run_script):
+        rows = [
+            json.loads(line)
+            for line in run_script("videos.py", "--quick", minutes=0.2).splitlines()
+        ]
         # of 12 seconds: subtitles of 4, scenes of 10
         assert [row["moments"] for row in rows] == [
             3,
@@ -402,8 +407,8 @@ class TestSmallest:
         ]
         assert all(row["peak_mib"] > row["loaded_mib"] for row in rows)
 
-    def test_memory(self, run):
-        printed = run("memory.py", models="nano", images=9, batches=64)
+    def test_memory(self, run_script):
+        printed = run_script("memory.py", models="nano", images=9, batches=64)
         rows = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
         assert [row["benchmark"] for row in rows] == [
             "load",

@@ -58,7 +58,7 @@ def closure(lines):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run_commands(tmp_path_factory):
     """Runs commands, all of them in one process, without what other packages need."""
     folder = tmp_path_factory.mktemp("core")
     for name in closure(PROJECT["dependencies"]):
@@ -95,7 +95,9 @@ def test_packages_of_extras_are_those_of_the_project():
         assert imported(extras[extra]) == set(names)
 
 
-def test_a_model_is_used_and_help_is_shown(run, tiny_checkpoint, answering_checkpoint, tmp_path):
+def test_a_model_is_used_and_help_is_shown(
+    run_commands, tiny_checkpoint, answering_checkpoint, tmp_path
+):
     Image.new("RGB", (24, 24), "red").save(tmp_path / "red.png")
     images, texts = ["--images", tmp_path / "red.png"], ["--texts", "a red bar"]
     uses = [
@@ -107,12 +109,12 @@ def test_a_model_is_used_and_help_is_shown(run, tiny_checkpoint, answering_check
         ["convert", tiny_checkpoint, tmp_path / "converted", "--to", "bridgetower"],
     ]
     helps = [[], *([name] for name in COMMANDS), ["prepare", "vgqa"], ["train", "pretrain-nano"]]
-    for code, out, err in (run(*command) for command in uses):
+    for code, out, err in (run_commands(*command) for command in uses):
         assert code == 0, err
         assert all(json.loads(line) for line in out.splitlines())
         assert out
     for command in helps:
-        code, out, err = run(*command, "--help")
+        code, out, err = run_commands(*command, "--help")
         assert (code, err) == (0, "")
         assert "bridgetower" in out
         assert len(command) != 1 or "Example" in out
@@ -120,7 +122,7 @@ def test_a_model_is_used_and_help_is_shown(run, tiny_checkpoint, answering_check
         assert "tyro" not in out
 
 
-def test_what_is_missing_or_wrong_is_named(run, tiny_checkpoint, tmp_path):
+def test_what_is_missing_or_wrong_is_named(run_commands, tiny_checkpoint, tmp_path):
     missing = {
         "train": [
             ["train", "pretrain-nano", "--max-steps", 1, "--out", "run"],
@@ -159,7 +161,7 @@ def test_what_is_missing_or_wrong_is_named(run, tiny_checkpoint, tmp_path):
     for extra, command in (
         (extra, command) for extra, commands in missing.items() for command in commands
     ):
-        python, (code, out, err) = command[0] == "-c", run(*command)
+        python, (code, out, err) = command[0] == "-c", run_commands(*command)
         assert code == (0 if python else 2)
         assert f"the extra {extra!r} is missing: {install(extra)} (package " in (
             out if python else err
@@ -167,7 +169,7 @@ def test_what_is_missing_or_wrong_is_named(run, tiny_checkpoint, tmp_path):
         assert (out + err).count("\n") == 1
         assert python or err.startswith("bridgetower: the extra ")
     for command in wrong:
-        code, out, err = run(*command)
+        code, out, err = run_commands(*command)
         assert (code, "tyro" in out + err) == (2, False)
         assert (
             str(next(argument for argument in command if str(argument).startswith("--")))

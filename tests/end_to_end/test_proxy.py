@@ -94,7 +94,7 @@ def configured(way, number, port, plain_port, backend, certificate):
 
 
 @pytest.fixture(scope="module")
-def searcher(predictor, tmp_path_factory):
+def proxied_searcher(predictor, tmp_path_factory):
     return build_searcher(write_shape_pictures(tmp_path_factory.mktemp("indexed")), predictor)
 
 
@@ -108,7 +108,7 @@ def certificate(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def addresses(searcher, certificate, tmp_path_factory):
+def addresses(proxied_searcher, certificate, tmp_path_factory):
     if NGINX is None:
         pytest.skip(
             "NO NGINX, THE SERVER IS NOT TESTED BEHIND A PROXY: apt-get install nginx-light"
@@ -120,8 +120,10 @@ def addresses(searcher, certificate, tmp_path_factory):
     plain_ports = dict(zip(WAYS, all_ports[len(WAYS) :], strict=True))
     trusting = {"page": True, "server_name": (NAME,), "forwarded_allow_ips": ("127.0.0.1",)}
     with (
-        start_server(searcher.predictor, searcher, **trusting) as root,
-        start_server(searcher.predictor, searcher, **trusting, root_path=PREFIX) as prefixed,
+        start_server(proxied_searcher.predictor, proxied_searcher, **trusting) as root,
+        start_server(
+            proxied_searcher.predictor, proxied_searcher, **trusting, root_path=PREFIX
+        ) as prefixed,
     ):
         backends = {
             False: root.client.base_url.netloc.decode(),
@@ -162,21 +164,21 @@ def test_page(addresses, browsed, way):
 
 
 @pytest.fixture(scope="module")
-def client(certificate):
+def proxied_client(certificate):
     trusted = ssl.create_default_context(cafile=str(certificate))
     with httpx.Client(verify=trusted, timeout=60) as client:
         yield client
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_api(addresses, client, way):
+def test_api(addresses, proxied_client, way):
     address = httpx.URL(addresses[way])
     headers, extensions = {"Host": address.netloc.decode()}, {"sni_hostname": address.host}
     here = str(address.copy_with(host="127.0.0.1"))
 
     def ask(path, body=None, **changes):
         method = "GET" if body is None else "POST"
-        return client.request(
+        return proxied_client.request(
             method, here + path, json=body, headers=headers | changes, extensions=extensions
         )
 

@@ -14,8 +14,16 @@ def comparable_checkpoint(tmp_path_factory, tiny_dataset):
     return write_tiny_checkpoint(tiny_dataset, tmp_path_factory.mktemp("comparable"), model)
 
 
+@pytest.fixture(scope="module")
+def comparable_predictor(comparable_checkpoint):
+    """`comparable_checkpoint` as users load it, anew for each module because some train it."""
+    from bridgetower.inference.predictor import load
+
+    return load(comparable_checkpoint, device="cpu")
+
+
 @pytest.fixture(scope="session")
-def images(tmp_path_factory):
+def image_files(tmp_path_factory):
     """Files of three images."""
     from PIL import Image
 

@@ -55,7 +55,7 @@ def llm():
 
 
 @pytest.fixture(scope="module")
-def client(tiny_checkpoint, tmp_path_factory):
+def moments_client(tiny_checkpoint, tmp_path_factory):
     """Of a server with an index of a talk."""
     folder, predictor = tmp_path_factory.mktemp("talks"), load(tiny_checkpoint, device="cpu")
     write_clip(folder / "talk.mp4")
@@ -73,8 +73,8 @@ def example():
     return module
 
 
-def test_errors_are_told(example, client, llm):
-    server = str(client.base_url).rstrip("/")
+def test_errors_are_told(example, moments_client, llm):
+    server = str(moments_client.base_url).rstrip("/")
     for status, error, message in (
         (
             401,
@@ -105,13 +105,17 @@ def test_errors_are_told(example, client, llm):
         )
 
 
-def test_frames_and_transcripts_of_the_moments_found(example, client, llm, capsys, monkeypatch):
+def test_frames_and_transcripts_of_the_moments_found(
+    example, moments_client, llm, capsys, monkeypatch
+):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-llm")
     monkeypatch.delenv("BRIDGETOWER_API_KEY", raising=False)
-    server = str(client.base_url).rstrip("/")
+    server = str(moments_client.base_url).rstrip("/")
     options = ("--server", server, "--llm", llm, "--model", "a-model", "--top", "2")
     example.main(["a red square", "What follows?", *options])
-    hits = client.post("/v1/search", json={"query": "a red square", "top": 2}).json()["data"]
+    hits = moments_client.post("/v1/search", json={"query": "a red square", "top": 2}).json()[
+        "data"
+    ]
     ((path, key, body),) = Stub.requests
     assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer sk-of-the-llm", "a-model")
     system, user = body["messages"]

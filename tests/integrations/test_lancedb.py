@@ -34,15 +34,15 @@ def table_of(folder, name, **options):
     return lancedb.connect(folder).create_table("contents", schema=Content)
 
 
-def test_images(predictor, images, tmp_path):
-    table_of(tmp_path, predictor.source).add([{"content": image} for image in images])
+def test_images(predictor, image_files, tmp_path):
+    table_of(tmp_path, predictor.source).add([{"content": image} for image in image_files])
     again = lancedb.connect(tmp_path).open_table("contents")  # the function is read from the table
-    vectors = predictor.embed_images(images)
+    vectors = predictor.embed_images(image_files)
     by_text = vectors @ predictor.embed_texts(TEXTS[0])[0]
-    assert nearest(again, TEXTS[0]) == dict(zip(images, by_text.tolist(), strict=True))
+    assert nearest(again, TEXTS[0]) == dict(zip(image_files, by_text.tolist(), strict=True))
     by_image = vectors @ vectors[1]
-    assert nearest(again, Image.open(images[1])) == dict(
-        zip(images, by_image.tolist(), strict=True)
+    assert nearest(again, Image.open(image_files[1])) == dict(
+        zip(image_files, by_image.tolist(), strict=True)
     )
 
 
@@ -65,11 +65,11 @@ def test_tables_of_two_models_load_each_once(predictor, tiny_checkpoint, monkeyp
     assert sorted(loads) == sorted([str(other), str(tiny_checkpoint)])
 
 
-def test_texts(predictor, images, tmp_path):
+def test_texts(predictor, image_files, tmp_path):
     table = table_of(tmp_path, predictor.source, source="text")
     table.add([{"content": text} for text in TEXTS])
-    cosines = predictor.embed_texts(TEXTS) @ predictor.embed_images(images[2])[0]
-    assert nearest(table, Path(images[2]).read_bytes()) == dict(
+    cosines = predictor.embed_texts(TEXTS) @ predictor.embed_images(image_files[2])[0]
+    assert nearest(table, Path(image_files[2]).read_bytes()) == dict(
         zip(TEXTS, cosines.tolist(), strict=True)
     )
     with pytest.raises(RuntimeError, match="tokens, the limit is 24"):  # LanceDB's, around ours

@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from bridgetower.inference.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.search.searcher import Searcher
 from helpers.models import assert_close
@@ -21,39 +20,39 @@ TEXTS = ["red circle on black", "a bar", "a green square"]
 
 
 @pytest.fixture(scope="module")
-def predictor(comparable_checkpoint):
-    return load(comparable_checkpoint, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def index(predictor, tmp_path_factory):
+def shapes_index(comparable_predictor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("indexed")
-    build_index(write_shape_pictures(folder), folder / "shapes.lance", predictor)
+    build_index(write_shape_pictures(folder), folder / "shapes.lance", comparable_predictor)
     return folder / "shapes.lance"
 
 
-def test_embeddings(predictor, images):
-    embeddings = BridgeTowerEmbeddings(predictor, batch_size=2)
-    assert_close(embeddings.embed_documents(TEXTS), predictor.embed_texts(TEXTS))
-    assert_close(embeddings.embed_query(TEXTS[0]), predictor.embed_texts(TEXTS[0])[0])
-    assert_close(embeddings.embed_image(images), predictor.embed_images(images))
+def test_embeddings(comparable_predictor, image_files):
+    embeddings = BridgeTowerEmbeddings(comparable_predictor, batch_size=2)
+    assert_close(embeddings.embed_documents(TEXTS), comparable_predictor.embed_texts(TEXTS))
+    assert_close(embeddings.embed_query(TEXTS[0]), comparable_predictor.embed_texts(TEXTS[0])[0])
     assert_close(
-        embeddings.embed_image_text_pairs(TEXTS, images), predictor.embed_pairs(images, TEXTS)
+        embeddings.embed_image(image_files), comparable_predictor.embed_images(image_files)
     )
-    assert_close(asyncio.run(embeddings.aembed_documents(TEXTS)), predictor.embed_texts(TEXTS))
+    assert_close(
+        embeddings.embed_image_text_pairs(TEXTS, image_files),
+        comparable_predictor.embed_pairs(image_files, TEXTS),
+    )
+    assert_close(
+        asyncio.run(embeddings.aembed_documents(TEXTS)), comparable_predictor.embed_texts(TEXTS)
+    )
     assert embeddings.embed_documents([]) == embeddings.embed_image([]) == []
     assert isinstance(embeddings.embed_query("a")[0], float)
 
 
-def test_options_and_errors(comparable_checkpoint, images):
+def test_options_and_errors(comparable_checkpoint, image_files):
     embeddings = BridgeTowerEmbeddings(comparable_checkpoint, device="cpu", truncate=True)
     assert len(embeddings.embed_query("red circle on black " * 30)) == 8
     with pytest.raises(ValueError, match="2 images and 3 texts"):
-        embeddings.embed_image_text_pairs(TEXTS, images[:2])
+        embeddings.embed_image_text_pairs(TEXTS, image_files[:2])
 
 
-def test_embeddings_in_a_store(predictor):
-    store = InMemoryVectorStore(BridgeTowerEmbeddings(predictor))
+def test_embeddings_in_a_store(comparable_predictor):
+    store = InMemoryVectorStore(BridgeTowerEmbeddings(comparable_predictor))
     store.add_texts(TEXTS, [{"page": number} for number in range(3)], ids=["a", "b", "c"])
     document, cosine = store.similarity_search_with_score("a bar", k=1)[0]
     assert document == Document(id="b", page_content="a bar", metadata={"page": 1})
@@ -69,8 +68,8 @@ class TestRetriever:
             {"rerank": 0, "against": "captions"},
         ],
     )
-    def test_documents_are_the_hits_of_a_search(self, settings, index, predictor):
-        searcher = Searcher(index, predictor)
+    def test_documents_are_the_hits_of_a_search(self, settings, shapes_index, comparable_predictor):
+        searcher = Searcher(shapes_index, comparable_predictor)
         hits = searcher.search("a red circle", top=5, **settings)
         retriever = BridgeTowerRetriever(
             searcher=searcher, search_kwargs={"top": 5, "where": "path = 'x'"}
@@ -96,8 +95,8 @@ class TestRetriever:
             ("a bar", {"top": 0}, "top is 0"),
         ],
     )
-    def test_refusals(self, query, options, message, index, predictor):
-        retriever = BridgeTowerRetriever(searcher=Searcher(index, predictor))
+    def test_refusals(self, query, options, message, shapes_index, comparable_predictor):
+        retriever = BridgeTowerRetriever(searcher=Searcher(shapes_index, comparable_predictor))
         with pytest.raises(ValueError, match=message):
             retriever.invoke(query, **options)
         with pytest.raises(TypeError, match="unexpected keyword argument"):

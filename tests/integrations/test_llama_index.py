@@ -23,21 +23,22 @@ def embed_with():
 
 
 @pytest.fixture(scope="module")
-def embedding(embed_with, predictor):
+def llama_embedding(embed_with, predictor):
     return embed_with(predictor, embed_batch_size=2)
 
 
-def test_vectors_in_this_thread_and_in_others(embedding, predictor, images, monkeypatch):
-    texts, vectors = predictor.embed_texts(TEXTS), predictor.embed_images(images)
-    assert_close(embedding.get_text_embedding_batch(TEXTS), texts)
-    assert_close(embedding.get_query_embedding(TEXTS[1]), texts[1])
-    assert_close(asyncio.run(embedding.aget_query_embedding(TEXTS[1])), texts[1])
-    assert_close(embedding.get_image_embedding_batch(images), vectors)
+def test_vectors_in_this_thread_and_in_others(llama_embedding, predictor, image_files, monkeypatch):
+    texts, vectors = predictor.embed_texts(TEXTS), predictor.embed_images(image_files)
+    assert_close(llama_embedding.get_text_embedding_batch(TEXTS), texts)
+    assert_close(llama_embedding.get_query_embedding(TEXTS[1]), texts[1])
+    assert_close(asyncio.run(llama_embedding.aget_query_embedding(TEXTS[1])), texts[1])
+    assert_close(llama_embedding.get_image_embedding_batch(image_files), vectors)
     assert_close(
-        embedding.get_image_embedding(io.BytesIO(Path(images[1]).read_bytes())), vectors[1]
+        llama_embedding.get_image_embedding(io.BytesIO(Path(image_files[1]).read_bytes())),
+        vectors[1],
     )
-    assert_close(asyncio.run(embedding.aget_image_embedding(images[1])), vectors[1])
-    assert embedding.model_name == predictor.source
+    assert_close(asyncio.run(llama_embedding.aget_image_embedding(image_files[1])), vectors[1])
+    assert llama_embedding.model_name == predictor.source
     calls = []
 
     def counted(embed):
@@ -49,8 +50,8 @@ def test_vectors_in_this_thread_and_in_others(embedding, predictor, images, monk
 
     monkeypatch.setattr(predictor, "embed_texts", counted(predictor.embed_texts))
     monkeypatch.setattr(predictor, "embed_images", counted(predictor.embed_images))
-    assert_close(asyncio.run(embedding.aget_text_embedding_batch(TEXTS)), texts)
-    assert_close(asyncio.run(embedding.aget_image_embedding_batch(images)), vectors)
+    assert_close(asyncio.run(llama_embedding.aget_text_embedding_batch(TEXTS)), texts)
+    assert_close(asyncio.run(llama_embedding.aget_image_embedding_batch(image_files)), vectors)
     assert sorted(calls) == [(1, False), (1, False), (2, False), (2, False)]
 
 
@@ -81,18 +82,19 @@ def test_copies(copied, embed_with, predictor):
         embed_with(truncate=True)
 
 
-def test_an_index_of_images(embedding, predictor, images):
+def test_an_index_of_images(llama_embedding, predictor, image_files):
     from llama_index.core.indices import MultiModalVectorStoreIndex
     from llama_index.core.schema import ImageNode
 
     nodes = [
-        ImageNode(image_path=image, id_=image, metadata={"file_path": image}) for image in images
+        ImageNode(image_path=image, id_=image, metadata={"file_path": image})
+        for image in image_files
     ]
     index = MultiModalVectorStoreIndex(
-        nodes=nodes, embed_model=embedding, image_embed_model=embedding
+        nodes=nodes, embed_model=llama_embedding, image_embed_model=llama_embedding
     )
     hits = index.as_retriever(image_similarity_top_k=3).text_to_image_retrieve(TEXTS[0])
-    cosines = predictor.embed_images(images) @ predictor.embed_texts(TEXTS[0])[0]
+    cosines = predictor.embed_images(image_files) @ predictor.embed_texts(TEXTS[0])[0]
     assert {hit.node.id_: pytest.approx(hit.score, abs=1e-5) for hit in hits} == dict(
-        zip(images, cosines.tolist(), strict=True)
+        zip(image_files, cosines.tolist(), strict=True)
     )

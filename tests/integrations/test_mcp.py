@@ -27,7 +27,7 @@ TEXT = "a red square"
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory, predictor):
+def moments_index(tmp_path_factory, predictor):
     folder = tmp_path_factory.mktemp("found") / "seen"
     folder.mkdir()
     for number, colour in enumerate(("red", "green", "blue")):
@@ -39,8 +39,8 @@ def index(tmp_path_factory, predictor):
 
 
 @pytest.fixture
-def searcher(index, predictor):
-    return Searcher(index, predictor)
+def moments_searcher(moments_index, predictor):
+    return Searcher(moments_index, predictor)
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def call_with(answering_checkpoint):
 
 
 @pytest.fixture
-def call(call_with, searcher):
-    return call_with(searcher)
+def call(call_with, moments_searcher):
+    return call_with(moments_searcher)
 
 
 def hits_of(result):
@@ -70,9 +70,9 @@ def hits_of(result):
     return [json.loads(block.text) for block in result.content if block.type == "text"]
 
 
-def test_images_are_those_of_the_search_with_small_copies(call, searcher):
+def test_images_are_those_of_the_search_with_small_copies(call, moments_searcher):
     result = call("search_images", query=TEXT, top=2, where={"width": {"gte": 800}})
-    expected = searcher.search(TEXT, top=2, where="width >= 800", against="images")
+    expected = moments_searcher.search(TEXT, top=2, where="width >= 800", against="images")
     assert [(hit["id"], hit["file"]) for hit in hits_of(result)] == [
         (hit.digest, str(hit.file)) for hit in expected
     ]
@@ -88,9 +88,9 @@ def test_images_are_those_of_the_search_with_small_copies(call, searcher):
 
 
 @pytest.mark.parametrize(("limit", "num_weak"), [(1.0, 3), (-1.0, 0)])
-def test_weak_hits_are_told(call_with, index, predictor, tmp_path, limit, num_weak):
-    shutil.copytree(index, tmp_path / "copy.lance")
-    copy = Index(tmp_path / "copy.lance", root=index.parent / "seen")
+def test_weak_hits_are_told(call_with, moments_index, predictor, tmp_path, limit, num_weak):
+    shutil.copytree(moments_index, tmp_path / "copy.lance")
+    copy = Index(tmp_path / "copy.lance", root=moments_index.parent / "seen")
     copy.set_unrelated(Unrelated(rows=4, images=limit))
     hits = hits_of(
         call_with(Searcher(copy, predictor))(
@@ -103,17 +103,17 @@ def test_weak_hits_are_told(call_with, index, predictor, tmp_path, limit, num_we
     assert len(hits) == 3
 
 
-def test_moments_have_their_times(call, searcher):
+def test_moments_have_their_times(call, moments_searcher):
     hits = hits_of(call("find_moments", query="followed by green", top=2))
-    expected = searcher.search("followed by green", top=2, where="start IS NOT NULL")
+    expected = moments_searcher.search("followed by green", top=2, where="start IS NOT NULL")
     assert [(hit["start"], hit["end"]) for hit in hits] == [
         (hit.start, hit.end) for hit in expected
     ]
     assert hits[0]["captions"] == list(expected[0].captions)
 
 
-def test_an_image_that_was_found_is_asked_about(call, searcher, answering_checkpoint):
-    (hit,) = searcher.search(TEXT, top=1, where="start IS NULL")
+def test_an_image_that_was_found_is_asked_about(call, moments_searcher, answering_checkpoint):
+    (hit,) = moments_searcher.search(TEXT, top=1, where="start IS NULL")
     answers = call("ask", question="what colour is it?", id=hit.digest).structured_content["result"]
     expected = load(answering_checkpoint, device="cpu").answer(str(hit.file), "what colour is it?")
     assert [row["answer"] for row in answers] == [choice.label for choice in expected]
@@ -142,13 +142,15 @@ def test_bad_calls_are_told_why(call, tool, arguments, message):
     assert message in result.content[0].text
 
 
-def test_a_model_that_answers_no_questions_is_refused(searcher, predictor):
+def test_a_model_that_answers_no_questions_is_refused(moments_searcher, predictor):
     with pytest.raises(ValueError, match="this model has no vqa head"):
-        mcp_server(searcher, predictor)
+        mcp_server(moments_searcher, predictor)
 
 
-def test_files_outside_the_folder_and_changed_ones_are_not_shown(call, searcher, index):
-    (hit,) = searcher.search(TEXT, top=1, where="start IS NULL")
+def test_files_outside_the_folder_and_changed_ones_are_not_shown(
+    call, moments_searcher, moments_index
+):
+    (hit,) = moments_searcher.search(TEXT, top=1, where="start IS NULL")
     file, content = Path(hit.file), Path(hit.file).read_bytes()
     try:
         for change in (
@@ -166,11 +168,11 @@ def test_files_outside_the_folder_and_changed_ones_are_not_shown(call, searcher,
 
 
 def test_nothing_at_urls_or_outside_the_folder_is_opened(
-    predictor, index, call_with, monkeypatch, tmp_path
+    predictor, moments_index, call_with, monkeypatch, tmp_path
 ):
     (tmp_path / "seen").mkdir()
-    shutil.copy(index.parent / "seen" / "0.png", tmp_path / "seen" / "0.png")
-    with serve_files(index.parent / "seen") as url:
+    shutil.copy(moments_index.parent / "seen" / "0.png", tmp_path / "seen" / "0.png")
+    with serve_files(moments_index.parent / "seen") as url:
         opened, read = list[str](), index_module.read_indexed
         monkeypatch.setattr(
             index_module,
@@ -178,7 +180,7 @@ def test_nothing_at_urls_or_outside_the_folder_is_opened(
             lambda file, image: opened.append(str(file)) or read(file, image),
         )
         for inside in (["0.png"], []):
-            rows = ["image", f"{url}/1.png", str(index.parent / "seen" / "2.png"), *inside]
+            rows = ["image", f"{url}/1.png", str(moments_index.parent / "seen" / "2.png"), *inside]
             (tmp_path / "seen" / "list.csv").write_text("\n".join(rows))
             build_index(tmp_path / "seen" / "list.csv", tmp_path / "other.lance", predictor)
             searcher = Searcher(tmp_path / "other.lance", predictor)
@@ -200,8 +202,8 @@ def test_nothing_at_urls_or_outside_the_folder_is_opened(
             searcher.search(TEXT, max_bytes=9)
 
 
-def test_the_command_speaks_over_stdin_and_stdout(index, searcher, forked):
-    arguments, environment = ["mcp", str(index), "--device", "cpu"], dict(os.environ)
+def test_the_command_speaks_over_stdin_and_stdout(moments_index, moments_searcher, forked):
+    arguments, environment = ["mcp", str(moments_index), "--device", "cpu"], dict(os.environ)
     parameters = mcp.StdioServerParameters(
         command=str(forked / "bridgetower"), args=arguments, env=environment
     )
@@ -214,5 +216,5 @@ def test_the_command_speaks_over_stdin_and_stdout(index, searcher, forked):
     tools, result = asyncio.run(ask())
     assert tools == ["search_images", "find_moments"]
     assert [hit["id"] for hit in hits_of(result)] == [
-        searcher.search(TEXT, top=1, against="images")[0].digest
+        moments_searcher.search(TEXT, top=1, against="images")[0].digest
     ]

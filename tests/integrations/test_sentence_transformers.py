@@ -27,11 +27,6 @@ TEXTS = ["red circle on black", "a bar", "a square that is blue " * 9]  # the la
 
 
 @pytest.fixture(scope="module")
-def predictor(comparable_checkpoint):
-    return load(comparable_checkpoint, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def embedder(comparable_checkpoint):
     return sentence_transformers.SentenceTransformer(
         modules=[EmbeddingModule(comparable_checkpoint)], device="cpu"
@@ -39,18 +34,18 @@ def embedder(comparable_checkpoint):
 
 
 class TestEncode:
-    def test_texts_images_and_both_in_one_call(self, embedder, predictor, images):
+    def test_texts_images_and_both_in_one_call(self, embedder, comparable_predictor, image_files):
         texts, pictures = (
-            predictor.embed_texts(TEXTS, truncate=True),
-            predictor.embed_images(images),
+            comparable_predictor.embed_texts(TEXTS, truncate=True),
+            comparable_predictor.embed_images(image_files),
         )
-        pairs = predictor.embed_pairs(images[:2], TEXTS[:2])
-        opened = Image.open(images[2])
+        pairs = comparable_predictor.embed_pairs(image_files[:2], TEXTS[:2])
+        opened = Image.open(image_files[2])
         inputs = [
             TEXTS[2],
             opened,
-            {"text": TEXTS[0], "image": images[0]},
-            images[1],
+            {"text": TEXTS[0], "image": image_files[0]},
+            image_files[1],
             {"image": opened},
             TEXTS[0],
         ]
@@ -58,22 +53,23 @@ class TestEncode:
         assert_close(embedder.encode(inputs, batch_size=4), np.stack(expected))
         assert_close(embedder.encode(TEXTS[0]), texts[0])
         assert_close(
-            embedder.encode({"text": TEXTS[1], "image": np.asarray(Image.open(images[1]))}),
+            embedder.encode({"text": TEXTS[1], "image": np.asarray(Image.open(image_files[1]))}),
             pairs[1],
         )
 
-    def test_similarity_and_prompts(self, embedder, predictor):
+    def test_similarity_and_prompts(self, embedder, comparable_predictor):
         assert_close(
             embedder.encode([TEXTS[0]], prompt="a picture of "),
-            predictor.embed_texts(f"a picture of {TEXTS[0]}"),
+            comparable_predictor.embed_texts(f"a picture of {TEXTS[0]}"),
         )
         vectors = embedder.encode_query(TEXTS[:2])
         assert_close(
             embedder.similarity(vectors, vectors),
-            predictor.embed_texts(TEXTS[:2]) @ predictor.embed_texts(TEXTS[:2]).T,
+            comparable_predictor.embed_texts(TEXTS[:2])
+            @ comparable_predictor.embed_texts(TEXTS[:2]).T,
         )
         assert embedder.max_seq_length == 24
-        assert embedder.get_embedding_dimension() == predictor.embed_texts("a").shape[1]
+        assert embedder.get_embedding_dimension() == comparable_predictor.embed_texts("a").shape[1]
 
     def test_a_copy_for_another_process(self, embedder):
         copy = pickle.loads(pickle.dumps(embedder))  # as a pool of processes gets it
@@ -108,45 +104,47 @@ class TestEncode:
 
 
 class TestFolders:
-    def test_convert_writes_what_it_loads(self, run, predictor, images, tmp_path):
+    def test_convert_writes_what_it_loads(self, run, comparable_predictor, image_files, tmp_path):
         for kind in ("sentence-transformers", "cross-encoder"):
-            (line,) = run("convert", predictor.source, tmp_path / kind, "--to", kind)
+            (line,) = run("convert", comparable_predictor.source, tmp_path / kind, "--to", kind)
             assert line["format"] == kind
         embedder = sentence_transformers.SentenceTransformer(
             str(tmp_path / "sentence-transformers"), trust_remote_code=True, device="cpu"
         )
-        assert_close(embedder.encode(images), predictor.embed_images(images))
+        assert_close(embedder.encode(image_files), comparable_predictor.embed_images(image_files))
         ranker = sentence_transformers.CrossEncoder(
             str(tmp_path / "cross-encoder"), trust_remote_code=True, device="cpu"
         )
-        expected = predictor.match(images, TEXTS[0:1] * 3)
-        assert_close(ranker.predict([(TEXTS[0], image) for image in images]), expected)
+        expected = comparable_predictor.match(image_files, TEXTS[0:1] * 3)
+        assert_close(ranker.predict([(TEXTS[0], image) for image in image_files]), expected)
 
         embedder.save_pretrained(str(tmp_path / "again"))
         again = sentence_transformers.SentenceTransformer(
             str(tmp_path / "again"), trust_remote_code=True, device="cpu"
         )
         assert_close(again.encode(TEXTS), embedder.encode(TEXTS))
-        assert load(tmp_path / "again").fingerprint == predictor.fingerprint
+        assert load(tmp_path / "again").fingerprint == comparable_predictor.fingerprint
 
-    def test_options_of_loading(self, predictor, tmp_path):
+    def test_options_of_loading(self, comparable_predictor, tmp_path):
         with pytest.raises(ValueError, match="expected model_kwargs, as of"):
-            EmbeddingModule.load(predictor.source, processor_kwargs={"a": 1})
-        larger = EmbeddingModule.load(predictor.source, model_kwargs={"image_size": 30})
+            EmbeddingModule.load(comparable_predictor.source, processor_kwargs={"a": 1})
+        larger = EmbeddingModule.load(comparable_predictor.source, model_kwargs={"image_size": 30})
         assert larger.predictor.processor.config.image_size == 30
         with pytest.raises(FileNotFoundError, match="expected the folder of a model"):
             write_modules(tmp_path)
 
 
 @pytest.mark.parametrize("calibration", [None, CALIBRATION])
-def test_images_for_a_text_and_texts_for_an_image(tiny_checkpoint, images, calibration, tmp_path):
+def test_images_for_a_text_and_texts_for_an_image(
+    tiny_checkpoint, image_files, calibration, tmp_path
+):
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     write_reranking(folder, Reranking(calibration=calibration))
     ranker = sentence_transformers.CrossEncoder(modules=[MatchingModule(folder)], device="cpu")
-    scores = load(folder, device="cpu").match(images, TEXTS[:2], all_pairs=True)
+    scores = load(folder, device="cpu").match(image_files, TEXTS[:2], all_pairs=True)
     for query, documents, expected in (
-        (TEXTS[0], images, scores[:, 0]),
-        (Image.open(images[1]), TEXTS[:2], scores[1]),
+        (TEXTS[0], image_files, scores[:, 0]),
+        (Image.open(image_files[1]), TEXTS[:2], scores[1]),
     ):
         scores_by_id = {hit["corpus_id"]: hit["score"] for hit in ranker.rank(query, documents)}
         assert_close([scores_by_id[number] for number in range(len(documents))], expected)
@@ -181,10 +179,10 @@ def started(kind, checkpoint, folder):
 
 class TestTraining:
     @pytest.mark.parametrize("matryoshka", [False, True])
-    def test_vectors(self, comparable_checkpoint, images, tmp_path, matryoshka):
+    def test_vectors(self, comparable_checkpoint, image_files, tmp_path, matryoshka):
         model = started(st.SentenceTransformer, comparable_checkpoint, tmp_path)
         assert not model.encode(
-            images, convert_to_tensor=True
+            image_files, convert_to_tensor=True
         ).requires_grad  # of packed weights, which cannot train
         start = {name: weight.clone() for name, weight in model.state_dict().items()}
         loss = losses.MultipleNegativesRankingLoss(model)
@@ -192,15 +190,15 @@ class TestTraining:
 
         @torch.no_grad()
         def lost():
-            return float(loss([model.preprocess(column) for column in (NAMES, images)], None))
+            return float(loss([model.preprocess(column) for column in (NAMES, image_files)], None))
 
         untrained, options = (
             lost(),
             st.SentenceTransformerTrainingArguments(tmp_path / "run", **OPTIONS),
         )
-        data = Dataset.from_dict({"text": NAMES, "image": images})
+        data = Dataset.from_dict({"text": NAMES, "image": image_files})
         st.SentenceTransformerTrainer(model, options, train_dataset=data, loss=loss).train()
-        vectors = model.encode(images)  # also ends dropout
+        vectors = model.encode(image_files)  # also ends dropout
         assert lost() < 0.7 * untrained
         moved = [
             name
@@ -213,11 +211,16 @@ class TestTraining:
         again = st.SentenceTransformer(
             str(tmp_path / "saved"), trust_remote_code=True, device="cpu"
         )
-        for other in (again.encode(images), pickle.loads(pickle.dumps(model)).encode(images)):
+        for other in (
+            again.encode(image_files),
+            pickle.loads(pickle.dumps(model)).encode(image_files),
+        ):
             assert_close(other, vectors)
-        assert_close(load(tmp_path / "saved", device="cpu").embed_images(images), vectors)
+        assert_close(load(tmp_path / "saved", device="cpu").embed_images(image_files), vectors)
 
-    def test_a_loss_that_cuts_batches_has_the_same_gradients(self, comparable_checkpoint, images):
+    def test_a_loss_that_cuts_batches_has_the_same_gradients(
+        self, comparable_checkpoint, image_files
+    ):
         gradients = []
         for options in ({}, {"mini_batch_size": 2}):
             model = st.SentenceTransformer(
@@ -229,7 +232,7 @@ class TestTraining:
                 else losses.MultipleNegativesRankingLoss
             )
             kind(model, **options)(
-                [model.preprocess(column) for column in (TEXTS, images)], None
+                [model.preprocess(column) for column in (TEXTS, image_files)], None
             ).backward()
             gradients.append(
                 {
@@ -242,9 +245,9 @@ class TestTraining:
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-3)
 
-    def test_scores(self, comparable_checkpoint, images, tmp_path):
+    def test_scores(self, comparable_checkpoint, image_files, tmp_path):
         model = started(st.CrossEncoder, comparable_checkpoint, tmp_path)
-        pairs = [(name, image) for name in NAMES for image in images]
+        pairs = [(name, image) for name in NAMES for image in image_files]
         right = torch.eye(3).flatten()
 
         def lost():

@@ -38,7 +38,7 @@ def in_threads(call, count):
         return list(pool.map(started, range(count)))
 
 
-def check(predictors, calls):
+def check_calls(predictors, calls):
     for call in calls:  # the first use of the second predictor is by all threads at once
         expected = [call(predictors[0], number) for number in range(len(TEXTS))]
         rows = in_threads(
@@ -53,7 +53,9 @@ def check(predictors, calls):
 
 @pytest.mark.parametrize(("engine", "precision"), ENGINES)
 def test_results_of_threads_are_those_of_one(exported, engine, precision):
-    check([load(exported, engine=engine, precision=precision, device="cpu") for _ in "ab"], CALLS)
+    check_calls(
+        [load(exported, engine=engine, precision=precision, device="cpu") for _ in "ab"], CALLS
+    )
 
 
 def test_threads_that_start_together_with_different_parts_wait_until_theirs_is_packed(monkeypatch):

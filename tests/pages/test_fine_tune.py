@@ -44,7 +44,7 @@ def write_published(folder, tokens):
 
 
 @pytest.fixture
-def workplace(tmp_path, tiny_checkpoint, monkeypatch):
+def fine_tune_folder(tmp_path, tiny_checkpoint, monkeypatch):
     (tmp_path / "photos").mkdir()
     heading, *rows = write_shape_pictures(tmp_path / "photos").read_text().splitlines()
     (tmp_path / "captions.csv").write_text("\n".join([heading, *(f"photos/{row}" for row in rows)]))
@@ -71,7 +71,7 @@ def losses(model):
     }
 
 
-def test_every_command(run, workplace, caplog):
+def test_every_command(run, fine_tune_folder, caplog):
     hits = {}
     for command in commands(PAGE):
         epochs = "12" if command[-1] == "runs/my-photos" else "1"

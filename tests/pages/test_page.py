@@ -49,7 +49,7 @@ DROP = """([content, name, kind, event]) => {
 
 
 @pytest.fixture(scope="module")
-def searcher(tiny_dataset, tmp_path_factory):
+def page_searcher(tiny_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     heads = HeadsConfig(
         itc="tower", itc_size=8, vqa=len(SHAPE_COLOURS), snli_ve=True, nlvr2=True, classification=2
@@ -65,24 +65,24 @@ def searcher(tiny_dataset, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def predictor(searcher):
-    return searcher.predictor
+def page_predictor(page_searcher):
+    return page_searcher.predictor
 
 
 @pytest.fixture(scope="module")
-def image(searcher):
-    return searcher.index.root / "00.png"
+def first_image(page_searcher):
+    return page_searcher.index.root / "00.png"
 
 
 @pytest.fixture(scope="module")
-def server(searcher):
-    with start_server(searcher.predictor, searcher, name="shapes", page=True) as server:
+def page_server(page_searcher):
+    with start_server(page_searcher.predictor, page_searcher, name="shapes", page=True) as server:
         yield server
 
 
 @pytest.fixture
-def opened(browsed, server):
-    def page_in(look="light", link="", running=server):
+def open_page(browsed, page_server):
+    def page_in(look="light", link="", running=page_server):
         scheme, width = LOOKS[look]
         settings = {"color_scheme": scheme, "viewport": {"width": width, "height": 900}}
         return browsed(
@@ -92,7 +92,7 @@ def opened(browsed, server):
     return page_in
 
 
-def search(page, text):
+def type_search(page, text):
     page.get_by_label("Describe the image").fill(text)
     page.get_by_label("Describe the image").press("Enter")
 
@@ -126,7 +126,7 @@ def check_hits(page, hits):
     assert cards == [[str(rank), hit.width] for rank, hit in enumerate(hits, start=1)]
 
 
-def rows(page):
+def result_rows(page):
     table_rows = page.locator("#result tr").all()
     return [
         (row.locator("th").inner_text(), row.locator(".number").inner_text().replace("\xa0", " "))
@@ -139,23 +139,26 @@ def use(page, name, label, text, button):
     page.get_by_label(label, exact=True).fill(text)
     page.get_by_role("button", name=button, exact=True).click()
     assert settled(page, "playground").startswith("Answered by shapes.")
-    return rows(page)
+    return result_rows(page)
 
 
-def named(choices):
+def shown_choices(choices):
     return [(choice.label, percent(choice.probability)) for choice in choices]
 
 
 def test_probabilities_only_with_a_calibration_and_matching_as_validation_found(
-    opened, searcher, predictor, monkeypatch
+    open_page, page_searcher, page_predictor, monkeypatch
 ):
     calibration = Calibration(
         slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1
     )
     gain = Gain(difference=0.0, low=-0.01, high=0.01, texts=9)
-    monkeypatch.setattr(predictor, "reranking", Reranking(calibration=calibration, gain=gain))
-    nearest, expected = searcher.search(TEXT, top=1)[0], searcher.search(TEXT, top=24, rerank=64)
-    with opened(link=f"#search?q={TEXT}") as page:
+    monkeypatch.setattr(page_predictor, "reranking", Reranking(calibration=calibration, gain=gain))
+    nearest, expected = (
+        page_searcher.search(TEXT, top=1)[0],
+        page_searcher.search(TEXT, top=24, rerank=64),
+    )
+    with open_page(link=f"#search?q={TEXT}") as page:
         assert "nearest first" in settled(page)
         dialog = page.get_by_role("dialog")
         page.locator(".card").first.click()
@@ -177,30 +180,30 @@ def test_probabilities_only_with_a_calibration_and_matching_as_validation_found(
 
 
 @pytest.mark.parametrize("look", LOOKS)
-def test_all_that_it_does(opened, searcher, predictor, image, look):
-    with opened(look) as page:
+def test_all_that_it_does(open_page, page_searcher, page_predictor, first_image, look):
+    with open_page(look) as page:
         page.get_by_text("45 images can be searched").wait_for()
         check_theme(page, look, ("#search-intro", ".how li", ".chips button"))
         check_no_scrolling_sideways(page)
         page.get_by_text("Options").click()
         page.get_by_label("Only where").fill('{"path": {"lt": "20.png"}}')
-        search(page, TEXT)
+        type_search(page, TEXT)
         assert settled(page).startswith("20 images, best first")
-        check_hits(page, searcher.search(TEXT, top=24, where="path < '20.png'"))
+        check_hits(page, page_searcher.search(TEXT, top=24, where="path < '20.png'"))
         check_no_scrolling_sideways(page)
         check_theme(page, look, (".card .path", "#search-state p"))
         page.get_by_role("link", name="Playground", exact=True).click()
-        page.locator("#first-image input[type=file]").set_input_files(image)
+        page.locator("#first-image input[type=file]").set_input_files(first_image)
         if look == "light":
-            check_uses(page, predictor, image)
-        check_heat_maps(page, predictor, image)
+            check_uses(page, page_predictor, first_image)
+        check_heat_maps(page, page_predictor, first_image)
         check_no_scrolling_sideways(page)
         check_theme(page, look, ("#maps .note", "#maps small", ".tiles .told", "#use-help"))
 
 
 def check_uses(page, predictor, image):
     answers = use(page, "Ask", "Question", "which colour?", "Ask")
-    assert answers == named(predictor.answer(image, "which colour?", top=5))
+    assert answers == shown_choices(predictor.answer(image, "which colour?", top=5))
     matched = use(page, "Match", "Texts, one per line", f"{TEXT}\na bar\n", "Match")
     scores = zip(
         (TEXT, "a bar"),
@@ -221,15 +224,17 @@ def check_uses(page, predictor, image):
     (words,) = predictor.fill_mask(image, "red <mask> on black", top=5)
     assert filled == [(word.word, percent(word.probability)) for word in words]
     labelled = use(page, "Label", "Labels, one per line", f"{TEXT}\na bar", "Label")
-    assert labelled == named(predictor.classify(image, labels=[TEXT, "a bar"]))
+    assert labelled == shown_choices(predictor.classify(image, labels=[TEXT, "a bar"]))
     classified = use(page, "Classify", "Text beside the image, if there is one", "", "Classify")
-    assert classified == named(predictor.classify(image))
+    assert classified == shown_choices(predictor.classify(image))
     checked = use(page, "Check", "Statement", "it is red", "Check")
-    assert checked == named(predictor.entail(image, "it is red"))
+    assert checked == shown_choices(predictor.entail(image, "it is red"))
     page.get_by_role("radio", name="Compare two", exact=True).check(force=True)
     page.locator("#second-image input[type=file]").set_input_files(image.with_name("01.png"))
     compared = use(page, "Compare two", "Statement about both images", "both are red", "Judge")
-    assert compared == named(predictor.reason(image, image.with_name("01.png"), "both are red"))
+    assert compared == shown_choices(
+        predictor.reason(image, image.with_name("01.png"), "both are red")
+    )
 
 
 def check_heat_maps(page, predictor, image):
@@ -295,22 +300,24 @@ def luminance(colour):
     )
 
 
-def test_a_moment_plays_from_its_start_or_is_shown_as_its_frame(opened, predictor, tmp_path):
+def test_a_moment_plays_from_its_start_or_is_shown_as_its_frame(
+    open_page, page_predictor, tmp_path
+):
     """With a key, which an address of a video cannot carry."""
     (tmp_path / "talks").mkdir()
     write_clip(tmp_path / "talks" / "talk.webm", codec="libvpx-vp9", keyframes=5)
     (tmp_path / "talks" / "talk.srt").write_text(SUBTITLES, encoding="utf-8")
     write_clip(tmp_path / "talks" / "old.avi", codec="mpeg4")
-    searcher = build_searcher(tmp_path / "talks", predictor)
+    searcher = build_searcher(tmp_path / "talks", page_predictor)
     with (
-        start_server(predictor, searcher, page=True, api_key="secret") as running,
-        opened(running=running) as page,
+        start_server(page_predictor, searcher, page=True, api_key="secret") as running,
+        open_page(running=running) as page,
     ):
         page.get_by_label("API key").fill("secret")
         page.get_by_label("API key").press("Enter")
         page.get_by_text("images can be searched").wait_for()
         page.evaluate(COUNT_VIDEOS)
-        search(page, "a red square")
+        type_search(page, "a red square")
         settled(page)
         page.locator(".card", has_text="talk.webm, 0:03\u20130:05").click()
         dialog = page.get_by_role("dialog")
@@ -331,17 +338,19 @@ def test_a_moment_plays_from_its_start_or_is_shown_as_its_frame(opened, predicto
         dialog.locator("img").wait_for()  # no browser plays it
 
 
-def test_an_image_of_the_index_that_is_too_large_is_sent_smaller(opened, predictor, tmp_path):
+def test_an_image_of_the_index_that_is_too_large_is_sent_smaller(
+    open_page, page_predictor, tmp_path
+):
     (tmp_path / "scans").mkdir()
     noise = Image.frombytes("RGB", (560, 540), random.Random(0).randbytes(3 * 560 * 540))
     noise.save(tmp_path / "scans" / "scan.png")
     assert 2**20 / 4 * 3 < (tmp_path / "scans" / "scan.png").stat().st_size < 2**20
-    searcher = build_searcher(tmp_path / "scans", predictor)
+    searcher = build_searcher(tmp_path / "scans", page_predictor)
     with (
-        start_server(predictor, searcher, page=True, max_body=1) as running,
-        opened(running=running) as page,
+        start_server(page_predictor, searcher, page=True, max_body=1) as running,
+        open_page(running=running) as page,
     ):
-        search(page, "noise")
+        type_search(page, "noise")
         settled(page)
         page.locator(".card").click()
         page.get_by_role("link", name="Find similar").click()
@@ -349,47 +358,47 @@ def test_an_image_of_the_index_that_is_too_large_is_sent_smaller(opened, predict
         assert card_paths(page) == ["scan.png"]
 
 
-def test_examples_of_the_index_can_be_clicked(opened, searcher):
-    with opened() as page:
+def test_examples_of_the_index_can_be_clicked(open_page, page_searcher):
+    with open_page() as page:
         text = page.locator("#queries button").first.inner_text()
         page.locator("#queries button").first.click()
         settled(page)
-        check_hits(page, searcher.search(text, top=24))
+        check_hits(page, page_searcher.search(text, top=24))
         page.get_by_role("link", name="Search", exact=True).click()
         example = page.locator("#examples button").nth(3)
         example.wait_for()
         path = example.get_attribute("title")
         example.click()
         assert settled(page).startswith("24 images, nearest first")
-        check_hits(page, searcher.search(image=searcher.index.root / path, top=24))
+        check_hits(page, page_searcher.search(image=page_searcher.index.root / path, top=24))
         page.get_by_role("link", name="Playground", exact=True).click()
         page.locator("#bench-examples button").first.click()
         assert use(page, "Ask", "Question", "which colour?", "Ask")
 
 
-def test_an_image_is_dropped_or_pasted(opened, searcher, predictor):
+def test_an_image_is_dropped_or_pasted(open_page, page_searcher, page_predictor):
     drops = [
         (content, [base64.b64encode(content).decode(), "mine.png", "image/png", event])
         for content, event in zip(PNGS, ("drop", "paste"), strict=False)
     ]
-    with opened() as page:
+    with open_page() as page:
         page.locator("#queries button").first.wait_for()
         for content, dropped in drops:
             page.evaluate(DROP, dropped)
-            check_hits(page, searcher.search(image=content, top=24))
+            check_hits(page, page_searcher.search(image=content, top=24))
             assert "Your own image is not part of the link." in settled(page)
         page.get_by_role("link", name="Playground", exact=True).click()
         until(lambda: page.title() == "Playground · BridgeTower", page)
         for content, dropped in drops:
             page.evaluate(DROP, dropped)
-            assert use(page, "Ask", "Question", "which?", "Ask") == named(
-                predictor.answer(content, "which?", top=5)
+            assert use(page, "Ask", "Question", "which?", "Ask") == shown_choices(
+                page_predictor.answer(content, "which?", top=5)
             )
 
 
-def test_dialog_by_keyboard(opened, searcher):
-    hits = searcher.search(TEXT, top=24)
-    with opened() as page:
+def test_dialog_by_keyboard(open_page, page_searcher):
+    hits = page_searcher.search(TEXT, top=24)
+    with open_page() as page:
         page.locator("#queries button").first.wait_for()
 
         def tab_to(description, matches):
@@ -447,8 +456,8 @@ def check_dialog(dialog, hits, index):
     assert dialog.locator("#viewer-image img").get_attribute("alt") == hit.captions[0]
 
 
-def test_damaged_links_are_told_in_words(opened):
-    with opened() as page:
+def test_damaged_links_are_told_in_words(open_page):
+    with open_page() as page:
         for link, words in (
             *(
                 (f"#search?q={text}", "The link is damaged")
@@ -465,9 +474,9 @@ def test_damaged_links_are_told_in_words(opened):
             until(lambda: page.get_by_role("alert").count() == 0, page)
 
 
-def test_links_that_mean_nothing_show_the_page(opened):
+def test_links_that_mean_nothing_show_the_page(open_page):
     examples = "#queries button, #bench-examples button"
-    with opened(link="#constructor") as page:
+    with open_page(link="#constructor") as page:
         for link in (
             *(
                 "#toString?n=3",
@@ -490,14 +499,14 @@ def test_links_that_mean_nothing_show_the_page(opened):
         assert page.get_by_role("alert").count() == 0
 
 
-def test_a_link_restores_a_result(opened, searcher, predictor):
-    hits = searcher.search(
-        "red bar", top=12, where="path > '20.png'", image=searcher.index.root / "03.png"
+def test_a_link_restores_a_result(open_page, page_searcher, page_predictor):
+    hits = page_searcher.search(
+        "red bar", top=12, where="path > '20.png'", image=page_searcher.index.root / "03.png"
     )
-    like = searcher.search(image=searcher.index.root / "03.png", top=1)[0].digest
+    like = page_searcher.search(image=page_searcher.index.root / "03.png", top=1)[0].digest
     where = "%7B%22path%22%3A+%7B%22gt%22%3A+%2220.png%22%7D%7D"  # {"path": {"gt": "20.png"}}
     link = f"#search?q=red+bar&like={like}&n=12&where={where}&open={hits[2].digest}"
-    with opened(link=link) as page:
+    with open_page(link=link) as page:
         check_dialog(page.get_by_role("dialog"), hits, 2)
         page.keyboard.press("Escape")
         check_hits(page, hits)
@@ -510,31 +519,31 @@ def test_a_link_restores_a_result(opened, searcher, predictor):
         check_dialog(page.get_by_role("dialog"), hits, 2)
         page.get_by_role("link", name="Find similar").click()
         settled(page)
-        check_hits(page, searcher.search(image=hits[2].file, top=24))
-    with opened(link=address.partition("/#")[2].join(["#", ""])) as page:
+        check_hits(page, page_searcher.search(image=hits[2].file, top=24))
+    with open_page(link=address.partition("/#")[2].join(["#", ""])) as page:
         page.locator("#maps canvas").first.wait_for()
         assert page.locator(".words button").all_inner_texts() == ["red", "bar"]
-    with opened(link="#search?like=../../etc/passwd&open=x&n=7&against=nothing") as page:
+    with open_page(link="#search?like=../../etc/passwd&open=x&n=7&against=nothing") as page:
         page.locator("#queries button").first.wait_for()  # nothing that a link cannot mean is asked
 
 
-def test_a_newer_request_ends_the_older(opened, searcher, predictor):
-    with opened() as page, held_up_text_tower(predictor) as gate:
+def test_a_newer_request_ends_the_older(open_page, page_searcher, page_predictor):
+    with open_page() as page, held_up_text_tower(page_predictor) as gate:
         page.locator("#queries button").first.wait_for()
-        search(page, "a bar")
+        type_search(page, "a bar")
         page.locator("#search-state .busy").wait_for()
         page.get_by_role("button", name="Cancel").click()
         assert "Cancelled." in settled(page)
-        search(page, "a circle")
+        type_search(page, "a circle")
         page.locator("#search-state .busy").wait_for()
-        search(page, "blue square")
+        type_search(page, "blue square")
         gate.set()
         assert settled(page).startswith("24 images")
-        check_hits(page, searcher.search("blue square", top=24))
+        check_hits(page, page_searcher.search("blue square", top=24))
         assert "q=blue+square" in page.url
 
 
-def test_what_cannot_be_done_is_told(opened, image, tmp_path):
+def test_what_cannot_be_done_is_told(open_page, first_image, tmp_path):
     (tmp_path / "none.png").write_bytes(b"no image")
     (tmp_path / "drawing.svg").write_text(
         '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
@@ -543,16 +552,16 @@ def test_what_cannot_be_done_is_told(opened, image, tmp_path):
     def problem():
         return str(page.get_by_role("alert").locator("visible=true").inner_text())
 
-    with opened() as page:
+    with open_page() as page:
         page.get_by_role("button", name="Search", exact=True).click()
         assert "Type what should be seen, or add an image." in problem()
         page.get_by_text("Options").click()
         page.get_by_label("Only where").fill('{"digest": {"eq": "a"}}')
-        search(page, "a bar")
+        type_search(page, "a bar")
         page.get_by_text("'digest' is no column").wait_for()
         assert "The server cannot use this" in problem()
         page.get_by_label("Only where").fill('{"width": {"gt": 1000}}')
-        search(page, "a bar")
+        type_search(page, "a bar")
         page.get_by_text("No image meets the condition").wait_for()
         page.get_by_role("link", name="Playground", exact=True).click()
         page.get_by_role("radio", name="Fill in", exact=True).check(force=True)
@@ -562,7 +571,7 @@ def test_what_cannot_be_done_is_told(opened, image, tmp_path):
         for name, message in (
             ("none.png", "cannot be read as an image"),
             ("drawing.svg", "cannot be read as an image"),
-            (image, "put <mask> where a word is missing"),
+            (first_image, "put <mask> where a word is missing"),
         ):
             page.locator("#first-image input[type=file]").set_input_files(tmp_path / name)
             page.get_by_role("button", name="Fill in", exact=True).click()
@@ -588,7 +597,7 @@ def test_what_cannot_be_done_is_told(opened, image, tmp_path):
         (None, None, "The server cannot be reached", True),
     ],
 )
-def test_an_error_is_titled_by_what_it_is(browsed, server, status, code, title, again):
+def test_an_error_is_titled_by_what_it_is(browsed, page_server, status, code, title, again):
     """Without a code a proxy answers; without a status nothing does."""
 
     def answer(route):
@@ -599,10 +608,10 @@ def test_an_error_is_titled_by_what_it_is(browsed, server, status, code, title, 
         else:
             route.fulfill(status=status, json={"error": {"message": "the reason", "code": code}})
 
-    with browsed(str(server.client.base_url), expected="Failed to load resource") as page:
+    with browsed(str(page_server.client.base_url), expected="Failed to load resource") as page:
         page.locator("#queries button").first.wait_for()
         page.route("**/v1/search", answer)
-        search(page, TEXT)
+        type_search(page, TEXT)
         alert = page.get_by_role("alert")
         assert alert.locator("strong").inner_text() == title
         assert ("the reason" in alert.inner_text()) == (code is not None)
@@ -613,15 +622,15 @@ def test_an_error_is_titled_by_what_it_is(browsed, server, status, code, title, 
             until(lambda: "24 images" in settled(page), page)
 
 
-def test_weak_hits_are_marked(opened, searcher, tmp_path):
-    shutil.copytree(searcher.index.uri, tmp_path / "copy.lance")
-    index = Index(tmp_path / "copy.lance", root=searcher.index.root)
-    cosines = sorted(hit.cosine for hit in searcher.search(TEXT, rerank=0, top=24))
+def test_weak_hits_are_marked(open_page, page_searcher, tmp_path):
+    shutil.copytree(page_searcher.index.uri, tmp_path / "copy.lance")
+    index = Index(tmp_path / "copy.lance", root=page_searcher.index.root)
+    cosines = sorted(hit.cosine for hit in page_searcher.search(TEXT, rerank=0, top=24))
     index.set_unrelated(Unrelated(rows=45, images=cosines[9]))
-    separate = Searcher(index, searcher.predictor)
+    separate = Searcher(index, page_searcher.predictor)
     with (
-        start_server(searcher.predictor, separate, page=True) as running,
-        opened(running=running) as page,
+        start_server(page_searcher.predictor, separate, page=True) as running,
+        open_page(running=running) as page,
     ):
 
         def weak():
@@ -629,7 +638,7 @@ def test_weak_hits_are_marked(opened, searcher, tmp_path):
                 "cards => cards.map(card => card.querySelector('.weak') !== null)"
             )
 
-        search(page, TEXT)
+        type_search(page, TEXT)
         assert "weak" not in settled(page)
         assert weak() == [hit.weak for hit in separate.search(TEXT, top=24)]
         assert 0 < sum(weak()) < 24
@@ -643,7 +652,7 @@ def test_weak_hits_are_marked(opened, searcher, tmp_path):
         index.set_unrelated(Unrelated(rows=45, images=1.0))
         # the server looks once a second
         until(lambda: (separate.index.unrelated or index.unrelated).images == 1.0, page)
-        search(page, "a bar")
+        type_search(page, "a bar")
         until(
             lambda: (
                 "All are weak: texts that have nothing to do with this index come as near"
@@ -658,27 +667,27 @@ def test_weak_hits_are_marked(opened, searcher, tmp_path):
         assert weak() == [False] * 24
 
 
-def test_typing_begins_a_query(opened):
-    with opened() as page:
+def test_typing_begins_a_query(open_page):
+    with open_page() as page:
         page.locator("#queries button").first.wait_for()
         page.keyboard.type("red bar")
         assert page.get_by_label("Describe the image").input_value() == "red bar"
 
 
-def test_texts_of_strangers_stay_texts(opened, predictor, tmp_path):
+def test_texts_of_strangers_stay_texts(open_page, page_predictor, tmp_path):
     name = "<img src=x onerror=alert(1)>.png"
     shutil.copy(write_shape_pictures(tmp_path).parent / "00.png", tmp_path / name)
     (tmp_path / "hostile.csv").write_text(
         'image,caption\n"' + name + '","' + HOSTILE.replace('"', '""') + '"\n'
     )
-    searcher = build_searcher(tmp_path / "hostile.csv", predictor, truncate=True)
+    searcher = build_searcher(tmp_path / "hostile.csv", page_predictor, truncate=True)
     with (
-        start_server(predictor, searcher, name=HOSTILE, page=True) as running,
-        opened(running=running) as page,
+        start_server(page_predictor, searcher, name=HOSTILE, page=True) as running,
+        open_page(running=running) as page,
     ):
         page.locator("#queries button", has_text=HOSTILE).click()
         settled(page)
-        search(page, "a bar")
+        type_search(page, "a bar")
         settled(page)
         page.locator("#hits button").click()
         dialog = page.get_by_role("dialog")
@@ -691,17 +700,17 @@ def test_texts_of_strangers_stay_texts(opened, predictor, tmp_path):
         page.get_by_label("Texts, one per line").fill("<b>a</b>")
         page.get_by_role("button", name="Match", exact=True).click()
         settled(page, "playground")
-        assert [text for text, _ in rows(page)] == ["<b>a</b>"]
+        assert [text for text, _ in result_rows(page)] == ["<b>a</b>"]
         assert HOSTILE in page.locator("#about").inner_text()
         assert page.locator("img[onerror], b").count() == 0
         assert page.title() == "Playground · BridgeTower"
 
 
-def test_the_policy_stops_what_markup_could_do(chromium, server):
+def test_the_policy_stops_what_markup_could_do(chromium, page_server):
     page = chromium.new_page()
     messages = []
     page.on("console", lambda message: messages.append(message.text))
-    page.goto(str(server.client.base_url))
+    page.goto(str(page_server.client.base_url))
     page.locator("#queries button").first.wait_for()
     page.evaluate(
         "markup => document.body.insertAdjacentHTML('beforeend', markup)",
@@ -716,11 +725,11 @@ def test_the_policy_stops_what_markup_could_do(chromium, server):
     page.close()
 
 
-def test_a_key_is_asked_for(opened, searcher):
+def test_a_key_is_asked_for(open_page, page_searcher):
     secret = {"page": True, "api_key": "sesame open"}
     with (
-        start_server(searcher.predictor, searcher, **secret) as running,
-        opened(running=running) as page,
+        start_server(page_searcher.predictor, page_searcher, **secret) as running,
+        open_page(running=running) as page,
     ):
         field = page.get_by_label("API key")
         field.fill("sesame")
@@ -729,12 +738,12 @@ def test_a_key_is_asked_for(opened, searcher):
         field.fill("sesame open")
         field.press("Enter")
         page.get_by_text("45 images can be searched").wait_for()
-        search(page, TEXT)
+        type_search(page, TEXT)
         settled(page)
-        check_hits(page, searcher.search(TEXT, top=24))
+        check_hits(page, page_searcher.search(TEXT, top=24))
         page.reload()
         settled(page)
-        check_hits(page, searcher.search(TEXT, top=24))
+        check_hits(page, page_searcher.search(TEXT, top=24))
         assert page.evaluate("[sessionStorage.getItem('key'), localStorage.length]") == [
             "sesame open",
             0,
@@ -745,8 +754,8 @@ def test_a_key_is_asked_for(opened, searcher):
         assert "the API key is missing or wrong" in page.get_by_role("alert").inner_text()
 
 
-def test_the_theme_is_kept(opened):
-    with opened() as page:
+def test_the_theme_is_kept(open_page):
+    with open_page() as page:
         page.locator("#queries button").first.wait_for()
         page.get_by_role("button", name="Dark theme").click()
         check_theme(page, "dark", ("#search-intro", ".how li"))
@@ -758,11 +767,11 @@ def test_the_theme_is_kept(opened):
 
 
 def test_what_the_server_lacks_is_not_offered(
-    opened, answering_checkpoint, tiny_checkpoint, tmp_path
+    open_page, answering_checkpoint, tiny_checkpoint, tmp_path
 ):
     with (
         start_server(load(tiny_checkpoint, device="cpu"), page=True) as running,
-        opened(running=running) as page,
+        open_page(running=running) as page,
     ):
         page.get_by_role("heading", name="Ask about an image").wait_for()
         assert page.locator("#uses label").all_inner_texts() == [
@@ -772,7 +781,7 @@ def test_what_the_server_lacks_is_not_offered(
         assert not page.get_by_role("link", name="Search", exact=True).is_visible()
         assert not page.locator("#bench-examples-part").is_visible()
     answering = load(answering_checkpoint, device="cpu")
-    with start_server(answering, page=True) as running, opened(running=running) as page:
+    with start_server(answering, page=True) as running, open_page(running=running) as page:
         page.get_by_role("heading", name="Ask about an image").wait_for()
         assert page.locator("#uses label").all_inner_texts() == [
             "Ask",
@@ -784,11 +793,11 @@ def test_what_the_server_lacks_is_not_offered(
         assert page.locator("#about").inner_text() == f"Model: {folder}/{name}"
 
 
-def test_an_open_page_does_not_hold_up_the_end(chromium, searcher):
-    with start_server(searcher.predictor, searcher, page=True) as server:
+def test_an_open_page_does_not_hold_up_the_end(chromium, page_searcher):
+    with start_server(page_searcher.predictor, page_searcher, page=True) as server:
         page = chromium.new_page()
         page.goto(str(server.client.base_url))
-        search(page, TEXT)
+        type_search(page, TEXT)
         settled(page)
         server.server.stop()
         server.thread.join(30)

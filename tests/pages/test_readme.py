@@ -79,7 +79,7 @@ def agrees(expected: str, printed: str) -> bool:
     return re.fullmatch(".+".join(map(re.escape, expected.split("…"))), printed) is not None
 
 
-def near(expected: str, printed: str) -> bool:
+def is_near(expected: str, printed: str) -> bool:
     """Whether a line has the words and names that are shown, `…` apart, and decimals near those."""
     words = [".*".join(map(re.escape, text.split("…"))) for text in DECIMAL.split(expected)]
     match = re.fullmatch(f"({DECIMAL.pattern})".join(words), printed)
@@ -96,7 +96,7 @@ def test_what_is_printed_agrees_with_what_is_shown():
 
 
 @dataclass(frozen=True)
-class Workplace:
+class PageShell:
     """A folder, and a shell in it."""
 
     folder: Path
@@ -160,7 +160,7 @@ class Workplace:
 def workplace(tmp_path_factory, forked):
     """An empty folder after a short demo without a download, with a few photos and videos of the user's own."""
     folder = tmp_path_factory.mktemp("workplace")
-    demo = Workplace(folder, forked)
+    demo = PageShell(folder, forked)
     demo.run("python", str(DEMO))
     photos = folder / "my-photos"
     photos.mkdir()
@@ -246,7 +246,7 @@ def test_commands_run(page, workplace):
 @pytest.mark.timeout(7200)
 def test_pages_show_what_the_full_demo_prints(tmp_path, forked):
     """Blocks with lines after `# ≈`; the demo runs unless BRIDGETOWER_DEMO names its folder."""
-    demo = Workplace(Path(os.environ.get("BRIDGETOWER_DEMO", tmp_path)), forked)
+    demo = PageShell(Path(os.environ.get("BRIDGETOWER_DEMO", tmp_path)), forked)
     if demo.folder == tmp_path:
         demo.run(sys.executable, "-m", "bridgetower_demo")
     expected, actual = [], []
@@ -259,9 +259,9 @@ def test_pages_show_what_the_full_demo_prints(tmp_path, forked):
                 actual += printed
         expected += [line for text in measured for line in re.findall(r"# (?:=>|≈) (.*)", text)]
     assert len(expected) > 8
-    assert [pair for pair in zip(expected, actual, strict=True) if not near(*pair)] == []
+    assert [pair for pair in zip(expected, actual, strict=True) if not is_near(*pair)] == []
     assert [
-        pair for pair in zip(expected, [*actual[1:], actual[0]], strict=True) if near(*pair)
+        pair for pair in zip(expected, [*actual[1:], actual[0]], strict=True) if is_near(*pair)
     ] == []  # the control
 
 

@@ -136,7 +136,7 @@ def write_official(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory, tiny_checkpoint):
+def originals_folder(tmp_path_factory, tiny_checkpoint):
     """A folder with the original files, the towers and the official checkpoints, as the page has them."""
     for package in ("timm", "transformers"):
         pytest.importorskip(package)
@@ -151,12 +151,12 @@ def workplace(tmp_path_factory, tiny_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def reports(workplace):
+def reports(originals_folder):
     """What each command prints, by what it writes."""
     reports: dict[str, dict[str, Any]] = {}
     ran = set()
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workplace)
+        patch.chdir(originals_folder)
         for command in commands(PAGE):
             is_new = kind_of(command) not in ran
             ran.add(kind_of(command))
@@ -175,7 +175,7 @@ def reports(workplace):
 
 
 @pytest.mark.slow
-def test_runs_and_reports_are_of_what_was_asked_for(reports, workplace):
+def test_runs_and_reports_are_of_what_was_asked_for(reports, originals_folder):
     expected = {
         command[command.index("--out") + 1]: command
         for command in commands(PAGE)
@@ -184,13 +184,15 @@ def test_runs_and_reports_are_of_what_was_asked_for(reports, workplace):
     for path, report in reports.items():
         if path.startswith("runs/"):
             assert (
-                json.loads((workplace / path / "run.json").read_text())["recipe"]
+                json.loads((originals_folder / path / "run.json").read_text())["recipe"]
                 == expected[path][1]
             )
         elif path.startswith("found/"):
-            assert json.loads((workplace / path / "metrics.json").read_text()) == report
+            assert json.loads((originals_folder / path / "metrics.json").read_text()) == report
             assert report["benchmark"] == expected[path][2]
-    trained = {json.loads(path.read_text())["recipe"] for path in workplace.glob("runs/*/run.json")}
+    trained = {
+        json.loads(path.read_text())["recipe"] for path in originals_folder.glob("runs/*/run.json")
+    }
     parsed = {command[1] for command in expected.values() if command[0] == "train"} - trained
     assert parsed == {"cifar100", *example.GLUE} - {"cola"}
 
@@ -209,15 +211,17 @@ def test_an_evaluation_gives_the_figures_of_the_training(reports):
 
 
 @pytest.mark.slow
-def test_submissions(reports, workplace):
-    answers = json.loads((workplace / "found" / "vqav2-base" / "submission.json").read_text())
+def test_submissions(reports, originals_folder):
+    answers = json.loads(
+        (originals_folder / "found" / "vqav2-base" / "submission.json").read_text()
+    )
     assert (
         len(answers)
         == len({row["question_id"] for row in answers})
         == reports["found/vqav2-base"]["num_questions"]
     )
     assert {row["answer"] for row in answers} <= set(FREQUENT_ANSWERS)
-    with (workplace / "found" / "nlvr2-test1" / "submission.csv").open() as file:
+    with (originals_folder / "found" / "nlvr2-test1" / "submission.csv").open() as file:
         judged = list(csv.reader(file))
     assert [name for name, _ in judged] == [
         f"test1-{n}-0-{sentence}" for n in (0, 10, 20) for sentence in (0, 1)

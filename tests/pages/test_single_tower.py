@@ -46,7 +46,7 @@ def spec_of(name):
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def original_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("originals")
     write_cifar10(folder)
     write_cifar100(folder)
@@ -54,20 +54,20 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sets(files, tmp_path_factory):
+def example_sets(original_files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
     for name in example.SETS:
-        example.main([name, str(files), str(folder / name)])
+        example.main([name, str(original_files), str(folder / name)])
     return {name: folder / name for name in example.SETS}
 
 
 @pytest.fixture(scope="module")
-def runs(sets, tiny_checkpoint, tmp_path_factory):
+def example_runs(example_sets, tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name in TRAINED:
         spec = spec_of(name)
         config = shapes_run_config(
-            sets[name],
+            example_sets[name],
             task=spec.benchmarks[name],
             select_by=spec.benchmarks[name].metrics[0],
             evaluation=RetrievalConfig(),
@@ -80,14 +80,14 @@ def runs(sets, tiny_checkpoint, tmp_path_factory):
     return {name: folder / name for name in TRAINED}
 
 
-def rows(folder, split, schema=example.TEXTS):
+def entries_of_split(folder, split, schema=example.TEXTS):
     return [row["entry"] for row in PreparedSet(str(folder), (split,), schema).scan()]
 
 
 class TestSets:
-    def test_pictures_and_classes_of_cifar(self, sets, tiny_processor):
+    def test_pictures_and_classes_of_cifar(self, example_sets, tiny_processor):
         source = ExampleSource(
-            data=DataConfig(folders=(str(sets["cifar10"]),)),
+            data=DataConfig(folders=(str(example_sets["cifar10"]),)),
             splits=("train",),
             processor=tiny_processor,
             task=example.CIFAR10.benchmarks["cifar10"],
@@ -102,9 +102,9 @@ class TestSets:
         assert batch.labels.tolist() == [2, 0]  # row 1 of file 1, row 0 of file 0
         assert batch.ids == ("data_batch_2-1", "data_batch_1-0")
 
-    def test_splits_of_cifar(self, sets):
+    def test_splits_of_cifar(self, example_sets):
         entries = {
-            split: rows(sets["cifar10"], split, CLASSIFICATION)
+            split: entries_of_split(example_sets["cifar10"], split, CLASSIFICATION)
             for split in ("train", "validation", "test")
         }
         assert {split: len(names) for split, names in entries.items()} == {
@@ -114,7 +114,7 @@ class TestSets:
         }
         ids = [entry["example_id"] for entry in entries["validation"]]
         assert ids == [f"data_batch_5-{row}" for row in range(4, 8)]
-        fine = rows(sets["cifar100"], "train", CLASSIFICATION)
+        fine = entries_of_split(example_sets["cifar100"], "train", CLASSIFICATION)
         assert [entry["labels"] for entry in fine] == [
             [f"class_{7 * row % 100}"] for row in range(18)
         ]
@@ -142,11 +142,15 @@ class TestSets:
             ),  # the gold label, not the first annotator's
         ],
     )
-    def test_rows_of_glue(self, sets, name, row, texts, label):
-        assert rows(sets[name], "train")[row] == {"index": row, "texts": texts, "label": label}
+    def test_rows_of_glue(self, example_sets, name, row, texts, label):
+        assert entries_of_split(example_sets[name], "train")[row] == {
+            "index": row,
+            "texts": texts,
+            "label": label,
+        }
         task = example.GLUE[name]
         for split in task.splits:
-            labels = {entry["label"] for entry in rows(sets[name], split)}
+            labels = {entry["label"] for entry in entries_of_split(example_sets[name], split)}
             assert labels == {""} if "test" in split else labels <= (set(task.classes) or labels)
 
     def test_bad_rows(self, tmp_path):
@@ -168,7 +172,10 @@ class TestSets:
                 progress=False,
             )
         example.main(["qqp", str(tmp_path), str(tmp_path / "set"), "--max-errors", "2"])
-        assert [entry["index"] for entry in rows(tmp_path / "set", "train")] == [0, *range(3, 10)]
+        assert [entry["index"] for entry in entries_of_split(tmp_path / "set", "train")] == [
+            0,
+            *range(3, 10),
+        ]
 
 
 def test_text_head_is_the_one_of_transformers():
@@ -187,7 +194,9 @@ def test_text_head_is_the_one_of_transformers():
 
 
 class TestRuns:
-    def test_only_the_tower_that_is_read_learns_and_names_travel(self, runs, tiny_checkpoint):
+    def test_only_the_tower_that_is_read_learns_and_names_travel(
+        self, example_runs, tiny_checkpoint
+    ):
         before = read_checkpoint(tiny_checkpoint).tensors
         classes = {
             "cifar10": CIFAR10_CLASSES,
@@ -195,7 +204,7 @@ class TestRuns:
             "mnli": ("entailment", "neutral", "contradiction"),
         }
         for name, names in classes.items():
-            after = read_checkpoint(runs[name], extensions=OWN)
+            after = read_checkpoint(example_runs[name], extensions=OWN)
             changed = {
                 key
                 for key in before
@@ -207,12 +216,12 @@ class TestRuns:
             )
             assert after.class_names(name) == names
 
-    def test_cifar(self, runs, sets):
-        model = load(runs["cifar10"], extensions=OWN, device="cpu")
+    def test_cifar(self, example_runs, example_sets):
+        model = load(example_runs["cifar10"], extensions=OWN, device="cpu")
         outcome = evaluate(
             model,
             "cifar10",
-            [sets["cifar10"]],
+            [example_sets["cifar10"]],
             "test",
             RetrievalConfig(batch_size=3),
             spec=example.CIFAR10,
@@ -231,9 +240,9 @@ class TestRuns:
         assert outcome.metrics["accuracy"] == pytest.approx(sum(right) / 8)
 
     @pytest.mark.parametrize("name", TRAINED[1:])
-    def test_glue(self, runs, sets, name, capsys):
-        model, task = load(runs[name], extensions=OWN, device="cpu"), example.GLUE[name]
-        entries = rows(sets[name], "validation")
+    def test_glue(self, example_runs, example_sets, name, capsys):
+        model, task = load(example_runs[name], extensions=OWN, device="cpu"), example.GLUE[name]
+        entries = entries_of_split(example_sets[name], "validation")
         text = model.processor.pad(model.processor.pair_ids([entry["texts"] for entry in entries]))
         with torch.no_grad():
             cls = model.model.encode_text(text.input_ids, text.attention_mask, outputs="cls").cls
@@ -247,7 +256,7 @@ class TestRuns:
         outcome = evaluate(
             model,
             name,
-            [sets[name]],
+            [example_sets[name]],
             "validation",
             RetrievalConfig(batch_size=4),
             spec=spec_of(name),
@@ -275,26 +284,26 @@ class TestRuns:
         ]
         for split in task.splits:
             if "test" in split:
-                out = runs[name].parent / f"{name}-{split}"
+                out = example_runs[name].parent / f"{name}-{split}"
                 command = [
                     "evaluate",
-                    str(runs[name]),
+                    str(example_runs[name]),
                     name,
                     *names,
                     "--data",
-                    str(sets[name]),
+                    str(example_sets[name]),
                     "--split",
                     split,
                 ]
                 main([*command, "--out", str(out)])
                 assert json.loads(capsys.readouterr().out)["num_texts"] == len(
-                    rows(sets[name], split)
+                    entries_of_split(example_sets[name], split)
                 )
                 file = {"test": "-m", "test-mismatched": "-mm"}[split] if name == "mnli" else ""
                 header, *lines = (out / f"{task.folder}{file}.tsv").read_text().splitlines()
                 assert header == "index\tprediction"
                 assert [line.split("\t")[0] for line in lines] == list(
-                    map(str, range(len(rows(sets[name], split))))
+                    map(str, range(len(entries_of_split(example_sets[name], split))))
                 )
                 assert not task.classes or {line.split("\t")[1] for line in lines} <= set(
                     task.classes
@@ -302,7 +311,9 @@ class TestRuns:
 
 
 @pytest.mark.parametrize("name", example.SETS)
-def test_recipes_have_the_published_numbers_and_a_loss_of_each_output(name, sets, tiny_processor):
+def test_recipes_have_the_published_numbers_and_a_loss_of_each_output(
+    name, example_sets, tiny_processor
+):
     """The table gives learning rates, batch sizes of GLUE, and CIFAR's size and transform."""
     spec = spec_of(name)
     (run,) = spec.fine_tuning

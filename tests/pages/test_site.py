@@ -24,7 +24,7 @@ for package in ("zensical", "mkdocstrings"):
     pytest.importorskip(package)
 
 
-class Page(HTMLParser):
+class SitePage(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.links = []
@@ -62,7 +62,7 @@ def site(out):
 
 @pytest.fixture(scope="module")
 def pages(site):
-    return {path: Page(path) for path in site.rglob("*.html")}
+    return {path: SitePage(path) for path in site.rglob("*.html")}
 
 
 def test_every_page_of_docs_is_in_the_navigation():

@@ -16,7 +16,7 @@ CURVES = {
 STEPS = (10, 20, 30)
 
 
-def runs(curves=CURVES):
+def curve_runs(curves=CURVES):
     return tuple(
         FinishedRun(
             arm=arm,
@@ -30,7 +30,7 @@ def runs(curves=CURVES):
 
 
 def comparison(reach=0.5):
-    return Comparison(metric="accuracy", reach=reach, runs=runs())
+    return Comparison(metric="accuracy", reach=reach, runs=curve_runs())
 
 
 def write_run(folder, seed, bridge, values, cut=""):
@@ -52,7 +52,7 @@ def write_run(folder, seed, bridge, values, cut=""):
     return folder
 
 
-def folders(root):
+def write_run_folders(root):
     return {
         arm: [
             write_run(
@@ -69,7 +69,7 @@ def folders(root):
 
 
 def test_measures():
-    run = runs()[0]
+    run = curve_runs()[0]
     assert run.measures(0.5) == {"area": pytest.approx(0.5), "final": 0.8, "steps_to_reach": 20}
     assert run.measures(0.9)["steps_to_reach"] == 30
     assert set(run.measures(None)) == {"area", "final"}
@@ -92,35 +92,35 @@ def test_seeds_that_one_arm_lacks_are_left_out_of_differences():
         "bridges": CURVES["bridges"],
         "meter": {seed: CURVES["meter"][seed] for seed in (3, 2)},
     }
-    result = Comparison(metric="accuracy", reach=None, runs=runs(fewer))
+    result = Comparison(metric="accuracy", reach=None, runs=curve_runs(fewer))
     assert result.differences("meter")["final"]["values"] == pytest.approx([0.1, 0.2])
     none = {"bridges": {1: CURVES["bridges"][1]}, "meter": {2: CURVES["meter"][2]}}
-    alone = Comparison(metric="accuracy", reach=None, runs=runs(none))
+    alone = Comparison(metric="accuracy", reach=None, runs=curve_runs(none))
     assert alone.differences("meter") == {}
     assert alone.rows()[1][-1] == ["bridges \u2212 meter", "0", "\u2013", "\u2013", ""]
 
 
 def test_what_cannot_be_compared(refused, tmp_path):
-    shorter = runs(CURVES | {"meter": {1: [0.1, 0.2]}})
+    shorter = curve_runs(CURVES | {"meter": {1: [0.1, 0.2]}})
     for runs_to_compare, message in (
         (
             shorter,
             r"bridges, seed 1 has 3 evaluations up to step 30, meter, seed 1 has 2 evaluations up to step 20",
         ),
         (
-            (*runs()[:1], *runs()[:1], *runs()[3:]),
+            (*curve_runs()[:1], *curve_runs()[:1], *curve_runs()[3:]),
             r"several runs of bridges have the same seed: \[1, 1\]",
         ),
     ):
         with pytest.raises(ValueError, match=message):
             Comparison(metric="accuracy", reach=None, runs=runs_to_compare)
     assert "one arm only (nano); expected runs of at least two" in refused(
-        "compare", *folders(tmp_path)["bridges"]
+        "compare", *write_run_folders(tmp_path)["bridges"]
     )
 
 
 def test_arms_are_named_by_what_differs(tmp_path):
-    paths = folders(tmp_path)
+    paths = write_run_folders(tmp_path)
     run_folders = [*paths["bridges"], *paths["meter"]]
     metric, finished = finished_runs(run_folders, [None] * 6, None)
     assert metric == "accuracy"
@@ -172,7 +172,7 @@ def test_folders_that_hold_no_finished_run(tmp_path, change, error, message):
 
 
 def test_command(run, tmp_path):
-    paths = folders(tmp_path)
+    paths = write_run_folders(tmp_path)
     arguments = [
         f"{arm}={folder}" for arm, folders_of_arm in paths.items() for folder in folders_of_arm
     ]
@@ -193,7 +193,7 @@ def test_command(run, tmp_path):
 
 
 def test_table_on_a_terminal(tmp_path, capsys, monkeypatch):
-    paths = folders(tmp_path)
+    paths = write_run_folders(tmp_path)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     main(["compare", *map(str, paths["bridges"]), *map(str, paths["meter"])])

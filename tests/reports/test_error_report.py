@@ -13,7 +13,6 @@ from PIL import Image
 
 from bridgetower.data.sets.schema import SCHEMAS
 from bridgetower.evaluation.config import Judgement, RetrievalConfig
-from bridgetower.inference.predictor import load
 from bridgetower.processor import open_image
 from bridgetower.reports.errors import card, read_slices, write_errors
 from bridgetower.tasks.table import evaluate
@@ -38,16 +37,11 @@ def judgement(number, **changes):
     return Judgement(id=str(number), images=(0,), text=f"text {number}", **{**values, **changes})
 
 
-@pytest.fixture(scope="module")
-def model(answering_checkpoint):
-    return load(answering_checkpoint, device="cpu")
-
-
 @pytest.fixture
-def outcome(model, tmp_path):
+def outcome(answering_predictor, tmp_path):
     """Of questions that the model answers at random."""
     folder = write_entry_set(tmp_path / "vqa", "vqa")
-    return evaluate(model, "vqav2", [folder], "validation", RetrievalConfig())
+    return evaluate(answering_predictor, "vqav2", [folder], "validation", RetrievalConfig())
 
 
 @pytest.fixture
@@ -72,7 +66,7 @@ def test_judgements_are_the_predictions(outcome):
     }
 
 
-def test_a_set_with_one_answer_each(outcome, model, page_of, tmp_path):
+def test_a_set_with_one_answer_each(outcome, answering_predictor, page_of, tmp_path):
     """As in sets of one's own: what is right is neither scored as wrong nor listed as a miss."""
     answers = {row["question_id"]: row["answer"] for row in outcome.predictions}
     records = question_records("validation", 5)
@@ -89,7 +83,7 @@ def test_a_set_with_one_answer_each(outcome, model, page_of, tmp_path):
     records = [replace(record, entries=tuple(map(answered, record.entries))) for record in records]
     files = {"answers.json": list(ANSWERS)}
     changed = write_set(tmp_path / "changed", {"validation": records}, SCHEMAS["vqa"], **files)
-    outcome = evaluate(model, "vqav2", [changed], "validation", RetrievalConfig())
+    outcome = evaluate(answering_predictor, "vqav2", [changed], "validation", RetrievalConfig())
     assert outcome.metrics["vqa_score"] == pytest.approx(1 - 1 / len(answers), abs=5e-5)
     page = page_of(outcome.judge(), outcome.images)
     assert re.findall(r'<b class="mark">(.*?)</b>', page) == ["other"]
@@ -223,9 +217,13 @@ def test_the_command(run, refused, tiny_checkpoint, tiny_dataset, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["snli-ve", "nlvr2"])
-def test_statements(model, page_of, tmp_path, kind):
+def test_statements(answering_predictor, page_of, tmp_path, kind):
     outcome = evaluate(
-        model, kind, [write_entry_set(tmp_path / kind, kind)], "validation", RetrievalConfig()
+        answering_predictor,
+        kind,
+        [write_entry_set(tmp_path / kind, kind)],
+        "validation",
+        RetrievalConfig(),
     )
     judgements = outcome.judge()
     assert sum(judgement.score for judgement in judgements) / len(judgements) == pytest.approx(

@@ -6,15 +6,9 @@ import pytest
 from album import Album
 
 from bridgetower.inference import vector_files
-from bridgetower.inference.predictor import load
 from bridgetower.search import build
 from helpers.shapes import write_shape_pictures
 from helpers.sources import write_sources
-
-
-@pytest.fixture(scope="session")
-def predictor(tiny_checkpoint):
-    return load(tiny_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +33,7 @@ def source_paths(shapes_folder, tmp_path_factory):
 
 
 @pytest.fixture
-def encoded(predictor):
+def encoded_batches(predictor):
     batches, patches = [], predictor.model.vision.patch_embedding
     hook = patches.register_forward_hook(lambda _, inputs, __: batches.append(len(inputs[0])))
     yield batches
@@ -47,7 +41,7 @@ def encoded(predictor):
 
 
 @pytest.fixture
-def stopped(predictor):
+def interrupt(predictor):
     """Ends a run in the place of the computation of a number, or of another step."""
 
     def call(number, run, owner=predictor, name="compute"):

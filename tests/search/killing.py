@@ -18,7 +18,6 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_embed import read
 
 from bridgetower.data.sets import store
 from bridgetower.inference.config import EmbedConfig
@@ -38,7 +37,7 @@ OFTEN = {
 }
 
 
-def forked(work):
+def in_fork(work):
     process = os.fork()
     if process:
         return process
@@ -83,26 +82,26 @@ def killed(work, number):
         counting(store, "remove_folder")
         work()
 
-    return exit_code_of(forked(dying))
+    return exit_code_of(in_fork(dying))
 
 
 def killed_after_writes(work, out, number):
     """Kills a process as soon as so many files were added to its output; returns how it ended."""
     seen = set(out.rglob("*"))
-    process = forked(lambda: (work(), signal.pause()))
+    process = in_fork(lambda: (work(), signal.pause()))
     while len(set(out.rglob("*")) - seen) < number:
         pass
     os.kill(process, signal.SIGKILL)
     return exit_code_of(process)
 
 
-def rows(out):
+def index_rows(out):
     table_rows = lancedb.connect(out.parent).open_table(out.stem).to_arrow().to_pylist()
     assert len(Index(out)) == len({row["path"] for row in table_rows}) == len(table_rows)
     return {row.pop("path"): row for row in table_rows}
 
 
-def embedding(predictor, photos, folder, suffix):
+def killed_embedding(predictor, photos, folder, suffix):
     out, report, runs = (
         folder / suffix / f"v.{suffix}",
         folder / "report.json",
@@ -113,7 +112,7 @@ def embedding(predictor, photos, folder, suffix):
         return embed_source(photos, out, predictor, EmbedConfig(**OFTEN)).bad
 
     def complete():
-        bad, (names, vectors) = run(), read(out)
+        bad, (names, vectors) = run(), read_vectors(out)
         beside = sorted(path.name for path in out.parent.iterdir())
         summary = {
             "bad": bad,
@@ -127,13 +126,13 @@ def embedding(predictor, photos, folder, suffix):
     for number in range(1 if suffix == "lance" else 6, 60):
         if killed(run, number) == 0:
             break
-        assert exit_code_of(forked(complete)) == 0, number
+        assert exit_code_of(in_fork(complete)) == 0, number
         runs.append(json.loads(report.read_text()))
         shutil.rmtree(out.parent)
     return runs
 
 
-def indexing(predictor, photos, folder):
+def killed_indexing(predictor, photos, folder):
     before, out, whole, report = (
         folder / name for name in ("before.lance", "out.lance", "whole.lance", "rows.json")
     )
@@ -142,10 +141,10 @@ def indexing(predictor, photos, folder):
         build_index(photos, uri, predictor, IndexConfig(**OFTEN))
 
     def tell(uri):
-        report.write_text(json.dumps(rows(uri), default=str))
+        report.write_text(json.dumps(index_rows(uri), default=str))
 
     def told(work):
-        assert exit_code_of(forked(work)) == 0
+        assert exit_code_of(in_fork(work)) == 0
         return json.loads(report.read_text())
 
     told(lambda: (build(before), tell(before)))
@@ -181,6 +180,7 @@ def indexing(predictor, photos, folder):
 if __name__ == "__main__":
     predictor, folder = load(Path(sys.argv[1]), device="cpu"), Path(sys.argv[2])
     runs = {
-        suffix: embedding(predictor, folder / "few", folder, suffix) for suffix in ("lance", "npy")
+        suffix: killed_embedding(predictor, folder / "few", folder, suffix)
+        for suffix in ("lance", "npy")
     }
-    print(json.dumps(runs | {"index": indexing(predictor, folder / "photos", folder)}))  # noqa: T201
+    print(json.dumps(runs | {"index": killed_indexing(predictor, folder / "photos", folder)}))  # noqa: T201

@@ -268,7 +268,7 @@ class TestSources:
         )
         assert album.captions() == {"00.png": []}
 
-    def test_captions_of_one_image_in_rows_far_from_each_other(self, album, encoded):
+    def test_captions_of_one_image_in_rows_far_from_each_other(self, album, encoded_batches):
         lines = "image,caption\n00.png,a\n00.png,b\n01.png,c\nsub/04.png,d\n00.png,e\n01.png,f\n"
         (album.folder / "list.csv").write_text(lines)
         assert album.counts(album.folder / "list.csv") == (3, 3, 0, 0)
@@ -277,21 +277,21 @@ class TestSources:
             "01.png": ["c", "f"],
             "sub/04.png": ["d"],
         }
-        del encoded[:]
-        assert (album.counts(album.folder / "list.csv"), encoded) == ((3, 0, 0, 0), [])
+        del encoded_batches[:]
+        assert (album.counts(album.folder / "list.csv"), encoded_batches) == ((3, 0, 0, 0), [])
 
 
 class TestUpdate:
-    def test_only_what_is_new_or_changed_is_embedded(self, album, encoded):
+    def test_only_what_is_new_or_changed_is_embedded(self, album, encoded_batches):
         album.build()
         version = lancedb.connect(album.out.parent).open_table("photos").version
-        del encoded[:]
-        assert (album.counts(), encoded) == ((6, 0, 0, 0), [])
+        del encoded_batches[:]
+        assert (album.counts(), encoded_batches) == ((6, 0, 0, 0), [])
         assert lancedb.connect(album.out.parent).open_table("photos").version == version
         Image.new("RGB", (30, 40), "red").save(album.folder / "00.png")
         Image.new("RGB", (10, 40), "blue").save(album.folder / "new.png")
         (album.folder / "01.png").unlink()
-        assert (album.counts(), encoded) == ((6, 1, 1, 1), [2])
+        assert (album.counts(), encoded_batches) == ((6, 1, 1, 1), [2])
         rows = album.rows()
         assert sorted(rows) == sorted({*NAMES, "new.png"} - {"01.png"})
         assert (rows["00.png"]["width"], rows["00.png"]["height"]) == (30, 40)
@@ -308,12 +308,12 @@ class TestUpdate:
             assert (report.added, report.changed, report.reused) == (added, changed, 0)
         album.check_vectors({name: album.folder / name for name in ("a.bmp", "b.bmp")})
 
-    def test_content_that_the_index_has_is_not_embedded_again(self, album, encoded):
+    def test_content_that_the_index_has_is_not_embedded_again(self, album, encoded_batches):
         folder = album.folder
         (folder / "01.txt").write_text("a caption")
         album.build()
         before = album.rows()
-        del encoded[:]
+        del encoded_batches[:]
         # two that swap names, and their folder moves
         (folder / "sub" / "04.png").rename(folder / "x")
         (folder / "sub" / "05.png").rename(folder / "sub" / "04.png")
@@ -324,7 +324,7 @@ class TestUpdate:
         os.utime(folder / "03.png", (1, 1))
         report = album.build()
         changes = report.images, report.added, report.changed, report.removed, report.reused
-        assert (encoded, changes) == ([], (7, 4, 1, 3, 5))
+        assert (encoded_batches, changes) == ([], (7, 4, 1, 3, 5))
         rows = album.rows()
         names = {
             "moved/04.png": "sub/05.png",
@@ -353,7 +353,7 @@ class TestUpdate:
         assert album.counts() == (7, 0, 0, 0)
         # with no caption now, which is part of the vectors
         (folder / "01.png").rename(folder / "other.png")
-        assert (album.build().reused, encoded) == (0, [1])
+        assert (album.build().reused, encoded_batches) == (0, [1])
 
     def test_images_in_a_shard_that_moves(self, album, predictor):
         with tarfile.open(album.folder / "a.tar", "w") as archive:
@@ -368,7 +368,7 @@ class TestUpdate:
             == (album.folder / "00.png").read_bytes()
         )
 
-    def test_what_was_embedded_is_written_every_few_seconds(self, album, stopped, monkeypatch):
+    def test_what_was_embedded_is_written_every_few_seconds(self, album, interrupt, monkeypatch):
         upsert, written = Index.upsert, list[int]()
 
         def noting(index, rows):
@@ -376,7 +376,7 @@ class TestUpdate:
             upsert(index, rows)
 
         monkeypatch.setattr(Index, "upsert", noting)
-        stopped(4, lambda: album.build(batch_size=1, commit_seconds=0))
+        interrupt(4, lambda: album.build(batch_size=1, commit_seconds=0))
         assert written == [1, 1, 1]
         assert album.counts(commit_seconds=1000) == (6, 3, 0, 0)
         assert written[3:] == [3]
@@ -438,7 +438,7 @@ class TestParts:
             assert list(album.captions().values()) == [cells[column]]
 
     def test_a_run_that_ended_within_one(
-        self, album, shapes_folder, read_names, encoded, stopped, tmp_path
+        self, album, shapes_folder, read_names, encoded_batches, interrupt, tmp_path
     ):
         tars = tmp_path / "tars"
         tars.mkdir()
@@ -454,10 +454,10 @@ class TestParts:
 
         write("a.tar", range(5))
         write("b.tar", range(5, 9))
-        stopped(8, lambda: album.build(tars, batch_size=1, commit_seconds=0))
-        del encoded[:]
+        interrupt(8, lambda: album.build(tars, batch_size=1, commit_seconds=0))
+        del encoded_batches[:]
         report, names = run()
-        assert (report.images, report.added, names, sum(encoded)) == (9, 2, ["b.tar"], 2)
+        assert (report.images, report.added, names, sum(encoded_batches)) == (9, 2, ["b.tar"], 2)
         assert run()[1] == []
         write("b.tar", range(5, 12))  # three more behind the others
         report, names = run()

@@ -14,7 +14,7 @@ for _ in range(20):
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory):
+def dated_index(tmp_path_factory):
     folder = tmp_path_factory.mktemp("index")
     index, day = Index.create(folder / "a.lance", about(folder)), 86_400_000_000
     rows = []
@@ -65,8 +65,8 @@ def index(tmp_path_factory):
     ],
     ids=str,
 )
-def test_finds_what_it_says(index, condition, numbers):
-    hits = index.nearest(torch.ones(3), 10, where=condition_sql(condition))
+def test_finds_what_it_says(dated_index, condition, numbers):
+    hits = dated_index.nearest(torch.ones(3), 10, where=condition_sql(condition))
     assert {hit.path for hit in hits} == {NAMES[number] for number in numbers}
 
 

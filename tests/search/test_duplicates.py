@@ -13,7 +13,7 @@ from bridgetower.search.index import Index, IndexInfo
 
 
 @pytest.fixture
-def index(tmp_path):
+def chained_index(tmp_path):
     """150 vectors near 40 directions, which chains connect in part; every image has its own number of pixels."""
     random = np.random.default_rng(0)
     directions = random.normal(size=(40, 6))
@@ -32,7 +32,7 @@ def index(tmp_path):
     return index
 
 
-def by_hand(index, threshold):
+def groups_by_hand(index, threshold):
     """Groups as connected parts of all pairs, by repeated products."""
     rows = {
         row["path"]: np.array(row["image_vector"])
@@ -49,14 +49,14 @@ def by_hand(index, threshold):
 
 
 @pytest.mark.parametrize(("tile", "block"), [(2048, 2**28), (7, 2**28), (16, 900)])
-def test_groups_are_those_of_all_pairs(index, monkeypatch, tile, block):
+def test_groups_are_those_of_all_pairs(chained_index, monkeypatch, tile, block):
     monkeypatch.setattr(duplicates, "_TILE", tile)
     monkeypatch.setattr(duplicates, "BLOCK", block)
     groups_by_threshold = {
-        threshold: near_duplicates(index, threshold) for threshold in (0.97, 0.99)
+        threshold: near_duplicates(chained_index, threshold) for threshold in (0.97, 0.99)
     }
     for threshold, groups in groups_by_threshold.items():
-        expected, unit = by_hand(index, threshold)
+        expected, unit = groups_by_hand(chained_index, threshold)
         assert {frozenset(image.path for image in group) for group in groups} == expected
         assert [len(group) for group in groups] == sorted(map(len, expected), reverse=True)
         for group in groups:

@@ -34,7 +34,7 @@ FORMATS = ("jsonl", "parquet", "npy", "lance")
 WAYS = ("npy", "lance")  # an export, and the table itself
 
 
-def read(out):
+def read_vectors(out):
     if out.suffix == ".jsonl":
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         return [row.get("image", row.get("id")) for row in rows], np.array(
@@ -63,7 +63,7 @@ class Bench:
         return embed_source(source, self.folder / out, self.predictor, EmbedConfig(**settings))
 
     def read(self, out="v.parquet"):
-        return read(self.folder / out)
+        return read_vectors(self.folder / out)
 
     def check_beside(self, out, *, bad=False):
         inputs = ("", ".png", ".csv", ".txt", ".tar")
@@ -77,7 +77,7 @@ def embed(predictor, tmp_path):
 
 
 @pytest.fixture
-def expected(predictor, shapes_folder):
+def expected_vectors(predictor, shapes_folder):
     return predictor.embed_images([shapes_folder / f"{name}.png" for name in SOURCE_NAMES]).numpy()
 
 
@@ -95,7 +95,7 @@ class TestOutputs:
         ],
     )
     def test_vectors_are_those_of_the_model(
-        self, suffix, quantize, off, embed, source_paths, expected
+        self, suffix, quantize, off, embed, source_paths, expected_vectors
     ):
         report = embed(source_paths["shards"], f"v.{suffix}", batch_size=2, quantize=quantize)
         assert (report.vectors, report.bad, report.cut, report.report) == (5, 0, 0, None)
@@ -104,8 +104,10 @@ class TestOutputs:
             f"shard-{number}.tar/{name}.png"
             for number, name in zip("00011", SOURCE_NAMES, strict=True)
         ]
-        difference = np.abs(vectors.astype(float) - quantized(expected, quantize).astype(float))
-        assert vectors.shape == quantized(expected, quantize).shape
+        difference = np.abs(
+            vectors.astype(float) - quantized(expected_vectors, quantize).astype(float)
+        )
+        assert vectors.shape == quantized(expected_vectors, quantize).shape
         assert difference.max() <= off
         embed.check_beside(f"v.{suffix}")
         if suffix == "lance":
@@ -129,14 +131,16 @@ class TestOutputs:
         metadata = json.loads(pq.read_schema(tmp_path / "v.parquet").metadata[b"bridgetower"])
         assert (metadata["fingerprint"], metadata["of"]) == (predictor.fingerprint, "pairs")
 
-    def test_sources_and_tables_in_a_store(self, store, source_paths, predictor, expected):
+    def test_sources_and_tables_in_a_store(self, store, source_paths, predictor, expected_vectors):
         url = store.upload(source_paths["shards"], "bucket/shards")
         assert embed_source(url, "s3://bucket/v.lance", predictor).vectors == 5
         rows = pa.Table.from_batches(Table("s3://bucket/v.lance").scan(["id", "vector"]))
         assert rows["id"].to_pylist()[3] == "shard-1.tar/03.png"
-        np.testing.assert_allclose(np.array(rows["vector"].to_pylist()), expected, atol=1e-5)
+        np.testing.assert_allclose(
+            np.array(rows["vector"].to_pylist()), expected_vectors, atol=1e-5
+        )
 
-    def test_images_as_base64(self, embed, shapes_folder, expected, tmp_path):
+    def test_images_as_base64(self, embed, shapes_folder, expected_vectors, tmp_path):
         contents = [(shapes_folder / f"{name}.png").read_bytes() for name in SOURCE_NAMES]
         rows = [
             json.dumps({"image": base64.b64encode(content).decode()}) + "\n" for content in contents
@@ -145,7 +149,7 @@ class TestOutputs:
         embed(tmp_path / "t.jsonl")
         names, vectors = embed.read()
         assert names == [f"t.jsonl/{number}" for number in range(1, 6)]
-        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+        np.testing.assert_allclose(vectors, expected_vectors, atol=1e-5)
 
     def test_processes_give_the_same(self, embed, shapes_folder):
         for workers in (0, 2):
@@ -204,20 +208,20 @@ class TestBroken:
         assert problems[1]["problem"] == "it is empty (0 bytes); fetch the image again"
 
     @pytest.mark.parametrize("suffix", WAYS)
-    def test_more_than_allowed_lose_nothing(self, suffix, embed, photos, encoded, tmp_path):
+    def test_more_than_allowed_lose_nothing(self, suffix, embed, photos, encoded_batches, tmp_path):
         out = tmp_path / f"v.{suffix}"
         with pytest.raises(
             ValueError, match=r"2 bad items, allowed are 1 \(max_errors=N allows more\); the 4 v"
         ):
             embed(photos, out.name, max_errors=1)
         assert len(Path(f"{out}.errors.jsonl").read_text().splitlines()) == 2
-        assert sum(encoded) == 4
+        assert sum(encoded_batches) == 4
         assert embed(photos, out.name, max_errors=2).bad == 2
-        assert (sum(encoded), len(read(out)[0])) == (4, 4)
+        assert (sum(encoded_batches), len(read_vectors(out)[0])) == (4, 4)
         embed.check_beside(out.name, bad=True)
         if suffix == "lance":  # a run that was through
             again = embed(photos, out.name, max_errors=2)
-            assert (again.vectors, again.bad, sum(encoded)) == (4, 2, 4)
+            assert (again.vectors, again.bad, sum(encoded_batches)) == (4, 2, 4)
         for path in photos.iterdir():
             path.write_text("not an image")
         none = tmp_path / f"none.{suffix}"
@@ -234,7 +238,7 @@ class TestBroken:
         assert not none.exists()
 
     def test_what_may_pass_is_read_again(
-        self, embed, shapes_folder, encoded, monkeypatch, tmp_path
+        self, embed, shapes_folder, encoded_batches, monkeypatch, tmp_path
     ):
         """Of images at URLs one fails for a while: the next run fetches it again, and no other."""
         monkeypatch.setitem(vars(fetch.PATIENT), "pauses", ())
@@ -263,7 +267,7 @@ class TestBroken:
         assert embed.read()[0] == names[:4]
 
     @pytest.mark.parametrize("suffix", WAYS)
-    def test_files_that_a_table_names_are_tried_again(self, suffix, embed, photos, encoded):
+    def test_files_that_a_table_names_are_tried_again(self, suffix, embed, photos, encoded_batches):
         names = [f"{number}.png" for number in range(7)]
         (photos / "list.csv").write_text("\n".join(["image", *names]))
         run = partial(embed, photos / "list.csv", f"v.{suffix}", max_errors=1)
@@ -271,9 +275,9 @@ class TestBroken:
             run()
         shutil.copy(photos / "0.png", photos / "1.png")
         shutil.copy(photos / "0.png", photos / "6.png")
-        del encoded[:]
+        del encoded_batches[:]
         report = run()
-        assert (report.vectors, report.bad, sum(encoded)) == (6, 1, 2)
+        assert (report.vectors, report.bad, sum(encoded_batches)) == (6, 1, 2)
         names_read, vectors = embed.read(f"v.{suffix}")
         assert sorted(names_read) == [name for name in names if name != "4.png"]
         first, *same = (vectors[names_read.index(name)] for name in ("0.png", "1.png", "6.png"))
@@ -310,7 +314,7 @@ class TestBroken:
 class TestContinuing:
     @pytest.mark.parametrize("suffix", WAYS)
     def test_after_a_run_that_was_cut_off(
-        self, suffix, embed, source_paths, expected, encoded, read_names, stopped
+        self, suffix, embed, source_paths, expected_vectors, encoded_batches, read_names, interrupt
     ):
         # within a part, and after it
         for size, unread in (
@@ -324,16 +328,16 @@ class TestContinuing:
                 batch_size=size,
                 commit_seconds=0,
             )
-            stopped(2, call, Table, "append")
-            del encoded[:], read_names[:]
+            interrupt(2, call, Table, "append")
+            del encoded_batches[:], read_names[:]
             assert call().vectors == 5
-            assert (sum(encoded), read_names) == (5 - size, unread)
+            assert (sum(encoded_batches), read_names) == (5 - size, unread)
             names, vectors = embed.read(f"v{size}.{suffix}")
             assert names == [
                 f"shard-{number}.tar/{name}.png"
                 for number, name in zip("00011", SOURCE_NAMES, strict=True)
             ]
-            np.testing.assert_allclose(vectors, expected, atol=1e-5)
+            np.testing.assert_allclose(vectors, expected_vectors, atol=1e-5)
 
     @pytest.mark.parametrize("suffix", WAYS)
     def test_a_run_that_had_nothing_yet_may_become_another_one(
@@ -349,12 +353,12 @@ class TestContinuing:
 
     @pytest.mark.parametrize("suffix", WAYS)
     def test_with_other_settings_or_another_source_is_refused(
-        self, suffix, embed, stopped, tmp_path, monkeypatch
+        self, suffix, embed, interrupt, tmp_path, monkeypatch
     ):
         source = tmp_path / "texts.txt"
         source.write_text("a red bar\na blue bar\n")
         run = partial(embed, source, f"v.{suffix}", batch_size=1, commit_seconds=0)
-        stopped(2, run, Table, "append")
+        interrupt(2, run, Table, "append")
         message = r"v\..*lance has rows of an unfinished run with another source, model or settings; finish it with"
         for changes in ({"quantize": "int8"}, {"truncate": False}, {"caption_column": "text"}):
             with pytest.raises(ValueError, match=message):
@@ -423,10 +427,10 @@ class TestContinuing:
 
     @pytest.mark.parametrize("suffix", WAYS)
     def test_after_a_file_that_was_cut_off(
-        self, suffix, embed, source_paths, expected, stopped, file_limit, tmp_path
+        self, suffix, embed, source_paths, expected_vectors, interrupt, file_limit, tmp_path
     ):
         call = partial(embed, source_paths["shards"], f"v.{suffix}", batch_size=2, commit_seconds=0)
-        stopped(2, call, Table, "append")
+        interrupt(2, call, Table, "append")
         folder = tmp_path / ("v.lance" if suffix == "lance" else f".v.{suffix}.lance")
         (first,) = (folder / "data").iterdir()
         limit = first.stat().st_size - 8
@@ -437,7 +441,7 @@ class TestContinuing:
         ):
             call()
         assert call().vectors == 5
-        np.testing.assert_allclose(embed.read(f"v.{suffix}")[1], expected, atol=1e-5)
+        np.testing.assert_allclose(embed.read(f"v.{suffix}")[1], expected_vectors, atol=1e-5)
         embed.check_beside(f"v.{suffix}")
 
     def test_two_writers(self, embed, source_paths):
@@ -456,7 +460,9 @@ class TestContinuing:
             embed_source(shapes_folder, out, predictor, config)
         subprocess.run(["mount", "-o", "remount,size=4m", str(out.parent)], check=True)
         assert (
-            embed_source(shapes_folder, out, predictor, config).vectors == len(read(out)[0]) == 45
+            embed_source(shapes_folder, out, predictor, config).vectors
+            == len(read_vectors(out)[0])
+            == 45
         )
 
 

@@ -39,7 +39,7 @@ def about(root, **changes):
 
 
 @pytest.fixture
-def make(tmp_path):
+def make_index(tmp_path):
     def call(uri="photos.lance"):
         return Index.create(
             tmp_path / uri, about(tmp_path, fingerprint="f" * 16, model="owner/name@1a")
@@ -66,7 +66,7 @@ def row(path, *, captions=(), value=1.0, **changes):
     }
 
 
-def content(index):
+def index_content(index):
     location, name = Path(index.uri).parent, Path(index.uri).stem
     return {
         entry["path"]: entry
@@ -74,8 +74,8 @@ def content(index):
     }
 
 
-def test_spoken_moments_are_those_of_the_table_that_is_there(make):
-    index, other = make(), make("other.lance")
+def test_spoken_moments_are_those_of_the_table_that_is_there(make_index):
+    index, other = make_index(), make_index("other.lance")
     moment = {"start": 0.0, "end": 1.0}
     index.upsert([row("a", **moment), row("b", **moment)])
     other.upsert([row("c", captions=["words"], **moment), row("d", **moment)])
@@ -85,8 +85,8 @@ def test_spoken_moments_are_those_of_the_table_that_is_there(make):
     assert index.num_spoken == 1
 
 
-def test_says_what_it_is_of(make, tmp_path):
-    index = make()
+def test_says_what_it_is_of(make_index, tmp_path):
+    index = make_index()
     assert (len(index), index.info.fingerprint, index.model, index.root) == (
         0,
         "f" * 16,
@@ -106,9 +106,9 @@ def test_says_what_it_is_of(make, tmp_path):
         moved.check_model("0" * 16, "mine")
 
 
-def test_no_model_is_downloaded_for_an_index(make, tmp_path, monkeypatch):
+def test_no_model_is_downloaded_for_an_index(make_index, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    index = make()
+    index = make_index()
     with pytest.raises(
         FileNotFoundError,
         match=r"owner/name@1a of the hub, which is not on this machine; give it as",
@@ -122,8 +122,8 @@ def test_no_model_is_downloaded_for_an_index(make, tmp_path, monkeypatch):
     assert index.model_or(None) == "owner/name@1a"
 
 
-def test_a_table_with_other_columns_is_no_index(make):
-    index = make()
+def test_a_table_with_other_columns_is_no_index(make_index):
+    index = make_index()
     index.upsert([row("a.png", captions=["one"])])
     location, stem = Path(index.uri).parent, Path(index.uri).stem
     whole = lancedb.connect(location).open_table(stem).to_arrow()
@@ -141,10 +141,10 @@ def test_a_table_with_other_columns_is_no_index(make):
             Index(index.uri)
 
 
-def test_rows_are_written_replaced_and_found(make):
-    index = make()
+def test_rows_are_written_replaced_and_found(make_index):
+    index = make_index()
     index.upsert([row("a.png", captions=["one", "two"]), row("b'.png", digest="x' OR 'a' = 'a")])
-    rows = content(index)
+    rows = index_content(index)
     assert rows["a.png"]["captions"] == ["one", "two"]
     assert rows["a.png"]["text_vectors"] == [[0, 1, 2], [3, 4, 5]]
     assert rows["a.png"]["pair_vectors"] == [[1] * 5] * 2
@@ -164,15 +164,15 @@ def test_rows_are_written_replaced_and_found(make):
     assert index.with_digest("' OR '1' = '1") == index.with_digest("") == []
     index.upsert([row("a.png", value=9), row("new.png", value=8)])
     index.remove(["d\\.png", "e%.png", "nothing.png"])
-    values = {path: entry["image_vector"][0] for path, entry in content(index).items()}  # type: ignore[index]
+    values = {path: entry["image_vector"][0] for path, entry in index_content(index).items()}  # type: ignore[index]
     assert values == {"a.png": 9, "b'.png": 1, 'c".png': 1, "new.png": 8}
     index.upsert([row(f"copy-{number}.png", digest="digest of a.png") for number in range(20)])
     assert len(index.with_digest("digest of a.png")) == 8  # copies are told of, but not all
 
 
-def test_digests_and_paths_get_an_index_from_some_rows_on(make, monkeypatch):
+def test_digests_and_paths_get_an_index_from_some_rows_on(make_index, monkeypatch):
     monkeypatch.setattr(index_module, "_MIN_ROWS_FOR_KEYS", 20)
-    index = make()
+    index = make_index()
 
     def indexed():
         index.optimize()
@@ -197,9 +197,9 @@ def test_digests_and_paths_get_an_index_from_some_rows_on(make, monkeypatch):
     } == {0}
 
 
-def test_what_is_tidied_gets_its_lookups_in_the_same_run(make, monkeypatch):
+def test_what_is_tidied_gets_its_lookups_in_the_same_run(make_index, monkeypatch):
     monkeypatch.setattr(index_module, "_MIN_ROWS_FOR_KEYS", 20)
-    index = make()
+    index = make_index()
     for number in range(21):
         index.upsert([row(f"{number}.png")])
     index.optimize()
@@ -213,8 +213,8 @@ def test_what_is_tidied_gets_its_lookups_in_the_same_run(make, monkeypatch):
     assert len(Index(index.uri).paths()) == 21
 
 
-def test_examples_come_from_all_over_the_index(make):
-    index = make()
+def test_examples_come_from_all_over_the_index(make_index):
+    index = make_index()
     assert index.examples(12) == []
     index.upsert([row(f"{number:03}.png", captions=[f"{number}"]) for number in range(100)])
     examples = index.examples(4)
@@ -223,8 +223,8 @@ def test_examples_come_from_all_over_the_index(make):
     assert len(index.examples(1000)) == 100
 
 
-def test_vectors_are_reused_of_the_same_content_with_the_same_captions(make):
-    index, moment = make(), {"start": 0.0, "end": 1.0}
+def test_vectors_are_reused_of_the_same_content_with_the_same_captions(make_index):
+    index, moment = make_index(), {"start": 0.0, "end": 1.0}
     index.upsert(
         [
             row("two.png", digest="d", captions=["one", "two"], value=2),
@@ -242,7 +242,7 @@ def test_vectors_are_reused_of_the_same_content_with_the_same_captions(make):
         for name in ("image_vector", "text_vectors", "pair_vectors", "width", "height"):
             del new_row[name]
     assert index.reuse(new) == {"new0.png", "new1.png"}
-    rows = content(index)
+    rows = index_content(index)
     assert len(rows) == 6
     for path, value, captions in (
         ("new0.png", 2, captions_of_rows[0]),
@@ -254,8 +254,8 @@ def test_vectors_are_reused_of_the_same_content_with_the_same_captions(make):
     assert index.reuse([]) == set()
 
 
-def test_what_ties_is_in_the_order_of_paths(make, monkeypatch):
-    index, moment = make(), {"start": 0.0, "end": 1.0}
+def test_what_ties_is_in_the_order_of_paths(make_index, monkeypatch):
+    index, moment = make_index(), {"start": 0.0, "end": 1.0}
     index.upsert([row(f"{number}.png", captions=["one flag"]) for number in (3, 1, 4, 0, 2)])
     index.upsert(
         [row("better.png", captions=["one flag", "a flag"], image_vector=np.array([1, 2, 3.0]))]
@@ -273,9 +273,9 @@ def test_what_ties_is_in_the_order_of_paths(make, monkeypatch):
     assert paths_found == [*images, ("captions", "0.mp4"), ("captions", "1.mp4")]
 
 
-def test_more_paths_than_one_condition_has(make, monkeypatch):
+def test_more_paths_than_one_condition_has(make_index, monkeypatch):
     monkeypatch.setattr(index_module, "_MAX_PATHS", 3)
-    index = make()
+    index = make_index()
     index.upsert([row(f"{number}.png", value=1 + number) for number in range(8)])
     paths = [f"{number}.png" for number in range(7)]
     assert sorted(row["path"] for row in index.rows(paths)) == paths
@@ -283,8 +283,8 @@ def test_more_paths_than_one_condition_has(make, monkeypatch):
     assert index.paths() == ["7.png"]
 
 
-def test_is_tidied_once_more_than_a_tenth_or_twenty_pieces_changed(make):
-    index = make()
+def test_is_tidied_once_more_than_a_tenth_or_twenty_pieces_changed(make_index):
+    index = make_index()
 
     def tidied(num_replaced=0):
         before = Index(index.uri)._table.version
@@ -306,8 +306,8 @@ def test_is_tidied_once_more_than_a_tenth_or_twenty_pieces_changed(make):
     assert tidied()
 
 
-def test_tidies_many_small_pieces(make):
-    index = make()
+def test_tidies_many_small_pieces(make_index):
+    index = make_index()
 
     def pieces():
         return len(list((Path(index.uri) / "data").iterdir()))
@@ -330,8 +330,8 @@ class TestDamage:
     PAIR = torch.tensor([1.0, 2.0, 0.0, -1.0, 1.0])
 
     @pytest.fixture
-    def index(self, make):
-        index, rng = make(), np.random.default_rng(0)
+    def index(self, make_index):
+        index, rng = make_index(), np.random.default_rng(0)
         rows = []
         for number in range(24):
             moment = {"start": number + 0.25, "end": number + 0.75} if number % 6 == 0 else {}
@@ -485,14 +485,14 @@ class TestDamage:
 
     def test_versions_of_files_may_change(self, index):
         index.set_versions([{"path": "photos/003.png", "version": "new", "part_size": 3}])
-        assert content(index)["photos/003.png"]["version"] == "new"
+        assert index_content(index)["photos/003.png"]["version"] == "new"
         assert len(index.nearest(self.QUERY, 30)) == 24
 
-    def test_crcs_are_those_of_the_written_values(self, make):
+    def test_crcs_are_those_of_the_written_values(self, make_index):
         """As `docs/search.md` has them; a change makes all older indexes damaged."""
-        index = make()
+        index = make_index()
         index.upsert([row("a.png", captions=["one", "two"], start=1.5, end=2.0), row("b.png")])
-        entry, other = content(index)["a.png"], content(index)["b.png"]
+        entry, other = index_content(index)["a.png"], index_content(index)["b.png"]
         image = zlib.crc32(np.ones(3, np.float32).tobytes())
         times = [str(int(np.float64(value).view(np.int64))) for value in (1.5, 2.0)]
         numbers = ["10", "1700000000123456", "digest of a.png", "30", "20"]
@@ -537,9 +537,9 @@ class TestInMemory:
     QUERY = torch.tensor([2.0, 1.0, -1.0])
 
     @pytest.fixture
-    def index(self, make, monkeypatch):
+    def index(self, make_index, monkeypatch):
         monkeypatch.setattr(index_module, "_MIN_ROWS_IN_MEMORY", 20)
-        index = make()
+        index = make_index()
         vectors = F.normalize(torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), dim=1)
         for start in range(0, 60, 20):
             numbers = range(start, start + 20)
@@ -619,8 +619,8 @@ class TestInMemory:
             index.remove(best)
         assert len(index.nearest(self.QUERY, 100)) == len(index)
 
-    def test_a_table_made_anew(self, index, make):
-        other = make("other.lance")
+    def test_a_table_made_anew(self, index, make_index):
+        other = make_index("other.lance")
         rows = [
             row(f"{number:03}", image_vector=(-self.QUERY + number).numpy()) for number in range(60)
         ]
@@ -743,8 +743,8 @@ class TestApproximate:
         return F.normalize(torch.randn(400, 3, generator=torch.Generator().manual_seed(0)), dim=1)
 
     @pytest.fixture
-    def index(self, make, vectors):
-        index = make()
+    def index(self, make_index, vectors):
+        index = make_index()
         index.upsert(
             [
                 row(f"{number:03}", image_vector=vector.numpy())
@@ -816,21 +816,21 @@ class TestApproximate:
         assert {hit.path for hit in hits} == {f"more{number}" for number in range(100)}
         assert index.has_ann_index
 
-    def test_finds_as_many_as_there_are(self, index, vectors, make):
+    def test_finds_as_many_as_there_are(self, index, vectors, make_index):
         index.create_ann_index()
         for vector in vectors[:5]:
             assert len(index.nearest(vector, 10, where="path LIKE '%00'")) == 4
             assert len(index.nearest(vector, 390)) == 390
             assert len(index.nearest(vector, 2**70)) == 400
         for count in (1, 300):  # copies of one image
-            copies = make(f"{count}.lance")
+            copies = make_index(f"{count}.lance")
             copies.upsert([row(f"{number}.png") for number in range(count)])
             copies.create_ann_index()
             assert len(copies.nearest(torch.ones(3), 10)) == min(10, count)
 
 
-def test_another_reader_sees_what_is_written(make, monkeypatch):
-    index = make()
+def test_another_reader_sees_what_is_written(make_index, monkeypatch):
+    index = make_index()
     reader = Index(index.uri)
     index.upsert([row("a.png")])
     monkeypatch.setattr(index_module, "_REFRESH_SECONDS", 0)
@@ -838,8 +838,8 @@ def test_another_reader_sees_what_is_written(make, monkeypatch):
 
 
 class TestVectorsThatAreNoNumbers:
-    def test_are_not_written(self, make):
-        index = make()
+    def test_are_not_written(self, make_index):
+        index = make_index()
         for name, value in (
             ("image_vector", np.nan),
             ("text_vectors", np.inf),
@@ -857,8 +857,8 @@ class TestVectorsThatAreNoNumbers:
             index.upsert([row("a.png"), row("b.png", value=0.0)])
         assert len(index) == 0
 
-    def test_are_noticed_by_a_search(self, make, monkeypatch):
-        index = make()
+    def test_are_noticed_by_a_search(self, make_index, monkeypatch):
+        index = make_index()
         index.upsert([row("a.png"), row("b.png")])
         monkeypatch.setattr(np, "isfinite", np.isreal)
         index.upsert([row("c.png", value=float("nan"))])
@@ -914,8 +914,8 @@ def test_a_full_disk_changes_nothing(small_disk):
     ],
     ids=["upsert", "set_versions", "optimize"],
 )
-def test_a_file_that_a_full_disk_cut_off_is_taken_back(change, make, file_limit, tmp_path):
-    index = make()
+def test_a_file_that_a_full_disk_cut_off_is_taken_back(change, make_index, file_limit, tmp_path):
+    index = make_index()
     index.upsert([row(f"{number}.png") for number in range(100)])
     index.upsert([row("100.png")])
     whole = Index(shutil.copytree(index.uri, tmp_path / "whole.lance"))
@@ -936,8 +936,8 @@ def test_a_file_that_a_full_disk_cut_off_is_taken_back(change, make, file_limit,
     assert sorted(Index(index.uri).paths()) == sorted(whole.paths())
 
 
-def test_damaged_files_are_named_without_the_sources_of_a_library(make):
-    index = make()
+def test_damaged_files_are_named_without_the_sources_of_a_library(make_index):
+    index = make_index()
     index.upsert([row("a.png")])
     for file in Path(index.uri).glob("data/*"):
         file.write_bytes(file.read_bytes()[:50])
@@ -956,8 +956,8 @@ def test_damaged_files_are_named_without_the_sources_of_a_library(make):
             use()
 
 
-def test_a_row_with_a_damaged_place_is_no_fault_of_the_condition(make):
-    index = make()
+def test_a_row_with_a_damaged_place_is_no_fault_of_the_condition(make_index):
+    index = make_index()
     for location in ("{", "[]", '{"file": 5}'):
         index.upsert([row("a.png", location=location)])
         for where in (None, "width > 0"):
@@ -965,8 +965,8 @@ def test_a_row_with_a_damaged_place_is_no_fault_of_the_condition(make):
                 index.nearest(torch.ones(3), 1, where=where)
 
 
-def test_times_that_python_does_not_have_are_no_obstacle(make):
-    index, times = make(), [253_402_300_800_000_000, -62_135_596_800_000_001, 2**63 - 1]
+def test_times_that_python_does_not_have_are_no_obstacle(make_index):
+    index, times = make_index(), [253_402_300_800_000_000, -62_135_596_800_000_001, 2**63 - 1]
     index.upsert([row(f"{number}.png", mtime=time) for number, time in enumerate(times)])
     assert len(index.nearest(torch.ones(3), 3)) == len(index.examples(3)) == 3
     assert [entry.path for entry in index.with_digest("digest of 1.png")] == ["1.png"]

@@ -14,7 +14,7 @@ NAMES = ["00.png", "01.png"]
 
 
 @pytest.fixture(scope="module")
-def runs(forked, tiny_checkpoint, shapes_folder, tmp_path_factory):
+def killed_runs(forked, tiny_checkpoint, shapes_folder, tmp_path_factory):
     base = tmp_path_factory.mktemp("killed")
     for name, images in (("few", NAMES), ("photos", [*NAMES, "02.png"])):
         (base / name).mkdir()
@@ -29,17 +29,17 @@ def runs(forked, tiny_checkpoint, shapes_folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("suffix", ["lance", "npy"])
-def test_vectors(suffix, runs, predictor, shapes_folder):
-    assert len(runs[suffix]) >= 7
+def test_vectors(suffix, killed_runs, predictor, shapes_folder):
+    assert len(killed_runs[suffix]) >= 7
     expected = predictor.embed_images([shapes_folder / name for name in NAMES]).numpy()
-    for run in runs[suffix]:
+    for run in killed_runs[suffix]:
         assert (run["bad"], run["names"]) == (1, NAMES)
         assert set(run["beside"]) == written(Path(f"v.{suffix}"), bad=True)  # and nothing else
         np.testing.assert_allclose(run["vectors"], expected, atol=1e-5)
 
 
-def test_an_index(runs):
-    assert all(run["is_whole"] for run in runs["index"])
-    assert len({run["left"] for run in runs["index"]}) > 1  # kills came at different moments
+def test_an_index(killed_runs):
+    assert all(run["is_whole"] for run in killed_runs["index"])
+    assert len({run["left"] for run in killed_runs["index"]}) > 1  # kills came at different moments
     # the control: there was something to complete
-    assert sum(not run["was_whole"] for run in runs["index"]) >= 3
+    assert sum(not run["was_whole"] for run in killed_runs["index"]) >= 3

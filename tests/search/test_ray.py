@@ -31,7 +31,7 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory):
+def text_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts")
     for number in range(15):
         lines = (f"red bar {number} {line}" for line in range(3))
@@ -52,7 +52,7 @@ def workers():
     return numbers
 
 
-def slow(model):
+def load_slow_model(model):
     """Loads a model that takes its time for a batch, so that no worker is through before another is killed."""
 
     def call():
@@ -66,7 +66,7 @@ def slow(model):
 
 
 def test_goes_on_with_what_one_process_began_and_without_a_killed_worker(
-    texts, tiny_checkpoint, predictor, monkeypatch, tmp_path
+    text_folder, tiny_checkpoint, predictor, monkeypatch, tmp_path
 ):
     append, commits = Table.append, list[int]()
 
@@ -85,17 +85,19 @@ def test_goes_on_with_what_one_process_began_and_without_a_killed_worker(
     settings = {"commit_seconds": 0, "batch_size": 3, "max_errors": 1}
     monkeypatch.setattr(Table, "append", stopping)
     with pytest.raises(KeyboardInterrupt):
-        embed_source(texts, tmp_path / "v.npy", predictor, EmbedConfig(**settings))
+        embed_source(text_folder, tmp_path / "v.npy", predictor, EmbedConfig(**settings))
     assert sum(commits) == 15
     del commits[:]
     monkeypatch.setattr(Table, "append", killing)
     config = EmbedConfig(ray=LOCAL, ray_workers=2, **settings)
-    report = embed_source(texts, tmp_path / "v.npy", slow(tiny_checkpoint), config)
+    report = embed_source(text_folder, tmp_path / "v.npy", load_slow_model(tiny_checkpoint), config)
     assert (report.vectors, report.bad) == (45, 1)
     assert len(commits) > 3
     assert sum(commits) == 31  # of the 30 that were left, and the bad one
     lines = [
-        line for path in sorted(texts.glob("[0-9]*.txt")) for line in path.read_text().splitlines()
+        line
+        for path in sorted(text_folder.glob("[0-9]*.txt"))
+        for line in path.read_text().splitlines()
     ]
     np.testing.assert_allclose(
         np.load(tmp_path / "v.npy"), predictor.embed_texts(lines).numpy(), atol=1e-5

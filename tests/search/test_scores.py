@@ -23,7 +23,7 @@ def score(predictor, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def expected(predictor, shapes_folder):
+def expected_scores(predictor, shapes_folder):
     """Scores and cosines of all images with all captions."""
     images = [shapes_folder / f"{name}.png" for name in SOURCE_NAMES]
     cosines = predictor.embed_images(images) @ predictor.embed_texts(SOURCE_CAPTIONS).T
@@ -43,7 +43,7 @@ def numbers(rows, name):
         ("folder", [f"{name}.png" for name in SOURCE_NAMES]),
     ],
 )
-def test_scores_are_those_of_the_model(kind, file, score, source_paths, expected):
+def test_scores_are_those_of_the_model(kind, file, score, source_paths, expected_scores):
     report, rows = score(source_paths[kind], batch_size=2)
     assert (report.vectors, report.bad) == (5, 0)
     assert list(rows[0]) == ["id", "text", "file", "row", "score", "cosine"]
@@ -51,14 +51,16 @@ def test_scores_are_those_of_the_model(kind, file, score, source_paths, expected
     assert [row["file"] for row in rows] == file
     seen = [file[:number].count(name) for number, name in enumerate(file)]
     assert [row["row"] for row in rows] == seen
-    for name, values in zip(("score", "cosine"), expected, strict=True):
+    for name, values in zip(("score", "cosine"), expected_scores, strict=True):
         torch.testing.assert_close(numbers(rows, name), values.diagonal(), atol=1e-5, rtol=0)
         assert (
             numbers(rows, name) - values[0]
         ).abs().max() > 1e-3  # the control: another image with these texts
 
 
-def test_captions_of_a_row_and_rows_that_cannot_be_used(score, source_paths, expected, tmp_path):
+def test_captions_of_a_row_and_rows_that_cannot_be_used(
+    score, source_paths, expected_scores, tmp_path
+):
     table = tmp_path / "more.jsonl"
     folder = source_paths["folder"]
     lines = [
@@ -75,20 +77,24 @@ def test_captions_of_a_row_and_rows_that_cannot_be_used(score, source_paths, exp
     report, rows = score(table, max_errors=2)
     assert (report.bad, report.problems[0]) == (2, "'none': it has no text")
     assert [(row["id"], row["row"]) for row in rows] == [("a", 0), ("a", 0), ("b", 3)]
-    for name, values in zip(("score", "cosine"), expected, strict=True):
+    for name, values in zip(("score", "cosine"), expected_scores, strict=True):
         selected = values[[0, 0, 2], [1, 4, 0]]
         torch.testing.assert_close(numbers(rows, name), selected, atol=1e-5, rtol=0)
 
 
-def test_a_run_that_was_cut_off_goes_on(score, source_paths, stopped, encoded, expected):
-    stopped(3, lambda: score(source_paths["table.csv"], batch_size=1, commit_seconds=0))
-    before = sum(encoded)
+def test_a_run_that_was_cut_off_goes_on(
+    score, source_paths, interrupt, encoded_batches, expected_scores
+):
+    interrupt(3, lambda: score(source_paths["table.csv"], batch_size=1, commit_seconds=0))
+    before = sum(encoded_batches)
     _, rows = score(source_paths["table.csv"], batch_size=1, commit_seconds=0)
-    assert (before, sum(encoded)) == (2, 5)
-    torch.testing.assert_close(numbers(rows, "cosine"), expected[1].diagonal(), atol=1e-5, rtol=0)
+    assert (before, sum(encoded_batches)) == (2, 5)
+    torch.testing.assert_close(
+        numbers(rows, "cosine"), expected_scores[1].diagonal(), atol=1e-5, rtol=0
+    )
 
 
-def test_models_that_lack_a_head(score, source_paths, tiny_checkpoint, expected):
+def test_models_that_lack_a_head(score, source_paths, tiny_checkpoint, expected_scores):
     model = load(tiny_checkpoint, device="cpu")
     heads = model.model.itm_head, model.model.itc_head
     for number, name in enumerate(("score", "cosine")):
@@ -98,7 +104,7 @@ def test_models_that_lack_a_head(score, source_paths, tiny_checkpoint, expected)
         _, rows = score(source_paths["table.csv"], model)
         assert list(rows[0]) == ["id", "text", "file", "row", name]
         torch.testing.assert_close(
-            numbers(rows, name), expected[number].diagonal(), atol=1e-5, rtol=0
+            numbers(rows, name), expected_scores[number].diagonal(), atol=1e-5, rtol=0
         )
     model.model.itc_head = None
     with pytest.raises(ValueError, match=r"this model has no .* head"):

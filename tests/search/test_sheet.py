@@ -41,7 +41,7 @@ def hits(tmp_path):
     return hits
 
 
-def content(hit):
+def content_of_hit(hit):
     return read_indexed(hit.file, hit)
 
 
@@ -52,7 +52,7 @@ def middle(sheet, colour):
 
 
 def test_images_in_rows_best_first(hits):
-    sheet = contact_sheet(hits, content, text="a colour")
+    sheet = contact_sheet(hits, content_of_hit, text="a colour")
     x, y, count = middle(sheet, (255, 0, 0))
     x2, y2, count2 = middle(sheet, (0, 255, 0))
     x6, y6, _ = middle(sheet, (255, 0, 255))
@@ -65,7 +65,7 @@ def test_images_in_rows_best_first(hits):
 
 
 def test_none_leaves_a_place_empty(hits):
-    sheet = contact_sheet([hits[0], *[None] * 4, hits[2]], content)
+    sheet = contact_sheet([hits[0], *[None] * 4, hits[2]], content_of_hit)
     (x, y, _), (x2, y2, _) = (middle(sheet, colour) for colour in ((255, 0, 0), (0, 0, 255)))
     assert abs(x2 - x) <= 1
     assert y2 > y + 200
@@ -73,7 +73,7 @@ def test_none_leaves_a_place_empty(hits):
 
 def test_a_title_in_place_of_the_query(hits, monkeypatch):
     monkeypatch.setattr("bridgetower.search.sheet.drawn", lambda figure: figure)
-    lines = contact_sheet(hits, content, title=("2 groups", "a row each")).texts
+    lines = contact_sheet(hits, content_of_hit, title=("2 groups", "a row each")).texts
     assert [line.get_text() for line in lines[:2]] == ["2 groups", "a row each"]
 
 
@@ -82,7 +82,9 @@ def test_weak_hits_are_marked(hits, monkeypatch):
 
     def lines(weak):
         marked = [replace(hit, weak=is_weak) for hit, is_weak in zip(hits, weak, strict=False)]
-        return [line.get_text() for line in contact_sheet(marked, content, text="a colour").texts]
+        return [
+            line.get_text() for line in contact_sheet(marked, content_of_hit, text="a colour").texts
+        ]
 
     assert [line.endswith(" · weak") for line in lines([True, False, None])[3::2]] == [
         True,
@@ -101,15 +103,17 @@ def test_weak_hits_are_marked(hits, monkeypatch):
 def test_only_what_was_indexed_is_drawn(hits, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     paths = hits[0].file, tmp_path / "pipe", tmp_path / "gone.png"
-    sheet = contact_sheet([replace(hits[1], file=path) for path in paths], content)
+    sheet = contact_sheet([replace(hits[1], file=path) for path in paths], content_of_hit)
     assert not (np.asarray(sheet) == (255, 0, 0)).all(axis=2).any()
-    assert sheet.size == contact_sheet(hits[1:4], content).size
+    assert sheet.size == contact_sheet(hits[1:4], content_of_hit).size
 
 
 @pytest.mark.filterwarnings("error")
 def test_names_and_texts_of_any_kind(hits):
     awkward = replace(hits[0], path="sub/" + "a very long name\n[bold] → Ωж 犬 $x^ " * 20)
-    sheet = contact_sheet([awkward], content, text="line\nbreak $x^ " * 100, image=hits[2].file)
-    assert sheet.width == contact_sheet(hits[:1], content).width
+    sheet = contact_sheet(
+        [awkward], content_of_hit, text="line\nbreak $x^ " * 100, image=hits[2].file
+    )
+    assert sheet.width == contact_sheet(hits[:1], content_of_hit).width
     assert middle(sheet, (0, 0, 255))[2] > 90**2  # the image of the query
-    assert contact_sheet([], content, text="nothing").width > 300
+    assert contact_sheet([], content_of_hit, text="nothing").width > 300

@@ -26,29 +26,29 @@ from helpers.sources import (
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
+def talk_clip(tmp_path_factory):
     return write_clip(tmp_path_factory.mktemp("clips") / "talk.mp4")
 
 
 @pytest.fixture
-def talks(clip, tmp_path):
+def talks(talk_clip, tmp_path):
     """A talk with subtitles, and a folder with a lecture without any."""
     folder = tmp_path / "talks"
     (folder / "lectures").mkdir(parents=True)
-    shutil.copy(clip, folder / "talk.mp4")
+    shutil.copy(talk_clip, folder / "talk.mp4")
     (folder / "talk.srt").write_text(SUBTITLES, encoding="utf-8")
-    shutil.copy(clip, folder / "lectures" / "one.mp4")
+    shutil.copy(talk_clip, folder / "lectures" / "one.mp4")
     return folder
 
 
 @pytest.fixture
-def album(talks, predictor):
+def talks_album(talks, predictor):
     return Album(talks, predictor)
 
 
-def test_a_row_has_frame_times_transcript_and_vectors(talks, predictor, album):
-    assert album.counts(talks / "talk.mp4", talks / "lectures") == (7, 7, 0, 0)
-    searcher = Searcher(album.out, predictor)
+def test_a_row_has_frame_times_transcript_and_vectors(talks, predictor, talks_album):
+    assert talks_album.counts(talks / "talk.mp4", talks / "lectures") == (7, 7, 0, 0)
+    searcher = Searcher(talks_album.out, predictor)
     hit, *other_hits = searcher.search(SUBTITLE_TEXTS[0], against="captions", rerank=0)
     assert (hit.path, hit.start, hit.end, hit.captions) == (
         "talk.mp4#t=0.500,2.500",
@@ -70,10 +70,10 @@ def test_a_row_has_frame_times_transcript_and_vectors(talks, predictor, album):
         assert (nearest.path, nearest.cosine) == (hit.path, pytest.approx(1, abs=1e-5))
 
 
-def test_matching_and_sheets_take_the_frames_of_the_index(talks, predictor, album):
-    album.build()
+def test_matching_and_sheets_take_the_frames_of_the_index(talks, predictor, talks_album):
+    talks_album.build()
     shutil.rmtree(talks)  # nothing is read from it any more
-    searcher = Searcher(album.out, predictor)
+    searcher = Searcher(talks_album.out, predictor)
     hits = searcher.search("a red square", against="images")
     assert len(hits) == 7
     frames = [searcher.index.content(hit) for hit in hits]
@@ -91,9 +91,11 @@ def test_matching_and_sheets_take_the_frames_of_the_index(talks, predictor, albu
     assert (np.abs(np.asarray(sheet).astype(int) - (0, 254, 0)) < 3).all(axis=2).any()
 
 
-def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(talks, predictor, album):
-    album.build(talks / "talk.mp4")
-    searcher = Searcher(album.out, predictor)
+def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(
+    talks, predictor, talks_album
+):
+    talks_album.build(talks / "talk.mp4")
+    searcher = Searcher(talks_album.out, predictor)
     frame = io.BytesIO(searcher.index.content(searcher.index.examples(1)[0])).getvalue()
     hits = searcher.search(SUBTITLE_TEXTS[1])
     assert (hits[0].captions, hits[0].cosine, hits[0].score) == (
@@ -111,24 +113,24 @@ def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(talks
         SUBTITLE_TEXTS[1], frame, against="images"
     )
     (talks / "talk.srt").write_text("1\n00:00:02,000 --> 00:00:04,000\nthe sea\n", encoding="utf-8")
-    album.build(talks / "talk.mp4", every=6.0)  # half of it is silent now
-    assert len(Searcher(album.out, predictor).search("the sea")) == 2
+    talks_album.build(talks / "talk.mp4", every=6.0)  # half of it is silent now
+    assert len(Searcher(talks_album.out, predictor).search("the sea")) == 2
 
 
 def test_moments_with_words_and_what_has_none_are_ranked_apart_and_take_turns(
-    talks, predictor, album
+    talks, predictor, talks_album
 ):
     Image.new("RGB", (30, 20), "blue").save(talks / "photo.png")
     (talks / "photo.txt").write_text(
         f"{SUBTITLE_TEXTS[1]}\n"
     )  # the caption of an image is not said
-    assert album.build().images == 8
-    query, rows = predictor.embed_texts(SUBTITLE_TEXTS[1])[0].numpy(), album.rows()
+    assert talks_album.build().images == 8
+    query, rows = predictor.embed_texts(SUBTITLE_TEXTS[1])[0].numpy(), talks_album.rows()
     spoken = [path for path in rows if path.startswith("talk.mp4")]
     cosine = {path: float(np.max(np.stack(rows[path]["text_vectors"]) @ query)) for path in spoken}
     silent = [path for path in rows if path not in spoken]
     cosine |= {path: float(np.dot(rows[path]["image_vector"], query)) for path in silent}
-    searcher = Searcher(album.out, predictor)
+    searcher = Searcher(talks_album.out, predictor)
     frames = [
         searcher.index.content(entry)
         for entry in searcher.index.examples(8)
@@ -177,37 +179,39 @@ def test_moments_with_words_and_what_has_none_are_ranked_apart_and_take_turns(
     assert {hit.against for hit in searcher.search(SUBTITLE_TEXTS[1], frames[0])} == {"images"}
 
 
-def test_only_what_has_changed_is_embedded(talks, album, stopped):
+def test_only_what_has_changed_is_embedded(talks, talks_album, interrupt):
     # two of an image of a lecture each
-    stopped(4, lambda: album.build(batch_size=2, commit_seconds=0, num_workers=0))
-    assert len(Index(album.out)) == 4
-    assert album.counts() == (7, 3, 0, 0)
-    assert album.counts() == (7, 0, 0, 0)
+    interrupt(4, lambda: talks_album.build(batch_size=2, commit_seconds=0, num_workers=0))
+    assert len(Index(talks_album.out)) == 4
+    assert talks_album.counts() == (7, 3, 0, 0)
+    assert talks_album.counts() == (7, 0, 0, 0)
     (talks / "talk.srt").write_text(SUBTITLES.replace("followed", "trailed"), encoding="utf-8")
-    assert album.counts() == (7, 0, 1, 0)
+    assert talks_album.counts() == (7, 0, 1, 0)
     (talks / "lectures" / "one.mp4").unlink()
-    assert album.build().removed == 4
-    assert album.build(every=6.0).images == 2
+    assert talks_album.build().removed == 4
+    assert talks_album.build(every=6.0).images == 2
 
 
-def test_moments_stay_where_videos_cannot_be_read(talks, album, monkeypatch):
+def test_moments_stay_where_videos_cannot_be_read(talks, talks_album, monkeypatch):
     Image.new("RGB", (8, 8)).save(talks / "a.png")
     Image.new("RGB", (9, 9)).save(talks / "b.png")
-    before = album.build()
+    before = talks_album.build()
     (talks / "b.png").unlink()
     monkeypatch.setattr(reader, "is_installed", lambda package: package != "av")
     with pytest.raises(
         ValueError, match=r"2 bad items.*'talk.mp4': the extra 'video' is missing: pip install"
     ):
-        album.build()
-    assert album.counts(max_errors=2) == (before.images - 1, 0, 0, 0)
+        talks_album.build()
+    assert talks_album.counts(max_errors=2) == (before.images - 1, 0, 0, 0)
 
 
-def test_at_urls_and_in_stores(talks, predictor, album, store, tmp_path):
+def test_at_urls_and_in_stores(talks, predictor, talks_album, store, tmp_path):
     (talks / "lectures" / "one.mp4").rename(talks / "one.mp4")
     (talks / "lectures").rmdir()
-    album.build()
-    expected = Searcher(album.out, predictor).search(SUBTITLE_TEXTS[1], against="images", rerank=0)
+    talks_album.build()
+    expected = Searcher(talks_album.out, predictor).search(
+        SUBTITLE_TEXTS[1], against="images", rerank=0
+    )
     with serve_files(talks) as url:
         report = build_index(f"{url}/talk.mp4", tmp_path / "url.lance", predictor)
         assert (report.images, report.bad) == (3, ())
@@ -230,14 +234,14 @@ def test_at_urls_and_in_stores(talks, predictor, album, store, tmp_path):
     assert hits[0].file == f"s3://bucket/talks/{hits[0].path.partition('#')[0]}"
 
 
-def test_a_damaged_video_is_named_and_what_can_be_read_is_kept(talks, album):
+def test_a_damaged_video_is_named_and_what_can_be_read_is_kept(talks, talks_album):
     path = write_clip(talks / "broken.mp4", size=(320, 240), keyframes=5)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     (talks / "empty.mp4").write_bytes(b"")
     message = r"2 bad items.*'broken.mp4': it ends after .* s; copy it again \| 'empty.mp4'"
     with pytest.raises(ValueError, match=message):
-        album.build()
-    assert any(path.startswith("broken.mp4#t=0.000,") for path in Index(album.out).paths())
+        talks_album.build()
+    assert any(path.startswith("broken.mp4#t=0.000,") for path in Index(talks_album.out).paths())
 
 
 def test_refuses(talks, predictor, tmp_path):
@@ -258,9 +262,9 @@ class TestFrames:
     """The frames of moments come from the index, all at once, and only as they were indexed."""
 
     @pytest.fixture
-    def searcher(self, album, predictor):
-        album.build()
-        return Searcher(album.out, predictor)
+    def searcher(self, talks_album, predictor):
+        talks_album.build()
+        return Searcher(talks_album.out, predictor)
 
     def test_are_read_in_one_query(self, searcher, monkeypatch):
         expected = searcher.search("red", rerank=7, against="images")

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from bridgetower.inference.predictor import load
 from helpers.servers import API_KEY, build_searcher, error_of, start_server
 from helpers.shapes import write_shape_pictures
 
@@ -12,16 +11,6 @@ from helpers.shapes import write_shape_pictures
 @pytest.fixture(scope="session")
 def anyio_backend():
     return "asyncio"
-
-
-@pytest.fixture(scope="session")
-def predictor(tiny_checkpoint):
-    return load(tiny_checkpoint, device="cpu")
-
-
-@pytest.fixture(scope="session")
-def answering(answering_checkpoint):
-    return load(answering_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -52,14 +41,14 @@ def hasty(predictor, searcher):
 
 
 @pytest.fixture(scope="session")
-def both(predictor, answering):
-    with start_server(predictor, answering=answering, name="tiny") as running:
+def two_models(predictor, answering_predictor):
+    with start_server(predictor, answering=answering_predictor, name="tiny") as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def alone(answering):
-    with start_server(answering, max_items=5, queue=5) as running:
+def answering_server(answering_predictor):
+    with start_server(answering_predictor, max_items=5, queue=5) as running:
         yield running
 
 
@@ -79,7 +68,7 @@ def post(client):
 
 
 @pytest.fixture
-def refused(client):
+def post_refused(client):
     def call(path, status=400, **body):
         content = json.dumps(body)  # half a surrogate pair is escaped
         return error_of(

@@ -16,7 +16,7 @@ LINK = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
 
 
 @pytest.fixture
-def locked(locked):
+def locked_client(locked):
     return locked.client
 
 
@@ -33,19 +33,22 @@ def locked(locked):
         PASSWORD,
     ],
 )
-def test_wrong_keys(locked, key):
+def test_wrong_keys(locked_client, key):
     headers = {} if key is None else {b"Authorization": key}
     for path in ("/v1/models", "/v1/other", "/other", PATH):
-        response = locked.request("POST" if path == PATH else "GET", path, headers=headers)
+        response = locked_client.request("POST" if path == PATH else "GET", path, headers=headers)
         error = error_of(response, 401)
         assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
         assert response.headers["www-authenticate"] == "Bearer"
 
 
-def test_the_right_key_is_compared_in_constant_time(locked, monkeypatch):
+def test_the_right_key_is_compared_in_constant_time(locked_client, monkeypatch):
     for header in (f"Bearer {API_KEY}", f"bearer  {API_KEY}"):
-        assert locked.post(PATH, json=BODY, headers={"Authorization": header}).status_code == 200
-        assert locked.get("/metrics", headers={"Authorization": header}).status_code == 200
+        assert (
+            locked_client.post(PATH, json=BODY, headers={"Authorization": header}).status_code
+            == 200
+        )
+        assert locked_client.get("/metrics", headers={"Authorization": header}).status_code == 200
     compared = []
     compare = hmac.compare_digest
     monkeypatch.setattr(
@@ -56,12 +59,12 @@ def test_the_right_key_is_compared_in_constant_time(locked, monkeypatch):
         ),
     )
     for key in ("s", API_KEY[:-1], API_KEY + "!", API_KEY * 100, API_KEY):
-        locked.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
+        locked_client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
     assert {len(value) for pair in compared for value in pair} == {32}
     assert [left_value == other for left_value, other in compared] == [False] * 4 + [True]
 
 
-def test_other_sites_by_their_name(locked, client):
+def test_other_sites_by_their_name(locked_client, client):
     address = client.base_url.netloc.decode()
     for origin in (
         "https://evil.example",
@@ -71,9 +74,9 @@ def test_other_sites_by_their_name(locked, client):
     ):
         error = error_of(client.post(PATH, json=BODY, headers={"Origin": origin}), 403)
         assert error["code"] == "other_site"
-        error_of(locked.get("/metrics", headers={"Origin": origin}), 403)
+        error_of(locked_client.get("/metrics", headers={"Origin": origin}), 403)
         headers = BEARER | {"Origin": origin}  # which no browser adds by itself
-        assert locked.post(PATH, json=BODY, headers=headers).status_code == 200
+        assert locked_client.post(PATH, json=BODY, headers=headers).status_code == 200
     for headers in (
         {"Origin": f"http://{address}"},
         *({"Sec-Fetch-Site": site} for site in ("same-origin", "none")),
@@ -82,7 +85,7 @@ def test_other_sites_by_their_name(locked, client):
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-def test_other_sites_without_their_name(locked, client, site):
+def test_other_sites_without_their_name(locked_client, client, site):
     """As an image, a frame or a script of theirs sends; only a link to the page is let in."""
     headers = {"Sec-Fetch-Site": site}
     image, frame = {"Sec-Fetch-Mode": "no-cors"}, LINK | {"Sec-Fetch-Dest": "iframe"}
@@ -94,7 +97,7 @@ def test_other_sites_without_their_name(locked, client, site):
             {"Sec-Fetch-Mode": "navigate"},
             *([LINK] if path != "/" else []),
         ):
-            for server in (client, locked):
+            for server in (client, locked_client):
                 assert (
                     error_of(server.get(path, headers=headers | extra_headers), 403)["code"]
                     == "other_site"
@@ -102,30 +105,30 @@ def test_other_sites_without_their_name(locked, client, site):
     error_of(client.post(PATH, json=BODY, headers=headers), 403)
     error_of(client.post("/", headers=headers | LINK), 403)
     error_of(client.get("/", headers=headers | LINK | {"Origin": "null"}), 403)
-    assert locked.get("/v1/models", headers=headers | BEARER).status_code == 200
-    for server in (client, locked):  # let in: the page needs no key
+    assert locked_client.get("/v1/models", headers=headers | BEARER).status_code == 200
+    for server in (client, locked_client):  # let in: the page needs no key
         assert server.get("/?a=b", headers=LINK | headers).status_code == 200
 
 
-def test_probes_refuse_bodies_and_names_like_theirs(locked):
+def test_probes_refuse_bodies_and_names_like_theirs(locked_client):
     for headers in ({}, BEARER, BEARER | {"Host": "]"}):
-        response = locked.post("/health", content=b"a" * 100_000, headers=headers)
+        response = locked_client.post("/health", content=b"a" * 100_000, headers=headers)
         assert error_of(response, 405)["message"] == "POST /health: expected GET or HEAD"
         assert response.headers["allow"] == "GET, HEAD"
     for path in ("/health//", "/health/", "/health/../v1/models", "/HEALTH"):
-        error_of(locked.get(path), 401)
+        error_of(locked_client.get(path), 401)
 
 
-def test_odd_queries_are_no_error(locked):
+def test_odd_queries_are_no_error(locked_client):
     for query in ("x=%C3%A9", "token=%FF", "%FF"):
-        assert locked.get(f"/health?{query}").status_code == 200
+        assert locked_client.get(f"/health?{query}").status_code == 200
 
 
 def test_without_a_key_the_description_tells_of_none(client):
     assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
 
 
-def test_without_a_key_only_names_of_this_machine_are_answered(client, locked):
+def test_without_a_key_only_names_of_this_machine_are_answered(client, locked_client):
     for host in ("localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]", "[::1]:8000"):
         assert client.get("/v1/models", headers={"Host": host}).status_code == 200
     foreign_hosts = [
@@ -148,13 +151,13 @@ def test_without_a_key_only_names_of_this_machine_are_answered(client, locked):
         assert (
             error_of(client.get("/v1/models", headers={"Host": host}), 403)["code"] == "wrong_host"
         )
-        assert locked.get("/v1/models", headers=BEARER | {"Host": host}).status_code == 200
+        assert locked_client.get("/v1/models", headers=BEARER | {"Host": host}).status_code == 200
 
 
-def test_a_token_opens_one_video_for_a_while(locked):
+def test_a_token_opens_one_video_for_a_while(locked_client):
     video, other, now = "a" * 64, "b" * 64, int(time.time())
     token = video_token(API_KEY, video)
-    error = error_of(locked.get(f"/v1/videos/{video}?token={token}"), 404)
+    error = error_of(locked_client.get(f"/v1/videos/{video}?token={token}"), 404)
     assert error["code"] == "no_video"  # of the index
     for path, wrong_token in (
         *((f"videos/{name}", token) for name in (other, video.upper())),
@@ -168,7 +171,7 @@ def test_a_token_opens_one_video_for_a_while(locked):
         ),
     ):
         assert (
-            error_of(locked.get(f"/v1/{path}?token={wrong_token}"), 401)["code"]
+            error_of(locked_client.get(f"/v1/{path}?token={wrong_token}"), 401)["code"]
             == "invalid_api_key"
         ), (path, wrong_token)
     assert 5 * 3600 < int(token.partition("-")[0]) - now < 7 * 3600

@@ -29,7 +29,7 @@ def connections(running, number):
         ]
 
 
-def everything(connection):
+def receive_all(connection):
     content = b""
     with contextlib.suppress(ConnectionResetError):
         while block := connection.recv(65536):
@@ -37,21 +37,21 @@ def everything(connection):
     return content
 
 
-def answers(running, *sent):
+def answers_to(running, *sent):
     with connections(running, 1) as (connection,):
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             for block in sent:
                 connection.sendall(block)
-        return everything(connection)
+        return receive_all(connection)
 
 
-def status(content):
+def status_of(content):
     return int(content.split(b" ", 2)[1])
 
 
 def error(content, expected):
     head, _, body = content.partition(b"\r\n\r\n")
-    assert status(content) == expected
+    assert status_of(content) == expected
     lines = head.lower().split(b"\r\n")
     assert {
         b"connection: close",
@@ -69,7 +69,7 @@ def test_heads_that_do_not_come_end_their_connections_and_leave_room(hasty):
         for sent, connection in zip(heads * 100, silent, strict=True):
             connection.sendall(sent)
         assert hasty.client.get("/health").status_code == 200
-        answered = [everything(connection).count(b"HTTP/1.1 200") for connection in silent]
+        answered = [receive_all(connection).count(b"HTTP/1.1 200") for connection in silent]
     assert answered == [int(GET in sent) for sent in heads] * 100
 
 
@@ -93,7 +93,7 @@ def test_a_body_that_goes_on_after_its_answer(hasty, monkeypatch):
         connection.sendall(
             POST.replace(b"/v1/embeddings", b"/health") + b"Content-Length: 9999999999\r\n\r\n"
         )
-        assert status(connection.recv(65536)) == 405
+        assert status_of(connection.recv(65536)) == 405
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             connection.sendall(b"a" * 65536)
@@ -122,7 +122,7 @@ def test_a_client_that_reads_nothing_is_disconnected(hasty):
 
 
 def test_a_connection_is_kept_for_the_next_request(hasty):
-    content = answers(hasty, GET * 4 + GET[:-2] + b"Content-Length: 0\r\n\r\n" + LAST)
+    content = answers_to(hasty, GET * 4 + GET[:-2] + b"Content-Length: 0\r\n\r\n" + LAST)
     assert content.count(b"HTTP/1.1 200 OK") == 6
 
 
@@ -146,9 +146,9 @@ MALFORMED = {
 @pytest.mark.parametrize("sent", MALFORMED.values(), ids=MALFORMED)
 def test_what_is_no_http(hasty, sent):
     """One answer from the HTTP library, or none, and what follows is not read."""
-    content = answers(hasty, sent, MODELS)
+    content = answers_to(hasty, sent, MODELS)
     assert content.count(b"HTTP/1.1 ") <= 1
-    assert not content or status(content) in (400, 431)
+    assert not content or status_of(content) in (400, 431)
 
 
 REFUSED = {
@@ -174,7 +174,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("expected", "sent"), REFUSED.values(), ids=REFUSED)
 def test_what_others_may_read_in_another_way(hasty, expected, sent):
-    details = error(answers(hasty, sent, MODELS), expected)
+    details = error(answers_to(hasty, sent, MODELS), expected)
     assert details["type"] == "invalid_request_error"
 
 
@@ -183,8 +183,8 @@ def test_what_others_may_read_in_another_way(hasty, expected, sent):
 )
 def test_a_length_beside_chunks_is_the_last_that_is_read(hasty, lengths):
     """RFC 9112, 6.3: the chunks count, and the connection is closed, so that nothing is left over of it."""
-    content = answers(hasty, POST + lengths + b"\r\n" + CHUNKS, MODELS)
-    assert status(content) == 200
+    content = answers_to(hasty, POST + lengths + b"\r\n" + CHUNKS, MODELS)
+    assert status_of(content) == 200
     assert content.count(b"HTTP/1.1 ") == 1
     assert b"connection: close" in content.lower()
 
@@ -194,14 +194,16 @@ def test_some_short_chunks_and_many_long_ones(hasty):
         b"".join(b"1\r\n%c\r\n" % byte for byte in BODY)
         + (b"800\r\n" + b" " * 2048 + b"\r\n") * 400
     )
-    content = answers(hasty, (POST + CHUNKED + b"\r\n" + chunks + b"0\r\na: b\r\n\r\n") * 2 + LAST)
+    content = answers_to(
+        hasty, (POST + CHUNKED + b"\r\n" + chunks + b"0\r\na: b\r\n\r\n") * 2 + LAST
+    )
     assert content.count(b"HTTP/1.1 200") == 3
 
 
 def test_another_protocol_is_not_spoken(hasty):
     upgrade = b"Connection: Upgrade\r\nUpgrade: %s\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: YQ==\r\n\r\n"
     for protocol in (b"websocket", b"h2c"):
-        content = answers(hasty, GET[:-2] + upgrade % protocol + LAST)
+        content = answers_to(hasty, GET[:-2] + upgrade % protocol + LAST)
         assert content.count(b"HTTP/1.1 200") == 2
 
 
@@ -215,6 +217,6 @@ def test_a_large_body_that_is_refused_does_not_lose_its_answer(hasty):
         head = POST.replace(b"/v1/embeddings", b"/health") + b"Content-Length: %d\r\n\r\n" % size
         connection.sendall(head + bytes(size))
         time.sleep(0.2)
-        content = everything(connection)
-    assert status(content) == 405
+        content = receive_all(connection)
+    assert status_of(content) == 405
     assert b"connection: close" in content

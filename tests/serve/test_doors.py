@@ -43,7 +43,7 @@ KEYS = {"no key": {}, "wrong key": {"Authorization": "Bearer sesame"}, "right ke
 SITES = ("own", "other", None)
 
 
-def expected(path, method, key, site, *, has_key):
+def expected_status(path, method, key, site, *, has_key):
     """The status of a request to a server that has a key, or none."""
     rows = DOORS[path]
     answer = rows.get("GET" if method == "HEAD" else method, 405)
@@ -98,6 +98,6 @@ def test_doors(server, locked, method, has_key):
                 status = client.request(
                     method, address, content=content, headers=headers
                 ).status_code
-                if status != expected(path, method, key, site, has_key=has_key):
+                if status != expected_status(path, method, key, site, has_key=has_key):
                     wrong[path, key, site] = status
     assert not wrong

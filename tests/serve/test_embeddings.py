@@ -15,7 +15,7 @@ PATH = "/v1/embeddings"
 PAIR = {"text": "a", "image": URIS[0]}
 
 
-def check(answer, expected):
+def check_vectors(answer, expected):
     assert [row["index"] for row in answer["data"]] == list(range(len(expected)))
     rows = [row["embedding"] for row in answer["data"]]
     if isinstance(rows[0], str):
@@ -37,16 +37,16 @@ def test_texts_and_images(post, predictor):
     texts, images = predictor.embed_texts(SERVED_TEXTS), predictor.embed_images(PNGS)
     answer = post(PATH, input=SERVED_TEXTS, model="tiny")
     assert (answer["object"], answer["model"]) == ("list", "tiny")
-    check(answer, texts)
-    check(post(PATH, input=SERVED_TEXTS[0]), texts[:1])
-    check(post(PATH, input=URIS, modality="image"), images)
+    check_vectors(answer, texts)
+    check_vectors(post(PATH, input=SERVED_TEXTS[0]), texts[:1])
+    check_vectors(post(PATH, input=URIS, modality="image"), images)
     for packed in (
         {"encoding_format": "base64"},
         {"embedding_type": "base64", "task": "any", "normalized": False},
     ):
         answer = post(PATH, input=SERVED_TEXTS, **packed)
         assert isinstance(answer["data"][0]["embedding"], str)
-        check(answer, texts)
+        check_vectors(answer, texts)
     for form, offset in (("ubinary", 0), ("binary", 128)):  # as Jina's, and quantize_embeddings
         rows = [
             row["embedding"] for row in post(PATH, input=SERVED_TEXTS, embedding_type=form)["data"]
@@ -57,13 +57,13 @@ def test_texts_and_images(post, predictor):
         np.testing.assert_array_equal(signs, texts.numpy() > 0)
 
 
-def test_long_texts_are_cut_only_if_told(post, refused, predictor):
+def test_long_texts_are_cut_only_if_told(post, post_refused, predictor):
     long = "red circle on black " * 30
-    error = refused(PATH, input=["a", long])
+    error = post_refused(PATH, input=["a", long])
     assert "text 1, 'red circle" in error["message"]
     assert 'send "truncate": true to cut it' in error["message"]
     assert error["param"] == "input"
-    check(post(PATH, input=long, truncate=True), predictor.embed_texts(long, truncate=True))
+    check_vectors(post(PATH, input=long, truncate=True), predictor.embed_texts(long, truncate=True))
 
 
 def test_objects_get_a_vector_each_in_the_order_given(post, predictor):
@@ -80,21 +80,21 @@ def test_objects_get_a_vector_each_in_the_order_given(post, predictor):
     for number, (row, vector) in enumerate(zip(answer["data"], expected, strict=True)):
         assert row["index"] == number
         torch.testing.assert_close(torch.tensor(row["embedding"]), vector, atol=1e-5, rtol=0)
-    check(post(PATH, input=pair, encoding_format="float"), pairs[:1])
-    check(post(PATH, input=[bare, image], modality="image"), images[[1, 1]])
+    check_vectors(post(PATH, input=pair, encoding_format="float"), pairs[:1])
+    check_vectors(post(PATH, input=[bare, image], modality="image"), images[[1, 1]])
 
 
-def test_messages(post, refused, predictor):
-    check(
+def test_messages(post, post_refused, predictor):
+    check_vectors(
         post(PATH, messages=message(URIS[0], SERVED_TEXTS[1])),
         predictor.embed_pairs(PNGS[0], SERVED_TEXTS[1]),
     )
-    check(post(PATH, messages=message(URIS[0])), predictor.embed_images(PNGS[0]))
+    check_vectors(post(PATH, messages=message(URIS[0])), predictor.embed_images(PNGS[0]))
     for content in (message(SERVED_TEXTS[0]), [{"role": "user", "content": SERVED_TEXTS[0]}]):
-        check(post(PATH, messages=content), predictor.embed_texts(SERVED_TEXTS[0]))
+        check_vectors(post(PATH, messages=content), predictor.embed_texts(SERVED_TEXTS[0]))
     for contents in ((URIS[0], URIS[1]), ("a", "b", URIS[0])):
-        assert "at most one of each" in refused(PATH, messages=message(*contents))["message"]
-    assert "at most 1" in refused(PATH, messages=message("a") * 2)["message"]
+        assert "at most one of each" in post_refused(PATH, messages=message(*contents))["message"]
+    assert "at most 1" in post_refused(PATH, messages=message("a") * 2)["message"]
 
 
 def test_usage_is_what_the_towers_read(post, predictor):
@@ -176,25 +176,26 @@ def test_usage_is_what_the_towers_read(post, predictor):
         ({"input": "a \ud800 b"}, None, "not valid JSON"),
     ],
 )
-def test_refusals_name_the_field(refused, body, param, words):
-    error = refused(PATH, **body)
+def test_refusals_name_the_field(post_refused, body, param, words):
+    error = post_refused(PATH, **body)
     assert words in error["message"]
     assert (error["param"] or "").startswith(param or "")
     assert error["type"] == "invalid_request_error"
 
 
-def test_another_model_too_many_items_and_a_head_that_is_not_there(refused, alone):
-    error = refused(PATH, 404, input="a", model="text-embedding-3-small")
+def test_another_model_too_many_items_and_a_head_that_is_not_there(post_refused, answering_server):
+    error = post_refused(PATH, 404, input="a", model="text-embedding-3-small")
     assert error["message"] == "model is 'text-embedding-3-small'; this server has 'tiny'"
     assert (error["code"], error["param"]) == ("model_not_found", "model")
     for entry in ("a", PAIR):
         assert (
-            "1025 items, the limit is 1024" in refused(PATH, 413, input=[entry] * 1025)["message"]
+            "1025 items, the limit is 1024"
+            in post_refused(PATH, 413, input=[entry] * 1025)["message"]
         )
-    error = error_of(alone.client.post(PATH, json={"input": "a"}), 400)
+    error = error_of(answering_server.client.post(PATH, json={"input": "a"}), 400)
     assert "no contrastive (ITC) head" in error["message"]
     assert error["code"] == "unsupported_by_model"
-    assert len(alone.client.post(PATH, json={"input": PAIR}).json()["data"]) == 1
+    assert len(answering_server.client.post(PATH, json={"input": PAIR}).json()["data"]) == 1
 
 
 def test_many_clients_at_once_get_their_own(client, predictor):
@@ -206,7 +207,7 @@ def test_many_clients_at_once_get_their_own(client, predictor):
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda body: client.post(PATH, json=body).json(), bodies))
     for n, answer in enumerate(answers):
-        check(answer, (texts if n % 2 else images)[n % 3 : n % 3 + 1])
+        check_vectors(answer, (texts if n % 2 else images)[n % 3 : n % 3 + 1])
 
 
 @pytest.mark.parametrize(

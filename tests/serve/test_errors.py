@@ -57,12 +57,12 @@ def test_a_failure_is_logged_with_its_id_and_tells_nothing(client, predictor, ca
     assert client.post(PATH, **ask).status_code == 200
 
 
-def test_little_of_a_request_comes_back(client, refused):
+def test_little_of_a_request_comes_back(client, post_refused):
     response = client.post(PATH, content=b'{"input": "a"}', headers={"Content-Type": "text/plain"})
     assert "with the header Content-Type: application/json" in error_of(response, 400)["message"]
     long = "a" * 3000
-    error = refused(PATH, input="a", **{long: 1})
+    error = post_refused(PATH, input="a", **{long: 1})
     assert (error["param"], error["message"]) == (None, "the body: Extra inputs are not permitted")
-    error = refused(PATH, messages=[{"role": "user", "content": [{"type": long}]}])
+    error = post_refused(PATH, messages=[{"role": "user", "content": [{"type": long}]}])
     assert len(error["message"]) < 600
-    assert "at most 4096 characters" in refused(PATH, input="a", model=long * 2)["message"]
+    assert "at most 4096 characters" in post_refused(PATH, input="a", model=long * 2)["message"]

@@ -45,7 +45,7 @@ def expected_of(model):
     return rows
 
 
-def judged(model):
+def direct_results(model):
     first, second, third = (model.processor.resize(content) for content in PNGS)
     text, other, _ = map(tuple, model.processor.token_ids(SERVED_TEXTS))
     items = [
@@ -64,10 +64,10 @@ def judged(model):
     ]
 
 
-def assert_same(outcomes, expected):
+def assert_same_outcomes(outcomes, expected):
     for outcome, result in zip(outcomes, expected, strict=True):
         if isinstance(result, list):
-            assert_same(outcome, result)
+            assert_same_outcomes(outcome, result)
         elif isinstance(result, Explanation):
             assert outcome.words == result.words
             torch.testing.assert_close(outcome.maps, result.maps, atol=1e-6, rtol=0)
@@ -94,9 +94,11 @@ def computed(model, items):
     return with_words(model, compute_queued(lambda item: model, items))
 
 
-def test_a_mixed_batch_of_two_models_in_any_order_is_the_direct_calls(predictor, answering):
+def test_a_mixed_batch_of_two_models_in_any_order_is_the_direct_calls(
+    predictor, answering_predictor
+):
     looks = [Explaining(item.image, item.ids, "attention") for item in items_of(predictor)[4::6]]
-    judging, judgements = judged(answering)
+    judging, judgements = direct_results(answering_predictor)
     items = [*items_of(predictor), *looks, *judging]
     expected = expected_of(predictor) + [
         explain(predictor, *pair) for pair in zip(PNGS, SERVED_TEXTS, strict=True)
@@ -106,17 +108,19 @@ def test_a_mixed_batch_of_two_models_in_any_order_is_the_direct_calls(predictor,
     for size in (1, 2, 5, 11, len(items)):
         numbers = torch.randperm(len(items), generator=generator)[:size].tolist()
         outcomes = compute_queued(
-            lambda item: answering if item in judging else predictor,
+            lambda item: answering_predictor if item in judging else predictor,
             [items[number] for number in numbers],
         )
-        assert_same(with_words(predictor, outcomes), [expected[number] for number in numbers])
+        assert_same_outcomes(
+            with_words(predictor, outcomes), [expected[number] for number in numbers]
+        )
 
 
 def test_control_a_swapped_pair_is_noticed(predictor):
     items, expected = items_of(predictor), expected_of(predictor)
     items[2] = Item(kind="match", image=items[8].image, ids=items[2].ids)
     with pytest.raises(AssertionError):
-        assert_same(computed(predictor, items), expected)
+        assert_same_outcomes(computed(predictor, items), expected)
 
 
 def test_each_image_and_text_is_encoded_once(predictor):
@@ -138,7 +142,7 @@ def test_each_image_and_text_is_encoded_once(predictor):
 
 def test_exported_parts(exported, predictor):
     engine = load(exported, engine="onnxruntime")
-    assert_same(computed(engine, items_of(engine)), expected_of(predictor))
+    assert_same_outcomes(computed(engine, items_of(engine)), expected_of(predictor))
 
 
 def test_more_masks_than_are_ranked_at_once(predictor):
@@ -148,4 +152,4 @@ def test_more_masks_than_are_ranked_at_once(predictor):
         predictor, [Item(kind="fill_mask", image=image, ids=ids) for image in images]
     )
     expected = [predictor.fill_mask(content, "<mask>" * 20, top=1) for content in PNGS]
-    assert_same(outcomes, expected * 2)
+    assert_same_outcomes(outcomes, expected * 2)

@@ -28,7 +28,7 @@ def saved(image, kind, **options):
 
 
 @cache
-def deflated(size):
+def deflated_zeros(size):
     packer = zlib.compressobj(9, wbits=-15)
     zeros = packer.compress(bytes(MEBI)) + packer.flush(zlib.Z_FULL_FLUSH)
     return b"\x78\xda" + zeros * (size // MEBI) + b"\x03\0" + struct.pack(">HH", size % 65521, 1)
@@ -85,7 +85,7 @@ def strips(count, rows):
 
 
 def large_tile(side):
-    data = deflated(side * side)
+    data = deflated_zeros(side * side)
     at = 8 + 2 + 12 * 9 + 4
     tile = (
         (259, 3, 1, 8),
@@ -102,7 +102,7 @@ def overlapping_tags():
     return tiff(*((50_000 + number, 7, MEBI // 2, 8) for number in range(2000))).ljust(MEBI, b"\0")
 
 
-def many_scans(side, count):
+def jpeg_of_scans(side, count):
     """A progressive JPEG whose last scan is there many times; each goes over the whole image."""
     content = saved(Image.new("RGB", (side, side)), "JPEG", progressive=True)
     scan = content[content.rindex(b"\xff\xda") : -2]
@@ -141,12 +141,12 @@ def icon():
 
 PHOTO = Image.effect_noise((200, 160), 90).convert("RGB")
 HOSTILE = {
-    "png, 60000x60000": lambda: png_of(side=60_000, pixels=deflated(64 * MEBI)),
+    "png, 60000x60000": lambda: png_of(side=60_000, pixels=deflated_zeros(64 * MEBI)),
     "png, frame of 60000x60000": lambda: animated_png(60_000),
     "png, frame of 12000x12000": lambda: animated_png(12_000),
-    "png, text of 300 MB": lambda: png_of(chunk(b"zTXt", b"a\0\0" + deflated(300 * MEBI))),
+    "png, text of 300 MB": lambda: png_of(chunk(b"zTXt", b"a\0\0" + deflated_zeros(300 * MEBI))),
     "png, profile of 300 MB": lambda: png_of(
-        chunk(b"iCCP", b"a\0\0" + deflated(300 * MEBI)), side=5000
+        chunk(b"iCCP", b"a\0\0" + deflated_zeros(300 * MEBI)), side=5000
     ),
     "gif, frame of 60000x60000": lambda: gif(60_000),
     "gif, frame of 12000x12000": lambda: gif(12_000),
@@ -154,7 +154,7 @@ HOSTILE = {
     "tiff, 2^18 strips": lambda: strips(2**18, 1),
     "tiff, tile of 16384x16384": lambda: large_tile(2**14),
     "tiff, overlapping tags": overlapping_tags,
-    "jpeg, 3000 scans": lambda: many_scans(1900, 3000),
+    "jpeg, 3000 scans": lambda: jpeg_of_scans(1900, 3000),
     "bmp, run of a million pixels": run_length_bmp,
     "webp, canvas of 268 million pixels": animated_webp,
     "icon of 9 million pixels": icon,
@@ -240,7 +240,7 @@ def test_what_takes_too_much_is_told_and_its_process_replaced():
 SIDE = 1200
 
 
-def large(mode):
+def large_image(mode):
     image = Image.effect_noise((SIDE // 10, SIDE // 10), 90).resize(
         (SIDE, SIDE), Image.Resampling.NEAREST
     )
@@ -278,7 +278,7 @@ def test_sound_images_of_every_kind_fit_and_are_what_this_process_makes_of_them(
     try:
         for kind, mode, options in KINDS:
             turned = {} if kind in ("GIF", "BMP") else {"exif": exif}
-            content = saved(large(mode), kind, **options, **turned)
+            content = saved(large_image(mode), kind, **options, **turned)
             limits = (
                 {"side": 300, "background": (1, 2, 3), "fit": (96, "bicubic", True)}
                 if mode == "RGB"

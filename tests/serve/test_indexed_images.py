@@ -34,7 +34,7 @@ LARGE = 2400  # pixels; a file of 17 MB is more than the buffers of a connection
 
 
 @dataclass(frozen=True)
-class Album:
+class ServedAlbum:
     root: Path
     client: httpx.Client
     ids: dict[str, str]
@@ -75,12 +75,12 @@ def album_in(folder, server):
         Decoders(max_pixels=10**6, memory=2**28),
     )
     with changed_server(server, searcher, decoders=decoders, max_body=1) as client:
-        yield Album(root, client, ids)
+        yield ServedAlbum(root, client, ids)
     decoders.close()
 
 
 @pytest.fixture(scope="module")
-def album(server, tmp_path_factory):
+def served_album(server, tmp_path_factory):
     with album_in(tmp_path_factory.mktemp("album"), server) as album:
         yield album
 
@@ -104,14 +104,14 @@ def test_hits_and_the_index_tell_of_what_can_be_fetched(client, post, searcher):
     assert client.get("/v1/index").json() == description
 
 
-def test_small_ones(album):
+def test_small_ones(served_album):
     for name, size, expected in (
         ("wide.jpg", 300, (200, 300)),
         ("wide.jpg", 1600, (600, 900)),
         ("a.png", 16, (13, 16)),
         ("clear.png", 64, (40, 20)),
     ):
-        response = album.get(name, size=size)
+        response = served_album.get(name, size=size)
         assert response.headers["content-type"] == "image/jpeg"
         with Image.open(io.BytesIO(response.content)) as image:
             assert (image.format, image.size) == ("JPEG", expected)
@@ -125,24 +125,24 @@ def test_small_ones(album):
                 )
 
 
-def test_the_file_itself_is_sent_as_nothing_but_an_image(album):
+def test_the_file_itself_is_sent_as_nothing_but_an_image(served_album):
     for name, kind in (("wide.jpg", "image/jpeg"), ("copy.png", "image/png")):
-        response = album.get(name)
-        assert response.content == (album.root / name).read_bytes()
+        response = served_album.get(name)
+        assert response.content == (served_album.root / name).read_bytes()
         assert response.headers["content-type"] == kind
         assert response.headers["content-length"] == str(len(response.content))
     for query in ({}, {"size": 64}):
-        headers = album.get("a.png", **query).headers
+        headers = served_album.get("a.png", **query).headers
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["content-security-policy"] == "default-src 'none'; sandbox"
         assert headers["cross-origin-resource-policy"] == "same-origin"
         assert headers["cache-control"].startswith("private")
 
 
-def test_an_image_that_the_client_has_is_not_sent_again(album):
-    tags = [album.get("a.png", **query).headers["etag"] for query in ({}, {"size": 64})]
+def test_an_image_that_the_client_has_is_not_sent_again(served_album):
+    tags = [served_album.get("a.png", **query).headers["etag"] for query in ({}, {"size": 64})]
     assert len(set(tags)) == 2
-    path = str(album.get("a.png").url.path)
+    path = str(served_album.get("a.png").url.path)
     for tag, status in (
         (tags[0], 304),
         (f'"x", {tags[0]}', 304),
@@ -152,12 +152,14 @@ def test_an_image_that_the_client_has_is_not_sent_again(album):
         ('"x"', 200),
         ("", 200),
     ):
-        response = album.client.get(path, headers={"If-None-Match": tag})
+        response = served_album.client.get(path, headers={"If-None-Match": tag})
         assert response.status_code == status, tag
         assert response.headers["etag"] == tags[0]
     missing = "0" * 64
     for tag in ("*", f'"{missing}-file"'):
-        error_of(album.client.get(f"/v1/images/{missing}", headers={"If-None-Match": tag}), 404)
+        error_of(
+            served_album.client.get(f"/v1/images/{missing}", headers={"If-None-Match": tag}), 404
+        )
 
 
 NAMES = [
@@ -179,26 +181,26 @@ NAMES += [
 ]
 
 
-def test_names_odd_sizes_and_what_is_not_in_the_index(album):
+def test_names_odd_sizes_and_what_is_not_in_the_index(served_album):
     for name in (*NAMES, URIS[0][:60]):
-        response = album.client.get(f"/v1/images/{name}")
+        response = served_album.client.get(f"/v1/images/{name}")
         assert response.status_code in (400, 404), name
         error = error_of(response, response.status_code)
         assert error["type"] in ("invalid_request_error", "not_found_error")
     for size in (0, 15, 1601, 10**30, -1, "large", "1e3", "64.", "64.0", "+64", " 64"):
-        assert error_of(album.get("a.png", size=size), 400)["param"] == "size"
-    (album.root / "new.png").write_bytes(noise_png(9))
+        assert error_of(served_album.get("a.png", size=size), 400)["param"] == "size"
+    (served_album.root / "new.png").write_bytes(noise_png(9))
     for digest in ("0" * 64, hashlib.sha256(noise_png(9)).hexdigest()):
-        error = error_of(album.client.get(f"/v1/images/{digest}"), 404)
+        error = error_of(served_album.client.get(f"/v1/images/{digest}"), 404)
         assert error["message"] == "the index has no image with this id"
 
 
-def test_limits_hold(album):
-    many = error_of(album.get("many.png", size=64), 404)["message"]
+def test_limits_hold(served_album):
+    many = error_of(served_album.get("many.png", size=64), 404)["message"]
     assert "1200000 pixels, the limit is 1000000" in many
     assert "open_image" not in many
-    assert album.get("many.png").status_code == 200
-    album.check_gone("large.bmp")
+    assert served_album.get("many.png").status_code == 200
+    served_album.check_gone("large.bmp")
 
 
 def test_what_took_the_place_of_a_file(server, tmp_path):
@@ -250,7 +252,7 @@ def test_an_index_of_what_is_outside(server, predictor, tmp_path):
             data = client.post("/v1/search", json={"query": "red", "rerank": 0}).json()["data"]
             assert len(data) == 3
             for path, name in [(row["path"], row["id"]) for row in data]:
-                Album(tmp_path / "in", client, {path: name}).check_gone(path)
+                ServedAlbum(tmp_path / "in", client, {path: name}).check_gone(path)
             assert len(client.post("/v1/search", json={"query": "red"}).json()["data"]) == 2
 
 
@@ -276,7 +278,7 @@ def test_decoding_holds_up_nothing(server, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory, predictor):
+def large_album(tmp_path_factory, predictor):
     folder = tmp_path_factory.mktemp("large") / "photos"
     folder.mkdir()
     Image.new("RGB", (LARGE, LARGE), "red").save(folder / "large.bmp")
@@ -306,9 +308,9 @@ def length_of(connection):
     return length
 
 
-def test_slow_readers_give_way(predictor, large):
+def test_slow_readers_give_way(predictor, large_album):
     """Eight times the largest body is held of answers; whoever reads most slowly is cut off for the ninth."""
-    searcher, content, path = large
+    searcher, content, path = large_album
     with start_server(predictor, searcher, max_body=17) as running, ExitStack() as slow:
         connections = [slow.enter_context(asked_for(running, path)) for _ in range(8)]
         assert running.client.get(path).content == content
@@ -317,8 +319,8 @@ def test_slow_readers_give_way(predictor, large):
         assert sum(length > len(content) for length in lengths) == 7
 
 
-def test_a_reader_that_stalls_is_cut_off_in_the_end(predictor, large, caplog):
-    searcher, content, path = large
+def test_a_reader_that_stalls_is_cut_off_in_the_end(predictor, large_album, caplog):
+    searcher, content, path = large_album
     with (
         start_server(predictor, searcher, max_body=17, timeout=0.4) as running,
         asked_for(running, path) as connection,

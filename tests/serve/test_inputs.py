@@ -22,32 +22,32 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def inputs(predictor):
+def request_inputs(predictor):
     inputs = Inputs(predictor.processor, Decoders(max_pixels=2000, memory=2**28))
     yield inputs
     inputs.close()
 
 
-def test_as_the_predictor_prepares_them(inputs, predictor):
-    images = asyncio.run(inputs.images(URIS, "images"))
+def test_as_the_predictor_prepares_them(request_inputs, predictor):
+    images = asyncio.run(request_inputs.images(URIS, "images"))
     for image, content in zip(images, PNGS, strict=True):
         assert torch.equal(image, predictor.processor.resize(content))
-    texts = asyncio.run(inputs.texts(SERVED_TEXTS, "texts", truncate=False))
+    texts = asyncio.run(request_inputs.texts(SERVED_TEXTS, "texts", truncate=False))
     assert [list(ids) for ids in texts] == predictor.processor.token_ids(SERVED_TEXTS)
 
 
-def test_decoders_leave_the_processor_to_the_server(inputs):
-    asyncio.run(inputs.images(URIS[:1], "images"))
-    (process,) = inputs.decoders.processes
+def test_decoders_leave_the_processor_to_the_server(request_inputs):
+    asyncio.run(request_inputs.images(URIS[:1], "images"))
+    (process,) = request_inputs.decoders.processes
     assert os.getpriority(os.PRIO_PROCESS, process.pid) == min(19, os.nice(0) + 10)
 
 
-def test_other_formats_and_any_spelling_of_the_type(inputs, predictor):
+def test_other_formats_and_any_spelling_of_the_type(request_inputs, predictor):
     for kind in ("JPEG", "WEBP", "GIF", "BMP", "TIFF"):
         stream = io.BytesIO()
         Image.open(io.BytesIO(PNGS[0])).save(stream, kind)
         source = f"DATA:image/{kind};base64," + base64.b64encode(stream.getvalue()).decode()
-        (image,) = asyncio.run(inputs.images([source], "images"))
+        (image,) = asyncio.run(request_inputs.images([source], "images"))
         assert torch.equal(image, predictor.processor.resize(stream.getvalue()))
 
 
@@ -92,19 +92,21 @@ async def test_an_image_waits_neither_for_many_others_nor_for_long_texts(
     inputs.close()
 
 
-def test_too_many_pixels_and_characters(inputs, refused):
+def test_too_many_pixels_and_characters(request_inputs, post_refused):
     with pytest.raises(
         ApiError, match=r"50x41 = 2050 pixels, the limit is 2000; shrink it first$"
     ) as caught:
-        asyncio.run(inputs.images([URIS[0], data_uri(noise_png(0, 50, 41))], "images"))
+        asyncio.run(request_inputs.images([URIS[0], data_uri(noise_png(0, 50, 41))], "images"))
     assert (caught.value.status, caught.value.param) == (400, "images.1")
-    assert len(asyncio.run(inputs.images([data_uri(noise_png(0, 50, 40))], "images"))) == 1
+    assert len(asyncio.run(request_inputs.images([data_uri(noise_png(0, 50, 40))], "images"))) == 1
 
     with pytest.raises(ApiError, match=f"{MAX_CHARACTERS + 1} characters"):
-        asyncio.run(inputs.texts(["a" * (MAX_CHARACTERS + 1)], "texts", truncate=True))
-    ((*ids,),) = asyncio.run(inputs.texts(["a " * (MAX_CHARACTERS // 2)], "texts", truncate=True))
+        asyncio.run(request_inputs.texts(["a" * (MAX_CHARACTERS + 1)], "texts", truncate=True))
+    ((*ids,),) = asyncio.run(
+        request_inputs.texts(["a " * (MAX_CHARACTERS // 2)], "texts", truncate=True)
+    )
     assert len(ids) == 24
-    details = refused("/v1/embeddings", 413, input=["a " * 10_000] * 210, truncate=True)
+    details = post_refused("/v1/embeddings", 413, input=["a " * 10_000] * 210, truncate=True)
     assert (
         details["message"]
         == "input: 4200000 characters, the limit is 4194304; send several requests"
@@ -136,7 +138,7 @@ def test_what_counts_as_an_image():
     )
 
 
-def test_base64_is_decoded_in_parts_as_at_once(inputs, predictor):
+def test_base64_is_decoded_in_parts_as_at_once(request_inputs, predictor):
     block_size = 2**20  # characters that are decoded at once
     for length in (
         block_size // 4 * 3 - 1,
@@ -145,7 +147,7 @@ def test_base64_is_decoded_in_parts_as_at_once(inputs, predictor):
         block_size * 2,
     ):
         content = PNGS[0] + bytes(length - len(PNGS[0]))
-        (image,) = asyncio.run(inputs.images([data_uri(content)], "images"))
+        (image,) = asyncio.run(request_inputs.images([data_uri(content)], "images"))
         assert torch.equal(image, predictor.processor.resize(PNGS[0]))
     padded, whole = (
         base64.b64encode(bytes(block_size // 4 * 3 - 1)).decode(),
@@ -153,10 +155,10 @@ def test_base64_is_decoded_in_parts_as_at_once(inputs, predictor):
     )
     for damaged in (padded + whole, whole[: block_size - 1] + "*" + whole, whole[:-1], whole + "="):
         with pytest.raises(ApiError, match="the base64 of an image is damaged"):
-            asyncio.run(inputs.images([f"data:image/png;base64,{damaged}"], "images"))
+            asyncio.run(request_inputs.images([f"data:image/png;base64,{damaged}"], "images"))
 
 
-def test_long_texts_are_read_in_slices(post, refused):
+def test_long_texts_are_read_in_slices(post, post_refused):
     texts = [f"{word} bar " * 1000 for word in ("red", "blue", "green") * 9]
     vectors = [
         row["embedding"] for row in post("/v1/embeddings", input=texts, truncate=True)["data"]
@@ -166,6 +168,8 @@ def test_long_texts_are_read_in_slices(post, refused):
         assert row["embedding"] == pytest.approx(vector, abs=1e-5)
     short = ["a bar"] * 900
     assert "'red bar red bar" in (
-        message := refused("/v1/embeddings", input=[*short, *["a bar"] * 3, texts[0]])["message"]
+        message := post_refused("/v1/embeddings", input=[*short, *["a bar"] * 3, texts[0]])[
+            "message"
+        ]
     )
     assert "text 903, " in message

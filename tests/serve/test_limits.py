@@ -43,7 +43,7 @@ def request(body, *, length=None):
     )
 
 
-def status(connection):
+def read_status(connection):
     return int(connection.recv(4096).split()[1])
 
 
@@ -70,7 +70,7 @@ def test_the_largest_body(hasty):
         assert f"larger than {MIB} bytes" in error["message"]
     with connect(hasty) as connection:
         connection.sendall(request(b"", length=MIB + 1))  # of which nothing is read
-        assert status(connection) == 413
+        assert read_status(connection) == 413
 
 
 def test_bodies_that_arrive_together_share_a_limit(hasty):
@@ -80,7 +80,7 @@ def test_bodies_that_arrive_together_share_a_limit(hasty):
             assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
             assert {hasty.client.get(path).status_code for path in ("/health", "/ready")} == {200}
             assert hasty.client.post("/health", content=b" " * (MIB - 10)).status_code == 405
-        assert {status(connection) for connection in connections} == {429, 408}
+        assert {read_status(connection) for connection in connections} == {429, 408}
 
 
 def test_no_answer_in_time(hasty, predictor):
@@ -138,7 +138,7 @@ async def nothing():
     return await asyncio.Event().wait() or {}
 
 
-async def ask(limits, body=b"a", method="POST", path="/", client="127.0.0.1"):
+async def send_limited(limits, body=b"a", method="POST", path="/", client="127.0.0.1"):
     """Sends a request, without its body if that is None, and returns the status of the answer."""
     statuses = []
     bodies = [] if body is None else [{"type": "http.request", "body": body}]
@@ -158,12 +158,12 @@ async def ask(limits, body=b"a", method="POST", path="/", client="127.0.0.1"):
 class TestMiddleware:
     async def test_of_too_many_requests_the_one_that_stalls_longest_is_dropped(self):
         limits = RequestLimitsMiddleware(Response(), max_body=10, timeout=60, requests=6)
-        stalled = [asyncio.create_task(ask(limits, None)) for _ in range(3)]
+        stalled = [asyncio.create_task(send_limited(limits, None)) for _ in range(3)]
         await asyncio.sleep(0)
         for number in range(2):
-            assert await ask(limits) == 200
+            assert await send_limited(limits) == 200
             assert await stalled[number] == 429
-            stalled.append(asyncio.create_task(ask(limits, None)))
+            stalled.append(asyncio.create_task(send_limited(limits, None)))
             await asyncio.sleep(0)
         assert not any(request.done() for request in stalled[2:])
         for request in stalled[2:]:
@@ -172,15 +172,15 @@ class TestMiddleware:
     async def test_one_client_s_requests_end_no_other_s(self):
         """Of 8, one client may have 4; a fifth ends its own that stalls, and another's only if that has more."""
         limits = RequestLimitsMiddleware(Response(), max_body=10, timeout=60, requests=8)
-        first = asyncio.create_task(ask(limits, None, client="203.0.113.9"))
+        first = asyncio.create_task(send_limited(limits, None, client="203.0.113.9"))
         await asyncio.sleep(0)
-        stalled = [asyncio.create_task(ask(limits, None)) for _ in range(3)]
+        stalled = [asyncio.create_task(send_limited(limits, None)) for _ in range(3)]
         await asyncio.sleep(0)
-        later = [asyncio.create_task(ask(limits, None)) for _ in range(2)]
+        later = [asyncio.create_task(send_limited(limits, None)) for _ in range(2)]
         await asyncio.sleep(0)
         assert await stalled[0] == 429
         assert await stalled[1] == 429
-        assert await ask(limits, client="203.0.113.8") == 200
+        assert await send_limited(limits, client="203.0.113.8") == 200
         assert not first.done()
         for request in (first, *stalled, *later):
             request.cancel()
@@ -192,7 +192,7 @@ class TestMiddleware:
         began = loop.time()
 
         async def seconds(client):
-            assert await ask(limits, client=client) == 429
+            assert await send_limited(limits, client=client) == 429
             return loop.time() - began
 
         times = await asyncio.gather(*map(seconds, ["203.0.113.8"] * 8 + ["203.0.113.9"]))
@@ -213,7 +213,8 @@ class TestMiddleware:
         clients = {"/a": "203.0.113.8", "/b": "203.0.113.9", "/c": "203.0.113.10"}
         paths = ["/a0", "/a1", "/a2", "/a3", "/b0", "/b1", "/c0"]
         requests = [
-            asyncio.create_task(ask(limits, path=path, client=clients[path[:2]])) for path in paths
+            asyncio.create_task(send_limited(limits, path=path, client=clients[path[:2]]))
+            for path in paths
         ]
         await asyncio.sleep(0)
         requests.pop(1).cancel()
@@ -234,15 +235,15 @@ class TestMiddleware:
             await Response()(scope, receive, send)
 
         limits = RequestLimitsMiddleware(app, max_body=10, timeout=60, requests=4)
-        waiting = [asyncio.create_task(ask(limits, path="/waits")) for _ in range(2)]
+        waiting = [asyncio.create_task(send_limited(limits, path="/waits")) for _ in range(2)]
         await asyncio.sleep(0)
-        assert await ask(limits, path="/more") == 429
-        assert await ask(limits, None, "GET", "/health") == 200
+        assert await send_limited(limits, path="/more") == 429
+        assert await send_limited(limits, None, "GET", "/health") == 200
         gate.set()
         assert [await request for request in waiting] == [200, 200]
         for _ in range(3):
-            assert await ask(limits, path="/fails") == 500
-        assert await ask(limits, path="/more") == 200
+            assert await send_limited(limits, path="/fails") == 500
+        assert await send_limited(limits, path="/more") == 200
         assert answered == ["/health", "/waits", "/waits", "/more"]
 
     async def test_only_large_bodies_that_are_not_answered_count(self):
@@ -257,25 +258,27 @@ class TestMiddleware:
             await Response()(scope, receive, send)
 
         limits = RequestLimitsMiddleware(app, max_body=100_000, timeout=60)
-        large = [asyncio.create_task(ask(limits, bytes(100_000))) for _ in range(40)]
+        large = [asyncio.create_task(send_limited(limits, bytes(100_000))) for _ in range(40)]
         await asyncio.wait(large[11:], timeout=60)  # 11 are held: half of 800,000 / 34,464
         small = [
-            asyncio.create_task(ask(limits, bytes(100_000), client="203.0.113.9")) for _ in range(5)
+            asyncio.create_task(send_limited(limits, bytes(100_000), client="203.0.113.9"))
+            for _ in range(5)
         ]
         async with asyncio.timeout(60):
             while len(held) < 16:
                 await asyncio.sleep(0)
-        assert await ask(limits, bytes(60_000)) == 200
+        assert await send_limited(limits, bytes(60_000)) == 200
         gate.set()
         assert await asyncio.gather(*large, *small) == [200] * 11 + [429] * 29 + [200] * 5
-        assert [await ask(limits, bytes(100_000)) for _ in range(60)] == [200] * 60
+        assert [await send_limited(limits, bytes(100_000)) for _ in range(60)] == [200] * 60
 
     async def test_get_has_to_be_answered_in_time_too(self):
         async def app(scope, receive, send):
             await nothing()
 
         assert (
-            await ask(RequestLimitsMiddleware(app, max_body=10, timeout=0.01), None, "GET") == 503
+            await send_limited(RequestLimitsMiddleware(app, max_body=10, timeout=0.01), None, "GET")
+            == 503
         )
 
     async def test_a_response_takes_as_long_as_its_parts_are_read(self, monkeypatch):

@@ -37,22 +37,25 @@ def test_one_model(client, predictor):
         assert client.get(path).json() == {"status": "ok"}
 
 
-def test_a_model_is_named_after_its_source(alone, answering):
-    (model,) = alone.client.get("/v1/models").json()["data"]
+def test_a_model_is_named_after_its_source(answering_server, answering_predictor):
+    (model,) = answering_server.client.get("/v1/models").json()["data"]
     assert (model["id"], model["uses"]) == (
-        answering.source,
+        answering_predictor.source,
         ["explain", "answer", "entail", "reason"],
     )
-    assert alone.client.get(f"/v1/models/{model['id'].removeprefix('/')}").status_code == 404
-    assert alone.client.get(f"/v1/models/{model['id']}").json() == model
+    assert (
+        answering_server.client.get(f"/v1/models/{model['id'].removeprefix('/')}").status_code
+        == 404
+    )
+    assert answering_server.client.get(f"/v1/models/{model['id']}").json() == model
 
 
-def test_two_models(both, answering):
-    client, name = both.client, answering.source
+def test_two_models(two_models, answering_predictor):
+    client, name = two_models.client, answering_predictor.source
     first, second = client.get("/v1/models").json()["data"]
     assert (first["id"], first["uses"]) == ("tiny", ["embeddings", "match", "fill-mask", "explain"])
     assert (second["id"], second["uses"]) == (name, ["answer", "entail", "reason"])
-    assert second["fingerprint"] == answering.fingerprint != first["fingerprint"]
+    assert second["fingerprint"] == answering_predictor.fingerprint != first["fingerprint"]
     assert [
         client.get(f"/v1/models/{name_of_model}").json() for name_of_model in ("tiny", name)
     ] == [first, second]

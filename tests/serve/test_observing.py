@@ -82,7 +82,7 @@ def test_a_line_for_each_request_where_it_is_asked_for(server, locked, lines):
     assert (third["status"], third["path"], third["client"]) == (404, "/a\nb\u202ec", "203.0.113.9")
 
 
-def figures(client):
+def metric_values(client):
     response = client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
     lines = re.findall(r"^([^#\n].*) (\S+)$", response.text, re.MULTILINE)
@@ -90,12 +90,12 @@ def figures(client):
 
 
 def test_requests_batches_and_memory(client, predictor):
-    before = figures(client)
+    before = metric_values(client)
     for body in ({"input": SERVED_TEXTS * 6}, {"input": "a"}, {"input": 7}):
         client.post("/v1/embeddings", json=body)
     for path in ("/v1/models/tiny", "/nowhere/1", "/nowhere/2"):
         client.get(path)
-    after = figures(client)
+    after = metric_values(client)
     gained = {name: value - before.get(name, 0) for name, value in after.items()}
     for route, status, count in (
         ("/v1/embeddings", 200, 2),

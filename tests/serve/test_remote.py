@@ -70,12 +70,12 @@ def address():
 
 
 @pytest.fixture
-def near(monkeypatch):
+def public_addresses(monkeypatch):
     monkeypatch.setattr(remote_module, "is_public", lambda address: address.is_loopback)
 
 
 @pytest.fixture
-def remote(address, near):
+def remote(address, public_addresses):
     return RemoteImages(
         [address, address.replace("127.0.0.1", "localhost")], max_bytes=200_000, timeout=0.5
     )
@@ -107,7 +107,7 @@ def test_an_image(remote, address):
         assert fetched(remote, url) == PNGS[0]
 
 
-@pytest.mark.usefixtures("near")
+@pytest.mark.usefixtures("public_addresses")
 @pytest.mark.parametrize("addresses", [["127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"]])
 def test_all_addresses_of_a_host_are_tried(address, addresses, looked_up):
     host = address.replace("127.0.0.1", "images.test")
@@ -135,7 +135,7 @@ def test_a_host_with_an_address_that_is_not_public_is_not_connected_to(
         fetched(looked_up("example.org", lambda: addresses), f"{scheme}://example.org/a.png")
 
 
-@pytest.mark.usefixtures("near")
+@pytest.mark.usefixtures("public_addresses")
 def test_what_is_connected_to_is_what_was_checked(address, looked_up):
     """A name that resolves to another address by the time of the connection is of no use."""
     answers = [["127.0.0.9"], ["127.0.0.1"]]
@@ -289,7 +289,7 @@ def encrypted(tmp_path):
         server.shutdown()
 
 
-@pytest.mark.usefixtures("near")
+@pytest.mark.usefixtures("public_addresses")
 def test_certificates(encrypted, monkeypatch):
     port, certificate = encrypted
     local, number = (f"https://{host}:{port}{FILE}" for host in ("localhost", "127.0.0.1"))

@@ -74,14 +74,14 @@ def test_the_first_few_with_their_documents(post):
         ("red circle " * 50, SERVED_TEXTS, "query", "the limit is 24"),
     ],
 )
-def test_what_is_wrong_is_named(refused, query, documents, param, words):
-    error = refused(PATH, query=query, documents=documents)
+def test_what_is_wrong_is_named(post_refused, query, documents, param, words):
+    error = post_refused(PATH, query=query, documents=documents)
     assert error["param"].startswith(param)
     assert words in error["message"]
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v2/rerank"])
-def test_other_clients_paths_and_fields(post, refused, path):
+def test_other_clients_paths_and_fields(post, post_refused, path):
     expected = post(PATH, query=SERVED_TEXTS[0], documents=SERVED_TEXTS)
     assert (
         post(
@@ -93,7 +93,7 @@ def test_other_clients_paths_and_fields(post, refused, path):
         )
         == expected
     )
-    assert refused(path, query="a", documents=["a"], top_n=0)["param"] == "top_n"
+    assert post_refused(path, query="a", documents=["a"], top_n=0)["param"] == "top_n"
 
 
 def test_a_cosine_is_at_most_one(server, monkeypatch):

@@ -73,10 +73,10 @@ def compared(actual, expected):
 
 
 @pytest.mark.parametrize("use", DIRECT)
-def test_equal_to_the_direct_call(both, predictor, answering, use):
+def test_equal_to_the_direct_call(two_models, predictor, answering_predictor, use):
     body, field, call, num_images = DIRECT[use]
-    model = predictor if use in ("match", "fill-mask") else answering
-    answer = both.client.post(f"/v1/{use}", json={"images": URIS} | body).json()
+    model = predictor if use in ("match", "fill-mask") else answering_predictor
+    answer = two_models.client.post(f"/v1/{use}", json={"images": URIS} | body).json()
     assert answer["model"] == ("tiny" if model is predictor else model.source)
     numbers = ("image", "text") if use == "match" else ("index",)
     assert [[row[name] for name in numbers] for row in answer["data"]] == [
@@ -90,19 +90,21 @@ def test_equal_to_the_direct_call(both, predictor, answering, use):
     assert answer["usage"]["total_tokens"] == num_images * len(PNGS) * 5 + tokens
 
 
-def test_several_questions_about_one_image(both, answering):
-    rows = both.client.post("/v1/answer", json=ONE | {"questions": SERVED_TEXTS, "top": 3}).json()[
-        "data"
-    ]
-    compared([row["answers"] for row in rows], answering.answer(PNGS[0], SERVED_TEXTS, top=3))
+def test_several_questions_about_one_image(two_models, answering_predictor):
+    rows = two_models.client.post(
+        "/v1/answer", json=ONE | {"questions": SERVED_TEXTS, "top": 3}
+    ).json()["data"]
+    compared(
+        [row["answers"] for row in rows], answering_predictor.answer(PNGS[0], SERVED_TEXTS, top=3)
+    )
 
 
 HEADS = ("matching (ITM)", "masked-language (MLM)", "vqa", "snli_ve", "nlvr2")
 
 
 @pytest.mark.parametrize(("use", "head"), list(zip(DIRECT, HEADS, strict=True)))
-def test_a_model_without_the_head(client, alone, use, head):
-    without = alone.client if use in ("match", "fill-mask") else client
+def test_a_model_without_the_head(client, answering_server, use, head):
+    without = answering_server.client if use in ("match", "fill-mask") else client
     error = error_of(without.post(f"/v1/{use}", json={"images": URIS} | DIRECT[use][0]), 400)
     assert error["code"] == "unsupported_by_model"
     assert f"no {head} head" in error["message"]
@@ -154,15 +156,15 @@ def test_a_model_without_the_head(client, alone, use, head):
         ("explain", {"image": [URIS[0]], "text": "a"}, "image", "valid string"),
     ],
 )
-def test_what_is_wrong_is_named(both, use, body, param, words):
-    error = error_of(both.client.post(f"/v1/{use}", json=body), 400)
+def test_what_is_wrong_is_named(two_models, use, body, param, words):
+    error = error_of(two_models.client.post(f"/v1/{use}", json=body), 400)
     assert error["param"] == param
     assert words in error["message"]
 
 
-def test_no_more_items_and_words_than_can_be_answered_with(server, alone):
+def test_no_more_items_and_words_than_can_be_answered_with(server, answering_server):
     error = error_of(
-        alone.client.post("/v1/reason", json={"images": URIS} | DIRECT["reason"][0]), 413
+        answering_server.client.post("/v1/reason", json={"images": URIS} | DIRECT["reason"][0]), 413
     )
     assert error["message"] == "images: 6 items, the limit is 5; send several requests"
     with changed_server(server, max_items=2) as client:
@@ -236,7 +238,7 @@ def test_the_view_is_what_the_model_sees(post, predictor):
         assert difference.mean() < 4
 
 
-def test_each_way_to_name_an_image_that_is_refused(refused, tmp_path):
+def test_each_way_to_name_an_image_that_is_refused(post_refused, tmp_path):
     """Paths, devices, other hosts, drawings and images with too many pixels: on every route that takes an image."""
     drawing = base64.b64encode(
         b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
@@ -263,4 +265,4 @@ def test_each_way_to_name_an_image_that_is_refused(refused, tmp_path):
             ("/v1/search", {"image": image}),
             ("/v1/embeddings", {"input": image, "modality": "image"}),
         ):
-            assert refused(path, **fields)["code"] == "invalid_image", (image[:40], path)
+            assert post_refused(path, **fields)["code"] == "invalid_image", (image[:40], path)

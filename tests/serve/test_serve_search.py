@@ -31,7 +31,7 @@ PATH = "/v1/search"
 NO_MATCHES = {"rerank": 0}
 
 
-def check(answer: dict[str, Any], hits: list[Hit]) -> None:
+def check_hits(answer: dict[str, Any], hits: list[Hit]) -> None:
     data = answer["data"]
     assert [row["rank"] for row in data] == list(range(1, len(hits) + 1))
     assert [row["path"] for row in data] == [hit.path for hit in hits]
@@ -81,7 +81,7 @@ def test_what_the_searcher_finds(post, searcher, predictor, query, image, settin
     )
     sql = {"where": condition_sql(settings["where"])} if "where" in settings else {}
     hits = searcher.search(query, None if image is None else PNGS[image], **(settings | sql))
-    check(answer, hits)
+    check_hits(answer, hits)
     texts = len(predictor.processor.token_ids([query])[0]) if query else 0
     matched = sum(hit.score is not None for hit in hits)
     if settings.get("rerank", 0) <= len(hits) and "rerank" in settings:
@@ -97,7 +97,7 @@ def test_both_scores_by_the_weight_of_the_model(server, searcher, tiny_checkpoin
     expected = Searcher(searcher.index, weighted).search("red circle")
     assert [hit.path for hit in expected] != [hit.path for hit in searcher.search("red circle")]
     with changed_server(server, Searcher(searcher.index, weighted)) as client:
-        check(client.post(PATH, json={"query": "red circle"}).json(), expected)
+        check_hits(client.post(PATH, json={"query": "red circle"}).json(), expected)
 
 
 def test_exact_compares_what_an_approximate_search_leaves_out(server, predictor, tmp_path):
@@ -112,7 +112,7 @@ def test_exact_compares_what_an_approximate_search_leaves_out(server, predictor,
         for exact in (True, False):
             for text, hits in zip(texts, expected(exact), strict=True):
                 body = {"query": text, "top": 50, "rerank": 0, "exact": exact}
-                check(client.post(PATH, json=body).json(), hits)
+                check_hits(client.post(PATH, json=body).json(), hits)
 
 
 def grouped_index(predictor: Predictor, folder: Path) -> Index:
@@ -143,13 +143,13 @@ def grouped_index(predictor: Predictor, folder: Path) -> Index:
 def test_no_more_is_matched_than_a_request_may_have(server, searcher):
     with changed_server(server, max_items=9) as client:
         answer = client.post(PATH, json={"query": "red bar"}).json()
-        check(answer, searcher.search("red bar", rerank=8))
+        check_hits(answer, searcher.search("red bar", rerank=8))
         together = client.post(PATH, json={"query": "red bar", "image": URIS[0]}).json()
-        check(together, searcher.search("red bar", PNGS[0], rerank=7))
+        check_hits(together, searcher.search("red bar", PNGS[0], rerank=7))
         error = error_of(client.post(PATH, json={"query": "red bar", "rerank": 9}), 413)
         assert error["message"] == "rerank: 10 items, the limit is 9; send several requests"
     with changed_server(server, max_items=1) as client:
-        check(
+        check_hits(
             client.post(PATH, json={"query": "red bar"}).json(),
             searcher.search("red bar", rerank=0),
         )
@@ -171,16 +171,16 @@ def test_no_more_is_matched_than_a_request_may_have(server, searcher):
         ({"query": "red circle " * 30}, "the limit is 24"),
     ],
 )
-def test_refusals(refused, body, words):
-    message = refused(PATH, **body)["message"]
+def test_refusals(post_refused, body, words):
+    message = post_refused(PATH, **body)["message"]
     assert words in message
     assert ".rs" not in message
 
 
-def test_no_index(both):
-    error = error_of(both.client.post(PATH, json={"query": "a"}), 404)
+def test_no_index(two_models):
+    error = error_of(two_models.client.post(PATH, json={"query": "a"}), 404)
     assert error["code"] == "no_index"
-    assert PATH not in both.client.get("/openapi.json").json()["paths"]
+    assert PATH not in two_models.client.get("/openapi.json").json()["paths"]
 
 
 def test_what_is_matched_is_what_was_indexed(server, predictor, tmp_path):

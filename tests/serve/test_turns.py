@@ -13,7 +13,7 @@ from helpers.servers import wait_until
 pytestmark = pytest.mark.anyio
 
 
-async def ask(turns, *works):
+async def run_in_turn(turns, *works):
     with turns.turn() as turn:
         return await asyncio.gather(*(turns.run(turn, work) for work in works))
 
@@ -30,14 +30,14 @@ async def test_every_request_has_the_same_time(seconds, expected):
     done = []
     gate = threading.Event()
     turns = Turns(1, "test", lambda: sum(seconds.get(name[0], 1.0) for name in done))
-    first = asyncio.ensure_future(ask(turns, gate.wait))
+    first = asyncio.ensure_future(run_in_turn(turns, gate.wait))
     await asyncio.sleep(0)
     requests = [
         [f"{name}{number}" for number in range(count)]
         for name, count in (("a", 5), ("b", 1), ("c", 2))
     ]
     asking = [
-        asyncio.ensure_future(ask(turns, *((lambda n=n: done.append(n)) for n in names)))
+        asyncio.ensure_future(run_in_turn(turns, *((lambda n=n: done.append(n)) for n in names)))
         for names in requests
     ]
     for _ in range(5):
@@ -64,11 +64,11 @@ async def test_newcomers_do_not_starve_those_who_wait():
     async def newcomer(turns, number):
         for _ in range(20):
             counts[number] += 1
-            await ask(turns, work(number))
+            await run_in_turn(turns, work(number))
 
     turns = Turns(1, "test", lambda: float(len(done)))
     await asyncio.gather(
-        ask(turns, *[work("old")] * 5), *(newcomer(turns, number) for number in range(4))
+        run_in_turn(turns, *[work("old")] * 5), *(newcomer(turns, number) for number in range(4))
     )
     assert len(done) == 85
     assert max(number for number, name in enumerate(done) if name == "old") < 60
@@ -78,7 +78,7 @@ async def test_what_nobody_waits_for_is_not_done():
     done = []
     gate = threading.Event()
     turns = Turns(1, "test")
-    first = asyncio.ensure_future(ask(turns, gate.wait))
+    first = asyncio.ensure_future(run_in_turn(turns, gate.wait))
     await asyncio.sleep(0)
     with turns.turn() as leaving:
         for number in range(3):
@@ -87,7 +87,7 @@ async def test_what_nobody_waits_for_is_not_done():
             )
             await asyncio.sleep(0)
         waiting.cancel()
-    last = asyncio.ensure_future(ask(turns, lambda: done.append(9)))
+    last = asyncio.ensure_future(run_in_turn(turns, lambda: done.append(9)))
     await asyncio.sleep(0)
     gate.set()
     await asyncio.gather(first, last)
@@ -103,7 +103,7 @@ async def test_nobody_waits_for_what_is_dropped():
 
     before = asyncio.all_tasks()
     with pytest.raises(MemoryError):
-        await ask(Turns(1, "test"), fail, gate.wait, int)
+        await run_in_turn(Turns(1, "test"), fail, gate.wait, int)
     assert len(asyncio.all_tasks() - before) == 2
     gate.set()
     _, pending = await asyncio.wait(asyncio.all_tasks() - before, timeout=10)
@@ -123,11 +123,11 @@ async def test_errors_reach_who_waits_and_the_thread_goes_on(error, raised):
 
     turns = Turns(1, "test")
     with pytest.raises(raised, match=r"a$"):
-        await ask(turns, fail)
-    assert await ask(turns, lambda: 3) == [3]
+        await run_in_turn(turns, fail)
+    assert await run_in_turn(turns, lambda: 3) == [3]
     turns.close()
     with pytest.raises(RuntimeError, match="closed"):
-        await ask(turns, int)
+        await run_in_turn(turns, int)
 
 
 def test_the_process_ends_beside_work_that_does_not():

@@ -47,13 +47,13 @@ def talks_in(folder, server, **limits):
 
 
 @pytest.fixture(scope="module")
-def talks(server, tmp_path_factory):
+def served_talks(server, tmp_path_factory):
     with talks_in(tmp_path_factory.mktemp("talks"), server) as talks:
         yield talks
 
 
-def test_hits_have_times_a_transcript_and_a_link(talks):
-    hits = talks.hits()
+def test_hits_have_times_a_transcript_and_a_link(served_talks):
+    hits = served_talks.hits()
     assert len(hits) == 8
     hit = hits[TALK]
     assert (hit["start"], hit["end"], hit["transcript"]) == (0.5, 2.5, SUBTITLE_TEXTS[0])
@@ -62,26 +62,31 @@ def test_hits_have_times_a_transcript_and_a_link(talks):
     # also of the copy, whose frames look the same
     assert len({hit["id"] for hit in hits.values()}) == 8
     for size in ({}, {"size": 64}):
-        picture = talks.client.get(f"/v1/images/{hit['id']}", params=size)
+        picture = served_talks.client.get(f"/v1/images/{hit['id']}", params=size)
         assert (picture.status_code, picture.headers["content-type"]) == (200, "image/jpeg")
     where = {"start": {"gte": 3}, "end": {"lt": 6}}
-    frames = talks.client.post("/v1/search", json={"query": "a", "where": where}).json()["data"]
+    frames = served_talks.client.post("/v1/search", json={"query": "a", "where": where}).json()[
+        "data"
+    ]
     assert {hit["path"] for hit in frames} == {"talk.mp4#t=3.500,5.000", "copy.mp4#t=3.500,5.000"}
 
 
-def test_a_video_is_sent_whole_or_in_pieces(talks, monkeypatch):
+def test_a_video_is_sent_whole_or_in_pieces(served_talks, monkeypatch):
     for name, file, kind in (
         (TALK, "talk.mp4", "video/mp4"),
         (LECTURE, "sub/lecture.webm", "video/webm"),
     ):
-        content = (talks.root / file).read_bytes()
-        whole = talks.get(name)
+        content = (served_talks.root / file).read_bytes()
+        whole = served_talks.get(name)
         assert (whole.status_code, whole.content) == (200, content)
         assert whole.headers["content-type"] == kind
         assert whole.headers["accept-ranges"] == "bytes"
         assert whole.headers["content-length"] == str(len(content))
         assert whole.headers["content-security-policy"] == "default-src 'none'; sandbox"
-    size, content = (talks.root / "talk.mp4").stat().st_size, (talks.root / "talk.mp4").read_bytes()
+    size, content = (
+        (served_talks.root / "talk.mp4").stat().st_size,
+        (served_talks.root / "talk.mp4").read_bytes(),
+    )
     for byte_range, start, end in (
         ("bytes=0-", 0, size),
         ("bytes=0-1", 0, 2),
@@ -91,26 +96,27 @@ def test_a_video_is_sent_whole_or_in_pieces(talks, monkeypatch):
         (f"bytes=-{10**12}", 0, size),
         (f"bytes=3-{10**12}", 3, size),
     ):
-        piece = talks.get(TALK, range=byte_range)
+        piece = served_talks.get(TALK, range=byte_range)
         assert (piece.status_code, piece.content) == (206, content[start:end])
         assert piece.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
     monkeypatch.setattr("bridgetower.serve.search.PIECE", 100)
-    piece = talks.get(TALK, range="bytes=50-")
+    piece = served_talks.get(TALK, range="bytes=50-")
     assert (piece.content, piece.headers["content-range"]) == (
         content[50:150],
         f"bytes 50-149/{size}",
     )
 
 
-def test_odd_ranges(talks):
-    link, whole = talks.hits()[TALK]["link"].partition("#")[0], talks.get(TALK)
+def test_odd_ranges(served_talks):
+    link, whole = served_talks.hits()[TALK]["link"].partition("#")[0], served_talks.get(TALK)
     tag, size = whole.headers["etag"], len(whole.content)
     for condition, status in ((tag, 206), ('"other"', 200)):
         assert (
-            talks.get(TALK, **{"range": "bytes=0-1", "if-range": condition}).status_code == status
+            served_talks.get(TALK, **{"range": "bytes=0-1", "if-range": condition}).status_code
+            == status
         )
     for condition in ("bytes=-0", "bytes=999999999-", "Bytes=999999999-9999999999"):
-        response = talks.get(TALK, range=condition)
+        response = served_talks.get(TALK, range=condition)
         assert "expected one like bytes=0-999 within" in error_of(response, 416)["message"]
         assert response.headers["content-range"] == f"bytes */{size}"
     for condition in (  # no range, or several, which are ignored
@@ -125,11 +131,11 @@ def test_odd_ranges(talks):
         ),
         *("bytes=\xb2-\xb3", "bytes=0-1,5-6", "bytes=" + "0-," * 2000),
     ):
-        response = talks.client.get(link, headers=[(b"range", condition.encode("latin-1"))])
+        response = served_talks.client.get(link, headers=[(b"range", condition.encode("latin-1"))])
         assert (response.status_code, response.content) == (200, whole.content)
 
 
-def test_nothing_but_moments_of_the_index(talks, caplog):
+def test_nothing_but_moments_of_the_index(served_talks, caplog):
     for name in (
         "talk.mp4",
         "..%2f..%2fetc%2fpasswd",
@@ -138,11 +144,11 @@ def test_nothing_but_moments_of_the_index(talks, caplog):
         "' OR path = 'talk.mp4",
         "%00",
     ):
-        assert talks.client.get(f"/v1/videos/{name}").status_code in (400, 404)
-    for name in ("0" * 64, talks.hits()["a.png"]["id"]):
-        error = error_of(talks.client.get(f"/v1/videos/{name}"), 404)
+        assert served_talks.client.get(f"/v1/videos/{name}").status_code in (400, 404)
+    for name in ("0" * 64, served_talks.hits()["a.png"]["id"]):
+        error = error_of(served_talks.client.get(f"/v1/videos/{name}"), 404)
         assert error["code"] == "no_video"
-        assert str(talks.root) not in str(error)
+        assert str(served_talks.root) not in str(error)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 

@@ -92,7 +92,9 @@ class Attempt:
         self.log, self.started = log, time.perf_counter()
         self._start = log.stat().st_size if log.exists() else 0
         worlds = _worlds(processes)
-        self.pids = [in_fork(partial(_run, command, world, around), log) for world in worlds]
+        self.pids = [
+            in_fork(partial(_run_command, command, world, around), log) for world in worlds
+        ]
 
     def end(self, kill: Kill | None = None) -> Ended:
         """Waits until all have ended.
@@ -176,7 +178,9 @@ def _worlds(processes: int) -> list[Mapping[str, str]]:
     ]
 
 
-def _run(command: Sequence[str], world: Mapping[str, str], around: Callable[[], Around]) -> None:
+def _run_command(
+    command: Sequence[str], world: Mapping[str, str], around: Callable[[], Around]
+) -> None:
     os.environ.update(world)
     with around() as mounted:
         if mounted:  # which threads that a library starts again in each fork would not see

@@ -79,13 +79,13 @@ def preparing(table: Path, work: Path) -> Work:
         command=lambda out: ["prepare", "pairs", str(table), "--out", str(out), *options],
         result=_prepared,
         found=partial(_rows, name="images", key="name", work=work),
-        lost=_changed,
+        lost=_num_changed,
         unit="images",
         kib=1_000,
     )
 
 
-def training(data: Path, *, processes: int = 1, asynchronous: bool = False) -> Work:
+def training_work(data: Path, *, processes: int = 1, asynchronous: bool = False) -> Work:
     """Training of a tiny model through all objectives, saved every few steps."""
     tower = ["hidden-size=8", "num-layers=2", "num-heads=2", "intermediate-size=12"]
     options = {
@@ -144,7 +144,7 @@ def evaluating(data: Path, model: Path) -> Work:
             "finished": (out / "result" / "metrics.json").exists(),
             **_written(out, "work/*/process-*/*.safetensors"),
         },
-        lost=lambda before, after: 0 if after["finished"] else _changed(before, after),
+        lost=lambda before, after: 0 if after["finished"] else _num_changed(before, after),
         unit="parts",
         kib=24,
     )
@@ -171,7 +171,7 @@ def indexing(photos: Path, model: Path, work: Path) -> Work:
         ],
         result=result,
         found=rows,
-        lost=_changed,
+        lost=_num_changed,
         unit="rows",
         kib=60,
     )
@@ -221,7 +221,7 @@ def _written(out: Path, pattern: str) -> Found:
     return {name: (status.st_ino, status.st_mtime_ns) for name, status in statuses.items()}
 
 
-def _changed(before: Found, after: Found) -> int:
+def _num_changed(before: Found, after: Found) -> int:
     return sum(after.get(name) != content for name, content in before.items())
 
 

@@ -27,7 +27,7 @@ import sklearn.linear_model  # noqa: F401
 import torch
 import torch._dynamo  # optimisers import it
 from fault_attempts import Around, Attempt, Ended, Kill, on_small_disk, read_only, why_not_mounted
-from fault_work import Found, Work, evaluating, indexing, preparing, training, write_images
+from fault_work import Found, Work, evaluating, indexing, preparing, training_work, write_images
 
 import bridgetower.inference.predictor
 import bridgetower.search.build
@@ -216,7 +216,7 @@ def _note(row: Kills, work: Work, out: Path, ended: Ended, before: Found | None)
     return content if ended.killed else None
 
 
-def table(rows: Sequence[Sequence[object]], *names: str) -> str:
+def markdown_table(rows: Sequence[Sequence[object]], *names: str) -> str:
     """Returns a table in Markdown."""
     lines = [names, ["---"] * len(names), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
@@ -235,7 +235,7 @@ def table_of_kills(kills: Sequence[Kills]) -> str:
         for name in ("kills", "resumed", "beyond", "equal", "ends")
     )
     rows.append(("all", done, resumed, "", beyond, f"{equal} of {ends}"))
-    return table(
+    return markdown_table(
         rows, "what", "kills", "resumed", "most lost, of allowed", "lost more", "final bits equal"
     )
 
@@ -244,7 +244,7 @@ def table_of_faults(faults: Sequence[Fault]) -> str:
     """Returns a row for each job and fault."""
     words = {True: "yes", False: "no", None: ""}
     rows = [(row.what, row.fault, row.seen.replace("\n", " "), words[row.equal]) for row in faults]
-    return table(rows, "what", "fault", "ended", "run again: bits equal")
+    return markdown_table(rows, "what", "fault", "ended", "run again: bits equal")
 
 
 def jobs_in(folder: Path, images: int, names: Sequence[str]) -> Iterator[Job]:
@@ -252,11 +252,11 @@ def jobs_in(folder: Path, images: int, names: Sequence[str]) -> Iterator[Job]:
     photos = write_images(folder / "photos", images)
     prepare = Job.undisturbed(preparing(photos, folder), folder / "prepare")
     data, model = folder / "prepare" / "whole", folder / "train" / "whole" / "last"
-    train = Job.undisturbed(training(data), folder / "train")
+    train = Job.undisturbed(training_work(data), folder / "train")
     yield from (job for name, job in (("prepare", prepare), ("train", train)) if name in names)
     other_works = {
-        "train-async": training(data, asynchronous=True),
-        "train-two": training(data, processes=2, asynchronous=True),
+        "train-async": training_work(data, asynchronous=True),
+        "train-two": training_work(data, processes=2, asynchronous=True),
         "index": indexing(photos.parent, model, folder),
         "evaluate": evaluating(data, model),
     }

@@ -529,7 +529,7 @@ def _png(width: int, height: int, depth: int, kind: int, channels: int) -> bytes
     )
 
 
-def _icon(inside: bytes) -> bytes:
+def _nested_icon(inside: bytes) -> bytes:
     """Returns an icon that claims 16 x 16 pixels and holds a file with more."""
     return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inside), 22) + inside
 
@@ -543,7 +543,7 @@ def _wide_gif() -> bytes:
 
 
 _PICTURES = {
-    "icon": (_icon(_png(3000, 3000, 8, 2, 3)), (400,)),
+    "icon": (_nested_icon(_png(3000, 3000, 8, 2, 3)), (400,)),
     "wide GIF": (_wide_gif(), (400,)),
     "too large": (_png(2100, 2100, 8, 0, 1), (400,)),
     "16-bit grey": (_png(1990, 2000, 16, 0, 1), (200, 400)),

@@ -26,27 +26,24 @@ from helpers.shapes import SHAPE_COLOURS
 
 
 @pytest.fixture(scope="module")
-def predictor(answering_checkpoint):
-    return load(answering_checkpoint, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory):
+def entry_sets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
     return {kind: write_entry_set(folder / kind, kind) for kind in ENTRY_KINDS}
 
 
 @pytest.fixture
-def measure(predictor, sets):
+def measure(answering_predictor, entry_sets):
     def call(benchmark, split, **options):
         kind = "vqa" if benchmark == "vqav2" else benchmark
-        return evaluate(predictor, benchmark, [sets[kind]], split, RetrievalConfig(**options))
+        return evaluate(
+            answering_predictor, benchmark, [entry_sets[kind]], split, RetrievalConfig(**options)
+        )
 
     return call
 
 
 class TestQuestions:
-    def test_answers_are_those_of_the_model(self, measure, predictor):
+    def test_answers_are_those_of_the_model(self, measure, answering_predictor):
         outcome = measure("vqav2", "validation", batch_size=3)
         records = question_records("validation", 5)
         questions = [
@@ -56,7 +53,7 @@ class TestQuestions:
             question.question_id for _, question in questions
         ]
         for row, (image, question) in zip(outcome.predictions, questions, strict=True):
-            (choice,) = predictor.answer(image, question.question, top=1)
+            (choice,) = answering_predictor.answer(image, question.question, top=1)
             assert row["answer"] == choice.label
             assert row["probability"] == pytest.approx(choice.probability, abs=1e-5)
         scores = [
@@ -93,12 +90,18 @@ class TestQuestions:
             for row in rows
         )
 
-    def test_sets_with_and_without_answers_together(self, measure, predictor, sets, tmp_path):
+    def test_sets_with_and_without_answers_together(
+        self, measure, answering_predictor, entry_sets, tmp_path
+    ):
         other = write_set(
             tmp_path / "set", {"validation": question_records("test", 3)}, SCHEMAS["vqa"]
         )
         outcome = evaluate(
-            predictor, "vqav2", [other, sets["vqa"]], "validation", RetrievalConfig()
+            answering_predictor,
+            "vqav2",
+            [other, entry_sets["vqa"]],
+            "validation",
+            RetrievalConfig(),
         )
         alone = measure("vqav2", "validation")
         assert outcome.metrics == alone.metrics
@@ -129,7 +132,7 @@ class TestStatements:
 
     @pytest.mark.parametrize("benchmark", ["snli-ve", "nlvr2"])
     def test_sets_with_and_without_labels_together(
-        self, measure, predictor, sets, tmp_path, benchmark
+        self, measure, answering_predictor, entry_sets, tmp_path, benchmark
     ):
         make = statement_records if benchmark == "snli-ve" else pair_records
         records = [
@@ -144,7 +147,11 @@ class TestStatements:
         ]
         other = write_set(tmp_path / "set", {"validation": records}, SCHEMAS[benchmark])
         outcome = evaluate(
-            predictor, benchmark, [other, sets[benchmark]], "validation", RetrievalConfig()
+            answering_predictor,
+            benchmark,
+            [other, entry_sets[benchmark]],
+            "validation",
+            RetrievalConfig(),
         )
         alone = measure(benchmark, "validation")
         assert outcome.metrics == alone.metrics
@@ -154,20 +161,28 @@ class TestStatements:
         assert len(outcome.predictions) == total
         assert not outcome.notes
 
-    def test_statements_that_come_twice(self, predictor, sets, monkeypatch):
+    def test_statements_that_come_twice(self, answering_predictor, entry_sets, monkeypatch):
         # nothing is computed before
         monkeypatch.setattr("bridgetower.evaluation.class_metrics.predict_classes", None)
         with pytest.raises(
             ValueError, match="ids of 10 come again; expected one example of each id"
         ):
-            evaluate(predictor, "nlvr2", [sets["nlvr2"]] * 2, "validation", RetrievalConfig())
+            evaluate(
+                answering_predictor,
+                "nlvr2",
+                [entry_sets["nlvr2"]] * 2,
+                "validation",
+                RetrievalConfig(),
+            )
 
-    def test_nlvr2_of_the_official_arrow_files_has_accuracy_alone(self, predictor, tmp_path):
+    def test_nlvr2_of_the_official_arrow_files_has_accuracy_alone(
+        self, answering_predictor, tmp_path
+    ):
         """Its rows do not say which sentences they have: place 0 of two pairs may be two sentences."""
         write_nlvr2_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path)
         outcome = evaluate(
-            predictor, "nlvr2", [tmp_path / "nlvr2"], "validation", RetrievalConfig()
+            answering_predictor, "nlvr2", [tmp_path / "nlvr2"], "validation", RetrievalConfig()
         )
         assert outcome.metrics.keys() == {"accuracy"}
         assert outcome.submission is None
@@ -202,11 +217,11 @@ class TestStatements:
             [{**statements[0], "statement_id": "mine"}], ["?"], is_nlvr2=True
         ) == {"accuracy": 0.0}
 
-    def test_images_in_their_order(self, measure, predictor):
+    def test_images_in_their_order(self, measure, answering_predictor):
         outcome, record = measure("nlvr2", "validation"), pair_records("validation", 5)[1]
-        best = predictor.reason(*(content for _, content in record.images), record.entries[0].text)[
-            0
-        ]
+        best = answering_predictor.reason(
+            *(content for _, content in record.images), record.entries[0].text
+        )[0]
         assert outcome.predictions[1]["label"] == best.label
         assert outcome.predictions[1]["probability"] == pytest.approx(best.probability, abs=1e-5)
 
@@ -223,11 +238,17 @@ def test_a_model_without_the_head(tiny_checkpoint, benchmark):
         )
 
 
-def test_refusals(predictor, sets):
+def test_refusals(answering_predictor, entry_sets):
     with pytest.raises(ValueError, match="are for retrieval; leave them out for nlvr2"):
-        evaluate(predictor, "nlvr2", [sets["nlvr2"]], "test", RetrievalConfig(candidates=3))
+        evaluate(
+            answering_predictor,
+            "nlvr2",
+            [entry_sets["nlvr2"]],
+            "test",
+            RetrievalConfig(candidates=3),
+        )
     with pytest.raises(ValueError, match="use a set of kind vqa"):
-        evaluate(predictor, "vqav2", [sets["nlvr2"]], "test", RetrievalConfig())
+        evaluate(answering_predictor, "vqav2", [entry_sets["nlvr2"]], "test", RetrievalConfig())
 
 
 def test_one_stage_without_contrastive_head(tiny_checkpoint, tiny_dataset, tmp_path):

@@ -37,7 +37,7 @@ def multi_label(request):
 
 
 @pytest.fixture(scope="module")
-def folder(multi_label, tmp_path_factory):
+def labelled_set(multi_label, tmp_path_factory):
     root = tmp_path_factory.mktemp("things")
     prepare_custom(
         "classification",
@@ -49,10 +49,10 @@ def folder(multi_label, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def config(folder, tiny_checkpoint):
+def classification_config(labelled_set, tiny_checkpoint):
     """The recipe with what it says of heads, which gives way to the data."""
     return shapes_run_config(
-        folder,
+        labelled_set,
         recipe="classification",
         task=ClassificationConfig(),
         select_by="accuracy",
@@ -67,14 +67,14 @@ def config(folder, tiny_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def run(config, tmp_path_factory):
+def trained_run(classification_config, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "run"
-    return out, train(config, out, progress=False)
+    return out, train(classification_config, out, progress=False)
 
 
 @pytest.fixture(scope="module")
-def predictor(run):
-    return load(run[0] / "last", device="cpu")
+def trained_predictor(trained_run):
+    return load(trained_run[0] / "last", device="cpu")
 
 
 class TestPrepare:
@@ -131,8 +131,8 @@ class TestPrepare:
 
 
 class TestTraining:
-    def test_names_travel_and_all_metrics_are_given(self, run, multi_label):
-        out, metrics = run
+    def test_names_travel_and_all_metrics_are_given(self, trained_run, multi_label):
+        out, metrics = trained_run
         assert metrics.keys() == set(ClassificationConfig.metrics)
         names = tuple(sorted([*COLOURS, "warm"] if multi_label else COLOURS))
         assert read_checkpoint(out / "last").labels == {"classification": names}
@@ -141,9 +141,9 @@ class TestTraining:
 
     @pytest.mark.parametrize("other", [False, True])
     def test_further_training_keeps_a_head_of_the_same_classes_only(
-        self, config, run, multi_label, other, tmp_path
+        self, classification_config, trained_run, multi_label, other, tmp_path
     ):
-        first = read_checkpoint(run[0] / "last")
+        first = read_checkpoint(trained_run[0] / "last")
         names = sorted(
             {*first.labels["classification"], *(["mauve"] if other else [])}
             - ({"red"} if other else set())
@@ -154,8 +154,8 @@ class TestTraining:
         ]
         (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
         prepare_custom("classification", tmp_path / "t.jsonl", tmp_path / "set", progress=False)
-        data = replace(config.data, folders=(str(tmp_path / "set"),))
-        further = replace(config, data=data, init=str(run[0] / "last"))
+        data = replace(classification_config.data, folders=(str(tmp_path / "set"),))
+        further = replace(classification_config, data=data, init=str(trained_run[0] / "last"))
         start = starting_checkpoint(with_classes(further, TASKS["classification"]))
         assert start.labels == {"classification": tuple(names)}
         changed = {
@@ -166,33 +166,38 @@ class TestTraining:
         head = {name for name in first.tensors if name.startswith("classification_head.")}
         assert changed == (head if other else set())
 
-    def test_refusals(self, config, multi_label, folder, tmp_path):
+    def test_refusals(self, classification_config, multi_label, labelled_set, tmp_path):
         if not multi_label:
-            heads = replace(config.model.heads, multi_label=True)
+            heads = replace(classification_config.model.heads, multi_label=True)
             with pytest.raises(
                 ValueError, match=r"per row, but model\.heads\.multi_label is True; set it to"
             ):
                 train(
-                    replace(config, model=replace(config.model, heads=heads)),
+                    replace(
+                        classification_config,
+                        model=replace(classification_config.model, heads=heads),
+                    ),
                     tmp_path / "run",
                     progress=False,
                 )
-        heads = replace(config.model.heads, classification=3)
+        heads = replace(classification_config.model.heads, classification=3)
         with pytest.raises(
             ValueError, match=r"but model\.heads\.classification is 3; leave it out"
         ):
             train(
-                replace(config, model=replace(config.model, heads=heads)),
+                replace(
+                    classification_config, model=replace(classification_config.model, heads=heads)
+                ),
                 tmp_path / "run",
                 progress=False,
             )
-        data = replace(config.data, validation_split="test")
+        data = replace(classification_config.data, validation_split="test")
         with pytest.raises(ValueError, match="example r39 of split test has no label"):
-            train(replace(config, data=data), tmp_path / "run", progress=False)
+            train(replace(classification_config, data=data), tmp_path / "run", progress=False)
 
     @pytest.mark.parametrize("metric", ["auroc", "average_precision"])
     def test_a_metric_that_no_class_has_selects_no_checkpoint(
-        self, config, multi_label, tmp_path, metric
+        self, classification_config, multi_label, tmp_path, metric
     ):
         """All examples to validate on have the same label."""
         names = [*COLOURS, "warm"] if multi_label else COLOURS
@@ -204,17 +209,17 @@ class TestTraining:
             "\n".join(map(json.dumps, [*rows, {**rows[0], "split": "dev"}]))
         )
         prepare_custom("classification", tmp_path / "t.jsonl", tmp_path / "set", progress=False)
-        data = replace(config.data, folders=(str(tmp_path / "set"),))
+        data = replace(classification_config.data, folders=(str(tmp_path / "set"),))
         with pytest.raises(
             ValueError, match=f"select_by is '{metric}', but every class is .*; use one of accuracy"
         ):
             train(
-                replace(config, data=data, batch_size=4, select_by=metric),
+                replace(classification_config, data=data, batch_size=4, select_by=metric),
                 tmp_path / "run",
                 progress=False,
             )
 
-    def test_labels_that_the_head_does_not_have(self, predictor, multi_label, tmp_path):
+    def test_labels_that_the_head_does_not_have(self, trained_predictor, multi_label, tmp_path):
         label = ["mauve", "red"] if multi_label else "mauve"
         rows = [
             {"text": "x", "label": label},
@@ -228,18 +233,26 @@ class TestTraining:
         with pytest.raises(
             ValueError, match="example 1 has the label 'mauve'; the model's head has the classes"
         ):
-            evaluate(predictor, "classification", [tmp_path / "set"], "train", RetrievalConfig())
+            evaluate(
+                trained_predictor, "classification", [tmp_path / "set"], "train", RetrievalConfig()
+            )
 
 
 class TestUse:
-    def test_evaluation_gives_what_classify_gives(self, predictor, folder, multi_label):
+    def test_evaluation_gives_what_classify_gives(
+        self, trained_predictor, labelled_set, multi_label
+    ):
         outcome = evaluate(
-            predictor, "classification", [folder], "test", RetrievalConfig(batch_size=3)
+            trained_predictor,
+            "classification",
+            [labelled_set],
+            "test",
+            RetrievalConfig(batch_size=3),
         )
         assert outcome.counts == {"num_examples": 8, "num_labelled": 7}
         assert outcome.metrics.keys() == set(ClassificationConfig.metrics)
         opened, judged = (
-            PreparedSet(folder, ["test"]),
+            PreparedSet(labelled_set, ["test"]),
             {judgement.id: judgement.probability for judgement in outcome.judge()},
         )
         assert len(judged) == 7
@@ -250,7 +263,7 @@ class TestUse:
             )
             assert judged.get(row["id"], certainty) == pytest.approx(certainty)
             (image,) = opened.images(content["images"]) or [None]
-            (choices,) = predictor.classify([image], [content["entry"]["text"]])
+            (choices,) = trained_predictor.classify([image], [content["entry"]["text"]])
             assert row["id"] == content["entry"]["example_id"]
             assert row["probabilities"] == pytest.approx(
                 {choice.label: choice.probability for choice in choices}, abs=1e-5
@@ -263,24 +276,31 @@ class TestUse:
                 assert row["labels"] == [choices[0].label]
                 assert sum(choice.probability for choice in choices) == pytest.approx(1)
 
-    def test_one_input_or_several(self, predictor):
+    def test_one_input_or_several(self, trained_predictor):
         image = png_of_colour("red")
-        both, alone = predictor.classify(image, "a red thing"), predictor.classify(image)
-        assert [*map(vars, predictor.classify([image], ["a red thing"])[0])] == [*map(vars, both)]
+        both, alone = (
+            trained_predictor.classify(image, "a red thing"),
+            trained_predictor.classify(image),
+        )
+        assert [*map(vars, trained_predictor.classify([image], ["a red thing"])[0])] == [
+            *map(vars, both)
+        ]
         assert [choice.probability for choice in both] != [choice.probability for choice in alone]
-        assert len(predictor.classify(texts="a red thing", top=2)) == 2
-        assert len(predictor.classify([image, None], ["", "a red thing"])) == 2
+        assert len(trained_predictor.classify(texts="a red thing", top=2)) == 2
+        assert len(trained_predictor.classify([image, None], ["", "a red thing"])) == 2
 
-    def test_refusals(self, predictor):
+    def test_refusals(self, trained_predictor):
         for arguments, message in (
             ({}, "neither images nor texts given"),
             ({"images": [None] * 3, "texts": ["a", "b"]}, "3 images and 2 texts"),
         ):
             with pytest.raises(ValueError, match=message):
-                predictor.classify(**arguments)
+                trained_predictor.classify(**arguments)
 
-    def test_command_and_server(self, predictor, run, folder, capsys, tmp_path):
-        model = str(run[0] / "last")
+    def test_command_and_server(
+        self, trained_predictor, trained_run, labelled_set, capsys, tmp_path
+    ):
+        model = str(trained_run[0] / "last")
         (tmp_path / "red.png").write_bytes(png_of_colour("red"))
         main(
             [
@@ -295,7 +315,7 @@ class TestUse:
             ]
         )
         row = json.loads(capsys.readouterr().out)
-        choices = predictor.classify(png_of_colour("red"), "a red thing", top=2)
+        choices = trained_predictor.classify(png_of_colour("red"), "a red thing", top=2)
         assert row["classes"] == [
             {"label": choice.label, "probability": pytest.approx(choice.probability, abs=1e-5)}
             for choice in choices
@@ -315,7 +335,9 @@ class TestUse:
         ]
         for row, choices in zip(
             rows,
-            predictor.classify(images, [row_of_table["text"] for row_of_table in rows_of_table]),
+            trained_predictor.classify(
+                images, [row_of_table["text"] for row_of_table in rows_of_table]
+            ),
             strict=True,
         ):
             expected = {
@@ -332,22 +354,22 @@ class TestUse:
                 model,
                 "classification",
                 "--data",
-                str(folder),
+                str(labelled_set),
                 "--out",
                 str(tmp_path / "found"),
             ]
         )
         lines = (tmp_path / "found" / "predictions.jsonl").read_text().splitlines()
         assert len(lines) == json.loads(capsys.readouterr().out)["num_examples"] == 8
-        with running_client(predictor, name="things") as client:
+        with running_client(trained_predictor, name="things") as client:
             answer = client.post(
                 "/v1/classify", json={"images": URIS[:2], "texts": ["a red thing", ""]}
             ).json()
             assert [len(item["classes"]) for item in answer["data"]] == [
-                len(predictor.class_names("classification"))
+                len(trained_predictor.class_names("classification"))
             ] * 2
             texts = client.post("/v1/classify", json={"texts": "a red thing", "top": 1}).json()
-            (chosen_one,) = predictor.classify(texts="a red thing", top=1)
+            (chosen_one,) = trained_predictor.classify(texts="a red thing", top=1)
             (choice,) = texts["data"][0]["classes"]
             assert choice == {
                 "label": chosen_one.label,
@@ -387,15 +409,18 @@ class TestMetrics:
         assert metrics.keys() == {"accuracy", "macro_f1"}
 
 
-def test_another_kind_of_set(config, tmp_path):
+def test_another_kind_of_set(classification_config, tmp_path):
     statements, pairs = (write_entry_set(tmp_path / kind, kind) for kind in ("snli-ve", "nlvr2"))
     with pytest.raises(
         ValueError, match="is a set of kind snli-ve; use a set of kind classification"
     ):
         train(
-            replace(config, data=replace(config.data, folders=(str(statements),))),
+            replace(
+                classification_config,
+                data=replace(classification_config.data, folders=(str(statements),)),
+            ),
             tmp_path / "run",
             progress=False,
         )
     with pytest.raises(ValueError, match="is a set of kind nlvr2; use a set of kind snli-ve"):
-        entry_examples(pairs, "snli-ve", read_checkpoint(config.init).processor)
+        entry_examples(pairs, "snli-ve", read_checkpoint(classification_config.init).processor)

@@ -76,13 +76,13 @@ def spec(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def statement_set(tmp_path):
     return write_entry_set(tmp_path / "set", "snli-ve")
 
 
-def test_python(spec, folder, tmp_path):
+def test_python(spec, statement_set, tmp_path):
     recipe = spec.recipes[0]
-    config = replace(recipe, data=replace(shapes_run_config(folder).data), device="cpu")
+    config = replace(recipe, data=replace(shapes_run_config(statement_set).data), device="cpu")
     metrics = train(config, tmp_path / "run", task=spec, progress=False)
     assert train(config, tmp_path / "run", task=spec, resume=True, progress=False) == metrics
     assert read_run(tmp_path / "run", spec).to_dict()["task"] == {
@@ -91,13 +91,13 @@ def test_python(spec, folder, tmp_path):
     }
     model = load(tmp_path / "run", device="cpu")
     outcome = evaluate(
-        model, "smooth-statements", [folder], "validation", RetrievalConfig(), spec=spec
+        model, "smooth-statements", [statement_set], "validation", RetrievalConfig(), spec=spec
     )
     assert outcome.metrics["accuracy"] == metrics["accuracy"]
     with pytest.raises(
         ValueError, match="there is no benchmark 'vqav2'; expected one of smooth-statements"
     ):
-        evaluate(model, "vqav2", [folder], "test", RetrievalConfig(), spec=spec)
+        evaluate(model, "vqav2", [statement_set], "test", RetrievalConfig(), spec=spec)
     with pytest.raises(
         ValueError, match=r"there is no task 'smooth' among .*; pass its spec as task"
     ):
@@ -105,7 +105,7 @@ def test_python(spec, folder, tmp_path):
     with pytest.raises(
         ValueError, match="task smooth takes a SmoothConfig; the run has a PretrainingConfig"
     ):
-        train(shapes_run_config(folder), tmp_path / "other", task=spec, progress=False)
+        train(shapes_run_config(statement_set), tmp_path / "other", task=spec, progress=False)
 
 
 @pytest.mark.parametrize(

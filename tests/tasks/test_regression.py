@@ -16,25 +16,25 @@ from bridgetower.training.run import train
 from helpers.shapes import SHAPES_MODEL, shapes_run_config
 
 
-def table(path):
+def write_ratings(path):
     path.parent.mkdir(parents=True)
     path.write_text("text,rating\n" + "".join(f"a thing of {n},{n / 4}\n" for n in range(40)))
     return path
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def rated_set(tmp_path_factory):
     root = tmp_path_factory.mktemp("ratings")
     prepare_custom(
-        "regression", table(root / "source" / "ratings.csv"), root / "set", progress=False
+        "regression", write_ratings(root / "source" / "ratings.csv"), root / "set", progress=False
     )
     return root / "set"
 
 
 @pytest.fixture(scope="module")
-def config(folder, tiny_checkpoint):
+def regression_config(rated_set, tiny_checkpoint):
     return shapes_run_config(
-        folder,
+        rated_set,
         task=RegressionConfig(),
         select_by="pearson_correlation",
         evaluation=RetrievalConfig(),
@@ -45,11 +45,11 @@ def config(folder, tiny_checkpoint):
     )
 
 
-def test_training_evaluation_and_use(run, config, folder, tmp_path):
-    metrics = train(config, tmp_path / "run", progress=False)
+def test_training_evaluation_and_use(run, regression_config, rated_set, tmp_path):
+    metrics = train(regression_config, tmp_path / "run", progress=False)
     assert metrics.keys() == {*RegressionConfig.metrics, "mean_absolute_error"}
     model = load(tmp_path / "run" / "last", device="cpu")
-    outcome = evaluate(model, "regression", [folder], "validation", RetrievalConfig())
+    outcome = evaluate(model, "regression", [rated_set], "validation", RetrievalConfig())
     # correlations magnify rounding
     assert dict(outcome.metrics) == pytest.approx(metrics, abs=1e-4)
     texts = ["a thing of 1", "a thing of 2"]
@@ -66,21 +66,24 @@ def test_training_evaluation_and_use(run, config, folder, tmp_path):
         model.classify(texts=texts)
 
 
-def test_a_set_or_a_head_of_the_other_kind(config, tiny_processor, tmp_path):
+def test_a_set_or_a_head_of_the_other_kind(regression_config, tiny_processor, tmp_path):
     heads = HeadsConfig(classification=1, multi_label=True)
     values = {
-        "data": config.data,
+        "data": regression_config.data,
         "splits": ("test",),
         "processor": tiny_processor,
-        "task": config.task,
+        "task": regression_config.task,
     }
     source = ExampleSource(**values, heads=heads, use="test")
     with pytest.raises(ValueError, match="regression takes a model whose head has one output"):
         REGRESSION.examples(source)
     heads = RECIPES["classification"].model.heads
     classes = replace(
-        config, task=ClassificationConfig(), select_by="accuracy", recipe="classification"
+        regression_config,
+        task=ClassificationConfig(),
+        select_by="accuracy",
+        recipe="classification",
     )
-    classes = replace(classes, model=replace(config.model, heads=heads))
+    classes = replace(classes, model=replace(regression_config.model, heads=heads))
     with pytest.raises(ValueError, match=r"has a number per row, .*; choose the task regression"):
         train(classes, tmp_path / "classes", progress=False)

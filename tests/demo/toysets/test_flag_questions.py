@@ -11,7 +11,7 @@ from bridgetower_demo.toysets import flags
 from bridgetower_demo.toysets.flag_questions import collect, flag_questions
 
 
-def answers(text):
+def answers_by_text(text):
     return {question.text: question.answer for question in flag_questions(text)}
 
 
@@ -30,7 +30,7 @@ BANDS = {
 
 @pytest.mark.parametrize("text", BANDS)
 def test_bands(text):
-    answers_by_question = answers(text)
+    answers_by_question = answers_by_text(text)
     sides = ("left", "right") if "vertical" in BANDS[text] else ("top", "bottom")
     questions = ["how many bands does the flag have?", "are the bands horizontal or vertical?"]
     questions += [f"what colour is the {side} band?" for side in sides]
@@ -42,7 +42,7 @@ def test_bands(text):
 
 class TestExists:
     def test_what_is_named_is_there_and_the_rest_is_not(self):
-        answers_by_question = answers("red with a large five-pointed yellow star")
+        answers_by_question = answers_by_text("red with a large five-pointed yellow star")
         colours = ("red", "blue", "green", "yellow", "white", "black", "orange")
         assert [
             word
@@ -75,7 +75,7 @@ class TestCollect:
         }
         for split, records in collect(flags.FlagsConfig(seed=1)).splits.items():
             for record in records:
-                answers_by_question = answers(captions[split][record.image_id])
+                answers_by_question = answers_by_text(captions[split][record.image_id])
                 assert all(
                     answers_by_question[question.question] == question.answers[0]
                     for question in record.entries

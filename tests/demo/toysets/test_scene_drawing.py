@@ -73,7 +73,7 @@ levels = st.sampled_from(sorted(LEVELS))
 seeds = st.integers(0, 10_000)
 
 
-def shape(kind="circle", colour="red", x=0.5, y=0.5):
+def large_shape(kind="circle", colour="red", x=0.5, y=0.5):
     return Shape(kind=kind, colour=colour, size="large", x=x, y=y)
 
 
@@ -86,7 +86,7 @@ def test_relations():
         beside | {"above": [(0.5, 0.2, True)], "below": [(0.5, 0.2, False)]}
     ).items():
         for x, y, expected in positions:
-            assert holds(relation, shape(x=x, y=y), shape()) is expected
+            assert holds(relation, large_shape(x=x, y=y), large_shape()) is expected
 
 
 class TestDrawLot:
