@@ -44,7 +44,8 @@ gc.disable()  # until the tests are collected: a fifth of the time of all import
 # Must come before the first import of the package; test modules and other conftest files then import as they like.
 jaxtyping.install_import_hook(CHECKED, f"{shape_checks.__name__}.checked")
 
-LONG, LONGEST = ("distributed", "end_to_end", "pages", "training"), "test_readme.py"
+LONG = ("distributed", "end_to_end", "pages", "training")
+LONGEST = "test_readme.py"
 # the kernels under test, also where PyTorch's own are faster
 os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"
 # no test cuts the power, and a training would wait a tenth of its time; see `synced`
@@ -145,7 +146,7 @@ def tiny_dataset(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def s3_server():
-    """A real S3 server, the same for all tests; `store` is what they use."""
+    """A real S3 server, the same for all tests. `store` is what they use."""
     from helpers.servers import s3_store
 
     with s3_store() as store:
@@ -313,7 +314,7 @@ def synced(monkeypatch):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Makes a file system of so many KiB; skips the test where none can be mounted."""
+    """Makes a file system of so many KiB. Skips the test where none can be mounted."""
     disk = tmp_path / "disk"
 
     def mount(kib):

@@ -421,7 +421,7 @@ def is_real(mutation: Mutation, source: bytes) -> bool:
 
 
 def draw(root: Path, count: int, seed: str, only: tuple[str, ...] = ()) -> list[Mutation]:
-    """Mutations of as many lines; the same seed and code give the same."""
+    """Mutations of as many lines. The same seed and code give the same."""
     generator = random.Random(seed)
     by_line = defaultdict(list)
     for file in sorted((root / PACKAGE).rglob("*.py")):
@@ -534,7 +534,7 @@ class Workplace:
         return cls(folder)
 
     def pytest(self, arguments: list[str], limit: float, recording: Path | None = None) -> dict:
-        """Runs pytest in a fork of this process; returns its status (None after the time limit) and its events."""
+        """Runs pytest in a fork of this process. Returns its status (None after the time limit) and its events."""
         shutil.rmtree(self.temporary, ignore_errors=True)
         outcome = self.folder / "outcome.json"
         outcome.unlink(missing_ok=True)
@@ -586,7 +586,8 @@ class Workplace:
                 coverage.save()
             where = getattr(sys.modules.get("bridgetower"), "__file__", str(self.tree))
             if not Path(where).is_relative_to(self.tree):
-                events.reason, status = f"the package of {where} was tested", 3
+                events.reason = f"the package of {where} was tested"
+                status = 3
             content = {
                 "status": int(status),
                 "tests": events.tests,
@@ -649,7 +650,7 @@ def started_coverage(tree: Path, folder: Path):
 
 
 def lines_by_context(tree: Path, folder: Path) -> dict[str, dict[str, list[int]]]:
-    """For each file and test or fixture the lines that it runs; `*` are those of other processes."""
+    """For each file and test or fixture the lines that it runs. `*` are those of other processes."""
     import coverage
 
     lines: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
@@ -889,7 +890,8 @@ def judged(
         verdict["seconds"] = round(verdict["seconds"] + outcome["seconds"], 1)
         if outcome["status"] == 0:
             continue
-        verdict["failed"], verdict["reason"] = (outcome["failed"] or [""])[0], outcome["reason"]
+        verdict["failed"] = (outcome["failed"] or [""])[0]
+        verdict["reason"] = outcome["reason"]
         # The same tests must pass in time without the mutation: those that failed, else all.
         is_test = verdict["failed"] in seconds
         control = workplace.pytest([verdict["failed"]] if is_test else ["-x", *stage], limit)

@@ -23,7 +23,7 @@ def two_pictures():
 
 @pytest.fixture
 def ask(two_pictures):
-    """Asks a predictor by the name of the method; the second pictures are the first ones in reverse."""
+    """Asks a predictor by the name of the method. The second pictures are the first ones in reverse."""
 
     def call(predictor, method, number=None, **options):
         images = [two_pictures, two_pictures[::-1]] if method == "reason" else [two_pictures]
@@ -37,15 +37,15 @@ def ask(two_pictures):
 
 class TestResults:
     def test_are_those_of_the_tasks(self, answering_predictor, two_pictures, ask):
-        model, processor = answering_predictor.model, answering_predictor.processor
+        model = answering_predictor.model
+        processor = answering_predictor.processor
         text = processor.texts(QUESTIONS)
         tokens = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
-        pixels, second_pixels = processor.images(two_pictures), processor.images(two_pictures[::-1])
+        pixels = processor.images(two_pictures)
+        second_pixels = processor.images(two_pictures[::-1])
         with torch.no_grad():
-            single, two = (
-                Batch(pixel_values=pixels, **tokens),
-                Batch(pixel_values=pixels, pixel_values_2=second_pixels, **tokens),
-            )
+            single = Batch(pixel_values=pixels, **tokens)
+            two = Batch(pixel_values=pixels, pixel_values_2=second_pixels, **tokens)
             expected = [
                 ("answer", SHAPE_COLOURS, task_of_head(model, "vqa").predict(single)),
                 (
@@ -67,10 +67,8 @@ class TestResults:
 
     @pytest.mark.parametrize("method", ["answer", "entail", "reason"])
     def test_one_or_several_in_batches(self, answering_predictor, ask, method):
-        together, batched = (
-            ask(answering_predictor, method),
-            ask(answering_predictor, method, batch_size=2),
-        )
+        together = ask(answering_predictor, method)
+        batched = ask(answering_predictor, method, batch_size=2)
         assert [[choice.label for choice in row] for row in batched] == [
             [choice.label for choice in row] for row in together
         ]
@@ -97,10 +95,8 @@ class TestResults:
 
 class TestErrors:
     def test_heads_and_names(self, tiny_checkpoint, answering_checkpoint, ask):
-        without, checkpoint = (
-            load(tiny_checkpoint, device="cpu"),
-            read_checkpoint(answering_checkpoint),
-        )
+        without = load(tiny_checkpoint, device="cpu")
+        checkpoint = read_checkpoint(answering_checkpoint)
         for method, head in (("answer", "vqa"), ("entail", "snli_ve"), ("reason", "nlvr2")):
             with pytest.raises(
                 ValueError, match=rf"this model has no {head} head \(it has mlm, itm, itc\); load a"

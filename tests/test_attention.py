@@ -39,7 +39,8 @@ class TestExplain:
         )
 
     def test_shares_and_maps_are_the_whole_attention(self, predictor, circle_picture):
-        model, processor = predictor.model, predictor.processor
+        model = predictor.model
+        processor = predictor.processor
         ids = processor.token_ids([TEXT])
         with torch.no_grad():
             explanation = hidden_states(
@@ -123,10 +124,8 @@ class TestView:
             assert np.abs(small - seen).mean() < 12
 
     def test_a_prepared_image_is_explained_as_itself(self, predictor, circle_picture):
-        explanation, plain = (
-            explain(predictor, predictor.processor.prepare(circle_picture), TEXT),
-            explain(predictor, circle_picture, TEXT),
-        )
+        explanation = explain(predictor, predictor.processor.prepare(circle_picture), TEXT)
+        plain = explain(predictor, circle_picture, TEXT)
         assert torch.equal(explanation.maps, plain.maps)
 
     @pytest.mark.parametrize("profile", ["official-pretrain", "official-finetune", "hf"])
@@ -160,7 +159,8 @@ class TestGradCam:
             write_tiny_checkpoint(tiny_dataset, tmp_path / "model", deep), device="cpu"
         )
         explanation = explain(predictor, circle_picture, TEXT, method="gradcam")
-        model, step = deepcopy(predictor.model).double(), 1e-4
+        model = deepcopy(predictor.model).double()
+        step = 1e-4
         ids = predictor.processor.token_ids([TEXT])[0]
         assert (explanation.words[0], len(explanation.words)) == ("<s>", 6)
 

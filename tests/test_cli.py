@@ -41,11 +41,10 @@ class TestUsing:
     def test_verbs_print_what_the_model_returns(
         self, run, tiny_checkpoint, answering_checkpoint, colour_files
     ):
-        model, answering = (
-            load(tiny_checkpoint, device="cpu"),
-            load(answering_checkpoint, device="cpu"),
-        )
-        (red, blue), images = map(str, colour_files), ("--images", *colour_files)
+        model = load(tiny_checkpoint, device="cpu")
+        answering = load(answering_checkpoint, device="cpu")
+        (red, blue) = map(str, colour_files)
+        images = ("--images", *colour_files)
         rows = run("embed", tiny_checkpoint, *images, "--texts", "red bar", "--device", "cpu")
         vectors = [
             *model.embed_images(colour_files).tolist(),
@@ -168,7 +167,7 @@ class TestUsing:
     def test_names_that_are_not_utf8(
         self, run, tiny_checkpoint, answering_checkpoint, colour_files, tmp_path
     ):
-        """Printed, they are valid JSON and name the file again when they are read; a table holds text alone."""
+        """Printed, they are valid JSON and name the file again when they are read. A table holds text alone."""
         name = tmp_path / "caf\udce9 \n.png"
         name.write_bytes(colour_files[0].read_bytes())
         arguments = ("--images", name)
@@ -321,7 +320,8 @@ class TestData:
         )
         write_reranking(model, Reranking(calibration=calibration))
         pair = ["--images", tmp_path / "00.png", "--texts", "red circle"]
-        (score,), (probability,) = run("match", tiny_checkpoint, *pair), run("match", model, *pair)
+        (score,) = run("match", tiny_checkpoint, *pair)
+        (probability,) = run("match", model, *pair)
         expected = torch.sigmoid(0.5 * torch.tensor(score["score"]).logit() - 2)
         assert probability == {
             "image": score["image"],

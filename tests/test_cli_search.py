@@ -144,10 +144,8 @@ class TestSearch:
         assert capsys.readouterr() == ("", "No image has these words.\n")
 
     def test_weak_hits_are_told(self, run, capsys, monkeypatch, index):
-        opened, message = (
-            Index(index),
-            "All hits are weak: texts that have nothing to do with this index come as near.\n",
-        )
+        opened = Index(index)
+        message = "All hits are weak: texts that have nothing to do with this index come as near.\n"
         cosines = sorted((hit.cosine for hit in Searcher(opened).search("red")), reverse=True)
         for limit, expected in (
             (cosines[1], [False, True, True]),

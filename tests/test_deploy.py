@@ -1,4 +1,4 @@
-"""The files in deploy/: checked by the programs that read them; the image is built and run where Docker is."""
+"""The files in deploy/ are accepted by the programs that read them. The image is built and run where Docker is."""
 
 import json
 import os

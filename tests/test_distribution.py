@@ -1,4 +1,4 @@
-"""Wheel and sdist as an index would get them; nightly each is installed into an environment of its own."""
+"""Wheel and sdist as an index would get them. Nightly each is installed into an environment of its own."""
 
 import email
 import json
@@ -25,7 +25,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYT
 
 
 def command(*arguments):
-    """Runs a command, which must succeed; returns what it prints."""
+    """Runs a command, which must succeed. Returns what it prints."""
     done = subprocess.run(arguments, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, f"{arguments} failed:\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -35,7 +35,8 @@ def command(*arguments):
 def distributions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
     command(sys.executable, "-m", "hatchling", "build", "--directory", folder)
-    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    (wheel,) = folder.glob("*.whl")
+    (sdist,) = folder.glob("*.tar.gz")
     return {"wheel": wheel, "sdist": sdist}
 
 
@@ -48,7 +49,7 @@ def metadata(distributions):
 
 @pytest.fixture
 def environment(tmp_path):
-    """Installs a file alone into a new environment, which sees the packages of this one; returns its programs."""
+    """Installs a file alone into a new environment, which sees the packages of this one. Returns its programs."""
 
     def installed(file):
         venv.create(tmp_path / "environment", symlinks=True)

@@ -60,10 +60,8 @@ def test_glows_where_the_attention_is(gradient_view):
 
 @pytest.mark.filterwarnings("error")
 def test_bands_of_words_and_rows_of_layers(gradient_view):
-    few, many = (
-        draw_explanation(explanation(gradient_view, 8)),
-        draw_explanation(explanation(gradient_view, 9, probability=None)),
-    )
+    few = draw_explanation(explanation(gradient_view, 8))
+    many = draw_explanation(explanation(gradient_view, 9, probability=None))
     side = few.width / 8.6
     assert 5 * side < many.width < 7 * side
     assert many.height > few.height + 1.2 * side

@@ -1,4 +1,4 @@
-"""Atomic writes: the old content or the new, whatever fails in between; never a part, and no litter."""
+"""An atomic write leaves the old content or the new, whatever fails. It leaves no part and no temporary file."""
 
 import errno
 import fcntl
@@ -125,7 +125,8 @@ class TestReplacing:
         assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o664
 
     def test_content_is_on_the_disk_before_it_gets_its_name(self, tmp_path, monkeypatch):
-        path, synced = tmp_path / "a", []
+        path = tmp_path / "a"
+        synced = []
         real = os.fsync
 
         def fsync(descriptor):
@@ -323,7 +324,9 @@ class TestLock:
                 pass
 
     def test_of_a_folder_that_was_removed_while_waiting_is_taken_anew(self, tmp_path):
-        folder, held, reading = tmp_path / "a", locked(tmp_path / "a", wait=True), threading.Event()
+        folder = tmp_path / "a"
+        held = locked(tmp_path / "a", wait=True)
+        reading = threading.Event()
         with ExitStack() as stack:
             with locked(folder):
                 waiting = threading.Thread(

@@ -18,7 +18,8 @@ def test_help_states_one_default_and_names_what_is_given(command, capsys, monkey
     with pytest.raises(SystemExit):
         cli.main([*command, "--help"])
     text = capsys.readouterr().out
-    usage, entries = text.splitlines()[0], re.split(r"\n(?=\W*(?:--[a-z]|[A-Z\[]+[\] ]))", text)
+    usage = text.splitlines()[0]
+    entries = re.split(r"\n(?=\W*(?:--[a-z]|[A-Z\[]+[\] ]))", text)
     assert len(usage) < 120
     assert not re.search(r"\b(STR|PATH)\b", re.sub(r"\[--.*|--.*", "", usage)), usage
     assert re.search(r"\(default:(\s|None|\s*\)|'')*\)", text) is None

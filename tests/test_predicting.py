@@ -60,7 +60,8 @@ def headed_predictor(answering_checkpoint):
 @pytest.fixture(scope="module")
 def head_features(headed_predictor):
     """What each kind of head reads of the images and texts."""
-    model, processor = headed_predictor.model, headed_predictor.processor
+    model = headed_predictor.model
+    processor = headed_predictor.processor
     tokens = processor.texts(TEXTS)
     with torch.no_grad():
         image = model.encode_image(processor.images(IMAGES))

@@ -172,13 +172,13 @@ class TestInputs:
 
 class TestResults:
     def test_are_those_of_the_model(self, predictor, picture_files):
-        model, processor = predictor.model, predictor.processor
-        pixel_values, text = processor.images(picture_files), processor.texts(TEXTS)
+        model = predictor.model
+        processor = predictor.processor
+        pixel_values = processor.images(picture_files)
+        text = processor.texts(TEXTS)
         with torch.no_grad():
-            image, words = (
-                model.encode_image(pixel_values),
-                model.encode_text(text.input_ids, text.attention_mask),
-            )
+            image = model.encode_image(pixel_values)
+            words = model.encode_text(text.input_ids, text.attention_mask)
             pooled = model(pixel_values, text.input_ids, text.attention_mask).pooled
             match = model.itm_logits(pooled).softmax(dim=-1)[:, 1]
             expected = [
@@ -217,7 +217,8 @@ class TestResults:
         )
 
     def test_for_a_gpu_threads_decode_one_batch_ahead(self, predictor, picture_files, monkeypatch):
-        begun, pictures = [], [*picture_files, Image.open(picture_files[1])] * 3
+        begun = []
+        pictures = [*picture_files, Image.open(picture_files[1])] * 3
         monkeypatch.setattr(inference, "fetched", lambda image: begun.append(image) or image)
         plain, ahead = (
             decoded(predictor.processor, pictures, 2, 0, torch.device(name))
@@ -287,7 +288,8 @@ class TestResults:
         gc.freeze()  # so that only what is made from here on is looked through
         hook = predictor.model.fusion.register_forward_pre_hook(measure)
         whole = predictor.match(images, texts, all_pairs=True, batch_size=48)
-        most, room = max(held), max(held) // 12
+        most = max(held)
+        room = max(held) // 12
         held.clear()
         in_blocks = predictor.match(
             images, texts, all_pairs=True, batch_size=4, memory_gib=4 * room / 2**30
@@ -519,7 +521,8 @@ class TestErrors:
             predictor.embed_images(stream.getvalue())
 
 
-PIXELS, IDS = torch.zeros(2, 3, 20, 20), torch.tensor([[0, 5, 2], [0, 6, 2]])
+PIXELS = torch.zeros(2, 3, 20, 20)
+IDS = torch.tensor([[0, 5, 2], [0, 6, 2]])
 PICTURE = Image.new("RGB", (24, 24))
 
 # What a user slips on, and the words that the answer has: what was given, and what was expected.

@@ -23,7 +23,7 @@ DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 def metrics(rsum: float = 120.0, **changes: float) -> dict[str, float]:
-    """Returns all test metrics of one data set; the six recalls are equal, and `rsum` is their sum in percent."""
+    """Returns all test metrics of one data set. The six recalls are equal, and `rsum` is their sum in percent."""
     rsum /= 100
     values = {
         f"{stage}_{side}_r{k}": rsum / 6
@@ -42,7 +42,9 @@ def metrics(rsum: float = 120.0, **changes: float) -> dict[str, float]:
     return values | changes
 
 
-def run(arm: Arm = "bridgetower", seed: int = 0, rsum: float = 120.0, **changes: Any) -> DemoRun:
+def demo_run(
+    arm: Arm = "bridgetower", seed: int = 0, rsum: float = 120.0, **changes: Any
+) -> DemoRun:
     """Returns a run of 20 steps."""
     return DemoRun(
         arm=arm, seed=seed, **{"steps": 20, "test": {"shapes": metrics(rsum)}, **changes}
@@ -73,7 +75,7 @@ def cost(arm: Arm = "bridgetower", fusion: int = 1_500_000) -> ModelCost:
     )
 
 
-def answers(arm: Arm = "bridgetower", seed: int = 0, right: float = 0.75) -> DemoAnswers:
+def demo_answers(arm: Arm = "bridgetower", seed: int = 0, right: float = 0.75) -> DemoAnswers:
     """Returns metrics of answers, alike for two topics."""
     colour = Grounding(number=500, model=right, other_image=0.5, text_only=0.55, majority=0.45)
     return DemoAnswers(
@@ -92,8 +94,8 @@ def answer(
 
 def results(*runs: DemoRun, **changes: Any) -> DemoResults:
     """Returns results of the runs given, or of three seeds of both arms where bridges help a little and clearly."""
-    ours = [run("bridgetower", seed, 130.0 + seed) for seed in range(3)]
-    theirs = [run("meter", seed, 120.0 + 2 * seed) for seed in range(3)]
+    ours = [demo_run("bridgetower", seed, 130.0 + seed) for seed in range(3)]
+    theirs = [demo_run("meter", seed, 120.0 + 2 * seed) for seed in range(3)]
     values: dict[str, Any] = {
         "command": "python -m bridgetower_demo --seeds 3",
         "settings": {"steps": 20, "optimizer": {"lr": 0.001}},
@@ -101,7 +103,7 @@ def results(*runs: DemoRun, **changes: Any) -> DemoResults:
         "tests": {"shapes": 50},
         "runs": runs or (*ours, *theirs),
         "costs": (cost("bridgetower"), cost("meter", fusion=1_250_000)),
-        "answers": (answers(), answers("meter", right=0.625)),
+        "answers": (demo_answers(), demo_answers("meter", right=0.625)),
         "versions": {"python": "3.11"},
         "processor": "a processor",
         "seconds_total": 3900.0,

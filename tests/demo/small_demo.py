@@ -1,4 +1,4 @@
-"""The demo on few images; as a script the one from scratch for two steps of each training, or one of its sets."""
+"""The demo on few images. As a script it runs from scratch with two steps of each training, or prepares a set."""
 
 import sys
 from dataclasses import replace
@@ -46,5 +46,7 @@ if __name__ == "__main__":
     run.RECIPES = {
         name: replace(recipe, model=recipe.model.override(shallow)) for name, recipe in ours.items()
     }
-    run.train_all, plan.NUM_VALIDATION, plan.NUM_TEST = train_here, FEW["validation"], FEW["test"]
+    run.train_all = train_here
+    plan.NUM_VALIDATION = FEW["validation"]
+    plan.NUM_TEST = FEW["test"]
     __main__.main(sys.argv[1:] or ["--from-scratch", "--minutes", "0.01"])

@@ -12,7 +12,7 @@ LENGTH = 7
 
 
 def tower(tokens: int, width: int, intermediate: int, layers: int) -> int:
-    """Multiply-adds of transformer layers: query, key, value and output; scores and sums; feed-forward."""
+    """Multiply-adds of transformer layers: of projections, of scores and sums, and of the feed-forward."""
     return layers * (
         4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * intermediate
     )
@@ -26,8 +26,11 @@ def fusion_stream(size: int, other: int, queries: int, width: int, intermediate:
 
 
 def expected_flops(config: ModelConfig, text: int) -> dict[str, int]:
-    vision, fusion = config.vision, config.fusion
-    width, layers, bridged = fusion.hidden_size, fusion.num_layers, fusion.num_bridged_layers
+    vision = config.vision
+    fusion = config.fusion
+    width = fusion.hidden_size
+    layers = fusion.num_layers
+    bridged = fusion.num_bridged_layers
     patch_count = (vision.image_size // vision.patch_size) ** 2
     image = patch_count + (2 if vision.distillation_token else 1)
     streams = [
@@ -65,7 +68,8 @@ def test_parameters_add_up():
     model = build_model()
     counts = parameters_by_part(model)
     assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
-    width, vocab = SMALL_CONFIG.fusion.hidden_size, SMALL_CONFIG.text.vocab_size
+    width = SMALL_CONFIG.fusion.hidden_size
+    vocab = SMALL_CONFIG.text.vocab_size
     mlm = width**2 + width + 2 * width + width * vocab + vocab
     itc = 12 * (SMALL_CONFIG.vision.hidden_size + SMALL_CONFIG.text.hidden_size + 2) + 1
     assert counts["heads"] == mlm + itc + 2 * width * 2 + 2

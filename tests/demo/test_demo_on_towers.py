@@ -97,7 +97,8 @@ def test_every_stage_leaves_one_checkpoint_and_towers_stay_as_they_were(demo):
         False,
     )
     assert load(answering_model(out), device="cpu").class_names("vqa")
-    before, after = first.state_dict(), last.state_dict()
+    before = first.state_dict()
+    after = last.state_dict()
     assert all(
         before[name].equal(after[name]) for name in before if name.startswith(("vision.", "text."))
     )
@@ -105,11 +106,10 @@ def test_every_stage_leaves_one_checkpoint_and_towers_stay_as_they_were(demo):
 
 def test_results_and_page_have_every_stage(demo):
     out, printed = demo
-    results, page = (
-        json.loads((out / "results.json").read_text()),
-        (out / "report.html").read_text(),
-    )
-    (run,), (answers,) = results["runs"], results["answers"]
+    results = json.loads((out / "results.json").read_text())
+    page = (out / "report.html").read_text()
+    (run,) = results["runs"]
+    (answers,) = results["answers"]
     assert (run["arm"], run["steps"], answers["arm"]) == ("bridgetower", 2 + 2, "bridgetower")
     assert printed["recall_at_5"] == run["test"]["flags"]["two_stage_text_to_image_r5"]
     assert printed["answers_right"] == answers["topics"]["overall"]["model"]
@@ -131,7 +131,8 @@ def test_results_and_page_have_every_stage(demo):
 
 def test_run_again_trains_no_further_and_with_the_other_model_that_one_alone(demo):
     out, _ = demo
-    before, seconds = folder_snapshot(out / "runs"), json.loads((out / "results.json").read_text())
+    before = folder_snapshot(out / "runs")
+    seconds = json.loads((out / "results.json").read_text())
     again = run_demo(out, plan=SMALL, minutes=1e-3, progress=False)
     assert folder_snapshot(out / "runs") == before
     assert again.seconds_total > seconds["seconds_total"] + 0.1

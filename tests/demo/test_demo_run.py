@@ -1,4 +1,4 @@
-"""What decides the demo's runs; the demo itself runs in test_demo_on_towers.py and pages/test_readme.py."""
+"""Settings decide the runs of the demo. The demo itself runs in test_demo_on_towers.py and pages/test_readme.py."""
 
 import json
 from dataclasses import replace

@@ -58,7 +58,8 @@ class TestSearches:
             top=len(shape_images),
         )
         texts, _ = shape_images.texts()
-        similarity, itm = cosine_table(evaluation), itm_table(evaluation)
+        similarity = cosine_table(evaluation)
+        itm = itm_table(evaluation)
         for example in of_direction("text_to_image", examples):
             text = texts.index(example.text)
             cosines = similarity[:, text]

@@ -1,4 +1,4 @@
-"""Spreads and differences follow from the runs; sentences claim a difference only where the seeds leave one."""
+"""Spreads and differences follow from the runs. Sentences claim a difference only where the seeds leave one."""
 
 import json
 
@@ -31,12 +31,14 @@ def test_headline_is_of_the_largest_test_and_of_bridgetower_alone():
         large = made_up.metrics(two_stage_text_to_image_r5=recall, chance_text_to_image_r5=0.05)
         return {"small": made_up.metrics(), "large": large}
 
-    runs = [made_up.run(seed=seed, test=tested(recall)) for seed, recall in ((0, 0.5), (1, 0.75))]
-    runs += [made_up.run("meter", seed, test=tested(0.25)) for seed in (0, 1)]
+    runs = [
+        made_up.demo_run(seed=seed, test=tested(recall)) for seed, recall in ((0, 0.5), (1, 0.75))
+    ]
+    runs += [made_up.demo_run("meter", seed, test=tested(0.25)) for seed in (0, 1)]
     answers = (
-        made_up.answers(),
-        made_up.answers(seed=1, right=0.5),
-        made_up.answers("meter", right=0.0),
+        made_up.demo_answers(),
+        made_up.demo_answers(seed=1, right=0.5),
+        made_up.demo_answers("meter", right=0.0),
     )
     results = made_up.results(*runs, answers=answers, tests={"small": 20, "large": 50})
     figures = {
@@ -50,13 +52,17 @@ def test_headline_is_of_the_largest_test_and_of_bridgetower_alone():
 
 def test_differences_are_paired_by_seed():
     runs = [
-        made_up.run(seed=seed, rsum=rsum) for seed, rsum in ((0, 100.0), (1, 104.0), (7, 300.0))
+        made_up.demo_run(seed=seed, rsum=rsum)
+        for seed, rsum in ((0, 100.0), (1, 104.0), (7, 300.0))
     ]
-    runs += [made_up.run("meter", seed, rsum) for seed, rsum in ((1, 96.0), (0, 90.0))]
+    runs += [made_up.demo_run("meter", seed, rsum) for seed, rsum in ((1, 96.0), (0, 90.0))]
     answers = [
-        made_up.answers(seed=seed, right=right) for seed, right in ((7, 0.1), (1, 0.75), (0, 0.5))
+        made_up.demo_answers(seed=seed, right=right)
+        for seed, right in ((7, 0.1), (1, 0.75), (0, 0.5))
     ]
-    answers += [made_up.answers("meter", seed, right) for seed, right in ((0, 0.25), (1, 0.625))]
+    answers += [
+        made_up.demo_answers("meter", seed, right) for seed, right in ((0, 0.25), (1, 0.625))
+    ]
     results = made_up.results(*runs, answers=tuple(answers))
     assert results.differences()["shapes"]["rsum"] == paired_difference([1.0, 1.04], [0.9, 0.96])
     expected = paired_difference([0.5, 0.75], [0.25, 0.625])

@@ -21,7 +21,8 @@ NUM_TEST = 24
 
 @pytest.fixture(scope="module", params=["vqa", "snli-ve", "nlvr2"])
 def grounded(request, answering_predictor, tmp_path_factory):
-    kind, folder = request.param, tmp_path_factory.mktemp("scenes")
+    kind = request.param
+    folder = tmp_path_factory.mktemp("scenes")
     config = ScenesConfig(kind=kind, num_train=40, num_validation=4, num_test=NUM_TEST, side=30)
     prepare_toyset("scenes", folder, config, progress=False)
     return kind, folder, judge(answering_predictor, kind, folder, topic_of=topic_of, batch_size=5)

@@ -91,10 +91,8 @@ def test_two_equal_training_one_after_another_and_stay_as_they_are(tmp_path, tin
 def test_one_that_fails_raises_its_error_and_the_other_can_go_on(
     started_children, tmp_path, tiny_dataset
 ):
-    good, bad = (
-        shapes_run_config(tiny_dataset, max_steps=LONG),
-        shapes_run_config(tiny_dataset, batch_size=4000),
-    )
+    good = shapes_run_config(tiny_dataset, max_steps=LONG)
+    bad = shapes_run_config(tiny_dataset, batch_size=4000)
     with pytest.raises(ValueError, match="fewer than one batch of 4000"):
         train_all({tmp_path / "good": good, tmp_path / "bad": bad}, progress=False)
     assert started_children() == []

@@ -107,8 +107,10 @@ def report_page(html):
 @pytest.fixture(scope="module")
 def single_arm_page():
     """The page of BridgeTower without METER."""
-    run = made_up.run(test={"shapes": made_up.metrics(chance_text_to_image_r5=0.05)})
-    return report_html(made_up.results(run, costs=(made_up.cost(),), answers=(made_up.answers(),)))
+    run = made_up.demo_run(test={"shapes": made_up.metrics(chance_text_to_image_r5=0.05)})
+    return report_html(
+        made_up.results(run, costs=(made_up.cost(),), answers=(made_up.demo_answers(),))
+    )
 
 
 def test_the_page_of_one_model_has_its_figures_first_and_no_word_of_another(single_arm_page):
@@ -142,8 +144,8 @@ def test_figures_are_means_with_their_spread_and_differences_have_their_interval
     assert '<td>21.8<span class="spread"> ± 0.2</span></td>' in html
     recall = table_cells(html, "Recall on shapes, in percent")["BridgeTower \u2212 METER, matching"]
     assert (recall[0], recall[-1]) == ("+1.5 (+1.1 to +1.9)", "+9.0 (+6.5 to +11.5)")
-    answers = [made_up.answers(seed=seed, right=0.75 + seed / 100) for seed in range(3)]
-    answers += [made_up.answers("meter", seed, right=0.7) for seed in range(3)]
+    answers = [made_up.demo_answers(seed=seed, right=0.75 + seed / 100) for seed in range(3)]
+    answers += [made_up.demo_answers("meter", seed, right=0.7) for seed in range(3)]
     rows = table_cells(
         report_html(made_up.results(answers=tuple(answers))), "Questions answered right, in percent"
     )
@@ -162,7 +164,10 @@ def test_without_matching_head():
     page = ReportPage(
         report_html(
             made_up.results(
-                *(made_up.run(arm, test={"shapes": results}) for arm in ("bridgetower", "meter"))
+                *(
+                    made_up.demo_run(arm, test={"shapes": results})
+                    for arm in ("bridgetower", "meter")
+                )
             )
         )
     )
@@ -187,7 +192,7 @@ def test_nothing_is_loaded_and_tables_have_captions_and_heads(html, report_page)
 def test_every_text_is_escaped():
     bad = '<b onclick="alert(1)">&\'$title</script>'
     dataset = made_up.dataset(bad, split_rule=bad, sources={bad: bad}, licences={bad: bad})
-    run = made_up.run(test={bad: made_up.metrics()})
+    run = made_up.demo_run(test={bad: made_up.metrics()})
     settings = {bad: bad, "list": [bad]}
     of_results = {
         "tests": {bad: 50},

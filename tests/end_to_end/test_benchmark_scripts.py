@@ -1,4 +1,4 @@
-"""Benchmarks: each starts; what they alone compute is right; `make nightly` runs them at their smallest sizes."""
+"""Every benchmark starts and computes the right numbers. `make nightly` runs them at their smallest sizes."""
 
 import importlib
 import json
@@ -78,11 +78,13 @@ class Sums:
     """Sums of attention over positions, by loops, of one layer with two heads."""
 
     def __init__(self):
-        self.entropy, self.distance, self.divergence = [0.0, 0.0], [0.0, 0.0], 0.0
+        self.entropy = [0.0, 0.0]
+        self.distance = [0.0, 0.0]
+        self.divergence = 0.0
         self.positions = self.measured = 0
 
     def add(self, weights, positions, prefix):
-        """Adds the weights of one pair [heads, queries, keys]; places are those of keys after a prefix."""
+        """Adds the weights of one pair [heads, queries, keys]. Places are those of keys after a prefix."""
         for query in range(weights.shape[1]):
             rows = weights[:, query].double()
             self.positions += 1
@@ -104,7 +106,8 @@ class Sums:
 def test_attention_is_a_mean_over_pairs_and_positions(benchmark, tiny_checkpoint, tiny_dataset):
     predictor = load(tiny_checkpoint, device="cpu")
     images = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", predictor.processor)
-    model, size = predictor.model, predictor.model.config.vision.patch_size
+    model = predictor.model
+    size = predictor.model.config.vision.patch_size
     side = range(model.config.vision.image_size // size)
     grid = [(float(size * row), float(size * column)) for row in side for column in side]
     sums = {kind: Sums() for kind in ("image self", "text self", "image to text", "text to image")}
@@ -161,10 +164,8 @@ def test_bridges_are_measured_with_the_recipe_of_the_demo(benchmark):
 
 
 def test_tables_of_the_page_are_made_of_what_was_measured():
-    filled, page = (
-        runpy.run_path(str(ROOT / "docs/tables.py"))["filled"],
-        (ROOT / "docs/benchmarks.md").read_text(),
-    )
+    filled = runpy.run_path(str(ROOT / "docs/tables.py"))["filled"]
+    page = (ROOT / "docs/benchmarks.md").read_text()
     assert filled(page) == page
     changed = re.sub(r"\d\.\d\d \(\d\S+/\S+\)", "1.00 (1/1)", page, count=1)
     assert filled(changed) == page != changed
@@ -233,8 +234,9 @@ class TestSmallest:
         assert printed.count("\n| ") == 5  # a line for each topic
 
     def test_bridges_keep_finished_runs(self, run_script, tmp_path):
-        """The arms that two experiments share are trained once; the second call trains nothing."""
-        results, work = tmp_path / "bridges.json", tmp_path / "work"
+        """The arms that two experiments share are trained once. The second call trains nothing."""
+        results = tmp_path / "bridges.json"
+        work = tmp_path / "work"
         sizes = {
             "steps": 2,
             "every": 1,
@@ -328,7 +330,7 @@ class TestSmallest:
         assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
 
     def test_side_by_side(self, run_script, tmp_path):
-        """All but what needs an export; the engines have tests of their own."""
+        """All engines are measured but those that need an export, which have tests of their own."""
         measures = (
             "forward-fp32",
             "forward-bf16",

@@ -43,10 +43,12 @@ for arguments in map(json.loads, sys.stdin):
 
 
 def closure(lines):
-    waiting, seen = [Requirement(line) for line in lines], set()
+    waiting = [Requirement(line) for line in lines]
+    seen = set()
     while waiting:
         requirement = waiting.pop()
-        name, marker = canonicalize_name(requirement.name), requirement.marker
+        name = canonicalize_name(requirement.name)
+        marker = requirement.marker
         extras = requirement.extras or {""}
         if name in seen or not any(
             marker is None or marker.evaluate({"extra": extra}) for extra in extras
@@ -70,7 +72,8 @@ def run_commands(tmp_path_factory):
             if not (folder / top).exists():
                 (folder / top).symlink_to(Path(str(installed.locate_file(top))))
     (folder / "bridgetower").symlink_to(ROOT / "src" / "bridgetower")
-    command, env = [sys.executable, "-S", "-c", RUNNER], {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-S", "-c", RUNNER]
+    env = {**os.environ, "PYTHONPATH": str(folder)}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True
     ) as process:
@@ -99,7 +102,8 @@ def test_a_model_is_used_and_help_is_shown(
     run_commands, tiny_checkpoint, answering_checkpoint, tmp_path
 ):
     Image.new("RGB", (24, 24), "red").save(tmp_path / "red.png")
-    images, texts = ["--images", tmp_path / "red.png"], ["--texts", "a red bar"]
+    images = ["--images", tmp_path / "red.png"]
+    texts = ["--texts", "a red bar"]
     uses = [
         ["embed", tiny_checkpoint, *images, *texts],
         ["match", tiny_checkpoint, *images, *texts],
@@ -161,7 +165,8 @@ def test_what_is_missing_or_wrong_is_named(run_commands, tiny_checkpoint, tmp_pa
     for extra, command in (
         (extra, command) for extra, commands in missing.items() for command in commands
     ):
-        python, (code, out, err) = command[0] == "-c", run_commands(*command)
+        python = command[0] == "-c"
+        (code, out, err) = run_commands(*command)
         assert code == (0 if python else 2)
         assert f"the extra {extra!r} is missing: {install(extra)} (package " in (
             out if python else err

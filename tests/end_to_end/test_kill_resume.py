@@ -51,7 +51,8 @@ class TestKilled:
         assert same_weights(runs_folder / "killed" / checkpoint, runs_folder / "whole" / checkpoint)
 
     def test_so_are_the_state_and_the_log(self, kill_report, runs_folder):
-        killed, whole = runs_folder / "killed", runs_folder / "whole"
+        killed = runs_folder / "killed"
+        whole = runs_folder / "whole"
         assert saved_state(killed) == saved_state(whole)
         assert same_tensors(state_tensors(killed), state_tensors(whole))
         assert metric_entries(runs_folder / "killed") == metric_entries(runs_folder / "whole")

@@ -173,7 +173,8 @@ def proxied_client(certificate):
 @pytest.mark.parametrize("way", WAYS)
 def test_api(addresses, proxied_client, way):
     address = httpx.URL(addresses[way])
-    headers, extensions = {"Host": address.netloc.decode()}, {"sni_hostname": address.host}
+    headers = {"Host": address.netloc.decode()}
+    extensions = {"sni_hostname": address.host}
     here = str(address.copy_with(host="127.0.0.1"))
 
     def ask(path, body=None, **changes):

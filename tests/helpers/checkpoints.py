@@ -39,7 +39,8 @@ class VisionFamily:
     patch: int | None = None
 
     def draw(self, random: Random) -> tuple[dict[str, Any], int]:
-        heads, patch = random.randint(2, 4), self.patch or random.choice([4, 6, 8])
+        heads = random.randint(2, 4)
+        patch = self.patch or random.choice([4, 6, 8])
         arguments = {
             "embed_dim": heads * self.head_width,
             "depth": random.randint(3, 5),
@@ -142,7 +143,7 @@ TEXT_FAMILIES = {
 
 
 def save_timm_family(folder, family, **pretrained):
-    """Writes a small model of timm, with a classifier, to a folder in the form of the hub; returns the model."""
+    """Writes a small model of timm, with a classifier, to a folder in the form of the hub. Returns the model."""
     import timm
 
     arguments, size = VISION_FAMILIES[family].draw(Random(0))
@@ -161,7 +162,7 @@ def save_timm_family(folder, family, **pretrained):
 
 
 def save_text_family(folder, family, name="AutoModel", **changes):
-    """Writes a small model of a class of transformers to a folder; returns the model."""
+    """Writes a small model of a class of transformers to a folder. Returns the model."""
     import transformers
 
     config = transformers.AutoConfig.for_model(family, **TEXT_FAMILIES[family](Random(0)) | changes)
@@ -171,7 +172,8 @@ def save_text_family(folder, family, name="AutoModel", **changes):
 
 
 TOWER_PIXELS = random_images(2, size=32)
-CLIP_WIDTH, CLIP_PATCH = 128, 8
+CLIP_WIDTH = 128
+CLIP_PATCH = 8
 
 
 @dataclass(frozen=True)
@@ -305,7 +307,7 @@ _TEXT_VALUES |= {
 
 
 def build_transformers_model(name, **changes):
-    """A small model of a class of transformers, with random weights; `changes` are values of its config."""
+    """A small model of a class of transformers, with random weights. `changes` are values of its config."""
     import transformers
 
     build = getattr(transformers, name)
@@ -414,7 +416,8 @@ def make_official(changes=None, *, extra=(), seed=0):
     config = OFFICIAL_CONFIG.override(changes or {})
     naming = "timm" if config.vision.patch_bias else "clip"
     tensors = build_model(config, seed).state_dict()
-    width, generator = config.text.hidden_size, torch.Generator().manual_seed(seed)
+    width = config.text.hidden_size
+    generator = torch.Generator().manual_seed(seed)
     extra_tensors = {
         "text.pooler.dense.weight": torch.rand(width, width, generator=generator),
         "text.pooler.dense.bias": torch.rand(width, generator=generator),
@@ -492,7 +495,7 @@ STATE_PATTERN = f"*/{STATE_FOLDER}/step-*"
 
 
 def saved_state(out):
-    """Where a run is; at its beginning where nothing is saved."""
+    """Returns the state that a run saved last. Without any the run is at its beginning."""
     path = newest(out)
     return TrainingState() if path is None else TrainingState(**read_state_json(path)["state"])
 

@@ -18,7 +18,8 @@ class Patches(VisionTower):
         )
 
     def forward(self, pixel_values: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
-        hidden, outputs = self.embedding(pixel_values).flatten(2).mT, []
+        hidden = self.embedding(pixel_values).flatten(2).mT
+        outputs = []
         for number, block in enumerate(self.blocks, start=1):
             hidden = hidden + torch.tanh(block(hidden))
             outputs += [hidden] * (number in layers)

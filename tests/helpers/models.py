@@ -40,7 +40,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def changed_config(**overrides):
-    """Returns the small config with fields replaced; `vision__image_size` stands for `vision.image_size`."""
+    """Returns the small config with fields replaced. `vision__image_size` stands for `vision.image_size`."""
     return SMALL_CONFIG.override(
         {name.replace("__", "."): value for name, value in overrides.items()}
     )
@@ -88,7 +88,8 @@ def random_images(count, config=SMALL_CONFIG, *, size=None, seed=0):
 def random_texts(lengths, config=SMALL_CONFIG, *, width=None, seed=0):
     """Returns random ids of some lengths, padded to `width` tokens (None: the longest), and their mask."""
     generator = torch.Generator().manual_seed(seed)
-    first, last = config.text.pad_token_id + 2, config.text.vocab_size
+    first = config.text.pad_token_id + 2
+    last = config.text.vocab_size
     rows = [torch.randint(first, last, (length,), generator=generator) for length in lengths]
     ids = torch.full((len(lengths), width or max(lengths)), config.text.pad_token_id)
     mask = torch.zeros_like(ids)
@@ -99,7 +100,7 @@ def random_texts(lengths, config=SMALL_CONFIG, *, width=None, seed=0):
 
 
 def random_caption_batch(index, lengths, config=SMALL_CONFIG, *, seed=0):
-    """Returns texts of some lengths with the images of `index`; the second token of each text is hidden."""
+    """Returns texts of some lengths with the images of `index`. The second token of each text is hidden."""
     input_ids, mask = random_texts(lengths, config)
     labels = torch.full_like(input_ids, IGNORED)
     labels[:, 1] = input_ids[:, 1]

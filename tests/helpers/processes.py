@@ -112,7 +112,7 @@ def serve_commands(address, ready, lender):
 
 
 def watch_command(connection):
-    """Starts the command of a request and ends with it; returns in the process of the command, with its state."""
+    """Starts the command of a request and ends with it. Returns in the process of the command, with its state."""
     content, streams, _, _ = socket.recv_fds(connection, MAX_REQUEST_BYTES, 3)
     command = os.fork()
     if command:
@@ -198,7 +198,7 @@ def act_before(event, number, act):
 
 
 def exit_code_of(process):
-    """Waits for the end; returns the exit code, or minus the signal."""
+    """Waits for the end. Returns the exit code, or minus the signal."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 

@@ -114,10 +114,11 @@ _VQA_IMAGES = {
 
 
 def write_vqav2(folder):
-    """Writes pictures and questions of VQAv2; the fourth question about each has a rare answer."""
+    """Writes pictures and questions of VQAv2. The fourth question about each has a rare answer."""
     for subset, numbers in _VQA_IMAGES.items():
         year = subset.replace("test-dev", "test")
-        questions, annotations = [], []
+        questions = []
+        annotations = []
         for number in numbers:
             write_file(folder / year / coco_name(number, year), noise_jpeg(number))
             for index in range(_QUESTIONS_PER_PICTURE):
@@ -159,9 +160,11 @@ def _vqa_annotation(number, index):
 
 
 def write_visual_genome(folder):
-    """Writes pictures of Visual Genome with regions and questions; 2 is in COCO's train, 3 in val, 4 in restval."""
+    """Writes pictures of Visual Genome with regions and questions. 2 is in COCO's train, 3 in val, 4 in restval."""
     coco_ids = {1: None, 2: 57870, 3: 522418, 4: 318219, 5: 999_999, 6: None}
-    pictures, regions, questions = [], [], []
+    pictures = []
+    regions = []
+    questions = []
     for number, coco_id in coco_ids.items():
         subfolder = "VG_100K_2" if number % 2 else "VG_100K"
         write_file(folder / "images" / subfolder / f"{number}.jpg", noise_jpeg(number))
@@ -223,7 +226,7 @@ def write_snli_ve(folder):
 
 
 def write_nlvr2(folder):
-    """Writes three pairs per split of NLVR2 in the folders of its archives; some `.png` hold a JPEG."""
+    """Writes three pairs per split of NLVR2 in the folders of its archives. Some `.png` hold a JPEG."""
     for split in ("train", "dev", "test1", "test2"):
         rows = []
         for number in range(3):
@@ -277,7 +280,7 @@ def write_winoground(folder):
 
 
 def write_sugarcrepe(folder):
-    """Writes two examples of each change, all of three pictures; their numbers have gaps, as in the originals."""
+    """Writes two examples of each change, all of three pictures. Their numbers have gaps, as in the originals."""
     changes = (
         "add_att",
         "add_obj",
@@ -331,7 +334,7 @@ SET_WRITERS = {
 
 
 def captioned_links(count):
-    """Returns links with captions; the last two links end in one file name, and the third has no caption."""
+    """Returns links with captions. The last two links end in one file name, and the third has no caption."""
     names = [
         f"http://static.example.org/{number // 3}/{1000 + number}_o.jpg"
         for number in range(count - 1)
@@ -344,7 +347,7 @@ def captioned_links(count):
 
 
 def write_shards(folder, rows, *, per_shard=3):
-    """Writes tar shards as img2dataset does, with its tables and counts beside; every fourth download failed."""
+    """Writes tar shards as img2dataset does, with its tables and counts beside. Every fourth download failed."""
     for shard, start in enumerate(range(0, len(rows), per_shard)):
         samples = list(_downloads(rows[start : start + per_shard], shard, start))
         folder.mkdir(parents=True, exist_ok=True)
@@ -435,7 +438,7 @@ def write_vg_arrow(folder):
 
 
 def write_vqav2_arrow(folder, *, ending="_fix"):
-    """Writes files of VQAv2; test questions have no answers."""
+    """Writes files of VQAv2. Test questions have no answers."""
     for start, split in enumerate(
         ("train", "val", "test", "test-dev", "trainable_val", "rest_val")
     ):

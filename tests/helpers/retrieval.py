@@ -23,7 +23,7 @@ def block_scores(table):
 
 
 def list_pairs(truth, image_side, text_side=None, cosine=None):
-    """The list of the pairs that two tables are true at; without the second one, the first is of both sides."""
+    """The list of the pairs that two tables are true at. Without the second one, the first is of both sides."""
     text_side = image_side if text_side is None else text_side
     cosine = torch.zeros(image_side.shape) if cosine is None else cosine
     at = (image_side | text_side).nonzero(as_tuple=True)
@@ -89,13 +89,14 @@ def plain_recalls(for_images, for_texts, truth, ks=RECALL_KS):
 
 
 def hit_chance(scores, is_own, k):
-    """Chance of an own item among the first k; one that was dropped is no hit."""
+    """Chance of an own item among the first k. One that was dropped is no hit."""
     best = max(
         (score for score, is_own in zip(scores, is_own, strict=True) if is_own), default=DROPPED
     )
     if best == DROPPED:
         return 0.0
-    better, tied = sum(score > best for score in scores), scores.count(best)
+    better = sum(score > best for score in scores)
+    tied = scores.count(best)
     num_wrong = tied - sum(
         is_own and score == best for score, is_own in zip(scores, is_own, strict=True)
     )

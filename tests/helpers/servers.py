@@ -178,7 +178,7 @@ class S3Store:
         self.fault = lambda path: None
 
     def upload(self, folder: Path, uri: str) -> str:
-        """Copies the files of a folder to `bucket/…`; returns the URL."""
+        """Copies the files of a folder to `bucket/…`. Returns the URL."""
         import fsspec
 
         system = fsspec.filesystem("s3")

@@ -65,7 +65,7 @@ def caption_record(number, **changes):
 
 
 def write_set(folder, splits, schema=CAPTIONS, **files):
-    """Writes records by split as a prepared set, with further JSON files; returns its folder."""
+    """Writes records by split as a prepared set, with further JSON files. Returns its folder."""
     info = DatasetInfo(name=folder.name, split_rule="as given")
     with SetWriter(folder, schema, WritingConfig(), progress=False) as writer:
         for split, records in splits.items():
@@ -100,7 +100,8 @@ def caption_images(folder, split, processor, **config):
 
 def read_rows(folder, split, schema=None):
     """Returns what a split of a prepared set holds: `id`, `images` with their bytes and `entries` of each."""
-    opened, rows = PreparedSet(folder, (split,), schema), {}
+    opened = PreparedSet(folder, (split,), schema)
+    rows = {}
     for example in opened.scan():
         key = tuple(example["images"]) or (-1 - len(rows),)
         row = rows.setdefault(
@@ -127,7 +128,7 @@ def png_of_colour(colour):
 
 
 def write_entry_set(folder, kind):
-    """Writes a set of a kind, whose test split has neither answers nor labels; returns its folder."""
+    """Writes a set of a kind, whose test split has neither answers nor labels. Returns its folder."""
     make = {"vqa": question_records, "snli-ve": statement_records, "nlvr2": pair_records}[kind]
     files = {"answers.json": list(ANSWERS)} if kind == "vqa" else {}
     rows = {split: make(split, count) for split, count in SPLIT_SIZES.items()}
@@ -137,7 +138,8 @@ def write_entry_set(folder, kind):
 def entry_examples(
     folders, kind, processor, split="train", use="test", *, task=None, names=None, **config
 ):
-    spec, paths = TASKS[kind], (folders,) if isinstance(folders, Path) else folders
+    spec = TASKS[kind]
+    paths = (folders,) if isinstance(folders, Path) else folders
     source = ExampleSource(
         data=DataConfig(folders=tuple(map(str, paths)), **config),
         splits=(split,) if isinstance(split, str) else split,
@@ -150,7 +152,7 @@ def entry_examples(
 
 
 def write_labelled_table(folder, *, multi_label):
-    """Plain images and texts of four colours; every third row has no image, every fifth no text."""
+    """Plain images and texts of four colours. Every third row has no image, every fifth no text."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number in range(40):
@@ -174,7 +176,7 @@ def write_labelled_table(folder, *, multi_label):
 
 
 def question_records(split, count):
-    """Pictures with two questions each; nobody gave an answer of the vocabulary to the second one of every third."""
+    """Pictures with two questions each. Nobody gave an answer of the vocabulary to the second one of every third."""
     first = {"train": 1_000, "validation": 2_000, "test": 3_000}[split]
     return [
         Record(

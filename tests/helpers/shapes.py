@@ -92,7 +92,7 @@ def prepare_shapes(pictures, out, **options):
 
 
 def write_tiny_checkpoint(dataset, folder, model=SHAPES_MODEL, labels=None):
-    """Writes a small model with random weights and preprocessing for the set; returns the folder."""
+    """Writes a small model with random weights and preprocessing for the set. Returns the folder."""
     values = ProcessorConfig(
         profile="official-pretrain", image_size=SHAPES_MODEL.vision.image_size, max_length=24
     )
@@ -111,7 +111,7 @@ def write_tiny_checkpoint(dataset, folder, model=SHAPES_MODEL, labels=None):
 
 
 def write_answering_checkpoint(dataset, folder):
-    """Writes the small model with the heads of VQA, SNLI-VE and NLVR2; its answers are the colours."""
+    """Writes the small model with the heads of VQA, SNLI-VE and NLVR2. Its answers are the colours."""
     heads = HeadsConfig(mlm=False, itm=False, vqa=len(SHAPE_COLOURS), snli_ve=True, nlvr2=True)
     model = replace(
         SHAPES_MODEL, heads=heads, fusion=replace(SHAPES_MODEL.fusion, num_token_types=3)

@@ -30,7 +30,7 @@ SOURCE_CAPTIONS = (
 
 
 def write_sources(images, folder):
-    """Writes the first images of a folder as every kind of source; returns where each is."""
+    """Writes the first images of a folder as every kind of source. Returns where each is."""
     contents = {f"{name}.png": (images / f"{name}.png").read_bytes() for name in SOURCE_NAMES}
     rows = list(zip(contents, SOURCE_CAPTIONS, strict=True))
     paths = {
@@ -142,7 +142,7 @@ def write_clip(
     pixels=None,
     still=False,
 ):
-    """Writes a clip, with pixels of a ratio of sides, or of one colour; the container follows from the suffix."""
+    """Writes a clip, with pixels of a ratio of sides, or of one colour. The container follows from the suffix."""
     options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=fps)

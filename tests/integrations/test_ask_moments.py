@@ -45,7 +45,9 @@ class Stub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def llm():
-    Stub.requests, Stub.status, Stub.error = [], 200, None
+    Stub.requests = []
+    Stub.status = 200
+    Stub.error = None
     with HTTPServer(("127.0.0.1", 0), Stub) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -57,7 +59,8 @@ def llm():
 @pytest.fixture(scope="module")
 def moments_client(tiny_checkpoint, tmp_path_factory):
     """Of a server with an index of a talk."""
-    folder, predictor = tmp_path_factory.mktemp("talks"), load(tiny_checkpoint, device="cpu")
+    folder = tmp_path_factory.mktemp("talks")
+    predictor = load(tiny_checkpoint, device="cpu")
     write_clip(folder / "talk.mp4")
     (folder / "talk.srt").write_text(SUBTITLES, encoding="utf-8")
     build_index(folder / "talk.mp4", folder / "talks.lance", predictor)
@@ -85,7 +88,8 @@ def test_errors_are_told(example, moments_client, llm):
         (500, ["odd"], "completions: Internal Server Error, status 500"),
         (200, {"message": "overloaded", "code": 529}, "/v1: overloaded"),
     ):
-        Stub.status, Stub.error = status, error
+        Stub.status = status
+        Stub.error = error
         with pytest.raises(SystemExit, match=message):
             example.main(
                 ["a red square", "What?", "--server", server, "--llm", llm, "--model", "a-model"]

@@ -15,7 +15,7 @@ TEXTS = ["red circle on black", "a bar", "a square"]
 
 @pytest.fixture(scope="module")
 def embed_with():
-    """Makes embeddings; the library takes seconds to import, which other processes of tests need not spend."""
+    """Makes embeddings. The library takes seconds to import, which other processes of tests need not spend."""
     pytest.importorskip("llama_index.core")
     from bridgetower.integrations.llama_index import BridgeTowerEmbedding
 
@@ -28,7 +28,8 @@ def llama_embedding(embed_with, predictor):
 
 
 def test_vectors_in_this_thread_and_in_others(llama_embedding, predictor, image_files, monkeypatch):
-    texts, vectors = predictor.embed_texts(TEXTS), predictor.embed_images(image_files)
+    texts = predictor.embed_texts(TEXTS)
+    vectors = predictor.embed_images(image_files)
     assert_close(llama_embedding.get_text_embedding_batch(TEXTS), texts)
     assert_close(llama_embedding.get_query_embedding(TEXTS[1]), texts[1])
     assert_close(asyncio.run(llama_embedding.aget_query_embedding(TEXTS[1])), texts[1])

@@ -1,4 +1,4 @@
-"""The official client starts `bridgetower mcp` and calls its tools; answers are those of the searcher and the model."""
+"""The official client starts `bridgetower mcp` and calls its tools. Answers are those of the searcher and the model."""
 
 import asyncio
 import base64
@@ -151,7 +151,8 @@ def test_files_outside_the_folder_and_changed_ones_are_not_shown(
     call, moments_searcher, moments_index
 ):
     (hit,) = moments_searcher.search(TEXT, top=1, where="start IS NULL")
-    file, content = Path(hit.file), Path(hit.file).read_bytes()
+    file = Path(hit.file)
+    content = Path(hit.file).read_bytes()
     try:
         for change in (
             lambda: file.write_bytes(b"other"),
@@ -173,7 +174,8 @@ def test_nothing_at_urls_or_outside_the_folder_is_opened(
     (tmp_path / "seen").mkdir()
     shutil.copy(moments_index.parent / "seen" / "0.png", tmp_path / "seen" / "0.png")
     with serve_files(moments_index.parent / "seen") as url:
-        opened, read = list[str](), index_module.read_indexed
+        opened = list[str]()
+        read = index_module.read_indexed
         monkeypatch.setattr(
             index_module,
             "read_indexed",
@@ -203,7 +205,8 @@ def test_nothing_at_urls_or_outside_the_folder_is_opened(
 
 
 def test_the_command_speaks_over_stdin_and_stdout(moments_index, moments_searcher, forked):
-    arguments, environment = ["mcp", str(moments_index), "--device", "cpu"], dict(os.environ)
+    arguments = ["mcp", str(moments_index), "--device", "cpu"]
+    environment = dict(os.environ)
     parameters = mcp.StdioServerParameters(
         command=str(forked / "bridgetower"), args=arguments, env=environment
     )

@@ -35,10 +35,8 @@ def embedder(comparable_checkpoint):
 
 class TestEncode:
     def test_texts_images_and_both_in_one_call(self, embedder, comparable_predictor, image_files):
-        texts, pictures = (
-            comparable_predictor.embed_texts(TEXTS, truncate=True),
-            comparable_predictor.embed_images(image_files),
-        )
+        texts = comparable_predictor.embed_texts(TEXTS, truncate=True)
+        pictures = comparable_predictor.embed_images(image_files)
         pairs = comparable_predictor.embed_pairs(image_files[:2], TEXTS[:2])
         opened = Image.open(image_files[2])
         inputs = [
@@ -192,10 +190,8 @@ class TestTraining:
         def lost():
             return float(loss([model.preprocess(column) for column in (NAMES, image_files)], None))
 
-        untrained, options = (
-            lost(),
-            st.SentenceTransformerTrainingArguments(tmp_path / "run", **OPTIONS),
-        )
+        untrained = lost()
+        options = st.SentenceTransformerTrainingArguments(tmp_path / "run", **OPTIONS)
         data = Dataset.from_dict({"text": NAMES, "image": image_files})
         st.SentenceTransformerTrainer(model, options, train_dataset=data, loss=loss).train()
         vectors = model.encode(image_files)  # also ends dropout
@@ -254,7 +250,8 @@ class TestTraining:
             scores = model.predict(pairs, activation_fn=torch.nn.Identity(), convert_to_tensor=True)
             return float(torch.nn.functional.binary_cross_entropy_with_logits(scores, right))
 
-        untrained, options = lost(), st.CrossEncoderTrainingArguments(tmp_path / "run", **OPTIONS)
+        untrained = lost()
+        options = st.CrossEncoderTrainingArguments(tmp_path / "run", **OPTIONS)
         texts, pictures = map(list, zip(*pairs, strict=True))
         data = Dataset.from_dict({"text": texts, "image": pictures, "label": right.tolist()})
         st.CrossEncoderTrainer(
@@ -262,7 +259,8 @@ class TestTraining:
         ).train()
         assert lost() < 0.9 * untrained
         model.save_pretrained(str(tmp_path / "saved"))
-        scores, saved = model.predict(pairs), load(tmp_path / "saved", device="cpu")
+        scores = model.predict(pairs)
+        saved = load(tmp_path / "saved", device="cpu")
         assert_close(saved.match(pictures, texts), scores)
         assert saved.reranking == UNMEASURED  # its calibration was of other weights
         assert_close(

@@ -59,17 +59,16 @@ def test_results_of_threads_are_those_of_one(exported, engine, precision):
 
 
 def test_threads_that_start_together_with_different_parts_wait_until_theirs_is_packed(monkeypatch):
-    model, other, texts, images = (
-        build_model(),
-        build_model(),
-        random_texts([5, 3]),
-        random_images(2),
-    )
+    model = build_model()
+    other = build_model()
+    texts = random_texts([5, 3])
+    images = random_images(2)
     uses = [
         (other.text, lambda model: model.encode_text(*texts)),
         (other.vision, lambda model: model.encode_image(images)),
     ]
-    engine, packed = TorchEngine(other, torch.device("cpu")), []
+    engine = TorchEngine(other, torch.device("cpu"))
+    packed = []
 
     def slowly(tower, **options):
         time.sleep(0.1)  # in which the others come

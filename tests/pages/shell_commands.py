@@ -12,7 +12,7 @@ set -euo pipefail
 
 
 def commands(page):
-    """The arguments of `bridgetower` or `python` in each command of a page, in order; a shell expands its loops."""
+    """The arguments of `bridgetower` or `python` in each command of a page, in order. A shell expands its loops."""
     blocks = re.findall(
         r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )

@@ -27,7 +27,8 @@ def work(forked, tmp_path_factory):
 
 
 def test_commands(work, capsys):
-    data, run = str(work / "set"), str(work / "run-of-commands")
+    data = str(work / "set")
+    run = str(work / "run-of-commands")
     main(["train", "claims-nano", *OWN, "--data.folders", data, "--device", "cpu", "--out", run])
     accuracy = json.loads(capsys.readouterr().out)["accuracy"]
     main(

@@ -59,7 +59,8 @@ def losses(model):
     for row in Path("captions.csv").read_text().splitlines()[1:]:
         captions.setdefault(*row.split(",", 1))
     predictor = load(model, device="cpu")
-    images, texts = list(map(Path, captions)), list(captions.values())
+    images = list(map(Path, captions))
+    texts = list(captions.values())
     embeds = {"image": predictor.embed_images(images), "text": predictor.embed_texts(texts)}
     embeds["pair"] = predictor.embed_pairs(images, texts)
     targets = torch.arange(len(texts))
@@ -85,7 +86,8 @@ def test_every_command(run, fine_tune_folder, caplog):
     assert hits.keys() == {"", "--against pairs"}
     assert all(hit["cosine"] is not None for rows in hits.values() for hit in rows)
 
-    before, after = losses("published"), losses("runs/my-photos")
+    before = losses("published")
+    after = losses("runs/my-photos")
     assert all(after[name] < before[name] - 0.5 for name in before), (before, after)
     assert (
         json.loads(Path("runs/my-photos-matching/last/config.json").read_text())["model"]["heads"][

@@ -21,7 +21,8 @@ from helpers.shapes import SHAPE_COLOURS, SHAPES_MODEL, write_shape_pictures, wr
 from helpers.sources import CLIP_SIZE, SUBTITLES, write_clip
 
 LOOKS = {"light": ("light", 1200), "narrow-dark": ("dark", 400)}
-TEXT, DECIDES = "red circle on black", "What decides the match"
+TEXT = "red circle on black"
+DECIDES = "What decides the match"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 EXPECTED_FAILURE = "Failed to load resource: the server responded with a status of 4"
 
@@ -108,7 +109,7 @@ def card_paths(page):
 
 
 def until(holds, page):
-    """Waits for something on the page; `wait_for_function` would need what its policy forbids."""
+    """Waits for something on the page. `wait_for_function` would need what its policy forbids."""
     for _ in range(3000):  # a minute, as long as the driver waits elsewhere
         if holds():
             return
@@ -117,7 +118,7 @@ def until(holds, page):
 
 
 def check_hits(page, hits):
-    """The gallery has these hits with their ranks and images; right after a click it still has the hits of before."""
+    """The gallery has these hits with their ranks and images. Right after a click it still has the hits of before."""
     until(lambda: card_paths(page) == [hit.path for hit in hits], page)
     until(lambda: page.locator("#hits img").count() == len(hits), page)
     cards = page.locator("#hits li").evaluate_all("""cards => cards.map(card => [
@@ -154,10 +155,8 @@ def test_probabilities_only_with_a_calibration_and_matching_as_validation_found(
     )
     gain = Gain(difference=0.0, low=-0.01, high=0.01, texts=9)
     monkeypatch.setattr(page_predictor, "reranking", Reranking(calibration=calibration, gain=gain))
-    nearest, expected = (
-        page_searcher.search(TEXT, top=1)[0],
-        page_searcher.search(TEXT, top=24, rerank=64),
-    )
+    nearest = page_searcher.search(TEXT, top=1)[0]
+    expected = page_searcher.search(TEXT, top=24, rerank=64)
     with open_page(link=f"#search?q={TEXT}") as page:
         assert "nearest first" in settled(page)
         dialog = page.get_by_role("dialog")
@@ -598,7 +597,7 @@ def test_what_cannot_be_done_is_told(open_page, first_image, tmp_path):
     ],
 )
 def test_an_error_is_titled_by_what_it_is(browsed, page_server, status, code, title, again):
-    """Without a code a proxy answers; without a status nothing does."""
+    """Without a code a proxy answers. Without a status nothing does."""
 
     def answer(route):
         if status is None:

@@ -30,10 +30,8 @@ FIRST = [
     ROOT / "docs" / "training.md",
 ]
 PAGES = [*FIRST, *sorted(set((ROOT / "docs").glob("*.md")) - set(FIRST))]
-PUBLISHED, LEFT = (
-    "BridgeTower/bridgetower-large-itm-mlm-itc",
-    "bridgetower-demo/runs/bridgetower-0/last",
-)
+PUBLISHED = "BridgeTower/bridgetower-large-itm-mlm-itc"
+LEFT = "bridgetower-demo/runs/bridgetower-0/last"
 DEMO = ROOT / "tests" / "demo" / "small_demo.py"
 # that `make lowest` leaves out
 NEEDED = {"integrations.md": ("llama_index", "sentence_transformers")}
@@ -58,7 +56,8 @@ smaller() {{
 bridgetower() {{ smaller bridgetower "$@"; }}
 torchrun() {{ smaller torchrun "$@"; }}
 """
-SERVE, END = "bridgetower serve", "--- end of a block"
+SERVE = "bridgetower serve"
+END = "--- end of a block"
 EACH = f"""
 import sys
 for block in sys.argv[1:]:
@@ -125,7 +124,7 @@ class PageShell:
         return [line for line in done.stdout.splitlines() if not line.startswith("[Gloo] ")]
 
     def outputs(self, language: str, texts: list[str]) -> list[list[str]]:
-        """The lines of each block; those of Python share a process, which imports large libraries once."""
+        """The lines of each block. Those of Python share a process, which imports large libraries once."""
         if language == "bash":
             return [self.run("bash", "-euo", "pipefail", "-c", SMALL + text) for text in texts]
         printed = self.run("python", "-c", EACH, *texts)
@@ -208,13 +207,11 @@ def test_what_the_readme_tells_of_transformers():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run(page, workplace):
-    """Lines that a page shows after `# =>` are printed, but for what `…` stands for; those after `# ≈` come nightly."""
+    """Lines that a page shows after `# =>` are printed, but for what `…` stands for. Those after `# ≈` come nightly."""
     for package in NEEDED.get(page.name, ()):
         pytest.importorskip(package)
-    needs_store, has_store = (
-        any(STORE.search(text) for _, text in blocks(page)),
-        find_spec("moto") is not None,
-    )
+    needs_store = any(STORE.search(text) for _, text in blocks(page))
+    has_store = find_spec("moto") is not None
     with ExitStack() as servers:
         if needs_store and has_store:
             servers.enter_context(s3_store())
@@ -245,11 +242,12 @@ def test_commands_run(page, workplace):
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
 def test_pages_show_what_the_full_demo_prints(tmp_path, forked):
-    """Blocks with lines after `# ≈`; the demo runs unless BRIDGETOWER_DEMO names its folder."""
+    """Blocks with lines after `# ≈`. The demo runs unless BRIDGETOWER_DEMO names its folder."""
     demo = PageShell(Path(os.environ.get("BRIDGETOWER_DEMO", tmp_path)), forked)
     if demo.folder == tmp_path:
         demo.run(sys.executable, "-m", "bridgetower_demo")
-    expected, actual = [], []
+    expected = []
+    actual = []
     for page in PAGES:
         measured = [text for _, text in blocks(page) if "# ≈ " in text]
         with ExitStack() as servers:
@@ -267,7 +265,8 @@ def test_pages_show_what_the_full_demo_prints(tmp_path, forked):
 
 def test_commands_that_are_not_run_are_parsed(monkeypatch):
     """Those that need the hub or the reader's own files: each has only options that there are."""
-    parsed, seen = cli.parsed, []
+    parsed = cli.parsed
+    seen = []
     monkeypatch.setattr(
         cli, "parsed", lambda *arguments: (parsed(*arguments), seen.append(arguments[0]))[1] or list
     )

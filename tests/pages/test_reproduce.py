@@ -115,7 +115,7 @@ def write_towers(folder: Path, tokenizer: bytes) -> None:
 
 
 def write_official(folder: Path) -> None:
-    """Official checkpoints for each task; the text towers have the published width, whose heads are known."""
+    """Official checkpoints for each task. The text towers have the published width, whose heads are known."""
     sizes = {
         "text.hidden_size": 768,
         "text.num_heads": 12,

@@ -181,7 +181,8 @@ class TestSets:
 def test_text_head_is_the_one_of_transformers():
     roberta = pytest.importorskip("transformers.models.roberta.modeling_roberta")
     config = roberta.RobertaConfig(hidden_size=32, num_labels=3, hidden_dropout_prob=0.1)
-    theirs, ours = roberta.RobertaClassificationHead(config), example.TextHead(32, 3, 0.1)
+    theirs = roberta.RobertaClassificationHead(config)
+    ours = example.TextHead(32, 3, 0.1)
     ours.dense.load_state_dict(theirs.dense.state_dict())
     ours.decoder.load_state_dict(theirs.out_proj.state_dict())
     hidden = torch.randn(4, 5, 32)
@@ -241,7 +242,8 @@ class TestRuns:
 
     @pytest.mark.parametrize("name", TRAINED[1:])
     def test_glue(self, example_runs, example_sets, name, capsys):
-        model, task = load(example_runs[name], extensions=OWN, device="cpu"), example.GLUE[name]
+        model = load(example_runs[name], extensions=OWN, device="cpu")
+        task = example.GLUE[name]
         entries = entries_of_split(example_sets[name], "validation")
         text = model.processor.pad(model.processor.pair_ids([entry["texts"] for entry in entries]))
         with torch.no_grad():

@@ -141,7 +141,8 @@ def test_pages_fit_a_narrow_window(browsed, out, scheme):
     handler = partial(SimpleHTTPRequestHandler, directory=str(out))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        site, version = f"http://127.0.0.1:{server.server_address[1]}", bridgetower.__version__
+        site = f"http://127.0.0.1:{server.server_address[1]}"
+        version = bridgetower.__version__
         narrow = {"color_scheme": scheme, "viewport": {"width": 390, "height": 800}}
         with browsed(site, f"/{version}/index.html", expected="status of 404", **narrow) as page:
             for name in ("index", "api-load", "command-search", "reproduce"):

@@ -154,7 +154,8 @@ def test_what_the_page_says(outcome, page_of):
 
 
 def test_a_table_of_ones_own_to_slice_by(outcome, page_of, tmp_path):
-    judgements, table = outcome.judge(), tmp_path / "slices.csv"
+    judgements = outcome.judge()
+    table = tmp_path / "slices.csv"
     with table.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(
             [["id", "light"], *([judgement.id, "day"] for judgement in judgements[:4])]

@@ -34,7 +34,8 @@ def source_paths(shapes_folder, tmp_path_factory):
 
 @pytest.fixture
 def encoded_batches(predictor):
-    batches, patches = [], predictor.model.vision.patch_embedding
+    batches = []
+    patches = predictor.model.vision.patch_embedding
     hook = patches.register_forward_hook(lambda _, inputs, __: batches.append(len(inputs[0])))
     yield batches
     hook.remove()
@@ -45,7 +46,8 @@ def interrupt(predictor):
     """Ends a run in the place of the computation of a number, or of another step."""
 
     def call(number, run, owner=predictor, name="compute"):
-        step, calls = getattr(owner, name), []
+        step = getattr(owner, name)
+        calls = []
 
         def failing(*arguments):
             calls.append(arguments)
@@ -63,7 +65,8 @@ def interrupt(predictor):
 
 @pytest.fixture
 def read_names(monkeypatch):
-    names, read_group = list[str](), vector_files.read_group
+    names = list[str]()
+    read_group = vector_files.read_group
 
     def noting(source, columns):
         names.append(source.files[0].name)

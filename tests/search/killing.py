@@ -18,6 +18,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
+from test_embed import read_vectors
 
 from bridgetower.data.sets import store
 from bridgetower.inference.config import EmbedConfig
@@ -37,7 +38,7 @@ OFTEN = {
 }
 
 
-def in_fork(work):
+def start_fork(work):
     process = os.fork()
     if process:
         return process
@@ -82,13 +83,13 @@ def killed(work, number):
         counting(store, "remove_folder")
         work()
 
-    return exit_code_of(in_fork(dying))
+    return exit_code_of(start_fork(dying))
 
 
 def killed_after_writes(work, out, number):
-    """Kills a process as soon as so many files were added to its output; returns how it ended."""
+    """Kills a process as soon as so many files were added to its output. Returns how it ended."""
     seen = set(out.rglob("*"))
-    process = in_fork(lambda: (work(), signal.pause()))
+    process = start_fork(lambda: (work(), signal.pause()))
     while len(set(out.rglob("*")) - seen) < number:
         pass
     os.kill(process, signal.SIGKILL)
@@ -102,17 +103,16 @@ def index_rows(out):
 
 
 def killed_embedding(predictor, photos, folder, suffix):
-    out, report, runs = (
-        folder / suffix / f"v.{suffix}",
-        folder / "report.json",
-        list[dict[str, Any]](),
-    )
+    out = folder / suffix / f"v.{suffix}"
+    report = folder / "report.json"
+    runs = list[dict[str, Any]]()
 
     def run():
         return embed_source(photos, out, predictor, EmbedConfig(**OFTEN)).bad
 
     def complete():
-        bad, (names, vectors) = run(), read_vectors(out)
+        bad = run()
+        (names, vectors) = read_vectors(out)
         beside = sorted(path.name for path in out.parent.iterdir())
         summary = {
             "bad": bad,
@@ -126,7 +126,7 @@ def killed_embedding(predictor, photos, folder, suffix):
     for number in range(1 if suffix == "lance" else 6, 60):
         if killed(run, number) == 0:
             break
-        assert exit_code_of(in_fork(complete)) == 0, number
+        assert exit_code_of(start_fork(complete)) == 0, number
         runs.append(json.loads(report.read_text()))
         shutil.rmtree(out.parent)
     return runs
@@ -144,7 +144,7 @@ def killed_indexing(predictor, photos, folder):
         report.write_text(json.dumps(index_rows(uri), default=str))
 
     def told(work):
-        assert exit_code_of(in_fork(work)) == 0
+        assert exit_code_of(start_fork(work)) == 0
         return json.loads(report.read_text())
 
     told(lambda: (build(before), tell(before)))
@@ -152,7 +152,8 @@ def killed_indexing(predictor, photos, folder):
     (photos / "01.png").rename(photos / "renamed.png")
     for name in ("02.png", "new.png"):
         Image.new("RGB", (24, 24), "red").save(photos / name)
-    expected, runs = told(lambda: (build(whole), tell(whole))), list[dict[str, Any]]()
+    expected = told(lambda: (build(whole), tell(whole)))
+    runs = list[dict[str, Any]]()
 
     def is_killed(kill, number):
         shutil.copytree(before, out)
@@ -178,7 +179,8 @@ def killed_indexing(predictor, photos, folder):
 
 
 if __name__ == "__main__":
-    predictor, folder = load(Path(sys.argv[1]), device="cpu"), Path(sys.argv[2])
+    predictor = load(Path(sys.argv[1]), device="cpu")
+    folder = Path(sys.argv[2])
     runs = {
         suffix: killed_embedding(predictor, folder / "few", folder, suffix)
         for suffix in ("lance", "npy")

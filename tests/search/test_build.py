@@ -47,7 +47,8 @@ class TestContent:
         assert sorted(rows) == NAMES
         album.check_vectors({name: album.folder / name for name in NAMES})
         for name, row in rows.items():
-            file, texts = album.folder / name, captions.get(name, [])
+            file = album.folder / name
+            texts = captions.get(name, [])
             assert (row["width"], row["height"], row["size"]) == (24, 24, file.stat().st_size)
             assert row["captions"] == texts
             of_texts, of_pairs = (
@@ -80,11 +81,9 @@ class TestContent:
 
 class TestSources:
     def test_at_urls(self, album, source_paths, predictor, tmp_path, monkeypatch):
-        image, shards, table = (
-            source_paths["folder"] / "03.png",
-            tmp_path / "shards.lance",
-            tmp_path / "urls.csv",
-        )
+        image = source_paths["folder"] / "03.png"
+        shards = tmp_path / "shards.lance"
+        table = tmp_path / "urls.csv"
         with serve_files(source_paths["folder"].parent) as url:
             table.write_text(
                 "url\n" + "".join(f"{url}/folder/{name}.png\n" for name in (*NAMES_OF, "none"))
@@ -207,7 +206,8 @@ class TestSources:
             f"{album.folder}/00.png",
             f"{album.folder}/01.png",
         ]
-        index, second_folder = tmp_path / "others.lance", tmp_path / "others"
+        index = tmp_path / "others.lance"
+        second_folder = tmp_path / "others"
         second_folder.mkdir()
         (album.folder / "00.png").rename(second_folder / "00.png")
         assert build_index([album.folder, second_folder], index, predictor).added == 6
@@ -369,7 +369,8 @@ class TestUpdate:
         )
 
     def test_what_was_embedded_is_written_every_few_seconds(self, album, interrupt, monkeypatch):
-        upsert, written = Index.upsert, list[int]()
+        upsert = Index.upsert
+        written = list[int]()
 
         def noting(index, rows):
             written.extend([len(rows)] if rows else [])
@@ -402,10 +403,8 @@ class TestParts:
     def test_unchanged_ones_are_not_read(
         self, kind, last, album, source_paths, read_names, tmp_path
     ):
-        source, files = (
-            tmp_path / kind,
-            [source_paths["folder"] / f"{name}.png" for name in NAMES_OF],
-        )
+        source = tmp_path / kind
+        files = [source_paths["folder"] / f"{name}.png" for name in NAMES_OF]
         (shutil.copytree if source_paths[kind].is_dir() else shutil.copy)(
             source_paths[kind], source
         )
@@ -484,7 +483,8 @@ class TestUnreadableFolders:
 
     @pytest.fixture
     def failing(self, monkeypatch):
-        scan, stat = os.scandir, Path.stat
+        scan = os.scandir
+        stat = Path.stat
 
         def call(folder):
             def scandir(path="."):
@@ -554,7 +554,8 @@ class TestUnreadableFolders:
 
     @pytest.mark.parametrize("name", ["list.csv", "captions.txt"])
     def test_the_rest_of_a_table_that_breaks_off(self, name, album, tmp_path):
-        table, second_folder = album.folder / name, tmp_path / "others"
+        table = album.folder / name
+        second_folder = tmp_path / "others"
         second_folder.mkdir()
         shutil.copy(album.folder / "03.png", second_folder / "03.png")
         (second_folder / "list.csv").write_text("image\n03.png\n")
@@ -586,7 +587,8 @@ class TestFiles:
         (album.folder / "link.png").symlink_to("nowhere.png")
         for name in (" a.png", "a\n.png", "caf\udce9.png"):
             (album.folder / name).write_bytes((album.folder / "00.png").read_bytes())
-        report, rows = album.build(max_errors=9), album.rows()
+        report = album.build(max_errors=9)
+        rows = album.rows()
         assert sorted(rows) == sorted([" a.png", "a\n.png", *NAMES])
         name = r"the name 'caf\udce9.png' is not UTF-8; rename the file"
         expected = [
@@ -596,7 +598,8 @@ class TestFiles:
         ]
         assert all(any(message in bad for bad in report.bad) for message in expected)
         assert len(report.bad) == 3
-        status, row = (album.folder / "sub" / "04.png").stat(), rows["sub/04.png"]
+        status = (album.folder / "sub" / "04.png").stat()
+        row = rows["sub/04.png"]
         assert (row["size"], row["captions"], row["location"]) == (
             status.st_size,
             ["a red bar", "on black"],
@@ -741,7 +744,8 @@ def test_refusals(album, tiny_checkpoint, tmp_path):
         build_index(album.folder, album.out, tmp_path / "model")
     assert not album.out.exists()
     album.build()
-    other, before = load(tiny_checkpoint, image_size=40, device="cpu"), album.rows()
+    other = load(tiny_checkpoint, image_size=40, device="cpu")
+    before = album.rows()
     fingerprint = Index(album.out).info.fingerprint
     with pytest.raises(
         ValueError, match=rf"made with model {fingerprint}.*is {other.fingerprint}; use that model"

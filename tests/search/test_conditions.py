@@ -16,7 +16,8 @@ for _ in range(20):
 @pytest.fixture(scope="module")
 def dated_index(tmp_path_factory):
     folder = tmp_path_factory.mktemp("index")
-    index, day = Index.create(folder / "a.lance", about(folder)), 86_400_000_000
+    index = Index.create(folder / "a.lance", about(folder))
+    day = 86_400_000_000
     rows = []
     for number, name in enumerate(NAMES):
         start, end = (float(number), number + 0.5) if number > 3 else (None, None)

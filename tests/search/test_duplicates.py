@@ -1,4 +1,4 @@
-"""Near-duplicates: groups as by comparing all pairs, whatever is in memory at once; the command and its sheet."""
+"""Near-duplicates are grouped as by comparing all pairs. The command prints them and draws a sheet."""
 
 import shutil
 
@@ -14,7 +14,7 @@ from bridgetower.search.index import Index, IndexInfo
 
 @pytest.fixture
 def chained_index(tmp_path):
-    """150 vectors near 40 directions, which chains connect in part; every image has its own number of pixels."""
+    """150 vectors near 40 directions, which chains connect in part. Every image has its own number of pixels."""
     random = np.random.default_rng(0)
     directions = random.normal(size=(40, 6))
     vectors = (
@@ -108,10 +108,8 @@ def test_copies_are_found_whatever_rounding_makes_of_their_cosine(tmp_path):
     info = IndexInfo(
         fingerprint="f", model="none", root=str(tmp_path), image_width=64, pair_width=2
     )
-    index, vectors = (
-        Index.create(tmp_path / "a.lance", info),
-        np.random.default_rng(0).standard_normal((300, 64)),
-    )
+    index = Index.create(tmp_path / "a.lance", info)
+    vectors = np.random.default_rng(0).standard_normal((300, 64))
     unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     assert ((unit @ unit.T).diagonal() < 1).any()
     fields = {

@@ -1,4 +1,4 @@
-"""Vectors of a source: as the model gives them, in every format; what cannot be used; runs that were cut off."""
+"""Vectors of a source are those of the model in every format. Unusable images are named, interrupted runs go on."""
 
 import base64
 import json
@@ -57,7 +57,8 @@ def written(out, *, bad=False):
 
 class Bench:
     def __init__(self, folder, predictor):
-        self.folder, self.predictor = folder, predictor
+        self.folder = folder
+        self.predictor = predictor
 
     def __call__(self, source, out="v.parquet", **settings):
         return embed_source(source, self.folder / out, self.predictor, EmbedConfig(**settings))
@@ -247,7 +248,9 @@ class TestBroken:
         with serve_files(tmp_path) as url:
             names = [*(f"{url}/{number}.png" for number in range(4)), f"{url}/none.png"]
             (tmp_path / "urls.csv").write_text("url\n" + "".join(f"{name}\n" for name in names))
-            whole, read_before, fetched = SourceImage.read, False, list[str]()
+            whole = SourceImage.read
+            read_before = False
+            fetched = list[str]()
 
             def failing(image):
                 fetched.append(Path(image.location).name)
@@ -403,7 +406,8 @@ class TestContinuing:
     def test_a_table_that_is_removed_meanwhile(
         self, suffix, embed, source_paths, monkeypatch, tmp_path
     ):
-        commits, add = list[int](), vector_files._EmbeddingRun.append
+        commits = list[int]()
+        add = vector_files._EmbeddingRun.append
         table = tmp_path / ("v.lance" if suffix == "lance" else f".v.{suffix}.lance")
 
         def removing(run, rows):
@@ -453,7 +457,8 @@ class TestContinuing:
 
     @pytest.mark.parametrize(("suffix", "kib"), [("lance", 24), ("npy", 8), ("npy", 24)])
     def test_a_full_disk_is_told_in_a_line(self, suffix, kib, predictor, shapes_folder, small_disk):
-        out, config = small_disk(kib) / f"v.{suffix}", EmbedConfig(batch_size=2, commit_seconds=0)
+        out = small_disk(kib) / f"v.{suffix}"
+        config = EmbedConfig(batch_size=2, commit_seconds=0)
         with pytest.raises(
             OSError, match=r"v\..*cannot be written: [^/]*(make room on the disk|No space left.*)$"
         ):

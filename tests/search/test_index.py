@@ -67,7 +67,8 @@ def row(path, *, captions=(), value=1.0, **changes):
 
 
 def index_content(index):
-    location, name = Path(index.uri).parent, Path(index.uri).stem
+    location = Path(index.uri).parent
+    name = Path(index.uri).stem
     return {
         entry["path"]: entry
         for entry in lancedb.connect(location).open_table(name).to_arrow().to_pylist()
@@ -75,7 +76,8 @@ def index_content(index):
 
 
 def test_spoken_moments_are_those_of_the_table_that_is_there(make_index):
-    index, other = make_index(), make_index("other.lance")
+    index = make_index()
+    other = make_index("other.lance")
     moment = {"start": 0.0, "end": 1.0}
     index.upsert([row("a", **moment), row("b", **moment)])
     other.upsert([row("c", captions=["words"], **moment), row("d", **moment)])
@@ -125,7 +127,8 @@ def test_no_model_is_downloaded_for_an_index(make_index, tmp_path, monkeypatch):
 def test_a_table_with_other_columns_is_no_index(make_index):
     index = make_index()
     index.upsert([row("a.png", captions=["one"])])
-    location, stem = Path(index.uri).parent, Path(index.uri).stem
+    location = Path(index.uri).parent
+    stem = Path(index.uri).stem
     whole = lancedb.connect(location).open_table(stem).to_arrow()
     vectors = pa.array([[1.0]], pa.list_(pa.float64()))
     for changed in (
@@ -224,7 +227,8 @@ def test_examples_come_from_all_over_the_index(make_index):
 
 
 def test_vectors_are_reused_of_the_same_content_with_the_same_captions(make_index):
-    index, moment = make_index(), {"start": 0.0, "end": 1.0}
+    index = make_index()
+    moment = {"start": 0.0, "end": 1.0}
     index.upsert(
         [
             row("two.png", digest="d", captions=["one", "two"], value=2),
@@ -255,12 +259,14 @@ def test_vectors_are_reused_of_the_same_content_with_the_same_captions(make_inde
 
 
 def test_what_ties_is_in_the_order_of_paths(make_index, monkeypatch):
-    index, moment = make_index(), {"start": 0.0, "end": 1.0}
+    index = make_index()
+    moment = {"start": 0.0, "end": 1.0}
     index.upsert([row(f"{number}.png", captions=["one flag"]) for number in (3, 1, 4, 0, 2)])
     index.upsert(
         [row("better.png", captions=["one flag", "a flag"], image_vector=np.array([1, 2, 3.0]))]
     )
-    paths, query = [f"{number}.png" for number in range(5)], torch.tensor([1.0, 2.0, 3.0])
+    paths = [f"{number}.png" for number in range(5)]
+    query = torch.tensor([1.0, 2.0, 3.0])
     for fewest in (10_000, 1):
         monkeypatch.setattr(index_module, "_MIN_ROWS_IN_MEMORY", fewest)
         for _ in range(3):
@@ -331,7 +337,8 @@ class TestDamage:
 
     @pytest.fixture
     def index(self, make_index):
-        index, rng = make_index(), np.random.default_rng(0)
+        index = make_index()
+        rng = np.random.default_rng(0)
         rows = []
         for number in range(24):
             moment = {"start": number + 0.25, "end": number + 0.75} if number % 6 == 0 else {}
@@ -383,7 +390,7 @@ class TestDamage:
         return hits
 
     def problem(self, index, expected):
-        """Why the index cannot be read; empty if it answers as before."""
+        """Returns why the index cannot be read. The text is empty if it answers as before."""
         try:
             answers = self.answers(Index(index.uri))
         except OSError as error:
@@ -408,7 +415,8 @@ class TestDamage:
         monkeypatch.setattr(index_module, "_MIN_ROWS_IN_MEMORY", fewest)
         expected = self.answers(index)
         (file,) = (Path(index.uri) / "data").iterdir()
-        whole, numbers = file.read_bytes(), (0, 18) if column in ("start", "end") else (0, 23)
+        whole = file.read_bytes()
+        numbers = (0, 18) if column in ("start", "end") else (0, 23)
         entries = {entry["path"]: entry for entry in index._table.to_arrow().to_pylist()}
         assert len(entries) == 24
         num_named = 0
@@ -489,10 +497,11 @@ class TestDamage:
         assert len(index.nearest(self.QUERY, 30)) == 24
 
     def test_crcs_are_those_of_the_written_values(self, make_index):
-        """As `docs/search.md` has them; a change makes all older indexes damaged."""
+        """As `docs/search.md` has them. A change makes all older indexes damaged."""
         index = make_index()
         index.upsert([row("a.png", captions=["one", "two"], start=1.5, end=2.0), row("b.png")])
-        entry, other = index_content(index)["a.png"], index_content(index)["b.png"]
+        entry = index_content(index)["a.png"]
+        other = index_content(index)["b.png"]
         image = zlib.crc32(np.ones(3, np.float32).tobytes())
         times = [str(int(np.float64(value).view(np.int64))) for value in (1.5, 2.0)]
         numbers = ["10", "1700000000123456", "digest of a.png", "30", "20"]
@@ -554,7 +563,8 @@ class TestInMemory:
         return index
 
     def test_gives_what_the_table_gives(self, index, monkeypatch):
-        expected, actual = index.nearest(self.QUERY, 100), index.nearest(self.QUERY, 100)
+        expected = index.nearest(self.QUERY, 100)
+        actual = index.nearest(self.QUERY, 100)
         assert index._version.memory is not None
         assert [hit.path for hit in actual] == [hit.path for hit in expected]
         assert [hit.cosine for hit in actual] == pytest.approx(
@@ -640,7 +650,8 @@ class TestInMemory:
             ]
 
     def test_copies_do_not_push_out_a_better_one(self, index):
-        query, copied = torch.tensor([1.0, 0.0, 0.1]), np.eye(3, dtype=np.float32)[0]
+        query = torch.tensor([1.0, 0.0, 0.1])
+        copied = np.eye(3, dtype=np.float32)[0]
         index.upsert([row(f"copy {number}", image_vector=copied) for number in range(30)])
         index.upsert([row("better", image_vector=query.numpy())])
         for _ in range(3):
@@ -966,7 +977,8 @@ def test_a_row_with_a_damaged_place_is_no_fault_of_the_condition(make_index):
 
 
 def test_times_that_python_does_not_have_are_no_obstacle(make_index):
-    index, times = make_index(), [253_402_300_800_000_000, -62_135_596_800_000_001, 2**63 - 1]
+    index = make_index()
+    times = [253_402_300_800_000_000, -62_135_596_800_000_001, 2**63 - 1]
     index.upsert([row(f"{number}.png", mtime=time) for number, time in enumerate(times)])
     assert len(index.nearest(torch.ones(3), 3)) == len(index.examples(3)) == 3
     assert [entry.path for entry in index.with_digest("digest of 1.png")] == ["1.png"]
@@ -998,8 +1010,10 @@ def test_refuses_what_is_no_index(tmp_path):
 
 
 def test_what_lies_beside_moves_along(tmp_path):
-    index, moved = tmp_path / "a" / "b.lance", tmp_path / "c" / "b.lance"
-    beside, elsewhere = tmp_path / "a" / "photos" / "2024", tmp_path / "photos"
+    index = tmp_path / "a" / "b.lance"
+    moved = tmp_path / "c" / "b.lance"
+    beside = tmp_path / "a" / "photos" / "2024"
+    elsewhere = tmp_path / "photos"
     assert resolved(moved, portable(index, beside)) == str(tmp_path / "c" / "photos" / "2024")
     assert resolved(moved, portable(index, index.parent)) == str(moved.parent)
     assert resolved(moved, portable(index, elsewhere)) == str(elsewhere)

@@ -68,7 +68,8 @@ def load_slow_model(model):
 def test_goes_on_with_what_one_process_began_and_without_a_killed_worker(
     text_folder, tiny_checkpoint, predictor, monkeypatch, tmp_path
 ):
-    append, commits = Table.append, list[int]()
+    append = Table.append
+    commits = list[int]()
 
     def stopping(table, rows):
         if len(commits) == 5:

@@ -1,4 +1,4 @@
-"""Scores of pairs: those of the model, of every kind of source, with what they are of; runs that were cut off."""
+"""Scores of pairs are those of the model for every kind of source. Interrupted runs go on."""
 
 import json
 

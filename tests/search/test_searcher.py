@@ -159,10 +159,8 @@ class TestStages:
                 ] == [is_matched] * 3
 
     def test_the_rest_follows_by_cosine(self, shapes_searcher):
-        nearest, hits = (
-            shapes_searcher.search(TEXT, rerank=0, top=9),
-            shapes_searcher.search(TEXT, rerank=4, top=9),
-        )
+        nearest = shapes_searcher.search(TEXT, rerank=0, top=9)
+        hits = shapes_searcher.search(TEXT, rerank=4, top=9)
         assert set(paths_of(hits[:4])) == set(paths_of(nearest[:4]))
         assert paths_of(hits[4:]) == paths_of(nearest[4:])
         assert [hit.rank_score for hit in nearest + hits[4:]] == [
@@ -171,7 +169,8 @@ class TestStages:
         assert [hit.score is None for hit in hits] == [False] * 4 + [True] * 5
 
     def test_an_image_and_both(self, shapes_searcher, predictor, shape_files):
-        vectors, image = predictor.embed_images(shape_files), predictor.embed_images(shape_files[7])
+        vectors = predictor.embed_images(shape_files)
+        image = predictor.embed_images(shape_files[7])
         hits = shapes_searcher.search(image=shape_files[7], top=45)
         assert paths_of(hits) == names_by_score(shape_files, vectors @ image[0])
         assert hits[0].path == shape_files[7].name
@@ -301,12 +300,11 @@ class TestStages:
         )
         build_index(shapes_folder / "shapes.csv", tmp_path / "shapes.lance", tmp_path / "model")
         searcher = Searcher(tmp_path / "shapes.lance")
-        model, (pictures, captions, counts) = searcher.predictor, captioned(searcher, shape_files)
-        pairs, text, image = (
-            model.embed_pairs(pictures, captions),
-            model.embed_texts(TEXT),
-            model.embed_images(shape_files[3]),
-        )
+        model = searcher.predictor
+        (pictures, captions, counts) = captioned(searcher, shape_files)
+        pairs = model.embed_pairs(pictures, captions)
+        text = model.embed_texts(TEXT)
+        image = model.embed_images(shape_files[3])
         for query, vector in (((TEXT, None), text[0]), ((None, shape_files[3]), image[0])):
             hits = searcher.search(*query, against="pairs", rerank=0, top=45)
             expected = best(pairs, vector, counts)
@@ -431,10 +429,8 @@ class TestWeak:
 
     def test_limits_are_those_of_all_pairs(self, shapes_searcher, predictor, shape_files):
         texts = predictor.embed_texts(TEXTS, truncate=True)
-        images, (_, captions, _) = (
-            predictor.embed_images(shape_files),
-            captioned(shapes_searcher, shape_files),
-        )
+        images = predictor.embed_images(shape_files)
+        (_, captions, _) = captioned(shapes_searcher, shape_files)
         best = [vectors @ texts.T for vectors in (images, predictor.embed_texts(captions))]
         expected = [np.quantile(cosines.max(dim=0).values.numpy(), 0.95) for cosines in best]
         limits = shapes_searcher.index.unrelated
@@ -483,7 +479,8 @@ class TestWeak:
 
     def test_limits_are_taken_anew_once_a_tenth_has_changed(self, predictor, tmp_path):
         index = new_index(tmp_path / "generated.lance", predictor, tmp_path)
-        rng, near = np.random.default_rng(0), predictor.embed_texts(TEXTS[:1])[0].numpy()
+        rng = np.random.default_rng(0)
+        near = predictor.embed_texts(TEXTS[:1])[0].numpy()
 
         def write(first, end, vector=None):
             rows = []

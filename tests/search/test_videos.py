@@ -125,7 +125,8 @@ def test_moments_with_words_and_what_has_none_are_ranked_apart_and_take_turns(
         f"{SUBTITLE_TEXTS[1]}\n"
     )  # the caption of an image is not said
     assert talks_album.build().images == 8
-    query, rows = predictor.embed_texts(SUBTITLE_TEXTS[1])[0].numpy(), talks_album.rows()
+    query = predictor.embed_texts(SUBTITLE_TEXTS[1])[0].numpy()
+    rows = talks_album.rows()
     spoken = [path for path in rows if path.startswith("talk.mp4")]
     cosine = {path: float(np.max(np.stack(rows[path]["text_vectors"]) @ query)) for path in spoken}
     silent = [path for path in rows if path not in spoken]
@@ -142,10 +143,8 @@ def test_moments_with_words_and_what_has_none_are_ranked_apart_and_take_turns(
     )
 
     def in_turn(images: dict[str, float]) -> list[str]:
-        word_hits, image_hits = (
-            sorted(spoken, key=lambda path: -cosine[path]),
-            sorted(images, key=lambda path: -images[path]),
-        )
+        word_hits = sorted(spoken, key=lambda path: -cosine[path])
+        image_hits = sorted(images, key=lambda path: -images[path])
         return [
             word_hits[0],
             image_hits[0],

@@ -9,7 +9,8 @@ import pytest
 from bridgetower.serve.access import video_token
 from helpers.servers import API_KEY, BEARER, error_of
 
-PATH, BODY = "/v1/embeddings", {"input": "a bar"}
+PATH = "/v1/embeddings"
+BODY = {"input": "a bar"}
 # which a browser would send by itself
 PASSWORD = "Basic " + base64.b64encode(f"me:{API_KEY}".encode()).decode()
 LINK = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
@@ -86,9 +87,10 @@ def test_other_sites_by_their_name(locked_client, client):
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_other_sites_without_their_name(locked_client, client, site):
-    """As an image, a frame or a script of theirs sends; only a link to the page is let in."""
+    """As an image, a frame or a script of theirs sends. Only a link to the page is let in."""
     headers = {"Sec-Fetch-Site": site}
-    image, frame = {"Sec-Fetch-Mode": "no-cors"}, LINK | {"Sec-Fetch-Dest": "iframe"}
+    image = {"Sec-Fetch-Mode": "no-cors"}
+    frame = LINK | {"Sec-Fetch-Dest": "iframe"}
     for path in ("/", "/v1/models", "/metrics", "/openapi.json", "/health", "/ready", "/other"):
         for extra_headers in (
             {},
@@ -155,7 +157,9 @@ def test_without_a_key_only_names_of_this_machine_are_answered(client, locked_cl
 
 
 def test_a_token_opens_one_video_for_a_while(locked_client):
-    video, other, now = "a" * 64, "b" * 64, int(time.time())
+    video = "a" * 64
+    other = "b" * 64
+    now = int(time.time())
     token = video_token(API_KEY, video)
     error = error_of(locked_client.get(f"/v1/videos/{video}?token={token}"), 404)
     assert error["code"] == "no_video"  # of the index

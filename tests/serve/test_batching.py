@@ -34,7 +34,7 @@ class Doubling:
 
 @asynccontextmanager
 async def batching(*, closed=False, max_batch=4, queue=200, cost=1.0, **settings):
-    """Lends what doubles in batches of one lane, and its queue; both stop at the end."""
+    """Lends a batcher of one lane that doubles numbers, and its queue. Both stop at the end."""
     doubling = Doubling()
     if not closed:
         doubling.gate.set()
@@ -150,7 +150,7 @@ async def test_a_newcomer_does_not_wait_for_what_others_have_queued_and_owes_not
 
 
 async def test_a_batch_ends_when_it_would_take_a_tenth_of_a_second():
-    """At 100 units a second a batch has ten; one item may cost more."""
+    """At 100 units a second a batch has ten. One item may cost more."""
     requests = [("a", 4, [f"a{number}" for number in range(400)])]
     batches = await ordered(requests, seconds=0.01, max_batch=64)
     assert len(batches[-2].split()) == 3  # 4 and 8 are less than 10 units, 12 are not
@@ -200,7 +200,7 @@ def admitted(batcher, stack, client, cost, **settings):
 
 
 async def test_a_client_holds_at_most_as_much_as_is_left():
-    """Of 96 units: a request counts for 24 at most; each client's sum is at most what then is free."""
+    """Of 96 units: a request counts for 24 at most. Each client's sum is at most what then is free."""
     cases = [
         ("a", 1000, True),  # counts 24, 72 are left
         ("a", 24, True),  # 48, 48

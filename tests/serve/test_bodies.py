@@ -51,7 +51,8 @@ def test_what_takes_long_to_parse():
             content * count, content * (count + 1), f"more than {OUTSIDE} bytes outside of strings"
         )
     for text in ("é", "漢", "😀", "\\n", "\\u00e9", "\\/", "\\\\", '\\"'):
-        content, words = text.encode(), f"more than {TEXT} bytes in strings with escapes"
+        content = text.encode()
+        words = f"more than {TEXT} bytes in strings with escapes"
         count = TEXT // len(content)
         check(strings(content, count), strings(content, count + 9), words)
         check(strings(content, count // 2, count // 2), strings(content, *[count // 2] * 3), words)
@@ -122,7 +123,9 @@ def test_one_text_or_several():
 
 def test_every_list_of_a_request_has_a_limit_in_the_description(client):
     description = client.get("/openapi.json").json()
-    schemas, seen, lists = description["components"]["schemas"], set(), []
+    schemas = description["components"]["schemas"]
+    seen = set()
+    lists = []
 
     def walk(schema):
         if isinstance(schema, list):
@@ -152,7 +155,8 @@ async def test_long_responses_are_written_in_short_pieces(monkeypatch):
     """Writers take turns after each moment, and no piece has more than the innermost lists."""
     monkeypatch.setattr(queues, "_DRAWN", 2)
     turns = Turns(1, "test")
-    begun, sizes = [], []
+    begun = []
+    sizes = []
     to_json = schemas.to_json
 
     def measured(value):

@@ -1,4 +1,4 @@
-"""Connections that keep silent, too many of them, and what is no HTTP or reads in two ways; all on real sockets."""
+"""Silent connections, too many connections, and requests that are no HTTP or ambiguous. All are on real sockets."""
 
 import contextlib
 import json
@@ -17,7 +17,8 @@ MODELS = GET.replace(b"/health", b"/v1/models")
 BODY = b'{"input":"a"}'
 CHUNKS = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
 POST = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-LENGTH, CHUNKED = b"Content-Length: %d\r\n" % len(BODY), b"Transfer-Encoding: chunked\r\n"
+LENGTH = b"Content-Length: %d\r\n" % len(BODY)
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 
 @contextlib.contextmanager
@@ -102,7 +103,8 @@ def test_a_body_that_goes_on_after_its_answer(hasty, monkeypatch):
 
 def is_open_at_the_server(connection):
     """Whether Linux lists the other end of a connection."""
-    client, server = connection.getsockname()[1], connection.getpeername()[1]
+    client = connection.getsockname()[1]
+    server = connection.getpeername()[1]
     localhost = "0100007F"
     return (
         f" {localhost}:{server:04X} {localhost}:{client:04X} " in Path("/proc/net/tcp").read_text()

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings: texts, images and both together, equal to the direct calls; what cannot be done is refused."""
+"""OpenAI's embeddings of texts, images and pairs equal the direct calls. Other requests are refused."""
 
 import base64
 import threading
@@ -34,7 +34,8 @@ def message(*contents):
 
 
 def test_texts_and_images(post, predictor):
-    texts, images = predictor.embed_texts(SERVED_TEXTS), predictor.embed_images(PNGS)
+    texts = predictor.embed_texts(SERVED_TEXTS)
+    images = predictor.embed_images(PNGS)
     answer = post(PATH, input=SERVED_TEXTS, model="tiny")
     assert (answer["object"], answer["model"]) == ("list", "tiny")
     check_vectors(answer, texts)
@@ -68,12 +69,11 @@ def test_long_texts_are_cut_only_if_told(post, post_refused, predictor):
 
 def test_objects_get_a_vector_each_in_the_order_given(post, predictor):
     bare = URIS[1].partition(",")[2]
-    pair, image, text = (
-        {"text": SERVED_TEXTS[0], "image": URIS[0]},
-        {"image": bare},
-        {"text": SERVED_TEXTS[1]},
-    )
-    images, texts = predictor.embed_images(PNGS), predictor.embed_texts([*SERVED_TEXTS, ""])
+    pair = {"text": SERVED_TEXTS[0], "image": URIS[0]}
+    image = {"image": bare}
+    text = {"text": SERVED_TEXTS[1]}
+    images = predictor.embed_images(PNGS)
+    texts = predictor.embed_texts([*SERVED_TEXTS, ""])
     pairs = predictor.embed_pairs([PNGS[0], PNGS[1]], SERVED_TEXTS[:2])
     answer = post(PATH, input=[text, pair, image, SERVED_TEXTS[2], text | image, {"text": ""}])
     expected = [texts[1], pairs[0], images[1], texts[2], pairs[1], texts[3]]
@@ -99,10 +99,8 @@ def test_messages(post, post_refused, predictor):
 
 def test_usage_is_what_the_towers_read(post, predictor):
     vision = predictor.model.config.vision
-    image, text = (
-        (vision.image_size // vision.patch_size) ** 2 + 1,
-        len(predictor.processor.token_ids(SERVED_TEXTS)[0]),
-    )
+    image = (vision.image_size // vision.patch_size) ** 2 + 1
+    text = len(predictor.processor.token_ids(SERVED_TEXTS)[0])
     for inputs, expected in (
         ({"input": SERVED_TEXTS[0]}, text),
         ({"input": URIS, "modality": "image"}, 3 * image),
@@ -199,7 +197,8 @@ def test_another_model_too_many_items_and_a_head_that_is_not_there(post_refused,
 
 
 def test_many_clients_at_once_get_their_own(client, predictor):
-    texts, images = predictor.embed_texts(SERVED_TEXTS), predictor.embed_images(PNGS)
+    texts = predictor.embed_texts(SERVED_TEXTS)
+    images = predictor.embed_images(PNGS)
     bodies = [
         {"input": SERVED_TEXTS[n % 3]} if n % 2 else {"input": URIS[n % 3], "modality": "image"}
         for n in range(48)

@@ -117,7 +117,8 @@ def test_a_mixed_batch_of_two_models_in_any_order_is_the_direct_calls(
 
 
 def test_control_a_swapped_pair_is_noticed(predictor):
-    items, expected = items_of(predictor), expected_of(predictor)
+    items = items_of(predictor)
+    expected = expected_of(predictor)
     items[2] = Item(kind="match", image=items[8].image, ids=items[2].ids)
     with pytest.raises(AssertionError):
         assert_same_outcomes(computed(predictor, items), expected)

@@ -63,7 +63,7 @@ def gif(side):
 
 
 def tiff(*entries, content=b""):
-    """A TIFF file with tags: number, type, count and value or offset; `content` is at the end."""
+    """A TIFF file with tags: number, type, count and value or offset. `content` is at the end."""
     tags = b"".join(struct.pack("<HHLL", *entry) for entry in sorted(entries))
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + tags + bytes(4) + content
 
@@ -103,7 +103,7 @@ def overlapping_tags():
 
 
 def jpeg_of_scans(side, count):
-    """A progressive JPEG whose last scan is there many times; each goes over the whole image."""
+    """A progressive JPEG whose last scan is there many times. Each goes over the whole image."""
     content = saved(Image.new("RGB", (side, side)), "JPEG", progressive=True)
     scan = content[content.rindex(b"\xff\xda") : -2]
     return content[:-2] + scan * (count - content.count(b"\xff\xda")) + content[-2:]

@@ -70,10 +70,8 @@ def album_in(folder, server):
         str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in root.rglob("*.*")
     }
-    searcher, decoders = (
-        build_searcher(root, server.service.main.predictor),
-        Decoders(max_pixels=10**6, memory=2**28),
-    )
+    searcher = build_searcher(root, server.service.main.predictor)
+    decoders = Decoders(max_pixels=10**6, memory=2**28)
     with changed_server(server, searcher, decoders=decoders, max_body=1) as client:
         yield ServedAlbum(root, client, ids)
     decoders.close()
@@ -204,9 +202,10 @@ def test_limits_hold(served_album):
 
 
 def test_what_took_the_place_of_a_file(server, tmp_path):
-    """Another file, a link to one, a device, a pipe, a folder; a copy elsewhere in the index will do."""
+    """Another file, a link to one, a device, a pipe, a folder. A copy elsewhere in the index will do."""
     with album_in(tmp_path, server) as album:
-        secret, file = tmp_path / "secret.png", album.root / "b.png"
+        secret = tmp_path / "secret.png"
+        file = album.root / "b.png"
         secret.write_bytes(noise_png(77))
         for make in (
             *(
@@ -235,7 +234,7 @@ def test_what_took_the_place_of_a_file(server, tmp_path):
 
 
 def test_an_index_of_what_is_outside(server, predictor, tmp_path):
-    """A table may name any file or URL; a search finds it, but nobody is sent it, and no URL is fetched."""
+    """A table may name any file or URL. A search finds it, but nobody is sent it, and no URL is fetched."""
     write_shape_pictures(tmp_path)
     (tmp_path / "in").mkdir()
     with site_of(tmp_path) as url:
@@ -257,7 +256,8 @@ def test_an_index_of_what_is_outside(server, predictor, tmp_path):
 
 
 def test_decoding_holds_up_nothing(server, monkeypatch):
-    gate, at_work = threading.Event(), threading.Semaphore(0)
+    gate = threading.Event()
+    at_work = threading.Semaphore(0)
     original = Decoders.open
 
     def slow(*arguments, **options):
@@ -309,7 +309,7 @@ def length_of(connection):
 
 
 def test_slow_readers_give_way(predictor, large_album):
-    """Eight times the largest body is held of answers; whoever reads most slowly is cut off for the ninth."""
+    """Eight times the largest body is held of answers. Whoever reads most slowly is cut off for the ninth."""
     searcher, content, path = large_album
     with start_server(predictor, searcher, max_body=17) as running, ExitStack() as slow:
         connections = [slow.enter_context(asked_for(running, path)) for _ in range(8)]

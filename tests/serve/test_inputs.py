@@ -56,7 +56,9 @@ async def test_an_image_waits_neither_for_many_others_nor_for_long_texts(
     predictor, monkeypatch, field
 ):
     """It is next, as soon as one of the threads is free."""
-    threads, begun, permits = available_cores(), [], threading.Semaphore(0)
+    threads = available_cores()
+    begun = []
+    permits = threading.Semaphore(0)
     inputs = Inputs(predictor.processor, Decoders(max_pixels=2000, memory=2**28))
 
     def held(call):
@@ -74,7 +76,8 @@ async def test_an_image_waits_neither_for_many_others_nor_for_long_texts(
 
     monkeypatch.setattr(inputs.decoders, "open", held(inputs.decoders.open))
     monkeypatch.setattr(inputs._processor, "token_ids", held(inputs._processor.token_ids))
-    images, texts = [URIS[1]] * 8 * threads, ["a" * 20_000] * 20 * threads
+    images = [URIS[1]] * 8 * threads
+    texts = ["a" * 20_000] * 20 * threads
     many = (
         inputs.images(images, "many")
         if field == "images"
@@ -149,10 +152,8 @@ def test_base64_is_decoded_in_parts_as_at_once(request_inputs, predictor):
         content = PNGS[0] + bytes(length - len(PNGS[0]))
         (image,) = asyncio.run(request_inputs.images([data_uri(content)], "images"))
         assert torch.equal(image, predictor.processor.resize(PNGS[0]))
-    padded, whole = (
-        base64.b64encode(bytes(block_size // 4 * 3 - 1)).decode(),
-        base64.b64encode(bytes(block_size)).decode(),
-    )
+    padded = base64.b64encode(bytes(block_size // 4 * 3 - 1)).decode()
+    whole = base64.b64encode(bytes(block_size)).decode()
     for damaged in (padded + whole, whole[: block_size - 1] + "*" + whole, whole[:-1], whole + "="):
         with pytest.raises(ApiError, match="the base64 of an image is damaged"):
             asyncio.run(request_inputs.images([f"data:image/png;base64,{damaged}"], "images"))

@@ -57,7 +57,8 @@ def large_ones(running, count):
 
 
 def test_the_largest_body(hasty):
-    body, headers = json.dumps({"input": "a"}).encode(), {"Content-Type": "application/json"}
+    body = json.dumps({"input": "a"}).encode()
+    headers = {"Content-Type": "application/json"}
     assert (
         hasty.client.post(
             PATH, content=body + b" " * (MIB - len(body)), headers=headers
@@ -74,7 +75,7 @@ def test_the_largest_body(hasty):
 
 
 def test_bodies_that_arrive_together_share_a_limit(hasty):
-    """Probes and small bodies have room beside as many large ones as there may be; those end for want of time."""
+    """Probes and small bodies have room beside as many large ones as there may be. Those end for want of time."""
     with large_ones(hasty, 9) as connections:
         for _ in range(5):
             assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
@@ -94,7 +95,7 @@ def test_no_answer_in_time(hasty, predictor):
 
 
 def test_a_greedy_client_is_refused_and_others_are_not(patient, predictor):
-    """Its requests fill its share of the queue; those of another address are admitted, and answered in their turn."""
+    """Its requests fill its share of the queue. Those of another address are admitted, and answered in their turn."""
     cost = patient.service.costs["text"]
     greedy = httpx.Client(
         base_url=patient.client.base_url, transport=httpx.HTTPTransport(local_address="127.0.0.2")
@@ -170,7 +171,7 @@ class TestMiddleware:
             request.cancel()
 
     async def test_one_client_s_requests_end_no_other_s(self):
-        """Of 8, one client may have 4; a fifth ends its own that stalls, and another's only if that has more."""
+        """Of 8, one client may have 4. A fifth ends its own that stalls, and another's only if that has more."""
         limits = RequestLimitsMiddleware(Response(), max_body=10, timeout=60, requests=8)
         first = asyncio.create_task(send_limited(limits, None, client="203.0.113.9"))
         await asyncio.sleep(0)
@@ -282,7 +283,7 @@ class TestMiddleware:
         )
 
     async def test_a_response_takes_as_long_as_its_parts_are_read(self, monkeypatch):
-        """Reading ten parts takes ten times the limit; one that is read for longer than the limit is the last."""
+        """Reading ten parts takes ten times the limit. One that is read for longer than the limit is the last."""
         seconds = 0.0
         sent = []
         loop = asyncio.get_running_loop()

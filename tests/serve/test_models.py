@@ -26,10 +26,8 @@ def test_one_model(client, predictor):
     assert listed["object"] == "list"
     assert client.get("/v1/models/tiny").json() == model
     assert model.pop("created") > 1.7e9
-    uses, fields = (
-        ["embeddings", "match", "fill-mask", "explain"],
-        {"id": "tiny", "object": "model"},
-    )
+    uses = ["embeddings", "match", "fill-mask", "explain"]
+    fields = {"id": "tiny", "object": "model"}
     fields |= {"owned_by": "bridgetower", "fingerprint": predictor.fingerprint, "image_size": 20}
     assert model == fields | {"max_tokens": 24, "mask_token": "<mask>", "uses": uses, "heads": []}
     assert error_of(client.get("/v1/models/gpt"), 404)["code"] == "model_not_found"
@@ -51,7 +49,8 @@ def test_a_model_is_named_after_its_source(answering_server, answering_predictor
 
 
 def test_two_models(two_models, answering_predictor):
-    client, name = two_models.client, answering_predictor.source
+    client = two_models.client
+    name = answering_predictor.source
     first, second = client.get("/v1/models").json()["data"]
     assert (first["id"], first["uses"]) == ("tiny", ["embeddings", "match", "fill-mask", "explain"])
     assert (second["id"], second["uses"]) == (name, ["answer", "entail", "reason"])

@@ -27,7 +27,8 @@ def lines():
         assert len(messages) == count
         return list(map(json.loads, messages))
 
-    handler, level = Keeping(), ACCESS_LOG.level
+    handler = Keeping()
+    level = ACCESS_LOG.level
     ACCESS_LOG.addHandler(handler)
     ACCESS_LOG.setLevel(logging.INFO)
     yield wait

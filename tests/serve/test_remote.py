@@ -235,10 +235,11 @@ def test_a_look_up_that_hangs_is_left_alone(looked_up):
 
 
 def test_a_server_that_allows_hosts(predictor, address, looked_up):
-    """What it refuses; and slow hosts take no places of requests that fetch nothing."""
+    """Forbidden hosts are refused. Slow hosts take no places of requests that fetch nothing."""
     hanging = Hanging()
     looked_up("slow.example", hanging)
-    far, param = "http://slow.example/a.png", {"modality": "image"}
+    far = "http://slow.example/a.png"
+    param = {"modality": "image"}
     requests = [
         ("/v1/embeddings", {"input": [far] * 2, **param}),
         ("/v1/match", {"images": far, "texts": "a"}),

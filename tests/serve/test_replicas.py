@@ -1,4 +1,4 @@
-"""Shares of cores, and processes that are killed or fail; those of a server are in test_cli_serve.py."""
+"""Shares of cores, and processes that are killed or fail. Those of a server are in test_cli_serve.py."""
 
 import os
 import signal

@@ -7,7 +7,8 @@ from helpers.servers import PNGS, SERVED_TEXTS, URIS
 
 PATH = "/v1/rerank"
 BROKEN = "data:image/png;base64,iVBORw0KGgo="
-IMAGES, NAMED = [{"image": uri} for uri in URIS], [{"text": text} for text in SERVED_TEXTS]
+IMAGES = [{"image": uri} for uri in URIS]
+NAMED = [{"text": text} for text in SERVED_TEXTS]
 
 
 def by_match(predictor):
@@ -15,7 +16,8 @@ def by_match(predictor):
 
 
 def by_cosine(predictor):
-    texts, images = predictor.embed_texts(SERVED_TEXTS), predictor.embed_images(PNGS)
+    texts = predictor.embed_texts(SERVED_TEXTS)
+    images = predictor.embed_images(PNGS)
     return torch.stack([texts @ texts[0], images @ images[0]])
 
 
@@ -31,7 +33,8 @@ def by_cosine(predictor):
     ],
 )
 def test_every_document_once_the_best_first(post, predictor, query, documents, expected, scored_by):
-    answer, scores = post(PATH, query=query, documents=documents), expected(predictor)
+    answer = post(PATH, query=query, documents=documents)
+    scores = expected(predictor)
     assert answer["scored_by"] == scored_by
     assert [row["index"] for row in answer["results"]] == scores.argsort(descending=True).tolist()
     best = scores.sort(descending=True).values.tolist()
@@ -97,7 +100,7 @@ def test_other_clients_paths_and_fields(post, post_refused, path):
 
 
 def test_a_cosine_is_at_most_one(server, monkeypatch):
-    """Rounding may exceed it; here vectors are too long by a hundredth."""
+    """Rounding may exceed it. Here vectors are too long by a hundredth."""
 
     async def too_long(items):
         return [torch.tensor([sign * 1.01, 0.0]) for sign in (1, 1, -1)]

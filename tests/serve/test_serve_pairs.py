@@ -22,7 +22,8 @@ from helpers.servers import (
 )
 
 MASKED = ["a <mask> on <mask>", "<mask> bar", "a <mask>"]
-LONG, ONE = "red circle " * 30, {"images": URIS[0]}
+LONG = "red circle " * 30
+ONE = {"images": URIS[0]}
 
 
 DIRECT = {

@@ -31,7 +31,7 @@ PATH = "/v1/search"
 NO_MATCHES = {"rerank": 0}
 
 
-def check_hits(answer: dict[str, Any], hits: list[Hit]) -> None:
+def check_search_hits(answer: dict[str, Any], hits: list[Hit]) -> None:
     data = answer["data"]
     assert [row["rank"] for row in data] == list(range(1, len(hits) + 1))
     assert [row["path"] for row in data] == [hit.path for hit in hits]
@@ -81,7 +81,7 @@ def test_what_the_searcher_finds(post, searcher, predictor, query, image, settin
     )
     sql = {"where": condition_sql(settings["where"])} if "where" in settings else {}
     hits = searcher.search(query, None if image is None else PNGS[image], **(settings | sql))
-    check_hits(answer, hits)
+    check_search_hits(answer, hits)
     texts = len(predictor.processor.token_ids([query])[0]) if query else 0
     matched = sum(hit.score is not None for hit in hits)
     if settings.get("rerank", 0) <= len(hits) and "rerank" in settings:
@@ -97,7 +97,7 @@ def test_both_scores_by_the_weight_of_the_model(server, searcher, tiny_checkpoin
     expected = Searcher(searcher.index, weighted).search("red circle")
     assert [hit.path for hit in expected] != [hit.path for hit in searcher.search("red circle")]
     with changed_server(server, Searcher(searcher.index, weighted)) as client:
-        check_hits(client.post(PATH, json={"query": "red circle"}).json(), expected)
+        check_search_hits(client.post(PATH, json={"query": "red circle"}).json(), expected)
 
 
 def test_exact_compares_what_an_approximate_search_leaves_out(server, predictor, tmp_path):
@@ -112,7 +112,7 @@ def test_exact_compares_what_an_approximate_search_leaves_out(server, predictor,
         for exact in (True, False):
             for text, hits in zip(texts, expected(exact), strict=True):
                 body = {"query": text, "top": 50, "rerank": 0, "exact": exact}
-                check_hits(client.post(PATH, json=body).json(), hits)
+                check_search_hits(client.post(PATH, json=body).json(), hits)
 
 
 def grouped_index(predictor: Predictor, folder: Path) -> Index:
@@ -143,13 +143,13 @@ def grouped_index(predictor: Predictor, folder: Path) -> Index:
 def test_no_more_is_matched_than_a_request_may_have(server, searcher):
     with changed_server(server, max_items=9) as client:
         answer = client.post(PATH, json={"query": "red bar"}).json()
-        check_hits(answer, searcher.search("red bar", rerank=8))
+        check_search_hits(answer, searcher.search("red bar", rerank=8))
         together = client.post(PATH, json={"query": "red bar", "image": URIS[0]}).json()
-        check_hits(together, searcher.search("red bar", PNGS[0], rerank=7))
+        check_search_hits(together, searcher.search("red bar", PNGS[0], rerank=7))
         error = error_of(client.post(PATH, json={"query": "red bar", "rerank": 9}), 413)
         assert error["message"] == "rerank: 10 items, the limit is 9; send several requests"
     with changed_server(server, max_items=1) as client:
-        check_hits(
+        check_search_hits(
             client.post(PATH, json={"query": "red bar"}).json(),
             searcher.search("red bar", rerank=0),
         )
@@ -184,8 +184,9 @@ def test_no_index(two_models):
 
 
 def test_what_is_matched_is_what_was_indexed(server, predictor, tmp_path):
-    """Another file in its place, a link to one, a pipe, or too large a file is left out; a link to a copy is not."""
-    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    """Another file in its place, a link to one, a pipe, or too large a file is left out. A link to a copy is not."""
+    photos = tmp_path / "photos"
+    elsewhere = tmp_path / "elsewhere"
     photos.mkdir()
     elsewhere.mkdir()
     write_shape_pictures(photos)
@@ -233,7 +234,8 @@ def test_an_index_that_changes_while_it_is_served(
     server, predictor, tiny_checkpoint, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(index_module, "_REFRESH_SECONDS", -1.0)
-    pictures, uri = write_shape_pictures(tmp_path), tmp_path / "photos.lance"
+    pictures = write_shape_pictures(tmp_path)
+    uri = tmp_path / "photos.lance"
     build_index(pictures, uri, predictor)
     checkpoint = read_checkpoint(tiny_checkpoint)
     weights = {name: 1.1 * value for name, value in checkpoint.tensors.items()}

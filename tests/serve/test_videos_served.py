@@ -28,12 +28,14 @@ class Talks:
         return self.client.get(link.partition("#")[0], headers=headers)
 
 
-TALK, LECTURE = "talk.mp4#t=0.500,2.500", "sub/lecture.webm#t=0.000,12.000"
+TALK = "talk.mp4#t=0.500,2.500"
+LECTURE = "sub/lecture.webm#t=0.000,12.000"
 
 
 @contextmanager
 def talks_in(folder, server, **limits):
-    root, predictor = folder / "talks", server.service.main.predictor
+    root = folder / "talks"
+    predictor = server.service.main.predictor
     (root / "sub").mkdir(parents=True)
     write_clip(root / "talk.mp4")
     (root / "talk.srt").write_text(SUBTITLES, encoding="utf-8")
@@ -83,10 +85,8 @@ def test_a_video_is_sent_whole_or_in_pieces(served_talks, monkeypatch):
         assert whole.headers["accept-ranges"] == "bytes"
         assert whole.headers["content-length"] == str(len(content))
         assert whole.headers["content-security-policy"] == "default-src 'none'; sandbox"
-    size, content = (
-        (served_talks.root / "talk.mp4").stat().st_size,
-        (served_talks.root / "talk.mp4").read_bytes(),
-    )
+    size = (served_talks.root / "talk.mp4").stat().st_size
+    content = (served_talks.root / "talk.mp4").read_bytes()
     for byte_range, start, end in (
         ("bytes=0-", 0, size),
         ("bytes=0-1", 0, 2),
@@ -108,8 +108,10 @@ def test_a_video_is_sent_whole_or_in_pieces(served_talks, monkeypatch):
 
 
 def test_odd_ranges(served_talks):
-    link, whole = served_talks.hits()[TALK]["link"].partition("#")[0], served_talks.get(TALK)
-    tag, size = whole.headers["etag"], len(whole.content)
+    link = served_talks.hits()[TALK]["link"].partition("#")[0]
+    whole = served_talks.get(TALK)
+    tag = whole.headers["etag"]
+    size = len(whole.content)
     for condition, status in ((tag, 206), ('"other"', 200)):
         assert (
             served_talks.get(TALK, **{"range": "bytes=0-1", "if-range": condition}).status_code
@@ -155,8 +157,10 @@ def test_nothing_but_moments_of_the_index(served_talks, caplog):
 def test_no_file_that_has_taken_its_place(server, tmp_path):
     """Another content, another time, a link to a file of the same size and time, a pipe, a folder, nothing."""
     with talks_in(tmp_path, server) as talks:
-        path, secret = talks.root / "talk.mp4", tmp_path / "secret"
-        time, content = path.stat().st_mtime_ns, path.read_bytes()
+        path = talks.root / "talk.mp4"
+        secret = tmp_path / "secret"
+        time = path.stat().st_mtime_ns
+        content = path.read_bytes()
         link = talks.hits()[TALK]["link"].partition("#")[0]
         path.unlink()
         secret.write_bytes(content)
@@ -187,7 +191,8 @@ def test_no_file_that_has_taken_its_place(server, tmp_path):
 
 def test_a_link_plays_without_the_key(locked, tmp_path):
     with talks_in(tmp_path, locked) as talks:
-        client, headers = talks.client, BEARER
+        client = talks.client
+        headers = BEARER
         body = {"query": "a red square", "where": {"path": {"like": "talk.mp4%"}}}
         hit = client.post("/v1/search", json=body, headers=headers).json()["data"][0]
         link = hit["link"].partition("#")[0]

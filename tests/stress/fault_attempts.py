@@ -28,8 +28,10 @@ GRACE = 30.0  # seconds that torchrun gives processes to end when another one ha
 
 Around = AbstractContextManager[object]
 
-_NEW_MOUNTS, _NEW_USER = 0x0002_0000, 0x1000_0000
-_PRIVATE, _READ_ONLY = 1 << 14 | 1 << 18, 1  # of all mounts below
+_NEW_MOUNTS = 0x0002_0000
+_NEW_USER = 0x1000_0000
+_PRIVATE = 1 << 14 | 1 << 18
+_READ_ONLY = 1  # of all mounts below
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,10 @@ class Attempt:
         return Ended(codes, time.perf_counter() - self.started, text)
 
     def _wait(self) -> tuple[int, ...]:
-        """Waits for all processes; when one fails the others are ended, as torchrun does."""
+        """Waits for all processes. When one fails the others are ended, as torchrun does."""
         codes: dict[int, int] = {}
-        deadline, ending = time.perf_counter() + PATIENCE, signal.SIGTERM
+        deadline = time.perf_counter() + PATIENCE
+        ending = signal.SIGTERM
         while len(codes) < len(self.pids):
             for pid in self.pids:
                 ended, status = (0, 0) if pid in codes else os.waitpid(pid, os.WNOHANG)
@@ -124,7 +127,8 @@ class Attempt:
                     codes[pid] = os.waitstatus_to_exitcode(status)
             if ending == signal.SIGTERM and any(codes.values()):
                 self._signal(codes, ending)
-                deadline, ending = time.perf_counter() + GRACE, signal.SIGKILL
+                deadline = time.perf_counter() + GRACE
+                ending = signal.SIGKILL
             if time.perf_counter() > deadline:
                 self._signal(codes, signal.SIGKILL)
                 if ending == signal.SIGTERM:
@@ -140,7 +144,7 @@ class Attempt:
 
 
 def in_fork(work: Callable[[], None], log: Path) -> int:
-    """Starts a process that does some work and writes to a log; returns its id."""
+    """Starts a process that does some work and writes to a log. Returns its id."""
     pid = os.fork()
     if pid:
         return pid
@@ -162,7 +166,7 @@ def in_fork(work: Callable[[], None], log: Path) -> int:
 
 
 def _worlds(processes: int) -> list[Mapping[str, str]]:
-    """What torchrun tells each process; nothing to a single one."""
+    """Environment that torchrun gives each process. A single one gets none."""
     if processes == 1:
         return [{}]
     with socket.socket() as free:
@@ -189,7 +193,7 @@ def _run_command(
 
 
 def why_not_mounted() -> str | None:
-    """Returns why no file system can be mounted here; None if one can."""
+    """Returns why no file system can be mounted here, or None if one can."""
     if sys.platform != "linux":
         return "this needs Linux"
     with tempfile.TemporaryDirectory() as folder:
@@ -200,7 +204,7 @@ def why_not_mounted() -> str | None:
 
 @contextmanager
 def on_small_disk(folder: Path, kib: int, outside: Path) -> Iterator[bool]:
-    """Mounts a file system of so many KiB on a folder, for this process; in the end its content is copied."""
+    """Mounts a file system of so many KiB on a folder, for this process. In the end its content is copied."""
     _mount(folder, kib)
     try:
         yield True
@@ -216,12 +220,14 @@ def read_only(folder: Path) -> Iterator[bool]:
 
 
 def _mount(folder: Path, kib: int, flags: int = 0) -> None:
-    """Mounts a file system on a folder, which only this process sees; it must have one thread.
+    """Mounts a file system on a folder, which only this process sees. It must have one thread.
 
     Raises:
         OSError: That is not allowed.
     """
-    libc, uid, gid = ctypes.CDLL(None, use_errno=True), os.geteuid(), os.getegid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    uid = os.geteuid()
+    gid = os.getegid()
     _check(libc.unshare(_NEW_MOUNTS | (_NEW_USER if uid else 0)))
     if uid:
         Path("/proc/self/setgroups").write_text("deny")

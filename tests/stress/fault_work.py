@@ -21,7 +21,8 @@ from bridgetower.tasks.run_config import CONFIG, read_metrics
 from bridgetower.training.state import newest
 
 COLOURS = ("red", "green", "blue", "yellow", "white")
-STEPS, INTERVAL = 24, 4
+STEPS = 24
+INTERVAL = 4
 SIZE = 96  # pixels of the sides of an image
 
 Found = Mapping[str, Any]
@@ -56,7 +57,8 @@ class Work:
 
 def write_images(folder: Path, count: int) -> Path:
     """Writes noisy images of coloured circles and the table of their captions."""
-    source, lines = random.Random(0), ["image,caption"]
+    source = random.Random(0)
+    lines = ["image,caption"]
     folder.mkdir()
     for number in range(count):
         colour, ground = source.sample(COLOURS, 2)
@@ -178,7 +180,7 @@ def indexing(photos: Path, model: Path, work: Path) -> Work:
 
 
 def _rows(out: Path, name: str, key: str, work: Path) -> Found:
-    """Digest of each row of a table, by what names its image; read in a fork, as LanceDB starts threads."""
+    """Digest of each row of a table, by what names its image. Read in a fork, as LanceDB starts threads."""
     if not (out / f"{name}.lance").exists():
         return {}
     report = work / "rows.json"
@@ -204,7 +206,7 @@ def _rows(out: Path, name: str, key: str, work: Path) -> Found:
 
 
 def _prepared(out: Path) -> Found:
-    """The digests of all rows; the number of commits, which `dataset.json` has too, may be another after a kill."""
+    """The digests of all rows. The number of commits, which `dataset.json` has too, may be another after a kill."""
     path = out / "dataset.json"
     return {"rows": json.loads(path.read_text())["digest"]} if path.exists() else {}
 

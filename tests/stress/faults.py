@@ -142,7 +142,8 @@ def kill_often(job: Job, kills: int, source: random.Random) -> Kills:
 
 def fill_disk(job: Job) -> Fault:
     """Runs a job on a disk without enough room, then the same command where there is room."""
-    disk, outside = job.folder / "disk", job.folder / "full"
+    disk = job.folder / "disk"
+    outside = job.folder / "full"
     disk.mkdir()
     around = partial(on_small_disk, disk, job.work.kib, outside)
     ended = _attempt(job.work, disk / "out", around=around)
@@ -183,7 +184,7 @@ FAULTS: dict[str, Callable[[Job], Fault]] = {
 
 
 def other_faults(job: Job) -> list[Fault]:
-    """Tries all other faults; those that need a file system of its own only where one can be mounted."""
+    """Tries all other faults. Those that need a file system of its own only where one can be mounted."""
     reason = why_not_mounted()
     unmounted = [] if reason is None else ["full disk", "read-only folder"]
     not_run = [Fault(job.work.name, name, f"not run: {reason}", None) for name in unmounted]
@@ -203,7 +204,7 @@ def _attempt(
 
 
 def _note(row: Kills, work: Work, out: Path, ended: Ended, before: Found | None) -> Found | None:
-    """Counts what an attempt shows about the kill before it, and its own kill; returns what is safe now."""
+    """Counts what an attempt shows about the kill before it, and its own kill. Returns what is safe now."""
     content = work.found(out)
     if before is not None:
         lost = work.lost(before, content)
@@ -251,7 +252,8 @@ def jobs_in(folder: Path, images: int, names: Sequence[str]) -> Iterator[Job]:
     """Runs the jobs of some names undisturbed, and those whose output they read."""
     photos = write_images(folder / "photos", images)
     prepare = Job.undisturbed(preparing(photos, folder), folder / "prepare")
-    data, model = folder / "prepare" / "whole", folder / "train" / "whole" / "last"
+    data = folder / "prepare" / "whole"
+    model = folder / "train" / "whole" / "last"
     train = Job.undisturbed(training_work(data), folder / "train")
     yield from (job for name, job in (("prepare", prepare), ("train", train)) if name in names)
     other_works = {
@@ -281,7 +283,9 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="lancedb fork support", category=RuntimeWarning)
-    source, kills, faults = random.Random(options.seed), list[Kills](), list[Fault]()
+    source = random.Random(options.seed)
+    kills = list[Kills]()
+    faults = list[Fault]()
     with tempfile.TemporaryDirectory() as folder:
         for number, job in enumerate(jobs_in(Path(folder), options.images, options.jobs)):
             share = options.kills // len(options.jobs) + (

@@ -248,10 +248,8 @@ async def oversized(connection: Connection, choice: random.Random) -> Reply | No
 async def slow(connection: Connection, choice: random.Random) -> Reply | None:
     """Sends a request in small parts, and perhaps never ends."""
     request = request_bytes("/v1/embeddings", {"input": "two dogs"})
-    writer, pieces = (
-        await connection.open(),
-        [request[start : start + 20] for start in range(0, len(request), 20)],
-    )
+    writer = await connection.open()
+    pieces = [request[start : start + 20] for start in range(0, len(request), 20)]
     for piece in pieces[: choice.choice([len(pieces), len(pieces) - 1])]:
         writer.write(piece)
         await asyncio.sleep(choice.random() * 0.3)
@@ -446,10 +444,8 @@ async def heavy_json(connection: Connection, choice: random.Random) -> Reply | N
 
 async def probed(connection: Connection, choice: random.Random) -> Reply | None:
     """Sends bodies to where none is read."""
-    path, method = (
-        choice.choice(["/health", "/ready"]),
-        choice.choice(["POST", "PUT", "DELETE", "GET", "HEAD"]),
-    )
+    path = choice.choice(["/health", "/ready"])
+    method = choice.choice(["POST", "PUT", "DELETE", "GET", "HEAD"])
     length = (
         {"Content_Length": 2**21} if choice.random() < 0.7 else {"Transfer_Encoding": "chunked"}
     )
@@ -462,7 +458,7 @@ async def probed(connection: Connection, choice: random.Random) -> Reply | None:
 
 
 async def silent(connection: Connection, choice: random.Random) -> Reply | None:
-    """Opens connections, many of them, and sends nothing or half of a request; meanwhile the server answers others."""
+    """Opens connections, many of them, and sends nothing or half of a request. Meanwhile the server answers others."""
     connections = [Connection(connection.server) for _ in range(120)]
     try:
         for silent_connection in connections:
@@ -521,7 +517,8 @@ def _png(width: int, height: int, depth: int, kind: int, channels: int) -> bytes
             + struct.pack(">I", zlib.crc32(name + content))
         )
 
-    packed, row = zlib.compressobj(9), bytes(1 + width * channels * depth // 8)
+    packed = zlib.compressobj(9)
+    row = bytes(1 + width * channels * depth // 8)
     pixels = b"".join([*(packed.compress(row) for _ in range(height)), packed.flush()])
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     return (
@@ -617,7 +614,7 @@ async def many_scans(connection: Connection, choice: random.Random) -> Reply | N
 
 
 async def stalled(connection: Connection, choice: random.Random) -> Reply | None:
-    """Sends halves of large bodies and no more; meanwhile the server reads a small one."""
+    """Sends halves of large bodies and no more. Meanwhile the server reads a small one."""
     connections = [Connection(connection.server) for _ in range(10)]
     content = head("POST /v1/match", Content_Type="application/json", Content_Length=2**21) + bytes(
         2**20

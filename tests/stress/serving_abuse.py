@@ -72,7 +72,8 @@ LIMITS = (
     "4",
 )
 ALLOWED = ("--allow-host", f"localhost:{DRIP_PORT}")
-GOOD, BAD = 24, 24  # clients
+GOOD = 24
+BAD = 24  # clients
 TOLERANCE = 1e-4
 INDEXED = 40  # images
 SMALL_CACHES = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
@@ -183,7 +184,8 @@ async def good_client(
     server: Server, requests: list[Valid], findings: Found, until: float, seed: int
 ) -> None:
     """Sends valid requests, comes back when told to, and checks every answer."""
-    choice, connection = random.Random(seed), Connection(server)
+    choice = random.Random(seed)
+    connection = Connection(server)
     while time.monotonic() < until:
         valid = choice.choice(requests)
         reply = await connection.send(valid.request)
@@ -229,7 +231,8 @@ async def bad_client(
 async def abuse(server: Server, requests: list[Valid], seconds: float) -> Found:
     """Runs all clients and watches the memory."""
     things = bad_things(server)
-    findings, until = Found(), time.monotonic() + seconds
+    findings = Found()
+    until = time.monotonic() + seconds
 
     async def watch() -> None:
         while time.monotonic() < until:
@@ -256,7 +259,8 @@ async def delays(server: Server, seconds: float) -> dict[str, float]:
     """
     longest = {}
     for name, body in {"nothing": b"", **heavy_bodies(32 * 2**20)}.items():
-        begin, connection = time.monotonic(), Connection(server)
+        begin = time.monotonic()
+        connection = Connection(server)
         sent = (
             asyncio.to_thread(send_whole, server, as_json("/v1/embeddings", body))
             for _ in range(2 if body else 0)
@@ -288,10 +292,8 @@ def verdict(findings: Found, slow: list[str], log: str, growth: float) -> dict[s
     Memory is compared from the third tenth of the time on, when everything has been used.
     """
     tenth = max(1, len(findings.memory) // 10)
-    early, late = (
-        statistics.median(findings.memory[2 * tenth : 3 * tenth]),
-        statistics.median(findings.memory[-tenth:]),
-    )
+    early = statistics.median(findings.memory[2 * tenth : 3 * tenth])
+    late = statistics.median(findings.memory[-tenth:])
     failures = {
         key: number for key, number in findings.statuses.items() if key[1] >= 500 and key[1] != 503
     }
@@ -341,14 +343,15 @@ def memory_by_minute(findings: Found) -> list[dict[str, float]]:
             "mib": statistics.median(findings.memory[start : start + 60]) / 2**20,
         }
         if rows:
-            grown, sent = row["mib"] - rows[-1]["mib"], row["requests"] - rows[-1]["requests"]
+            grown = row["mib"] - rows[-1]["mib"]
+            sent = row["requests"] - rows[-1]["requests"]
             row["mib_per_1000"] = 1000 * grown / max(1, sent)
         rows.append(row)
     return rows
 
 
 def main() -> None:
-    """Runs, prints what happened and, if asked to, writes it as JSON; exit code 1 if anything was wrong."""
+    """Runs, prints the findings and, with an option, writes them as JSON. The exit code is 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument(
@@ -368,7 +371,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model, log = write_nano(folder / "nano"), folder / "log"
+        model = write_nano(folder / "nano")
+        log = folder / "log"
         searcher = indexed(load(model, device="cpu"), folder / "photos")
         requests = valid_requests(searcher.predictor, searcher)
         with running(folder / "usual", *bridgetower_serve(model)) as server:

@@ -218,7 +218,8 @@ class TestStatements:
         ) == {"accuracy": 0.0}
 
     def test_images_in_their_order(self, measure, answering_predictor):
-        outcome, record = measure("nlvr2", "validation"), pair_records("validation", 5)[1]
+        outcome = measure("nlvr2", "validation")
+        record = pair_records("validation", 5)[1]
         best = answering_predictor.reason(
             *(content for _, content in record.images), record.entries[0].text
         )[0]

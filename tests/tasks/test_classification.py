@@ -1,4 +1,4 @@
-"""A user's own table, from its rows to predictions: prepared, trained, measured; used in Python, by command, HTTP."""
+"""A user's own table is prepared, trained on, measured and used. It is used in Python, by command and over HTTP."""
 
 import json
 from dataclasses import replace
@@ -251,10 +251,8 @@ class TestUse:
         )
         assert outcome.counts == {"num_examples": 8, "num_labelled": 7}
         assert outcome.metrics.keys() == set(ClassificationConfig.metrics)
-        opened, judged = (
-            PreparedSet(labelled_set, ["test"]),
-            {judgement.id: judgement.probability for judgement in outcome.judge()},
-        )
+        opened = PreparedSet(labelled_set, ["test"])
+        judged = {judgement.id: judgement.probability for judgement in outcome.judge()}
         assert len(judged) == 7
         for content, row in zip(opened.scan(), outcome.predictions, strict=True):
             values = row["probabilities"].values()
@@ -278,10 +276,8 @@ class TestUse:
 
     def test_one_input_or_several(self, trained_predictor):
         image = png_of_colour("red")
-        both, alone = (
-            trained_predictor.classify(image, "a red thing"),
-            trained_predictor.classify(image),
-        )
+        both = trained_predictor.classify(image, "a red thing")
+        alone = trained_predictor.classify(image)
         assert [*map(vars, trained_predictor.classify([image], ["a red thing"])[0])] == [
             *map(vars, both)
         ]

@@ -63,7 +63,8 @@ HEADS = {
 class TestPublished:
     def test_row(self, name):
         run = RECIPES[name]
-        optimizer, data = run.optimizer, run.data
+        optimizer = run.optimizer
+        data = run.data
         assert PUBLISHED[name] == (
             optimizer.lr,
             run.batch_size,
@@ -200,7 +201,8 @@ class TestObjectives:
         ("suffix", "change"), [("meter", meter), ("meter-norms", meter_with_norms)]
     )
     def test_the_baseline_and_the_control_differ_in_the_model_only(self, suffix, change):
-        ours, other = RECIPES["pretrain-nano"], RECIPES[f"pretrain-nano-{suffix}"]
+        ours = RECIPES["pretrain-nano"]
+        other = RECIPES[f"pretrain-nano-{suffix}"]
         assert replace(ours, recipe=other.recipe, model=change(ours.model)) == other
 
     def test_of_any_recipe_they_are_options(self):
@@ -219,7 +221,8 @@ class TestObjectives:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_says_what_it_is_and_selects_by_a_metric_that_its_heads_give(name):
-    run, heads = RECIPES[name], RECIPES[name].model.heads
+    run = RECIPES[name]
+    heads = RECIPES[name].model.heads
     assert (
         RunConfig.from_dict(json.loads(json.dumps(run.to_dict())), {run.task.kind: type(run.task)})
         == run

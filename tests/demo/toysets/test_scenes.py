@@ -67,7 +67,8 @@ def test_the_text_alone_tells_nothing(kind, level):
     answer_counts: dict[str, Counter[str]] = defaultdict(Counter)
     for _, text, answer in examples[:half]:
         answer_counts[text][answer] += 1
-    right, guessed = 0.0, 0.0
+    right = 0.0
+    guessed = 0.0
     for topic, text, answer in examples[half:]:
         right += bool(answer_counts[text]) and answer_counts[text].most_common(1)[0][0] == answer
         guessed += bool(answer_counts[text]) / number_of_answers(kind, topic, text, level)
