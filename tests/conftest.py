@@ -24,38 +24,45 @@ from helpers import shape_checks
 from helpers.processes import PRELOADED_MODULES
 
 # Left out are modules that refuse wrong values and shapes with a message of their own, which tests want to see.
-CHECKED = [
-    *(
-        f"bridgetower.model.{name}"
-        for name in ("bridgetower", "fusion", "heads", "layers", "towers")
-    ),
-    *(
-        f"bridgetower.{name}"
-        for name in ("objectives.losses", "objectives.pretraining", "data.batches.captions")
-    ),
-    *(f"bridgetower.evaluation.{name}" for name in ("masked_words", "retrieval")),
+CHECKED_MODULES = [
+    "bridgetower.data.batches.captions",
+    "bridgetower.evaluation.masked_words",
+    "bridgetower.evaluation.retrieval",
+    "bridgetower.model.bridgetower",
+    "bridgetower.model.fusion",
+    "bridgetower.model.heads",
+    "bridgetower.model.layers",
+    "bridgetower.model.towers",
+    "bridgetower.objectives.losses",
+    "bridgetower.objectives.pretraining",
 ]
 
-# Rooms whose tests check shapes; elsewhere, such as in trainings, this would take a quarter of the time.
-CHECKING = ("engines", "evaluation", "model", "objectives")
+# Folders whose tests check shapes; elsewhere, such as in trainings, this would take a quarter of the time.
+CHECKED_FOLDERS = ("engines", "evaluation", "model", "objectives")
 
-gc.disable()  # until the tests are collected: a fifth of the time of all imports
+LONG_FOLDERS = ("distributed", "end_to_end", "pages", "training")
+LONGEST_FILE = "test_readme.py"
+
+# The garbage collector waits until the tests are collected, which spares a fifth of the time of all imports.
+gc.disable()
 
 # Must come before the first import of the package; test modules and other conftest files then import as they like.
-jaxtyping.install_import_hook(CHECKED, f"{shape_checks.__name__}.checked")
+jaxtyping.install_import_hook(CHECKED_MODULES, f"{shape_checks.__name__}.checked")
 
-LONG = ("distributed", "end_to_end", "pages", "training")
-LONGEST = "test_readme.py"
-# the kernels under test, also where PyTorch's own are faster
+# The kernels under test, also where PyTorch's own are faster.
 os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"
-# no test cuts the power, and a training would wait a tenth of its time; see `synced`
-os.fsync = lambda descriptor: None
-os.environ.pop("HF_HUB_OFFLINE", None)  # clients of the hub talk to servers of tests
 
-# Processes that need them start at once, whatever the code under test would import beforehand.
+# No test cuts the power, and a training would wait a tenth of its time; tests of syncing have the fixture `synced`.
+os.fsync = lambda descriptor: None
+
+# Clients of the hub talk to servers of tests.
+os.environ.pop("HF_HUB_OFFLINE", None)
+
+# Processes that need these modules start at once, whatever the code under test would import beforehand.
 multiprocessing.set_forkserver_preload(list(PRELOADED_MODULES))
 multiprocessing.forkserver.set_forkserver_preload = lambda names: None
-# nothing is under way where they are forked
+
+# Nothing is under way where processes are forked.
 os.environ["PYTHONWARNINGS"] = "ignore:lancedb fork support:RuntimeWarning"
 
 
@@ -68,9 +75,10 @@ def pytest_configure(config):
         # pytest may remove it before multiprocessing looks, at exit, for a folder of its own in it.
         multiprocessing.current_process()._config["tempdir"] = str(folder)
         Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-200)
-        os.environ["TMPDIR"], os.environ["MPLCONFIGDIR"] = str(folder), str(folder / "matplotlib")
+        os.environ["TMPDIR"] = str(folder)
+        os.environ["MPLCONFIGDIR"] = str(folder / "matplotlib")
         tempfile.tempdir = None
-        # in the background of a shell, also for all processes
+        # A shell ignores interrupts of commands in the background, and so would all processes of tests.
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-")
@@ -100,9 +108,9 @@ def pytest_collection_modifyitems(items):
     long = {
         item.path
         for item in items
-        if item.path.parent.name in LONG or item.get_closest_marker("slow")
+        if item.path.parent.name in LONG_FOLDERS or item.get_closest_marker("slow")
     }
-    items.sort(key=lambda item: (item.path not in long, item.path.name != LONGEST))
+    items.sort(key=lambda item: (item.path not in long, item.path.name != LONGEST_FILE))
 
 
 def pytest_collection_finish():
@@ -132,7 +140,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture(scope="module", autouse=True)
 def checks_of_shapes(request):
-    jaxtyping.config.update("jaxtyping_disable", request.path.parent.name not in CHECKING)
+    jaxtyping.config.update("jaxtyping_disable", request.path.parent.name not in CHECKED_FOLDERS)
 
 
 @pytest.fixture(scope="session")

@@ -112,8 +112,9 @@ def test_verbs_are_predictions_of_their_heads(headed_predictor):
         top = {"top": 2} if verb == "answer" else {}
         verbs = getattr(headed_predictor, verb)(IMAGES, TEXTS, **top)
         assert verbs == headed_predictor.predict(head, IMAGES, TEXTS, **top)
-    single = headed_predictor.predict("nlvr2", IMAGES[0], TEXTS[0], IMAGES[1], top=1)
-    assert single == headed_predictor.reason(IMAGES[0], IMAGES[1], TEXTS[0])[:1]
+    first, second = IMAGES[:2]
+    prediction = headed_predictor.predict("nlvr2", first, TEXTS[0], second, top=1)
+    assert prediction == headed_predictor.reason(first, second, TEXTS[0])[:1]
 
 
 @pytest.mark.parametrize(

@@ -155,10 +155,12 @@ class TestInputs:
     def test_one_goes_with_all_of_the_others(self, predictor, picture_files):
         calls = [predictor.match, predictor.embed_pairs, predictor.fill_mask]
         for call, texts in zip(calls, (TEXTS, TEXTS, MASKED), strict=True):
+            of_first_image = call([picture_files[0]] * 3, texts)
             for image in (picture_files[0], picture_files[:1]):
-                assert_same_results(call(image, texts), call([picture_files[0]] * 3, texts))
-            for word in (texts[1], texts[1:2]):
-                assert_same_results(call(picture_files, word), call(picture_files, [texts[1]] * 3))
+                assert_same_results(call(image, texts), of_first_image)
+            of_second_text = call(picture_files, [texts[1]] * 3)
+            for text in (texts[1], texts[1:2]):
+                assert_same_results(call(picture_files, text), of_second_text)
 
     def test_texts_are_batched_by_length_and_come_back_in_order(self, predictor):
         texts = [TEXTS[2], "red", TEXTS[0], "blue", "a bar", TEXTS[2] + " and a bar"]

@@ -980,8 +980,10 @@ def test_times_that_python_does_not_have_are_no_obstacle(make_index):
     index = make_index()
     times = [253_402_300_800_000_000, -62_135_596_800_000_001, 2**63 - 1]
     index.upsert([row(f"{number}.png", mtime=time) for number, time in enumerate(times)])
-    assert len(index.nearest(torch.ones(3), 3)) == len(index.examples(3)) == 3
-    assert [entry.path for entry in index.with_digest("digest of 1.png")] == ["1.png"]
+    assert len(index.nearest(torch.ones(3), 3)) == 3
+    assert len(index.examples(3)) == 3
+    (entry,) = index.with_digest("digest of 1.png")
+    assert entry.path == "1.png"
     (batch,) = index.scan(["mtime"])
     assert batch["mtime"].cast(pa.int64()).to_pylist() == times
 

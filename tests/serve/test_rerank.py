@@ -36,14 +36,22 @@ def test_every_document_once_the_best_first(post, predictor, query, documents, e
     answer = post(PATH, query=query, documents=documents)
     scores = expected(predictor)
     assert answer["scored_by"] == scored_by
-    assert [row["index"] for row in answer["results"]] == scores.argsort(descending=True).tolist()
-    best = scores.sort(descending=True).values.tolist()
-    assert [row["relevance_score"] for row in answer["results"]] == pytest.approx(best, abs=1e-5)
-    assert answer["results"][0].keys() == {"index", "relevance_score"}
+    results = answer["results"]
+    assert results[0].keys() == {"index", "relevance_score"}
+    best_first = scores.sort(descending=True)
+    assert [row["index"] for row in results] == best_first.indices.tolist()
+    relevance = [row["relevance_score"] for row in results]
+    assert relevance == pytest.approx(best_first.values.tolist(), abs=1e-5)
     first, *lengths = map(len, predictor.processor.token_ids(SERVED_TEXTS))
     num_images = str([query, documents]).count("data:")
-    read = {0: 2 * first + sum(lengths), 1: first + sum(lengths), 3: first, 4: 0}[num_images]
-    assert answer["usage"]["total_tokens"] == 5 * num_images + read
+    tokens_by_images = {
+        0: 2 * first + sum(lengths),
+        1: first + sum(lengths),
+        3: first,
+        4: 0,
+    }
+    expected_tokens = 5 * num_images + tokens_by_images[num_images]
+    assert answer["usage"]["total_tokens"] == expected_tokens
 
 
 def test_the_first_few_with_their_documents(post):
