@@ -258,8 +258,9 @@ def _split_products(model: Any) -> None:
         ]
         count = len(split.outputs)
         width = bias.shape[0] // count
-        splits_last_axis = split.attributes["axis"].value in (-1, len(split.inputs[0].shape) - 1)
-        if len(stored) < 2 or not splits_last_axis:
+        axis = split.attributes["axis"].value
+        last_axis = len(split.inputs[0].shape) - 1
+        if len(stored) < 2 or axis not in (-1, last_axis):
             continue
         if any(output.shape[-1] != width or output.is_graph_output() for output in split.outputs):
             continue
@@ -379,8 +380,11 @@ def weights_fingerprint(folder: Path, form: Form) -> str:
 def tensor_ranges(weights: Path) -> dict[str, tuple[int, int]]:
     """Returns the first byte and the number of bytes of each tensor of a safetensors file."""
     first, header = _header(weights)
-    offsets = {name: entry["data_offsets"] for name, entry in header.items()}
-    return {name: (first + start, end - start) for name, (start, end) in offsets.items()}
+    ranges = {}
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        ranges[name] = (first + start, end - start)
+    return ranges
 
 
 def _header(weights: Path) -> tuple[int, dict[str, Any]]:

@@ -104,8 +104,12 @@ class ExportedPart(nn.Module):
     def examples(self) -> Iterator[tuple[Tensor, ...]]:
         """Yields the inputs, and their first half without the last token."""
         yield self.inputs
-        sizes = zip(self.inputs, self.dynamic.values(), strict=True)
-        yield tuple(tensor[:1, :-1] if 1 in dynamic else tensor[:1] for tensor, dynamic in sizes)
+        halves = []
+        for tensor, sizes in zip(self.inputs, self.dynamic.values(), strict=True):
+            half = tensor[:1]
+            has_length = 1 in sizes
+            halves.append(half[:, :-1] if has_length else half)
+        yield tuple(halves)
 
     def exported(self) -> ExportedProgram:
         sizes = (tuple(self.dynamic.values()),)
@@ -153,15 +157,15 @@ class PartsEngine:
         outputs: EncodeOutputs = "layers",
     ) -> Encoded:
         self.model.config.text.check_length(input_ids.shape[1])
-        mask = (
-            torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(torch.int64)
-        )
-        if outputs == "cls":
-            return Encoded((), self._run("text_cls", input_ids, mask)[0])
-        *layers, cls = self._run("text", input_ids, mask)
+        mask = None
+        int_mask = torch.ones_like(input_ids)
         if attention_mask is not None:
-            attention_mask = attention_mask.bool()
-        return Encoded(tuple(layers), cls, attention_mask)
+            mask = attention_mask.bool()
+            int_mask = attention_mask.to(torch.int64)
+        if outputs == "cls":
+            return Encoded((), self._run("text_cls", input_ids, int_mask)[0])
+        *layers, cls = self._run("text", input_ids, int_mask)
+        return Encoded(tuple(layers), cls, mask)
 
     def cache_image(self, encoded: Encoded) -> Encoded:
         return encoded  # exported parts share nothing between pairs
@@ -177,9 +181,12 @@ class PartsEngine:
             raise ValueError(
                 f"{len(image)} images and {len(text)} texts; expected one text per image: index them first"
             )
-        mask = torch.ones(text.layers[0].shape[:2]) if text.mask is None else text.mask
+        mask = text.mask
+        if mask is None:
+            mask = torch.ones(text.layers[0].shape[:2])
+        mask = mask.to(torch.int64)
         name: PartName = "fusion_text" if outputs == "text" else "fusion_pooled"
-        (output,) = self._run(name, *image.layers, *text.layers, mask.to(torch.int64))
+        (output,) = self._run(name, *image.layers, *text.layers, mask)
         return Fused(**{outputs: output})
 
     def _run(self, name: PartName, *inputs: Tensor) -> list[Tensor]:
@@ -248,9 +255,11 @@ def load_openvino(path: Path, precision: Precision) -> Run:
         steps = openvino.preprocess.PrePostProcessor(model)
         for number, port in enumerate(model.inputs):
             if port.any_name.startswith(("image_", "text_")):
-                steps.input(number).tensor().set_element_type(openvino.Type.bf16)
+                tensor_info = steps.input(number).tensor()
+                tensor_info.set_element_type(openvino.Type.bf16)
         for number in range(len(model.outputs)):
-            steps.output(number).tensor().set_element_type(openvino.Type.bf16)
+            tensor_info = steps.output(number).tensor()
+            tensor_info.set_element_type(openvino.Type.bf16)
         model = steps.build()
     with kept_signal_stack():
         compiled = core.compile_model(model, "CPU", settings)
@@ -274,9 +283,8 @@ def load_openvino(path: Path, precision: Precision) -> Run:
             request = idle_requests.pop()
         except IndexError:
             request = compiled.create_infer_request()
-        outputs = request.infer(
-            list(map(to_openvino, inputs, compiled.inputs)), share_inputs=True, share_outputs=False
-        )
+        arrays = list(map(to_openvino, inputs, compiled.inputs))
+        outputs = request.infer(arrays, share_inputs=True, share_outputs=False)
         idle_requests.append(request)
         return [from_openvino(outputs[port]) for port in compiled.outputs]
 

@@ -254,7 +254,9 @@ class BridgeTower(nn.Module):
         elif outputs == "cls" and self._pools_token(modality):
             return Encoded((), tower.cls(inputs, layers[-1], mask))
         else:
-            hidden = tower.run(inputs, mask, layers[-1:] if outputs == "cls" else layers)
+            if outputs == "cls":
+                layers = layers[-1:]
+            hidden = tower.run(inputs, mask, layers)
         if outputs == "cls":
             return Encoded((), self._features(modality, hidden[-1], mask))
         return self.project(modality, hidden, mask, token_type)
@@ -349,7 +351,9 @@ class BridgeTower(nn.Module):
         )
         if image_stream is None:
             return Fused(text=text_stream)
-        pooled = torch.cat([self.text_pooler(text_stream), self.image_pooler(image_stream)], dim=-1)
+        pooled_text = self.text_pooler(text_stream)
+        pooled_image = self.image_pooler(image_stream)
+        pooled = torch.cat([pooled_text, pooled_image], dim=-1)
         if outputs == "pooled":
             return Fused(pooled=pooled)
         return Fused(text_stream, image_stream, pooled)
@@ -433,4 +437,5 @@ def _projections(width: int, layers: tuple[int, ...], config: FusionConfig) -> n
 
 def _l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
     """Normalises in float32 at least, as in the three digits of bfloat16 similar items tie."""
-    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+    dtype = torch.promote_types(vectors.dtype, torch.float32)
+    return F.normalize(vectors.to(dtype), dim=-1)

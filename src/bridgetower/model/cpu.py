@@ -231,11 +231,13 @@ class _Linear(torch.autograd.Function):
         weight, hidden, *norm = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
         product = _product if onednn_is_faster("gradients") else F.linear
-        gradient = gradients[0].reshape(-1, gradients[0].shape[-1]).contiguous()
+        gradient = gradients[0]
+        gradient = gradient.reshape(-1, gradient.shape[-1]).contiguous()
 
         # The inputs of the product are computed again.
         if norm:
-            hidden = F.layer_norm(hidden, hidden.shape[-1:], norm[0], norm[1], ctx.eps)
+            norm_weight, norm_bias = norm
+            hidden = F.layer_norm(hidden, hidden.shape[-1:], norm_weight, norm_bias, ctx.eps)
         with torch.enable_grad():
             hidden = hidden.detach().requires_grad_(needs_hidden)
             inputs = _activated(hidden, ctx.activation)
@@ -358,7 +360,8 @@ def _weight_blocks(
     if stored is None and blocks:
         buffer = queries.new_empty(blocks[0].stop, queries.shape[1], keys.shape[1])
     for rows in blocks:
-        scores = buffer[: rows.stop - rows.start] if stored is None else stored[rows]
+        count = rows.stop - rows.start
+        scores = buffer[:count] if stored is None else stored[rows]
         scale = queries.shape[-1] ** -0.5
         torch.baddbmm(scores, queries[rows], keys[rows].mT, beta=0, alpha=scale, out=scores)
         if is_padding is not None:
@@ -409,7 +412,8 @@ def draw_mask(shape: Sequence[int], rate: float) -> Int8[Tensor, "..."]:
     if not 0 < num_dropped < 2**16:
         return torch.empty(*shape, dtype=torch.int8).bernoulli_(1 - rate)
     count = prod(shape)
-    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    num_draws = (count + 3) // 4
+    draws = torch.empty(num_draws, dtype=torch.int64).random_(-(2**63), None)
     # PyTorch does not vectorise the comparison of 16-bit integers, so this maps them to 0 and 1.
     highest_dropped = num_dropped - 2**15 - 1
     dropout_mask = draws.view(torch.int16)[:count].clamp_(highest_dropped, highest_dropped + 1)

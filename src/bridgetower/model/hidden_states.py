@@ -127,8 +127,10 @@ def _layer_numbers(model: BridgeTower, layers: Layers | None) -> dict[EncoderNam
         if number not in span
     ]
     if unknown:
-        ranges = [f"{encoder} {span[0]} to {span[-1]}" for encoder, span in existing.items()]
-        raise ValueError(f"layers has {', '.join(unknown)}; this model has {', '.join(ranges)}")
+        ranges = ", ".join(
+            f"{encoder} {span[0]} to {span[-1]}" for encoder, span in existing.items()
+        )
+        raise ValueError(f"layers has {', '.join(unknown)}; this model has {ranges}")
     return numbers
 
 

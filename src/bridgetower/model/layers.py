@@ -50,7 +50,9 @@ def activate(hidden: Float[Tensor, "*n"], activation: Activation) -> Float[Tenso
     if activation == "quick_gelu":
         # The formula x·σ(1.702x) would keep two tensors for the gradient.
         return F.silu(1.702 * hidden).div_(1.702)
-    return F.relu(hidden) if activation == "relu" else F.gelu(hidden, approximate=GELU[activation])
+    if activation == "relu":
+        return F.relu(hidden)
+    return F.gelu(hidden, approximate=GELU[activation])
 
 
 def activation_checkpointing(layer: Any, *, when: bool) -> Any:
