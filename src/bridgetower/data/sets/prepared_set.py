@@ -340,9 +340,12 @@ class SetWriter:
 
         # Split.
         self._origin_by_has_split.setdefault(bool(split), origin)
-        group = rows[0] if rows else -1 - self._num_entries.total()
+        group = -1 - self._num_entries.total()
+        mark = name.encode()
+        if rows:
+            group = rows[0]
+            mark = self._digests[group]
         if not split:
-            mark = self._digests[group] if rows else name.encode()
             split = split_of(mark, self._shares, self._seed) or self._rest
         if self._by_content:
             for image in images:
