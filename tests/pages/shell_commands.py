@@ -1,4 +1,4 @@
-"""Commands of documentation pages that need files which are not here: blocks marked `sh`."""
+"""Commands that need files which are not here: those of blocks marked `sh` on a page, or of a script."""
 
 import re
 import subprocess
@@ -12,11 +12,11 @@ set -euo pipefail
 
 
 def commands(page):
-    """The arguments of `bridgetower` or `python` in each command of a page, in order. A shell expands its loops."""
-    blocks = re.findall(
-        r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-    script = _PRINTING + "".join(blocks)
+    """The arguments of `bridgetower` or `python` in each command of a page or a script. A shell expands its loops."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".md":
+        text = "".join(re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    script = _PRINTING + text
     printed = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, check=True
     ).stdout

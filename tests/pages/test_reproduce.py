@@ -1,4 +1,4 @@
-"""Every command of docs/reproduce.md, in its order, on miniatures of the original files and with narrow towers."""
+"""Every command of research/paper.sh, in its order, on miniatures of the original files and with narrow towers."""
 
 import csv
 import json
@@ -38,7 +38,7 @@ from helpers.published_sets import (
 ROOT = Path(__file__).parents[2]
 custom_task(f"{ROOT}/examples/single_tower.py:RTE")
 example: Any = sys.modules[f"{ROOT}/examples/single_tower.py"]
-PAGE = ROOT / "docs" / "reproduce.md"
+SCRIPT = ROOT / "research" / "paper.sh"
 WRITERS = {
     "coco": write_coco,
     "vg": write_visual_genome,
@@ -85,7 +85,7 @@ def kind_of(command: list[str]) -> tuple[str, ...]:
 
 
 def write_towers(folder: Path, tokenizer: bytes) -> None:
-    """Towers of the published depths under the names that the page has."""
+    """Towers of the published depths under the names that the script has."""
     folder.mkdir()
     for name, depth in (("base-patch16", 12), ("base-patch32", 12), ("large-patch14", 24)):
         save_transformers_vision(
@@ -137,7 +137,7 @@ def write_official(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def originals_folder(tmp_path_factory, tiny_checkpoint):
-    """A folder with the original files, the towers and the official checkpoints, as the page has them."""
+    """A folder with the original files, the towers and the official checkpoints, as the script has them."""
     for package in ("timm", "transformers"):
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("reproduce")
@@ -157,7 +157,7 @@ def reports(originals_folder):
     ran = set()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(originals_folder)
-        for command in commands(PAGE):
+        for command in commands(SCRIPT):
             is_new = kind_of(command) not in ran
             ran.add(kind_of(command))
             if command[0] == "examples/single_tower.py":
@@ -178,7 +178,7 @@ def reports(originals_folder):
 def test_runs_and_reports_are_of_what_was_asked_for(reports, originals_folder):
     expected = {
         command[command.index("--out") + 1]: command
-        for command in commands(PAGE)
+        for command in commands(SCRIPT)
         if "--out" in command
     }
     for path, report in reports.items():
@@ -229,8 +229,8 @@ def test_submissions(reports, originals_folder):
     assert {label for _, label in judged} <= {"True", "False"}
 
 
-def test_every_recipe_of_the_paper_is_on_the_page():
-    recipes = {command[1] for command in commands(PAGE) if command[0] == "train"}
+def test_every_recipe_of_the_paper_is_in_the_script():
+    recipes = {command[1] for command in commands(SCRIPT) if command[0] == "train"}
     ours = {name for name, recipe in RECIPES.items() if recipe.source.startswith("this project")}
     later = {"pretrain-base-itc", "contrastive-large"}  # work of the authors after the paper
     assert set(RECIPES) - ours - recipes == later
