@@ -31,7 +31,6 @@ COMPARED = {
     "one pair, int8, `onnxruntime`": FORWARD.format("int8", 1, "best of ours"),
     "eight pairs, int8, `onnxruntime`": FORWARD.format("int8", 8, "best of ours"),
     "16 images with 4 texts each from 4 clients, float32, OpenVINO": STREAM.format("fp32"),
-    "the same in bfloat16": STREAM.format("bf16"),
     "one text with 64 encoded images, per pair": "rerank one text against 64 encoded images, per pair",
     "retrieval, 200 images, 1,000 texts; peer: all pairs": (
         "two-stage retrieval, 200 images, 1000 texts, k 32: transformers on all pairs"
@@ -41,7 +40,6 @@ COMPARED = {
 }
 STARTED = {
     "`bridgetower --help`": "bridgetower --help, limit 0.3 s",
-    "`import bridgetower`": "import bridgetower",
     "`load`, base model": "load",
     "first vector of a text": "first vector of a text",
     "first vector of an image": "first vector of an image",
