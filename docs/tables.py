@@ -28,7 +28,6 @@ COMPARED = {
         for pairs, batch in (("one pair", 1), ("eight pairs", 8))
         for way, name in (("`torch`", "plain torch"), ("fastest", "best of ours, best of theirs"))
     },
-    "one pair, int8, `onnxruntime`": FORWARD.format("int8", 1, "best of ours"),
     "eight pairs, int8, `onnxruntime`": FORWARD.format("int8", 8, "best of ours"),
     "16 images with 4 texts each from 4 clients, float32, OpenVINO": STREAM.format("fp32"),
     "one text with 64 encoded images, per pair": "rerank one text against 64 encoded images, per pair",
@@ -41,7 +40,6 @@ COMPARED = {
 STARTED = {
     "`bridgetower --help`": "bridgetower --help, limit 0.3 s",
     "`load`, base model": "load",
-    "first vector of a text": "first vector of a text",
     "first vector of an image": "first vector of an image",
     "`serve` until it is ready": "serve, until it is ready",
     "`bridgetower search demo`": "bridgetower search demo, in the demo's index",
