@@ -1,6 +1,6 @@
-"""Makes the tables and the chart of docs/benchmarks.md from what benchmarks/run.py measured: python docs/tables.py.
+"""Makes the table and the chart of docs/benchmarks.md from what benchmarks/run.py measured: python docs/tables.py.
 
-docs/measured has a file for each processor, as `--json` writes it; a table shows them side by side.
+docs/measured has a file for each processor, as `--json` writes it. The table shows them side by side.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bridgetower.drawing import INK, SERIES, STYLE, drawn
 
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "benchmarks.md"
+MARKER = "<!-- compared -->\n\n"
 COLOURS = 128  # of the chart, so that it is small
 FORWARD = "itm forward, {}, batch {}: {}"
 STREAM = "a stream of 16 images with 4 texts each, 4 clients, {}"
@@ -31,18 +32,11 @@ COMPARED = {
     "eight pairs, int8, `onnxruntime`": FORWARD.format("int8", 8, "best of ours"),
     "16 images with 4 texts each from 4 clients, float32, OpenVINO": STREAM.format("fp32"),
     "one text with 64 encoded images, per pair": "rerank one text against 64 encoded images, per pair",
-    "retrieval, 200 images, 1,000 texts; peer: all pairs": (
+    "retrieval, 200 images, 1,000 texts, beside all pairs": (
         "two-stage retrieval, 200 images, 1000 texts, k 32: transformers on all pairs"
     ),
-    "MLM + ITM step, 4 pairs, float32; peer: official composition": "training step mlm + itm, fp32, 4 pairs",
-    "peak memory of the MLM + ITM step [GiB]": "peak memory of a training step, 4 pairs",
-}
-STARTED = {
-    "`bridgetower --help`": "bridgetower --help, limit 0.3 s",
-    "`load`, base model": "load",
-    "first vector of an image": "first vector of an image",
-    "`serve` until it is ready": "serve, until it is ready",
-    "`bridgetower search demo`": "bridgetower search demo, in the demo's index",
+    "MLM + ITM training step, 4 pairs, float32, beside the official code": "training step mlm + itm, fp32, 4 pairs",
+    "peak memory of that step [GiB]": "peak memory of a training step, 4 pairs",
 }
 # Rows of the chart: a label, and the row of COMPARED.
 CHARTED = {
@@ -52,7 +46,7 @@ CHARTED = {
     "images with 4 texts each, 4 clients": (
         "16 images with 4 texts each from 4 clients, float32, OpenVINO"
     ),
-    "training step, MLM + ITM": "MLM + ITM step, 4 pairs, float32; peer: official composition",
+    "training step, MLM + ITM": "MLM + ITM training step, 4 pairs, float32, beside the official code",
 }
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -62,36 +56,27 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def off(rows: list[Mapping[str, Any]]) -> str:
-    """The largest difference, with one digit where it is small."""
+def difference(rows: list[Mapping[str, Any]]) -> str:
+    """The largest difference of any row, with one digit where it is small."""
     largest = max((row.get("max_diff") or 0 for row in rows), default=0)
-    return (
-        re.sub("e-0?", "e-", f"{largest:.0e}" if largest < 0.01 else f"{largest:.2f}")
-        if largest
-        else ""
-    )
+    if not largest:
+        return ""
+    return re.sub("e-0?", "e-", f"{largest:.0e}" if largest < 0.01 else f"{largest:.2f}")
 
 
-def compared(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
-    """The ratio of the peer's time and ours on each processor, both times, and the largest difference anywhere."""
+def cell(row: Mapping[str, Any]) -> str:
+    """The ratio of a row, and the seconds of both sides."""
+    return f"{row['ratio']:.2f} ({number(row['ours_s'])}/{number(row['peer_s'])})"
+
+
+def table(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
+    """The cells of each line: a label, the ratio on each processor, and the largest difference on any."""
     yield ["ratio (seconds here/there)", *measured, "largest difference"]
+    yield ["---"] * (len(measured) + 2)
     for label, name in COMPARED.items():
-        found = [rows.get(name) for rows in measured.values()]
-        cells = [
-            f"{row['ratio']:.2f} ({number(row['ours_s'])}/{number(row['peer_s'])})" if row else ""
-            for row in found
-        ]
-        yield [label, *cells, off([row for row in found if row])]
-
-
-def started(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
-    """Seconds on each processor."""
-    yield ["seconds", *measured]
-    for label, name in STARTED.items():
-        yield [
-            label,
-            *(number(rows[name]["ours_s"]) if name in rows else "" for rows in measured.values()),
-        ]
+        rows = {processor: rows[name] for processor, rows in measured.items() if name in rows}
+        cells = [cell(rows[processor]) if processor in rows else "" for processor in measured]
+        yield [label, *cells, difference(list(rows.values()))]
 
 
 def draw_chart(measured: Mapping[str, Rows], path: Path) -> None:
@@ -126,18 +111,10 @@ def measurements() -> dict[str, Rows]:
 
 
 def filled(page: str) -> str:
-    """Returns the page with its tables made anew; each follows a comment with its name."""
-    measured = measurements()
-    tables = (("compared", compared, COMPARED), ("started", started, STARTED))
-    for marker, table, names in tables:
-        shown = {name: rows for name, rows in measured.items() if rows.keys() & set(names.values())}
-        head, *lines = table(shown)
-        cells = ([f" {cell} ".replace("  ", " ") for cell in line] for line in (head, *lines))
-        top, *below = (f"|{'|'.join(line)}|\n" for line in cells)
-        text = "".join([top, "|---" * len(head) + "|\n", *below])
-        before, after = page.split(f"<!-- {marker} -->\n\n")
-        page = f"{before}<!-- {marker} -->\n\n{text}" + re.sub(r"^([|].*\n)*", "", after)
-    return page
+    """Returns the page with its table made anew, which follows a comment."""
+    lines = [f"| {' | '.join(cells)} |\n".replace("  ", " ") for cells in table(measurements())]
+    before, after = page.split(MARKER)
+    return "".join([before, MARKER, *lines, re.sub(r"^([|].*\n)*", "", after)])
 
 
 if __name__ == "__main__":
