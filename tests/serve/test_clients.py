@@ -68,45 +68,45 @@ class TestOpenai:
 
 class TestPredictionGuard:
     @pytest.fixture
-    def client(self, locked_address):
+    def guard_client(self, locked_address):
         return predictionguard.PredictionGuard(api_key=API_KEY, url=locked_address)
 
-    def test_frames_with_transcripts_and_a_question(self, openai_client, predictor, tmp_path):
+    def test_frames_with_transcripts_and_a_question(self, guard_client, predictor, tmp_path):
         (tmp_path / "frame.png").write_bytes(PNGS[1])
         images = [base64.b64encode(PNGS[0]).decode(), str(tmp_path / "frame.png"), URIS[2]]
         entries = [
             {"text": text, "image": image} for text, image in zip(SERVED_TEXTS, images, strict=True)
         ]
-        answer = openai_client.embeddings.create(model="tiny", input=entries)
+        answer = guard_client.embeddings.create(model="tiny", input=entries)
         vectors = np.array([row["embedding"] for row in answer["data"]])
         np.testing.assert_allclose(vectors, predictor.embed_pairs(PNGS, SERVED_TEXTS), atol=1e-5)
 
-        question = openai_client.embeddings.create(model="tiny", input=[{"text": SERVED_TEXTS[0]}])[
+        question = guard_client.embeddings.create(model="tiny", input=[{"text": SERVED_TEXTS[0]}])[
             "data"
         ][0]["embedding"]
         np.testing.assert_allclose(question, predictor.embed_texts(SERVED_TEXTS[0])[0], atol=1e-5)
         assert (
             "embedding"
-            in openai_client.embeddings.create(model="tiny", input=SERVED_TEXTS, truncate=True)[
+            in guard_client.embeddings.create(model="tiny", input=SERVED_TEXTS, truncate=True)[
                 "data"
             ][2]
         )
 
-    def test_errors_are_their_message(self, openai_client, locked_address):
+    def test_errors_are_their_message(self, guard_client, locked_address):
         with pytest.raises(ValueError, match="check your access api_key"):
             predictionguard.PredictionGuard(api_key="other", url=locked_address)
         with pytest.raises(
             ValueError, match=r"^Could not generate embeddings\. model is 'other'; this server"
         ):
-            openai_client.embeddings.create(model="other", input=SERVED_TEXTS)
+            guard_client.embeddings.create(model="other", input=SERVED_TEXTS)
         with pytest.raises(
             ValueError, match=r"^Could not generate embeddings\. .*9 items, the limit is 8"
         ):
-            openai_client.embeddings.create(model="tiny", input=["a"] * 9)
+            guard_client.embeddings.create(model="tiny", input=["a"] * 9)
         with pytest.raises(
             ValueError, match=r"^Could not make prediction\. this server generates no text"
         ):
-            openai_client.chat.completions.create(
+            guard_client.chat.completions.create(
                 model="tiny", messages=[{"role": "user", "content": "What is it?"}]
             )
 
