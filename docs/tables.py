@@ -25,8 +25,11 @@ STREAM = "a stream of 16 images with 4 texts each, 4 clients, {}"
 COMPARED = {
     **{
         f"{pairs}, {word}, {way}": FORWARD.format(precision, batch, name)
-        for word, precision in (("float32", "fp32"), ("bfloat16", "bf16"))
-        for pairs, batch in (("one pair", 1), ("eight pairs", 8))
+        for pairs, batch, word, precision in (
+            ("one pair", 1, "float32", "fp32"),
+            ("eight pairs", 8, "float32", "fp32"),
+            ("eight pairs", 8, "bfloat16", "bf16"),
+        )
         for way, name in (("`torch`", "plain torch"), ("fastest", "best of ours, best of theirs"))
     },
     "eight pairs, int8, `onnxruntime`": FORWARD.format("int8", 8, "best of ours"),
