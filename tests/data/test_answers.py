@@ -48,8 +48,10 @@ def test_normal_form_with_its_quirks(answer, expected):
 
 def test_a_score_is_the_rounded_mean_over_annotators_left_out():
     for count in range(11):
-        others = [count - 1] * count + [count] * (10 - count)  # how many of the other nine agree
-        mean = sum(min(1.0, max(0, agreeing) / 3) for agreeing in others) / 10
+        num_agreeing = [count - 1] * count + [count] * (
+            10 - count
+        )  # how many of the other nine agree
+        mean = sum(min(1.0, max(0, agreeing) / 3) for agreeing in num_agreeing) / 10
         targets = soft_targets(["net"] * count + ["no"] * (10 - count), ["net"])
         assert targets.get("net", 0.0) == round(mean, 1)
 

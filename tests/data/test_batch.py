@@ -30,15 +30,15 @@ VOCAB = 120
 
 class TestJoined:
     def test_captions_are_filled_up_to_the_longest(self):
-        parts = [
+        batches = [
             random_caption_batch((0, 1), (3, 3), seed=1),
             random_caption_batch((2,), (5,), seed=2),
         ]
-        whole = joined(parts, seed=9)
+        whole = joined(batches, seed=9)
         assert (whole.seed, whole.ids, len(whole)) == (9, ("0", "1", "2"), 3)
-        assert torch.equal(whole.pixel_values, torch.cat([part.pixel_values for part in parts]))
+        assert torch.equal(whole.pixel_values, torch.cat([batch.pixel_values for batch in batches]))
         assert whole.attention_mask.sum(dim=1).tolist() == [3, 3, 5]
-        assert torch.equal(whole.input_ids[:2, :3], parts[0].input_ids)
+        assert torch.equal(whole.input_ids[:2, :3], batches[0].input_ids)
         assert whole.mlm_labels[0, 3:].tolist() == [IGNORED] * 2
         assert whole.image_index.tolist() == [0, 1, 2]
         assert (
@@ -47,22 +47,24 @@ class TestJoined:
         )
 
     def test_several_texts_of_an_image_stay_together(self):
-        parts = []
+        batches = []
         for number, lengths in enumerate([(2, 4), (6, 3)]):
             ids, mask = random_texts(lengths, seed=number)
             index = torch.tensor([number])
-            parts.append(
+            batches.append(
                 RankingBatch(ids=("x",), input_ids=ids, attention_mask=mask, image_index=index)
             )
-        whole = joined(parts, seed=0)
+        whole = joined(batches, seed=0)
         assert whole.attention_mask.sum(dim=1).tolist() == [2, 4, 6, 3]
 
     def test_what_is_not_known_stays_unknown(self):
         ids, mask = random_texts((3,))
-        one = Batch(pixel_values=random_images(1), input_ids=ids, attention_mask=mask, ids=("a",))
-        assert joined([one, replace(one, ids=("b",))], seed=0).labels is None
-        known = replace(one, labels=torch.tensor([[0.5, 1.0]]))
-        assert joined([known, known], seed=0).labels.tolist() == [[0.5, 1.0]] * 2
+        single = Batch(
+            pixel_values=random_images(1), input_ids=ids, attention_mask=mask, ids=("a",)
+        )
+        assert joined([single, replace(single, ids=("b",))], seed=0).labels is None
+        labelled = replace(single, labels=torch.tensor([[0.5, 1.0]]))
+        assert joined([labelled, labelled], seed=0).labels.tolist() == [[0.5, 1.0]] * 2
 
 
 def make_ids(num_rows, length):
@@ -157,7 +159,8 @@ class TestMasking:
         predicted = labels != IGNORED
         by_token = mask(ids)[1] != IGNORED
         torn = [
-            ((one[:, 1:] != one[:, :-1]) & carries_on[:, 1:]).sum() for one in (predicted, by_token)
+            ((selection[:, 1:] != selection[:, :-1]) & carries_on[:, 1:]).sum()
+            for selection in (predicted, by_token)
         ]
         assert torn[0] == 0 < torn[1]
         assert (predicted & carries_on).any()
@@ -174,16 +177,18 @@ def keys(num_examples, steps=range(4), **values):
 class TestSampler:
     @given(
         count=st.integers(4, 60),
-        parts=st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2)]),
+        num_micro_batches=st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2)]),
         seed=st.integers(0, 99),
     )
-    def test_an_epoch_covers_each_pair_once(self, count, parts, seed):
-        world_size, micro_batches = parts
+    def test_an_epoch_covers_each_pair_once(self, count, num_micro_batches, seed):
+        world_size, micro_batches = num_micro_batches
         options = {"micro_batches": micro_batches, "world_size": world_size, "seed": seed}
         epoch = count // 4
         for steps in (range(epoch), range(epoch, 2 * epoch)):
-            every = (keys(count, steps, rank=rank, **options) for rank in range(world_size))
-            seen = [pair for own in every for key in own for pair in key.examples]
+            keys_of_ranks = (keys(count, steps, rank=rank, **options) for rank in range(world_size))
+            seen = [
+                pair for rank_keys in keys_of_ranks for key in rank_keys for pair in key.examples
+            ]
             assert len(seen) == len(set(seen)) == 4 * epoch
             assert set(seen) <= set(range(count))
 
@@ -191,8 +196,13 @@ class TestSampler:
         first = keys(16)
         second = keys(16, range(4, 8))
         other = keys(16, seed=1)
-        assert len({tuple(key.examples for key in part) for part in (first, second, other)}) == 3
-        assert len({key.seed for part in (first, second, other) for key in part}) == 12
+        assert (
+            len(
+                {tuple(key.examples for key in epoch_keys) for epoch_keys in (first, second, other)}
+            )
+            == 3
+        )
+        assert len({key.seed for epoch_keys in (first, second, other) for key in epoch_keys}) == 12
 
     def test_ranks_and_micro_batches_share_out_the_batch_of_one_process(self):
         whole = keys(30, range(15), batch_size=8)
@@ -201,11 +211,11 @@ class TestSampler:
             for rank in range(2)
         ]
         for step, key in enumerate(whole):
-            parts = [
+            pieces = [
                 shared[rank][2 * step + micro].examples for rank in range(2) for micro in range(2)
             ]
-            assert key.examples == tuple(pair for part in parts for pair in part)
-        assert len({key.seed for part in shared for key in part}) == 60
+            assert key.examples == tuple(pair for piece in pieces for pair in piece)
+        assert len({key.seed for piece in shared for key in piece}) == 60
 
     def test_continues_in_the_middle_of_an_epoch(self):
         assert keys(14, range(5, 9)) == keys(14, range(9))[5:]
@@ -224,12 +234,12 @@ class TestSampler:
     def test_the_first_micro_batch_of_a_step_names_them_all_where_something_is_counted(self):
         options = {"batch_size": 8, "micro_batches": 2, "passes": lambda step: 2}
         plain = keys(30, range(2), **options)
-        found = keys(30, range(2), counted=lambda step: step == 1, **options)
+        counted_keys = keys(30, range(2), counted=lambda step: step == 1, **options)
         assert not any(key.step for key in plain)
         # of the last pass of the second step
-        assert [number for number, key in enumerate(found) if key.step] == [6]
-        assert found[6].step == tuple(plain[6:])
-        assert [replace(key, step=()) for key in found] == plain
+        assert [number for number, key in enumerate(counted_keys) if key.step] == [6]
+        assert counted_keys[6].step == tuple(plain[6:])
+        assert [replace(key, step=()) for key in counted_keys] == plain
 
 
 class TestOneSetPerBatch:
@@ -263,8 +273,8 @@ class TestOneSetPerBatch:
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), min_size=2, max_size=20, unique=True)
 )
-def test_distinct_parts_give_distinct_seeds_the_same_on_every_machine(parts):
-    seeds = [derive_seed(*part) for part in parts]
-    assert len(set(seeds)) == len(parts)
+def test_distinct_parts_give_distinct_seeds_the_same_on_every_machine(tuples):
+    seeds = [derive_seed(*values) for values in tuples]
+    assert len(set(seeds)) == len(tuples)
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(0, "epoch", 3) == 2196801750301329207

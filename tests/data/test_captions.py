@@ -47,16 +47,16 @@ def identities(images, numbers):
 class TestImages:
     def test_an_image_has_each_of_its_captions_once(self, load, tmp_path):
         draw = random.Random(0)
-        given = [draw.choices("abcdefgh", k=draw.randint(1, 9)) for _ in range(27)]
+        captions = [draw.choices("abcdefgh", k=draw.randint(1, 9)) for _ in range(27)]
         write_set(
             tmp_path / "set",
-            {"train": [caption_record(n, entries=texts) for n, texts in enumerate(given)]},
+            {"train": [caption_record(n, entries=texts) for n, texts in enumerate(captions)]},
         )
         pairs = load(tmp_path / "set")
-        once = [list(dict.fromkeys(texts)) for texts in given]
+        once = [list(dict.fromkeys(texts)) for texts in captions]
         # in an order that changes from process to process
-        official = [set(texts) for texts in given]
-        assert len(pairs) == sum(map(len, official)) < sum(map(len, given))
+        official = [set(texts) for texts in captions]
+        assert len(pairs) == sum(map(len, official)) < sum(map(len, captions))
         assert pairs.images.all_captions() == pairs.images.captions(range(27)) == once
         owners = [row for row, texts in enumerate(once) for _ in texts]
         assert pairs.pairs.tolist() == [[row, number] for number, row in enumerate(owners)]
@@ -115,13 +115,15 @@ class TestImages:
 class TestPairs:
     def test_all_captions_or_one_drawn(self, load):
         everything = load()
-        one = load(captions="one")
+        single = load(captions="one")
         assert len(everything) == sum(map(len, everything.images.all_captions()))
-        assert len(one) == len(everything.images)
+        assert len(single) == len(everything.images)
         image = next(
-            row for row, captions in enumerate(one.images.all_captions()) if len(captions) == 2
+            row for row, captions in enumerate(single.images.all_captions()) if len(captions) == 2
         )
-        drawn = {tuple(one[BatchKey((image,), seed)].input_ids[0].tolist()) for seed in range(20)}
+        drawn = {
+            tuple(single[BatchKey((image,), seed)].input_ids[0].tolist()) for seed in range(20)
+        }
         assert len(drawn) == 2
 
     def test_repeats(self, load, tiny_dataset):
@@ -133,9 +135,9 @@ class TestPairs:
             (False, 1),
             (True, 3),
         }
-        own = [number for image, number in pairs.pairs.tolist() if image == 30]
+        numbers = [number for image, number in pairs.pairs.tolist() if image == 30]
         assert (
-            own
+            numbers
             == [number for number, image in enumerate(pairs.images.owner.tolist()) if image == 30]
             * 3
         )
@@ -154,10 +156,10 @@ class TestPairs:
 
     def test_content(self, load):
         pairs = load(masking=0.5)
-        chosen = (5, 0, 9)
-        batch = pairs[BatchKey(chosen, 1)]
+        rows = (5, 0, 9)
+        batch = pairs[BatchKey(rows, 1)]
         images = pairs.images
-        numbers = pairs.pairs[list(chosen)].tolist()
+        numbers = pairs.pairs[list(rows)].tolist()
         assert torch.equal(batch.image_index, identities(images, [image for image, _ in numbers]))
         assert batch.ids == tuple(images.names([image for image, _ in numbers]))
         assert torch.equal(batch.pixel_values, images.pixel_values([image for image, _ in numbers]))
@@ -180,7 +182,9 @@ class TestPairs:
         read = []
         take = Table.take
         monkeypatch.setattr(
-            Table, "take", lambda it, *given: read.append(Path(it.uri).name) or take(it, *given)
+            Table,
+            "take",
+            lambda table, *arguments: read.append(Path(table.uri).name) or take(table, *arguments),
         )
         batch = pairs[BatchKey((3, 0, 11, 3), 17)]
         assert sorted(read) == ["examples.lance", "images.lance"]
@@ -198,7 +202,7 @@ class TestPairs:
         monkeypatch.setattr(
             CaptionImages,
             "views",
-            lambda it, rows, *more: read.extend(rows) or views(it, rows, *more),
+            lambda images, rows, *arguments: read.extend(rows) or views(images, rows, *arguments),
         )
         batch = pairs[replace(step[0], step=step)]
         assert int(batch.step_labels) == expected > int(batch.num_labels)
@@ -216,7 +220,7 @@ class TestPairs:
         assert fewer.input_ids.shape[1] < plain.input_ids.shape[1]
 
     @pytest.fixture
-    def own(self, tmp_path):
+    def views_path(self, tmp_path):
         """A file with transforms of one's own."""
         (tmp_path / "views.py").write_text(
             "import torch\nnumber = 5\ndef invert(image): return 255 - image\ndef nothing(image): pass\n"
@@ -225,8 +229,8 @@ class TestPairs:
         )
         return str(tmp_path / "views.py")
 
-    def test_a_transform_of_ones_own(self, load, own):
-        pairs = load(transform=f"{own}:invert")
+    def test_a_transform_of_ones_own(self, load, views_path):
+        pairs = load(transform=f"{views_path}:invert")
         images = pairs.images
         rows = pairs.pairs[[0, 1, 2], 0].tolist()
         inverted = images.processor.normalise(255 - torch.stack(images.pixels(rows)))
@@ -234,8 +238,8 @@ class TestPairs:
         # not in evaluation
         torch.testing.assert_close(images.pixel_values(rows), load().images.pixel_values(rows))
 
-    def test_its_draws_are_those_of_the_key_and_leave_the_generator_alone(self, load, own):
-        pairs = load(transform=f"{own}:noise")
+    def test_its_draws_are_those_of_the_key_and_leave_the_generator_alone(self, load, views_path):
+        pairs = load(transform=f"{views_path}:noise")
         before = torch.get_rng_state()
         first, again = (pairs[BatchKey((0, 1), 5)].pixel_values for _ in range(2))
         assert torch.equal(first, again)
@@ -255,9 +259,9 @@ class TestPairs:
             ("missing", "data.transform is .*missing; expected .*invert, .*noise"),
         ],
     )
-    def test_what_is_no_transform(self, load, own, name, message):
+    def test_what_is_no_transform(self, load, views_path, name, message):
         with pytest.raises(ValueError, match=message):
-            load(transform=f"{own}:{name}")[BatchKey((0,), 5)]
+            load(transform=f"{views_path}:{name}")[BatchKey((0,), 5)]
 
     def test_whole_words_are_hidden(self, load):
         torn = []
@@ -310,13 +314,13 @@ class TestRanking:
     def test_the_true_caption_comes_first(self, images):
         pairs = RankingPairs(images, false_texts=3)
         assert len(pairs) == images.num_examples
-        found = self.texts(pairs, (4, 0), 7)
-        chosen = images.pairs()[[4, 0]].tolist()
-        assert len(found) == 8
-        assert [found[0], found[4]] == [
-            row["entry"] for row in images.examples([number for _, number in chosen])
+        texts = self.texts(pairs, (4, 0), 7)
+        true_pairs = images.pairs()[[4, 0]].tolist()
+        assert len(texts) == 8
+        assert [texts[0], texts[4]] == [
+            row["entry"] for row in images.examples([number for _, number in true_pairs])
         ]
-        expected = identities(images, [image for image, _ in chosen])
+        expected = identities(images, [image for image, _ in true_pairs])
         assert torch.equal(pairs[BatchKey((4, 0), 7)].image_index, expected)
 
     def test_false_captions_are_any_of_other_images(self, images):

@@ -42,7 +42,7 @@ def entries(folder, *splits):
 
 
 def prepared(folder, kind, rows, config=None):
-    """Prepares rows, each of the image of its number if it does not say; returns the entries."""
+    """Returns the entries of prepared rows, each with the image of its number if it names none."""
     source = table(folder, [{"image": f"{number}.png", **row} for number, row in enumerate(rows)])
     prepare_custom(kind, source, folder / "out", config)
     return entries(folder / "out")
@@ -51,35 +51,38 @@ def prepared(folder, kind, rows, config=None):
 class TestKinds:
     def test_pairs(self, tmp_path):
         rows = [{"caption": [f"one {n}", f"two {n}", f"one {n}"]} for n in range(40)]
-        found = prepared(tmp_path, "pairs", [*rows, {"image": "7.png", "caption": "one 7"}])
-        assert sorted(found) == sorted(f"{word} {n}" for n in range(40) for word in ("one", "two"))
+        entries_read = prepared(tmp_path, "pairs", [*rows, {"image": "7.png", "caption": "one 7"}])
+        assert sorted(entries_read) == sorted(
+            f"{word} {n}" for n in range(40) for word in ("one", "two")
+        )
         assert sum(split.images for split in read_info(tmp_path / "out").splits.values()) == 40
         assert str(tmp_path) not in (tmp_path / "out" / "dataset.json").read_text()
 
-    @pytest.mark.parametrize("several", [False, True])
-    def test_classification(self, several, tmp_path):
-        rows = [{"label": [f"c{n % 3}", "x"] if several else f"c{n % 3}"} for n in range(40)]
-        alone = {"image": None, "text": "words alone", "label": [] if several else "c1"}
-        found = {
-            one["example_id"]: one for one in prepared(tmp_path, "classification", [*rows, alone])
+    @pytest.mark.parametrize("multi_label", [False, True])
+    def test_classification(self, multi_label, tmp_path):
+        rows = [{"label": [f"c{n % 3}", "x"] if multi_label else f"c{n % 3}"} for n in range(40)]
+        alone = {"image": None, "text": "words alone", "label": [] if multi_label else "c1"}
+        by_id = {
+            entry["example_id"]: entry
+            for entry in prepared(tmp_path, "classification", [*rows, alone])
         }
         classes = read_classes(tmp_path / "out")
         assert (classes.names, classes.multi_label) == (
-            ("c0", "c1", "c2", *(["x"] if several else [])),
-            several,
+            ("c0", "c1", "c2", *(["x"] if multi_label else [])),
+            multi_label,
         )
-        assert found["5"]["labels"] == (["c1", "x"] if several else ["c1"])
-        assert (found["41"]["text"], found["41"]["labels"]) == (
+        assert by_id["5"]["labels"] == (["c1", "x"] if multi_label else ["c1"])
+        assert (by_id["41"]["text"], by_id["41"]["labels"]) == (
             "words alone",
-            [] if several else ["c1"],
+            [] if multi_label else ["c1"],
         )
 
     @pytest.mark.parametrize("kind", ["classification", "regression"])
     def test_blank_labels_are_unknown(self, kind, tmp_path):
         blanks = ("", " ", "\t ", None)
-        found = prepared(tmp_path, kind, [{"label": label} for label in ("1", "2", *blanks)])
-        assert sorted(one["labels"] for one in found) == [[], [], [], [], ["1"], ["2"]]
-        assert [one["labelled"] for one in found].count(False) == 4
+        entries_read = prepared(tmp_path, kind, [{"label": label} for label in ("1", "2", *blanks)])
+        assert sorted(entry["labels"] for entry in entries_read) == [[], [], [], [], ["1"], ["2"]]
+        assert [entry["labelled"] for entry in entries_read].count(False) == 4
 
     @pytest.mark.parametrize(
         ("cells", "separator", "names"),
@@ -91,13 +94,17 @@ class TestKinds:
     )
     def test_classes_are_numbers_by_value_and_then_names(self, cells, separator, names, tmp_path):
         rows = [{"label": cell} for cell in cells]
-        found = prepared(
+        entries_read = prepared(
             tmp_path, "classification", rows, LabelledConfig(label_separator=separator)
         )
         assert read_classes(tmp_path / "out").names == names
         assert read_classes(tmp_path / "out").multi_label == (separator is not None)
         if separator:
-            assert sorted(one["labels"] for one in found) == [["x", "y"], ["y", "x"], ["z"]]
+            assert sorted(entry["labels"] for entry in entries_read) == [
+                ["x", "y"],
+                ["y", "x"],
+                ["z"],
+            ]
 
     def test_lists_and_single_labels_are_not_mixed(self, tmp_path):
         with pytest.raises(
@@ -114,13 +121,13 @@ class TestKinds:
         ]
         cells = (annotated, "cat; dog ;;cat", "a", 7, [None, "b"])
         rows = [{"question": f"{number}?", "answers": cell} for number, cell in enumerate(cells)]
-        found = prepared(
+        entries_read = prepared(
             tmp_path,
             "vqa",
             rows,
             VqaSetConfig(answer_separator=";", test_fraction=0, validation_fraction=0),
         )
-        answers = {one["question"]: one["answers"] for one in found}
+        answers = {entry["question"]: entry["answers"] for entry in entries_read}
         assert answers == {
             "0?": ["a cat", "Dog"],
             "1?": ["cat", "dog", "cat"],
@@ -149,8 +156,8 @@ class TestKinds:
     )
     def test_truths_in_other_words(self, word, meant, tmp_path):
         row = {"image": None, "left": "0.png", "right": "1.png", "statement": "so", "label": word}
-        (found,) = prepared(tmp_path, "image-pairs", [row])
-        assert found["label"] == str(meant)
+        (entry,) = prepared(tmp_path, "image-pairs", [row])
+        assert entry["label"] == str(meant)
 
     def test_classification_by_folders(self, tmp_path):
         for split in ("train", "test"):
@@ -167,12 +174,14 @@ class TestKinds:
         assert read_classes(tmp_path / "out").names == ("c0", "c1")
 
     def test_regression(self, tmp_path):
-        found = prepared(tmp_path, "regression", [{"rating": n / 3} for n in range(20)])
+        entries_read = prepared(tmp_path, "regression", [{"rating": n / 3} for n in range(20)])
         assert read_classes(tmp_path / "out").numbers
-        assert sorted(float(one["labels"][0]) for one in found) == [n / 3 for n in range(20)]
+        assert sorted(float(entry["labels"][0]) for entry in entries_read) == [
+            n / 3 for n in range(20)
+        ]
 
     def test_vqa(self, tmp_path):
-        """Answers in lists and alone; those of few questions are no choice."""
+        """Answers come in lists and alone. Those of few questions are no choice."""
         rows = [{"question": f"what is {n}?", "answer": f"No. {n % 4}"} for n in range(40)]
         rows += [
             {"image": f"{n}.png", "question": f"and {n}?", "answer": ["Yes."]} for n in range(40)
@@ -181,21 +190,21 @@ class TestKinds:
         rows += [
             {"image": "0.png", "question": "then?", "answer": ["yes", "rare", "Rare."], **types}
         ]
-        found = {
-            one["question"]: one
-            for one in prepared(tmp_path, "vqa", rows, VqaSetConfig(min_count=2))
+        by_question = {
+            entry["question"]: entry
+            for entry in prepared(tmp_path, "vqa", rows, VqaSetConfig(min_count=2))
         }
         assert sorted(read_vocabulary(tmp_path / "out")) == [*(f"no {n}" for n in range(4)), "yes"]
-        assert (found["what is 9?"]["answers"], found["then?"]["answers"]) == (
+        assert (by_question["what is 9?"]["answers"], by_question["then?"]["answers"]) == (
             ["No. 1"],
             ["yes", "rare", "Rare."],
         )
-        assert found["then?"].items() > types.items()
+        assert by_question["then?"].items() > types.items()
         (tmp_path / "split").mkdir()
-        given = {"red": "train", "blue": "train", "green": "validation", "grey": "test"}
+        splits = {"red": "train", "blue": "train", "green": "validation", "grey": "test"}
         rows = [
             {"question": "what?", "answer": answer, "split": split}
-            for answer, split in given.items()
+            for answer, split in splits.items()
         ]
         prepared(tmp_path / "split", "vqa", rows)
         assert read_vocabulary(tmp_path / "split" / "out") == ("red", "blue")
@@ -207,7 +216,7 @@ class TestKinds:
                 prepared(tmp_path / number, "vqa", [{**row, "question_id": number} for row in rows])
 
     def test_answers_that_a_model_can_choose_are_those_of_training_questions(self, tmp_path):
-        """Also where a hash decides on the splits; a set without training questions has none."""
+        """Only training questions give answers, also where a hash decides on the splits."""
         prepared(
             tmp_path, "vqa", [{"question": f"what is {n}?", "answer": f"no {n}"} for n in range(40)]
         )
@@ -242,16 +251,18 @@ class TestKinds:
             {"hypothesis": f"says {n}", "label": labels[n % 3] if n % 2 else n % 3}
             for n in range(20)
         ]
-        found = {one["text"]: one["label"] for one in prepared(tmp_path, "entailment", rows)}
-        assert found == {f"says {n}": labels[n % 3] for n in range(20)}
+        label_of_text = {
+            entry["text"]: entry["label"] for entry in prepared(tmp_path, "entailment", rows)
+        }
+        assert label_of_text == {f"says {n}": labels[n % 3] for n in range(20)}
 
     @pytest.mark.parametrize(("kind", "field"), [("vqa", "question"), ("entailment", "text")])
     def test_the_text_is_in_the_column_that_is_asked_for(self, kind, field, tmp_path):
-        given = {"question": "no", "hypothesis": "no", "label": "neutral"}
-        rows = [{"words": f"w{n}", **given, "answer": "xy"[n % 2]} for n in range(40)]
+        cells = {"question": "no", "hypothesis": "no", "label": "neutral"}
+        rows = [{"words": f"w{n}", **cells, "answer": "xy"[n % 2]} for n in range(40)]
         config = (VqaSetConfig if kind == "vqa" else CustomSetConfig)(text_column="words")
-        found = prepared(tmp_path, kind, rows, config)
-        assert sorted(one[field] for one in found) == sorted(f"w{n}" for n in range(40))
+        entries_read = prepared(tmp_path, kind, rows, config)
+        assert sorted(entry[field] for entry in entries_read) == sorted(f"w{n}" for n in range(40))
 
     def test_image_pairs(self, tmp_path):
         pairs = [
@@ -380,7 +391,7 @@ class TestSplits:
         assert "test has 2 examples: " in caplog.text
 
     @pytest.mark.parametrize(
-        ("others", "error"),
+        ("splits", "error"),
         [
             (
                 {"image": "1.png", "split": "test"},
@@ -389,8 +400,8 @@ class TestSplits:
             ({"image": "2.png"}, "has a split and .* none"),
         ],
     )
-    def test_splits_that_contradict_each_other(self, others, error, tmp_path):
-        rows = [{"image": "1.png", "caption": "a", "split": "train"}, {"caption": "b", **others}]
+    def test_splits_that_contradict_each_other(self, splits, error, tmp_path):
+        rows = [{"image": "1.png", "caption": "a", "split": "train"}, {"caption": "b", **splits}]
         with pytest.raises(ValueError, match=error):
             prepare_custom("pairs", table(tmp_path, rows, 3), tmp_path / "out")
 
@@ -544,13 +555,13 @@ def named(example, config, seen):
 
 
 def test_a_kind_of_ones_own(tmp_path):
-    own = {
+    custom_sets = {
         "entries": named,
         "files": lambda seen, config, training: {
             "lines.json": [seen.rows, config.seed, len(list(training))]
         },
     }
-    names = CustomSetSpec(name="names", schema=CAPTIONS, summary="Images.", **own)
+    names = CustomSetSpec(name="names", schema=CAPTIONS, summary="Images.", **custom_sets)
     source = table(tmp_path, [{"image": f"{n // 2}.png", "n": n} for n in range(40)], 20)
     with pytest.raises(ValueError, match=r"2 bad items.* rows\.jsonl line 7: it is the third"):
         prepare_custom(names, source, tmp_path / "out", CustomSetConfig(seed=3))

@@ -72,7 +72,9 @@ def test_classes_are_in_the_order_of_the_heads():
 class TestWhichThereAre:
     def test_one_per_statement_in_order(self, load):
         examples = load("snli-ve")
-        names = [f"{number}.jpg#{place}r" for number in range(8) for place in range(1 + number % 2)]
+        names = [
+            f"{number}.jpg#{position}r" for number in range(8) for position in range(1 + number % 2)
+        ]
         assert len(examples) == len(names)
         assert [entry["statement_id"] for entry in examples] == names
         assert examples[BatchKey((5, 0), 0)].ids == (names[5], names[0])
@@ -82,10 +84,12 @@ class TestWhichThereAre:
         encode = ClassEncoder(FIXED_LABELS["snli_ve"])
         repeated = pictures("snli-ve", count=2, repeats=(1, 3))
         keep = {"keep": lambda entry: entry["label"] == "neutral"}
-        neutral, more = (EntryDataset(one, encode, **keep) for one in (images, repeated))
+        neutral, doubled = (
+            EntryDataset(images_read, encode, **keep) for images_read in (images, repeated)
+        )
         assert {entry["label"] for entry in neutral} == {"neutral"}
         assert len(neutral) == len(list(neutral)) < 12
-        assert len(more) == 4 * len(neutral)
+        assert len(doubled) == 4 * len(neutral)
         with pytest.raises(
             ValueError, match=r"no example in split train of .* is fit for this; choose another"
         ):
@@ -142,15 +146,15 @@ class TestBatch:
         assert torch.equal(
             batch.pixel_values, tiny_processor.images([png_of_colour("blue"), png_of_colour("red")])
         )
-        found = [
+        answers = [
             {name: x for name, x in zip(ANSWERS, row, strict=True) if x}
             for row in batch.labels.tolist()
         ]
-        assert found == [
+        assert answers == [
             pytest.approx({"blue": 1.0, "green": 0.6}),
             pytest.approx({"yes": 1.0, "no": 1.0}),
         ]
-        assert found[0] == pytest.approx(soft_targets(entries[4]["answers"], ANSWERS))
+        assert answers[0] == pytest.approx(soft_targets(entries[4]["answers"], ANSWERS))
         assert batch.seed == 3
 
     def test_one_image(self, load, tiny_processor):
@@ -257,14 +261,14 @@ class TestImages:
         assert evaluated.num_examples == 5
 
     def test_with_a_cache_examples_are_read_once(self, pictures, monkeypatch):
-        plain, kept = (pictures(count=2, cache=cache) for cache in (False, True))
+        plain, cached = (pictures(count=2, cache=cache) for cache in (False, True))
         numbers = [3, plain.num_examples - 1, 0, 3]
         expected = plain.examples(numbers)
-        assert kept.examples(numbers[:1]) == expected[:1]
-        for each in kept.sets:
-            monkeypatch.setattr(each, "examples", None)
-            monkeypatch.setattr(each, "scan", None)
-        assert kept.examples(numbers) == expected
+        assert cached.examples(numbers[:1]) == expected[:1]
+        for dataset in cached.sets:
+            monkeypatch.setattr(dataset, "examples", None)
+            monkeypatch.setattr(dataset, "scan", None)
+        assert cached.examples(numbers) == expected
 
     def test_of_another_kind(self, folders, tiny_processor):
         with pytest.raises(ValueError, match=r"is a set of kind nlvr2; use a set of kind vqa"):

@@ -57,8 +57,8 @@ class TestBad:
         assert not (tmp_path / "out" / "dataset.json").exists()
         info = prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=2))
         assert [info.splits[name].images for name in ("train", "test")] == [6, 1]
-        named = [message.partition(":")[0] for message in info.some_left_out["cannot be used"]]
-        assert named == [missing.name, broken.name]
+        names = [message.partition(":")[0] for message in info.some_left_out["cannot be used"]]
+        assert names == [missing.name, broken.name]
         with pytest.raises(ValueError, match=r"2 bad item.*allowed are 0"):  # of a complete set
             prepare_set("coco", coco, tmp_path / "out")
         assert read_info(tmp_path / "out") == info
@@ -74,14 +74,14 @@ class TestBad:
         broken.write_bytes(whole)
         changed.write_bytes(noise_jpeg(1, size=(64, 64)))
         read = prepared_set._read_image
-        asked = []
+        reads = []
         monkeypatch.setattr(
-            prepared_set, "_read_image", lambda image: (asked.append(image.name), read(image))[1]
+            prepared_set, "_read_image", lambda image: (reads.append(image.name), read(image))[1]
         )
         info = prepare_set("coco", coco, tmp_path / "out")
         assert info.splits["train"].images == 7
         assert "cannot be used" not in info.left_out
-        assert sorted(asked) == sorted(f"train2014/{picture.name}" for picture in (changed, broken))
+        assert sorted(reads) == sorted(f"train2014/{picture.name}" for picture in (changed, broken))
         assert read_rows(tmp_path / "out", "train")[0]["images"] == [changed.read_bytes()]
 
     def test_a_missing_annotation_file(self, coco, tmp_path):
@@ -224,9 +224,9 @@ class TestInAStore:
         rows = list(here.scan())
         numbers = [row["images"][0] for row in rows]
         store.unreliable(0.1)
-        there = PreparedSet(url, splits)
-        assert list(there.scan()) == there.examples(range(len(rows))) == rows
-        assert there.images(numbers) == here.images(numbers)
+        remote = PreparedSet(url, splits)
+        assert list(remote.scan()) == remote.examples(range(len(rows))) == rows
+        assert remote.images(numbers) == here.images(numbers)
 
     def test_is_not_there(self, store):
         with pytest.raises(FileNotFoundError, match=r"no dataset\.json in s3://bucket/other"):

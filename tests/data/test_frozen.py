@@ -1,4 +1,4 @@
-"""Features of frozen towers: rows of a table, shared and removed by age; how texts are found and views drawn."""
+"""The cache of features of frozen towers, and the examples that are made of it."""
 
 import logging
 import os
@@ -53,7 +53,11 @@ def test_rows_come_back_in_any_order_and_are_filled_up(commit_bytes, tmp_path, m
     halves = [row_of(number, 2).bfloat16() for number in range(2)]
     with FeatureCache(tmp_path / "halves", 2**40) as cache:
         features = cache.features(
-            {}, 2, 2, lambda own: (halves[n] for n in own), **SHAPE | {"dtype": torch.bfloat16}
+            {},
+            2,
+            2,
+            lambda numbers: (halves[n] for n in numbers),
+            **SHAPE | {"dtype": torch.bfloat16},
         )
     assert torch.equal(features.read([1, 0]), torch.stack(halves[::-1]))
 
@@ -118,10 +122,10 @@ class TestCache:
         assert (tmp_path / "not-ours" / "file").exists()
 
     def test_what_a_run_holds_is_kept_beyond_the_limit(self, tmp_path, caplog):
-        with FeatureCache(tmp_path, 5000) as one, FeatureCache(tmp_path, 5000) as other:
-            held = self.put(one, "a")
-            assert self.put(other, "a") == held
-            self.put(other, "b")
+        with FeatureCache(tmp_path, 5000) as first, FeatureCache(tmp_path, 5000) as second:
+            held = self.put(first, "a")
+            assert self.put(second, "a") == held
+            self.put(second, "b")
             assert held.exists()
         assert "the features that runs hold take more than the limit of 0.0 GiB" in caplog.text
         with FeatureCache(tmp_path, 5000) as third:
@@ -178,7 +182,11 @@ class TestExamples:
         assert lengths == sorted(lengths)
         assert len(set(keys)) == len(keys)
         captions = len(
-            {caption for said in examples.examples.images.all_captions() for caption in said}
+            {
+                caption
+                for image_captions in examples.examples.images.all_captions()
+                for caption in image_captions
+            }
         )
         assert captions < len(keys) <= captions + 2 * len(examples)
         padded = text_keys(
@@ -189,8 +197,8 @@ class TestExamples:
     def test_states_are_those_of_the_images_and_texts(self, examples):
         key = BatchKey((3, 0, 3), 5)
         batch = examples[key]
-        every = [batch, *(examples[replace(key, seed=seed)] for seed in range(60))]
-        views = [(one.image_states[:, 0, 0, 0] / 100).long() for one in every]
+        batches = [batch, *(examples[replace(key, seed=seed)] for seed in range(60))]
+        views = [(batch_of_seed.image_states[:, 0, 0, 0] / 100).long() for batch_of_seed in batches]
         owners = examples.examples.pairs[[3, 0, 3], 0]
         assert all(torch.equal(rows // 2, owners) for rows in views)
         assert len({tuple((rows % 2).tolist()) for rows in views}) == 8  # any view of each

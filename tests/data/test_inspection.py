@@ -76,8 +76,8 @@ class TestSamples:
     def test_every_split_has_samples(self, sets, tmp_path):
         write_samples(sets / "nlvr2", tmp_path / "page.html", num_samples=2)
         page = (tmp_path / "page.html").read_text()
-        found = re.findall(r"<h2[^>]*>(\w+): (\d) rows, (\d) statements", page)
-        assert found == [(split, "3", "6") for split in ("train", "validation", "test1")]
+        headings = re.findall(r"<h2[^>]*>(\w+): (\d) rows, (\d) statements", page)
+        assert headings == [(split, "3", "6") for split in ("train", "validation", "test1")]
         assert page.count("<figure ") == 6
         assert page.count('src="data:image/webp;base64,') == 12
         assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)

@@ -63,7 +63,7 @@ def images(folder, *names):
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
+def source_paths(tmp_path_factory):
     root = tmp_path_factory.mktemp("sources")
     for folder in ("images", "captions"):
         (root / folder).mkdir()
@@ -75,30 +75,32 @@ def places(tmp_path_factory):
     for name, delimiter in (("semicolons.csv", ";"), ("tabs.tsv", "\t")):
         cells = [("image", "caption"), *((f"images/{file}", f'"{text}"') for file, text in rows)]
         (root / name).write_text("\n".join(map(delimiter.join, cells)))
-    places = write_sources(root / "images", root)
+    source_paths = write_sources(root / "images", root)
     write_tar(root / "img2dataset.tar", rows, CONTENTS, as_json=True)
     (root / "table.csv.gz").write_bytes(gzip.compress((root / "table.csv").read_bytes()))
     listed = [{"file_name": f"images/{name}", "caption": [text]} for name, text in rows]
     (root / "table.json").write_text(json.dumps({"info": "x", "rows": listed}))
-    return places | {kind: root / kind for kind in MORE_KINDS}
+    return source_paths | {kind: root / kind for kind in MORE_KINDS}
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS])
-def test_every_kind_of_source_has_the_same_images_and_captions(kind, places):
-    found = {}
-    for example in read(places[kind]):
+def test_every_kind_of_source_has_the_same_images_and_captions(kind, source_paths):
+    captions_by_image = {}
+    for example in read(source_paths[kind]):
         assert not example.problem
         (image,) = example.images
-        found[image.read()] = example.texts
+        captions_by_image[image.read()] = example.texts
         # from its place, as an index reads it later
         assert replace(image, content=None).read() == image.read()
-    assert found == {
+    assert captions_by_image == {
         content: (text,) for content, text in zip(CONTENTS.values(), SOURCE_CAPTIONS, strict=True)
     }
-    parts = [
-        example for part in file_groups(places[kind]) for example in read_group(part, Columns())
+    group_examples = [
+        example
+        for group in file_groups(source_paths[kind])
+        for example in read_group(group, Columns())
     ]
-    assert parts == list(read(places[kind]))
+    assert group_examples == list(read(source_paths[kind]))
 
 
 @pytest.mark.parametrize(
@@ -130,20 +132,20 @@ def test_splits_and_classes_are_those_of_the_source(saved, tmp_path):
     else:
         (tmp_path / "README.md").write_text("---\n")
         made.to_parquet(str(tmp_path / "data" / "train-00000-of-00001.parquet"))
-    found = [(example.split, example.fields["label"]) for example in read(tmp_path)]
-    assert found == [("train", name) for name in ("cat", "dog", "dog", "cat")]
+    labels = [(example.split, example.fields["label"]) for example in read(tmp_path)]
+    assert labels == [("train", name) for name in ("cat", "dog", "dog", "cat")]
 
 
 def test_class_folders_with_splits(tmp_path):
     for split in ("train", "val", "test"):
         for name in ("cat", "big_dog"):
             images(tmp_path / split / name, "a")
-    found = {(one.split, one.fields["label"]) for one in read(tmp_path)}
-    assert found == {
+    labels = {(example.split, example.fields["label"]) for example in read(tmp_path)}
+    assert labels == {
         (split, name) for split in ("train", "validation", "test") for name in ("cat", "big_dog")
     }
     by_folder = read(tmp_path, Columns(captions_from="folder"))
-    assert {one.texts for one in by_folder} == {("cat",), ("big dog",)}
+    assert {example.texts for example in by_folder} == {("cat",), ("big dog",)}
 
 
 @pytest.mark.parametrize(
@@ -163,22 +165,24 @@ def test_class_folders_with_splits(tmp_path):
 )
 def test_bad_rows_are_named_by_line_and_the_next_ones_are_read(name, content, expected, tmp_path):
     (tmp_path / name).write_text(content)
-    found = [
-        (it.origin, None, ()) if it.problem else (it.origin, it.split, it.texts)
-        for it in read(tmp_path / name)
+    results = [
+        (example.origin, None, ())
+        if example.problem
+        else (example.origin, example.split, example.texts)
+        for example in read(tmp_path / name)
     ]
-    assert found == [(f"{name} line {line}", split, texts) for line, split, texts in expected]
+    assert results == [(f"{name} line {line}", split, texts) for line, split, texts in expected]
 
 
 def test_pairs_of_images(tmp_path):
     images(tmp_path, "a", "b")
     (tmp_path / "t.csv").write_text("left,right,text\na.png,b.png,both\n")
     (tmp_path / "u.csv").write_text("first,second,text\na.png,b.png,both\n")
-    for found in (
+    for examples in (
         read(tmp_path / "t.csv"),
         read(tmp_path / "u.csv", Columns(image="first,second")),
     ):
-        assert [[image.read() for image in example.images] for example in found] == [
+        assert [[image.read() for image in example.images] for example in examples] == [
             [png_of_shade(0), png_of_shade(1)]
         ]
 
@@ -199,9 +203,9 @@ def test_answers_that_may_pass_are_asked_for_again(tmp_path, monkeypatch):
 @pytest.fixture
 def pauses(monkeypatch):
     """The pauses before further requests, which are not waited for."""
-    found = []
-    monkeypatch.setattr(fetch.time, "sleep", found.append)
-    return found
+    durations = []
+    monkeypatch.setattr(fetch.time, "sleep", durations.append)
+    return durations
 
 
 def test_a_host_that_refuses_is_left_soon_by_who_waits_and_tried_for_half_a_minute_in_a_job(pauses):
@@ -252,7 +256,7 @@ def test_a_file_that_is_slow_but_goes_on_arrives_whole(monkeypatch):
 
 @pytest.mark.parametrize("announced", [{"Accept-Ranges": "bytes"}, {"Accept-Ranges": "none"}, {}])
 def test_a_server_without_ranges_is_read_as_a_whole(announced):
-    """Whatever it tells of itself beforehand; without a length too."""
+    """A file is read whole from a server without ranges, whatever its headers say."""
     content = bytes(range(12))
 
     class Whole(BaseHTTPRequestHandler):
@@ -287,8 +291,8 @@ def test_files_of_a_url_are_listed_by_a_pattern_too(tmp_path):
         (tmp_path.as_uri(), ["a.png", "b.png", "d.txt"]),
         (f"{tmp_path.as_uri()}/*.png", ["a.png", "b.png"]),
     ):
-        assert [one.name for one in fetch.list_files(source)] == names
-        assert [one.location for one in fetch.list_files(source)] == [
+        assert [file.name for file in fetch.list_files(source)] == names
+        assert [file.location for file in fetch.list_files(source)] == [
             f"{tmp_path.as_uri()}/{name}" for name in names
         ]
     (alone,) = fetch.list_files("http://127.0.0.1:9/folder/a.csv?key=b")  # which is not asked for
@@ -298,7 +302,7 @@ def test_files_of_a_url_are_listed_by_a_pattern_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "suffix"),
+    ("location", "suffix"),
     [
         ("https://host/a.b.CSV.gz?x=.png", ".csv.gz"),
         ("a.b.c.json.zst", ".json.zst"),
@@ -307,8 +311,8 @@ def test_files_of_a_url_are_listed_by_a_pattern_too(tmp_path):
         ("a", ""),
     ],
 )
-def test_endings_of_compressed_files_have_two_parts(place, suffix):
-    assert fetch.suffix_of(place) == suffix
+def test_endings_of_compressed_files_have_two_parts(location, suffix):
+    assert fetch.suffix_of(location) == suffix
 
 
 @pytest.mark.parametrize("buffer", [1, 3, 2**22])
@@ -350,10 +354,10 @@ class TestJsonLists:
 
 def test_limits_of_what_is_read(tmp_path, monkeypatch):
     """A file that is too long is refused, not cut, and one that ends too soon is not taken for whole."""
-    place = tmp_path / "a.bin"
-    place.write_bytes(b"0123456789")
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"0123456789")
     with serve_files(tmp_path) as url:
-        for name in (str(place), f"{url}/a.bin"):
+        for name in (str(path), f"{url}/a.bin"):
             assert fetch.read_location(name, most=10) == b"0123456789"
             assert fetch.read_location(name, (7, 3), most=3) == b"789"
             with pytest.raises(ValueError, match=r"a\.bin has .*(10|more than 9) bytes"):
@@ -368,7 +372,7 @@ def test_limits_of_what_is_read(tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match=r"a\.bin ends in the middle of what is read of it; copy it again"
     ):
-        fetch.read_location(str(place), (7, 4))
+        fetch.read_location(str(path), (7, 4))
 
 
 def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(
@@ -392,8 +396,8 @@ def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(
 
     monkeypatch.setattr(os, "scandir", refuse)
     examples = list(read(tmp_path))
-    assert [one.id for one in examples if not one.problem] == ["a.png"]
-    problems = {one.id: one.problem for one in examples if one.problem}
+    assert [example.id for example in examples if not example.problem] == ["a.png"]
+    problems = {example.id: example.problem for example in examples if example.problem}
     assert problems.keys() == {"pipe.png", "gone.png", "loop.png", "shut"}
     assert (problems["shut"], problems["loop.png"]) == (
         "Permission denied",
@@ -412,8 +416,8 @@ def test_captions_through_a_link_out_of_the_folder_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [100, 600, 1024, 3000])
-def test_a_shard_that_is_cut_off_has_a_problem(cut, places, tmp_path):
-    shard = shutil.copy(places["shards"] / "shard-0.tar", tmp_path)
+def test_a_shard_that_is_cut_off_has_a_problem(cut, source_paths, tmp_path):
+    shard = shutil.copy(source_paths["shards"] / "shard-0.tar", tmp_path)
     os.truncate(shard, cut)
     assert [*read(shard)][-1].problem
 
@@ -424,7 +428,7 @@ def test_a_key_that_comes_again_has_a_problem(tmp_path):
         [(f"{name}.png", "x") for name in "aba"],
         {"a.png": png_of_shade(0), "b.png": png_of_shade(1)},
     )
-    assert [bool(one.problem) for one in read(tmp_path / "s.tar")] == [False, False, True]
+    assert [bool(example.problem) for example in read(tmp_path / "s.tar")] == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -462,21 +466,21 @@ def test_a_name_that_no_file_has(name, message, tmp_path):
             call()
 
 
-def test_a_source_that_is_none(places, tmp_path):
+def test_a_source_that_is_none(source_paths, tmp_path):
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         read(tmp_path / "none")
     (tmp_path / "x.raw").touch()
     with pytest.raises(ValueError, match="nothing that can be read"):
         read(tmp_path / "x.raw")
     with pytest.raises(ValueError, match=r"no row of table\.jsonl has a column quote"):
-        list(read(places["table.jsonl"], Columns(text="quote")))
+        list(read(source_paths["table.jsonl"], Columns(text="quote")))
 
 
 def test_row_groups_are_read_one_at_a_time(tmp_path):
     table = pa.table({"image": list(CONTENTS.values()), "caption": list(SOURCE_CAPTIONS)})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=1)
     examples = list(read(tmp_path / "t.parquet"))
-    assert [replace(one.images[0], content=None).read() for one in examples] == list(
+    assert [replace(example.images[0], content=None).read() for example in examples] == list(
         CONTENTS.values()
     )
 
@@ -490,18 +494,20 @@ def examples(source, most=BOMB):
     """Reads a source and checks that not much of it is held at once."""
     tracemalloc.start()
     try:
-        found = []
-        for one in read(source):
-            found += [one] if len(found) < 1_100 else []
+        examples_read = []
+        for example in read(source):
+            examples_read += [example] if len(examples_read) < 1_100 else []
             assert pa.total_allocated_bytes() < most
         assert tracemalloc.get_traced_memory()[1] < most
     finally:
         tracemalloc.stop()
-    return found
+    return examples_read
 
 
 def told(source):
-    return [(one.origin, one.problem or " ".join(one.texts)) for one in examples(source)]
+    return [
+        (example.origin, example.problem or " ".join(example.texts)) for example in examples(source)
+    ]
 
 
 COMPRESSED = {
@@ -535,9 +541,9 @@ def test_lines_and_cells_without_end(name, text, tmp_path, monkeypatch):
         COMPRESSED[Path(name).suffix if name.count(".") > 1 else ""](text % (b"x" * BOMB))
     )
     start = 2 if ".csv" in name else 1
-    (first, one), (second, problem), (third, three) = told(tmp_path)
+    (first, first_text), (second, problem), (third, three) = told(tmp_path)
     assert (first, second, third) == tuple(f"{name} line {start + number}" for number in range(3))
-    assert (one, three) == ("one", "three")
+    assert (first_text, three) == ("one", "three")
     assert TOO_LONG in problem
 
 
@@ -567,8 +573,8 @@ def test_json_that_is_nested_without_end(tmp_path):
     (tmp_path / "t.jsonl").write_bytes(
         b'{"text": "one"}\n{"text": ' + half + b'}\n{"text": "three"}\n'
     )
-    (_, one), (place, _), (_, three) = told(tmp_path / "t.jsonl")
-    assert (one, place, three) == ("one", "t.jsonl line 2", "three")
+    (_, first_text), (origin, _), (_, three) = told(tmp_path / "t.jsonl")
+    assert (first_text, origin, three) == ("one", "t.jsonl line 2", "three")
     (tmp_path / "t.json").write_bytes(b'{"rows": [{"text": "one"}, ' + DEEP + b"]}")
     first, second = told(tmp_path / "t.json")
     assert first == ("t.json row 1", "one")
@@ -626,8 +632,8 @@ def test_headers_of_a_shard(content, message, tmp_path, monkeypatch):
     with (tmp_path / "s.tar").open("wb") as file:
         file.write(member("a.txt", b"one") + member("a.png", b"?") + content)
         file.truncate(2**34)  # the disk holds no zeros
-    place, problem = told(tmp_path / "s.tar")[-1]
-    assert place in ("b in s.tar", "s.tar")
+    origin, problem = told(tmp_path / "s.tar")[-1]
+    assert origin in ("b in s.tar", "s.tar")
     assert message in problem
 
 
@@ -649,9 +655,9 @@ def test_a_long_text_in_all_rows_of_a_parquet_file(tmp_path):
     )
     pq.write_table(pa.table({"caption": texts}), tmp_path / "t.parquet")
     assert (tmp_path / "t.parquet").stat().st_size < 2**18
-    found = told(tmp_path / "t.parquet")
-    assert found[:2] == [("t.parquet row 1", "one"), ("t.parquet row 2", TOO_LONG)]
-    assert len(found) == 200
+    results = told(tmp_path / "t.parquet")
+    assert results[:2] == [("t.parquet row 1", "one"), ("t.parquet row 2", TOO_LONG)]
+    assert len(results) == 200
 
 
 def test_a_large_row_group(tmp_path, monkeypatch):
@@ -660,6 +666,6 @@ def test_a_large_row_group(tmp_path, monkeypatch):
         pq.write_table(
             pa.table({"caption": ["x" * size]}), tmp_path / "t.parquet", compression="zstd"
         )
-        (one,) = examples(tmp_path / "t.parquet")
-        assert (size == 2**19) == (one.problem == "")
-    assert "has a row group of 2" in one.problem
+        (example,) = examples(tmp_path / "t.parquet")
+        assert (size == 2**19) == (example.problem == "")
+    assert "has a row group of 2" in example.problem

@@ -39,10 +39,10 @@ def table(tmp_path):
 
 def test_rows_come_in_the_order_of_their_numbers(table):
     numbers = [299, 0, 150, 0, 101]
-    found = table.take(numbers, ["name", "image"])
-    assert found["name"].to_pylist() == [str(number) for number in numbers]
+    rows_read = table.take(numbers, ["name", "image"])
+    assert rows_read["name"].to_pylist() == [str(number) for number in numbers]
     expected = pa.concat_tables(rows(start, 100) for start in range(0, 300, 100))
-    assert found["image"].to_pylist() == expected.take(numbers)["image"].to_pylist()
+    assert rows_read["image"].to_pylist() == expected.take(numbers)["image"].to_pylist()
     assert table.column(CRC).tolist() == [
         zlib.crc32(image) for image in expected["image"].to_pylist()
     ]
@@ -175,12 +175,12 @@ for start in range(int(sys.argv[2]), 100000, 50):
 
 def test_killed_writers_leave_whole_commits(tmp_path, forked):
     """Two at a time, which lose nothing of each other."""
-    place = tmp_path / "images.lance"
+    table_path = tmp_path / "images.lance"
     starts = (0, 100_000 - 500)
-    Table.create(place, IMAGES, checked="image")
+    Table.create(table_path, IMAGES, checked="image")
     writers = [
         subprocess.Popen(
-            [forked / "python", "-c", WRITER, place, str(start)], stdout=subprocess.PIPE
+            [forked / "python", "-c", WRITER, table_path, str(start)], stdout=subprocess.PIPE
         )
         for start in starts
     ]
@@ -191,7 +191,7 @@ def test_killed_writers_leave_whole_commits(tmp_path, forked):
     for writer in writers:
         writer.kill()
         writer.wait()
-    table = Table(place)
+    table = Table(table_path)
     assert len(table) % 50 == 0
     assert table.damaged() == []
     names = table.take(range(len(table)), ["name"])["name"].to_pylist()
@@ -211,8 +211,8 @@ def test_what_is_no_name(name):
 
 
 def test_names():
-    places = {"a.lance": (".", "a"), "/a.lance": ("/", "a"), "s3://b/c/d.lance": ("s3://b/c", "d")}
-    assert {uri: split_uri(uri) for uri in places} == places
+    cases = {"a.lance": (".", "a"), "/a.lance": ("/", "a"), "s3://b/c/d.lance": ("s3://b/c", "d")}
+    assert {uri: split_uri(uri) for uri in cases} == cases
 
 
 def test_a_table_that_is_not_there_or_removed_meanwhile(table, tmp_path):

@@ -1,4 +1,4 @@
-"""Tables as other programs write them: marks, separators, headings, base64; what is missing is said once."""
+"""Tables as other programs write them: marks, separators, headings and base64."""
 
 import base64
 import gzip
@@ -34,11 +34,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def content_of(place):
+def content_of(source):
     """Returns the bytes of the images and the texts of a source in which nothing is wrong."""
-    found = list(read(place))
-    assert [one.problem for one in found] == [""] * len(found)
-    return [(*(image.read() for image in one.images), *one.texts) for one in found]
+    examples = list(read(source))
+    assert [example.problem for example in examples] == [""] * len(examples)
+    return [(*(image.read() for image in example.images), *example.texts) for example in examples]
 
 
 class TestForms:
@@ -78,7 +78,10 @@ class TestForms:
             (png_of_shade(0), f'a, "b"{end}c'),
             (png_of_shade(1), "d"),
         ]
-        assert [one.origin for one in read(folder / "t.csv")] == ["t.csv line 2", "t.csv line 4"]
+        assert [example.origin for example in read(folder / "t.csv")] == [
+            "t.csv line 2",
+            "t.csv line 4",
+        ]
 
     def test_a_file_of_captions_and_json_lines_with_a_mark(self, folder):
         (folder / "t.jsonl").write_text(
@@ -355,11 +358,11 @@ class TestBase64:
     @pytest.mark.parametrize("name", ["t.jsonl", "t.json", "t.csv"])
     @pytest.mark.parametrize("before", ["", "data:image/png;base64,", "DATA:image/svg+xml;base64,"])
     def test_images(self, name, before, folder):
-        given = before + LONG
+        cell = before + LONG
         if name == "t.csv":
-            text = f"image,caption\n0.png,file\n{given if not before else json.dumps(given)},own\n"
+            text = f"image,caption\n0.png,file\n{cell if not before else json.dumps(cell)},own\n"
         else:
-            rows = [{"image": "0.png", "caption": "file"}, {"image": given, "caption": "own"}]
+            rows = [{"image": "0.png", "caption": "file"}, {"image": cell, "caption": "own"}]
             text = (
                 json.dumps(rows)
                 if name == "t.json"
@@ -380,12 +383,10 @@ class TestBase64:
         )
         assert content_of(folder / "t.jsonl") == [(png_of_shade(7, size=64),)]
 
-    @pytest.mark.parametrize(
-        "given", ["data:image/png;base64,iVBO*", "data:image/png;base64,iVBOR"]
-    )
-    def test_damaged(self, given, folder):
+    @pytest.mark.parametrize("cell", ["data:image/png;base64,iVBO*", "data:image/png;base64,iVBOR"])
+    def test_damaged(self, cell, folder):
         (folder / "t.jsonl").write_text(
-            json.dumps({"image": given}) + "\n" + json.dumps({"image": "0.png"})
+            json.dumps({"image": cell}) + "\n" + json.dumps({"image": "0.png"})
         )
         bad, good = read(folder / "t.jsonl")
         assert bad.problem.startswith("the base64 of its image is damaged")

@@ -27,13 +27,13 @@ SEGMENTS = [
 def write_talk(path, seconds=12):
     """A clip with a tone whose loudness rises every second."""
     with av.open(str(path), "w") as container:
-        shown = container.add_stream("libx264", rate=5)
-        heard = container.add_stream("aac", rate=22_050, layout="stereo")
-        shown.width = 96
-        shown.height = 64
-        shown.pix_fmt = "yuv420p"
+        video_stream = container.add_stream("libx264", rate=5)
+        audio_stream = container.add_stream("aac", rate=22_050, layout="stereo")
+        video_stream.width = 96
+        video_stream.height = 64
+        video_stream.pix_fmt = "yuv420p"
         for number in range(5 * seconds):
-            container.mux(shown.encode(av.VideoFrame.from_image(clip_image(number // 5))))
+            container.mux(video_stream.encode(av.VideoFrame.from_image(clip_image(number // 5))))
         for second in range(seconds):
             tone = np.sin(np.arange(22_050) * 0.1) * 0.05 * (second + 1)
             frame = av.AudioFrame.from_ndarray(
@@ -42,8 +42,8 @@ def write_talk(path, seconds=12):
             frame.rate = 22_050
             frame.pts = second * 22_050
             frame.time_base = Fraction(1, 22_050)
-            container.mux(heard.encode(frame))
-        container.mux([*shown.encode(), *heard.encode()])
+            container.mux(audio_stream.encode(frame))
+        container.mux([*video_stream.encode(), *audio_stream.encode()])
     return path
 
 
@@ -53,10 +53,12 @@ def server(monkeypatch):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
-            parts = message_from_bytes(head + body).get_payload()
+            form_parts = message_from_bytes(head + body).get_payload()
             fields = {
-                part.get_param("name", header="content-disposition"): part.get_payload(decode=True)
-                for part in parts
+                form_part.get_param("name", header="content-disposition"): form_part.get_payload(
+                    decode=True
+                )
+                for form_part in form_parts
             }
             self.sent.append((self.path, self.headers["Authorization"], fields))
             status, answer = self.answers.pop(0) if self.answers else (200, {"segments": SEGMENTS})
@@ -68,7 +70,7 @@ def server(monkeypatch):
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, *given):
+        def log_message(self, *arguments):
             pass
 
     Stub.sent = []
@@ -85,9 +87,11 @@ def server(monkeypatch):
 
 def said(source, **settings):
     """Times and transcripts of moments in which something is said, and problems."""
-    found = list(read(source, Columns(cutting=Cutting(**settings))))
-    moments = [(one.images[0].moment, one.texts[0]) for one in found if one.texts]
-    return moments, [one.problem for one in found if one.problem]
+    examples = list(read(source, Columns(cutting=Cutting(**settings))))
+    moments = [
+        (example.images[0].moment, example.texts[0]) for example in examples if example.texts
+    ]
+    return moments, [example.problem for example in examples if example.problem]
 
 
 def test_what_is_sent_and_what_becomes_of_it(tmp_path, server, monkeypatch):
@@ -96,12 +100,12 @@ def test_what_is_sent_and_what_becomes_of_it(tmp_path, server, monkeypatch):
     server.answers[:] = [
         (200, {"segments": [{"start": 1, "end": 2, "text": word}]}) for word in ("one", "two")
     ]
-    found, problems = said(
+    moments, problems = said(
         write_talk(tmp_path / "talk.mp4"), transcribe=server.url, transcribe_model="tiny"
     )
     assert problems == []
-    assert [text for _, text in found] == ["one", "two", "A red square"]
-    assert [start for (start, _), _ in found] == pytest.approx([1, 6, 10.5], abs=0.1)
+    assert [text for _, text in moments] == ["one", "two", "A red square"]
+    assert [start for (start, _), _ in moments] == pytest.approx([1, 6, 10.5], abs=0.1)
     assert len(server.sent) == 3
     loudness = []
     starts = []
@@ -138,7 +142,7 @@ def test_a_server_that_is_busy_is_asked_again_and_errors_are_of_the_video(tmp_pa
     server.answers[:] = [(503, {}), (429, {})]
     assert said(talk, transcribe=server.url)[0] == [((0.5, 2.0), "A red square")]
     assert len(server.sent) == 3
-    for answers, told, asked in (
+    for answers, expected_problem, num_requests in (
         ([(401, {"error": "wrong key"})], "401.*Unauthorized.*wrong key", 1),
         ([(200, {"text": "all of it"})], "without segments that have start, end and text", 1),
         ([(200, {"segments": [{"start": "inf", "end": 1, "text": "a"}]})], "without segments", 1),
@@ -147,9 +151,9 @@ def test_a_server_that_is_busy_is_asked_again_and_errors_are_of_the_video(tmp_pa
     ):
         server.sent.clear()
         server.answers[:] = answers
-        found, (problem,) = said(talk, transcribe=server.url)
-        assert (found, len(server.sent)) == ([], asked)
-        assert re.search(told, problem)
+        moments, (problem,) = said(talk, transcribe=server.url)
+        assert (moments, len(server.sent)) == ([], num_requests)
+        assert re.search(expected_problem, problem)
 
 
 def test_a_video_without_sound_is_cut_by_scenes(tmp_path, server):

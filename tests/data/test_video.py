@@ -1,4 +1,4 @@
-"""Moments of generated clips, whose colours and words are known, and of real ones; subtitles; damaged files."""
+"""Moments, frames and subtitles of generated clips, of real ones and of damaged files."""
 
 import io
 import logging
@@ -52,7 +52,7 @@ def talk(clip, tmp_path):
 
 
 def times(moments):
-    return [(one.start, one.end) for one in moments]
+    return [(moment.start, moment.end) for moment in moments]
 
 
 def items(source, **cutting):
@@ -61,8 +61,8 @@ def items(source, **cutting):
 
 def moments_of(path, cutting):
     """The moments of a video with the subtitles beside it."""
-    (part,) = (part for part in file_groups(path.parent) if part.files[0].location == str(path))
-    return video.moments_of(part.files[0], part.sidecars.get(part.files[0].name), cutting)
+    (group,) = (group for group in file_groups(path.parent) if group.files[0].location == str(path))
+    return video.moments_of(group.files[0], group.sidecars.get(group.files[0].name), cutting)
 
 
 def write_sizes(path, *sizes):
@@ -77,9 +77,9 @@ def write_sizes(path, *sizes):
             writer.time_base = Fraction(1, 5)
             writer.max_b_frames = 0
             packets = []
-            for place in range(15):
+            for position in range(15):
                 frame = av.VideoFrame.from_image(Image.new("RGB", size, ("red", "lime")[number]))
-                frame.pts = 15 * number + place
+                frame.pts = 15 * number + position
                 frame.time_base = Fraction(1, 5)
                 packets += writer.encode(frame)
             for packet in [*packets, *writer.encode()]:
@@ -145,8 +145,8 @@ class TestFrames:
     ):
         path = write_clip(tmp_path / "a.mp4", fps=1, seconds=120, keyframes=1000)
         with open_video(str(path)) as opened:
-            shown = [colour(opened.jpeg(time)) for time in (1, 31, 64, 97, 118)]
-        assert shown == [(RED, LIME, BLUE, WHITE)[time // 3 % 4] for time in (1, 31, 64, 97, 118)]
+            colours = [colour(opened.jpeg(time)) for time in (1, 31, 64, 97, 118)]
+        assert colours == [(RED, LIME, BLUE, WHITE)[time // 3 % 4] for time in (1, 31, 64, 97, 118)]
 
     def test_upright_and_small(self, tmp_path):
         path = write_clip(tmp_path / "a.mp4", fps=1, seconds=3, size=(1920, 64))
@@ -178,9 +178,9 @@ class TestFrames:
             path.unlink()
 
     def test_equal_frames_of_different_moments_are_different_files(self, clip):
-        one, again, other = (frame_of(str(clip), 1, name) for name in ("a", "a", "b"))
-        assert one == again != other
-        assert Image.open(io.BytesIO(one)).info["comment"] == b"a"
+        first, again, other = (frame_of(str(clip), 1, name) for name in ("a", "a", "b"))
+        assert first == again != other
+        assert Image.open(io.BytesIO(first)).info["comment"] == b"a"
 
     def test_a_size_that_changes(self, tmp_path, monkeypatch):
         """The size in the header does not tell how large a frame is."""
@@ -203,14 +203,14 @@ class TestFrames:
 class TestMoments:
     def test_of_subtitles_beside_the_file(self, talk):
         talk.with_suffix(".srt").write_text(SUBTITLES, encoding="utf-8")
-        found = items(talk)
-        assert [item.texts for item in found] == [(text,) for text in SUBTITLE_TEXTS]
-        assert [item.id.removeprefix("talk.mp4#t=") for item in found] == [
+        examples = items(talk)
+        assert [item.texts for item in examples] == [(text,) for text in SUBTITLE_TEXTS]
+        assert [item.id.removeprefix("talk.mp4#t=") for item in examples] == [
             "0.500,2.500",
             "3.500,5.000",
             "6.000,9.500",
         ]
-        assert [colour(item.images[0].read()) for item in found] == [RED, LIME, BLUE]
+        assert [colour(item.images[0].read()) for item in examples] == [RED, LIME, BLUE]
 
     def test_of_webvtt(self, talk):
         (talk.parent / "talk.en.vtt").write_text(
@@ -247,13 +247,13 @@ class TestMoments:
         ],
     )
     def test_of_subtitles_in_the_file(self, tmp_path, name, codec, packets):
-        said = [
+        subtitles = [
             (start, start + 2, packet)
             for start, packet in zip((0.5, 3.5, 6.5), packets, strict=True)
         ]
         pictures = "libvpx-vp9" if name == "a.webm" else "libx264"
         moments, problems = moments_of(
-            write_clip(tmp_path / name, codec=pictures, subtitles=(codec, said)), Cutting()
+            write_clip(tmp_path / name, codec=pictures, subtitles=(codec, subtitles)), Cutting()
         )
         assert moments == [
             Moment(start, start + 2, text)
@@ -277,7 +277,7 @@ class TestMoments:
             f"1\n00:00:00,000 --> 00:00:01,000\na\n\n2\n00:00:{start} --> 00:00:13,000\nb\n"
         )
         moments, _ = moments_of(path, Cutting())
-        assert [(one.start, one.end) for one in moments if not one.text] == scenes
+        assert [(moment.start, moment.end) for moment in moments if not moment.text] == scenes
 
     def test_scenes_have_a_second_at_least(self):
         shades = ((0.0, 0), (0.5, 90), (2.0, 110), (4.0, 200), (4.9, 0), (5.0, 230))
@@ -342,9 +342,9 @@ class TestMoments:
                 frame.time_base = Fraction(1, 100)
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
-        assert [one.start for one in moments_of(tmp_path / "a.mkv", Cutting())[0]] == pytest.approx(
-            [0, 5.12], abs=0.02
-        )
+        assert [
+            moment.start for moment in moments_of(tmp_path / "a.mkv", Cutting())[0]
+        ] == pytest.approx([0, 5.12], abs=0.02)
 
     def test_of_folders(self, talk, clip, caplog):
         (talk.parent / "sub").mkdir()
@@ -353,8 +353,8 @@ class TestMoments:
             (talk.parent / "sub" / f"b [x].{language}.srt").write_text(SUBTITLES, encoding="utf-8")
         Image.new("RGB", (8, 8)).save(talk.parent / "a.png")
         with caplog.at_level(logging.WARNING):
-            found = items(talk.parent)
-        assert [item.id.partition("#")[0] for item in found] == [
+            examples = items(talk.parent)
+        assert [item.id.partition("#")[0] for item in examples] == [
             "a.png",
             *["sub/b [x].mp4"] * 3,
             *["talk.mp4"] * 4,
@@ -378,19 +378,19 @@ def test_at_urls_pieces_are_read(talk):
     (talk.parent / "talk.en.srt").write_text(SUBTITLES, encoding="utf-8")
     expected = [(item.texts, item.images[0].read()) for item in items(talk)]
     with serve_files(talk.parent) as url:
-        found = items(f"{url}/talk.mp4")  # without the subtitles, as HTTP lists no files
-        assert [item.id for item in found] == [
+        examples = items(f"{url}/talk.mp4")  # without the subtitles, as HTTP lists no files
+        assert [item.id for item in examples] == [
             f"talk.mp4#t={start}.000,{end}.000" for start, end in SCENES
         ]
-        assert [colour(item.images[0].read()) for item in found] == [RED, LIME, BLUE, WHITE]
+        assert [colour(item.images[0].read()) for item in examples] == [RED, LIME, BLUE, WHITE]
         shutil.copy(talk.parent / "talk.en.srt", talk.parent / "talk.srt")
         assert [
             (item.texts, item.images[0].read()) for item in items(f"{url}/talk.mp4")
         ] == expected
     system = fsspec.filesystem("memory")
     system.put(str(talk.parent), "/copied", recursive=True)
-    for place in ("memory://copied", "memory://copied/talk.mp4"):  # a store that lists files
-        assert [(item.texts, item.images[0].read()) for item in items(place)] == expected
+    for source in ("memory://copied", "memory://copied/talk.mp4"):  # a store that lists files
+        assert [(item.texts, item.images[0].read()) for item in items(source)] == expected
 
 
 class TestMerging:
@@ -430,7 +430,9 @@ class TestMerging:
             ([(0, 1, " \n"), (1, 2, "{\\an8}"), (-5, -3, "before"), (-1, 1, "a")], [(0, 1, "a")]),
             ([(0, 1, "word " * 1000)], [(0, 1, " ".join(["word"] * 400))]),
         ):
-            assert merge_cues([Moment(*cue) for cue in cues]) == [Moment(*one) for one in expected]
+            assert merge_cues([Moment(*cue) for cue in cues]) == [
+                Moment(*times_and_text) for times_and_text in expected
+            ]
 
     def test_neighbours_are_joined(self):
         moments = [Moment(number, number + 1, str(number)) for number in range(5)]
@@ -452,21 +454,24 @@ class TestDamage:
     def test_of_a_truncated_video_what_can_be_read_is_kept(self, tmp_path, name):
         path = write_clip(tmp_path / name, size=(320, 240), keyframes=5)
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-        *found, last = items(path)
-        assert found
-        assert [colour(item.images[0].read()) for item in found[:2] if item.images] == [RED, LIME]
+        *readable, last = items(path)
+        assert readable
+        assert [colour(item.images[0].read()) for item in readable[:2] if item.images] == [
+            RED,
+            LIME,
+        ]
         if name != "a.ts":  # whose length is that of what is there
             assert (last.id, last.images) == (name, ())
             assert "of 12.0 s; copy it again" in str(last.problem)
 
     @pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.ts", "mpeg2video")])
     def test_a_whole_video_whose_times_begin_late(self, tmp_path, name, codec):
-        said = ("subrip", [(36_001.0, 36_003.0, b"A red square")]) if name == "a.mkv" else None
-        path = write_clip(tmp_path / name, codec=codec, subtitles=said, begin=36_000)
+        subtitles = ("subrip", [(36_001.0, 36_003.0, b"A red square")]) if name == "a.mkv" else None
+        path = write_clip(tmp_path / name, codec=codec, subtitles=subtitles, begin=36_000)
         moments, problems = moments_of(path, Cutting(every=4))
         assert problems == []
         assert np.allclose(times(moments), [(0, 4), (4, 8), (8, 12)], atol=0.3)
-        assert moments[0].text == ("A red square" if said else "")
+        assert moments[0].text == ("A red square" if subtitles else "")
         assert colour(frame_of(str(path), 4)) == LIME
 
     @pytest.mark.parametrize(
@@ -530,15 +535,15 @@ class TestDamage:
     )
     def test_subtitles_that_cannot_be_read_are_named_and_scenes_found(self, talk, content, message):
         talk.with_suffix(".srt").write_bytes(content)
-        found = items(talk)
-        assert [item.id for item in found[:4]] == [
+        examples = items(talk)
+        assert [item.id for item in examples[:4]] == [
             f"talk.mp4#t={start}.000,{end}.000" for start, end in SCENES
         ]
-        assert ([message in item.problem for item in found[4:]]) == ([True] if message else [])
+        assert ([message in item.problem for item in examples[4:]]) == ([True] if message else [])
 
     def test_subtitles_in_the_file_that_cannot_be_read(self, tmp_path):
-        said = [(0.5, 2.5, b"A red square"), (3.5, 5.5, b"n\xe9e")]
-        path = write_clip(tmp_path / "a.mkv", subtitles=("subrip", said))
+        subtitles = [(0.5, 2.5, b"A red square"), (3.5, 5.5, b"n\xe9e")]
+        path = write_clip(tmp_path / "a.mkv", subtitles=("subrip", subtitles))
         first, second = items(path)
         assert (first.texts, second.id) == (("A red square",), "a.mkv")
         assert second.problem == "1 of the subtitles in it cannot be read, as they are not UTF-8"
@@ -549,8 +554,8 @@ class TestDamage:
             for n, word in ((1, b"a"), (2, b"\xff"), (3, b"c"))
         )
         talk.with_suffix(".srt").write_bytes(b"\n\n".join(cues))
-        *found, last = items(talk)
-        assert [item.texts for item in found] == [("a",), ("c",)]
+        *readable, last = items(talk)
+        assert [item.texts for item in readable] == [("a",), ("c",)]
         assert "has 1 subtitles that are not UTF-8" in last.problem
 
     @pytest.mark.parametrize(
@@ -569,8 +574,8 @@ class TestDamage:
     def test_whose_subtitles_a_file_has(self, tmp_path, name, of):
         for file in ("a.mp4", "a.2.mp4", "a.it.MKV", name):
             (tmp_path / file).touch()
-        found = [part.files[0].name for part in file_groups(tmp_path) if part.sidecars]
-        assert found == ([] if of is None else [of])
+        names = [group.files[0].name for group in file_groups(tmp_path) if group.sidecars]
+        assert names == ([] if of is None else [of])
 
     @pytest.mark.parametrize(
         ("name", "kind"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.ts", "mpeg2video")]
@@ -607,12 +612,14 @@ def test_shots_of_a_film_and_the_one_of_a_phone():
         ListedFile(str(CLIPS / "bikes.mp4"), "bikes.mp4"), None, Cutting()
     )
     assert problems == []
-    assert [one.start for one in moments] == pytest.approx([0, 1.2, 3.04, 5.48, 7.48], abs=0.5)
+    assert [moment.start for moment in moments] == pytest.approx(
+        [0, 1.2, 3.04, 5.48, 7.48], abs=0.5
+    )
     assert moments[-1].end == 10
     moments, _ = video.moments_of(
         ListedFile(str(CLIPS / "carphone_pristine.mp4"), "a.mp4"), None, Cutting()
     )
-    assert [(one.start, one.end) for one in moments] == [(0, pytest.approx(4, abs=0.1))]
+    assert [(moment.start, moment.end) for moment in moments] == [(0, pytest.approx(4, abs=0.1))]
 
 
 def test_every_frame_of_a_film_is_where_it_is_asked_for():
@@ -621,7 +628,7 @@ def test_every_frame_of_a_film_is_where_it_is_asked_for():
     backwards = [frame_of(clip, time) for time in (5.0, 3.0, 1.5, 0.5)]
     assert forwards == backwards[::-1]
     first, last = (
-        np.asarray(Image.open(io.BytesIO(one)), dtype=int) for one in (forwards[0], forwards[-1])
+        np.asarray(Image.open(io.BytesIO(jpeg)), dtype=int) for jpeg in (forwards[0], forwards[-1])
     )
     assert first.shape == (720, 1280, 3)
     assert np.abs(first - last).mean() > 10

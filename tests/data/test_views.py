@@ -75,9 +75,9 @@ def generator_of(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def off(one, other):
-    first = functional.pil_to_tensor(one).int()
-    second = functional.pil_to_tensor(other).int()
+def off(actual, expected):
+    first = functional.pil_to_tensor(actual).int()
+    second = functional.pil_to_tensor(expected).int()
     return int((first - second).abs().max())
 
 
@@ -120,9 +120,11 @@ class TestView:
     def test_the_generator_decides(self, config):
         state = torch.random.get_rng_state()
         views = [view(config, seed) for seed in (0, 0, *range(1, 8))]
-        assert all(each.shape == (3, SIZE, SIZE) and each.dtype == torch.uint8 for each in views)
+        assert all(
+            pixels.shape == (3, SIZE, SIZE) and pixels.dtype == torch.uint8 for pixels in views
+        )
         assert torch.equal(views[0], views[1])
-        assert len({tuple(each.flatten().tolist()) for each in views}) > 4
+        assert len({tuple(pixels.flatten().tolist()) for pixels in views}) > 4
         assert torch.equal(torch.random.get_rng_state(), state), (
             "torch's own generator is left alone"
         )
@@ -132,11 +134,11 @@ class TestView:
         square = content(picture(40, 40))
         generators = [torch.Generator().manual_seed(seed) for seed in range(20)]
         views = [
-            random_view(square, DataConfig(random_crop=1.0), processor(), each)
-            for each in generators
+            random_view(square, DataConfig(random_crop=1.0), processor(), view_pixels)
+            for view_pixels in generators
         ]
         plain = processor().resize(square)
-        assert min(int((each.int() - plain.int()).abs().max()) for each in views) <= 1
+        assert min(int((view_pixels.int() - plain.int()).abs().max()) for view_pixels in views) <= 1
 
     def test_a_smaller_share_shows_less(self):
         """A picture whose grey grows from left to right: the range of a crop is its width."""
@@ -173,9 +175,9 @@ class TestView:
         shares = []
         ratios = []
         for seed in range(400):
-            left, top, right, bottom = crop_of(60, 40, smallest, seed)
-            assert 0 <= left < right <= 60
-            assert 0 <= top < bottom <= 40
+            x0, y0, x1, y1 = crop_of(60, 40, smallest, seed)
+            assert 0 <= x0 < x1 <= 60
+            assert 0 <= y0 < y1 <= 40
             draws = torch.Generator().manual_seed(seed)
             for _ in range(10):
                 area, ratio = torch.rand(2, generator=draws).tolist()
@@ -183,7 +185,7 @@ class TestView:
                 ratio = (3 / 4) ** (1 - 2 * ratio)
                 height = math.sqrt(area / ratio)
                 if round(height) <= 40 and round(height * ratio) <= 60:
-                    assert (right - left, bottom - top) == (round(height * ratio), round(height))
+                    assert (x1 - x0, y1 - y0) == (round(height * ratio), round(height))
                     shares.append(area / 2400)
                     ratios.append(ratio)
                     break
@@ -196,15 +198,13 @@ class TestView:
 
     def test_crops_are_as_often_where_those_of_torchvision_are(self):
         boxes = [crop_of(60, 40, 0.3, seed) for seed in range(3000)]
-        ours = np.array(
-            [(left, top, right - left, bottom - top) for left, top, right, bottom in boxes]
-        )
+        ours = np.array([(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes])
         torch.manual_seed(0)
         crop = RandomResizedCrop(SIZE, scale=(0.3, 1.0))
         image = functional.pil_to_tensor(picture())
         drawn = [crop.make_params([image]) for _ in range(3000)]
         theirs = np.array(
-            [[one[name] for name in ("left", "top", "width", "height")] for one in drawn]
+            [[box[name] for name in ("left", "top", "width", "height")] for box in drawn]
         )
         quantiles = np.linspace(0.05, 0.95, 19)
         difference = np.quantile(ours, quantiles, axis=0) - np.quantile(theirs, quantiles, axis=0)
@@ -212,13 +212,13 @@ class TestView:
 
     def test_the_part_is_resized_as_by_torchvision(self):
         for seed in range(20):
-            left, top, right, bottom = crop_of(60, 40, 0.3, seed)
+            x0, y0, x1, y1 = crop_of(60, 40, 0.3, seed)
             theirs = functional.resized_crop(
                 picture(),
-                top,
-                left,
-                bottom - top,
-                right - left,
+                y0,
+                x0,
+                y1 - y0,
+                x1 - x0,
                 [SIZE, SIZE],
                 InterpolationMode.BICUBIC,
             )
@@ -249,7 +249,7 @@ class TestView:
         for crop, size in ((0.5, (SIZE, SIZE)), (None, (60, 40))):
             del steps[:]
             seen = [view(DataConfig(random_crop=crop, **options), seed) for seed in range(8)]
-            assert {each.shape for each in seen} == {(3, SIZE, SIZE)}
+            assert {pixels.shape for pixels in seen} == {(3, SIZE, SIZE)}
             assert set(steps) == {("mirror", size), ("change", size)}
             assert steps[steps.index(("mirror", size)) + 1 :][:2] == [("change", size)] * 2
 
@@ -269,7 +269,7 @@ def warped(image, forward, fill):
     from_x, from_y, _ = np.einsum("ij,jhw->ihw", inverse, np.stack([x, y, np.ones_like(x)]))
     low_x = np.floor(from_x).astype(int)
     low_y = np.floor(from_y).astype(int)
-    found = np.zeros_like(pixels)
+    output = np.zeros_like(pixels)
     for right, down in ((0, 0), (0, 1), (1, 0), (1, 1)):
         column = low_x + right
         row = low_y + down
@@ -278,8 +278,8 @@ def warped(image, forward, fill):
             inside[..., None], pixels[row.clip(0, height - 1), column.clip(0, width - 1)], fill
         )
         weight = (1 - np.abs(from_x - column)) * (1 - np.abs(from_y - row))
-        found += weight[..., None] * values
-    return found
+        output += weight[..., None] * values
+    return output
 
 
 class TestBilinear:
@@ -299,7 +299,7 @@ class TestBilinear:
 
     @pytest.mark.parametrize("name", FORWARD)
     def test_pixels_are_interpolated_as_by_opencv(self, name):
-        """Pillow cuts where OpenCV rounds, so up to one level; moves of one column are off by tens."""
+        """Pillow cuts where OpenCV rounds, so values differ by up to one level. A move of one column is off by tens."""
         value, forward = self.FORWARD[name]
         image = picture()
         assert image.size == (60, 40)
@@ -366,12 +366,12 @@ def test_values_are_the_official_ones(kind, magnitude, values, fill, monkeypatch
     share = {"geometry": 0.5, "colour": 1.0}[kind]
     assert sum(map(len, made.values())) == pytest.approx(2 * 1500 * share, rel=0.05)
     signed = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
-    for name, found in made.items():
-        assert len(found) == pytest.approx(3000 * share / len(values), rel=0.25)
+    for name, actual in made.items():
+        assert len(actual) == pytest.approx(3000 * share / len(values), rel=0.25)
         expected = {values[name], -values[name]} if name in signed else {values[name]}
-        assert {round(value, 9) for value in found} == {round(value, 9) for value in expected}
+        assert {round(value, 9) for value in actual} == {round(value, 9) for value in expected}
         if name in signed:
-            assert 0.35 < sum(value > 0 for value in found) / len(found) < 0.65
+            assert 0.35 < sum(value > 0 for value in actual) / len(actual) < 0.65
 
 
 class TestPictures:
@@ -396,9 +396,9 @@ class TestPictures:
 
     def test_nothing_is_mirrored(self):
         pixels = augment(self.halves(), "affine", torch.Generator().manual_seed(0)).float()
-        left = pixels[..., :7].mean(dim=(1, 2, 3))
+        left_edge = pixels[..., :7].mean(dim=(1, 2, 3))
         right = pixels[..., 13:].mean(dim=(1, 2, 3))
-        assert (right > left + 50).all()
+        assert (right > left_edge + 50).all()
         turned = augment(
             self.halves().transpose(2, 3), "affine", torch.Generator().manual_seed(0)
         ).float()
@@ -407,7 +407,7 @@ class TestPictures:
         ).all()
 
     def test_pixels_are_where_the_matrix_says(self, monkeypatch):
-        """A move by two pixels, half a turn, a move by half a pixel; outside are the pixels of the border."""
+        """Pixels go where the matrix says, and the border is repeated outside."""
         pixels = torch.randint(
             0, 200, (3, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
         )
@@ -455,15 +455,15 @@ class TestWords:
     @given(share=st.floats(0.01, 0.99), seed=st.integers(0, 999), count=st.integers(1, 9))
     def test_keeps_order_and_at_least_one(self, share, seed, count):
         words = [str(number) for number in range(count)]
-        kept = drop_words(" ".join(words), share, torch.Generator().manual_seed(seed)).split()
-        assert kept
-        assert kept == [word for word in words if word in kept]
+        remaining = drop_words(" ".join(words), share, torch.Generator().manual_seed(seed)).split()
+        assert remaining
+        assert remaining == [word for word in words if word in remaining]
 
     @pytest.mark.parametrize("share", [0.2, 0.7])
     def test_share(self, share):
         source = torch.Generator().manual_seed(0)
-        kept = sum(len(drop_words(self.WORDS, share, source).split()) for _ in range(300))
-        assert kept / (300 * 9) == pytest.approx(1 - share, abs=0.03)
+        num_words = sum(len(drop_words(self.WORDS, share, source).split()) for _ in range(300))
+        assert num_words / (300 * 9) == pytest.approx(1 - share, abs=0.03)
 
     def test_generator_decides(self):
         texts = [

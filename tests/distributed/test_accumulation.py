@@ -120,42 +120,42 @@ def alone(configs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(alone, configs, tmp_path_factory):
+def step_results(alone, configs, tmp_path_factory):
     return {1: [alone], 2: run_on_ranks(2, steps, configs, tmp_path_factory.mktemp("two"))}
 
 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("name", PARTS)
-def test_any_cut_gives_the_gradients_and_metrics_of_one_batch(name, cut, alone, found):
+def test_any_cut_gives_the_gradients_and_metrics_of_one_batch(name, cut, alone, step_results):
     (processes, size) = cut
     whole = alone[name, 8]
-    assert len(found[processes]) == processes
-    for process in found[processes]:
-        one = process[name, size]
-        torch.testing.assert_close(one.gradients, whole.gradients, atol=1e-6, rtol=1e-5)
+    assert len(step_results[processes]) == processes
+    for process in step_results[processes]:
+        result = process[name, size]
+        torch.testing.assert_close(result.gradients, whole.gradients, atol=1e-6, rtol=1e-5)
         for metric in (
             PARTS[name],
             "loss",
             "gradient_norm",
             *(m for m in whole.metrics if "accuracy" in m),
         ):
-            assert one.metrics[metric] == pytest.approx(whole.metrics[metric], rel=1e-5), metric
+            assert result.metrics[metric] == pytest.approx(whole.metrics[metric], rel=1e-5), metric
     assert float(whole.gradients.abs().max()) > 0.1
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_control_the_official_mean_over_micro_batches_differs(cut, alone, found):
+def test_control_the_official_mean_over_micro_batches_differs(cut, alone, step_results):
     (processes, size) = cut
     whole = alone["words", 8]
     # of one batch they are the same
     assert torch.equal(alone["words, officially", 8].gradients, whole.gradients)
-    for process in found[processes]:
-        one = process["words, officially", size]
-        assert float((one.gradients - whole.gradients).abs().max()) > 1e-2
-        assert abs(one.metrics["mlm"] - whole.metrics["mlm"]) > 1e-3
+    for process in step_results[processes]:
+        result = process["words, officially", size]
+        assert float((result.gradients - whole.gradients).abs().max()) > 1e-2
+        assert abs(result.metrics["mlm"] - whole.metrics["mlm"]) > 1e-3
 
 
 def test_labels_are_counted_in_the_process_that_reads(configs, alone, tmp_path):
     config = replace(configs["words"], micro_batch_size=2)
-    found = step(replace(config, data=replace(config.data, num_workers=1)), tmp_path / "run")
-    assert torch.equal(found.gradients, alone["words", 2].gradients)
+    step_results = step(replace(config, data=replace(config.data, num_workers=1)), tmp_path / "run")
+    assert torch.equal(step_results.gradients, alone["words", 2].gradients)

@@ -48,13 +48,13 @@ def task_of(kind, cls=PretrainingTask):
 
 
 def gradients(task):
-    found = {
+    by_name = {
         name: weight.grad.clone()
         for name, weight in task.named_parameters()
         if weight.grad is not None
     }
     task.zero_grad(set_to_none=True)
-    return found
+    return by_name
 
 
 def alone(kind, progress):
@@ -96,7 +96,7 @@ def steps(task, batch):
 
 def averaged():
     """Gradients of each kind, those of a task that changes, and how many exchanges three micro-batches took so far."""
-    found = {kind: steps(task_of(kind), batches(kind)[rank()]) for kind in KINDS}
+    by_kind = {kind: steps(task_of(kind), batches(kind)[rank()]) for kind in KINDS}
     changing = steps(task_of("no words in one process", Changing), BATCHES[rank()])
     replicas = Replicated(task_of("frozen towers"))
     counts = [0]
@@ -112,7 +112,7 @@ def averaged():
         with replicas.accumulating(when=micro < 2):
             replicas(BATCHES[rank()]).total.backward()
         seen.append(counts[0])
-    return found, changing, seen
+    return by_kind, changing, seen
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +124,11 @@ def processes():
 def test_gradients_are_those_of_one_process(kind, processes):
     for step, progress in enumerate(STEPS):
         expected = alone(kind, progress)
-        for found, _, _ in processes:
-            assert found[kind][step].keys() == expected.keys()
+        for actual, _, _ in processes:
+            assert actual[kind][step].keys() == expected.keys()
             for name, gradient in expected.items():
                 torch.testing.assert_close(
-                    found[kind][step][name], gradient, atol=2e-6, rtol=1e-5, msg=name
+                    actual[kind][step][name], gradient, atol=2e-6, rtol=1e-5, msg=name
                 )
 
 
@@ -140,6 +140,6 @@ def test_gradients_are_exchanged_once_a_step(processes):
 
 def test_what_a_process_does_not_use_is_averaged_all_the_same(processes):
     (_, first, _), (_, second, _) = processes
-    for one, other in zip(first, second, strict=True):
-        assert same_tensors(one, other)
+    for first_gradient, second_gradient in zip(first, second, strict=True):
+        assert same_tensors(first_gradient, second_gradient)
     assert not same_tensors(first[1], first[2])

@@ -46,7 +46,7 @@ def single_gradient(weight_seed=0):
 
 
 def gather_and_differentiate(gather_with_grads, own_loss):
-    """Values and gradient in this process; its loss is its own, or the one that all share."""
+    """Returns values and gradients in this process, of its local loss or of one that all share."""
     mine = features().chunk(WORLD)[rank()].clone().requires_grad_()
     gathered = all_gather(mine, gather_with_grads=gather_with_grads)
     loss_of(gathered, rank() if own_loss else 0).backward()
@@ -81,13 +81,13 @@ class TestAllGather:
                 assert torch.equal(values, features())
 
     def test_gradients(self, gathered):
-        """Of a shared loss `world_size` times that of one process; of losses of their own the sum."""
-        shared, own = (
-            torch.cat([results[True, each][1] for results, *_ in gathered])
-            for each in (False, True)
+        """A shared loss gives `world_size` times the gradient of one process, local losses give the sum."""
+        shared, local = (
+            torch.cat([results[True, is_shared][1] for results, *_ in gathered])
+            for is_shared in (False, True)
         )
         torch.testing.assert_close(shared / WORLD, single_gradient())
-        torch.testing.assert_close(own, single_gradient(0) + single_gradient(1))
+        torch.testing.assert_close(local, single_gradient(0) + single_gradient(1))
 
     def test_without_grads_only_the_own_loss_counts(self, gathered):
         for own_loss in (True, False):
@@ -101,8 +101,8 @@ class TestAllGather:
         for _, _, typed, strided, empty in gathered:
             for dtype, values in typed.items():
                 assert torch.equal(values, torch.tensor([[0, 0], [0, 1]]).to(dtype))
-            part = torch.arange(6).reshape(2, 3).T
-            assert torch.equal(strided, torch.cat([part, part + 10]))
+            transposed = torch.arange(6).reshape(2, 3).T
+            assert torch.equal(strided, torch.cat([transposed, transposed + 10]))
             assert empty.shape == (0, 5)
 
     def test_single_process_keeps_the_tensor(self):
@@ -151,9 +151,9 @@ class TestGatherById:
         every_id = sorted({number for shard in SHARDS[name] for number in shard})
         expected = [tensor.detach() for tensor in rows_of(every_id)]
         for results in gathered_by_id:
-            for result, wanted in zip(results[name], expected, strict=True):
-                assert torch.equal(result, wanted)
-                assert result.dtype == wanted.dtype
+            for result, expected_rows in zip(results[name], expected, strict=True):
+                assert torch.equal(result, expected_rows)
+                assert result.dtype == expected_rows.dtype
                 assert not result.requires_grad
 
     def test_of_two_rows_the_lowest_rank_stays_and_more_repeats_are_an_error(self, gathered_by_id):
@@ -190,14 +190,20 @@ def share():
     )
 
 
-def equal(one, other):
-    if isinstance(one, Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return type(one) is type(other) and len(one) == len(other) and all(map(equal, one, other))
-    return bool(one == other)
+def equal(first, second):
+    if isinstance(first, Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(
+            equal(first[key], second[key]) for key in first
+        )
+    if isinstance(first, list | tuple):
+        return (
+            type(first) is type(second)
+            and len(first) == len(second)
+            and all(map(equal, first, second))
+        )
+    return bool(first == second)
 
 
 def test_every_process_gets_what_the_first_has():
@@ -280,7 +286,7 @@ def test_the_state_is_that_of_the_first_process(tmp_path, rule):
 def computed_and_read(folder):
     """The rows that this process computed, and what it reads of all, for two contents and for the last one again."""
     frozen._COMMIT_BYTES = 1  # so that processes write at the same time
-    found = []
+    results = []
     for num_rows in (7, 10, 10):
         computed = []
 
@@ -292,15 +298,15 @@ def computed_and_read(folder):
         with FeatureCache(folder, 2**30) as cache:
             shape = {"num_layers": 1, "width": 3, "dtype": torch.float32}
             features = cache.features({"rows": num_rows}, num_rows, 2, compute, **shape)
-        found.append((computed, features.read(range(num_rows))[:, 0, 1, 2].tolist()))
-    return found
+        results.append((computed, features.read(range(num_rows))[:, 0, 1, 2].tolist()))
+    return results
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_each_row_is_computed_once_and_read_by_all(world_size, tmp_path):
     *first, again = zip(*run_on_ranks(world_size, computed_and_read, tmp_path), strict=True)
-    for num_rows, found in zip((7, 10), first, strict=True):
-        assert sorted(row for computed, _ in found for row in computed) == list(range(num_rows))
-        assert max(len(computed) for computed, _ in found) == -(-num_rows // world_size)
-        assert all(states == list(range(num_rows)) for _, states in found)
+    for num_rows, result in zip((7, 10), first, strict=True):
+        assert sorted(row for computed, _ in result for row in computed) == list(range(num_rows))
+        assert max(len(computed) for computed, _ in result) == -(-num_rows // world_size)
+        assert all(states == list(range(num_rows)) for _, states in result)
     assert all((computed, states) == ([], list(range(10))) for computed, states in again)

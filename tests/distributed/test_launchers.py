@@ -1,4 +1,4 @@
-"""Processes that srun, mpirun or accelerate start: they meet, or say why not; none trains alone in silence."""
+"""Processes that srun, mpirun or accelerate start meet, or say why they cannot."""
 
 import os
 import socket
@@ -39,7 +39,7 @@ except ConnectionError as error:
 def start(python, names, ranks, count, act="end", minutes=0.5):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        place = {
+        variables = {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free.getsockname()[1]),
             "OMP_NUM_THREADS": "1",
@@ -49,7 +49,7 @@ def start(python, names, ranks, count, act="end", minutes=0.5):
             [python, "-c", MEETING, act, str(minutes)],
             env=os.environ
             | dict(zip(names, (str(rank), str(count), str(rank)), strict=True))
-            | place,
+            | variables,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -105,11 +105,11 @@ def test_one_process_and_a_batch_script_are_alone(monkeypatch):
 
 
 def test_states_are_waited_for_as_long_as_is_asked(monkeypatch, tmp_path):
-    given = {}
+    timeouts = {}
     monkeypatch.setattr(state, "world_size", lambda: 2)
-    monkeypatch.setattr(dist, "new_group", lambda **options: given.update(options))
+    monkeypatch.setattr(dist, "new_group", lambda **options: timeouts.update(options))
     StateSaver(tmp_path, {DATA: {}}, timeout=timedelta(minutes=3))
-    assert given == {"backend": "gloo", "timeout": timedelta(minutes=3)}
+    assert timeouts == {"backend": "gloo", "timeout": timedelta(minutes=3)}
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ EXACT = {"atol": 2e-6, "rtol": 2e-5}
 
 
 def whole_batch(lengths):
-    """The batch of both processes together; one word of each text is hidden, so that every process has as many."""
+    """Returns the batch of both processes together, with one hidden word in each text."""
     return random_caption_batch(INDEX, lengths, CONFIG, seed=5)
 
 
@@ -92,10 +92,10 @@ def step(texts, name):
     parallel = DistributedDataParallel(task, find_unused_parameters=True)
     losses = parallel(own_part(whole_batch(LENGTHS[texts]), rank()))
     losses.total.backward()
-    parts = {name: value.detach() for name, value in losses.terms.items()}
+    terms = {name: value.detach() for name, value in losses.terms.items()}
     return {
         "total": losses.total.detach(),
-        "parts": parts,
+        "parts": terms,
         "gradients": gradients(task),
         "pairs": drawn,
     }
@@ -111,8 +111,8 @@ def evaluate(checkpoint, dataset):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(masked_words, "BATCH_SIZE", 5)
         words = masked_words.evaluate_masked_words(model, images, MaskingConfig(probability=0.4))
-    found = {"metrics": result.metrics(), "accuracy": accuracy, "words": words}
-    return found | {"similarity": cosine_table(result), "itm": itm_table(result)}
+    evaluation = {"metrics": result.metrics(), "accuracy": accuracy, "words": words}
+    return evaluation | {"similarity": cosine_table(result), "itm": itm_table(result)}
 
 
 def both_evaluations(checkpoint, dataset, single):
@@ -121,10 +121,10 @@ def both_evaluations(checkpoint, dataset, single):
 
 
 def sample():
-    place = {"rank": rank(), "world_size": world_size()}
+    process = {"rank": rank(), "world_size": world_size()}
     return [
         key.examples
-        for key in StepSampler(27, batch_size=8, micro_batches=2, steps=range(6), seed=3, **place)
+        for key in StepSampler(27, batch_size=8, micro_batches=2, steps=range(6), seed=3, **process)
     ]
 
 
@@ -154,12 +154,16 @@ def evaluations(request, tiny_checkpoint, tiny_dataset, single_picture):
     )
 
 
-def joined_pairs(parts, *, global_rows):
+def joined_pairs(pairs_of_ranks, *, global_rows):
     shifts = [0 if global_rows else process * ROWS for process in range(WORLD)]
     return Pairs(
-        torch.cat([pairs.image_rows + shift for pairs, shift in zip(parts, shifts, strict=True)]),
-        torch.cat([pairs.text_rows + shift for pairs, shift in zip(parts, shifts, strict=True)]),
-        torch.cat([pairs.labels for pairs in parts]),
+        torch.cat(
+            [pairs.image_rows + shift for pairs, shift in zip(pairs_of_ranks, shifts, strict=True)]
+        ),
+        torch.cat(
+            [pairs.text_rows + shift for pairs, shift in zip(pairs_of_ranks, shifts, strict=True)]
+        ),
+        torch.cat([pairs.labels for pairs in pairs_of_ranks]),
     )
 
 
@@ -169,22 +173,22 @@ def alone(texts, name, processes):
     batch = whole_batch(LENGTHS[texts])
     image = task.model.encode_image(batch.pixel_values)
     text = task.model.encode_text(batch.input_ids, batch.attention_mask)
-    parts = {"itc": task.itc(image, text, batch)}
+    terms = {"itc": task.itc(image, text, batch)}
     if phase.itm:
         drawn = [process["steps"][texts, name]["pairs"][0] for process in processes]
         pairs = joined_pairs(drawn, global_rows=changes.get("negatives_from") == "world")
         match = batch.image_index[pairs.image_rows] == batch.image_index[pairs.text_rows]
         assert torch.equal(match.long(), pairs.labels)
-        parts["itm"], _ = task.itm(image, text, pairs)
+        terms["itm"], _ = task.itm(image, text, pairs)
         masked = task.model.encode_text(batch.masked_input_ids, batch.attention_mask)
-        parts["mlm"], _ = task.mlm(image, masked, batch)
-    total = torch.stack([getattr(phase, part) * loss for part, loss in parts.items()]).sum()
+        terms["mlm"], _ = task.mlm(image, masked, batch)
+    total = torch.stack([getattr(phase, term) * loss for term, loss in terms.items()]).sum()
     total.backward()
-    return {"total": total.detach(), "parts": parts, "gradients": gradients(task)}
+    return {"total": total.detach(), "parts": terms, "gradients": gradients(task)}
 
 
-def distance(one, other):
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
+def distance(actual, expected):
+    return max(float((actual[name] - expected[name]).abs().max()) for name in actual)
 
 
 @pytest.mark.parametrize("texts", LENGTHS)
@@ -194,16 +198,16 @@ class TestStep:
         expected = alone(texts, name, processes)
         results = [process["steps"][texts, name] for process in processes]
         assert results[0]["parts"].keys() == expected["parts"].keys()
-        for part, loss in expected["parts"].items():
-            mean = torch.stack([result["parts"][part] for result in results]).mean()
+        for term, loss in expected["parts"].items():
+            mean = torch.stack([result["parts"][term] for result in results]).mean()
             torch.testing.assert_close(mean, loss.detach(), **EXACT)
         total = torch.stack([result["total"] for result in results]).mean()
         torch.testing.assert_close(total, expected["total"], **EXACT)
         for result in results if name != "itc without gradients" else ():
             assert result["gradients"].keys() == expected["gradients"].keys()
             for parameter, gradient in expected["gradients"].items():
-                found = result["gradients"][parameter]
-                torch.testing.assert_close(found, gradient, atol=1e-5, rtol=1e-4, msg=parameter)
+                actual = result["gradients"][parameter]
+                torch.testing.assert_close(actual, gradient, atol=1e-5, rtol=1e-4, msg=parameter)
         assert max(float(gradient.abs().max()) for gradient in expected["gradients"].values()) > 0.1
 
     def test_control_gradients_that_stay_in_their_process_differ(self, processes, texts):
@@ -218,9 +222,9 @@ class TestStep:
         for process, result in enumerate(processes):
             (pairs,) = result["steps"][texts, "hard of all"]["pairs"]
             rows = torch.cat([pairs.image_rows, pairs.text_rows])
-            own = (rows >= process * ROWS) & (rows < (process + 1) * ROWS)
-            assert int(own.sum()) >= 4 * ROWS  # positives, and one side of every negative
-            foreign += int((~own).sum())
+            is_local = (rows >= process * ROWS) & (rows < (process + 1) * ROWS)
+            assert int(is_local.sum()) >= 4 * ROWS  # positives, and one side of every negative
+            foreign += int((~is_local).sum())
             (local,) = result["steps"][texts, "hard"]["pairs"]
             assert int(torch.cat([local.image_rows, local.text_rows]).max()) < ROWS
         assert foreign > 0
@@ -231,15 +235,19 @@ class TestEvaluation:
         expected = evaluate(tiny_checkpoint, tiny_dataset)
         assert len(expected["similarity"]) % len(evaluations) == 1
         for process in evaluations:
-            found = process["evaluation"]
-            assert found["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)
-            assert found["accuracy"] == expected["accuracy"] == expected["metrics"]["itm_accuracy"]
-            assert found["words"] == pytest.approx(expected["words"], abs=1e-7)
+            evaluation = process["evaluation"]
+            assert evaluation["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)
+            assert (
+                evaluation["accuracy"]
+                == expected["accuracy"]
+                == expected["metrics"]["itm_accuracy"]
+            )
+            assert evaluation["words"] == pytest.approx(expected["words"], abs=1e-7)
             torch.testing.assert_close(
-                found["similarity"], expected["similarity"], atol=1e-5, rtol=0
+                evaluation["similarity"], expected["similarity"], atol=1e-5, rtol=0
             )
             torch.testing.assert_close(
-                found["itm"], expected["itm"], atol=1e-5, rtol=0, equal_nan=True
+                evaluation["itm"], expected["itm"], atol=1e-5, rtol=0, equal_nan=True
             )
 
     def test_fewer_pictures_than_processes(self, evaluations, tiny_checkpoint, single_picture):
@@ -261,7 +269,9 @@ def test_batches_of_the_processes_are_that_of_one(processes):
     first, second = (process["samples"] for process in processes)
     for number, pairs in enumerate(alone):
         micro = slice(2 * number, 2 * number + 2)
-        assert pairs == tuple(pair for part in (*first[micro], *second[micro]) for pair in part)
+        assert pairs == tuple(
+            pair for examples in (*first[micro], *second[micro]) for pair in examples
+        )
 
 
 KINDS = {
@@ -302,11 +312,11 @@ def at_once(kind):
 
 def in_parts(kind):
     task = PretrainingTask(build_model(KINDS[kind]).train(), ITC)
-    parts = micro_batches(rank(), world_size())
-    contrasts = contrast_of_step(task, parts, lambda micro: seed(rank(), micro))
+    shares = micro_batches(rank(), world_size())
+    contrasts = contrast_of_step(task, shares, lambda micro: seed(rank(), micro))
     parallel = DistributedDataParallel(task, find_unused_parameters=True)
     losses = []
-    for micro, (batch, contrast) in enumerate(zip(parts, contrasts, strict=True)):
+    for micro, (batch, contrast) in enumerate(zip(shares, contrasts, strict=True)):
         seed(rank(), micro)
         with nullcontext() if micro else parallel.no_sync():
             losses.append(parallel(batch, contrast).total)
@@ -330,7 +340,12 @@ def one_graph(kind, whole, processes):
         for micro, batch in enumerate(micro_batches(process, processes)):
             seed(process, micro)
             features.append(task.features(batch))
-    embeds = [torch.cat(parts) for parts in zip(*(part.embeds for part in features), strict=True)]
+    embeds = [
+        torch.cat(embeds_of_parts)
+        for embeds_of_parts in zip(
+            *(features_of_part.embeds for features_of_part in features), strict=True
+        )
+    ]
     loss = 2 * itc_loss(embeds, torch.tensor(INDEX), task.model.head("itc").logit_scale())
     loss.backward()
     return loss.detach(), gradients(task)
@@ -341,13 +356,13 @@ def test_contrast_of_towers_and_of_fused_pairs_is_that_of_one_process(processes)
     results = run_on_ranks(processes, contrasts)
     for key in results[0]:
         loss, expected = one_graph(*key, processes)
-        mean = torch.stack([found[key][0] for found in results]).mean()
+        mean = torch.stack([result[key][0] for result in results]).mean()
         torch.testing.assert_close(mean, loss, atol=5e-6, rtol=2e-5)
         assert expected["itc_head.text.weight"].abs().max() > 1e-2
         assert key[0] == "tower" or expected["fusion.text_layers.0.mlp.up.weight"].abs().max() > 0
-        for found in results:
-            assert found[key][1].keys() == expected.keys()
+        for result in results:
+            assert result[key][1].keys() == expected.keys()
             for name, gradient in expected.items():
                 torch.testing.assert_close(
-                    found[key][1][name], gradient, atol=2e-5, rtol=1e-4, msg=f"{key}: {name}"
+                    result[key][1][name], gradient, atol=2e-5, rtol=1e-4, msg=f"{key}: {name}"
                 )

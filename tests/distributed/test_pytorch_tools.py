@@ -43,8 +43,8 @@ def inputs(lengths=(5, 7, 3, 4), width=7):
 
 
 def loss_of_outputs(model, fused):
-    parts = [output.square().flatten(1).mean(dim=1) for output in fused]
-    return torch.stack(parts).sum(dim=0).mean()
+    squares = [output.square().flatten(1).mean(dim=1) for output in fused]
+    return torch.stack(squares).sum(dim=0).mean()
 
 
 def loss_of_heads(model, fused):
@@ -77,7 +77,7 @@ def sharded_by_layer(model):
 
 
 def trained(config, wrap, loss_of):
-    """Runs two steps on this process's share of the pairs; returns the gradients of the second."""
+    """Returns the gradients of the second of two steps on this process's share of the pairs."""
     model = build_model(config).eval()  # managers draw noise in training
     run = wrap(model)
     share = [tensor.chunk(world_size())[rank()] for tensor in inputs()]
@@ -108,10 +108,11 @@ def trained(config, wrap, loss_of):
 )
 def test_processes_have_the_gradients_of_one(wrap, config, loss_of, processes):
     expected = trained(config, alone, loss_of)
-    for found in run_on_ranks(processes, trained, config, wrap, loss_of):
-        assert {name for name, gradient in found.items() if gradient.any()} == expected.keys()
+    for actual in run_on_ranks(processes, trained, config, wrap, loss_of):
+        assert {name for name, gradient in actual.items() if gradient.any()} == expected.keys()
         assert (
-            max(max_difference(found[name], gradient) for name, gradient in expected.items()) < ATOL
+            max(max_difference(actual[name], gradient) for name, gradient in expected.items())
+            < ATOL
         )
     assert max(float(gradient.abs().max()) for gradient in expected.values()) > 0.01
 
@@ -124,9 +125,9 @@ def model():
 @torch.no_grad()
 def assert_same(run, model, *batch):
     """Compares all outputs of a form of the model with those of the model itself."""
-    found = run(*batch)
+    actual = run(*batch)
     for name, expected in model(*batch)._asdict().items():
-        assert max_difference(getattr(found, name), expected) < ATOL, name
+        assert max_difference(getattr(actual, name), expected) < ATOL, name
 
 
 def gradients(run, model):
@@ -158,9 +159,9 @@ def assert_compiles(backend):
     run = torch.compile(model, backend=backend, fullgraph=True)
     for batch in (inputs(), inputs((9, 2), width=9)):
         assert_same(run, model, *batch)
-    for found, expected in zip(gradients(run, model), gradients(model, model), strict=True):
-        assert (found is None) == (expected is None)
-        assert expected is None or max_difference(found, expected) < ATOL
+    for actual, expected in zip(gradients(run, model), gradients(model, model), strict=True):
+        assert (actual is None) == (expected is None)
+        assert expected is None or max_difference(actual, expected) < ATOL
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -180,14 +181,14 @@ def test_dynamic_quantisation(model, dtype):
     small = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=dtype)
     assert not any(type(module) is nn.Linear for module in small.modules())
     expected = model(*inputs())
-    found = small(*inputs())
+    outputs = small(*inputs())
     tolerance = 0.1 if dtype == torch.qint8 else 0.01
     for name, output in expected._asdict().items():
-        difference = max_difference(getattr(found, name), output) / float(
+        difference = max_difference(getattr(outputs, name), output) / float(
             output.detach().abs().max()
         )
         assert 1e-6 < difference < tolerance, name
-    assert max_difference(small.itm_logits(found.pooled), model.itm_logits(expected.pooled)) < 0.2
+    assert max_difference(small.itm_logits(outputs.pooled), model.itm_logits(expected.pooled)) < 0.2
 
 
 def without_memory(model):
@@ -262,7 +263,9 @@ def test_a_step_of_lora_merged_and_saved(tmp_path):
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert any("lora_A" in name for name in trained)
     assert all("lora_" in name or "itm_head" in name or "itc_head" in name for name in trained)
-    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=1.0)
+    optimizer = torch.optim.SGD(
+        [weight for weight in model.parameters() if weight.requires_grad], lr=1.0
+    )
     for _ in range(2):
         optimizer.zero_grad()
         fused = model.fuse(*random_encodings(model), "pooled").pooled

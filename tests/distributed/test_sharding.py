@@ -62,13 +62,13 @@ def whole(tensor):
 
 
 def trained(configs, out):
-    found = {}
+    results = {}
     for name, config in configs.items():
         gradients = []
 
         def record(optimizer, arguments, options, seen=gradients):
             groups = optimizer.param_groups
-            named = [
+            named_weights = [
                 pair
                 for group in groups
                 for pair in zip(group["names"], group["params"], strict=True)
@@ -76,30 +76,30 @@ def trained(configs, out):
             seen.append(
                 {
                     name: whole(weight.grad)
-                    for name, weight in sorted(named)
+                    for name, weight in sorted(named_weights)
                     if weight.grad is not None
                 }
             )
 
         hook = register_optimizer_step_pre_hook(record)
-        own = (
+        extensions = (
             load_object("extensions", f"{LORA}:LORA", Extensions)
             if name == "LoRA"
             else NO_EXTENSIONS
         )
-        given = {
-            "extensions": own,
+        train_options = {
+            "extensions": extensions,
             "async_checkpoints": config.parallel == "fsdp",
             "progress": False,
         }
-        metrics = train(config, out / name, **given)
+        metrics = train(config, out / name, **train_options)
         hook.remove()
         weights = dict(read_checkpoint(out / name / "last").tensors)
         entries = read_metrics(out / name, "train")
-        found[name] = SimpleNamespace(
+        results[name] = SimpleNamespace(
             gradients=gradients, entries=entries, weights=weights, metrics=metrics
         )
-    return found
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +111,13 @@ def folder(tmp_path_factory):
 def configs(tiny_dataset, folder):
     checkpoint = write_tiny_checkpoint(tiny_dataset, folder / "checkpoint", PLAIN)
     questions = write_entry_set(folder / "vqa", "vqa")
-    given = {
+    settings = {
         "optimizer": SMOOTH,
         "checkpoint_activations": PARTS,
         "micro_batch_size": 2,
         "max_steps": 2,
     }
-    config = shapes_run_config(tiny_dataset, init=str(checkpoint), device="cpu", **given)
+    config = shapes_run_config(tiny_dataset, init=str(checkpoint), device="cpu", **settings)
     heads = HeadsConfig(mlm=False, itm=False, vqa=len(ANSWERS))
     fused = HeadsConfig(mlm=False, itm=False, itc="fused", itc_size=6)
     changes = {
@@ -150,22 +150,22 @@ def alone(configs, folder):
 
 @pytest.fixture(scope="module")
 def sharded(configs, folder):
-    given = {name: replace(config, parallel="fsdp") for name, config in configs.items()}
-    return run_on_ranks(2, trained, given, folder / "fsdp")
+    sharded_configs = {name: replace(config, parallel="fsdp") for name, config in configs.items()}
+    return run_on_ranks(2, trained, sharded_configs, folder / "fsdp")
 
 
-def assert_same(one, other):
-    for ours, theirs in zip(one.gradients, other.gradients, strict=True):
+def assert_same(actual, expected):
+    for ours, theirs in zip(actual.gradients, expected.gradients, strict=True):
         assert ours.keys() == theirs.keys()
         for name, gradient in theirs.items():
             torch.testing.assert_close(ours[name], gradient, atol=2e-6, rtol=1e-5, msg=name)
-    for ours, theirs in zip(one.entries, other.entries, strict=True):
+    for ours, theirs in zip(actual.entries, expected.entries, strict=True):
         timed = {"kind", "time", "seconds", "data_seconds", "pairs_per_second"}
         for name in theirs.keys() - timed:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-7), name
-    for name, weight in other.weights.items():
-        torch.testing.assert_close(one.weights[name], weight, atol=1e-6, rtol=1e-5, msg=name)
-    assert one.metrics == pytest.approx(other.metrics, rel=1e-5, abs=1e-7)
+    for name, weight in expected.weights.items():
+        torch.testing.assert_close(actual.weights[name], weight, atol=1e-6, rtol=1e-5, msg=name)
+    assert actual.metrics == pytest.approx(expected.metrics, rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("name", [*dict.fromkeys([*ALONE, "LoRA"])])
@@ -181,8 +181,8 @@ def test_a_share_of_the_weights_gives_what_whole_weights_give(configs, sharded, 
     replicated = run_on_ranks(
         2, trained, {WORLD_HARD: replace(configs[WORLD_HARD], parallel="ddp")}, tmp_path
     )
-    for one, other in zip(sharded, replicated, strict=True):
-        assert_same(one[WORLD_HARD], other[WORLD_HARD])
+    for actual, expected in zip(sharded, replicated, strict=True):
+        assert_same(actual[WORLD_HARD], expected[WORLD_HARD])
     gradients = replicated[0][WORLD_HARD].gradients[0]  # parameters of one element have some
     assert float(gradients["itc_head.temperature"].abs()) > 1e-5
     assert float(gradients["fusion.text_bridges.0.scale"].abs()) > 1e-5
@@ -202,8 +202,8 @@ def test_processes_without_an_image_to_evaluate_train_on(configs, tmp_path):
         run_on_ranks(2, trained, {"run": replace(config, parallel=parallel)}, tmp_path / parallel)
         for parallel in ("ddp", "fsdp")
     )
-    for one, other in zip(shared, whole, strict=True):
-        assert_same(one["run"], other["run"])
+    for actual, expected in zip(shared, whole, strict=True):
+        assert_same(actual["run"], expected["run"])
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -254,21 +254,21 @@ def test_in_half_precision_layers_are_put_together_in_it(configs, tmp_path):
     """Gradients are as near to those of whole weights as half precision is to single."""
     config = replace(configs["words and contrast"], max_steps=1)
     whole, _, _ = in_half_precision(config, tmp_path / "whole")
-    found = {}
+    results = {}
     for parallel in ("ddp", "fsdp"):
         half = replace(config, parallel=parallel, precision="bf16")
-        found[parallel] = run_on_ranks(2, in_half_precision, half, tmp_path / parallel)[0]
-    assert found["ddp"][1] == {torch.float32}
-    assert found["fsdp"][1] == {torch.bfloat16}
+        results[parallel] = run_on_ranks(2, in_half_precision, half, tmp_path / parallel)[0]
+    assert results["ddp"][1] == {torch.float32}
+    assert results["fsdp"][1] == {torch.bfloat16}
 
-    def off(one, other):
+    def off(actual, expected):
         return (
-            float(torch.cat([(one[name] - other[name]).flatten() for name in whole]).norm())
+            float(torch.cat([(actual[name] - expected[name]).flatten() for name in whole]).norm())
             / length
         )
 
     length = float(torch.cat([gradient.flatten() for gradient in whole.values()]).norm())
-    halved, sharded = (found[name][0] for name in ("ddp", "fsdp"))
+    halved, sharded = (results[name][0] for name in ("ddp", "fsdp"))
     assert {gradient.dtype for gradient in sharded.values()} == {torch.float32}
     assert 1e-4 < off(halved, whole) < 2e-2
     assert off(sharded, whole) < 2e-2
@@ -276,14 +276,14 @@ def test_in_half_precision_layers_are_put_together_in_it(configs, tmp_path):
 
 
 def held(config, out):
-    """Numbers of weights in the optimiser of this process, and of those that are whole; the run's metrics."""
+    """Returns how many weights the optimiser of this process has, how many there are, and the run's metrics."""
     sizes = []
 
     def record(optimizer, arguments, options):
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         sizes.extend(
-            (getattr(one, "_local_tensor", one).numel(), hasattr(one, "full_tensor"))
-            for one in weights
+            (getattr(tensor, "_local_tensor", tensor).numel(), hasattr(tensor, "full_tensor"))
+            for tensor in weights
         )
 
     hook = register_optimizer_step_pre_hook(record)
@@ -328,8 +328,8 @@ def clamped_temperature(kind):
 def test_the_shares_of_the_temperature_are_clamped():
     expected = run_on_ranks(2, clamped_temperature, Replicated)[0]
     assert 0 < abs(expected.item() - 0.5) < 0.05, "it moved from the highest value that it may have"
-    for found in run_on_ranks(2, clamped_temperature, Sharded):
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    for temperature in run_on_ranks(2, clamped_temperature, Sharded):
+        torch.testing.assert_close(temperature, expected, atol=1e-6, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -383,11 +383,14 @@ def test_one_process_and_two_continue_what_the_other_has_written(interval, whole
     before = saved_state(out).step
     resume(interval, out)
     assert saved_state(out).step == before + 1 == interval.max_steps
-    kept = state_tensors(out)
+    saved = state_tensors(out)
     last = load_file(out / "last" / "model.safetensors")
-    assert all(torch.equal(kept[f"model.{name}"], weight) for name, weight in last.items())
-    others = load_file(whole_run / "last" / "model.safetensors")
-    assert max(float((last[name] - weight).abs().max()) for name, weight in others.items()) < 0.05
+    assert all(torch.equal(saved[f"model.{name}"], weight) for name, weight in last.items())
+    whole_tensors = load_file(whole_run / "last" / "model.safetensors")
+    assert (
+        max(float((last[name] - weight).abs().max()) for name, weight in whole_tensors.items())
+        < 0.05
+    )
     shutil.rmtree(out / "last")
     run_on_ranks(2, resume, interval, out)  # nothing is left to do but to write what was read
     assert same_tensors(load_file(out / "last" / "model.safetensors"), last)

@@ -1,4 +1,4 @@
-"""`torchrun … -m bridgetower train`: two processes, one run; stopped and continued it ends with the same bits."""
+"""`torchrun … -m bridgetower train` runs two processes as one run, which continues with the same bits."""
 
 import json
 import os
@@ -167,10 +167,14 @@ def test_a_process_that_does_not_answer_ends_the_others_and_is_named(
 def nodes(torchrun, tmp_path):
     (tmp_path / "nodes.py").write_text(ON_NODES)
 
-    def call(dataset, out, *options, each=("", "")):
+    def call(dataset, out, *options, node_options=("", "")):
         for name in ("first", "second"):
             (tmp_path / name).mkdir(exist_ok=True)
-        program = str(tmp_path / "nodes.py"), f"{tmp_path}/first,{tmp_path}/second", ",".join(each)
+        program = (
+            str(tmp_path / "nodes.py"),
+            f"{tmp_path}/first,{tmp_path}/second",
+            ",".join(node_options),
+        )
         return start(torchrun, dataset, out, *options, program=program)
 
     return call
@@ -191,8 +195,8 @@ def test_continued_it_ends_with_the_same_bits_though_one_process_does_not_see_it
 
 
 def test_arguments_that_differ_are_refused(tiny_dataset, tmp_path, nodes):
-    each = "--out one", "--out two --optimizer.lr 0.25 --resume"
-    code, out, error = finish(nodes(tiny_dataset, Path("run"), each=each))
+    node_options = "--out one", "--out two --optimizer.lr 0.25 --resume"
+    code, out, error = finish(nodes(tiny_dataset, Path("run"), node_options=node_options))
     assert code != 0
     assert out == ""
     assert (
@@ -253,13 +257,13 @@ def test_evaluation_in_two_processes_is_that_of_one(torchrun, answering_checkpoi
     options = ["--device", "cpu", "--batch-size", "2", "--out"]
     cli.main([*command, *options, str(tmp_path / "one")])
     program = [*torchrun, *TWO, "-m", "bridgetower", *command, *options, str(tmp_path / "two")]
-    given = {
+    settings = {
         "env": os.environ | {"OMP_NUM_THREADS": "1"},
         "capture_output": True,
         "text": True,
         "timeout": PATIENCE,
     }
-    done = subprocess.run(program, **given, check=False)
+    done = subprocess.run(program, **settings, check=False)
     assert done.returncode == 0, done.stderr
     (line,) = without_gloo(done.stdout).splitlines()
     reports = [
@@ -267,6 +271,6 @@ def test_evaluation_in_two_processes_is_that_of_one(torchrun, answering_checkpoi
     ]
     assert json.loads(line) == reports[1] == reports[0]
     for name in ("submission.csv", "predictions.jsonl"):
-        one, two = ((tmp_path / folder / name).read_text() for folder in ("one", "two"))
-        assert one.count("\n") == two.count("\n") == 5
-        assert name.endswith("jsonl") or one == two
+        by_one, by_two = ((tmp_path / folder / name).read_text() for folder in ("one", "two"))
+        assert by_one.count("\n") == by_two.count("\n") == 5
+        assert name.endswith("jsonl") or by_one == by_two

@@ -24,7 +24,7 @@ OTHER = changed_config(
     heads__itc=None,
     heads__mlm=False,
 )
-ONE_LAYER = {f"{part}__num_layers": 1 for part in ("vision", "text", "fusion")}
+ONE_LAYER = {f"{tower}__num_layers": 1 for tower in ("vision", "text", "fusion")}
 FEW = changed_config(heads__itc=None, heads__mlm=False, **ONE_LAYER)
 
 

@@ -1,4 +1,4 @@
-"""The engine that is the model itself, and what can be chosen; engines of exported parts have tests of their own."""
+"""The engine that is the model itself, and the choice of an engine."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ def made(dtype=torch.float32):
 
 
 def linear_weights(module):
-    return [each.weight for each in module.modules() if isinstance(each, nn.Linear)]
+    return [child.weight for child in module.modules() if isinstance(child, nn.Linear)]
 
 
 def packed(engine):
@@ -49,46 +49,48 @@ class TestNumbers:
     @pytest.mark.parametrize("outputs", get_args(FusionOutputs))
     @torch.inference_mode()
     def test_fused(self, outputs):
-        model, own = made()
-        assert packed(own) == {False}
-        ours = fused(own, outputs)
+        model, engine = made()
+        assert packed(engine) == {False}
+        ours = fused(engine, outputs)
         theirs = fused(model, outputs)
-        assert packed(own) == {True}
+        assert packed(engine) == {True}
         for name in ("pooled", "text", "image"):
             if getattr(theirs, f"_{name}", None) is not None:
                 assert max_difference(getattr(ours, name), getattr(theirs, name)) < 1e-5
         pixel_values = random_images(3)
-        cls = [each.encode_image(pixel_values, IMAGE, outputs="cls").cls for each in (own, model)]
+        cls = [
+            runs.encode_image(pixel_values, IMAGE, outputs="cls").cls for runs in (engine, model)
+        ]
         assert max_difference(*cls) < 1e-5
 
     @torch.inference_mode()
     def test_a_part_is_packed_when_it_is_first_used(self):
-        _, own = made()
-        parts = {
-            name: getattr(own.model, name) for name in ("text", "vision", "fusion", "itc_head")
+        _, engine = made()
+        modules = {
+            name: getattr(engine.model, name) for name in ("text", "vision", "fusion", "itc_head")
         }
 
         def packed_parts():
             return [
                 name
-                for name, part in parts.items()
-                if all(each.is_mkldnn for each in linear_weights(part))
+                for name, module in modules.items()
+                if all(weight.is_mkldnn for weight in linear_weights(module))
             ]
 
-        text = own.encode_text(*random_texts([5, 3, 4]))
+        text = engine.encode_text(*random_texts([5, 3, 4]))
         assert packed_parts() == ["text", "itc_head"]
-        image = own.encode_image(random_images(3))
+        image = engine.encode_image(random_images(3))
         assert packed_parts() == ["text", "vision", "itc_head"]
-        own.fuse(own.cache_image(image), text)
-        assert packed_parts() == [*parts]
+        engine.fuse(engine.cache_image(image), text)
+        assert packed_parts() == [*modules]
 
     @torch.inference_mode()
     def test_number_formats(self):
-        """bfloat16 is as near to float32 as the model is, float16 nearer; other weights give other numbers."""
+        """bfloat16 is as near to float32 as the model is, float16 nearer."""
         exact = fused(made()[0], "pooled").pooled
-        model, own = made(torch.bfloat16)
+        model, engine = made(torch.bfloat16)
         coarse, theirs = (
-            fused(each, "pooled", torch.bfloat16).pooled.float() for each in (own, model)
+            fused(runs, "pooled", torch.bfloat16).pooled.float() for runs in (engine, model)
         )
         assert max_difference(coarse, exact) < 2 * max_difference(theirs, exact)
         half = fused(made(torch.float16)[1], "pooled").pooled.float()
@@ -188,7 +190,7 @@ def test_auto_takes_none_that_could_not_export_and_torch_on_a_gpu(monkeypatch):
 
 @pytest.mark.slow
 def test_start(tiny_checkpoint, exported, tmp_path, monkeypatch):
-    """An exported folder is not exported again; a missing package is named."""
+    """An exported folder is not exported again, and a missing package is named."""
     started = EngineChoice(device="cpu", precision="bf16").start(read_checkpoint(tiny_checkpoint))
     assert isinstance(started, TorchEngine)
     assert started.model.token_type_embedding.weight.dtype == torch.bfloat16

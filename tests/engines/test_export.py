@@ -51,7 +51,7 @@ def copied(exported, tmp_path):
 def checkpoint(exported, monkeypatch):
     """A checkpoint whose graphs, which hold no weights, are copied instead of exported again."""
 
-    def copy(part, path):
+    def copy(folder, path):
         shutil.copy(exported / path.name, path)
 
     monkeypatch.setattr(export, "write_graph", copy)
@@ -80,33 +80,33 @@ class TestWriting:
         assert not is_exported(tiny_checkpoint, "openvino", "onnx")
         differences = json.loads((exported / MANIFEST).read_text())["largest_difference"]
         assert differences.keys() == {"onnxruntime", "openvino"}
-        for parts in differences.values():
-            assert len(parts) == 6
-            assert all(0 <= difference < 2e-5 for difference in parts.values())
+        for by_graph in differences.values():
+            assert len(by_graph) == 6
+            assert all(0 <= difference < 2e-5 for difference in by_graph.values())
 
     def test_files_of_openvino(self, checkpoint, exported, tmp_path):
-        """They are whole without the weights beside them, and an engine runs them; a changed one is refused."""
+        """Files run without the weights beside them, and a changed one is refused."""
         import openvino
 
         write_exported(checkpoint, tmp_path / "model", "openvino")
         files = {path.name for path in (tmp_path / "model").iterdir()}
         assert {
-            f"{part}.{suffix}"
-            for part in ("image", "text", "fusion_pooled")
+            f"{graph}.{suffix}"
+            for graph in ("image", "text", "fusion_pooled")
             for suffix in ("xml", "bin")
         } < files
         assert not any(name.endswith(".onnx") for name in files)
         assert is_exported(tmp_path / "model", "openvino", "onnx")
         assert not is_exported(tmp_path / "model", "onnxruntime", "onnx")
-        part = ExportedPart(exported_model(tmp_path / "model", NO_EXTENSIONS), "image_cls")
+        graph = ExportedPart(exported_model(tmp_path / "model", NO_EXTENSIONS), "image_cls")
         alone = Path(shutil.move(tmp_path / "model" / "image_cls.xml", tmp_path))
         shutil.move(tmp_path / "model" / "image_cls.bin", tmp_path)
-        found = openvino.Core().compile_model(alone, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(
-            [value.numpy() for value in part.inputs]
+        output = openvino.Core().compile_model(alone, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(
+            [value.numpy() for value in graph.inputs]
         )[0]
         with torch.no_grad():
             torch.testing.assert_close(
-                torch.from_numpy(found), part(*part.inputs)[0], atol=1e-5, rtol=1e-4
+                torch.from_numpy(output), graph(*graph.inputs)[0], atol=1e-5, rtol=1e-4
             )
         with pytest.raises(FileNotFoundError, match=r"image_cls\.bin is missing"):
             exported_model(tmp_path / "model", NO_EXTENSIONS)
@@ -162,18 +162,18 @@ class TestGraphs:
                 first, second = self.model
                 pieces = first(inputs).split([2, 4], -1), first(inputs).chunk(2, 1)
                 pieces += first(inputs).chunk(2, -1), second(inputs).chunk(2, -1)
-                return tuple(2 * piece for some in pieces for piece in some)
+                return tuple(2 * piece for group in pieces for piece in group)
 
         module = Splits()
         inputs = torch.randn(2, 4, 5)
-        part = part_of(module, inputs, *(f"piece{number}" for number in range(8)))
+        split_graph = part_of(module, inputs, *(f"piece{number}" for number in range(8)))
         save_file(module.model.state_dict(), tmp_path / "model.safetensors")
-        write_graph(part, tmp_path / "text.onnx")
+        write_graph(split_graph, tmp_path / "text.onnx")
         graph = onnx.load(tmp_path / "text.onnx", load_external_data=False).graph
         assert [node.op_type for node in graph.node].count("Split") == 2
-        found = Runner("onnxruntime", tmp_path).run("text", [inputs])
+        outputs = Runner("onnxruntime", tmp_path).run("text", [inputs])
         torch.testing.assert_close(
-            found, [piece.detach() for piece in module(inputs)], atol=1e-6, rtol=0
+            outputs, [piece.detach() for piece in module(inputs)], atol=1e-6, rtol=0
         )
 
     def test_rely_on_a_layout(self, tmp_path):
@@ -193,7 +193,7 @@ class TestGraphs:
 
 
 class TestInt8:
-    """Weights are signed where the processor has VNNI; elsewhere their products would overflow."""
+    """Weights are signed where the processor has VNNI, as their products would overflow elsewhere."""
 
     @pytest.fixture
     def processor(self, tmp_path, monkeypatch):
@@ -228,7 +228,7 @@ class TestInt8:
         ):
             held = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
             weights = {name: held[name] for name in held if name.endswith("_quantized")}
-            assert {one.data_type for one in weights.values()} == {
+            assert {stored.data_type for stored in weights.values()} == {
                 TensorProto.INT8 if is_signed else TensorProto.UINT8
             }
             assert len(weights) > 3
@@ -294,10 +294,10 @@ class TestCache:
         half = {name: tensor.half() for name, tensor in checkpoint.tensors.items()}
         checkpoint = replace(checkpoint, tensors=half, reranking=Reranking(itc_weight=16.0))
         damaged = tmp_path / f"{content_key(checkpoint)}-onnx"
-        own = tmp_path / f".{damaged.name}.partial-killed"
+        killed = tmp_path / f".{damaged.name}.partial-killed"
         of_another = tmp_path / ".converted.partial-live"
-        for left in (damaged, own, of_another):
-            left.mkdir()
+        for leftover in (damaged, killed, of_another):
+            leftover.mkdir()
         (damaged / "text.onnx").touch()
         with caplog.at_level(logging.INFO, logger="bridgetower"):
             folder, model = cached_export(checkpoint, tmp_path, "onnx")
@@ -309,7 +309,7 @@ class TestCache:
         ]
         assert f"{folder} is damaged (no file {folder / 'export.json'}" in warning
         assert f"exporting it for this engine, once, to {folder}" in line
-        assert not own.exists()
+        assert not killed.exists()
         assert of_another.exists()
         exported = read_checkpoint(folder)
         assert {tensor.dtype for tensor in exported.tensors.values()} == {torch.float32}
@@ -344,9 +344,11 @@ class TestCache:
             pass
 
         config = changed_config(vision__architecture="patches")
-        own = Extensions(vision_towers={"patches": Tower})
-        tensors = BridgeTower(config, own).state_dict()
-        checkpoint = Checkpoint(source="mine", config=config, tensors=tensors, extensions=own)
+        extensions = Extensions(vision_towers={"patches": Tower})
+        tensors = BridgeTower(config, extensions).state_dict()
+        checkpoint = Checkpoint(
+            source="mine", config=config, tensors=tensors, extensions=extensions
+        )
         key = content_key(checkpoint)
         assert content_key(checkpoint) == key
         assert (

@@ -56,18 +56,22 @@ def outputs(runs, lengths, *, padded):
     config = (runs.model if isinstance(runs, PartsEngine) else runs).config
     ids, mask = random_texts(lengths, config, width=config.text.max_length if padded else None)
     pixel_values = random_images(len(lengths), config)
-    given = None if len(set(lengths)) == 1 and not padded else mask
+    input_mask = None if len(set(lengths)) == 1 and not padded else mask
     image = runs.encode_image(pixel_values)
-    text = runs.encode_text(ids, given)
-    found = {f"image {n}": layer for n, layer in enumerate(image.layers)}
-    found |= {f"text {n}": layer[mask.bool()] for n, layer in enumerate(text.layers)}
-    found |= {"image cls": image.cls, "text cls": text.cls, "pooled": runs.fuse(image, text).pooled}
+    text = runs.encode_text(ids, input_mask)
+    tensors = {f"image {n}": layer for n, layer in enumerate(image.layers)}
+    tensors |= {f"text {n}": layer[mask.bool()] for n, layer in enumerate(text.layers)}
+    tensors |= {
+        "image cls": image.cls,
+        "text cls": text.cls,
+        "pooled": runs.fuse(image, text).pooled,
+    }
     if config.heads.itc:
-        found["image cls alone"] = runs.encode_image(pixel_values, outputs="cls").cls
-        found["text cls alone"] = runs.encode_text(ids, given, outputs="cls").cls
+        tensors["image cls alone"] = runs.encode_image(pixel_values, outputs="cls").cls
+        tensors["text cls alone"] = runs.encode_text(ids, input_mask, outputs="cls").cls
     if config.heads.mlm:
-        found["stream"] = runs.fuse(image, text, outputs="text").text[mask.bool()]
-    return found
+        tensors["stream"] = runs.fuse(image, text, outputs="text").text[mask.bool()]
+    return tensors
 
 
 class TestEquality:
@@ -78,9 +82,9 @@ class TestEquality:
         ours = outputs(engine, lengths, padded=padded)
         expected = outputs(engine.model, lengths, padded=padded)
         assert ours.keys() == expected.keys()
-        for name, wanted in expected.items():
+        for name, reference in expected.items():
             torch.testing.assert_close(
-                ours[name], wanted, msg=lambda text, name=name: f"{name}: {text}", **CLOSE
+                ours[name], reference, msg=lambda text, name=name: f"{name}: {text}", **CLOSE
             )
 
     @torch.inference_mode()
@@ -111,7 +115,7 @@ class TestEquality:
 
 
 def test_openvino_reads_keys_by_rows(exported):
-    """Numbers are compared above; here, that each product with a copy of keys became one without."""
+    """Each product with a copy of keys becomes one without a copy."""
     import openvino
 
     model = openvino.Core().read_model(exported / "fusion_pooled.onnx")
@@ -142,9 +146,9 @@ def test_coarse_precisions_are_near_the_model_but_not_equal(request, folder, eng
     coarse = opened(
         request.getfixturevalue(folder), engine, "bf16" if folder == "exported" else "int8"
     )
-    ours, expected = (outputs(each, [5, 3, 4, 9], padded=False) for each in (coarse, coarse.model))
-    for name, wanted in expected.items():
-        assert max_difference(ours[name], wanted) < limit * wanted.abs().max(), name
+    ours, expected = (outputs(runs, [5, 3, 4, 9], padded=False) for runs in (coarse, coarse.model))
+    for name, reference in expected.items():
+        assert max_difference(ours[name], reference) < limit * reference.abs().max(), name
     assert max_difference(ours["pooled"], expected["pooled"]) > 1e-5
     states = {ours[name].dtype for name in ("image 0", "text 0")}
     assert states == {torch.bfloat16 if engine == "openvino" else torch.float32}  # between parts
@@ -193,8 +197,8 @@ def test_refusals(with_two):
 
 class TestParts:
     def test_only_what_heads_read(self):
-        every = {"image", "image_cls", "text", "text_cls", "fusion_pooled", "fusion_text"}
-        assert set(part_names(build_model())) == every
+        all_graphs = {"image", "image_cls", "text", "text_cls", "fusion_pooled", "fusion_text"}
+        assert set(part_names(build_model())) == all_graphs
         few = {"heads__itc": None, "heads__mlm": False}
         assert part_names(build_model(changed_config(**few))) == ("image", "text", "fusion_pooled")
 

@@ -52,7 +52,7 @@ class Case:
 
     @cached_property
     def inputs(self):
-        """Input tensors; images were stored in half precision and are cast before use, as for the recording."""
+        """Returns input tensors. Images were stored in half precision and are cast before use, as for the recording."""
         return self.tensors("inputs.safetensors")
 
     @cached_property
@@ -128,15 +128,15 @@ def variant(checkpoint, overrides):
 
 
 def wrong(ours, recorded, tolerance=FEATURES):
-    found = {}
+    problems = {}
     for name, value in ours.items():
         if not tolerance.holds(value.detach(), recorded[name]):
             shapes = f"shape {list(value.shape)}, recorded {list(recorded[name].shape)}"
             same = value.shape == recorded[name].shape
-            found[name] = (
+            problems[name] = (
                 f"off by {float((value - recorded[name]).abs().max()):.2e}" if same else shapes
             )
-    return found
+    return problems
 
 
 def check(ours, recorded, tolerance=FEATURES, without=()):

@@ -89,8 +89,8 @@ RENAMED = {
 def random_model(kind, changes=None, seed=0):
     values = {"": dict(_TOP), "text": dict(_TEXT), "vision": dict(_VISION)}
     for path, value in ((EQUAL_WIDTHS if kind == "itc" else {}) | dict(changes or {})).items():
-        part, _, name = path.rpartition(".")
-        values[part][name] = value
+        prefix, _, name = path.rpartition(".")
+        values[prefix][name] = value
     values[""] |= {"text_config": values["text"], "vision_config": values["vision"]}
     config = BridgeTowerConfig(**values[""], logit_scale_init_value=2.6592)
     return off_defaults(KINDS[kind](config), seed).eval()
@@ -143,7 +143,7 @@ def our_outputs(model, batch):
 
 
 def backpropagate(outputs, batch):
-    """Sends fixed random gradients back from every output; nothing comes from positions that are padding."""
+    """Sends fixed random gradients back from every output but positions of padding."""
     weights = output_weights(outputs)
     for name in outputs.keys() & {"text", "logits"}:
         if outputs[name].ndim == 3:
@@ -170,7 +170,7 @@ def table(checkpoint, names):
 
 
 def reload(folder, kind):
-    """Reads a folder with transformers; nothing may be missing, left over or of another shape."""
+    """Reads a folder with transformers, without missing, unused or reshaped weights."""
     model, info = KINDS[kind].from_pretrained(folder, output_loading_info=True)
     assert {name: list(value) for name, value in info.items() if value} == {}
     return model.eval()

@@ -23,7 +23,7 @@ def pretraining_task(case, model, *, gather_with_grads=True):
 
 
 def caption_batch(inputs, rows=slice(None)):
-    """The recorded inputs, or some rows of them, as a data loader would hand them over; every image is another one."""
+    """Returns the recorded inputs, or some rows of them, as a batch of distinct images."""
     ids = inputs["text_ids"][rows]
     return CaptionBatch(
         pixel_values=inputs["image"][rows],
@@ -94,13 +94,13 @@ def pretraining_outputs(task, inputs):
     outputs |= itm_outputs(task, candidates, text, recorded_pairs(inputs["itm_labels"]))
     if weights.itc:
         outputs["itc_loss"] = task.itc(image, text, batch)
-    parts = {name: outputs[f"{name}_loss"] for name in OBJECTIVES if f"{name}_loss" in outputs}
-    total = Losses.weigh(parts, {name: getattr(weights, name) for name in OBJECTIVES}).total
+    losses = {name: outputs[f"{name}_loss"] for name in OBJECTIVES if f"{name}_loss" in outputs}
+    total = Losses.weigh(losses, {name: getattr(weights, name) for name in OBJECTIVES}).total
     return outputs | {"total_loss": total}
 
 
 def optimizer_config(official, max_steps):
-    """Our optimiser under an official run config; its warm-up is a share of the steps or, from 1 up, their number."""
+    """Returns our optimiser for an official config. Its warm-up is a share of the steps or, from 1 up, their number."""
     warmup = official["warmup_steps"]
     power = official["decay_power"]
     if isinstance(warmup, int):

@@ -35,10 +35,10 @@ class TestContrast:
         assert task.model.itc_head.temperature.item() == pytest.approx(recorded.meta["temperature"])
 
     def test_training_step(self, recorded, task, encoded):
-        others = [
+        variants = [
             *starting(recorded, "unimodal_feats_", "itc_logits_", "logit_scale", "hard_", "ft_")
         ]
-        check(pretraining_outputs(task, recorded.inputs), recorded.outputs, without=others)
+        check(pretraining_outputs(task, recorded.inputs), recorded.outputs, without=variants)
         image, text = encoded  # control: shuffled texts
         loss = task.itc(
             image, text[torch.arange(len(text)).roll(1)], caption_batch(recorded.inputs)

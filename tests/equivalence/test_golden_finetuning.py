@@ -90,15 +90,15 @@ class TestTasks:
         config = recorded.checkpoint.config
         official = recorded.meta["config"]
         heads = ("vqa", "snli_ve", "nlvr2", "mlm", "itm", "itc")
-        there = {head for head in heads if getattr(model, f"{head}_head") is not None}
+        present = {head for head in heads if getattr(model, f"{head}_head") is not None}
         assert config.heads.hidden_scale == official["head_hidden_scale"]
         if batch.pixel_values_2 is not None:
             assert config.heads.nlvr2_dropout == official["nlvr2_drop_rate"]
             assert config.fusion.num_token_types == 3
-            assert there == {"nlvr2"}
+            assert present == {"nlvr2"}
         else:
             assert config.heads.vqa == official["vqav2_label_size"]
-            assert there == {"vqa", "snli_ve"}
+            assert present == {"vqa", "snli_ve"}
 
 
 def test_score_of_the_likeliest_answers():
@@ -108,8 +108,8 @@ def test_score_of_the_likeliest_answers():
     assert task(batch).metrics["vqa_score"].item() == pytest.approx(
         recorded.meta["vqa_score_metric"]
     )
-    chosen = recorded.outputs["vqa_logits"].argmax(dim=1)
-    targets = torch.zeros_like(batch.labels).scatter(1, chosen[:, None], 0.6)
+    likeliest = recorded.outputs["vqa_logits"].argmax(dim=1)
+    targets = torch.zeros_like(batch.labels).scatter(1, likeliest[:, None], 0.6)
     assert task(replace(batch, labels=targets)).metrics["vqa_score"].item() == pytest.approx(0.6)
 
 

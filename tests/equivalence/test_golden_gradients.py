@@ -51,7 +51,7 @@ def figures(gradient):
 
 
 def differing(gradients, expected):
-    """Parameters of which a figure differs; noise of `atol` in every entry adds up to √n of it in sum and probe."""
+    """Returns parameters with a figure that differs. Noise of `atol` in n entries is √n of it in sum and probe."""
     return {
         name
         for name, values in expected.items()
@@ -88,7 +88,7 @@ class TestGradients:
 
 
 def train(recorded, training, **changes):
-    """The recorded steps: the same batch each time; returns losses, learning rates by official name, and changes."""
+    """Runs the recorded steps on one batch and returns losses, learning rates by official name, and changes."""
     config = replace(optimizer_config(training["config"], training["max_steps"]), **changes)
     model = recorded.fresh_model()
     task = pretraining_task(recorded, model)
@@ -125,7 +125,7 @@ def recorded_changes(training):
 
 
 def differing_changes(norms, training, expected):
-    """Parameters whose change over all steps has another norm; those of pure noise are left out."""
+    """Returns parameters whose change over all steps has another norm, without those of pure noise."""
     changes = recorded_changes(training)
     return [
         name

@@ -99,8 +99,8 @@ class TestGroups:
         groups = parameter_groups(model, config)
         assert disagreeing(ours, official) == []
         left_overs = (*LEFT_OVERS, *(("temperature",) if model.itc_head is None else ()))
-        known = {key for key in official if any(fnmatch(key, pattern) for pattern in left_overs)}
-        assert set(official) - set(ours) == known
+        unused = {key for key in official if any(fnmatch(key, pattern) for pattern in left_overs)}
+        assert set(official) - set(ours) == unused
         grouped = [entry for group in groups for entry in group["names"]]
         assert sorted(grouped) == sorted(key for key, _ in model.named_parameters())
         assert recorded["in_no_group"] == []
@@ -156,7 +156,7 @@ class TestSchedule:
                 assert wrong_steps(recorded, replace(config, **control)) != [], name
 
     def test_float_multipliers_multiply_here(self):
-        """Official: a float multiplier is taken as the group's absolute learning rate; here it always multiplies."""
+        """A float multiplies the rate here, and is the group's absolute rate in the official code."""
         quirk = case("l_optimizer").json("schedule.json")["float_multiplier_quirk"]
         lr, head, fusion = (
             quirk["config"][key] for key in ("learning_rate", "lr_mult_head", "lr_mult_cross_modal")

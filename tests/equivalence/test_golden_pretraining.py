@@ -1,4 +1,4 @@
-"""Case a: towers, bridges, fusion layers, MLM and ITM; and the mistakes that the comparison has to see."""
+"""Case a: towers, bridges, fusion layers, MLM and ITM, and mistakes that the comparison has to see."""
 
 import pytest
 import torch

@@ -81,31 +81,31 @@ def official_recalls(recalls, ks):
 
 def ranks(figures):
     return sorted(
-        {int(found[1]) for name in figures if (found := re.fullmatch(r"ir_r(\d+)", name))}
+        {int(match[1]) for name in figures if (match := re.fullmatch(r"ir_r(\d+)", name))}
     )
 
 
 class TestEncodings:
     def test_bridged_layers_features_and_similarities(self, recorded, ours):
-        found = {
+        actual = {
             "unimodal_feats_image": ours.model.image_embeds(ours.encoded[0]),
             "sims_matrix": ours.similarity,
         }
-        found["unimodal_feats_text"] = ours.model.text_embeds(ours.encoded[1])
-        for name, part, token_type in (
+        actual["unimodal_feats_text"] = ours.model.text_embeds(ours.encoded[1])
+        for name, encoded_side, token_type in (
             ("image_embedss", ours.encoded[0], 1),
             ("text_embedss", ours.encoded[1], 0),
         ):
             count = recorded.outputs[name].shape[1]
-            found[name] = bridged_layers(ours.model, part, token_type)[:, :count]
-        assert wrong(found, recorded.outputs) == {}
+            actual[name] = bridged_layers(ours.model, encoded_side, token_type)[:, :count]
+        assert wrong(actual, recorded.outputs) == {}
 
     def test_each_text_with_its_image(self, recorded, ours):
         index = recorded.inputs["text_image_index"]
         (image, text) = ours.encoded
         pooled = ours.model.fuse(image[index], text).pooled
-        found = {"paired_cls_feats": pooled, "paired_itm_logits": ours.model.itm_head(pooled)}
-        assert wrong(found, recorded.outputs) == {}
+        actual = {"paired_cls_feats": pooled, "paired_itm_logits": ours.model.itm_head(pooled)}
+        assert wrong(actual, recorded.outputs) == {}
         pooled = ours.model.fuse(image[(index + 1) % len(image)], text).pooled  # control
         assert wrong({"paired_cls_feats": pooled}, recorded.outputs) != {}
 
@@ -122,11 +122,11 @@ def test_reranked_texts_of_an_image_and_images_of_a_text(recorded, ours):
     assert set(images.tolist()) == set(
         pairs.image[pairs.text_side & (pairs.text == column)].tolist()
     )
-    found = {
+    actual = {
         "image_rerank_scores": scores[row, texts],
         "text_rerank_scores": scores[images, column],
     }
-    assert wrong(found, recorded.outputs) == {}
+    assert wrong(actual, recorded.outputs) == {}
 
 
 class TestMetrics:
@@ -166,8 +166,8 @@ class TestTwoStages:
     def test_score_matrices(self, recorded, ours):
         image_side, text_side = two_stage_scores(ours.pairs, ours.itm, "standard")
         scores, _ = two_stage_scores(ours.pairs, ours.itm, "paper")
-        found = {"scores_image_side": image_side, "scores_text_side": text_side, "scores": scores}
-        check(found, {name: recorded.outputs[name] for name in found})
+        actual = {"scores_image_side": image_side, "scores_text_side": text_side, "scores": scores}
+        check(actual, {name: recorded.outputs[name] for name in actual})
 
     def test_recalls_of_each_stage(self, recorded, ours):
         assert set(recorded.meta["recalls"]) == {*STAGES, "itc_only"}

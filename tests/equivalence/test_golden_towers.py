@@ -85,7 +85,7 @@ def test_meter():
 
 
 def test_other_sizes():
-    """Of a checkpoint that is resized, and of images, for which it is not; another interpolation fails."""
+    """Positions of a resized checkpoint and of other images are the official ones, and another interpolation fails."""
     recorded = case("k_resize")
     whole = recorded.load()
     sizes = recorded.meta["evaluated_at"]

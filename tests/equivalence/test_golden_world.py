@@ -18,12 +18,12 @@ ARMS = ("itc_gather_with_grads_True", "itc_gather_with_grads_False", "hard_local
 
 def matching(task, image, text, arm, recorded_arm):
     images, texts = (torch.tensor(recorded_arm[f"neg_{kind}_idx"]) for kind in ("image", "text"))
-    own = slice(0, len(images))
+    local_rows = slice(0, len(images))
     if arm == "hard_global":
         image = image.map(all_gather)
         text = gather_texts(text)
-        own = slice(rank() * len(images), (rank() + 1) * len(images))
-    return itm_outputs(task, image, text, pairs_with_negatives(images, texts, own))
+        local_rows = slice(rank() * len(images), (rank() + 1) * len(images))
+    return itm_outputs(task, image, text, pairs_with_negatives(images, texts, local_rows))
 
 
 def gradient_norms(recorded, model, names):

@@ -161,7 +161,7 @@ def test_hidden_states_and_attentions(tmp_path, variant):
     fused_text, fused_image = zip(*fused, strict=True)
     text_weights, image_weights = zip(*output.attentions, strict=True)
     assert max_difference(ours.pooled, output.pooler_output) < ATOL
-    for found, expected, first in (
+    for actual, expected, first in (
         (ours.text, text, 0),
         (ours.vision, image, 0),
         (ours.fused_text, fused_text, 1),
@@ -169,10 +169,10 @@ def test_hidden_states_and_attentions(tmp_path, variant):
         (ours.attentions["text self"], text_weights, 1),
         (ours.attentions["image self"], image_weights, 1),
     ):
-        assert len(found) == len(expected)
+        assert len(actual) == len(expected)
         assert (
             max(
-                max_difference(found[number], hidden)
+                max_difference(actual[number], hidden)
                 for number, hidden in enumerate(expected, first)
             )
             < ATOL
@@ -181,25 +181,25 @@ def test_hidden_states_and_attentions(tmp_path, variant):
 
 
 def limit(gradient):
-    """How far a gradient may be off; a scalar's is a sum over all positions and features, most of which cancels."""
+    """Returns how far a gradient may be off. A scalar's is a sum over positions and features that mostly cancel."""
     return ATOL * max(1, float(gradient.abs().max())) * (4 if gradient.numel() == 1 else 1)
 
 
 def is_unread(case, name):
     depth = case.checkpoint.config.vision.num_layers
     last = case.checkpoint.config.fusion.num_layers - 1
-    parts = [
+    unread_names = [
         "text_model.pooler.",
         "ln_separate.",
         *(f"resblocks.{number}." for number in range(depth, 10)),
     ]
     if case.kind == "mlm":
-        parts += [
+        unread_names += [
             f"cross_modal_image_layers.{last}.",
             "cross_modal_image_pooler.",
             "cross_modal_text_pooler.",
         ]
-    return any(part in name for part in parts)
+    return any(unread_name in name for unread_name in unread_names)
 
 
 @pytest.mark.parametrize("kind", hf.KINDS)
@@ -242,8 +242,11 @@ def test_contrastive_loss_is_that_of_transformers(tmp_path):
         embeds = task.features(batch).embeds
         scale = model.head("itc").logit_scale()
         images, texts, pairs = embeds
-        others = (images, texts), (texts, images, pairs), (images, pairs, texts)
-        losses = [itc_loss(each, batch.image_index, scale).item() for each in (embeds, *others)]
+        permutations = (images, texts), (texts, images, pairs), (images, pairs, texts)
+        losses = [
+            itc_loss(embeds_in_order, batch.image_index, scale).item()
+            for embeds_in_order in (embeds, *permutations)
+        ]
     assert losses[0] == pytest.approx(value, abs=ATOL)
     assert all(abs(loss - value) > 100 * ATOL for loss in losses[1:])
 
@@ -255,24 +258,24 @@ class TestControls:
         return make_case(tmp_path_factory.mktemp("hf"), "mlm", hf.VARIANTS["three eps"])
 
     def test_another_setting(self, case):
-        parts = ("vision.", "text.", "fusion.", "fusion.bridge_", "heads.mlm_")
+        prefixes = ("vision.", "text.", "fusion.", "fusion.bridge_", "heads.mlm_")
         for field, value in (
-            *((f"{part}layer_norm_eps", 1e-12) for part in parts),
+            *((f"{prefix}layer_norm_eps", 1e-12) for prefix in prefixes),
             ("vision.activation", "gelu"),
         ):
             wrong = replace(case.checkpoint, config=case.checkpoint.config.override({field: value}))
             assert case.off(wrong) > 10 * ATOL, field
 
     def test_the_first_two_of_query_key_and_value_swapped(self, case):
-        for part in (
+        for prefix in (
             "text_layers.0.self_attention.qkv.weight",
             "image_layers.0.cross_attention.key_value.bias",
         ):
-            name = f"fusion.{part}"
+            name = f"fusion.{prefix}"
             (source,) = hf.table(case.checkpoint, {name: case.checkpoint.tensors[name]}).values()
-            first, second, *rest = source.names
+            first, second, *remaining = source.names
             wrong = import_tensors(
-                {name: TensorSource((second, first, *rest))}, case.theirs.state_dict()
+                {name: TensorSource((second, first, *remaining))}, case.theirs.state_dict()
             )
             swapped = replace(case.checkpoint, tensors=case.checkpoint.tensors | wrong)
             assert case.off(swapped) > 10 * ATOL, name
@@ -296,13 +299,13 @@ class TestControls:
 
     def test_a_forgotten_mapping_of_any_parameter(self, case):
         start = case.checkpoint.tensors
-        for part in (
+        for prefix in (
             "pre_norm.bias",
             "post_norm.weight",
             "embedding_norm.weight",
             "token_type_embedding.weight",
         ):
-            name = next(name for name in start if name.endswith(part))
+            name = next(name for name in start if name.endswith(prefix))
             default = (
                 torch.zeros_like(start[name])
                 if "norm.weight" not in name
@@ -314,7 +317,7 @@ class TestControls:
 
 @torch.no_grad()
 def test_other_image_sizes(tmp_path):
-    """Positions are interpolated; 64 x 16 has as many patches as 32 x 32, in another grid."""
+    """Positions are interpolated to other grids. 64 x 16 has as many patches as 32 x 32."""
     case = make_case(tmp_path / "hf", "backbone", {})
     model = case.checkpoint.model()
     generator = torch.Generator().manual_seed(3)

@@ -85,7 +85,7 @@ def test_the_file_itself_answers_and_judges(tokenizer, answers):
 
 
 def test_each_task_goes_on_with_its_head(converted, tmp_path, caplog, answers):
-    there = read_checkpoint(converted)
+    checkpoint = read_checkpoint(converted)
     runs = {
         "vqa_head": (VqaConfig(), HeadsConfig(mlm=False, itm=False, vqa=num_answers()), "vqa"),
         "snli_ve_head": (
@@ -101,9 +101,9 @@ def test_each_task_goes_on_with_its_head(converted, tmp_path, caplog, answers):
         config = RunConfig(
             task=task,
             select_by=task.metrics[0],
-            model=replace(there.config, heads=heads),
+            model=replace(checkpoint.config, heads=heads),
             init=str(converted),
-            data=DataConfig(folders=(str(folder),), max_length=there.config.text.max_length),
+            data=DataConfig(folders=(str(folder),), max_length=checkpoint.config.text.max_length),
             batch_size=4,
             max_steps=1,
         )
@@ -113,7 +113,9 @@ def test_each_task_goes_on_with_its_head(converted, tmp_path, caplog, answers):
         other = "snli_ve" if head == "vqa_head" else "vqa"
         assert f"heads that the run does not use are left behind: {other}" in caplog.text
         assert "start anew" not in caplog.text
-        kept = {name for name in start.tensors if name.split(".")[0].endswith("_head")}
-        assert kept == {name for name in there.tensors if name.startswith(f"{head}.")}
-        assert all(torch.equal(start.tensors[name], there.tensors[name]) for name in kept)
+        head_names = {name for name in start.tensors if name.split(".")[0].endswith("_head")}
+        assert head_names == {name for name in checkpoint.tensors if name.startswith(f"{head}.")}
+        assert all(
+            torch.equal(start.tensors[name], checkpoint.tensors[name]) for name in head_names
+        )
         assert config.select_by in train(config, tmp_path / f"run-{kind}", progress=False)

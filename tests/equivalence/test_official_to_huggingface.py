@@ -148,8 +148,8 @@ def other_values(annotation, value):
     kind = get_origin(annotation) or annotation
     match kind:
         case types.UnionType | typing.Union | typing.Annotated:
-            for each in get_args(annotation):
-                yield from other_values(each, value)
+            for choice in get_args(annotation):
+                yield from other_values(choice, value)
         case typing.Literal:
             yield from get_args(annotation)
         case builtins.bool:
@@ -168,20 +168,20 @@ def other_values(annotation, value):
 
 BASE_CONFIG = OFFICIAL_CONFIG.override(SAME_EPS)
 FIELDS = [
-    f"{part.name}.{field.name}"
-    for part in dataclasses.fields(ModelConfig)
-    for field in dataclasses.fields(getattr(BASE_CONFIG, part.name))
+    f"{section.name}.{field.name}"
+    for section in dataclasses.fields(ModelConfig)
+    for field in dataclasses.fields(getattr(BASE_CONFIG, section.name))
 ]
 
 
 def changed_configs(path):
-    part, _, name = path.partition(".")
-    config = getattr(BASE_CONFIG, part)
+    section, _, name = path.partition(".")
+    config = getattr(BASE_CONFIG, section)
     annotation = typing.get_type_hints(type(config), include_extras=True)[name]
     for value in other_values(annotation, getattr(config, name)):
-        for others in ({}, {"fusion.num_token_types": 3}):  # which NLVR2 needs
+        for additions in ({}, {"fusion.num_token_types": 3}):  # which NLVR2 needs
             with suppress(ValueError):
-                yield BASE_CONFIG.override({path: value} | others)
+                yield BASE_CONFIG.override({path: value} | additions)
                 break
 
 
@@ -265,13 +265,13 @@ def test_contrastive_head_can_be_left_out(tmp_path, to, caplog):
     assert "mine: the contrastive head is left out" in caplog.text
     back = read_checkpoint(tmp_path / "out")
     assert back.config.heads.itc is None
-    kept = {
+    remaining = {
         name: value
         for name, value in checkpoint.tensors.items()
         if not name.startswith("itc_head.")
     }
-    assert 0 < len(kept) < len(checkpoint.tensors)
-    assert same_tensors(back.tensors, kept)
+    assert 0 < len(remaining) < len(checkpoint.tensors)
+    assert same_tensors(back.tensors, remaining)
     with pytest.raises(ValueError, match="has no contrastive head to drop"):
         convert(back, tmp_path / "again", to, drop_itc=True)
 
@@ -279,8 +279,8 @@ def test_contrastive_head_can_be_left_out(tmp_path, to, caplog):
 def test_contrastive_head_with_equal_widths_is_held(tmp_path):
     """Control for the reason above: with equal widths the contrastive model of transformers runs."""
     changes = {"vision.hidden_size": 64, "vision.num_heads": 1, "vision.intermediate_size": 256}
-    same_width = {f"{part}.hidden_size": 64 for part in ("text", "fusion")}
-    heads = {f"{part}.num_heads": 4 for part in ("text", "fusion")}
+    same_width = {f"{tower}.hidden_size": 64 for tower in ("text", "fusion")}
+    heads = {f"{tower}.num_heads": 4 for tower in ("text", "fusion")}
     config = OFFICIAL_CONFIG.override(changes | same_width | heads | SAME_EPS)
     config = replace(config, heads=HeadsConfig(mlm=False, itm=False, itc="fused", itc_size=20))
     checkpoint = Checkpoint(source="mine", config=config, tensors=build_model(config).state_dict())
@@ -357,10 +357,11 @@ def test_names_and_shapes(name, kind, monkeypatch):
     monkeypatch.setattr("bridgetower.checkpoints.checkpoint.check_finite", lambda *_: None)
     checkpoint = huggingface.read_hf_checkpoint(name, values, expected)
     written, tensors = huggingface.export(checkpoint)
-    found, shapes = (
-        {one: tensor.shape for one, tensor in all_.items()} for all_ in (tensors, expected)
+    actual_shapes, expected_shapes = (
+        {tensor_name: tensor.shape for tensor_name, tensor in all_.items()}
+        for all_ in (tensors, expected)
     )
-    assert found == shapes
+    assert actual_shapes == expected_shapes
     pooler = sum(tensor.numel() for tensor in checkpoint.extra_tensors.values())
     with torch.device("meta"):
         ours = bridgetower.BridgeTower(checkpoint.config)
@@ -369,7 +370,10 @@ def test_names_and_shapes(name, kind, monkeypatch):
         == theirs.num_parameters()
     )
     back = BridgeTowerConfig(**written)
-    for part in ("", "text_config", "vision_config"):
-        described, start = (getattr(one, part) if part else one for one in (back, theirs.config))
-        for field in values[part] if part else _SHARED:
+    for section in ("", "text_config", "vision_config"):
+        described, start = (
+            getattr(tensor_name, section) if section else tensor_name
+            for tensor_name in (back, theirs.config)
+        )
+        for field in values[section] if section else _SHARED:
             assert getattr(described, field) == getattr(start, field), field

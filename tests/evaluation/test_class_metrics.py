@@ -1,4 +1,4 @@
-"""Metrics of classes and numbers against scikit-learn and SciPy; VQA's score against a second implementation."""
+"""Metrics of classes and numbers against scikit-learn and SciPy, and VQA's score against a second implementation."""
 
 import random
 import re
@@ -35,9 +35,11 @@ def test_every_example_is_predicted_in_order(answering_checkpoint, tmp_path, tin
             [task.predict(statements[BatchKey((row,), 0)]) for row in range(len(statements))]
         )
     for batch_size in (5, 100):
-        found = predict_classes(task, statements, batch_size=batch_size)
-        assert torch.equal(found.classes, expected.argmax(dim=1))
-        torch.testing.assert_close(found.probabilities, expected.amax(dim=1), atol=1e-5, rtol=0)
+        predictions = predict_classes(task, statements, batch_size=batch_size)
+        assert torch.equal(predictions.classes, expected.argmax(dim=1))
+        torch.testing.assert_close(
+            predictions.probabilities, expected.amax(dim=1), atol=1e-5, rtol=0
+        )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -62,14 +64,14 @@ def test_classes_that_all_examples_or_none_have_are_not_ranked():
     labels = torch.rand(40, 4, generator=generator) < 0.4
     labels[:, 0] = True
     labels[:, 2] = False
-    found = classification_metrics(probabilities, labels, multi_label=True)
+    metrics = classification_metrics(probabilities, labels, multi_label=True)
     ranked = [1, 3]
     aurocs = [roc_auc_score(labels[:, index], probabilities[:, index]) for index in ranked]
     precisions = [
         average_precision_score(labels[:, index], probabilities[:, index]) for index in ranked
     ]
-    assert found["auroc"] == pytest.approx(sum(aurocs) / 2)
-    assert found["average_precision"] == pytest.approx(sum(precisions) / 2)
+    assert metrics["auroc"] == pytest.approx(sum(aurocs) / 2)
+    assert metrics["average_precision"] == pytest.approx(sum(precisions) / 2)
 
 
 def test_one_half_is_not_above_it():
@@ -80,10 +82,10 @@ def test_one_half_is_not_above_it():
 
 def test_top_5_is_of_more_than_five_classes():
     for num_classes, has_top5 in ((5, False), (6, True)):
-        found = classification_metrics(
+        metrics = classification_metrics(
             torch.eye(num_classes), torch.eye(num_classes).bool(), multi_label=False
         )
-        assert ("top5_accuracy" in found) == has_top5
+        assert ("top5_accuracy" in metrics) == has_top5
 
 
 NUMBERS = {
@@ -114,15 +116,17 @@ def second_normal_form(answer):
             letters.append(letter)
     text = "".join(letters)
     periods = 0
-    kept = []
-    for place, letter in enumerate(text):
-        removable = letter == "." and not (place + 1 < len(text) and text[place + 1].isdigit())
+    normal = []
+    for position, letter in enumerate(text):
+        removable = letter == "." and not (
+            position + 1 < len(text) and text[position + 1].isdigit()
+        )
         if removable and periods < 32:
             periods += 1
         else:
-            kept.append(letter)
+            normal.append(letter)
     words = []
-    for word in "".join(kept).lower().split():
+    for word in "".join(normal).lower().split():
         word = NUMBERS.get(word, word)
         if word not in ("a", "an", "the"):
             words.append(word)
@@ -139,8 +143,8 @@ def second_score(prediction, answers):
     total = 0.0
     for left_out in range(len(clean)):
         agreeing = 0
-        for place, answer in enumerate(clean):
-            if place != left_out and answer == predicted:
+        for position, answer in enumerate(clean):
+            if position != left_out and answer == predicted:
                 agreeing += 1
         total += 1.0 if agreeing >= 3 else agreeing / 3
     return total / len(clean)

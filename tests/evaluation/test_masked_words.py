@@ -24,9 +24,9 @@ class TestEvaluation:
         hits = {"": [], "wrong_image_": []}
         pairs = MaskedPairs(images, MASKING)
         batches = [pairs[number][0] for number in range(len(pairs))]
-        own = pairs.pairs.pairs[:, 0].tolist()
+        image_rows = pairs.pairs.pairs[:, 0].tolist()
         rows = [
-            (batch, row, own[pair], other_image(own[pair], pair, len(images)))
+            (batch, row, image_rows[pair], other_image(image_rows[pair], pair, len(images)))
             for number, batch in enumerate(batches)
             for row, pair in enumerate(range(batch_size * number, batch_size * number + len(batch)))
         ]
@@ -47,9 +47,9 @@ class TestEvaluation:
                     losses[kind].append(F.cross_entropy(logits[position], labels[position]).item())
                     hits[kind].append(float(logits[position].argmax() == labels[position]))
         assert len(losses[""]) > 20
-        found = {f"{kind}loss": values for kind, values in losses.items()}
-        found |= {f"{kind}accuracy": values for kind, values in hits.items()}
-        expected = {f"mlm_{name}": sum(values) / len(values) for name, values in found.items()}
+        by_loop = {f"{kind}loss": values for kind, values in losses.items()}
+        by_loop |= {f"{kind}accuracy": values for kind, values in hits.items()}
+        expected = {f"mlm_{name}": sum(values) / len(values) for name, values in by_loop.items()}
         assert evaluate_masked_words(tiny_model, images, MASKING) == pytest.approx(
             expected, abs=1e-5
         )
@@ -70,9 +70,9 @@ class TestEvaluation:
     ):
         both = evaluate_masked_words(tiny_model, images, MASKING)
         folder = write_set(tmp_path / "set", {"test": records_of(tiny_dataset, "test")[:1]})
-        one = caption_images(folder, "test", images.processor)
+        single = caption_images(folder, "test", images.processor)
         assert (
-            set(evaluate_masked_words(tiny_model, one, MASKING))
+            set(evaluate_masked_words(tiny_model, single, MASKING))
             == {"mlm_loss", "mlm_accuracy"}
             < set(both)
         )

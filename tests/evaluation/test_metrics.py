@@ -1,4 +1,4 @@
-"""Retrieval metrics against scikit-learn, exhaustive enumeration and whole tables; calibration of probabilities."""
+"""Retrieval metrics against scikit-learn, enumeration and whole tables, and calibration."""
 
 import itertools
 import math
@@ -41,8 +41,8 @@ def make_case(num_images=12, num_texts=30, seed=0):
     """Untied scores and shuffled text owners, every image with at least one text."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(num_images, num_texts, generator=generator, dtype=torch.float64)
-    others = torch.randint(num_images, (num_texts - num_images,), generator=generator)
-    owners = torch.cat([torch.arange(num_images), others])
+    repeated = torch.randint(num_images, (num_texts - num_images,), generator=generator)
+    owners = torch.cat([torch.arange(num_images), repeated])
     return scores, owners[torch.randperm(num_texts, generator=generator)]
 
 
@@ -53,7 +53,7 @@ def both_directions(recalls):
 def mean_of(recalls):
     """Recalls of folds, in both directions."""
     return (
-        torch.tensor([both_directions(each) for each in recalls], dtype=torch.float64)
+        torch.tensor([both_directions(sample) for sample in recalls], dtype=torch.float64)
         .mean(dim=0)
         .tolist()
     )
@@ -62,11 +62,11 @@ def mean_of(recalls):
 def recalls_of_table(scores, index, owners=None, ks=RECALL_KS):
     """Recalls of all pairs, as candidates in a list and block by block, which are the same."""
     truth = truth_of(index, owners)
-    found = with_scores(
+    recalls = with_scores(
         list_pairs(truth, torch.ones_like(scores, dtype=torch.bool)), scores
     ).recalls(ks=ks)
-    assert streamed_recalls(block_scores(scores.float()), truth, ks=ks, pairs_at_once=40) == found
-    return found
+    assert streamed_recalls(block_scores(scores.float()), truth, ks=ks, pairs_at_once=40) == recalls
+    return recalls
 
 
 class TestStreamed:
@@ -82,14 +82,14 @@ class TestStreamed:
             if fold_size is None:
                 owners[3] = owners[7] = 1
             truth = GroundTruth(index, owners)
-            found = streamed_recalls(
+            actual = streamed_recalls(
                 block_scores(scores), truth, fold_size=fold_size, pairs_at_once=pairs_at_once
             )
             expected = [
-                plain_recalls(scores[rows][:, texts], scores[rows][:, texts], own)
-                for rows, texts, own in folds(truth, fold_size)
+                plain_recalls(scores[rows][:, texts], scores[rows][:, texts], fold_truth)
+                for rows, texts, fold_truth in folds(truth, fold_size)
             ]
-            assert both_directions(found) == pytest.approx(mean_of(expected), abs=1e-12)
+            assert both_directions(actual) == pytest.approx(mean_of(expected), abs=1e-12)
 
     def test_nan_is_an_error_that_counts(self):
         scores, index = make_case()
@@ -105,13 +105,13 @@ class TestAgainstOthers:
         images = torch.arange(len(scores))
         # the text that counts
         own_best = torch.where(owners[None] == images[:, None], scores, -1).argmax(dim=1)
-        others = torch.where(owners[None] == images[:, None], -1, scores).scatter(
+        remaining = torch.where(owners[None] == images[:, None], -1, scores).scatter(
             1, own_best[:, None], scores.gather(1, own_best[:, None])
         )
         recalls = recalls_of_table(scores, owners)
         assert recalls.rsum == pytest.approx(sum(both_directions(recalls)))
         for k in (1, 5, 10):
-            by_image = top_k_accuracy_score(own_best, others, k=k, labels=range(len(owners)))
+            by_image = top_k_accuracy_score(own_best, remaining, k=k, labels=range(len(owners)))
             by_text = top_k_accuracy_score(owners, scores.T, k=k, labels=images)
             assert recalls.image_to_text[k] == pytest.approx(by_image, abs=1e-12)
             assert recalls.text_to_image[k] == pytest.approx(by_text, abs=1e-12)
@@ -142,16 +142,16 @@ class TestAgainstOthers:
 
 def mean_hit(queries, k):
     """Share of hits over all orders of the items that respect the scores, averaged over queries."""
-    return sum(hit_share(values, own, k) for values, own in queries) / len(queries)
+    return sum(hit_share(values, targets, k) for values, targets in queries) / len(queries)
 
 
-def hit_share(values, own, k):
+def hit_share(values, targets, k):
     orders = [
         order
         for order in itertools.permutations(range(len(values)))
         if all(values[a] >= values[b] for a, b in itertools.pairwise(order))
     ]
-    findable = {item for item in own if values[item] != DROPPED}
+    findable = {item for item in targets if values[item] != DROPPED}
     return sum(bool(findable & set(order[:k])) for order in orders) / len(orders)
 
 
@@ -224,20 +224,22 @@ class TestTwoStages:
         pairs = candidate_pairs(block_scores(cosine), truth, config, pairs_at_once=pairs_at_once)
         sides = torch.zeros(2, *cosine.shape, dtype=torch.bool)
         expected = []
-        for rows, texts, own in folds(truth, fold_size):
-            part = cosine[rows][:, texts]
-            chosen = topk_mask(part, k, dim=1), topk_mask(part, k, dim=0)
-            sides[0][rows, texts], sides[1][rows, texts] = chosen
+        for rows, texts, fold_truth in folds(truth, fold_size):
+            fold_cosine = cosine[rows][:, texts]
+            candidates = topk_mask(fold_cosine, k, dim=1), topk_mask(fold_cosine, k, dim=0)
+            sides[0][rows, texts], sides[1][rows, texts] = candidates
             expected.append(
-                plain_recalls(*plain_two_stage(scores[rows][:, texts], *chosen, protocol), own)
+                plain_recalls(
+                    *plain_two_stage(scores[rows][:, texts], *candidates, protocol), fold_truth
+                )
             )
         assert torch.equal(score_table(pairs, pairs.image_side, other=False), sides[0])
         assert torch.equal(score_table(pairs, pairs.text_side, other=False), sides[1])
         assert torch.equal(pairs.cosine, cosine[pairs.image, pairs.text])
         order = pairs.image * len(truth.text_image_index) + pairs.text
         assert bool((order.diff() > 0).all())
-        found = with_scores(pairs, scores, protocol).recalls()
-        assert both_directions(found) == pytest.approx(mean_of(expected), abs=1e-12)
+        recalls = with_scores(pairs, scores, protocol).recalls()
+        assert both_directions(recalls) == pytest.approx(mean_of(expected), abs=1e-12)
 
     def test_zeros_of_both_signs_tie(self):
         cosine = torch.tensor([[-0.0, 0.0, -1.0], [0.0, -0.0, -0.0], [-1.0, 0.0, -0.0]])
@@ -252,18 +254,20 @@ class TestTwoStages:
     def test_other_pairs_are_listed_and_not_ranked(self):
         cosine, index = make_case()
         config = RetrievalConfig(candidates=2)
-        others = (torch.arange(12), torch.arange(12))
-        pairs = candidate_pairs(block_scores(cosine), truth_of(index), config, extra_pairs=others)
+        extra_pairs = (torch.arange(12), torch.arange(12))
+        pairs = candidate_pairs(
+            block_scores(cosine), truth_of(index), config, extra_pairs=extra_pairs
+        )
         plain = candidate_pairs(block_scores(cosine), truth_of(index), config)
         assert len(pairs.image) > len(plain.image)
         assert bool(
             score_table(pairs, torch.ones_like(pairs.image_side), other=False).diagonal().all()
         )
         assert torch.equal(pairs.cosine.isnan(), ~(pairs.image_side | pairs.text_side))
-        found, expected = (
-            with_scores(each, each.cosine, "paper").recalls() for each in (pairs, plain)
+        actual, expected = (
+            with_scores(table, table.cosine, "paper").recalls() for table in (pairs, plain)
         )
-        assert found == expected
+        assert actual == expected
 
     def test_scores_that_are_nan(self):
         cosine, index = make_case()
@@ -296,21 +300,23 @@ class TestCalibrate:
     @pytest.mark.parametrize(("slope", "intercept"), [(0.5, -2.0), (1.5, 0.5), (0.05, -3.0)])
     def test_finds_what_the_log_odds_mean(self, slope, intercept):
         log_odds, matching, halves = self.drawn(slope, intercept)
-        found = calibrate(log_odds, matching, halves)
-        assert (found.slope, found.intercept) == pytest.approx((slope, intercept), abs=0.1)
-        assert (found.pairs, found.matching) == (20_000, int(matching.sum()))
-        assert found.ece_after < 0.02 < found.ece_before
+        calibration = calibrate(log_odds, matching, halves)
+        assert (calibration.slope, calibration.intercept) == pytest.approx(
+            (slope, intercept), abs=0.1
+        )
+        assert (calibration.pairs, calibration.matching) == (20_000, int(matching.sum()))
+        assert calibration.ece_after < 0.02 < calibration.ece_before
         expected = (slope * log_odds + intercept).sigmoid()
         torch.testing.assert_close(
-            Reranking(calibration=found).match(log_odds), expected, atol=0.02, rtol=0
+            Reranking(calibration=calibration).match(log_odds), expected, atol=0.02, rtol=0
         )
 
     def test_matching_that_knows_nothing_gives_the_share(self):
         # worse than nothing: large where there is no match
         log_odds, matching, halves = self.drawn(-1.0, -2.0)
-        found = calibrate(log_odds, matching, halves)
-        assert found.slope == 0
-        share = Reranking(calibration=found).match(log_odds)
+        calibration = calibrate(log_odds, matching, halves)
+        assert calibration.slope == 0
+        share = Reranking(calibration=calibration).match(log_odds)
         assert share.tolist() == pytest.approx([float(matching.float().mean())] * 20_000)
 
     def test_an_error_is_not_that_of_the_fit(self):
@@ -318,8 +324,8 @@ class TestCalibrate:
         log_odds = torch.linspace(-3, 3, 1000)
         halves = torch.arange(1000) % 2 == 1
         matching = torch.where(halves, log_odds > 0, log_odds < 0)
-        found = calibrate(log_odds, matching, halves)
-        assert found.ece_after > 0.4
+        calibration = calibrate(log_odds, matching, halves)
+        assert calibration.ece_after > 0.4
 
     @pytest.mark.parametrize("value", [True, False])
     def test_needs_both_kinds_of_pairs_in_each_half(self, *, value):

@@ -72,8 +72,8 @@ def two_stage_recalls(similarity, scores, count, owner, protocol="standard"):
 def test_two_stages(retrieve, images, everything, protocol, max_captions):
     captions, owner = images.texts(max_captions)
     result = retrieve(candidates=3, protocol=protocol, max_captions=max_captions, batch_size=4)
-    chosen = [images.texts()[0].index(caption) for caption in captions]
-    similarity, logits = (scores[:, chosen] for scores in everything)
+    text_rows = [images.texts()[0].index(caption) for caption in captions]
+    similarity, logits = (scores[:, text_rows] for scores in everything)
     torch.testing.assert_close(cosine_table(result), similarity, atol=1e-5, rtol=0)
     itm = itm_table(result)
     scored = ~itm.isnan()
@@ -111,9 +111,10 @@ class TestBothScores:
         assert fitted.metrics()["two_stage_rsum"] == max(sums.values()) == sums[best]
 
     def test_the_paper_has_no_weight_and_no_calibration(self, retrieve):
-        given = (UNMEASURED, None, Reranking(itc_weight=16.0))
+        rerankings = (UNMEASURED, None, Reranking(itc_weight=16.0))
         results = [
-            retrieve(candidates=3, protocol="paper", reranking=reranking) for reranking in given
+            retrieve(candidates=3, protocol="paper", reranking=reranking)
+            for reranking in rerankings
         ]
         assert results[0].metrics() == results[1].metrics() == results[2].metrics()
         assert not {"itc_weight", "ece"} & set(results[0].metrics())
@@ -125,7 +126,7 @@ class TestBothScores:
     def test_a_fitted_weight_is_never_worse_than_itc_on_other_data(
         self, itm_signal, itc_signal, gain
     ):
-        """Random matching must not spoil ITC, matching that knows something must help; the fit sees other data."""
+        """Random matching does not spoil ITC, and informative matching helps, on data that the fit has not seen."""
         validation, test = (made_up_candidates(seed, itm_signal, itc_signal) for seed in (0, 1))
         alone = test.recalls(ITC_ALONE).rsum
         fitted = test.recalls(validation.fitted().itc_weight).rsum
@@ -142,14 +143,14 @@ class TestBothScores:
     def test_calibrated_probabilities_hold_on_other_data(self):
         validation, test = (made_up_candidates(seed, 1.0, 1.0) for seed in (0, 1))
         fitted = validation.fitted()
-        found = fitted.calibration
-        own = (validation.text_side & validation.belong).sum()
-        assert (found.pairs, found.matching) == (16 * 100, own)
+        calibration = fitted.calibration
+        num_matching = (validation.text_side & validation.belong).sum()
+        assert (calibration.pairs, calibration.matching) == (16 * 100, num_matching)
         # of scores with means 0 and 6 and variance 9
-        assert found.slope == pytest.approx(2 / 3, abs=0.1)
-        assert found.ece_before > 0.2
-        assert found.ece_after < 0.03
-        assert validation.error(UNMEASURED) == pytest.approx(found.ece_before)
+        assert calibration.slope == pytest.approx(2 / 3, abs=0.1)
+        assert calibration.ece_before > 0.2
+        assert calibration.ece_after < 0.03
+        assert validation.error(UNMEASURED) == pytest.approx(calibration.ece_before)
         assert test.error(fitted) < 0.03 < 0.2 < test.error(UNMEASURED)
 
     def test_a_gain_is_not_that_of_the_fit(self):
@@ -169,13 +170,15 @@ class TestBothScores:
 
     def test_the_interval_is_one_of_95_percent(self):
         """With a text for each image it is the mean ± 1.96 standard errors."""
-        found = made_up_candidates(0, 1.0, 1.0)
-        gain = found.fitted().gain
+        candidates = made_up_candidates(0, 1.0, 1.0)
+        gain = candidates.fitted().gain
         images = torch.arange(100) % 2
         hits = {}
         for weight in ITC_WEIGHTS:
-            places = found.best_ranks(weight)
-            hits[weight] = [sum(hit_chances(side, k) for k in (1, 5, 10)) / 3 for side in places]
+            best_ranks = candidates.best_ranks(weight)
+            hits[weight] = [
+                sum(hit_chances(side, k) for k in (1, 5, 10)) / 3 for side in best_ranks
+            ]
         difference = torch.empty(100, dtype=torch.float64)
         for half in (0, 1):
             means = {
@@ -204,11 +207,11 @@ class TestBothScores:
         whole = made_up_candidates(0, 1.0, 1.0)
         in_folds = whole.image // 50 == whole.text // 50
         fields = ("image", "text", "image_side", "text_side", "cosine", "itm")
-        kept = {name: getattr(whole, name)[in_folds] for name in fields}
-        halves = replace(whole, **kept, config=RetrievalConfig(fold_size=50))
-        parts = [cut(whole, torch.arange(50)), cut(whole, torch.arange(50, 100))]
+        values = {name: getattr(whole, name)[in_folds] for name in fields}
+        halves = replace(whole, **values, config=RetrievalConfig(fold_size=50))
+        folds = [cut(whole, torch.arange(50)), cut(whole, torch.arange(50, 100))]
         assert halves.recalls(8.0).rsum == pytest.approx(
-            sum(part.recalls(8.0).rsum for part in parts) / 2
+            sum(fold.recalls(8.0).rsum for fold in folds) / 2
         )
         gain = halves.fitted().gain
         assert gain.low < gain.difference < gain.high
@@ -218,7 +221,7 @@ class TestBothScores:
         """Each image and text four times, so the same 100 draws: their number must not make the interval narrower."""
         once = made_up_candidates(0, 1.0, 1.0)
         repeated = cut(once, torch.arange(100), torch.arange(100).repeat_interleave(4))
-        gains = [one.fitted().gain for one in (once, repeated)]
+        gains = [candidates.fitted().gain for candidates in (once, repeated)]
         widths = [gain.high - gain.low for gain in gains if gain is not None]
         assert widths[1] == pytest.approx(widths[0], rel=0.1)
 
@@ -265,11 +268,11 @@ def test_one_image_at_a_time_gives_the_same_metrics(tiny_model, images, retrieve
         lambda module, inputs, output: encoded.append(len(output[-1]))
     )
     monkeypatch.setattr(scoring, "_CHUNK_BYTES", 1)
-    found = retrieve(candidates=3, batch_size=4)
+    metrics = retrieve(candidates=3, batch_size=4)
     assert encoded == [1] * len(images)
-    assert found.metrics() == pytest.approx(whole.metrics(), abs=1e-6)
+    assert metrics.metrics() == pytest.approx(whole.metrics(), abs=1e-6)
     torch.testing.assert_close(
-        itm_table(found), itm_table(whole), atol=1e-5, rtol=0, equal_nan=True
+        itm_table(metrics), itm_table(whole), atol=1e-5, rtol=0, equal_nan=True
     )
 
 
@@ -278,12 +281,12 @@ class TestAllPairs:
         for fold_size in (None, 3):
             config = RetrievalConfig(candidates=100, fold_size=fold_size)
             expected = evaluate_retrieval(tiny_model, images, config).metrics()
-            found = evaluate_all_pairs(
+            metrics = evaluate_all_pairs(
                 tiny_model, images, replace(config, candidates=1, batch_size=5)
             )
-            for name, wanted in (("rsum", "two_stage_rsum"), ("chance_rsum", "chance_rsum")):
-                assert found[name] == pytest.approx(expected[wanted])
-            assert found["one_stage_text_to_image_r1"] == pytest.approx(
+            for name, expected_name in (("rsum", "two_stage_rsum"), ("chance_rsum", "chance_rsum")):
+                assert metrics[name] == pytest.approx(expected[expected_name])
+            assert metrics["one_stage_text_to_image_r1"] == pytest.approx(
                 expected["two_stage_text_to_image_r1"]
             )
 
@@ -312,10 +315,10 @@ class TestFolds:
         result = evaluate_retrieval(tiny_model, images, config)
         alone = []
         for start in range(0, 9, 3):
-            part = write_set(
+            fold_set = write_set(
                 tmp_path / str(start), {"test": records_of(tiny_dataset, "test")[start : start + 3]}
             )
-            fold = caption_images(part, "test", images.processor)
+            fold = caption_images(fold_set, "test", images.processor)
             alone.append(evaluate_retrieval(tiny_model, fold, replace(config, fold_size=None)))
         for stage in ALL_STAGES:
             recalls = [fold.recalls[stage].named("any") for fold in alone]
@@ -348,9 +351,9 @@ class TestAccuracy:
         rows = nearest // len(captions)
         columns = nearest % len(captions)
         assert torch.bincount(columns).tolist() == [2] * len(captions)
-        own = rows == owner[columns]
-        assert torch.bincount(columns[own]).tolist() == [1] * len(captions)
-        right = (scored[:, 1] > scored[:, 0]) == own
+        is_matching = rows == owner[columns]
+        assert torch.bincount(columns[is_matching]).tolist() == [1] * len(captions)
+        right = (scored[:, 1] > scored[:, 0]) == is_matching
         assert accuracy == pytest.approx(float(right.float().mean()))
 
     def test_matching_alone_gives_the_same_figure(self, tiny_model, images):

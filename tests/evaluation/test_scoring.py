@@ -57,20 +57,20 @@ def stop(model, images, work, batches, config=CONFIG):
 def test_cosines_are_those_of_the_vectors_in_float32(tiny_model, images):
     head = tiny_model.head("itc")
     outputs = {"image": [], "text": []}
-    for name, kept in outputs.items():
+    for name, vectors in outputs.items():
         getattr(head, name).register_forward_hook(
-            lambda module, inputs, output, to=kept: to.append(output)
+            lambda module, inputs, output, to=vectors: to.append(output)
         )
     with torch.autocast("cpu", torch.bfloat16):
         result = evaluate_retrieval(tiny_model, images, CONFIG)
-    found = cosine_table(result)
-    assert {output.dtype for kept in outputs.values() for output in kept} == {torch.bfloat16}
-    image, text = (F.normalize(torch.cat(kept).float(), dim=-1) for kept in outputs.values())
+    cosines = cosine_table(result)
+    assert {output.dtype for vectors in outputs.values() for output in vectors} == {torch.bfloat16}
+    image, text = (F.normalize(torch.cat(vectors).float(), dim=-1) for vectors in outputs.values())
     ids = images.processor.token_ids(images.texts()[0])
     # in which texts are encoded
     order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
-    torch.testing.assert_close(found[:, order], image @ text.T, atol=1e-6, rtol=0)
-    assert not torch.equal(found, found.bfloat16().float())
+    torch.testing.assert_close(cosines[:, order], image @ text.T, atol=1e-6, rtol=0)
+    assert not torch.equal(cosines, cosines.bfloat16().float())
 
 
 def test_pairs_of_like_length_are_scored_together(tiny_model, images):
@@ -97,26 +97,26 @@ class TestWork:
         pairs = int((~itm_table(expected).isnan()).sum())
         stop(tiny_model, images, tmp_path, 12)
         (folder,) = tmp_path.iterdir()
-        kept = len(list(folder.glob("process-0/scores-*")))
-        assert kept >= 2
+        num_written = len(list(folder.glob("process-0/scores-*")))
+        assert num_written >= 2
         seen = []
         tiny_model.fusion.register_forward_hook(
             lambda module, inputs, output: seen.append(len(output[0]))
         )
-        found = evaluate_retrieval(tiny_model, images, CONFIG, means)
+        actual = evaluate_retrieval(tiny_model, images, CONFIG, means)
         assert sum(seen) < pairs
-        assert found.metrics() == expected.metrics()
-        assert torch.equal(cosine_table(found), cosine_table(expected))
+        assert actual.metrics() == expected.metrics()
+        assert torch.equal(cosine_table(actual), cosine_table(expected))
         assert list(tmp_path.iterdir()) == []
 
     def test_damaged_parts_are_computed_again(self, tiny_model, images, tmp_path, caplog):
         expected = evaluate_retrieval(tiny_model, images, CONFIG).metrics()
         work = tmp_path / "work"
-        kept = tmp_path / "kept"
+        undamaged = tmp_path / "kept"
         stop(tiny_model, images, work, 12)
         (folder,) = work.iterdir()
-        folder.rename(kept)
-        names = {path.name for path in (kept / "process-0").glob("*.safetensors")}
+        folder.rename(undamaged)
+        names = {path.name for path in (undamaged / "process-0").glob("*.safetensors")}
         assert len(names) >= 4
 
         def flipped(content, share):
@@ -125,7 +125,7 @@ class TestWork:
 
         damages = [partial(flipped, share=share) for share in (0, 0.85)]
         for damage in (*damages, lambda content: content[:-1]):
-            shutil.copytree(kept, folder)
+            shutil.copytree(undamaged, folder)
             for path in (folder / "process-0").glob("*.safetensors"):
                 path.write_bytes(damage(path.read_bytes()))
             caplog.clear()
@@ -155,8 +155,8 @@ class TestWork:
             work,
         )
         assert str(out) in refused(*command, "--out", out)
-        kept = {path: path.stat().st_mtime_ns for path in work.glob("*/process-0/*")}
-        assert len(kept) > 2
+        modified = {path: path.stat().st_mtime_ns for path in work.glob("*/process-0/*")}
+        assert len(modified) > 2
         out.unlink()
         cli.main([*map(str, command), "--out", str(out)])
         assert (out / "metrics.json").exists()
@@ -175,11 +175,12 @@ class TestWork:
         with torch.autocast("cpu", torch.bfloat16):
             stop(tiny_model, originals, work, 12)
         records = records_of(tiny_dataset, "test")
-        others = [
-            replace(one, images=records[place - 1].images) for place, one in enumerate(records)
+        variants = [
+            replace(record, images=records[position - 1].images)
+            for position, record in enumerate(records)
         ]
         shutil.rmtree(folder)
-        write_set(folder, {"test": others})
+        write_set(folder, {"test": variants})
         changed = caption_images(folder, "test", tiny_processor)
         expected = evaluate_retrieval(tiny_model, changed, CONFIG).metrics()
         assert (
@@ -208,15 +209,16 @@ class TestWork:
         texts, truth = ranked_texts(images, CONFIG)
         scorer = PairScorer(tiny_model, images, texts, CONFIG, EvaluationOptions(work=tmp_path))
         with resumable(scorer) as pairs, torch.inference_mode():
-            wanted = torch.arange(len(images))[:, None] == truth.text_image_index[None]
-            every = pairs.score(*torch.ones_like(wanted).nonzero(as_tuple=True))[0].view(
-                wanted.shape
+            is_matching = torch.arange(len(images))[:, None] == truth.text_image_index[None]
+            all_scores = pairs.score(*torch.ones_like(is_matching).nonzero(as_tuple=True))[0].view(
+                is_matching.shape
             )
-            own, others = (
-                pairs.score(*some.nonzero(as_tuple=True))[0] for some in (wanted, ~wanted)
+            right_scores, wrong_scores = (
+                pairs.score(*selected.nonzero(as_tuple=True))[0]
+                for selected in (is_matching, ~is_matching)
             )
-        torch.testing.assert_close(own, every[wanted], atol=1e-5, rtol=0)
-        torch.testing.assert_close(others, every[~wanted], atol=1e-5, rtol=0)
+        torch.testing.assert_close(right_scores, all_scores[is_matching], atol=1e-5, rtol=0)
+        torch.testing.assert_close(wrong_scores, all_scores[~is_matching], atol=1e-5, rtol=0)
 
     def test_the_same_evaluation_twice_at_a_time(self, tiny_model, images, tmp_path):
         stop(tiny_model, images, tmp_path, 1)
@@ -259,8 +261,8 @@ def test_killed_and_called_again_it_gives_the_same_figures(
     ]
     command += ["--batch-size", "3", "--device", "cpu", "--json"]
 
-    def start(part, work):
-        arguments = [forked / "python", "-c", IN_PARTS, str(part), *command, "--work", str(work)]
+    def start(fault, work):
+        arguments = [forked / "python", "-c", IN_PARTS, str(fault), *command, "--work", str(work)]
         tests = Path(processes.__file__).parents[1]
         return subprocess.Popen(
             arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tests

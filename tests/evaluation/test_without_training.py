@@ -42,17 +42,18 @@ def test_top_5_as_scikit_learn_has_it():
 def test_winoground_as_its_authors_define_it():
     """On all scores of three values, so with ties, which are wrong."""
 
-    def is_right(s, one, other):
-        return s[0][0] > s[one][other] and s[1][1] > s[other][one]
+    def is_right(s, first, second):
+        return s[0][0] > s[first][second] and s[1][1] > s[second][first]
 
-    every = [
-        torch.tensor(one, dtype=torch.float32).view(2, 2) for one in product(range(3), repeat=4)
+    score_tables = [
+        torch.tensor(values, dtype=torch.float32).view(2, 2)
+        for values in product(range(3), repeat=4)
     ]
-    text, image = ([bool(is_right(s, *places)) for s in every] for places in ((0, 1), (1, 0)))
-    group = [one and other for one, other in zip(text, image, strict=True)]
+    text, image = ([bool(is_right(s, *order)) for s in score_tables] for order in ((0, 1), (1, 0)))
+    group = [all(both) for both in zip(text, image, strict=True)]
     assert 0 < sum(group) < sum(text)  # the control: they are not the same
     assert text != image
-    metrics, by_category = composition_metrics(every, ["a", *["b"] * 80])
+    metrics, by_category = composition_metrics(score_tables, ["a", *["b"] * 80])
     names = {"text_score": text, "image_score": image, "group_score": group}
     expected = {name: pytest.approx(sum(hits) / 81) for name, hits in names.items()}
     assert metrics == {**expected, "macro_group_score": pytest.approx(sum(group) / 160)}
@@ -61,13 +62,13 @@ def test_winoground_as_its_authors_define_it():
 
 def test_one_image_and_any_number_of_captions():
     rows = [[[3.0, 1.0, 2.0]], [[1.0, 1.0]], [[2.0, 3.0]], [[1.0, 0.0]]]
-    found = composition_metrics([torch.tensor(row) for row in rows], ["x", "y", "x", "z"])
-    assert found == ({"accuracy": 0.5, "macro_accuracy": 0.5}, {"x": 0.5, "y": 0.0, "z": 1.0})
+    metrics = composition_metrics([torch.tensor(row) for row in rows], ["x", "y", "x", "z"])
+    assert metrics == ({"accuracy": 0.5, "macro_accuracy": 0.5}, {"x": 0.5, "y": 0.0, "z": 1.0})
 
 
 @pytest.fixture(scope="module")
 def coloured(tmp_path_factory):
-    """Pictures of shapes with their colours as classes, one of which is not known; all are in the split `test`."""
+    """Pictures of shapes, all in the split `test`, with their colours as classes."""
     folder = tmp_path_factory.mktemp("coloured")
     write_shape_pictures(folder)
     rows = [
@@ -90,27 +91,30 @@ def test_classes_as_a_user_classifies_and_matches(benchmark, predictor, coloured
     names = sorted(SHAPE_COLOURS)
     outcome = evaluate(predictor, benchmark, [coloured.set], "test", config, templates=TEMPLATES)
     if benchmark == "zero-shot":
-        chosen = predictor.classify(coloured.images, labels=names, templates=TEMPLATES)
+        classified = predictor.classify(coloured.images, labels=names, templates=TEMPLATES)
         expected = torch.tensor(
-            [[next(c.probability for c in one if c.label == n) for n in names] for one in chosen]
+            [
+                [next(c.probability for c in choices if c.label == n) for n in names]
+                for choices in classified
+            ]
         )
     else:
         prompts = [TEMPLATES[0].format(name) for name in names]
         expected = predictor.match(coloured.images, prompts, all_pairs=True).logit().softmax(dim=1)
-    given = torch.tensor(
+    probabilities = torch.tensor(
         [[row["probabilities"][name] for name in names] for row in outcome.predictions]
     )
-    torch.testing.assert_close(given, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
     right = [
         names[n] == label for n, label in zip(expected.argmax(dim=1), coloured.labels, strict=True)
     ]
     assert outcome.metrics["accuracy"] == pytest.approx(sum(right) / 12)
-    own = {
+    matched = {
         name: [hit for hit, label in zip(right, coloured.labels, strict=True) if label == name]
         for name in names
     }
     assert outcome.details["by_class"] == {
-        name: pytest.approx(sum(hits) / len(hits)) for name, hits in own.items()
+        name: pytest.approx(sum(hits) / len(hits)) for name, hits in matched.items()
     }
     assert outcome.counts == {"num_examples": 13, "num_labelled": 12}
 
@@ -155,8 +159,10 @@ def test_compositions_have_the_scores_of_the_model(predictor, tmp_path, name, sp
         scores = [torch.tensor(row[kind]) for row in outcome.predictions]
         labels = [entries[row["id"]][1]["label"] for row in outcome.predictions]
         expected, by_category = composition_metrics(scores, labels)
-        named = {f"{kind}_{name}": value for name, value in {**expected, **by_category}.items()}
-        assert named.items() <= outcome.metrics.items()
+        named_metrics = {
+            f"{kind}_{name}": value for name, value in {**expected, **by_category}.items()
+        }
+        assert named_metrics.items() <= outcome.metrics.items()
         assert outcome.details[f"{kind}_by_category"] == by_category
     if name == "aro":  # an image is the region that its box holds
         images, entry = entries["relation-3"]

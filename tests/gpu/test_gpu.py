@@ -34,11 +34,11 @@ TOLERANCES = {"fp32": 1e-5, "bf16": 3e-2}
 
 def passed(device: str, precision: str) -> tuple[dict[str, Tensor], Tensor]:
     """Losses and all gradients of a batch."""
-    place = torch.device(device)
-    set_numerics(place, precision, deterministic=False)
-    task = PretrainingTask(build_model(PLAIN).to(place), TASK)
-    with autocast(place, precision):
-        losses = task(random_caption_batch((0, 1, 2, 3), (5, 3, 7, 4), PLAIN, seed=1).to(place))
+    where = torch.device(device)
+    set_numerics(where, precision, deterministic=False)
+    task = PretrainingTask(build_model(PLAIN).to(where), TASK)
+    with autocast(where, precision):
+        losses = task(random_caption_batch((0, 1, 2, 3), (5, 3, 7, 4), PLAIN, seed=1).to(where))
     losses.total.backward()
     gradients = torch.cat(
         [weight.grad.flatten() for weight in task.parameters() if weight.grad is not None]
@@ -48,32 +48,32 @@ def passed(device: str, precision: str) -> tuple[dict[str, Tensor], Tensor]:
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_losses_and_gradients_are_those_of_the_cpu(precision):
-    found = passed("cuda", precision)
+    actual = passed("cuda", precision)
     expected = passed("cpu", "fp32")
     for name, loss in expected[0].items():
-        torch.testing.assert_close(found[0][name], loss, atol=0.0, rtol=TOLERANCES[precision])
-    distance = float((found[1] - expected[1]).norm() / expected[1].norm())
+        torch.testing.assert_close(actual[0][name], loss, atol=0.0, rtol=TOLERANCES[precision])
+    distance = float((actual[1] - expected[1]).norm() / expected[1].norm())
     assert distance < 10 * TOLERANCES[precision]
     assert precision == "fp32" or distance > 1e-5
 
 
 def test_a_step_does_not_wait_for_the_gpu():
     optimizer = OptimizerConfig(rule="hf_adamw", clip_norm=1.0)
-    given = {"batch_size": 4, "max_steps": 10, "precision": "bf16", "select_by": "itc_rsum"}
-    config = RunConfig(task=TASK, model=PLAIN, optimizer=optimizer, **given)
+    settings = {"batch_size": 4, "max_steps": 10, "precision": "bf16", "select_by": "itc_rsum"}
+    config = RunConfig(task=TASK, model=PLAIN, optimizer=optimizer, **settings)
     model = build_model(PLAIN).to("cuda").train()
     task: nn.Module = PretrainingTask(model, TASK)
-    parts = TrainContext(config=config, task=task, model=model, examples=[])  # type: ignore[arg-type]
+    context = TrainContext(config=config, task=task, model=model, examples=[])  # type: ignore[arg-type]
     optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
     wrapped = Replicated(task)
     batches = [
         random_caption_batch((0, 1, 2, 3), (5, 3, 7, 4), PLAIN, seed=seed).pin_memory()
         for seed in range(3)
     ]
-    run_step(wrapped, parts, optimizer, iter(batches), 0)
+    run_step(wrapped, context, optimizer, iter(batches), 0)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        run_step(wrapped, parts, optimizer, iter(batches[1:]), 1)
+        run_step(wrapped, context, optimizer, iter(batches[1:]), 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -136,5 +136,5 @@ def test_a_predictor_gives_what_it_gives_on_the_cpu(tiny_checkpoint, precision, 
         )
         fingerprints.add(model.fingerprint)
     assert len(fingerprints) == 1
-    for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)

@@ -39,9 +39,9 @@ def kept(model):
         yield sizes
 
 
-def step(parts, phase, *, dropout=0.2, seed=0):
+def step(recomputed, phase, *, dropout=0.2, seed=0):
     model = build_model(changed_config(text__dropout=dropout, fusion__dropout=dropout)).train()
-    model.checkpoint_activations(parts)
+    model.checkpoint_activations(recomputed)
     task = PretrainingTask(model, PretrainingConfig(phases=(phase,)))
     torch.manual_seed(seed)
     with kept(model) as sizes:
@@ -54,33 +54,35 @@ def step(parts, phase, *, dropout=0.2, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("parts", "phase", "dropout"),
+    ("recomputed", "phase", "dropout"),
     [
-        *((parts, "everything", 0.2) for parts in CHOICES),
+        *((recomputed, "everything", 0.2) for recomputed in CHOICES),
         (PARTS, "everything", 0.0),
         (PARTS, "contrast only", 0.2),
     ],
 )
-def test_gradients_are_the_same_bits(parts, phase, dropout):
-    ours, theirs = (step(some, PHASES[phase], dropout=dropout)[0] for some in (parts, ()))
+def test_gradients_are_the_same_bits(recomputed, phase, dropout):
+    ours, theirs = (step(choice, PHASES[phase], dropout=dropout)[0] for choice in (recomputed, ()))
     assert same_tensors(ours, theirs)
 
 
 def test_control_other_draws_of_dropout_give_other_gradients():
-    one, other = (step(PARTS, PHASES["everything"], seed=seed)[0] for seed in (0, 1))
-    assert not same_tensors(one, other)
+    first, second = (step(PARTS, PHASES["everything"], seed=seed)[0] for seed in (0, 1))
+    assert not same_tensors(first, second)
 
 
 def test_every_part_keeps_less():
     plain = step((), PHASES["everything"])[1]
-    sizes = {parts: step(parts, PHASES["everything"])[1] for parts in CHOICES}
+    sizes = {recomputed: step(recomputed, PHASES["everything"])[1] for recomputed in CHOICES}
     assert all(size < 0.95 * plain for size in sizes.values())
     assert sizes[PARTS] < 0.4 * plain
 
 
 def test_the_starts_of_the_first_fusion_layer_keep_less_too():
     """Without dropout, texts and images share what the first fusion layer computes of each alone."""
-    plain, less = (step(parts, PHASES["everything"], dropout=0.0)[1] for parts in ((), ("fusion",)))
+    plain, less = (
+        step(recomputed, PHASES["everything"], dropout=0.0)[1] for recomputed in ((), ("fusion",))
+    )
     assert less < 0.8 * plain
 
 

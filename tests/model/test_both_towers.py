@@ -116,9 +116,9 @@ class TestResize:
         position = random(10, 4)
         weights = torch.zeros(5, 3, dtype=torch.float64)
         for target in range(5):
-            place = (target + 0.5) * 3 / 5 - 0.5
-            for source in range(int(place // 1) - 1, int(place // 1) + 3):
-                weights[target, min(max(source, 0), 2)] += cubic(abs(place - source))
+            source_position = (target + 0.5) * 3 / 5 - 0.5
+            for source in range(int(source_position // 1) - 1, int(source_position // 1) + 3):
+                weights[target, min(max(source, 0), 2)] += cubic(abs(source_position - source))
         grid = position[1:].unflatten(0, (3, 3))
         expected = torch.einsum("ya,xb,abv->yxv", weights, weights, grid).flatten(0, 1)
         assert max_difference(resize_position_embedding(position, (5, 5))[1:], expected) < ATOL
@@ -172,7 +172,7 @@ class TestPositions:
         ],
     )
     def test_roberta(self, ids, positions):
-        """Counted over tokens that are not padding, from pad + 1 = 2; padding has position pad = 1."""
+        """Positions are counted over tokens from pad + 1 = 2, and padding has position pad = 1."""
         assert made_text().position_ids(torch.tensor([ids])).tolist() == [positions]
 
     def test_others(self):
@@ -191,8 +191,10 @@ class TestTextEmbed:
         for row in range(2):
             for column in range(5):
                 word = int(ids[row, column])
-                place = column if config is BERT else int(tower.position_ids(ids)[row, column])
-                total = tower.word_embedding.weight[word] + tower.position_embedding.weight[place]
+                position = column if config is BERT else int(tower.position_ids(ids)[row, column])
+                total = (
+                    tower.word_embedding.weight[word] + tower.position_embedding.weight[position]
+                )
                 expected = tower.embedding_norm(total + tower.token_type_embedding.weight[0])
                 assert max_difference(tower.embed(ids)[row, column], expected) < ATOL
 

@@ -75,9 +75,9 @@ def model(request):
     return built(request.param)
 
 
-def close(one, other):
+def close(actual, expected):
     return all(
-        max_difference(getattr(one, name), getattr(other, name)) < ATOL
+        max_difference(getattr(actual, name), getattr(expected, name)) < ATOL
         for name in ("text", "image", "pooled")
     )
 
@@ -146,17 +146,17 @@ class TestComposition:
 
 class TestBatches:
     @settings(max_examples=15, deadline=None)
-    @given(lengths=LENGTHS, more=st.integers(0, 6), name=st.sampled_from(list(VARIANTS)))
-    def test_padding_changes_nothing(self, lengths, more, name):
+    @given(lengths=LENGTHS, padding=st.integers(0, 6), name=st.sampled_from(list(VARIANTS)))
+    def test_padding_changes_nothing(self, lengths, padding, name):
         model = built(name)
         pixels = random_images(len(lengths))
         (ids, mask) = random_texts(lengths)
-        wider = random_texts(lengths, width=max(lengths) + more)
-        one = model(pixels, ids, mask)
+        wider = random_texts(lengths, width=max(lengths) + padding)
+        single = model(pixels, ids, mask)
         other = model(pixels, *wider)
-        assert max_difference(one.pooled, other.pooled) < ATOL
-        assert max_difference(one.image, other.image) < ATOL
-        assert max_difference(one.text[mask.bool()], other.text[wider[1].bool()]) < ATOL
+        assert max_difference(single.pooled, other.pooled) < ATOL
+        assert max_difference(single.image, other.image) < ATOL
+        assert max_difference(single.text[mask.bool()], other.text[wider[1].bool()]) < ATOL
 
     def test_masks(self, model):
         pixels = random_images(2)
@@ -178,8 +178,8 @@ class TestBatches:
         (ids, mask) = random_texts([5, 3, 4, 1])
         whole = model(pixels, ids, mask)
         for rows in (order[:cut], order[cut:]):
-            part = Fused(whole.text[rows], whole.image[rows], whole.pooled[rows])
-            assert close(model(pixels[rows], ids[rows], mask[rows]), part)
+            selected = Fused(whole.text[rows], whole.image[rows], whole.pooled[rows])
+            assert close(model(pixels[rows], ids[rows], mask[rows]), selected)
 
 
 def gradients(model, outputs, loss):
@@ -189,12 +189,12 @@ def gradients(model, outputs, loss):
     leaves = {**dict(model.named_parameters()), "pixel_values": pixels}
     leaves |= {f"image layer {number}": layer for number, layer in enumerate(image.layers)}
     leaves |= {f"text layer {number}": layer for number, layer in enumerate(text.layers)}
-    found = torch.autograd.grad(
+    grads = torch.autograd.grad(
         loss(model.fuse(image, text, outputs)), list(leaves.values()), allow_unused=True
     )
     return {
         name: torch.zeros_like(leaf) if gradient is None else gradient
-        for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+        for (name, leaf), gradient in zip(leaves.items(), grads, strict=True)
     }
 
 
@@ -203,13 +203,17 @@ class TestReading:
     def test_gradients(self, model, outputs):
         shape = {"pooled": (3, 32), "text": (3, 5, 16)}[outputs]
         weights = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-        some, everything = (
-            gradients(model, chosen, lambda fused: (getattr(fused, outputs) * weights).sum())
-            for chosen in (outputs, "all")
+        gradients_alone, everything = (
+            gradients(model, requested, lambda fused: (getattr(fused, outputs) * weights).sum())
+            for requested in (outputs, "all")
         )
-        assert some.keys() == everything.keys()
-        assert [name for name in some if max_difference(some[name], everything[name]) > ATOL] == []
-        assert some["pixel_values"].abs().max() > 1e-6
+        assert gradients_alone.keys() == everything.keys()
+        assert [
+            name
+            for name in gradients_alone
+            if max_difference(gradients_alone[name], everything[name]) > ATOL
+        ] == []
+        assert gradients_alone["pixel_values"].abs().max() > 1e-6
 
     def test_control_other_reads_have_other_gradients(self):
         model = build_model()
@@ -243,8 +247,13 @@ class TestTokenTypes:
             model.encode_image(random_images(2), token_type=number) for number in (1, 2)
         )
         types = model.token_type_embedding.weight
-        for one, other in zip(first.layers, second.layers, strict=True):
-            assert max_difference(other - one, (types[2] - types[1]).expand_as(one)) < ATOL
+        for first_layer, second_layer in zip(first.layers, second.layers, strict=True):
+            assert (
+                max_difference(
+                    second_layer - first_layer, (types[2] - types[1]).expand_as(first_layer)
+                )
+                < ATOL
+            )
         assert torch.equal(first.cls, second.cls)
 
     def test_a_type_that_is_not_there(self):
@@ -340,22 +349,26 @@ def cached(model, image, text):
 
 def gradients_of(output, parameters):
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
-    found = torch.autograd.grad(
+    grads = torch.autograd.grad(
         (output * weights).sum(), list(parameters.values()), allow_unused=True
     )
     return {
-        name: torch.zeros(()) if one is None else one
-        for name, one in zip(parameters, found, strict=True)
+        name: torch.zeros(()) if grad is None else grad
+        for name, grad in zip(parameters, grads, strict=True)
     }
 
 
-def same(one, other):
-    kept = torch.ones(one.layers[0].shape[:2], dtype=torch.bool) if one.mask is None else one.mask
-    layers = all(
-        max_difference(a[kept], b[kept]) < ATOL
-        for a, b in zip(one.layers, other.layers, strict=True)
+def same(first, second):
+    is_token = (
+        torch.ones(first.layers[0].shape[:2], dtype=torch.bool)
+        if first.mask is None
+        else first.mask
     )
-    return layers and max_difference(one.cls, other.cls) < ATOL
+    layers = all(
+        max_difference(a[is_token], b[is_token]) < ATOL
+        for a, b in zip(first.layers, second.layers, strict=True)
+    )
+    return layers and max_difference(first.cls, second.cls) < ATOL
 
 
 @settings(max_examples=15, deadline=None)
@@ -386,14 +399,14 @@ def test_indexing_with_repeats_is_encoding_repeats(rows):
 )
 def test_kinds_of_index(index, rows):
     for encoded in random_encodings(build_model()):
-        chosen = encoded[index]
-        assert len(chosen) == len(rows)
-        assert torch.equal(chosen.cls, encoded.cls[rows])
+        selected = encoded[index]
+        assert len(selected) == len(rows)
+        assert torch.equal(selected.cls, encoded.cls[rows])
         assert all(
-            torch.equal(one, many[rows])
-            for one, many in zip(chosen.layers, encoded.layers, strict=True)
+            torch.equal(layer, many[rows])
+            for layer, many in zip(selected.layers, encoded.layers, strict=True)
         )
-        assert (chosen.mask is None) == (encoded.mask is None)
+        assert (selected.mask is None) == (encoded.mask is None)
 
 
 def test_gradients_of_repeats_add_up():
@@ -404,22 +417,22 @@ def test_gradients_of_repeats_add_up():
 
 
 @settings(max_examples=15, deadline=None)
-@given(parts=st.lists(LENGTHS, min_size=1, max_size=3), masked=st.booleans())
-def test_cat_of_different_lengths(parts, masked):
-    """With unequal texts in a part a mask is needed; without one each part has one length."""
+@given(rows_of_pieces=st.lists(LENGTHS, min_size=1, max_size=3), masked=st.booleans())
+def test_cat_of_different_lengths(rows_of_pieces, masked):
+    """Pieces with unequal texts have a mask, and pieces without one have one length."""
     model = built()
     if not masked:
-        parts = [[part[0]] * len(part) for part in parts]
-    lengths = [length for part in parts for length in part]
+        rows_of_pieces = [[piece[0]] * len(piece) for piece in rows_of_pieces]
+    lengths = [length for piece in rows_of_pieces for length in piece]
     whole = model.encode_text(*random_texts(lengths))
     ids, mask = random_texts(lengths)
     pieces = []
     start = 0
-    for part in parts:
-        rows = slice(start, start + len(part))
-        width = max(part)
+    for piece in rows_of_pieces:
+        rows = slice(start, start + len(piece))
+        width = max(piece)
         pieces.append(model.encode_text(ids[rows, :width], mask[rows, :width] if masked else None))
-        start += len(part)
+        start += len(piece)
     joined = Encoded.cat(pieces)
     assert len(joined) == len(lengths)
     assert same(whole, joined)
@@ -485,7 +498,7 @@ def copied(encoded, rows):
 @pytest.mark.parametrize("kind", BRIDGES)
 @pytest.mark.parametrize("cached", [False, True])
 def test_numbers_and_gradients_are_those_of_copies(kind, cached):
-    found = {}
+    results = {}
     for name, take in (("copied", copied), ("taken", Encoded.__getitem__)):
         model = build_model(changed_config(fusion__bridge=kind))
         image, text = random_encodings(model)
@@ -495,13 +508,15 @@ def test_numbers_and_gradients_are_those_of_copies(kind, cached):
         fused = model.fuse(take(image, ROWS), take(text, OTHERS), outputs="all")
         outputs = {"text": fused.text, "image": fused.image, "pooled": fused.pooled}
         weights = output_weights(outputs)
-        sum((outputs[each] * weights[each]).sum() for each in outputs).backward()
+        sum((outputs[kind] * weights[kind]).sum() for kind in outputs).backward()
         gradients = {
             key: value.grad for key, value in model.named_parameters() if value.grad is not None
         }
-        found[name] = outputs, gradients
-    (one, one_gradients), (other, other_gradients) = found.values()
-    assert all(max_difference(one[name], other[name]) <= (1e-5 if cached else 0) for name in one)
+        results[name] = outputs, gradients
+    (first, one_gradients), (second, other_gradients) = results.values()
+    assert all(
+        max_difference(first[name], second[name]) <= (1e-5 if cached else 0) for name in first
+    )
     assert one_gradients.keys() == other_gradients.keys()
     assert all(
         max_difference(one_gradients[name], other_gradients[name]) < 1e-4 for name in one_gradients
@@ -515,7 +530,8 @@ def test_rows_of_rows():
     assert not isinstance(again.layers.layers, IndexedLayers)
     expected = copied(copied(text, ROWS), torch.tensor([3, 3]))
     assert all(
-        torch.equal(one, other) for one, other in zip(again.layers, expected.layers, strict=True)
+        torch.equal(actual, wanted_layer)
+        for actual, wanted_layer in zip(again.layers, expected.layers, strict=True)
     )
     assert torch.equal(again.mask, expected.mask)
     assert len(again.layers[1:]) == len(text.layers) - 1
@@ -607,11 +623,11 @@ class TestFirstLayerCache:
 
     def test_padding_and_joining_keep_it(self, model):
         image, text = random_encodings(model)
-        parts = [
+        pieces = [
             model.cache_text(model.encode_text(*random_texts([5, 3, 4]))[rows])
             for rows in (slice(1), slice(1, 3))
         ]
-        joined = Encoded.cat([parts[0], parts[1].padded(8)])
+        joined = Encoded.cat([pieces[0], pieces[1].padded(8)])
         assert joined.first_layer_cache.query.shape[:2] == (3, 8)
         assert (
             max_difference(model.fuse(image, joined).pooled, model.fuse(image, text).pooled) < ATOL

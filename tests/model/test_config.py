@@ -44,16 +44,16 @@ class TestPresets:
             config.vision.patch_size,
             config.vision.num_tokens,
         ) == image
-        for part, sizes in (
+        for section, sizes in (
             (config.vision, towers),
             (config.text, towers),
             (config.fusion, fusion),
         ):
             assert (
-                part.num_layers,
-                part.hidden_size,
-                part.num_heads,
-                part.intermediate_size,
+                section.num_layers,
+                section.hidden_size,
+                section.num_heads,
+                section.intermediate_size,
             ) == sizes
         assert config.vision_layers == config.text_layers == layers
         assert (config.text.vocab_size, config.text.max_length, config.fusion.dropout) == (
@@ -87,8 +87,12 @@ class TestPresets:
                 config.text,
                 config.heads,
             )
-        chosen = meter(config.override({"fusion.vision_layers": (1, *config.vision_layers[1:])}))
-        assert chosen.vision_layers == config.vision_layers[-1:], "the last of those that are read"
+        meter_config = meter(
+            config.override({"fusion.vision_layers": (1, *config.vision_layers[1:])})
+        )
+        assert meter_config.vision_layers == config.vision_layers[-1:], (
+            "the last of those that are read"
+        )
 
     def test_towers_of_the_published_models(self):
         assert replace(VISION_TOWERS["clip-b16"], image_size=288) == BASE.vision
@@ -238,16 +242,16 @@ class TestErrors:
         "field",
         [
             *(
-                f"{part}.{name}"
-                for part in ("vision", "text", "fusion")
+                f"{section}.{name}"
+                for section in ("vision", "text", "fusion")
                 for name in ("hidden_size", "num_layers")
             ),
             *(
-                f"{part}.{name}"
-                for part in ("vision", "text", "fusion")
+                f"{section}.{name}"
+                for section in ("vision", "text", "fusion")
                 for name in ("num_heads", "layer_norm_eps")
             ),
-            *(f"{part}.intermediate_size" for part in ("vision", "text", "fusion")),
+            *(f"{section}.intermediate_size" for section in ("vision", "text", "fusion")),
             "vision.image_size",
             "vision.patch_size",
             "text.vocab_size",

@@ -1,4 +1,4 @@
-"""The kernels for a CPU against PyTorch's: the same values, gradients and names; what they leave as it is."""
+"""Kernels for a CPU have the values, gradients and names of PyTorch's."""
 
 from typing import get_args
 
@@ -74,8 +74,10 @@ def check_gradients(ours, theirs, leaves, atol=1e-5):
     assert max_difference(ours, theirs) < atol
     cotangent = random(*theirs.shape, seed=9).to(theirs.dtype)
     expected = torch.autograd.grad(theirs, leaves, cotangent)
-    for one, other in zip(torch.autograd.grad(ours, leaves, cotangent), expected, strict=True):
-        assert max_difference(one, other) < atol
+    for actual, reference in zip(
+        torch.autograd.grad(ours, leaves, cotangent), expected, strict=True
+    ):
+        assert max_difference(actual, reference) < atol
 
 
 class TestWholeModel:
@@ -86,10 +88,10 @@ class TestWholeModel:
         )
         losses = task(random_caption_batch((0, 1, 2, 3), (5, 3, 4, 6)))
         losses.total.backward()
-        found = {
+        results = {
             name: value.grad for name, value in model.named_parameters() if value.grad is not None
         }
-        return found | {name: value.detach() for name, value in losses.terms.items()}
+        return results | {name: value.detach() for name, value in losses.terms.items()}
 
     @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
     def test_losses_and_gradients(self, config):
@@ -99,12 +101,12 @@ class TestWholeModel:
         optimize_for_cpu(ours)
         assert list(ours.state_dict()) == names
         expected = self.step(plain)
-        found = self.step(ours)
-        assert expected.keys() == found.keys()
+        actual = self.step(ours)
+        assert expected.keys() == actual.keys()
         assert [
             n
             for n in expected
-            if max_difference(expected[n], found[n]) > ATOL * max(1, expected[n].abs().max())
+            if max_difference(expected[n], actual[n]) > ATOL * max(1, expected[n].abs().max())
         ] == []
 
     def test_every_kernel_is_in_use(self):
@@ -143,7 +145,7 @@ class TestNormalisedInput:
     def kept(run):
         tensors = []
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: tensors.append(tensor) or tensor, lambda it: it
+            lambda tensor: tensors.append(tensor) or tensor, lambda saved: saved
         ):
             run()
         return [tensor for tensor in tensors if tensor.shape == (2, 5, 24)]
@@ -159,8 +161,8 @@ class TestNormalisedInput:
 
         expected = gradients(output(), leaves)
         optimize_for_cpu(norm)
-        for found, wanted in zip(gradients(output(), leaves), expected, strict=True):
-            assert torch.equal(found, wanted)
+        for actual, reference in zip(gradients(output(), leaves), expected, strict=True):
+            assert torch.equal(actual, reference)
 
     def test_only_the_input_of_the_norm_is_kept(self):
         norm, layer, hidden = self.layers()
@@ -219,22 +221,22 @@ class TestActivatedInput:
     def test_it_is_not_kept_for_the_gradient(self, activation):
         up = made_linear(8, 6)
         down = made_linear(6, 4)
-        kept = []
+        saved = []
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: kept.append(tensor) or tensor, lambda it: it
+            lambda tensor: saved.append(tensor) or tensor, lambda packed: packed
         ):
             hidden = up(random(5, 8))
             linear(hidden, down.weight, down.bias, activation)
-            assert [tensor.shape for tensor in kept if tensor.shape[0] == 5] == [(5, 8), (5, 6)]
+            assert [tensor.shape for tensor in saved if tensor.shape[0] == 5] == [(5, 8), (5, 6)]
             F.linear(activate(hidden, activation), down.weight)
-        assert len([tensor for tensor in kept if tensor.shape == (5, 6)]) > 2, (
+        assert len([tensor for tensor in saved if tensor.shape == (5, 6)]) > 2, (
             "control: apart, both are kept"
         )
 
     def test_a_packed_weight_elsewhere_and_without_gradients(self, activation):
         layer = made_linear(24, 10)
         hidden = random(3, 24)
-        given = hidden.clone()
+        hidden_copy = hidden.clone()
         expected = F.linear(activate(hidden, activation), layer.weight, layer.bias)
         with torch.no_grad():
             assert (
@@ -246,7 +248,7 @@ class TestActivatedInput:
         pack_weights(layer)
         assert layer.weight.is_mkldnn
         assert max_difference(linear(hidden, layer.weight, layer.bias, activation), expected) < ATOL
-        assert torch.equal(hidden, given)
+        assert torch.equal(hidden, hidden_copy)
 
 
 class TestElsewhere:
@@ -392,12 +394,12 @@ class Products(TorchDispatchMode):
     ("length", "stored"), [(6, True), (40, False)], ids=["few weights", "many weights"]
 )
 def test_few_weights_are_kept_for_the_gradients(length, stored):
-    kept = []
+    saved = []
     with torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: kept.append(tensor) or tensor, lambda it: it
+        lambda tensor: saved.append(tensor) or tensor, lambda packed: packed
     ):
         attend(*streams(2, length, length), mask=None, dropout=0.0)
-    assert ((2 * HEADS, length, length) in [tensor.shape for tensor in kept]) == stored
+    assert ((2 * HEADS, length, length) in [tensor.shape for tensor in saved]) == stored
 
 
 @pytest.mark.parametrize("keys", [5, LARGE])
@@ -407,9 +409,9 @@ def test_dropout_of_weights(keys):
     torch.manual_seed(0)
     ours = attend(*leaves, mask=None, dropout=rate)
     torch.manual_seed(0)
-    kept = draw_mask((2, HEADS, keys, keys), rate)
+    mask = draw_mask((2, HEADS, keys, keys), rate)
     query, key, value = (tensor.unflatten(-1, (HEADS, -1)).transpose(1, 2) for tensor in leaves)
-    weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1) * kept / (1 - rate)
+    weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1) * mask / (1 - rate)
     check_gradients(ours, (weights @ value).transpose(1, 2).flatten(2), leaves, EXACT)
 
 
@@ -433,21 +435,21 @@ def test_draws(rate):
     """Four values share a draw of 64 bits, so each fourth is counted by itself, and they are independent."""
     torch.manual_seed(0)
     count = 100_000
-    kept = draw_mask((count, 4), rate)
-    assert set(kept.unique().tolist()) == {0, 1}
-    assert (kept.double().mean(dim=0) - (1 - rate)).abs().max() < 5 * (
+    mask = draw_mask((count, 4), rate)
+    assert set(mask.unique().tolist()) == {0, 1}
+    assert (mask.double().mean(dim=0) - (1 - rate)).abs().max() < 5 * (
         rate * (1 - rate) / count
     ) ** 0.5
-    assert (torch.corrcoef(kept.double().T) - torch.eye(4)).abs().max() < 0.02
+    assert (torch.corrcoef(mask.double().T) - torch.eye(4)).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("rate", [1e-9, 7e-6, 1 - 7e-6, 1 - 1e-9])
 def test_rates_next_to_0_and_1(rate):
     torch.manual_seed(0)
-    kept = draw_mask((4000, 1000), rate)
-    assert kept.dtype == torch.int8
+    mask = draw_mask((4000, 1000), rate)
+    assert mask.dtype == torch.int8
     count = 4e6
-    assert abs(int(kept.sum()) - count * (1 - rate)) < 5 * (count * rate * (1 - rate)) ** 0.5 + 1
+    assert abs(int(mask.sum()) - count * (1 - rate)) < 5 * (count * rate * (1 - rate)) ** 0.5 + 1
     hidden = torch.ones(50, 7, requires_grad=True)
     drawn(hidden, rate).sum().backward()
     attend(*streams(2, 4, 5), mask=None, dropout=rate).sum().backward()
@@ -458,11 +460,11 @@ def test_dropped_values_are_zero_or_scaled_and_gradients_take_the_same_draws(dty
     hidden = (torch.rand(50, 7, dtype=dtype) + 1).requires_grad_()
     output = drawn(hidden)
     assert output.dtype == dtype
-    kept = output != 0
-    assert 0 < kept.double().mean() < 1
-    torch.testing.assert_close(output[kept], hidden[kept] / (1 - RATE))
+    is_kept = output != 0
+    assert 0 < is_kept.double().mean() < 1
+    torch.testing.assert_close(output[is_kept], hidden[is_kept] / (1 - RATE))
     output.sum().backward()
-    torch.testing.assert_close(hidden.grad, (kept / (1 - RATE)).to(dtype))
+    torch.testing.assert_close(hidden.grad, (is_kept / (1 - RATE)).to(dtype))
 
 
 def test_nothing_is_dropped_in_evaluation_or_at_rate_zero():
@@ -484,7 +486,7 @@ class TestChunks:
         monkeypatch.setattr("bridgetower.model.cpu.BUFFER_BYTES", 1)
         sizes = []
         hook = model.fusion.register_forward_hook(
-            lambda module, given, output: sizes.append(len(output[0]))
+            lambda module, arguments, output: sizes.append(len(output[0]))
         )
         yield sizes
         hook.remove()
@@ -496,11 +498,11 @@ class TestChunks:
         whole = model.fuse(image, text, outputs)
         assert calls == [3], "with gradients: all at once"
         with torch.no_grad():
-            parts = model.fuse(image, text, outputs)
+            chunked = model.fuse(image, text, outputs)
             shared = model.fuse(model.cache_image(image), model.cache_text(text), outputs)
         assert calls == [3] + 6 * [1]
-        for expected, part, cached in zip(whole, parts, shared, strict=True):
-            for ours in (part, cached):
+        for expected, chunk, cached in zip(whole, chunked, shared, strict=True):
+            for ours in (chunk, cached):
                 assert (ours is None) == (expected is None)
                 assert expected is None or max_difference(ours, expected) < ATOL
 

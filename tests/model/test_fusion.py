@@ -95,11 +95,11 @@ class TestManager:
 
     def test_static(self):
         manager = self.build("static_manager")
-        given = (self.STREAM, self.LAYERS, self.OTHER, None)
+        arguments = (self.STREAM, self.LAYERS, self.OTHER, None)
         stream = manager.stream_weight * normed(manager.stream_norm, self.STREAM)
         assert (
             max_difference(
-                manager(*given), self.weighed(manager, manager.weights[:, None, None]) + stream
+                manager(*arguments), self.weighed(manager, manager.weights[:, None, None]) + stream
             )
             < ATOL
         )
@@ -107,7 +107,7 @@ class TestManager:
         noise = torch.randn_like(torch.stack(self.LAYERS)) / len(self.LAYERS)
         torch.manual_seed(0)
         noisy = self.weighed(manager, manager.weights[:, None, None] + noise) + stream
-        assert max_difference(manager.train()(*given), noisy) < ATOL
+        assert max_difference(manager.train()(*arguments), noisy) < ATOL
 
     def test_adaptive(self):
         manager = self.build("adaptive_manager")
@@ -242,7 +242,10 @@ class TestEncoder:
         ours = encoder(image, text, mask if masked else None, "all")
         expected = by_hand(encoder, config, mask if masked else None)
         assert (
-            max(max_difference(one, other) for one, other in zip(ours, expected, strict=True))
+            max(
+                max_difference(actual, reference)
+                for actual, reference in zip(ours, expected, strict=True)
+            )
             < ATOL
         )
 

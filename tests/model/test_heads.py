@@ -176,14 +176,14 @@ class TestWithoutHeads:
         image = model.encode_image(random_images(1))
         text = model.encode_text(*random_texts([4]))
         fused = model.fuse(image, text, "all")
-        for read, given, title in (
+        for read, heads, title in (
             (model.image_embeds, image, "contrastive (ITC)"),
             (model.text_embeds, text, "contrastive (ITC)"),
             (model.itm_logits, fused.pooled, "matching (ITM)"),
             (model.mlm_logits, fused.text, "masked-language (MLM)"),
         ):
             with pytest.raises(ValueError, match=re.escape(f"no {title} head")):
-                read(given)
+                read(heads)
 
     def test_pairs_still_have_embeddings(self):
         model = build_model(NONE)
@@ -206,8 +206,8 @@ class TestTable:
 
     @pytest.mark.parametrize("name", [name for name, spec in HEADS.items() if spec.published])
     def test_every_parameter_has_one_published_name(self, name):
-        every = {"vqa": 4, "snli_ve": True, "nlvr2": True, "rank": True, "itc": "tower"}
-        changes = {f"heads__{key}": value for key, value in every.items()}
+        all_heads = {"vqa": 4, "snli_ve": True, "nlvr2": True, "rank": True, "itc": "tower"}
+        changes = {f"heads__{key}": value for key, value in all_heads.items()}
         head = HEADS[name].build(changed_config(**changes, fusion__num_token_types=3))
         for parameter, _ in head.named_parameters():
             assert (
@@ -270,8 +270,8 @@ def test_means_saved_and_loaded(tmp_path):
 
 
 def test_means_exported():
-    part = ExportedPart(build_model(MEANS), "text")
-    program = part.exported().module()
-    for inputs in part.examples():
-        for ours, theirs in zip(program(*inputs), part(*inputs), strict=True):
+    graph = ExportedPart(build_model(MEANS), "text")
+    program = graph.exported().module()
+    for inputs in graph.examples():
+        for ours, theirs in zip(program(*inputs), graph(*inputs), strict=True):
             assert max_difference(ours, theirs) < 1e-5

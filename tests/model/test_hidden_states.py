@@ -37,14 +37,15 @@ def found(model, **options):
 def test_everything(optimize):
     model = build_model(CONFIG)
     optimize(model)
-    given = found(model, attentions=True)
+    states = found(model, attentions=True)
     layers_of = [
-        list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)
+        list(layers)
+        for layers in (states.vision, states.text, states.fused_image, states.fused_text)
     ]
     assert layers_of == [[0, 1, 2, 3, 4], [0, 1, 2, 3], [1, 2, 3], [1, 2, 3]]
     shapes = {
-        kind: {n: tuple(weights.shape) for n, weights in each.items()}
-        for kind, each in given.attentions.items()
+        kind: {n: tuple(weights.shape) for n, weights in attention.items()}
+        for kind, attention in states.attentions.items()
     }
     assert shapes == {
         "vision": dict.fromkeys(range(1, 5), (3, 3, 10, 10)),
@@ -54,7 +55,7 @@ def test_everything(optimize):
         "image to text": dict.fromkeys(range(1, 4), (3, 4, 10, 5)),
         "text to image": dict.fromkeys(range(1, 4), (3, 4, 5, 10)),
     }
-    for kind, layers in given.attentions.items():
+    for kind, layers in states.attentions.items():
         for weights in layers.values():
             assert torch.allclose(weights.sum(dim=-1), torch.ones(()), atol=1e-6)
             if kind in ("text", "text self", "image to text"):
@@ -67,12 +68,12 @@ def test_everything(optimize):
         fused = model(pixels, ids, mask)
         vision = model.vision(pixels, (2, 3, 4))
         text = model.text(ids, mask.bool(), (1, 2, 3))
-        ours = [model.vision.post_norm(given.vision[number]) for number in (2, 3, 4)]
+        ours = [model.vision.post_norm(states.vision[number]) for number in (2, 3, 4)]
     ours += [
-        *(given.text[number] for number in (1, 2, 3)),
-        given.fused_text[3],
-        given.fused_image[3],
-        given.pooled,
+        *(states.text[number] for number in (1, 2, 3)),
+        states.fused_text[3],
+        states.fused_image[3],
+        states.pooled,
     ]
     usual = [*vision, *text, fused.text, fused.image, fused.pooled]
     assert max(map(max_difference, ours, usual)) < ATOL
@@ -104,12 +105,13 @@ def test_weights_are_those_that_the_layers_use():
 
 
 def test_chosen_layers_only():
-    given = found(build_model(CONFIG), layers={"vision": [4, 0], "fusion": (2,)}, attentions=True)
+    states = found(build_model(CONFIG), layers={"vision": [4, 0], "fusion": (2,)}, attentions=True)
     found_layers = [
-        list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)
+        list(layers)
+        for layers in (states.vision, states.text, states.fused_image, states.fused_text)
     ]
     assert found_layers == [[4, 0], [], [2], [2]]
-    assert {kind: list(layers) for kind, layers in given.attentions.items()} == {
+    assert {kind: list(layers) for kind, layers in states.attentions.items()} == {
         "vision": [4],
         **{key: [2] for key in ("image self", "text self", "image to text", "text to image")},
     }
@@ -118,21 +120,21 @@ def test_chosen_layers_only():
 
 def test_layers_above_those_that_are_bridged():
     model = build_model(changed_config(fusion__vision_layers=(1, 2), fusion__text_layers=(1, 2)))
-    given = found(model)
-    assert list(given.vision) == [0, 1, 2, 3, 4]
+    states = found(model)
+    assert list(states.vision) == [0, 1, 2, 3, 4]
     with torch.no_grad():
-        assert max_difference(given.pooled, model(*batch()).pooled) < ATOL
+        assert max_difference(states.pooled, model(*batch()).pooled) < ATOL
         assert (
             max_difference(
-                model.vision.post_norm(given.vision[4]), model.vision(batch()[0], (4,))[0]
+                model.vision.post_norm(states.vision[4]), model.vision(batch()[0], (4,))[0]
             )
             < ATOL
         )
 
 
 def test_layers_that_are_not_there():
-    there = "this model has vision 0 to 4, text 0 to 3, fus"
-    with pytest.raises(ValueError, match=f"layers has vision 5, fusion 0; {there}"):
+    available = "this model has vision 0 to 4, text 0 to 3, fus"
+    with pytest.raises(ValueError, match=f"layers has vision 5, fusion 0; {available}"):
         found(build_model(CONFIG), layers={"vision": [5], "fusion": [0]})
 
 
@@ -143,11 +145,11 @@ def test_custom_towers():
         "text.architecture": "words",
     }
     model = off_defaults(BridgeTower(SMALL_CONFIG.override(values), CUSTOM_EXTENSIONS)).eval()
-    given = found(model)
+    states = found(model)
     with torch.no_grad():
-        assert max_difference(given.vision[4], model.vision(batch()[0], (4,))[0]) < ATOL
-        assert max_difference(given.pooled, model(*batch()).pooled) < ATOL
-    assert list(given.vision) == [1, 2, 3, 4]
+        assert max_difference(states.vision[4], model.vision(batch()[0], (4,))[0]) < ATOL
+        assert max_difference(states.pooled, model(*batch()).pooled) < ATOL
+    assert list(states.vision) == [1, 2, 3, 4]
     with pytest.raises(
         ValueError, match="the attention of Patches cannot be kept; leave vision out of layers"
     ):
@@ -158,8 +160,8 @@ def test_custom_towers():
 
 def test_gradients_reach_the_weights():
     model = build_model(CONFIG)
-    given = hidden_states(model, *batch(), layers={"vision": [1], "fusion": [2]}, attentions=True)
-    (given.vision[1].sum() + given.attentions["text to image"][2].square().sum()).backward()
+    states = hidden_states(model, *batch(), layers={"vision": [1], "fusion": [2]}, attentions=True)
+    (states.vision[1].sum() + states.attentions["text to image"][2].square().sum()).backward()
     assert model.vision.patch_embedding.weight.grad is not None
     assert model.fusion.text_layers[1].cross_attention.query.weight.grad is not None
 
@@ -167,20 +169,20 @@ def test_gradients_reach_the_weights():
 def test_another_thread_that_uses_the_model():
     model = build_model(CONFIG)
     expected = found(model, attentions=True)
-    others = random_encodings(build_model(CONFIG, seed=3))
+    other_encodings = random_encodings(build_model(CONFIG, seed=3))
 
     def use_elsewhere(*_):
         if current_thread() is main_thread():
-            thread = Thread(target=lambda: model.fuse(*others, "all"))
+            thread = Thread(target=lambda: model.fuse(*other_encodings, "all"))
             thread.start()
             thread.join()
 
     model.text_pooler.register_forward_hook(use_elsewhere)
-    given = found(model, attentions=True)
+    states = found(model, attentions=True)
     for number in (1, 2, 3):
-        assert torch.equal(given.fused_text[number], expected.fused_text[number])
+        assert torch.equal(states.fused_text[number], expected.fused_text[number])
         assert torch.equal(
-            given.attentions["text to image"][number], expected.attentions["text to image"][number]
+            states.attentions["text to image"][number], expected.attentions["text to image"][number]
         )
 
 
@@ -188,14 +190,14 @@ def test_of_a_predictor(tiny_checkpoint):
     predictor = load(tiny_checkpoint, device="cpu")
     pixels = torch.randint(0, 256, (2, 40, 60, 3), dtype=torch.uint8).numpy()
     texts = ["a red square", "two"]
-    given = predictor.hidden_states(
+    states = predictor.hidden_states(
         list(pixels), texts, layers={"text": [1], "fusion": [2]}, attentions=True
     )
     inputs = predictor.processor(list(pixels), texts, padding=True, return_tensors="pt")
     expected = hidden_states(
         predictor.model, inputs.pixel_values, inputs.input_ids, inputs.attention_mask
     )
-    assert max_difference(given.text[1], expected.text[1]) < ATOL
-    assert max_difference(given.fused_image[2], expected.fused_image[2]) < ATOL
-    assert max_difference(given.pooled, expected.pooled) < ATOL
-    assert not given.pooled.requires_grad
+    assert max_difference(states.text[1], expected.text[1]) < ATOL
+    assert max_difference(states.fused_image[2], expected.fused_image[2]) < ATOL
+    assert max_difference(states.pooled, expected.pooled) < ATOL
+    assert not states.pooled.requires_grad

@@ -39,18 +39,20 @@ def drawn(config=SMALL_CONFIG, seed=0, start=float("nan")):
     ids=["tower", "fused", "meter", "norms_distilled", "concatenate"],
 )
 def test_every_weight_is_set_as_the_seed_says(config):
-    one = drawn(config).state_dict()
+    first = drawn(config).state_dict()
     again = drawn(config, start=3.0).state_dict()
     other = drawn(config, seed=2)
-    assert [name for name, value in one.items() if not value.isfinite().all()] == []
-    assert same_tensors(one, again), "where it starts does not matter"
+    assert [name for name, value in first.items() if not value.isfinite().all()] == []
+    assert same_tensors(first, again), "where it starts does not matter"
     changed = {
-        name for name, value in one.items() if not torch.equal(value, other.state_dict()[name])
+        name for name, value in first.items() if not torch.equal(value, other.state_dict()[name])
     }
     fixed = {
-        name for name in one if name.endswith("bias") or "norm" in name or one[name].numel() == 1
+        name
+        for name in first
+        if name.endswith("bias") or "norm" in name or first[name].numel() == 1
     }
-    assert changed == one.keys() - fixed
+    assert changed == first.keys() - fixed
 
 
 def test_only_the_given_generator_is_used():
@@ -104,7 +106,7 @@ class TestSpreads:
 
     def test_base(self):
         config = BASE.override(
-            {f"{part}.num_layers": 2 for part in ("vision", "text", "fusion")}
+            {f"{section}.num_layers": 2 for section in ("vision", "text", "fusion")}
             | {
                 "fusion.vision_layers": (1, 2),
                 "fusion.text_layers": (1, 2),
@@ -124,14 +126,15 @@ class TestSpreads:
         }
         wrong = []
         for name, weights in BridgeTower(config).named_parameters():
-            part, _, rest = name.partition(".")
+            section, _, parameter_name = name.partition(".")
             if name.endswith(".bias"):
                 right = not weights.any()
             elif "norm" in name:
                 right = bool((weights == 1).all())
-            elif part == "vision":
+            elif section == "vision":
                 right = self.close(
-                    weights, next(spread for end, spread in vision.items() if rest.endswith(end))
+                    weights,
+                    next(spread for end, spread in vision.items() if parameter_name.endswith(end)),
                 )
             else:
                 right = weights.numel() == 1 or self.close(weights, 0.02)

@@ -70,8 +70,8 @@ class TestAttention:
         layer = in_float64(SelfAttention(WIDTH, HEADS))
         hidden = random(2, length, WIDTH)
         mask = length_mask(length, 1) if masked else None
-        some = layer(hidden, mask, num_queries=queries)
-        assert max_difference(some, layer(hidden, mask)[:, :queries]) < ATOL
+        first_outputs = layer(hidden, mask, num_queries=queries)
+        assert max_difference(first_outputs, layer(hidden, mask)[:, :queries]) < ATOL
 
     def test_masked_positions_are_not_read(self):
         layer = in_float64(SelfAttention(WIDTH, HEADS))

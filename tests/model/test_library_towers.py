@@ -47,22 +47,24 @@ def drawn_text(family, seed):
 
 def published_vision(config, weights):
     settings = {"num_classes": 0, "img_size": config.image_size, **config.settings["arguments"]}
-    own = timm.create_model(config.settings["architecture"], **settings)
-    own.load_state_dict({name.removeprefix("model."): tensor for name, tensor in weights.items()})
-    return own.eval()
+    reference = timm.create_model(config.settings["architecture"], **settings)
+    reference.load_state_dict(
+        {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    )
+    return reference.eval()
 
 
 def published_text(config, weights):
     settings = dict(config.settings)
-    own = transformers.AutoModel.from_config(
+    reference = transformers.AutoModel.from_config(
         transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
     )
-    left = own.load_state_dict(
+    missing = reference.load_state_dict(
         {name.removeprefix("model."): value for name, value in weights.items()}, strict=False
     )
-    assert not left.unexpected_keys
-    assert all(name.startswith("pooler.") for name in left.missing_keys)
-    return own.eval()
+    assert not missing.unexpected_keys
+    assert all(name.startswith("pooler.") for name in missing.missing_keys)
+    return reference.eval()
 
 
 @pytest.mark.parametrize("family", VISION_FAMILIES)
@@ -70,10 +72,10 @@ def published_text(config, weights):
 def test_every_layer_of_an_image_tower(family):
     config = drawn_vision(family, 0)
     tower = off_defaults(vision_tower(config)).eval()
-    own = published_vision(config, tower.state_dict())
+    reference = published_vision(config, tower.state_dict())
     pixels = random_images(2, size=config.image_size)
     prefixed = VISION_FAMILIES[family].prefix_tokens > 0
-    last, theirs = own.forward_intermediates(
+    last, theirs = reference.forward_intermediates(
         pixels, norm=True, return_prefix_tokens=prefixed, output_fmt="NLC"
     )
     theirs = [
@@ -89,7 +91,7 @@ def test_every_layer_of_an_image_tower(family):
     assert max_difference(ours[-1], last) <= 1e-5 or config.settings["architecture"].endswith(
         "gap_256"
     )
-    assert max_difference(tower.pooled(ours[-1]), own(pixels)) <= 1e-5
+    assert max_difference(tower.pooled(ours[-1]), reference(pixels)) <= 1e-5
     assert max_difference(tower.cls(pixels, 2), tower.pooled(theirs[1])) <= 1e-5
     # another layer
     assert (
@@ -102,19 +104,31 @@ def test_every_layer_of_an_image_tower(family):
 def test_every_layer_of_a_text_tower(family):
     config = drawn_text(family, 0)
     tower = off_defaults(TransformersTower(config)).eval()
-    own = published_text(config, tower.state_dict())
+    reference = published_text(config, tower.state_dict())
     layers = tuple(range(1, config.num_layers + 1))
     for mask in (MASK, None):
-        theirs = own(input_ids=IDS, attention_mask=mask, output_hidden_states=True)
+        theirs = reference(input_ids=IDS, attention_mask=mask, output_hidden_states=True)
         ours = tower(IDS, None if mask is None else mask.bool(), layers)
-        kept = torch.ones_like(IDS).bool() if mask is None else mask.bool()
+        is_token = torch.ones_like(IDS).bool() if mask is None else mask.bool()
         assert len(ours) == config.num_layers >= 3
         pairs = zip(ours, theirs.hidden_states[1:], strict=True)
-        assert max(max_difference(one[kept], other[kept]) for one, other in pairs) <= 1e-5
-        assert max_difference(ours[-1][kept], theirs.last_hidden_state[kept]) <= 1e-5
-        assert not any(layer[~kept].any() for layer in ours)
-        others = zip(ours, theirs.hidden_states[:-1], strict=True)  # control: another layer
-        assert min(max_difference(one[kept], other[kept]) for one, other in others) > 1e-3
+        assert (
+            max(
+                max_difference(actual[is_token], expected_layer[is_token])
+                for actual, expected_layer in pairs
+            )
+            <= 1e-5
+        )
+        assert max_difference(ours[-1][is_token], theirs.last_hidden_state[is_token]) <= 1e-5
+        assert not any(layer[~is_token].any() for layer in ours)
+        shifted = zip(ours, theirs.hidden_states[:-1], strict=True)  # control: another layer
+        assert (
+            min(
+                max_difference(actual[is_token], expected_layer[is_token])
+                for actual, expected_layer in shifted
+            )
+            > 1e-3
+        )
     padded = tower(IDS, MASK.bool(), layers)[-1]
     assert max_difference(padded[0], tower(IDS, None, layers)[-1][0]) <= 1e-5
     # control: padding is masked
@@ -159,8 +173,8 @@ def test_checkpointed_activations_change_no_gradient():
     model = build_model(config)
     pixels = random_images(3, size=config.vision.image_size)
     gradients = []
-    for parts in ((), ("vision", "text")):
-        model.train().checkpoint_activations(parts)
+    for checkpointed in ((), ("vision", "text")):
+        model.train().checkpoint_activations(checkpointed)
         model.zero_grad()
         model(pixels, IDS, MASK).pooled.square().sum().backward()
         gradients.append(
@@ -265,15 +279,15 @@ def test_cached_states_are_for_towers_of_the_package():
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 @pytest.mark.parametrize(
-    "given", [{}, {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0.3}]
+    "changes", [{}, {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0.3}]
 )
-def test_the_rate_of_dropout_is_that_of_the_config(given, rate):
+def test_the_rate_of_dropout_is_that_of_the_config(changes, rate):
     config = transformers_config(
-        {"model_type": "bert", **TEXT_FAMILIES["bert"](Random(0)), **given}
+        {"model_type": "bert", **TEXT_FAMILIES["bert"](Random(0)), **changes}
     )
     tower = TransformersTower(replace(config, dropout=rate)).train()
     assert {module.p for module in tower.modules() if isinstance(module, torch.nn.Dropout)} == {
         rate
     }
-    one, other = (tower(IDS, MASK.bool(), (1,))[0] for _ in range(2))
-    assert torch.equal(one, other) == (rate == 0)
+    first, second = (tower(IDS, MASK.bool(), (1,))[0] for _ in range(2))
+    assert torch.equal(first, second) == (rate == 0)

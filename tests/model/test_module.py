@@ -1,4 +1,4 @@
-"""The model as any module of PyTorch: copied, moved, loaded and pickled, also once its weights are packed; wrapped."""
+"""The model is copied, moved, loaded, pickled and wrapped as any module of PyTorch."""
 
 import copy
 import pickle
@@ -145,7 +145,7 @@ def adapted(model, names):
 def doubled(model, names):
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in names:
-            module.register_forward_hook(lambda module, given, output: 2 * output)
+            module.register_forward_hook(lambda module, arguments, output: 2 * output)
 
 
 @pytest.mark.parametrize("optimize", [lambda model: None, optimize_for_cpu, pack_weights])
@@ -187,9 +187,11 @@ class TestWrappedLayers:
 
 def test_what_a_hook_was_given_stays_as_it_was():
     model = build_model(CONFIG)
-    kept = []
+    seen = []
     optimize_for_cpu(model)
     up = model.fusion.text_layers[0].mlp.up
-    up.register_forward_hook(lambda module, given, output: kept.append((output, output.clone())))
+    up.register_forward_hook(
+        lambda module, arguments, output: seen.append((output, output.clone()))
+    )
     pooled(model)
-    assert all(torch.equal(*pair) for pair in kept)
+    assert all(torch.equal(*pair) for pair in seen)

@@ -19,13 +19,13 @@ class Part:
 @dataclass(frozen=True, kw_only=True)
 class Whole:
     name: str = ""
-    shown: bool = False
+    visible: bool = False
     limit: int | None = None
     colour: Colour = "red"
     other: Colour | None = None
     pair: tuple[float, float] = (0.0, 1.0)
     layers: tuple[int, ...] | None = None
-    parts: tuple[Part, ...] = ()
+    pieces: tuple[Part, ...] = ()
     figures: dict[str, float] | None = None
     notes: Any = None
 
@@ -34,9 +34,9 @@ class Whole:
     "values",
     [
         {},
-        {"name": "a", "shown": True, "limit": 3, "colour": "blue", "other": "red"},
+        {"name": "a", "visible": True, "limit": 3, "colour": "blue", "other": "red"},
         {"limit": None, "other": None, "layers": None, "figures": None},
-        {"pair": (0.25, 1.5), "layers": (), "parts": (Part(size=1), Part(size=2, share=0.1))},
+        {"pair": (0.25, 1.5), "layers": (), "pieces": (Part(size=1), Part(size=2, share=0.1))},
         {"layers": (1, 2, 3), "figures": {"a": 1.0, "b": 2.5}, "notes": [1, {"a": None}]},
     ],
 )
@@ -51,27 +51,30 @@ def test_what_fits(values):
 
 
 def test_a_whole_number_will_do_for_a_float():
-    whole = from_plain(Whole, {"pair": [0, 2], "parts": [{"size": 1, "share": 1}]}, "whole")
-    assert (whole.pair, whole.parts[0].share) == ((0, 2), 1)
+    whole = from_plain(Whole, {"pair": [0, 2], "pieces": [{"size": 1, "share": 1}]}, "whole")
+    assert (whole.pair, whole.pieces[0].share) == ((0, 2), 1)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"parts": [{"size": "6"}]}, r"whole\.parts\[0\]\.size is '6'; expected int"),
-        ({"parts": [{"size": 1}, {"size": 6.5}]}, r"whole\.parts\[1\]\.size is 6\.5; expected int"),
-        ({"parts": [{"size": True}]}, r"whole\.parts\[0\]\.size is True; expected int"),
-        ({"parts": [{"size": None}]}, r"whole\.parts\[0\]\.size is None; expected int"),
-        ({"parts": [{"size": 1, "share": "half"}]}, r"share is 'half'; expected float"),
-        ({"parts": [{"size": 1, "share": False}]}, r"share is False; expected float"),
-        ({"parts": [3]}, r"whole\.parts\[0\] is 3; expected names and values"),
+        ({"pieces": [{"size": "6"}]}, r"whole\.pieces\[0\]\.size is '6'; expected int"),
         (
-            {"parts": {"size": 1}},
-            r"whole\.parts is \{'size': 1\}; expected tuple\[.*Part, \.\.\.\]",
+            {"pieces": [{"size": 1}, {"size": 6.5}]},
+            r"whole\.pieces\[1\]\.size is 6\.5; expected int",
+        ),
+        ({"pieces": [{"size": True}]}, r"whole\.pieces\[0\]\.size is True; expected int"),
+        ({"pieces": [{"size": None}]}, r"whole\.pieces\[0\]\.size is None; expected int"),
+        ({"pieces": [{"size": 1, "share": "half"}]}, r"share is 'half'; expected float"),
+        ({"pieces": [{"size": 1, "share": False}]}, r"share is False; expected float"),
+        ({"pieces": [3]}, r"whole\.pieces\[0\] is 3; expected names and values"),
+        (
+            {"pieces": {"size": 1}},
+            r"whole\.pieces is \{'size': 1\}; expected tuple\[.*Part, \.\.\.\]",
         ),
         ({"name": 3}, r"whole\.name is 3; expected str"),
         ({"name": None}, r"whole\.name is None; expected str"),
-        ({"shown": 1}, r"whole\.shown is 1; expected bool"),
+        ({"visible": 1}, r"whole\.visible is 1; expected bool"),
         ({"limit": 0.5}, r"whole\.limit is 0\.5; expected int or None"),
         ({"limit": [1]}, r"whole\.limit is \[1\]; expected int or None"),
         ({"colour": "green"}, r"whole\.colour is 'green'; expected 'red' or 'blue'"),
@@ -90,8 +93,8 @@ def test_what_is_refused(values, message):
 
 
 def test_missing_and_unknown_fields():
-    with pytest.raises(ValueError, match=r"whole\.parts\[0\] lacks \['size'\]"):
-        from_plain(Whole, {"parts": [{}]}, "whole")
+    with pytest.raises(ValueError, match=r"whole\.pieces\[0\] lacks \['size'\]"):
+        from_plain(Whole, {"pieces": [{}]}, "whole")
     with pytest.raises(
         ValueError, match=r"part has unknown fields \['a', 'b'\]; known: \['share', 'size'\]"
     ):
@@ -103,10 +106,10 @@ def test_missing_and_unknown_fields():
 def test_choices():
     check_choice("colour", "blue", Colour)
     check_choice("colour", None, Colour, or_none=True)
-    for value, none, known in (
+    for value, none, choices in (
         ("green", False, "red, blue"),
         (None, False, "red, blue"),
         (1, True, "red, blue, None"),
     ):
-        with pytest.raises(ValueError, match=f"colour is {value!r}; expected one of {known}$"):
+        with pytest.raises(ValueError, match=f"colour is {value!r}; expected one of {choices}$"):
             check_choice("colour", value, Colour, or_none=none)

@@ -92,9 +92,9 @@ def test_outputs_and_gradients_have_libraries_of_their_own(monkeypatch):
                 faster[name] == "onednn"
             )
         assert max_difference(output, expected) < ATOL
-        for one, other in zip((hidden, layer.weight, layer.bias), gradients, strict=True):
-            assert max_difference(one.grad, other) < ATOL * other.abs().max()
-            one.grad = None
+        for tensor, gradient in zip((hidden, layer.weight, layer.bias), gradients, strict=True):
+            assert max_difference(tensor.grad, gradient) < ATOL * gradient.abs().max()
+            tensor.grad = None
 
 
 def test_set_by_hand(monkeypatch):
@@ -171,9 +171,9 @@ class TestWithoutOneDnn:
             )
 
     def test_a_step(self):
-        found = []
+        results = []
         for model in (build_model(), build_model()):
-            if found:
+            if results:
                 optimize_for_cpu(model)
                 assert any(isinstance(module, OneDnnLinear) for module in model.modules())
             task = PretrainingTask(
@@ -182,12 +182,12 @@ class TestWithoutOneDnn:
             with Operators() as operators:
                 task(random_caption_batch((0, 1, 2, 3), (5, 3, 4, 6))).total.backward()
             assert not any("mkldnn" in name for name in operators.names)
-            found.append(
+            results.append(
                 {
                     name: value.grad
                     for name, value in model.named_parameters()
                     if value.grad is not None
                 }
             )
-        for name, gradient in found[0].items():
-            assert max_difference(gradient, found[1][name]) < ATOL * max(1, gradient.abs().max())
+        for name, gradient in results[0].items():
+            assert max_difference(gradient, results[1][name]) < ATOL * max(1, gradient.abs().max())

@@ -62,27 +62,27 @@ OWN = Extensions(
 
 
 @pytest.fixture
-def place(tmp_path):
+def extensions_path(tmp_path):
     (tmp_path / "mine.py").write_text(MODULE)
     return f"{tmp_path / 'mine.py'}:OWN"
 
 
 @pytest.fixture
-def own(place):
-    return load_object("extensions", place, Extensions)
+def extensions(extensions_path):
+    return load_object("extensions", extensions_path, Extensions)
 
 
 class TestTask:
     CONFIG = replace(SMALL_CONFIG, heads=replace(SMALL_CONFIG.heads, custom=("count",)))
 
-    def task(self, own, *phases):
-        model = off_defaults(BridgeTower(self.CONFIG, own)).eval()
+    def task(self, extensions, *phases):
+        model = off_defaults(BridgeTower(self.CONFIG, extensions)).eval()
         return PretrainingTask(model, PretrainingConfig(phases=phases))
 
-    def test_values_and_weights(self, own):
+    def test_values_and_weights(self, extensions):
         batch = random_caption_batch((0, 1, 2, 2), [7, 4, 6, 5], self.CONFIG, seed=3)
         phase = Phase(mlm=1, itm=0, itc=2, objectives={"sigmoid": 0.5, "count": 3})
-        task = self.task(own, phase)
+        task = self.task(extensions, phase)
         losses = task(batch)
         model = task.model
         image = model.image_embeds(model.encode_image(batch.pixel_values))
@@ -112,38 +112,38 @@ class TestTask:
         assert losses.metrics.keys() == {"mlm_accuracy", "sigmoid_accuracy"}
 
     @pytest.mark.parametrize(("objectives", "fusions"), [({"sigmoid": 1}, 0), ({"count": 1}, 1)])
-    def test_no_more_is_computed_than_is_read(self, own, objectives, fusions):
-        task = self.task(own, Phase(mlm=0, itm=0, objectives=objectives))
+    def test_no_more_is_computed_than_is_read(self, extensions, objectives, fusions):
+        task = self.task(extensions, Phase(mlm=0, itm=0, objectives=objectives))
         calls = []
         model = task.model
-        parts = {
+        modules = {
             "vision": model.vision.patch_embedding,
             "text": model.text.word_embedding,
             "fusion": model.fusion,
         }
-        for name, part in parts.items():
-            part.register_forward_hook(lambda *_, name=name: calls.append(name))
+        for name, module in modules.items():
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
         task(random_caption_batch((0, 1, 2), [7, 4, 6], self.CONFIG, seed=3)).total.backward()
-        assert [calls.count(name) for name in parts] == [1, 1, fusions]
+        assert [calls.count(name) for name in modules] == [1, 1, fusions]
 
-    def test_errors(self, own):
+    def test_errors(self, extensions):
         with pytest.raises(
             ValueError,
             match=r"phases is 'sigmiod'; expected one of itc, itm, mlm, sigmoid, count, or",
         ):
-            self.task(own, Phase(objectives={"sigmiod": 1}))
+            self.task(extensions, Phase(objectives={"sigmiod": 1}))
         with pytest.raises(ValueError, match="no count head"):
             PretrainingTask(
-                BridgeTower(SMALL_CONFIG, own),
+                BridgeTower(SMALL_CONFIG, extensions),
                 PretrainingConfig(phases=(Phase(objectives={"count": 1}),)),
             )
         with pytest.raises(
             ValueError, match=r"extensions\.objectives has 'itm', a name of the package"
         ):
-            Extensions(objectives={"itm": own.objectives["sigmoid"]})
+            Extensions(objectives={"itm": extensions.objectives["sigmoid"]})
 
 
-def test_by_the_command_line(run, place, tiny_dataset, tmp_path):
+def test_by_the_command_line(run, extensions_path, tiny_dataset, tmp_path):
     """Trained with all of it, continued, selected by the metric, and measured."""
     out = tmp_path / "run"
     weights = ["--task.phases.0.itc", "0", "--task.phases.0.objectives", "sigmoid", "1"]
@@ -156,7 +156,7 @@ def test_by_the_command_line(run, place, tiny_dataset, tmp_path):
         "--model.heads.custom",
         "count",
     ]
-    options = ["--extensions", place, "--select-by", "mean_rank", *weights]
+    options = ["--extensions", extensions_path, "--select-by", "mean_rank", *weights]
     options += [
         "--evaluate-every",
         "2",
@@ -171,8 +171,8 @@ def test_by_the_command_line(run, place, tiny_dataset, tmp_path):
     run(*command, "--max-steps", 4)
     run(*command, "--max-steps", 6, "--resume")
     steps = read_metrics(out, "train")
-    every = {"itc", "itm", "mlm", "sigmoid", "count"}
-    assert [steps[number].keys() & every for number in (0, -1)] == [{"sigmoid"}, every]
+    objectives = {"itc", "itm", "mlm", "sigmoid", "count"}
+    assert [steps[number].keys() & objectives for number in (0, -1)] == [{"sigmoid"}, objectives]
     assert all("sigmoid_accuracy" in step for step in steps)
     ranks = [entry["mean_rank"] for entry in read_metrics(out, "validation")]
     assert len(ranks) == 3
@@ -186,16 +186,18 @@ def test_by_the_command_line(run, place, tiny_dataset, tmp_path):
         "--split",
         "validation",
     )
-    (report,) = run(*measured, "--max-captions", 1, "--extensions", place, "--device", "cpu")
+    (report,) = run(
+        *measured, "--max-captions", 1, "--extensions", extensions_path, "--device", "cpu"
+    )
     assert report["mean_rank"] == pytest.approx(max(ranks), abs=1e-6)
 
 
-def test_a_metric_that_nobody_has(tiny_dataset, tmp_path, own):
+def test_a_metric_that_nobody_has(tiny_dataset, tmp_path, extensions):
     config = shapes_run_config(tiny_dataset, select_by="mean_rnak")
     with pytest.raises(
         ValueError, match=r"select_by is 'mean_rnak'; expected one of rsum, .*, mean_rank"
     ):
-        train(config, tmp_path / "run", extensions=own, progress=False)
+        train(config, tmp_path / "run", extensions=extensions, progress=False)
 
 
 def test_a_metric_of_the_package_is_not_replaced(tiny_checkpoint, tiny_dataset):

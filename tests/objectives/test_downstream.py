@@ -100,15 +100,15 @@ class TestRanking:
     def test_matching_is_of_true_texts_with_images_that_the_seed_draws(self, batch):
         network = model(rank=True)
         for seed in range(4):
-            images, own, labels = random_pairs(
+            images, text_rows, labels = random_pairs(
                 batch.image_index, torch.Generator().manual_seed(seed)
             )
-            rows = own * self.NUM_TEXTS
+            rows = text_rows * self.NUM_TEXTS
             pooled = network(
                 batch.pixel_values[images], batch.input_ids[rows], batch.attention_mask[rows]
             ).pooled
-            found = RankingTask(network, RankingConfig())(replace(batch, seed=seed)).terms["itm"]
-            torch.testing.assert_close(found, F.cross_entropy(network.itm_logits(pooled), labels))
+            loss = RankingTask(network, RankingConfig())(replace(batch, seed=seed)).terms["itm"]
+            torch.testing.assert_close(loss, F.cross_entropy(network.itm_logits(pooled), labels))
 
     def test_matching_head_stays_as_it_is(self, batch):
         """Official: it is frozen, and trains what comes before it."""

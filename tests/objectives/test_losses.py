@@ -1,4 +1,4 @@
-"""The objectives against slow references written from their formulas, in parts and whole; which pairs matching sees."""
+"""The objectives against slow references written from their formulas, and the pairs of matching."""
 
 import math
 
@@ -42,11 +42,11 @@ def slow_itc(images, texts, index, scale, joint=None):
     )
     directions += [] if joint is None else [(images, joint)]
     losses = []
-    for rows, columns in ((one.double(), other.double()) for one, other in directions):
-        for row, own in enumerate(index):
+    for rows, columns in ((first.double(), second.double()) for first, second in directions):
+        for row, image in enumerate(index):
             exponents = [scale * float(rows[row] @ column) for column in columns]
             normaliser = math.log(sum(math.exp(exponent) for exponent in exponents))
-            positives = [column for column, other in enumerate(index) if other == own]
+            positives = [column for column, second in enumerate(index) if second == image]
             losses.append(
                 sum(normaliser - exponents[column] for column in positives) / len(positives)
             )
@@ -79,12 +79,12 @@ class TestItc:
         ).abs().max() > 1e-3  # what it would have cost
 
     @pytest.mark.parametrize(
-        ("given", "clamped"), [(0.07, 0.07), (1e-5, 0.001), (-1.0, 0.001), (3.0, 0.5)]
+        ("temperature", "clamped"), [(0.07, 0.07), (1e-5, 0.001), (-1.0, 0.001), (3.0, 0.5)]
     )
-    def test_temperature_is_clamped_before_the_loss(self, given, clamped):
+    def test_temperature_is_clamped_before_the_loss(self, temperature, clamped):
         head = ItcHead(4, 4, 4)
         with torch.no_grad():
-            head.temperature.fill_(given)
+            head.temperature.fill_(temperature)
         images = features(3, 0)
         texts = features(3, 1)
         loss = itc_loss((images, texts), torch.arange(3), head.logit_scale())
@@ -164,14 +164,14 @@ def test_itm_is_cross_entropy_with_accuracy():
 
 
 def test_total_is_the_weighted_sum():
-    parts = {
+    terms = {
         "mlm": torch.tensor(2.0, requires_grad=True),
         "itm": torch.tensor(3.0, requires_grad=True),
     }
-    losses = Losses.weigh(parts, {"mlm": 0.5, "itm": 2.0, "itc": 1.0})
+    losses = Losses.weigh(terms, {"mlm": 0.5, "itm": 2.0, "itc": 1.0})
     assert losses.total.item() == 0.5 * 2 + 2 * 3
     losses.total.backward()
-    assert {name: part.grad for name, part in parts.items()} == {"mlm": 0.5, "itm": 2.0}
+    assert {name: term.grad for name, term in terms.items()} == {"mlm": 0.5, "itm": 2.0}
     with pytest.raises(KeyError):
         Losses.weigh({"mlm": torch.tensor(2.0)}, {"itm": 1.0})
 
@@ -203,8 +203,8 @@ def slices(split):
 
 def in_parts(leaves, split):
     with torch.no_grad():
-        parts = [embedded(leaves, rows) for rows in slices(split)]
-    contrasts = contrast_micro_batches(parts, leaves["scale"])
+        pieces = [embedded(leaves, rows) for rows in slices(split)]
+    contrasts = contrast_micro_batches(pieces, leaves["scale"])
     return contrasts, [
         contrast.through(embedded(leaves, rows).embeds, leaves["scale"])
         for contrast, rows in zip(contrasts, slices(split), strict=True)
@@ -220,13 +220,14 @@ def of_the_whole(leaves):
 def test_the_mean_over_the_parts_has_the_loss_and_the_gradients_of_the_whole(leaves, split):
     loss, gradients = of_the_whole(leaves)
     contrasts, losses = in_parts(leaves, split)
-    for contrast, part in zip(contrasts, losses, strict=True):
-        torch.testing.assert_close(part.detach(), loss.detach())
+    for contrast, piece_loss in zip(contrasts, losses, strict=True):
+        torch.testing.assert_close(piece_loss.detach(), loss.detach())
         assert not any(
-            each.requires_grad for each in (contrast.loss, contrast.logit_scale, *contrast.embeds)
+            tensor.requires_grad
+            for tensor in (contrast.loss, contrast.logit_scale, *contrast.embeds)
         )
-    found = torch.autograd.grad(torch.stack(losses).mean(), list(leaves.values()))
-    for ours, theirs in zip(found, gradients, strict=True):
+    actual = torch.autograd.grad(torch.stack(losses).mean(), list(leaves.values()))
+    for ours, theirs in zip(actual, gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-5)
         assert float(theirs.abs().max()) > 1e-3
 
@@ -235,10 +236,10 @@ def test_control_each_part_on_its_own_differs(leaves):
     _, gradients = of_the_whole(leaves)
     losses = []
     for rows in slices([2, 3]):
-        part = embedded(leaves, rows)
-        losses.append(itc_loss(part.embeds, part.image_index, leaves["scale"]))
-    found = torch.autograd.grad(torch.stack(losses).mean(), list(leaves.values()))
-    assert float((found[0] - gradients[0]).abs().max()) > 1e-2
+        piece = embedded(leaves, rows)
+        losses.append(itc_loss(piece.embeds, piece.image_index, leaves["scale"]))
+    actual = torch.autograd.grad(torch.stack(losses).mean(), list(leaves.values()))
+    assert float((actual[0] - gradients[0]).abs().max()) > 1e-2
 
 
 SEEDS = st.integers(0, 2**31)
@@ -255,7 +256,7 @@ def image_indices(draw):
 
 @st.composite
 def similarities(draw, rows, columns, scale):
-    """Random values; at the larger scales the softmax underflows nearly everywhere."""
+    """Returns random similarities. At the larger scales the softmax underflows nearly everywhere."""
     generator = torch.Generator().manual_seed(draw(SEEDS))
     return scale * torch.randn(rows, columns, generator=generator)
 
@@ -276,8 +277,8 @@ class TestRandom:
         assert torch.equal(pairs.labels, labels_of(pairs, index, index))
         assert int(pairs.labels.sum()) == count // 2
         assert torch.equal(pairs.text_rows, torch.arange(count))
-        kept = pairs.labels == 1
-        assert torch.equal(pairs.image_rows[kept], pairs.text_rows[kept])
+        is_positive = pairs.labels == 1
+        assert torch.equal(pairs.image_rows[is_positive], pairs.text_rows[is_positive])
 
     def test_positives_and_negatives_fall_everywhere(self):
         index = torch.tensor([0, 0, 1, 2])
@@ -316,14 +317,20 @@ class TestHard:
         count = len(index)
         start = 0 if first else len(other)
         everything = torch.cat([index, other] if first else [other, index])
-        own = slice(start, start + count)
+        local_rows = slice(start, start + count)
         scores = [data.draw(similarities(count, len(everything), scale)) for _ in range(2)]
-        pairs = hard_pairs(*scores, index, everything, own, generator(seed))
+        pairs = hard_pairs(*scores, index, everything, local_rows, generator(seed))
         assert torch.equal(pairs.labels, labels_of(pairs, everything, everything))
         assert pairs.labels.tolist() == [1] * count + [0] * 2 * count
-        assert torch.equal(pairs.image_rows[:count], torch.arange(own.start, own.stop))
-        assert torch.equal(pairs.text_rows[count : 2 * count], torch.arange(own.start, own.stop))
-        assert torch.equal(pairs.image_rows[2 * count :], torch.arange(own.start, own.stop))
+        assert torch.equal(
+            pairs.image_rows[:count], torch.arange(local_rows.start, local_rows.stop)
+        )
+        assert torch.equal(
+            pairs.text_rows[count : 2 * count], torch.arange(local_rows.start, local_rows.stop)
+        )
+        assert torch.equal(
+            pairs.image_rows[2 * count :], torch.arange(local_rows.start, local_rows.stop)
+        )
 
     def test_own_pair_far_ahead_does_not_hide_the_order_of_the_rest(self):
         """exp(-200) is 0 in single precision, so a softmax over all columns could not tell the others apart."""

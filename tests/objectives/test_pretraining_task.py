@@ -135,7 +135,7 @@ class TestValues:
 def test_a_doubled_weight_doubles_its_share_of_the_gradient(name):
     batch = make_batch()
     changes = {}, {name: 2}, {"mlm": 1e-30, "itm": 1e-30, "itc": 1e-30, name: 1}
-    once, twice, alone = (gradient(make_task(replace(ALL, **each)), batch) for each in changes)
+    once, twice, alone = (gradient(make_task(replace(ALL, **change)), batch) for change in changes)
     torch.testing.assert_close(twice - once, alone, atol=1e-5, rtol=1e-4)
     assert alone.abs().max() > 1e-3
 
@@ -195,8 +195,8 @@ class TestPhases:
 def test_in_one_process_hard_negatives_of_the_world_are_those_of_the_rank():
     phase = replace(ALL, negatives="hard")
     totals = {
-        place: make_task(phase, negatives_from=place)(make_batch()).total.item()
-        for place in ("rank", "world")
+        scope: make_task(phase, negatives_from=scope)(make_batch()).total.item()
+        for scope in ("rank", "world")
     }
     assert totals["rank"] == totals["world"]
 

@@ -75,7 +75,7 @@ def check_end(config, finished):
 
 @pytest.fixture
 def build(tiny_dataset, tiny_processor, monkeypatch):
-    """Makes the parts of a run; without `task`, of the row task, whose checkpoints are not written."""
+    """Makes the context of a run, by default of the row task, whose checkpoints are not written."""
 
     def make(
         task=RowTask,
@@ -94,14 +94,14 @@ def build(tiny_dataset, tiny_processor, monkeypatch):
             CaptionImages(config.data, "train", tiny_processor), config.task.masking
         )
         monkeypatch.setattr("bridgetower.training.trainer.save_checkpoint", save)
-        parts = {
+        fields = {
             "config": config,
             "model": model,
             "task": task(model),
             "examples": pairs,
             "evaluate": evaluate,
         }
-        return TrainContext(**parts, digests={"train.parquet": "12ab"})
+        return TrainContext(**fields, digests={"train.parquet": "12ab"})
 
     return make
 

@@ -79,7 +79,7 @@ class SigmoidConfig(TaskConfig):
 
 
 class SigmoidTask(PretrainingTask):
-    """Compares pairs as SigLIP does; and all of a step, if asked to."""
+    """Compares pairs as SigLIP does, on request over a whole step."""
 
     def __init__(self, model, config):
         words = PretrainingConfig().phases[0]

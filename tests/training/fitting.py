@@ -41,10 +41,10 @@ class RowTask(nn.Module):
         return Losses.weigh({"row": loss}, {"row": 1.0})
 
 
-def run(parts, out, **options):
+def run(context, out, **options):
     out.mkdir(exist_ok=True)
-    Trainer(parts, out, **{"resume": False, "progress": False} | options).run()
-    return weights(parts.model)
+    Trainer(context, out, **{"resume": False, "progress": False} | options).run()
+    return weights(context.model)
 
 
 def weights(model):
@@ -108,20 +108,20 @@ def recomputed(batch, run):
     examples = run.examples
     images = run.images[0]
     features = examples.image_features
-    shown = examples.examples[replace(KEY, seed=0)]
+    batch_of_images = examples.examples[replace(KEY, seed=0)]
     values = {name: None for name in ("text_states", "masked_states") if hasattr(batch, name)}
     read_features = images.read_features
     images.read_features = None
     view = View(images, features.num_views, examples.seed)
     for name in IMAGE_STATES:
-        if (numbers := getattr(shown, name)) is not None:
+        if (numbers := getattr(batch_of_images, name)) is not None:
             pixels = []
             for number, states in zip(numbers.tolist(), getattr(batch, name), strict=True):
                 rows = range(number * features.num_views, (number + 1) * features.num_views)
                 seen = [
                     row
-                    for row, known in zip(rows, features.read(rows), strict=True)
-                    if torch.equal(known, states)
+                    for row, cached_states in zip(rows, features.read(rows), strict=True)
+                    if torch.equal(cached_states, states)
                 ]
                 pixels.append(view(seen[0]))
             values |= {

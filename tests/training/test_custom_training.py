@@ -27,14 +27,16 @@ SGD = OptimizerConfig(rule="layered_sgd", schedule="constant", lr=1e-2)
 
 
 @pytest.fixture
-def own(tiny_dataset):
+def run_config(tiny_dataset):
     return shapes_run_config(
         tiny_dataset, optimizer=SGD, checkpoint_every=1, evaluate_every=2, max_steps=4
     )
 
 
 class TestOptimizer:
-    def test_rates_by_layer_schedule_and_mean_of_the_weights(self, own, tmp_path, monkeypatch):
+    def test_rates_by_layer_schedule_and_mean_of_the_weights(
+        self, run_config, tmp_path, monkeypatch
+    ):
         rates = []
         weights = []
 
@@ -44,7 +46,7 @@ class TestOptimizer:
             weights.append({name: weight.detach().clone() for name, weight in pairs})
 
         hook = register_optimizer_step_post_hook(note)
-        train(own, tmp_path / "run", extensions=OWN, progress=False)
+        train(run_config, tmp_path / "run", extensions=OWN, progress=False)
         hook.remove()
         name = "vision.layers.{}.mlp.up.weight"
         lower = name.format(0)
@@ -53,33 +55,33 @@ class TestOptimizer:
             assert step[upper] == pytest.approx(1e-2)
             assert step[lower] == pytest.approx(RATE_DECAY * 1e-2)
         mean = weights[0][upper]
-        for each in weights:
-            mean = mean.lerp(each[upper], 1 - DECAY)
-        kept = read_checkpoint(tmp_path / "run" / "last").tensors
-        assert torch.equal(kept[upper], mean)
-        assert not torch.equal(kept[upper], weights[-1][upper])
+        for tensor in weights:
+            mean = mean.lerp(tensor[upper], 1 - DECAY)
+        last = read_checkpoint(tmp_path / "run" / "last").tensors
+        assert torch.equal(last[upper], mean)
+        assert not torch.equal(last[upper], weights[-1][upper])
         saved = state_tensors(tmp_path / "run")
         assert torch.equal(saved[f"model.{upper}"], weights[-1][upper])
         assert torch.equal(saved[f"mean.{upper}"], mean)
         with monkeypatch.context() as patch:
             patch.setattr(custom_training.Averaged, "after_step", stop_at(3))
             with pytest.raises(KeyboardInterrupt):
-                train(own, tmp_path / "parts", extensions=OWN, progress=False)
-        train(own, tmp_path / "parts", extensions=OWN, resume=True, progress=False)
+                train(run_config, tmp_path / "parts", extensions=OWN, progress=False)
+        train(run_config, tmp_path / "parts", extensions=OWN, resume=True, progress=False)
         for folder in ("last", "best"):
             assert same_weights(tmp_path / "parts" / folder, tmp_path / "run" / folder)
 
-    def test_refused(self, own, tmp_path):
+    def test_refused(self, run_config, tmp_path):
         def nameless(groups, config):
             return torch.optim.SGD(
                 [parameter for group in groups for parameter in group["params"]], lr=1.0
             )
 
-        given = replace(OWN, optimizers={"layered_sgd": nameless})
+        changed_extensions = replace(OWN, optimizers={"layered_sgd": nameless})
         with pytest.raises(
             ValueError, match="a group of optimiser 'layered_sgd' lacks names of its parameters"
         ):
-            train(own, tmp_path / "run", extensions=given, progress=False)
+            train(run_config, tmp_path / "run", extensions=changed_extensions, progress=False)
         tables = {
             "objectives": OBJECTIVES,
             "optimizers": OPTIMIZERS,
@@ -95,15 +97,15 @@ class TestOptimizer:
 
 
 @pytest.mark.parametrize(
-    ("option", "known"), [("rule", "adamw,hf_adamw"), ("schedule", "polynomial,cosine")]
+    ("option", "names"), [("rule", "adamw,hf_adamw"), ("schedule", "polynomial,cosine")]
 )
-def test_the_help_says_where_others_come_from(option, known, capsys):
+def test_the_help_says_where_others_come_from(option, names, capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "pretrain-nano", "--help"])
-    _, found, after = "".join(capsys.readouterr().out.split()).partition(
-        f"--optimizer.{option}{{{known}}}|STR"
+    _, help_text, after = "".join(capsys.readouterr().out.split()).partition(
+        f"--optimizer.{option}{{{names}}}|STR"
     )
-    assert found
+    assert help_text
     assert (
         f"Extensions.{'optimizers' if option == 'rule' else 'schedules'}"
         in after.partition("--optimizer.")[0]
@@ -123,16 +125,24 @@ def stop_at(step):
 
 class TestLoggers:
     def test_by_the_command_line(self, tiny_dataset, tmp_path):
-        place = f"{custom_training.__file__}:OWN"
-        named = (
+        extensions_path = f"{custom_training.__file__}:OWN"
+        loggers = (
             "--extensions",
-            place,
+            extensions_path,
             "--optimizer.rule",
             "layered_sgd",
             "--optimizer.schedule",
             "constant",
         )
-        options = (*named, "--max-steps", "2", "--report-to", "listing", "--data.num-workers", "0")
+        options = (
+            *loggers,
+            "--max-steps",
+            "2",
+            "--report-to",
+            "listing",
+            "--data.num-workers",
+            "0",
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "stdout", sys.stderr)
             cli.main(shapes_train_command(tiny_dataset, tmp_path / "run", *options))
@@ -146,7 +156,7 @@ class TestLoggers:
         assert "validation/rsum" in module.LOGGED[2][2]
 
     @pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
-    def test_trackers_of_others(self, own, tmp_path, monkeypatch, name):
+    def test_trackers_of_others(self, run_config, tmp_path, monkeypatch, name):
         calls = []
 
         class Stub(ModuleType):
@@ -157,7 +167,7 @@ class TestLoggers:
 
         monkeypatch.setitem(sys.modules, name, Stub(name))
         for steps in (1, 2):
-            config = replace(own, max_steps=steps)
+            config = replace(run_config, max_steps=steps)
             train(
                 config,
                 tmp_path / "run",
@@ -180,12 +190,14 @@ class TestLoggers:
             "end_run" if name == "mlflow" else "finish"
         ) == 2
 
-    def test_that_are_not_installed(self, own, tmp_path, monkeypatch):
+    def test_that_are_not_installed(self, run_config, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "wandb", None)
         with pytest.raises(
             ValueError, match=r"report_to names wandb, which is not installed .*; pip install wandb"
         ):
-            train(own, tmp_path / "run", extensions=OWN, report_to=("wandb",), progress=False)
+            train(
+                run_config, tmp_path / "run", extensions=OWN, report_to=("wandb",), progress=False
+            )
 
 
 def is_own(name, module):
@@ -218,10 +230,10 @@ class TestObjective:
         )
         config = replace(config, data=replace(config.data, augmentation="none"))
         whole = self.gradients(config, tmp_path / "whole")
-        given = {"micro_batch_size": 4, "contrast_over": contrast_over}
-        parts = self.gradients(config, tmp_path / "parts", **given)
+        options = {"micro_batch_size": 4, "contrast_over": contrast_over}
+        accumulated = self.gradients(config, tmp_path / "parts", **options)
         off = max(
-            float((whole[name] - parts[name]).abs().max() / whole[name].abs().max())
+            float((whole[name] - accumulated[name]).abs().max() / whole[name].abs().max())
             for name in whole
         )
         assert (off < 1e-3) == (contrast_over == "step")
@@ -243,8 +255,8 @@ def test_from_scratch_to_use(tiny_dataset, tmp_path):
         "vision.prefix_tokens": 0,
         "fusion.bridge": "manager",
     }
-    layers = {f"{part}.num_layers": 3 for part in ("vision", "text")}
-    layers |= {f"fusion.{part}_layers": (1, 2, 3) for part in ("vision", "text")}
+    layers = {f"{tower}.num_layers": 3 for tower in ("vision", "text")}
+    layers |= {f"fusion.{tower}_layers": (1, 2, 3) for tower in ("vision", "text")}
     model = SHAPES_MODEL.override(kinds | layers | {"heads.custom": ("mood",)})
     config = shapes_run_config(tiny_dataset, model=model, max_steps=2)
     out = tmp_path / "run"

@@ -88,7 +88,7 @@ class NoWaiting(TorchDispatchMode):
                 tensors[0].device.type,
                 torch.device(kwargs.get("device") or tensors[0].device).type,
             }
-            pinned = tensors[0].device == GPU or any(tensors[0] is each for each in self.pinned)
+            pinned = tensors[0].device == GPU or any(tensors[0] is buffer for buffer in self.pinned)
             if devices == {"cpu", "meta"} and not (kwargs.get("non_blocking") and pinned):
                 raise HostWaitsError(f"a copy that may block, {devices}")
             if tensors[0].device == GPU and devices == {"cpu", "meta"}:
@@ -108,10 +108,10 @@ def batches(count):
     return iter([replace(batch, step_labels=torch.tensor(8)) for batch in made])
 
 
-def step(task, config, given=None):
-    parts = TrainContext(config=config, task=task, model=task.model, examples=[])
-    optimizer = build_optimizer(parameter_groups(parts.model, config.optimizer), config.optimizer)
-    return run_step(Replicated(task), parts, optimizer, iter(given or batches(2)), 0)[0]
+def step(task, config, step_batches=None):
+    context = TrainContext(config=config, task=task, model=task.model, examples=[])
+    optimizer = build_optimizer(parameter_groups(context.model, config.optimizer), config.optimizer)
+    return run_step(Replicated(task), context, optimizer, iter(step_batches or batches(2)), 0)[0]
 
 
 def run_config(**options):
@@ -128,7 +128,7 @@ def run_config(**options):
 
 def frozen_batches():
     config = SMALL_CONFIG
-    found = []
+    frozen = []
     for batch in batches(2):
         image = torch.randn(
             4, len(config.vision_layers), config.vision.num_tokens, config.vision.hidden_size
@@ -136,12 +136,12 @@ def frozen_batches():
         text = torch.randn(
             4, len(config.text_layers), batch.input_ids.shape[1], config.text.hidden_size
         )
-        found.append(
+        frozen.append(
             replace(
                 batch, pixel_values=None, image_states=image, text_states=text, masked_states=text
             )
         )
-    return found
+    return frozen
 
 
 @pytest.mark.parametrize(
@@ -154,15 +154,15 @@ def frozen_batches():
 def test_a_step_does_not_wait_for_the_device(name, way):
     config = run_config(**PHASES[name])
     model = on_gpu()
-    given = None
+    step_batches = None
     if way == "step":
         config = replace(config, contrast_over="step")
     if way == "frozen":
         model.vision.requires_grad_(False)
         model.text.requires_grad_(False)
-        given = frozen_batches()
+        step_batches = frozen_batches()
     with NoWaiting():
-        means = step(PretrainingTask(model, config.task), config, given)
+        means = step(PretrainingTask(model, config.task), config, step_batches)
     assert {value.device for value in means.values()} == {GPU}
     assert "gradient_norm" in means
 
@@ -203,7 +203,7 @@ def test_one_call_changes_all_weights_of_a_rate(monkeypatch):
     config = OptimizerConfig(rule="hf_adamw")
     called = []
     monkeypatch.setattr(
-        torch, "_fused_adamw_", lambda weights, *others, **numbers: called.append(weights)
+        torch, "_fused_adamw_", lambda weights, *arguments, **numbers: called.append(weights)
     )
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)
@@ -219,7 +219,7 @@ def test_a_predictor_sends_bytes_and_does_not_wait(tiny_processor):
         image = encoded_images(engine, tiny_processor, pixels)
         text = encoded_texts(engine, tiny_processor, [[0, 5, 6, 2], [0, 7, 2]])
         fused = engine.fuse(engine.cache_image(image), engine.cache_text(text))
-    assert [each.dtype for each in waiting.pinned if each.ndim == 4] == [torch.uint8]
+    assert [tensor.dtype for tensor in waiting.pinned if tensor.ndim == 4] == [torch.uint8]
     assert (fused.pooled.device, fused.pooled.dtype) == (GPU, torch.float16)
 
 
@@ -243,7 +243,7 @@ def test_items_are_computed_without_waiting_and_constants_are_sent_once(tiny_pro
             batch = Computation(engine, tiny_processor, items, gradients=True)
             batch.start()
         outcomes = batch.outcomes()
-    assert {each.dtype for each in waiting.pinned} == {torch.uint8, torch.int64}
+    assert {tensor.dtype for tensor in waiting.pinned} == {torch.uint8, torch.int64}
     assert [np.shape(outcome) for outcome in outcomes] == [(12,), (12,), (), (), (2,), (2,), (32,)]
 
 
@@ -267,7 +267,7 @@ def test_words_are_found_on_the_host_or_looked_for(positions):
     labels = torch.full((2, 7), IGNORED)
     labels[0, 1] = 0
     labels[1, 1] = 2
-    loss, accuracy = mlm_loss(lambda chosen: 2 * chosen, hidden, labels, positions)
+    loss, accuracy = mlm_loss(lambda predicted: 2 * predicted, hidden, labels, positions)
     expected = torch.nn.functional.cross_entropy(2 * hidden[:, 1], torch.tensor([0, 2]))
     assert loss == expected
     assert accuracy == (hidden[:, 1].argmax(dim=1) == torch.tensor([0, 2])).float().mean()
@@ -293,7 +293,7 @@ def unchecked():
 @pytest.mark.usefixtures("unchecked")
 def test_compiled_layers_are_one_graph_each_and_give_the_same_losses_and_gradients():
     config = PretrainingConfig(phases=(replace(EVERYTHING, negatives="hard"),))
-    found = []
+    results = []
     for compiled in (False, True):
         # Without dropout, which draws other numbers for padded texts.
         task = PretrainingTask(
@@ -304,12 +304,12 @@ def test_compiled_layers_are_one_graph_each_and_give_the_same_losses_and_gradien
         for batch in batches(2):
             torch.manual_seed(0)
             task(batch).total.backward()
-        found.append(
+        results.append(
             {name: value.grad for name, value in task.named_parameters() if value.grad is not None}
         )
-    assert found[0].keys() == found[1].keys()
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+    assert results[0].keys() == results[1].keys()
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(results[1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
 
 
 def graphs_of(multiple, texts):
@@ -333,14 +333,14 @@ def graphs_of(multiple, texts):
 @torch.no_grad()
 @pytest.mark.usefixtures("unchecked")
 def test_texts_of_all_lengths_share_their_graphs():
-    texts = [(length, other) for length in (3, 8, 9, 14) for other in (2, length)]
+    texts = [(length, expected) for length in (3, 8, 9, 14) for expected in (2, length)]
     few, padded = graphs_of(8, texts)
     assert few == graphs_of(8, [texts[0], texts[-1]])[0]  # for eight tokens, and for other lengths
-    more, plain = graphs_of(1, texts)
-    assert more >= 2 * few  # control: batches without a mask need others
-    for lengths, one, other in zip(texts, padded, plain, strict=True):
+    num_graphs, plain = graphs_of(1, texts)
+    assert num_graphs >= 2 * few  # control: batches without a mask need others
+    for lengths, actual, expected in zip(texts, padded, plain, strict=True):
         torch.testing.assert_close(
-            one[0, : lengths[0]], other[0, : lengths[0]], atol=1e-5, rtol=1e-5
+            actual[0, : lengths[0]], expected[0, : lengths[0]], atol=1e-5, rtol=1e-5
         )
 
 
@@ -372,9 +372,9 @@ def test_a_layer_of_two_graphs_is_refused_or_runs_so_or_without(strict, backend)
     layer = model.vision.stacked_layers()[0]
     original = layer.forward
 
-    def broken(hidden, *rest, **options):
+    def broken(hidden, *arguments, **options):
         torch._dynamo.graph_break()
-        return original(hidden, *rest, **options)
+        return original(hidden, *arguments, **options)
 
     layer.forward = broken
     settings = torch._dynamo.config.get_config_copy()

@@ -67,9 +67,9 @@ def cut_down(folders, tiny_checkpoint):
 
     def cut(name, **changes):
         recipe = RECIPES[name]
-        kept = {name: getattr(SHAPES_MODEL.heads, name) for name in FEATURES}
+        head_settings = {name: getattr(SHAPES_MODEL.heads, name) for name in FEATURES}
         task = recipe.task
-        heads = replace(recipe.model.heads, itc_size=8, **kept)
+        heads = replace(recipe.model.heads, itc_size=8, **head_settings)
         if heads.vqa:
             heads = replace(heads, vqa=len(ANSWERS))
         if heads.classification > 1:
@@ -134,12 +134,12 @@ def watch(cut_down, tmp_path_factory):
 def test_of_every_task_batches_are_those_of_float32_and_losses_and_gradients_close(name, watch):
     half, full = (watch(name, precision=precision) for precision in ("bf16", "fp32"))
     assert len(half.batches) == len(full.batches) == 2
-    for one, other in zip(half.batches, full.batches, strict=True):
-        for field_name, value in vars(other).items():
-            found = getattr(one, field_name)
+    for half_batch, full_batch in zip(half.batches, full.batches, strict=True):
+        for field_name, value in vars(full_batch).items():
+            half_value = getattr(half_batch, field_name)
             if isinstance(value, Tensor):
-                assert found.dtype == value.dtype, field_name
-                assert torch.equal(found, value), field_name
+                assert half_value.dtype == value.dtype, field_name
+                assert torch.equal(half_value, value), field_name
     assert_close(half, full)
 
 
@@ -149,9 +149,9 @@ def assert_close(half, full):
     losses = [[seen.losses[name] for name in names if name in seen.losses] for seen in (half, full)]
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
     assert losses[0] != losses[1]
-    (one,) = half.gradients
+    (gradient,) = half.gradients
     (other,) = full.gradients
-    assert 0 < float((one - other).norm()) < 0.1 * float(other.norm())
+    assert 0 < float((gradient - other).norm()) < 0.1 * float(other.norm())
 
 
 @pytest.mark.parametrize("name", LOGITS)
@@ -174,9 +174,13 @@ def test_contrast_over_a_step_is_that_of_the_features_in_float32(name, watch, ti
     )
     fused = RECIPES[name].model.heads.itc == "fused"  # which starts anew here
     sides = ("image", "text", "pooled") if fused else ("image", "text")
-    parts = [seen.outputs[f"itc_head.{side}"][:2] for side in sides]  # of the first pass
-    assert {features.dtype for part in parts for features in part} == {torch.bfloat16}
-    embeds = [F.normalize(torch.cat(part).float(), dim=-1) for part in parts]
+    features_by_side = [seen.outputs[f"itc_head.{side}"][:2] for side in sides]  # of the first pass
+    assert {features.dtype for side_features in features_by_side for features in side_features} == {
+        torch.bfloat16
+    }
+    embeds = [
+        F.normalize(torch.cat(side_features).float(), dim=-1) for side_features in features_by_side
+    ]
     index = torch.cat([batch.image_index for batch in seen.batches])
     temperature = read_checkpoint(tiny_checkpoint).tensors["itc_head.temperature"]
     scale = 1 / (torch.tensor(0.07) if fused else temperature)

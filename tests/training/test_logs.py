@@ -78,8 +78,8 @@ class TestWriting:
                 with log.pausing("saving"):
                     now[0] += 100.0
                 log.step(step, {"loss": Late()}, 1e-3)
-        found = [[entry[name] for name in SPEED] for entry in read_metrics(tmp_path, "train")]
-        assert found == [[1.75, 0.25, 8 / 1.75], [4.0, 1.0, 8.0]]
+        speeds = [[entry[name] for name in SPEED] for entry in read_metrics(tmp_path, "train")]
+        assert speeds == [[1.75, 0.25, 8 / 1.75], [4.0, 1.0, 8.0]]
 
     def test_other_processes_write_nothing(self, tmp_path, monkeypatch):
         monkeypatch.setattr("bridgetower.training.logs.rank", lambda: 1)
@@ -109,9 +109,9 @@ class TestWriting:
     def test_tensorboard_has_what_the_file_has(self, tmp_path):
         write_steps(tmp_path, range(1, 8))
         write_steps(tmp_path, range(6, 10))
-        found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-        assert [point.step for point in found.Scalars("train/loss")] == steps_of(tmp_path, "train")
-        assert [point.step for point in found.Scalars("validation/rsum")] == steps_of(
+        events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+        assert [point.step for point in events.Scalars("train/loss")] == steps_of(tmp_path, "train")
+        assert [point.step for point in events.Scalars("validation/rsum")] == steps_of(
             tmp_path, "validation"
         )
 

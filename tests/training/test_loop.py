@@ -32,25 +32,27 @@ def validations(out):
 
 def test_progress_and_learning_rates(build, tmp_path):
     optimizer = OptimizerConfig(lr=1e-2, warmup=0.5, head_multiplier=2, fusion_multiplier=3)
-    parts = build(max_steps=4, micro_batch_size=4, optimizer=optimizer)
+    context = build(max_steps=4, micro_batch_size=4, optimizer=optimizer)
     rates = []
 
     def record(current, arguments, options):
         rates.append(sorted({group["lr"] for group in current.param_groups}))
 
     hook = register_optimizer_step_pre_hook(record)
-    run(parts, tmp_path)
+    run(context, tmp_path)
     hook.remove()
-    assert parts.task.seen == [0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+    assert context.task.seen == [0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
     factors = [0, 0.5, 1, 0.5]
-    expected = [sorted({1e-2 * factor * part for part in (1, 2, 3)}) for factor in factors]
+    expected = [
+        sorted({1e-2 * factor * multiplier for multiplier in (1, 2, 3)}) for factor in factors
+    ]
     assert rates == [pytest.approx(step) for step in expected]
     logged = [entry["lr"] for entry in read_metrics(tmp_path, "train")]
     assert logged == pytest.approx([1e-2 * factor for factor in factors])
 
 
 @pytest.mark.parametrize(
-    ("num_examples", "length", "every", "steps"),
+    ("num_examples", "length", "evaluate_every", "steps"),
     [
         (65, {"max_steps": 5}, "epoch", [5]),  # of 8 steps in an epoch
         (65, {"max_epochs": 3}, "epoch", [8, 16, 24]),
@@ -62,8 +64,12 @@ def test_progress_and_learning_rates(build, tmp_path):
         (20, {"max_epochs": 50}, "epoch", [*range(6, 97, 6), 100]),  # at most 20 times
     ],
 )
-def test_length_and_evaluations_follow_the_data(tmp_path, num_examples, length, every, steps):
-    config = shapes_run_config(tmp_path, **{"max_steps": None, "evaluate_every": every} | length)
+def test_length_and_evaluations_follow_the_data(
+    tmp_path, num_examples, length, evaluate_every, steps
+):
+    config = shapes_run_config(
+        tmp_path, **{"max_steps": None, "evaluate_every": evaluate_every} | length
+    )
     context = TrainContext(config=config, model=None, task=None, examples=range(num_examples))
     assert [
         step for step in range(1, context.max_steps + 1) if context.evaluates_after(step)
@@ -74,13 +80,13 @@ class TestSelection:
     def test_best_is_kept_and_the_last_evaluation_returned(self, build, tmp_path):
         scores = iter([1.0, 3.0, 3.0, 2.0])
         saved = []
-        parts = build(
+        setup = build(
             max_steps=7,
             evaluate_every=2,
             evaluate=lambda: {"rsum": next(scores), "mlm_loss": 0.5},
             save=lambda context, folder, metrics: saved.append((folder, weights(context.model))),
         )
-        metrics = Trainer(parts, tmp_path, resume=False, progress=False).run()
+        metrics = Trainer(setup, tmp_path, resume=False, progress=False).run()
         assert metrics == {"rsum": 2.0, "mlm_loss": 0.5}
         # The first and the better one, not the equal; and at the end the last.
         assert [folder for folder, _ in saved] == [*[tmp_path / "best"] * 2, tmp_path / "last"]
@@ -109,8 +115,12 @@ class TestSelection:
         self, build, tmp_path, scores, steps, best
     ):
         """A run that ended early is finished, and more patience continues it."""
-        left = iter(scores)
-        options = {"evaluate": lambda: {"rsum": next(left)}, "max_steps": 12, "evaluate_every": 2}
+        remaining_scores = iter(scores)
+        options = {
+            "evaluate": lambda: {"rsum": next(remaining_scores)},
+            "max_steps": 12,
+            "evaluate_every": 2,
+        }
         Trainer(build(patience=2, **options), tmp_path, resume=False, progress=False).run()
         assert (saved_state(tmp_path).step, saved_state(tmp_path).best) == (steps, best)
         again = build(patience=2, **options)
@@ -147,10 +157,10 @@ class TestSelection:
 
     def test_model_is_evaluated_without_dropout_and_trained_with(self, build, tmp_path):
         modes = []
-        evaluate = lambda: {"rsum": float(modes.append(parts.task.training) or 0)}  # noqa: E731
-        parts = build(max_steps=2, evaluate_every=1, evaluate=evaluate)
-        parts.task.register_forward_hook(lambda task, inputs, output: modes.append(task.training))
-        run(parts, tmp_path)
+        evaluate = lambda: {"rsum": float(modes.append(setup.task.training) or 0)}  # noqa: E731
+        setup = build(max_steps=2, evaluate_every=1, evaluate=evaluate)
+        setup.task.register_forward_hook(lambda task, inputs, output: modes.append(task.training))
+        run(setup, tmp_path)
         assert modes == [True, False, True, False]
 
     def test_a_figure_that_the_evaluation_does_not_give(self, build, tmp_path):
@@ -184,19 +194,19 @@ class TestSelection:
 )
 def test_micro_batches_that_contrast_are_warned_of(build, tmp_path, caplog, phase, changes, warned):
     task = PretrainingConfig(phases=(phase,))
-    parts = build(lambda model: PretrainingTask(model, task), max_steps=1, **changes)
-    run(replace(parts, config=replace(parts.config, task=task)), tmp_path)
-    found = [line for line in caplog.messages if "is compared" in line]
-    assert [line[: len(warned)] for line in found] == ([warned] if warned else [])
+    context = build(lambda model: PretrainingTask(model, task), max_steps=1, **changes)
+    run(replace(context, config=replace(context.config, task=task)), tmp_path)
+    warnings = [line for line in caplog.messages if "is compared" in line]
+    assert [line[: len(warned)] for line in warnings] == ([warned] if warned else [])
 
 
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_saves_stops_and_can_be_continued(self, build, tmp_path, number, caplog):
-        def interrupted(parts):
+        def interrupted(context):
             send = lambda task, *_: os.kill(os.getpid(), number) if len(task.seen) == 2 else None  # noqa: E731
-            parts.task.register_forward_hook(send)
-            return parts
+            context.task.register_forward_hook(send)
+            return context
 
         whole = run(build(max_steps=3), tmp_path / "whole")
         before = signal.getsignal(number)
@@ -227,7 +237,7 @@ class TestSignals:
             raise Ended(process, number, signal.getsignal(number))
 
         monkeypatch.setattr("bridgetower.training.trainer.os.kill", ended)
-        parts = build()
+        context = build()
 
         def interrupt(task, inputs, output):
             if len(task.seen) == 3:
@@ -240,9 +250,9 @@ class TestSignals:
                 clock[0] += 0.1
                 send(os.getpid(), signal.SIGINT)
 
-        parts.task.register_forward_hook(interrupt)
+        context.task.register_forward_hook(interrupt)
         with pytest.raises(Ended) as caught:
-            run(parts, tmp_path)
+            run(context, tmp_path)
         assert caught.value.args == (os.getpid(), signal.SIGINT, signal.SIG_DFL)
         assert saved_state(tmp_path).step == 0
 
@@ -291,32 +301,34 @@ class TestEvaluation:
 
     def test_of_none_there_is_no_best(self, build, tmp_path):
         saved = []
-        given = {
+        changes = {
             "evaluate": Mock(side_effect=AssertionError),
             "save": lambda context, folder, _: saved.append(folder),
         }
-        parts = build(evaluate_every=None, max_steps=2, **given)
-        assert Trainer(parts, tmp_path, resume=False, progress=False).run() == {}
+        setup = build(evaluate_every=None, max_steps=2, **changes)
+        assert Trainer(setup, tmp_path, resume=False, progress=False).run() == {}
         assert saved == [tmp_path / "last"]
-        assert Trainer(parts, tmp_path, resume=True, progress=False).run() == {}
+        assert Trainer(setup, tmp_path, resume=True, progress=False).run() == {}
 
 
 class TestSkippedSteps:
     def spoilt(self, build, *steps, **options):
-        parts = build(**options)
+        context = build(**options)
 
         def spoil(task, inputs, losses):
-            number = round(task.progress * parts.max_steps) + 1
+            number = round(task.progress * context.max_steps) + 1
             return replace(losses, total=losses.total * torch.inf) if number in steps else losses
 
-        parts.task.register_forward_hook(spoil)
-        return parts
+        context.task.register_forward_hook(spoil)
+        return context
 
     def test_change_nothing_and_are_counted_and_logged(self, build, tmp_path, caplog):
-        parts = self.spoilt(build, 3, max_skipped_steps=1, checkpoint_every=1)
+        context = self.spoilt(build, 3, max_skipped_steps=1, checkpoint_every=1)
         seen = []
-        parts.task.register_forward_pre_hook(lambda task, inputs: seen.append(weights(parts.model)))
-        run(parts, tmp_path)
+        context.task.register_forward_pre_hook(
+            lambda task, inputs: seen.append(weights(context.model))
+        )
+        run(context, tmp_path)
         assert [torch.equal(*pair) for pair in pairwise(seen)] == [False, False, True, False, False]
         assert saved_state(tmp_path).skipped == 1
         entries = read_metrics(tmp_path, "train")

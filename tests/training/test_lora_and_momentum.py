@@ -59,15 +59,18 @@ def config(tiny_dataset, tiny_checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("own", "phase"), [(LORA, SHAPES_PHASES[-1]), (MOMENTUM, replace(DISTILLED, itm=1))]
+    ("extensions", "phase"), [(LORA, SHAPES_PHASES[-1]), (MOMENTUM, replace(DISTILLED, itm=1))]
 )
-def test_a_killed_run_goes_on_with_the_same_bits(config, tmp_path, own, phase):
+def test_a_killed_run_goes_on_with_the_same_bits(config, tmp_path, extensions, phase):
     config = replace(config, task=PretrainingConfig(phases=(phase,)))
-    metrics = train(config, tmp_path / "whole", extensions=own, progress=False)
-    stopped = replace(own, callbacks=(*own.callbacks, Stop()))
+    metrics = train(config, tmp_path / "whole", extensions=extensions, progress=False)
+    stopped = replace(extensions, callbacks=(*extensions.callbacks, Stop()))
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "parts", extensions=stopped, progress=False)
-    assert train(config, tmp_path / "parts", extensions=own, resume=True, progress=False) == metrics
+    assert (
+        train(config, tmp_path / "parts", extensions=extensions, resume=True, progress=False)
+        == metrics
+    )
     assert same_tensors(state_tensors(tmp_path / "parts"), state_tensors(tmp_path / "whole"))
     for folder in ("last", "best"):
         assert same_weights(tmp_path / "parts" / folder, tmp_path / "whole" / folder)
@@ -108,22 +111,27 @@ def test_lora_trains_matrices_and_heads_and_is_merged(config, tmp_path, tiny_dat
     assert {"vision.layers.0.mlp.down.weight", "text.layers.1.attention.qkv.weight"} <= changed
     inputs = random_images(3, merged.config), *random_texts((5, 3, 4), merged.config)
     with torch.no_grad():
-        found = [model(*inputs).pooled for model in (merged, adapted, start.model())]
-    assert max_difference(found[0], found[1]) < 1e-5 < 1e-3 < max_difference(found[0], found[2])
+        outputs = [model(*inputs).pooled for model in (merged, adapted, start.model())]
+    assert (
+        max_difference(outputs[0], outputs[1])
+        < 1e-5
+        < 1e-3
+        < max_difference(outputs[0], outputs[2])
+    )
     loaded = bridgetower.load(out / "last", device="cpu")
     outcome = evaluate(loaded, "retrieval", [tiny_dataset], "validation", config.evaluation)
     assert outcome.metrics["itc_rsum"] == pytest.approx(metrics["itc_rsum"])
 
 
 def test_rates_rise_by_layer():
-    parts = (
+    prefixes = (
         "vision.patch_embedding",
         "vision.layers.0",
         "text.layers.11",
         "text.word_embedding",
         "fusion.layers.2",
     )
-    names = [f"{part}.weight" for part in parts]
+    names = [f"{prefix}.weight" for prefix in prefixes]
     groups = [
         {"params": [torch.nn.Parameter(torch.ones(1)) for _ in names], "names": names, "lr": 2.0}
     ]
@@ -171,7 +179,9 @@ def test_momentum_gives_part_of_the_plain_loss_to_soft_targets_of_a_copy_that_fo
         torch.testing.assert_close(losses.terms[f"momentum_{name}"], expected)
     assert losses.metrics["mlm_accuracy"] == plain.metrics["mlm_accuracy"]
 
-    copied, weight = (each.fusion.text_layers[0].mlp.up.weight for each in (model.teacher, model))
+    copied, weight = (
+        network.fusion.text_layers[0].mlp.up.weight for network in (model.teacher, model)
+    )
     expected = 0.9 * copied + 0.1 * weight
     momentum.after_step(SimpleNamespace(model=model), None, 1)
     torch.testing.assert_close(copied, expected)

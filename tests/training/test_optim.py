@@ -124,11 +124,11 @@ class TestGroups:
         expected = {
             f"{path}.weight" for path, module in model.named_modules() if isinstance(module, kinds)
         }
-        found = {
+        decayed = {
             key for key, (_, decay) in with_names(OptimizerConfig(), MODELS[name]).items() if decay
         }
-        assert found == expected
-        assert "vision.patch_embedding.weight" in found
+        assert decayed == expected
+        assert "vision.patch_embedding.weight" in decayed
 
     @pytest.mark.parametrize("bridge", ["static_manager", "adaptive_manager"])
     def test_official_rule_spares_norms_without_an_official_name(self, bridge):
@@ -141,8 +141,8 @@ class TestGroups:
         config = replace(SHAPES_MODEL.override({"fusion.bridge": bridge}), vision=vision, text=text)
         model = BridgeTower(config)
         norms = {path for path, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
-        for part in ("vision.", "text.", "fusion.", "mlm_head."):
-            assert any(path.startswith(part) for path in norms), part
+        for prefix in ("vision.", "text.", "fusion.", "mlm_head."):
+            assert any(path.startswith(prefix) for path in norms), prefix
         spared = {
             key
             for key, (_, decay) in with_names(OptimizerConfig(rule="hf_adamw"), config).items()
@@ -154,22 +154,24 @@ class TestGroups:
     def test_learning_rates(self):
         config = OptimizerConfig(lr=2.0, head_multiplier=50, fusion_multiplier=5)
         rates = {key: lr for key, (lr, _) in with_names(config).items()}
-        parts = dict.fromkeys(
+        multipliers = dict.fromkeys(
             ("vision.", "text.", "token_type_embedding.", "itc_head.temperature"), 2.0
         )
-        parts |= dict.fromkeys(("itc_head.image", "itc_head.text", "itm_head.", "mlm_head."), 100.0)
-        others = (
+        multipliers |= dict.fromkeys(
+            ("itc_head.image", "itc_head.text", "itm_head.", "mlm_head."), 100.0
+        )
+        fusion_prefixes = (
             "fusion.",
             "text_projections.",
             "image_projections.",
             "text_pooler.",
             "image_pooler.",
         )
-        parts |= dict.fromkeys(others, 10.0)
+        multipliers |= dict.fromkeys(fusion_prefixes, 10.0)
         for key, rate in rates.items():
-            (part,) = [part for part in parts if key.startswith(part)]
-            assert rate == parts[part], key
-        assert all(any(key.startswith(part) for key in rates) for part in parts)
+            (prefix,) = [prefix for prefix in multipliers if key.startswith(prefix)]
+            assert rate == multipliers[prefix], key
+        assert all(any(key.startswith(prefix) for key in rates) for prefix in multipliers)
 
 
 class TestSchedule:
@@ -223,9 +225,9 @@ def test_the_optimiser_keeps_two_numbers_per_weight_and_no_copy_of_them(rule):
     optimizer.step()
     assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == before
     for parameter in model.parameters():
-        kept = [
+        sizes = [
             value
             for value in optimizer.state[parameter].values()
             if isinstance(value, Tensor) and value.ndim
         ]
-        assert sum(value.numel() for value in kept) <= 2 * max(parameter.numel(), 1)
+        assert sum(value.numel() for value in sizes) <= 2 * max(parameter.numel(), 1)

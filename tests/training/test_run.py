@@ -59,8 +59,8 @@ def write_spoilt(folder, config):
 
 def write_unreadable(folder):
     splits = {
-        split: [caption_record(10 * place + n) for n in range(4)]
-        for place, split in enumerate(("train", "validation"))
+        split: [caption_record(10 * position + n) for n in range(4)]
+        for position, split in enumerate(("train", "validation"))
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepared_set, "_read_image", lambda image: b"no picture")
@@ -95,10 +95,10 @@ class TestWhatIsLeft:
         self, finished, config
     ):
         out, metrics = finished
-        kept = state_tensors(out)
+        saved = state_tensors(out)
         last = load_file(out / "last" / "model.safetensors")
         assert saved_state(out).step == 6
-        assert all(torch.equal(kept[f"model.{name}"], tensor) for name, tensor in last.items())
+        assert all(torch.equal(saved[f"model.{name}"], tensor) for name, tensor in last.items())
         assert read_checkpoint(out / "last").reranking.itc_weight == metrics["itc_weight"]
         evaluations = read_metrics(out, "validation")
         assert [entry["step"] for entry in evaluations] == [2, 4, 6]
@@ -156,9 +156,9 @@ class TestWhatIsLeft:
         longer = replace(epochs, max_epochs=None, max_steps=steps + 1)
         train(longer, tmp_path / "run", resume=True, progress=False)  # best/ and last/ are its own
         assert len(list((tmp_path / "run" / "last").glob("model-*.safetensors"))) > 1
-        kept = state_tensors(tmp_path / "run")
+        saved = state_tensors(tmp_path / "run")
         for name, weight in read_checkpoint(tmp_path / "run" / "last").tensors.items():
-            assert torch.equal(kept[f"model.{name}"], weight)
+            assert torch.equal(saved[f"model.{name}"], weight)
 
     def test_the_same_config_gives_the_same_bits(self, finished, config, tmp_path):
         out, metrics = finished
@@ -178,8 +178,8 @@ class TestWhatIsLeft:
             augmentation="affine",
             word_dropout=0.5,
         )
-        others = replace(data, repeats=(2, 1), augmentation="none", word_dropout=0.0)
-        runs = (replace(unmoved(config), data=data), replace(unmoved(config), data=others))
+        evaluation_data = replace(data, repeats=(2, 1), augmentation="none", word_dropout=0.0)
+        runs = (replace(unmoved(config), data=data), replace(unmoved(config), data=evaluation_data))
         first, second = (
             train(run, tmp_path / str(number), progress=False) for number, run in enumerate(runs)
         )
@@ -341,9 +341,11 @@ class TestRefusals:
     )
     def test_values_that_do_not_fit(self, config, tmp_path, changes, report_to, message):
         for name, value in changes.items():
-            part, _, field = name.rpartition(".")
-            one = replace(getattr(config, part), **{field: value}) if part else value
-            config = replace(config, **{part or field: one})
+            section, _, field = name.rpartition(".")
+            changed_value = (
+                replace(getattr(config, section), **{field: value}) if section else value
+            )
+            config = replace(config, **{section or field: changed_value})
         with pytest.raises(ValueError, match=message):
             train(config, tmp_path / "run", report_to=[report_to], progress=False)
         assert report_to == "tensorboard" or not (tmp_path / "run").exists()
@@ -379,14 +381,14 @@ def test_the_image_size_that_was_used_is_recorded(config, tiny_checkpoint, tmp_p
     assert "other values" not in caplog.text
 
 
-@pytest.mark.parametrize("left", [(), ("model.safetensors",)])
+@pytest.mark.parametrize("leftover", [(), ("model.safetensors",)])
 def test_killed_before_its_last_checkpoint_was_whole_it_is_written(
-    finished, tmp_path, check_end, left
+    finished, tmp_path, check_end, leftover
 ):
     out = tmp_path / "run"
     shutil.copytree(finished[0], out)
     shutil.rmtree(out / "last")
-    for name in left:
+    for name in leftover:
         (out / "last").mkdir()
         (out / "last" / name).write_bytes(b"half")
     check_end(out)

@@ -26,7 +26,7 @@ ITC = HeadsConfig(mlm=False, itm=True, itc="tower", itc_size=8)
 
 
 @pytest.fixture(scope="module")
-def there(tiny_checkpoint):
+def pretrained(tiny_checkpoint):
     return read_checkpoint(tiny_checkpoint)
 
 
@@ -35,12 +35,14 @@ def config(tiny_dataset, tiny_checkpoint):
     return shapes_run_config(tiny_dataset, init=str(tiny_checkpoint))
 
 
-def without_itc(there, folder):
+def without_itc(pretrained, folder):
     tensors = {
-        name: tensor for name, tensor in there.tensors.items() if not name.startswith("itc_head.")
+        name: tensor
+        for name, tensor in pretrained.tensors.items()
+        if not name.startswith("itc_head.")
     }
-    model = there.config.override({"heads.itc": None, "heads.mlm_layer_norm_eps": 1e-5})
-    write_checkpoint(replace(there, config=model, tensors=tensors), folder)
+    model = pretrained.config.override({"heads.itc": None, "heads.mlm_layer_norm_eps": 1e-5})
+    write_checkpoint(replace(pretrained, config=model, tensors=tensors), folder)
     return str(folder)
 
 
@@ -51,26 +53,26 @@ def with_heads(config, heads, **changes):
 
 class TestHeads:
     def test_missing_ones_start_anew_and_unused_ones_are_left_behind(
-        self, config, there, tmp_path, caplog
+        self, config, pretrained, tmp_path, caplog
     ):
-        init = without_itc(there, tmp_path / "init")
+        init = without_itc(pretrained, tmp_path / "init")
         with caplog.at_level(logging.INFO):
             start = starting_checkpoint(with_heads(config, ITC, init=init))
         assert start.config.heads == ITC
         start.model()  # exactly the parameters of the config
         for name, tensor in start.tensors.items():
             if not name.startswith("itc_head."):
-                assert torch.equal(tensor, there.tensors[name])
+                assert torch.equal(tensor, pretrained.tensors[name])
         assert "lacks heads that the run needs; they start anew: itc" in caplog.text
         assert "heads that the run does not use are left behind: mlm" in caplog.text
-        kept = starting_checkpoint(replace(config, init=init))
-        assert kept.config.heads.mlm_layer_norm_eps == 1e-5
+        restarted = starting_checkpoint(replace(config, init=init))
+        assert restarted.config.heads.mlm_layer_norm_eps == 1e-5
         assert torch.equal(
-            kept.tensors["mlm_head.dense.weight"], there.tensors["mlm_head.dense.weight"]
+            restarted.tensors["mlm_head.dense.weight"], pretrained.tensors["mlm_head.dense.weight"]
         )
 
-    def test_new_ones_are_decided_by_the_seed(self, config, there, tmp_path):
-        changed = with_heads(config, ITC, init=without_itc(there, tmp_path / "init"))
+    def test_new_ones_are_decided_by_the_seed(self, config, pretrained, tmp_path):
+        changed = with_heads(config, ITC, init=without_itc(pretrained, tmp_path / "init"))
         first, again, other = (
             starting_checkpoint(replace(changed, seed=seed)).tensors for seed in (0, 0, 1)
         )
@@ -81,7 +83,7 @@ class TestHeads:
         assert float(first["itc_head.temperature"]) == pytest.approx(0.07)
 
     def test_a_contrastive_head_keeps_its_kind_where_the_run_has_its_recipe_s(
-        self, config, there, tmp_path, caplog
+        self, config, pretrained, tmp_path, caplog
     ):
         fused = HeadsConfig(mlm=True, itm=True, itc="fused", itc_size=6)
         first = starting_checkpoint(with_heads(config, fused))
@@ -98,15 +100,15 @@ class TestHeads:
         start.model()
         assert "anew" not in caplog.text
         # The other way round: the recipe for fused heads keeps that of towers, with what it reads.
-        pooled = there.config.override({"heads.text_pooling": "mean"})
-        write_checkpoint(replace(there, config=pooled), tmp_path / "tower")
+        pooled = pretrained.config.override({"heads.text_pooling": "mean"})
+        write_checkpoint(replace(pretrained, config=pooled), tmp_path / "tower")
         large = replace(
             RECIPES["contrastive-large"], init=str(tmp_path / "tower"), data=config.data
         )
         start = starting_checkpoint(large)
         assert (start.config.heads.itc, start.config.heads.text_pooling) == ("tower", "mean")
         assert torch.equal(
-            start.tensors["itc_head.image.weight"], there.tensors["itc_head.image.weight"]
+            start.tensors["itc_head.image.weight"], pretrained.tensors["itc_head.image.weight"]
         )
 
     @pytest.mark.parametrize(
@@ -121,13 +123,14 @@ class TestHeads:
         assert start.config.heads.itc == "tower"
         assert "they start anew: itc" in caplog.text
 
-    def test_all_heads_of_the_checkpoint_are_kept(self, config, there, caplog):
+    def test_all_heads_of_the_checkpoint_are_kept(self, config, pretrained, caplog):
         recipe = RECIPES["pretrain-nano"]  # whose default architecture is not what the user set
         for run in (config, replace(config, recipe=recipe.recipe, model=recipe.model)):
             start = starting_checkpoint(run)
-            assert start.config == there.config
+            assert start.config == pretrained.config
             assert all(
-                torch.equal(tensor, there.tensors[name]) for name, tensor in start.tensors.items()
+                torch.equal(tensor, pretrained.tensors[name])
+                for name, tensor in start.tensors.items()
             )
         assert "heads" not in caplog.text
 
@@ -155,10 +158,10 @@ def test_the_image_size_of_a_recipe_gives_way_where_patches_do_not_divide_it(con
 class TestDownstreamHeads:
     NLVR2 = HeadsConfig(mlm=False, itm=False, nlvr2=True, hidden_scale=1.5)
 
-    def test_nlvr2_grows_the_token_types(self, config, there):
+    def test_nlvr2_grows_the_token_types(self, config, pretrained):
         start = starting_checkpoint(with_heads(config, self.NLVR2))
         start.model()
-        table = there.tensors["token_type_embedding.weight"]
+        table = pretrained.tensors["token_type_embedding.weight"]
         assert torch.equal(
             start.tensors["token_type_embedding.weight"],
             torch.stack([table[0], table[1], table[1]]),
@@ -166,7 +169,7 @@ class TestDownstreamHeads:
         assert start.tensors["nlvr2_head.dense.weight"].shape == (24, 32)
 
     @pytest.mark.parametrize("itm", [True, False])
-    def test_ranking_starts_as_the_logit_of_a_match(self, config, there, caplog, itm):
+    def test_ranking_starts_as_the_logit_of_a_match(self, config, pretrained, caplog, itm):
         with caplog.at_level(logging.INFO):
             start = starting_checkpoint(
                 with_heads(config, HeadsConfig(mlm=False, itm=itm, rank=True))
@@ -176,10 +179,10 @@ class TestDownstreamHeads:
         assert "the head rank starts as the logit of a match of the head itm" in caplog.text
         for kind in ("weight", "bias"):
             assert torch.equal(
-                start.tensors[f"rank_head.fc.{kind}"], there.tensors[f"itm_head.fc.{kind}"][1:]
+                start.tensors[f"rank_head.fc.{kind}"], pretrained.tensors[f"itm_head.fc.{kind}"][1:]
             )
 
-    def test_a_kept_head_keeps_its_width_and_its_answers(self, config, there, tmp_path):
+    def test_a_kept_head_keeps_its_width_and_its_answers(self, config, pretrained, tmp_path):
         vqa = HeadsConfig(mlm=False, itm=False, vqa=2, hidden_scale=1.0)
         first = starting_checkpoint(with_heads(config, vqa))
         write_checkpoint(replace(first, labels={"vqa": ("yes", "no")}), tmp_path / "vqa")
@@ -211,9 +214,9 @@ class TestModel:
             ):
                 starting_checkpoint(changed)
 
-    def test_half_precision_becomes_single(self, config, there, tmp_path):
-        tensors = {name: tensor.half() for name, tensor in there.tensors.items()}
-        write_checkpoint(replace(there, tensors=tensors), tmp_path / "half")
+    def test_half_precision_becomes_single(self, config, pretrained, tmp_path):
+        tensors = {name: tensor.half() for name, tensor in pretrained.tensors.items()}
+        write_checkpoint(replace(pretrained, tensors=tensors), tmp_path / "half")
         start = starting_checkpoint(replace(config, init=str(tmp_path / "half"), image_size=40))
         assert {tensor.dtype for tensor in start.tensors.values()} == {torch.float32}
 
@@ -231,19 +234,23 @@ class TestPreprocessing:
             data = replace(config.data, profile=profile)
             assert settings(replace(config, init=None, data=data)).profile == expected
 
-    def test_profile_of_a_checkpoint(self, config, there, tmp_path):
+    def test_profile_of_a_checkpoint(self, config, pretrained, tmp_path):
         """The profile of transformers has settings that the official ones lack."""
         values = replace(
-            there.processor.config, profile="hf", image_size=40, shortest_edge=44, size_divisor=2
+            pretrained.processor.config,
+            profile="hf",
+            image_size=40,
+            shortest_edge=44,
+            size_divisor=2,
         )
-        processor = Processor(values, there.processor.tokenizer)
-        write_checkpoint(replace(there.resized(40), processor=processor), tmp_path / "hf")
+        processor = Processor(values, pretrained.processor.tokenizer)
+        write_checkpoint(replace(pretrained.resized(40), processor=processor), tmp_path / "hf")
         model = config.model.override({"vision.image_size": 40})
         changed = replace(config, init=str(tmp_path / "hf"), model=model)
         assert settings(changed).profile == "hf"
         data = replace(config.data, profile="official-finetune")
-        found = settings(replace(changed, model=config.model, image_size=20, data=data))
-        assert (found.profile, found.image_size) == ("official-finetune", 20)
+        profile = settings(replace(changed, model=config.model, image_size=20, data=data))
+        assert (profile.profile, profile.image_size) == ("official-finetune", 20)
 
     @pytest.mark.parametrize("has_init", [True, False])
     def test_fast_decoding_travels_with_the_model(self, config, has_init):
@@ -317,10 +324,10 @@ class TestWeights:
         vision = read_vision_tower(clip).resized(40)
         text = read_text_tower(roberta)
         for tower, prefix in ((vision, "vision."), (text, "text.")):
-            there = {
+            pretrained = {
                 name: tensor for name, tensor in start.tensors.items() if name.startswith(prefix)
             }
-            assert same_tensors(there, tower.tensors)
+            assert same_tensors(pretrained, tower.tensors)
         assert start.config.vision == vision.config
         assert start.config.text == replace(text.config, dropout=0.0)
         assert (start.config.fusion, start.config.heads) == (NANO.fusion, NANO.heads)
@@ -335,11 +342,11 @@ class TestWeights:
         assert not torch.equal(
             seen.tensors["itm_head.fc.weight"], other.tensors["itm_head.fc.weight"]
         )
-        told = starting_checkpoint(with_towers(tiny_dataset, text=roberta, image_size=None))
+        messages = starting_checkpoint(with_towers(tiny_dataset, text=roberta, image_size=None))
         assert seen.config.text == replace(NANO.text, vocab_size=seen.processor.vocab_size)
-        assert told.config.vision == NANO.vision
-        assert told.config.text.vocab_size == 310 > told.processor.vocab_size
-        for start in (seen, told):
+        assert messages.config.vision == NANO.vision
+        assert messages.config.text.vocab_size == 310 > messages.processor.vocab_size
+        for start in (seen, messages):
             start.model()
 
 
@@ -412,10 +419,16 @@ class TestTokenizer:
 class TestNames:
     def test_presets(self, tiny_dataset, caplog):
         run = with_towers(tiny_dataset, vision="clip-b32", text="bert-base", image_size=64)
-        named = with_named_towers(run, NANO, NO_EXTENSIONS)
-        assert named.model.vision == replace(VISION_TOWERS["clip-b32"], image_size=64)
-        assert named.model.text == replace(TEXT_TOWERS["bert-base"], dropout=NANO.text.dropout)
-        assert (named.model.fusion, named.vision, named.text) == (NANO.fusion, None, None)
+        config_with_towers = with_named_towers(run, NANO, NO_EXTENSIONS)
+        assert config_with_towers.model.vision == replace(VISION_TOWERS["clip-b32"], image_size=64)
+        assert config_with_towers.model.text == replace(
+            TEXT_TOWERS["bert-base"], dropout=NANO.text.dropout
+        )
+        assert (
+            config_with_towers.model.fusion,
+            config_with_towers.vision,
+            config_with_towers.text,
+        ) == (NANO.fusion, None, None)
         assert "vision clip-b32 is an architecture, which starts from random weights" in caplog.text
         weights = replace(run, vision="clip.pt", text=None)
         assert with_named_towers(weights, NANO, NO_EXTENSIONS) == weights
@@ -433,7 +446,7 @@ class TestNames:
             starting_checkpoint(run)
 
     @pytest.mark.parametrize(
-        ("part", "name", "message"),
+        ("tower", "name", "message"),
         [
             (
                 "vision",
@@ -457,14 +470,14 @@ class TestNames:
             ),
         ],
     )
-    def test_contradictions(self, tiny_dataset, part, name, message, tmp_path, monkeypatch):
+    def test_contradictions(self, tiny_dataset, tower, name, message, tmp_path, monkeypatch):
         (tmp_path / "bert-large").mkdir()
         monkeypatch.chdir(tmp_path)
         defaults = NANO.override(
             {"vision.architecture": "other", "text.hidden_size": 64, "vision.num_layers": 3}
         )
         run = with_towers(
-            tiny_dataset, **{part: name}, model=NANO.override({"vision.num_layers": 5})
+            tiny_dataset, **{tower: name}, model=NANO.override({"vision.num_layers": 5})
         )
         with pytest.raises(ValueError, match=message):
             with_named_towers(run, defaults, Extensions(vision_towers={"mine": OwnTower}))

@@ -60,9 +60,9 @@ def step(model, optimizer):
     optimizer.zero_grad()
 
 
-def same(one, other):
-    moments = [list(optimizer.state_dict()["state"].values()) for _, optimizer in (one, other)]
-    weights = same_tensors(one[0].state_dict(), other[0].state_dict())
+def same(first, second):
+    moments = [list(optimizer.state_dict()["state"].values()) for _, optimizer in (first, second)]
+    weights = same_tensors(first[0].state_dict(), second[0].state_dict())
     return weights and all(same_tensors(*pair) for pair in zip(*moments, strict=True))
 
 
@@ -88,9 +88,9 @@ def test_the_same_bits_come_back(tmp_path, rule, asynchronous):
     assert load_state(tmp_path, *other, CONDITIONS) == STATE
     assert same(made, other)
     assert names(tmp_path) == ["step-00000003"]
-    for each in (made, other):
+    for run_state in (made, other):
         torch.manual_seed(5)
-        step(*each)
+        step(*run_state)
     assert same(made, other)
 
 
@@ -108,7 +108,7 @@ def test_what_is_saved_in_the_background_is_what_was_there(tmp_path, monkeypatch
     changed = Event()
     write = state_module.write_safetensors
     monkeypatch.setattr(
-        state_module, "write_safetensors", lambda *given: (changed.wait(60), write(*given))
+        state_module, "write_safetensors", lambda *arguments: (changed.wait(60), write(*arguments))
     )
     model, optimizer = make()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -184,16 +184,16 @@ class TestRefusals:
         """One in every seventh byte: of weights, moments, names and what is said about them."""
         made = make()
         source = random.Random(0)
-        found = 0
+        num_refused = 0
         path = save(tmp_path, made) / file
         whole = path.read_bytes()
-        for place in range(0, len(whole), 7):
+        for position in range(0, len(whole), 7):
             altered = bytearray(whole)
-            altered[place] ^= 1 << source.randrange(8)
+            altered[position] ^= 1 << source.randrange(8)
             path.write_bytes(altered)
-            found += refused(tmp_path, made) is not None
+            num_refused += refused(tmp_path, made) is not None
         # space between words of JSON is free
-        assert found > 0.9 * len(whole[::7].translate(None, b" \n"))
+        assert num_refused > 0.9 * len(whole[::7].translate(None, b" \n"))
 
     def test_the_state_before_is_taken_when_the_last_one_is_removed(self, tmp_path):
         made = make()

@@ -23,9 +23,9 @@ from helpers.models import build_model, changed_config, random_caption_batch
 from helpers.shapes import SHAPES_MODEL, shapes_run_config
 
 
-def gradients(parts, out):
-    with recorded_gradients(parts.model) as seen:
-        run(parts, out)
+def gradients(context, out):
+    with recorded_gradients(context.model) as seen:
+        run(context, out)
     return seen, read_metrics(out, "train")
 
 
@@ -76,11 +76,11 @@ def test_accumulation_equals_one_large_batch(build, tmp_path, micro_batch_size):
     size = 6 if micro_batch_size == 3 else 8
     whole, logged = gradients(build(batch_size=size, max_steps=2), tmp_path / "whole")
     cut = build(batch_size=size, micro_batch_size=micro_batch_size, max_steps=2)
-    parts, found = gradients(cut, tmp_path / "parts")
-    assert len(whole) == len(parts) == 2
-    for one, other in zip(whole, parts, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-    assert [entry["loss"] for entry in found] == pytest.approx(
+    gradients_cut, entry_cut = gradients(cut, tmp_path / "parts")
+    assert len(whole) == len(gradients_cut) == 2
+    for actual, expected in zip(whole, gradients_cut, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+    assert [entry["loss"] for entry in entry_cut] == pytest.approx(
         [entry["loss"] for entry in logged], rel=1e-4
     )
     control, _ = gradients(build(batch_size=size // 2, max_steps=1), tmp_path / "half")
@@ -88,14 +88,14 @@ def test_accumulation_equals_one_large_batch(build, tmp_path, micro_batch_size):
 
 
 def test_clipping_shortens_the_gradient_and_keeps_its_direction(build, tmp_path):
-    found = [
+    gradients_clipped = [
         gradients(
             build(max_steps=1, optimizer=OptimizerConfig(lr=1e-2, clip_norm=limit)),
             tmp_path / str(limit),
         )
         for limit in (None, 0.01)
     ]
-    (((free,), (entry,)), ((clipped,), (other,))) = found
+    (((free,), (entry,)), ((clipped,), (other,))) = gradients_clipped
     norm = free.norm().item()
     assert norm > 0.1
     assert clipped.norm().item() == pytest.approx(0.01, rel=1e-3)
@@ -107,20 +107,22 @@ class TestNotFinite:
     def test_stops_and_names_the_pictures(self, build, tmp_path):
         phase = Phase(mlm=1.0, itm=1.0, itc=1.0, negatives="hard")
         config = PretrainingConfig(phases=(phase,))
-        parts = build(lambda model: PretrainingTask(model, config), checkpoint_every=1, max_steps=4)
+        context = build(
+            lambda model: PretrainingTask(model, config), checkpoint_every=1, max_steps=4
+        )
         batches = []
 
         def spoil(task, inputs):
             batches.append(inputs[0])
             if len(batches) == 3:
                 with torch.no_grad():
-                    next(parts.model.parameters()).fill_(torch.nan)
+                    next(context.model.parameters()).fill_(torch.nan)
 
-        parts.task.register_forward_pre_hook(spoil)
+        context.task.register_forward_pre_hook(spoil)
         with pytest.raises(
             FloatingPointError, match=r"loss is not finite at step 3: .*'itc': nan"
         ) as caught:
-            run(parts, tmp_path)
+            run(context, tmp_path)
         assert all(name in str(caught.value) for name in batches[2].ids)
         assert "\n" not in str(caught.value)
         assert saved_state(tmp_path).step == 2
@@ -128,23 +130,23 @@ class TestNotFinite:
 
     @pytest.mark.parametrize("clip_norm", [None, 1.0])
     def test_a_gradient_stops_before_the_weights_change(self, build, tmp_path, clip_norm):
-        parts = build(micro_batch_size=4, optimizer=OptimizerConfig(lr=1e-2, clip_norm=clip_norm))
+        context = build(micro_batch_size=4, optimizer=OptimizerConfig(lr=1e-2, clip_norm=clip_norm))
         batches = []
 
         def spoil(gradient):
             return torch.full_like(gradient, torch.inf) if len(batches) == 5 else gradient
 
-        parts.task.register_forward_pre_hook(lambda task, inputs: batches.append(inputs[0]))
-        parts.model.token_type_embedding.weight.register_hook(spoil)
+        context.task.register_forward_pre_hook(lambda task, inputs: batches.append(inputs[0]))
+        context.model.token_type_embedding.weight.register_hook(spoil)
         with (
-            recorded_gradients(parts.model) as seen,
+            recorded_gradients(context.model) as seen,
             pytest.raises(
                 FloatingPointError, match=r"gradients are not finite at step 3: norm (inf|nan)"
             ) as caught,
         ):
-            run(parts, tmp_path)
+            run(context, tmp_path)
         assert len(seen) == 2
-        assert weights(parts.model).isfinite().all()
+        assert weights(context.model).isfinite().all()
         assert all(name in str(caught.value) for batch in batches[4:6] for name in batch.ids)
         assert not all(name in str(caught.value) for batch in batches[:4] for name in batch.ids)
 
@@ -152,25 +154,25 @@ class TestNotFinite:
 class TestContrastOverStep:
     def contrasting(self, build, **changes):
         task = PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),))
-        parts = build(
+        context = build(
             lambda model: PretrainingTask(model, task), batch_size=8, max_steps=2, **changes
         )
-        return replace(parts, config=replace(parts.config, task=task))
+        return replace(context, config=replace(context.config, task=task))
 
-    def trained(self, parts, out):
-        seen, entries = gradients(parts, out)
+    def trained(self, context, out):
+        seen, entries = gradients(context, out)
         return seen, [entry["itc"] for entry in entries]
 
     def test_equals_one_large_batch(self, build, tmp_path):
         whole = self.trained(self.contrasting(build), tmp_path / "whole")
         for num_workers in (0, 1):
-            parts = self.contrasting(build, micro_batch_size=2, contrast_over="step")
-            data = replace(parts.config.data, num_workers=num_workers)
-            parts = replace(parts, config=replace(parts.config, data=data))
-            found = self.trained(parts, tmp_path / str(num_workers))
-            for one, other in zip(whole[0], found[0], strict=True):
-                torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-            assert found[1] == pytest.approx(whole[1], rel=1e-5)
+            context = self.contrasting(build, micro_batch_size=2, contrast_over="step")
+            data = replace(context.config.data, num_workers=num_workers)
+            context = replace(context, config=replace(context.config, data=data))
+            results = self.trained(context, tmp_path / str(num_workers))
+            for actual, expected in zip(whole[0], results[0], strict=True):
+                torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+            assert results[1] == pytest.approx(whole[1], rel=1e-5)
         control = self.trained(self.contrasting(build, micro_batch_size=2), tmp_path / "control")
         assert float((whole[0][0] - control[0][0]).abs().max()) > 1e-2
         assert control[1][0] < whole[1][0]  # fewer pairs to tell apart
@@ -181,30 +183,31 @@ class TestContrastOverStep:
         drawn = []
         views = PreparedImages.views
 
-        def counted(images, numbers, *rest):
+        def counted(images, numbers, *arguments):
             drawn.append(len(numbers))
-            return views(images, numbers, *rest)
+            return views(images, numbers, *arguments)
 
         monkeypatch.setattr(PreparedImages, "views", counted)
-        found = []
+        results = []
         decoded = []
         size = SHAPES_MODEL.vision.image_size
         for limit in (8 * 3 * size**2, 8 * 3 * size**2 - 1):
             monkeypatch.setattr(step_module, "KEPT_BYTES", limit)
             drawn.clear()
-            parts = self.contrasting(
+            context = self.contrasting(
                 build, micro_batch_size=2, contrast_over="step", augmentation="affine"
             )
-            pictures = parts.examples.images
-            found.append(
-                self.trained(replace(parts, images=(pictures, pictures)), tmp_path / str(limit))
+            pictures = context.examples.images
+            results.append(
+                self.trained(replace(context, images=(pictures, pictures)), tmp_path / str(limit))
             )
             assert pictures.raw is (not decoded)  # kept as uint8, read again as they are needed
             decoded.append(sum(drawn))
         assert decoded == [2 * 8, 4 * 8]  # of two steps
-        assert found[0][1] == found[1][1]
+        assert results[0][1] == results[1][1]
         assert all(
-            torch.equal(kept, read) for kept, read in zip(found[0][0], found[1][0], strict=True)
+            torch.equal(first_pass, read)
+            for first_pass, read in zip(results[0][0], results[1][0], strict=True)
         )
 
     def test_masked_words_are_those_of_a_step_without_it(self, build, tmp_path):
@@ -212,8 +215,11 @@ class TestContrastOverStep:
         logged = []
         for contrast_over in ("step", "micro-batch"):
             options = {"max_steps": 1, "micro_batch_size": 2, "contrast_over": contrast_over}
-            parts = build(lambda model: PretrainingTask(model, task), **options)
-            run(replace(parts, config=replace(parts.config, task=task)), tmp_path / contrast_over)
+            context = build(lambda model: PretrainingTask(model, task), **options)
+            run(
+                replace(context, config=replace(context.config, task=task)),
+                tmp_path / contrast_over,
+            )
             logged += read_metrics(tmp_path / contrast_over, "train")
         assert logged[0]["mlm"] == logged[1]["mlm"] > 0
         assert logged[0]["itc"] != logged[1]["itc"]
@@ -228,14 +234,14 @@ class TestContrastOverStep:
             "model": SHAPES_MODEL,
             "precision": precision,
         }
-        parts = self.contrasting(build, augmentation="affine", **options)
-        heads = parts.model.head("itc")
+        context = self.contrasting(build, augmentation="affine", **options)
+        heads = context.model.head("itc")
         seen = {"text": [], "image": []}
         for name, outputs in seen.items():
             getattr(heads, name).register_forward_hook(
                 lambda head, inputs, output, to=outputs: to.append(output)
             )
-        run(parts, tmp_path)
+        run(context, tmp_path)
         for outputs in seen.values():
             first, second = (torch.cat(outputs[start : start + 4]) for start in (0, 4))
             assert torch.equal(first, second)
@@ -250,25 +256,25 @@ class Large(PretrainingTask):
 
 
 def test_a_batch_that_does_not_fit_says_what_takes_less(build, tmp_path):
-    parts = build(
+    context = build(
         lambda model: Large(model, PretrainingConfig(phases=(Phase(mlm=1, itm=1, itc=1),)))
     )
     with pytest.raises(
         ValueError, match="a micro-batch of 8 does not fit into memory; try a smaller --micro-batch"
     ):
-        run(parts, tmp_path)
+        run(context, tmp_path)
 
 
 def test_dropout_differs_by_step_micro_batch_and_process(build, tmp_path, monkeypatch):
     def drawn(number):
         with monkeypatch.context() as patch:
             patch.setattr("bridgetower.training.step.rank", lambda: number)
-            parts = build(micro_batch_size=4, max_steps=2)
+            context = build(micro_batch_size=4, max_steps=2)
             seen = []
-            parts.task.register_forward_pre_hook(
+            context.task.register_forward_pre_hook(
                 lambda task, inputs: seen.append(float(torch.rand(1)))
             )
-            run(parts, tmp_path / str(len(list(tmp_path.iterdir()))))
+            run(context, tmp_path / str(len(list(tmp_path.iterdir()))))
             return seen
 
     first = drawn(0)
@@ -308,13 +314,13 @@ def gradients_of(task):
 def in_parts(phase, kind="tower", batches=BATCHES, again=seed):
     task = make_task(phase, kind)
     contrasts = contrast_of_step(task, batches, seed)
-    parts = []
+    losses_of_parts = []
     for number, (batch, contrast) in enumerate(zip(batches, contrasts, strict=True)):
         again(number)
         losses = task(batch, contrast)
         (losses.total / len(batches)).backward()
-        parts.append({name: loss.detach() for name, loss in losses.terms.items()})
-    return parts, gradients_of(task)
+        losses_of_parts.append({name: loss.detach() for name, loss in losses.terms.items()})
+    return losses_of_parts, gradients_of(task)
 
 
 def as_a_whole(phase, kind="tower"):
@@ -323,36 +329,44 @@ def as_a_whole(phase, kind="tower"):
     for number, batch in enumerate(BATCHES):
         seed(number)
         features.append(task.features(batch))
-    embeds = [torch.cat(parts) for parts in zip(*(part.embeds for part in features), strict=True)]
+    embeds = [
+        torch.cat(embeds_of_parts)
+        for embeds_of_parts in zip(
+            *(features_of_part.embeds for features_of_part in features), strict=True
+        )
+    ]
     index = torch.cat([batch.image_index for batch in BATCHES])
     loss = itc_loss(embeds, index, task.model.head("itc").logit_scale())
     (phase.itc * loss).backward()
     if phase.itm:
         for number, batch in enumerate(BATCHES):
             seed(number)
-            parts = task(
+            embeds_of_parts = task(
                 batch, SimpleNamespace(through=lambda embeds, scale: embeds[0].sum())
             ).terms  # dropout as above
-            ((phase.mlm * parts["mlm"] + phase.itm * parts["itm"]) / len(BATCHES)).backward()
+            (
+                (phase.mlm * embeds_of_parts["mlm"] + phase.itm * embeds_of_parts["itm"])
+                / len(BATCHES)
+            ).backward()
     return loss.detach(), gradients_of(task)
 
 
-def distance(one, other):
-    assert one.keys() == other.keys()
+def distance(actual, expected):
+    assert actual.keys() == expected.keys()
     return max(
-        float((one[name] - other[name]).abs().max() / other[name].abs().max().clamp(min=1))
-        for name in one
+        float((actual[name] - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1))
+        for name in actual
     )
 
 
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("phase", [CONTRAST, EVERYTHING])
 def test_losses_and_gradients_are_those_of_the_whole(phase, kind):
-    parts, found = in_parts(phase, kind)
+    piece_losses, actual = in_parts(phase, kind)
     loss, expected = as_a_whole(phase, kind)
-    for part in parts:
-        torch.testing.assert_close(part["itc"], loss, atol=2e-6, rtol=1e-5)
-    assert distance(found, expected) < 1e-5
+    for piece_loss in piece_losses:
+        torch.testing.assert_close(piece_loss["itc"], loss, atol=2e-6, rtol=1e-5)
+    assert distance(actual, expected) < 1e-5
     assert max(float(gradient.abs().max()) for gradient in expected.values()) > 0.1
     assert float(expected["text.layers.0.mlp.up.weight"].abs().max()) > 1e-4
     assert kind == "tower" or float(expected["itc_head.pooled.weight"].abs().max()) > 1e-3
@@ -361,8 +375,8 @@ def test_losses_and_gradients_are_those_of_the_whole(phase, kind):
 @pytest.mark.parametrize("kind", HEADS)
 def test_control_other_draws_of_dropout_differ(kind):
     _, expected = as_a_whole(CONTRAST, kind)
-    _, found = in_parts(CONTRAST, kind, again=lambda number: seed(number + 1))
-    assert distance(found, expected) > 1e-3
+    _, actual = in_parts(CONTRAST, kind, again=lambda number: seed(number + 1))
+    assert distance(actual, expected) > 1e-3
 
 
 def test_features_that_are_not_finite_name_their_batch():

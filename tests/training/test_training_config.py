@@ -35,8 +35,10 @@ class TestRunConfig:
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
     def test_layers_are_compiled_on_a_gpu_unless_told_otherwise(self, device):
         changes = [{}, {"deterministic": True}, {"compile": "yes"}, {"compile": "no"}]
-        found = [replace(RECIPES["pretrain-base"], **change).compiles(device) for change in changes]
-        assert found == [device == "cuda", False, True, False]
+        choices = [
+            replace(RECIPES["pretrain-base"], **change).compiles(device) for change in changes
+        ]
+        assert choices == [device == "cuda", False, True, False]
 
     @pytest.mark.parametrize("path", [(), ("optimizer",), ("model", "text"), ("task", "phases", 1)])
     def test_unknown_keys(self, path):
@@ -80,10 +82,10 @@ class TestRunConfig:
         ],
     )
     def test_what_the_task_would_ignore(self, task, values, message):
-        given = {"task": task, "select_by": task.metrics[0], "max_steps": 1}
-        RunConfig(**given, evaluation=RetrievalConfig(batch_size=3))
+        settings = {"task": task, "select_by": task.metrics[0], "max_steps": 1}
+        RunConfig(**settings, evaluation=RetrievalConfig(batch_size=3))
         with pytest.raises(ValueError, match=message.format(task.kind)):
-            RunConfig(**given, **values)
+            RunConfig(**settings, **values)
 
     @pytest.mark.parametrize(
         ("values", "message"),

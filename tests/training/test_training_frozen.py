@@ -50,8 +50,8 @@ def all_runs(runs, tiny_dataset, tiny_checkpoint):
         data=replace(runs["ranking"].data, augmentation="affine", word_dropout=0.2),
         checkpoint_every=2,
     )
-    every = runs | {"pretraining": captions, "contrastive": replace(captions, task=CONTRASTIVE)}
-    return {kind: replace(run, freeze_towers=True, frozen_views=3) for kind, run in every.items()}
+    configs = runs | {"pretraining": captions, "contrastive": replace(captions, task=CONTRASTIVE)}
+    return {kind: replace(run, freeze_towers=True, frozen_views=3) for kind, run in configs.items()}
 
 
 def step(run, batch):
@@ -73,9 +73,9 @@ def versions(cache):
     return {path: Table(path).version for path in cache.glob("*/states.lance")}
 
 
-def distance(one, other):
-    assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
+def distance(actual, expected):
+    assert actual.keys() == expected.keys()
+    return max(float((actual[name] - expected[name]).abs().max()) for name in actual)
 
 
 def evaluates_alike(run):
@@ -104,11 +104,11 @@ class TestSteps:
         batch = run.examples[KEY]
         # of each the vector alone is kept
         assert (batch.image_states.ndim == 2) == (kind == "contrastive")
-        asked = recomputed(batch, run)
-        exact = step(run, asked)[1]
+        expected_batch = recomputed(batch, run)
+        exact = step(run, expected_batch)[1]
         with autocast(CPU, precision):
             losses, gradients = step(run, batch)
-            expected = step(run, asked)
+            expected = step(run, expected_batch)
         largest = max(float(gradient.abs().max()) for gradient in gradients.values())
         # In bfloat16 towers round otherwise in batches of another size, so that the gradients of both are as far from
         # each other as from those in float32.
@@ -127,7 +127,9 @@ class TestSteps:
         for name, module in run.model.named_modules():
             module.register_forward_hook(lambda *_, name=name: ran.add(name))
         losses, gradients = step(run, batch)
-        numbers = {f"{part}.layers.{number}" for part in ("vision", "text") for number in range(2)}
+        numbers = {
+            f"{tower}.layers.{number}" for tower in ("vision", "text") for number in range(2)
+        }
         trained = {name for name in numbers if int(name[-1]) >= 2 - top}
         assert ran & numbers == trained
         assert {
@@ -150,11 +152,11 @@ class TestSteps:
         pixels = torch.stack([view(row) for row in range(32)])
         with autocast(CPU, "bf16"), torch.no_grad():  # in the batch in which it was computed
             expected = run.model.vision(pixels, run.model.config.vision_layers)
-        for stored, asked in zip(
+        for stored, recomputed_states in zip(
             examples.image_features.read(range(32)).unbind(1), expected, strict=True
         ):
             # to which autocast rounds what a projection reads
-            assert torch.equal(stored, asked.bfloat16())
+            assert torch.equal(stored, recomputed_states.bfloat16())
 
     def test_every_view_of_an_image_is_seen_with_every_text_and_evaluated_without(
         self, all_runs, features
@@ -164,15 +166,17 @@ class TestSteps:
         seen = {
             (float(batch.image_states.sum()), float(batch.masked_states.sum())) for batch in batches
         }
-        assert [len({each[place] for each in seen}) for place in (0, 1)] == [3, 3]
+        assert [len({pair[side] for pair in seen}) for side in (0, 1)] == [3, 3]
         assert len(seen) == 9
         again = run.examples[BatchKey((0,), 5)]
         assert torch.equal(again.image_states, batches[5].image_states)
         batch = run.examples[KEY]  # control: losses tell views apart
         losses, _ = step(run, batch)
         views = [run.examples[replace(KEY, seed=seed)] for seed in range(4, 9)]
-        others = (step(run, replace(batch, image_states=view.image_states))[0] for view in views)
-        assert max(distance(losses, other) for other in others) > 1e-3
+        other_losses = (
+            step(run, replace(batch, image_states=view.image_states))[0] for view in views
+        )
+        assert max(distance(losses, other) for other in other_losses) > 1e-3
         assert evaluates_alike(run)
 
 
@@ -187,9 +191,9 @@ def whole(all_runs, tmp_path_factory):
 
 
 def changed_names(before, after):
-    one = read_checkpoint(before).tensors
+    tensors_before = read_checkpoint(before).tensors
     other = read_checkpoint(after).tensors
-    return {name for name in one if not torch.equal(one[name], other[name])}
+    return {name for name in tensors_before if not torch.equal(tensors_before[name], other[name])}
 
 
 class TestRun:
@@ -289,15 +293,15 @@ class TestCache:
         data = replace(config.data, **changes.get("data", {}))
         assert set(passes_of(replace(config, **changes | {"data": data}), cache)) == computed
 
-    @pytest.mark.parametrize("part", ["vision", "text"])
-    def test_other_weights(self, all_runs, cached, tmp_path, tiny_checkpoint, part):
+    @pytest.mark.parametrize("tower", ["vision", "text"])
+    def test_other_weights(self, all_runs, cached, tmp_path, tiny_checkpoint, tower):
         cache = cached("pretraining", tmp_path / "cache")
         changed = tmp_path / "changed"
         shutil.copytree(tiny_checkpoint, changed)
         tensors = load_file(changed / "model.safetensors")
-        tensors[f"{part}.layers.1.mlp.down.bias"] += 1e-6
+        tensors[f"{tower}.layers.1.mlp.down.bias"] += 1e-6
         save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
-        assert set(passes_of(replace(all_runs["pretraining"], init=str(changed)), cache)) == {part}
+        assert set(passes_of(replace(all_runs["pretraining"], init=str(changed)), cache)) == {tower}
 
     def test_other_layers_of_the_same_tower(self, tiny_dataset, tmp_path):
         config = shapes_run_config(tiny_dataset, freeze_towers=True)
@@ -359,15 +363,15 @@ class TestCache:
         save_timm_family(tmp_path / "vision", "siglip")
         save_text_family(tmp_path / "text", "modernbert", vocab_size=310)
         shutil.copy(tiny_checkpoint / "tokenizer.json", tmp_path / "text")
-        towers = {part: str(tmp_path / part) for part in ("vision", "text")}
+        towers = {tower: str(tmp_path / tower) for tower in ("vision", "text")}
         nano = RECIPES["pretrain-nano"]
         config = shapes_run_config(
             tiny_dataset, recipe=nano.recipe, model=nano.model, freeze_towers=True, **towers
         )
         assert set(passes_of(config, tmp_path / "cache")) == {"vision", "text"}
-        for library, part in (("timm", "vision"), ("transformers", "text")):
+        for library, tower in (("timm", "vision"), ("transformers", "text")):
             monkeypatch.setattr(sys.modules[library], "__version__", "99.0")
-            assert set(passes_of(config, tmp_path / "cache")) == {part}
+            assert set(passes_of(config, tmp_path / "cache")) == {tower}
 
 
 def test_random_towers_are_warned_of(tiny_dataset, tmp_path, caplog):
@@ -397,13 +401,13 @@ class TestAlignment:
         run.model.eval()  # towers that are asked in training draw dropout
         task = Alignment(run.model)
         batch = run.examples[KEY]
-        loss, found = aligned(task, batch)
+        loss, actual = aligned(task, batch)
         expected = aligned(task, recomputed(batch, run))
         assert abs(float(loss - expected[0])) < 1e-6
-        assert found.keys() == expected[1].keys()
-        assert all(torch.allclose(found[name], expected[1][name], atol=1e-6) for name in found)
+        assert actual.keys() == expected[1].keys()
+        assert all(torch.allclose(actual[name], expected[1][name], atol=1e-6) for name in actual)
         assert not any(
-            ".vision." in name or ".text." in name or ".fusion." in name for name in found
+            ".vision." in name or ".text." in name or ".fusion." in name for name in actual
         )
 
     def test_padding_does_not_count(self, aligning, features):
@@ -413,7 +417,7 @@ class TestAlignment:
         padding = (batch.attention_mask == 0)[:, None, :, None].float()
         task = Alignment(run.model.eval())
         with torch.no_grad():
-            texts = [batch.text_states + more for more in (0.0, padding, 1 - padding)]
+            texts = [batch.text_states + noise for noise in (0.0, padding, 1 - padding)]
             losses = [task(replace(batch, text_states=states)) for states in texts]
         assert torch.allclose(losses[0], losses[1], atol=1e-6)
         assert not torch.allclose(losses[0], losses[2], atol=1e-4)
@@ -446,19 +450,19 @@ class TestAligning:
 
     @pytest.mark.parametrize("changes", [{"train_top": 1}, {"precision": "bf16"}])
     def test_draws_nothing(self, aligning, features, changes):
-        """Layers that train later run here, too; half precision leaves weights in single precision."""
+        """Alignment draws nothing, and half precision leaves weights in single precision."""
         run = prepared(replace(aligning, **changes), features)
         before = copy.deepcopy(run.model.state_dict())
-        found = []
+        states = []
         for seed in (0, 1):
             torch.manual_seed(seed)
             run.model.load_state_dict(before)
             align_projections(run, progress=False)
             assert run.model.training
-            found.append(copy.deepcopy(run.model.state_dict()))
-        assert same_tensors(*found)
-        assert not same_tensors(found[0], before)
-        assert {value.dtype for value in found[0].values()} == {torch.float32}
+            states.append(copy.deepcopy(run.model.state_dict()))
+        assert same_tensors(*states)
+        assert not same_tensors(states[0], before)
+        assert {value.dtype for value in states[0].values()} == {torch.float32}
 
     def test_a_loss_that_is_not_finite_stops_it(self, aligning, features):
         run = prepared(aligning, features)

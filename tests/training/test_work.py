@@ -1,4 +1,4 @@
-"""Every kind of task is trained, evaluated, and continued with the same bits; and what it refuses."""
+"""Every kind of task is trained, evaluated, and continued with the same bits."""
 
 import shutil
 from dataclasses import replace
@@ -107,10 +107,14 @@ def test_from_nothing_with_a_tokenizer_of_the_texts(kind, runs):
 def test_refused_before_training(runs, tmp_path, kind, changes, message):
     config = runs[kind]
     for name, value in changes.items():
-        part, _, field = name.rpartition(".")
-        given = runs[value].data if field == "data" else value
-        given = replace(getattr(config, part), **{field: given}) if part else given
-        config = replace(config, **{part or field: given})
+        section, _, field = name.rpartition(".")
+        changed_value = runs[value].data if field == "data" else value
+        changed_value = (
+            replace(getattr(config, section), **{field: changed_value})
+            if section
+            else changed_value
+        )
+        config = replace(config, **{section or field: changed_value})
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(config, tmp_path / "run", progress=False)
 
@@ -155,8 +159,8 @@ def test_examples_of_a_batch_are_of_one_set(one_set, tmp_path, frozen):
     config = replace(one_set, freeze_towers=frozen)
     mixed = replace(config, data=replace(config.data, one_set_per_batch=False))  # control
     batches = []
-    for each in (config, mixed):
-        examples = read(each, tmp_path)
+    for run_config in (config, mixed):
+        examples = read(run_config, tmp_path)
         batches.append(
             [{bool(examples.set_numbers[example]) for example in seen} for seen in examples.seen]
         )

@@ -49,7 +49,7 @@ SETS = {
 
 
 def test_every_set_is_here():
-    assert {name for name, each in DATASETS.items() if each.arrow} == SETS.keys()
+    assert {name for name, spec in DATASETS.items() if spec.arrow} == SETS.keys()
 
 
 def test_a_folder_with_all_of_them(tmp_path):
@@ -57,7 +57,7 @@ def test_a_folder_with_all_of_them(tmp_path):
         write(tmp_path / "arrows")
     prepared = prepare_arrow(tmp_path / "arrows", tmp_path / "out")
     assert {name: split_counts(info) for name, info in prepared.items()} == {
-        name: each for name, (_, each) in SETS.items()
+        name: files for name, (_, files) in SETS.items()
     }
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(SETS)
     config = ArrowConfig(sets=("nlvr2", "cc3m"), splits=("validation", "balanced-test1"))
@@ -128,9 +128,9 @@ class TestQuestions:
     def test_answers_give_the_scores_of_the_file(self, tmp_path):
         write_vqav2_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
-        found = read_rows(tmp_path / "out" / "vqav2", "validation")[1]
-        assert (found["id"], found["images"][0]) == ("11", noise_jpeg(11))
-        first, second = found["entries"]
+        entries = read_rows(tmp_path / "out" / "vqav2", "validation")[1]
+        assert (entries["id"], entries["images"][0]) == ("11", noise_jpeg(11))
+        first, second = entries["entries"]
         assert (first["question_id"], first["question"]) == (11000, "What is behind him?")
         assert soft_targets(first["answers"], ARROW_VOCABULARY) == {"net": 1.0, "pitcher": 0.3}
         assert soft_targets(second["answers"], ARROW_VOCABULARY) == {"yes": 0.6, "no": 0.9}
@@ -140,7 +140,7 @@ class TestQuestions:
 
     def test_one_answer_of_one_person_is_no_certain_answer(self, tmp_path):
         write_vqav2_arrow(tmp_path / "arrows")
-        one = {
+        single_question = {
             "questions": ["?"],
             "answers": [["net"]],
             "answer_labels": [[0]],
@@ -149,7 +149,15 @@ class TestQuestions:
         file = tmp_path / "arrows" / "vqav2_val_fix.arrow"
         write_arrow_file(
             file,
-            [{"image": noise_jpeg(1), **one, "image_id": 1, "question_id": [1], "split": "val"}],
+            [
+                {
+                    "image": noise_jpeg(1),
+                    **single_question,
+                    "image_id": 1,
+                    "question_id": [1],
+                    "split": "val",
+                }
+            ],
         )
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
         (question,) = read_rows(tmp_path / "out" / "vqav2", "validation")[0]["entries"]
@@ -181,9 +189,9 @@ class TestStatements:
     def test_snli_ve(self, tmp_path):
         write_snli_ve_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
-        found = read_rows(tmp_path / "out" / "snli-ve", "validation")[1]
-        assert (found["id"], found["images"][0]) == ("snli_dev-1", noise_jpeg(3))
-        assert found["entries"] == [
+        entries = read_rows(tmp_path / "out" / "snli-ve", "validation")[1]
+        assert (entries["id"], entries["images"][0]) == ("snli_dev-1", noise_jpeg(3))
+        assert entries["entries"] == [
             {"statement_id": "snli_dev-1-0", "text": "A man.", "label": "entailment"},
             {"statement_id": "snli_dev-1-1", "text": "A cat.", "label": "contradiction"},
             {"statement_id": "snli_dev-1-2", "text": "Sleeping.", "label": "neutral"},
@@ -192,19 +200,19 @@ class TestStatements:
     def test_nlvr2(self, tmp_path):
         write_nlvr2_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
-        found = read_rows(tmp_path / "out" / "nlvr2", "validation")[1]
-        assert found["images"] == [png_of_shade(1), noise_jpeg(1)]
-        assert found["entries"] == [
+        entries = read_rows(tmp_path / "out" / "nlvr2", "validation")[1]
+        assert entries["images"] == [png_of_shade(1), noise_jpeg(1)]
+        assert entries["entries"] == [
             {"statement_id": "dev-1-0#0", "text": "One of them is grey.", "label": "True"},
             {"statement_id": "dev-1-0#1", "text": "Both are.", "label": "False"},
         ]
 
 
 def test_identifiers_of_nlvr2_are_kept_where_the_file_has_them(tmp_path):
-    said = {"dev-3-1-1": "Both.", "dev-3-1-4": "None.", "dev-3-2-4": "Odd."}
+    texts = {"dev-3-1-1": "Both.", "dev-3-1-4": "None.", "dev-3-2-4": "Odd."}
     rows = [
         {**PAIR, "questions": [text], "answers": ["True"], "identifier": name}
-        for name, text in said.items()
+        for name, text in texts.items()
     ]
     write_arrow_file(tmp_path / "arrows" / "nlvr2_dev.arrow", rows)
     prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(splits=("validation",)))

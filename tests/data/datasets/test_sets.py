@@ -46,16 +46,16 @@ def config(tmp_path):
 def prepared(tmp_path_factory):
     """Each set with its usual splits, but VG-QA."""
     folder = tmp_path_factory.mktemp("sets")
-    found = {}
+    folders = {}
     for name, writer in SET_WRITERS.items():
         writer(folder / "originals" / name)
         if name != "vgqa":
             config = VgConfig() if name == "vg" else PrepareConfig()
-            found[name] = (
+            folders[name] = (
                 folder / name,
                 prepare_set(name, folder / "originals" / name, folder / name, config),
             )
-    return found
+    return folders
 
 
 @pytest.mark.parametrize(
@@ -116,16 +116,16 @@ def test_rows(prepared):
     }
     assert question["entries"][2] == expected
     for split in ("test", "test-dev"):
-        asked = row("vqav2", split, 0)
+        question_row = row("vqav2", split, 0)
         types = {"question_type": "", "answer_type": ""}
-        assert asked["images"] == [noise_jpeg(1)]
+        assert question_row["images"] == [noise_jpeg(1)]
         unanswered = {
             "question_id": 1000,
             "question": "What is number 0 of 1?",
             **types,
             "answers": [],
         }
-        assert asked["entries"][0] == unanswered
+        assert question_row["entries"][0] == unanswered
     assert stated["id"] == "3416050490.jpg"
     statement = {"statement_id": "3416050490.jpg#1r1c", "text": "Statement 1 about 3416050490."}
     assert stated["entries"][1] == {**statement, "label": "contradiction"}
@@ -285,7 +285,7 @@ ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
         (
             "vqav2",
             QUESTIONS,
-            lambda it: it["questions"].append(it["questions"][0]),
+            lambda document: document["questions"].append(document["questions"][0]),
             "9000 of train comes twice",
         ),
         ("vqav2", QUESTIONS, _first("questions", question=" "), ": 9: question 9000 is empty$"),
@@ -353,8 +353,8 @@ class TestHeldOut:
         # it is not needed
         assert prepare_set("vg", folder, tmp_path / "all", VgConfig()).splits["train"].images == 5
         (tmp_path / "kept.json").rename(folder / "image_data.json")
-        given = VgConfig(leave_out=("val", "test"), karpathy=config.karpathy)
-        info = prepare_set("vg", folder, tmp_path / "out", given)
+        config_with_splits = VgConfig(leave_out=("val", "test"), karpathy=config.karpathy)
+        info = prepare_set("vg", folder, tmp_path / "out", config_with_splits)
         assert [row["id"] for row in read_rows(tmp_path / "out", "train")] == ["1", "2", "4", "5"]
         assert info.some_left_out["image in COCO's val or test split"] == ["3"]
 
@@ -373,11 +373,11 @@ class TestHeldOut:
         assert [row["id"] for row in read_rows(tmp_path / "wider", "train")] == ["1", "2", "5"]
         assert wider.settings["leave_out"] == ["restval", "val", "test"]
         # Questions with one answer of the vocabulary:
-        asked = [
-            (one["question_id"] % 1000, one["question"], *one["answers"])
-            for one in rows[0]["entries"]
+        questions = [
+            (entry["question_id"] % 1000, entry["question"], *entry["answers"])
+            for entry in rows[0]["entries"]
         ]
-        assert asked == [
+        assert questions == [
             (100, "Is it red?", "Yes."),
             (101, "How many?", "Two."),
             (107, "Is it  red?", "No"),
@@ -473,7 +473,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_published_counts(name):
-    told = DATASETS[name].published
-    assert {split: {row[:2] for row in rows} for split, rows in told.items()} == PUBLISHED.get(
+    published = DATASETS[name].published
+    assert {split: {row[:2] for row in rows} for split, rows in published.items()} == PUBLISHED.get(
         name, {}
     )
