@@ -21,7 +21,7 @@ from helpers.sets import caption_record, write_set
 
 
 @pytest.fixture
-def load(tiny_dataset, tiny_processor):
+def load_pairs(tiny_dataset, tiny_processor):
     """Makes the pairs of the set, or of other folders, under a data config."""
 
     def make(*folders, split="train", masking=0.3, **config):
@@ -33,7 +33,7 @@ def load(tiny_dataset, tiny_processor):
     return make
 
 
-def equal(first, second):
+def equal_batches(first, second):
     pairs = [
         (getattr(first, item.name), getattr(second, item.name)) for item in fields(CaptionBatch)
     ]
@@ -45,14 +45,14 @@ def identities(images, numbers):
 
 
 class TestImages:
-    def test_an_image_has_each_of_its_captions_once(self, load, tmp_path):
+    def test_an_image_has_each_of_its_captions_once(self, load_pairs, tmp_path):
         draw = random.Random(0)
         captions = [draw.choices("abcdefgh", k=draw.randint(1, 9)) for _ in range(27)]
         write_set(
             tmp_path / "set",
             {"train": [caption_record(n, entries=texts) for n, texts in enumerate(captions)]},
         )
-        pairs = load(tmp_path / "set")
+        pairs = load_pairs(tmp_path / "set")
         once = [list(dict.fromkeys(texts)) for texts in captions]
         # in an order that changes from process to process
         official = [set(texts) for texts in captions]
@@ -66,9 +66,9 @@ class TestImages:
         assert first == [text for texts in once for text in texts[:3]]
         assert rows.tolist() == [row for row, texts in enumerate(once) for _ in texts[:3]]
 
-    def test_images_with_the_same_captions_share_them(self, load, tiny_dataset):
-        alone = load(split="test").images
-        twice = load(tiny_dataset, tiny_dataset, split="test").images
+    def test_images_with_the_same_captions_share_them(self, load_pairs, tiny_dataset):
+        alone = load_pairs(split="test").images
+        twice = load_pairs(tiny_dataset, tiny_dataset, split="test").images
         assert alone.owners().tolist() == list(range(9))
         assert twice.owners().tolist() == [*range(9), *range(9)]
         assert twice.texts(2, twice.owners())[0] == alone.texts(2)[0]
@@ -80,9 +80,9 @@ class TestImages:
         assert torch.equal(*twice.pixels([12, 3]))
         assert twice.contents([12, 3]) == alone.contents([3]) * 2
 
-    def test_cache_keeps_what_was_decoded(self, load, monkeypatch):
+    def test_cache_keeps_what_was_decoded(self, load_pairs, monkeypatch):
         for cache, decoded in ((True, 1), (False, 2)):
-            images = load(cache=cache).images
+            images = load_pairs(cache=cache).images
             calls = []
             resize = images.processor.resize
 
@@ -95,13 +95,13 @@ class TestImages:
             assert len(calls) == decoded
             monkeypatch.undo()
 
-    def test_missing_folders(self, load, tmp_path, tiny_processor):
+    def test_missing_folders(self, load_pairs, tmp_path, tiny_processor):
         with pytest.raises(ValueError, match=r"no data folder given; pass --data\.folders"):
             CaptionImages(DataConfig(), "train", tiny_processor)
         with pytest.raises(FileNotFoundError, match="nowhere"):
-            load(tmp_path / "nowhere")
+            load_pairs(tmp_path / "nowhere")
 
-    def test_a_broken_picture_is_named(self, load, tmp_path):
+    def test_a_broken_picture_is_named(self, load_pairs, tmp_path):
         # as if the set was written when it could be decoded
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(prepared_set, "_read_image", lambda image: b"not a picture")
@@ -109,13 +109,13 @@ class TestImages:
         with pytest.raises(
             ValueError, match=rf"image train/7\.png of {tmp_path}/set: .*the image of 13 bytes"
         ):
-            load(tmp_path / "set")[BatchKey((0,), 0)]
+            load_pairs(tmp_path / "set")[BatchKey((0,), 0)]
 
 
 class TestPairs:
-    def test_all_captions_or_one_drawn(self, load):
-        everything = load()
-        single = load(captions="one")
+    def test_all_captions_or_one_drawn(self, load_pairs):
+        everything = load_pairs()
+        single = load_pairs(captions="one")
         assert len(everything) == sum(map(len, everything.images.all_captions()))
         assert len(single) == len(everything.images)
         image = next(
@@ -126,9 +126,9 @@ class TestPairs:
         }
         assert len(drawn) == 2
 
-    def test_repeats(self, load, tiny_dataset):
-        once = load()
-        pairs = load(tiny_dataset, tiny_dataset, repeats=(1, 3))
+    def test_repeats(self, load_pairs, tiny_dataset):
+        once = load_pairs()
+        pairs = load_pairs(tiny_dataset, tiny_dataset, repeats=(1, 3))
         assert len(pairs) == 4 * len(once)
         counts = Counter(map(tuple, pairs.pairs.tolist()))
         assert {(image >= 27, count) for (image, _), count in counts.items()} == {
@@ -142,20 +142,20 @@ class TestPairs:
             * 3
         )
 
-    def test_batch_is_a_function_of_its_key(self, load):
+    def test_batch_is_a_function_of_its_key(self, load_pairs):
         options = {"captions": "one", "augmentation": "affine", "word_dropout": 0.3}
-        pairs = load(**options)
+        pairs = load_pairs(**options)
         key = BatchKey((3, 0, 11, 3), 17)
         first = pairs[key]
         _ = pairs[BatchKey((1, 2), 3)], torch.randn(5)
         torch.manual_seed(99)
-        assert equal(pairs[key], first)
-        assert equal(load(**options)[key], first)
-        assert not equal(pairs[BatchKey(key.examples, 18)], first)
-        assert not equal(pairs[BatchKey((3, 0, 11, 4), 17)], first)
+        assert equal_batches(pairs[key], first)
+        assert equal_batches(load_pairs(**options)[key], first)
+        assert not equal_batches(pairs[BatchKey(key.examples, 18)], first)
+        assert not equal_batches(pairs[BatchKey((3, 0, 11, 4), 17)], first)
 
-    def test_content(self, load):
-        pairs = load(masking=0.5)
+    def test_content(self, load_pairs):
+        pairs = load_pairs(masking=0.5)
         rows = (5, 0, 9)
         batch = pairs[BatchKey(rows, 1)]
         images = pairs.images
@@ -177,8 +177,8 @@ class TestPairs:
         assert len(batch) == 3
         assert batch.seed == 1
 
-    def test_each_table_is_read_once_for_a_batch(self, load, monkeypatch):
-        pairs = load(captions="one")
+    def test_each_table_is_read_once_for_a_batch(self, load_pairs, monkeypatch):
+        pairs = load_pairs(captions="one")
         read = []
         take = Table.take
         monkeypatch.setattr(
@@ -193,8 +193,8 @@ class TestPairs:
             == identities(pairs.images, pairs.pairs[[3, 0, 11, 3], 0].tolist()).tolist()
         )
 
-    def test_labels_of_a_step_are_counted_without_its_pictures(self, load, monkeypatch):
-        pairs = load(captions="one", word_dropout=0.3, augmentation="affine")
+    def test_labels_of_a_step_are_counted_without_its_pictures(self, load_pairs, monkeypatch):
+        pairs = load_pairs(captions="one", word_dropout=0.3, augmentation="affine")
         step = BatchKey((0, 1), 5), BatchKey((2, 3), 6), BatchKey((4, 5), 7)
         expected = sum(int(pairs[key].num_labels) for key in step)
         read = []
@@ -207,13 +207,13 @@ class TestPairs:
         batch = pairs[replace(step[0], step=step)]
         assert int(batch.step_labels) == expected > int(batch.num_labels)
         assert len(read) == 2
-        assert equal(replace(batch, step_labels=None), pairs[step[0]])
+        assert equal_batches(replace(batch, step_labels=None), pairs[step[0]])
 
-    def test_views_change_pictures_and_dropped_words_texts(self, load):
+    def test_views_change_pictures_and_dropped_words_texts(self, load_pairs):
         key = BatchKey((0, 1, 2), 5)
-        plain = load()[key]
-        turned = load(augmentation="affine")[key]
-        fewer = load(word_dropout=0.5)[key]
+        plain = load_pairs()[key]
+        turned = load_pairs(augmentation="affine")[key]
+        fewer = load_pairs(word_dropout=0.5)[key]
         assert not torch.equal(plain.pixel_values, turned.pixel_values)
         assert torch.equal(plain.masked_input_ids, turned.masked_input_ids)
         assert torch.equal(plain.pixel_values, fewer.pixel_values)
@@ -229,17 +229,21 @@ class TestPairs:
         )
         return str(tmp_path / "views.py")
 
-    def test_a_transform_of_ones_own(self, load, views_path):
-        pairs = load(transform=f"{views_path}:invert")
+    def test_a_transform_of_ones_own(self, load_pairs, views_path):
+        pairs = load_pairs(transform=f"{views_path}:invert")
         images = pairs.images
         rows = pairs.pairs[[0, 1, 2], 0].tolist()
         inverted = images.processor.normalise(255 - torch.stack(images.pixels(rows)))
         assert torch.equal(pairs[BatchKey((0, 1, 2), 5)].pixel_values, inverted)
         # not in evaluation
-        torch.testing.assert_close(images.pixel_values(rows), load().images.pixel_values(rows))
+        torch.testing.assert_close(
+            images.pixel_values(rows), load_pairs().images.pixel_values(rows)
+        )
 
-    def test_its_draws_are_those_of_the_key_and_leave_the_generator_alone(self, load, views_path):
-        pairs = load(transform=f"{views_path}:noise")
+    def test_its_draws_are_those_of_the_key_and_leave_the_generator_alone(
+        self, load_pairs, views_path
+    ):
+        pairs = load_pairs(transform=f"{views_path}:noise")
         before = torch.get_rng_state()
         first, again = (pairs[BatchKey((0, 1), 5)].pixel_values for _ in range(2))
         assert torch.equal(first, again)
@@ -259,14 +263,14 @@ class TestPairs:
             ("missing", "data.transform is .*missing; expected .*invert, .*noise"),
         ],
     )
-    def test_what_is_no_transform(self, load, views_path, name, message):
+    def test_what_is_no_transform(self, load_pairs, views_path, name, message):
         with pytest.raises(ValueError, match=message):
-            load(transform=f"{views_path}:{name}")[BatchKey((0,), 5)]
+            load_pairs(transform=f"{views_path}:{name}")[BatchKey((0,), 5)]
 
-    def test_whole_words_are_hidden(self, load):
+    def test_whole_words_are_hidden(self, load_pairs):
         torn = []
         for whole_word in (True, False):
-            pairs = load()
+            pairs = load_pairs()
             pairs.masking = MaskingConfig(probability=0.4, whole_word=whole_word)
             batch = pairs[BatchKey(tuple(range(20)), 0)]
             processor = pairs.images.processor
@@ -279,22 +283,22 @@ class TestPairs:
         assert torn[0] == 0 < torn[1]
 
 
-def test_a_worker_makes_the_same_batches_of_a_copy_in_a_store(load, store, tiny_dataset):
+def test_a_worker_makes_the_same_batches_of_a_copy_in_a_store(load_pairs, store, tiny_dataset):
     batches = []
     for workers, folder in ((0, tiny_dataset), (1, store.upload(tiny_dataset, "bucket/set"))):
-        pairs = load(folder, captions="one", augmentation="affine", cache=True)
+        pairs = load_pairs(folder, captions="one", augmentation="affine", cache=True)
         sampler = StepSampler(len(pairs), batch_size=8, micro_batches=2, steps=range(2, 5), seed=4)
         torch.manual_seed(workers)
         batches.append(list(load_items(pairs.__getitem__, sampler, num_workers=workers)))
     assert len(batches[0]) == 6
-    assert all(map(equal, *batches))
+    assert all(map(equal_batches, *batches))
 
 
-def test_captions_that_are_too_long_are_cut(tmp_path, load, tiny_processor):
+def test_captions_that_are_too_long_are_cut(tmp_path, load_pairs, tiny_processor):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     (tmp_path / "a.csv").write_text("image,caption\na.png," + "a very long caption " * 20)
     prepare_custom("pairs", tmp_path / "a.csv", tmp_path / "set")
-    batch = load(tmp_path / "set")[BatchKey((0,), 0)]
+    batch = load_pairs(tmp_path / "set")[BatchKey((0,), 0)]
     assert batch.input_ids.shape == (1, tiny_processor.config.max_length)
     assert batch.input_ids[0, -1] == tiny_processor.token_ids([""])[0][-1]
     assert batch.attention_mask is None
@@ -304,8 +308,8 @@ class TestRanking:
     """Images with a true and several false captions, never one of the own as false."""
 
     @pytest.fixture
-    def images(self, load):
-        return load().images
+    def images(self, load_pairs):
+        return load_pairs().images
 
     @staticmethod
     def texts(pairs, *key):
@@ -345,12 +349,12 @@ class TestRanking:
         assert (first.ids, first.seed) == (again.ids, again.seed)
         assert not torch.equal(first.pixel_values, other.pixel_values)
 
-    def test_images_with_the_same_captions_are_one(self, load, tmp_path):
+    def test_images_with_the_same_captions_are_one(self, load_pairs, tmp_path):
         words = ["red", "blue", "red", "bar", "red", "blue"]
         for name, captions in (("set", words), ("one", ["red"]), ("same", ["red"] * 3)):
             rows = [caption_record(number, entries=[text]) for number, text in enumerate(captions)]
             write_set(tmp_path / name, {"train": rows})
-        pairs = RankingPairs(load(tmp_path / "set").images, false_texts=60)
+        pairs = RankingPairs(load_pairs(tmp_path / "set").images, false_texts=60)
         for example, word in enumerate(words):
             true, *false = self.texts(pairs, (example,), example)
             assert true == word
@@ -359,4 +363,4 @@ class TestRanking:
             )
         for name in ("one", "same"):
             with pytest.raises(ValueError, match="train has no two images with different captions"):
-                RankingPairs(load(tmp_path / name).images, false_texts=1)
+                RankingPairs(load_pairs(tmp_path / name).images, false_texts=1)

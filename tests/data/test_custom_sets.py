@@ -24,34 +24,38 @@ from bridgetower.data.sets.schema import CAPTIONS
 from helpers.checkpoints import folder_snapshot
 
 
-def photo(path, number):
+def write_photo(path, number):
     draw = np.random.default_rng(number)
     path.parent.mkdir(parents=True, exist_ok=True)
     Picture.fromarray(draw.integers(0, 255, (9, 12, 3), dtype=np.uint8)).save(path)
 
 
-def table(folder, rows, images=40):
+def write_rows(folder, rows, images=40):
     for number in range(images):
-        photo(folder / f"{number}.png", number)
+        write_photo(folder / f"{number}.png", number)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "rows.jsonl"
 
 
-def entries(folder, *splits):
+def split_entries(folder, *splits):
     return [row["entry"] for row in PreparedSet(folder, splits or None).scan()]
 
 
-def prepared(folder, kind, rows, config=None):
+def prepared_entries(folder, kind, rows, config=None):
     """Returns the entries of prepared rows, each with the image of its number if it names none."""
-    source = table(folder, [{"image": f"{number}.png", **row} for number, row in enumerate(rows)])
+    source = write_rows(
+        folder, [{"image": f"{number}.png", **row} for number, row in enumerate(rows)]
+    )
     prepare_custom(kind, source, folder / "out", config)
-    return entries(folder / "out")
+    return split_entries(folder / "out")
 
 
 class TestKinds:
     def test_pairs(self, tmp_path):
         rows = [{"caption": [f"one {n}", f"two {n}", f"one {n}"]} for n in range(40)]
-        entries_read = prepared(tmp_path, "pairs", [*rows, {"image": "7.png", "caption": "one 7"}])
+        entries_read = prepared_entries(
+            tmp_path, "pairs", [*rows, {"image": "7.png", "caption": "one 7"}]
+        )
         assert sorted(entries_read) == sorted(
             f"{word} {n}" for n in range(40) for word in ("one", "two")
         )
@@ -64,7 +68,7 @@ class TestKinds:
         alone = {"image": None, "text": "words alone", "label": [] if multi_label else "c1"}
         by_id = {
             entry["example_id"]: entry
-            for entry in prepared(tmp_path, "classification", [*rows, alone])
+            for entry in prepared_entries(tmp_path, "classification", [*rows, alone])
         }
         classes = read_classes(tmp_path / "out")
         assert (classes.names, classes.multi_label) == (
@@ -80,7 +84,9 @@ class TestKinds:
     @pytest.mark.parametrize("kind", ["classification", "regression"])
     def test_blank_labels_are_unknown(self, kind, tmp_path):
         blanks = ("", " ", "\t ", None)
-        entries_read = prepared(tmp_path, kind, [{"label": label} for label in ("1", "2", *blanks)])
+        entries_read = prepared_entries(
+            tmp_path, kind, [{"label": label} for label in ("1", "2", *blanks)]
+        )
         assert sorted(entry["labels"] for entry in entries_read) == [[], [], [], [], ["1"], ["2"]]
         assert [entry["labelled"] for entry in entries_read].count(False) == 4
 
@@ -94,7 +100,7 @@ class TestKinds:
     )
     def test_classes_are_numbers_by_value_and_then_names(self, cells, separator, names, tmp_path):
         rows = [{"label": cell} for cell in cells]
-        entries_read = prepared(
+        entries_read = prepared_entries(
             tmp_path, "classification", rows, LabelledConfig(label_separator=separator)
         )
         assert read_classes(tmp_path / "out").names == names
@@ -110,7 +116,7 @@ class TestKinds:
         with pytest.raises(
             ValueError, match=r"line 2 has a list of labels and .* line 1 a single one"
         ):
-            prepared(tmp_path, "classification", [{"label": "a"}, {"label": ["b"]}])
+            prepared_entries(tmp_path, "classification", [{"label": "a"}, {"label": ["b"]}])
 
     def test_answers_of_annotators(self, tmp_path):
         """As VQA's annotations have them, or in one cell."""
@@ -121,7 +127,7 @@ class TestKinds:
         ]
         cells = (annotated, "cat; dog ;;cat", "a", 7, [None, "b"])
         rows = [{"question": f"{number}?", "answers": cell} for number, cell in enumerate(cells)]
-        entries_read = prepared(
+        entries_read = prepared_entries(
             tmp_path,
             "vqa",
             rows,
@@ -146,7 +152,7 @@ class TestKinds:
     def test_an_answer_counts_once_for_a_question(self, tmp_path):
         cells = (["rare", "Rare.", "common"], ["common", "blue"], ["blue"], ["once"])
         rows = [{"question": f"{number}?", "answers": cell} for number, cell in enumerate(cells)]
-        prepared(
+        prepared_entries(
             tmp_path, "vqa", rows, VqaSetConfig(min_count=2, test_fraction=0, validation_fraction=0)
         )
         assert set(read_vocabulary(tmp_path / "out")) == {"common", "blue"}
@@ -156,13 +162,13 @@ class TestKinds:
     )
     def test_truths_in_other_words(self, word, meant, tmp_path):
         row = {"image": None, "left": "0.png", "right": "1.png", "statement": "so", "label": word}
-        (entry,) = prepared(tmp_path, "image-pairs", [row])
+        (entry,) = prepared_entries(tmp_path, "image-pairs", [row])
         assert entry["label"] == str(meant)
 
     def test_classification_by_folders(self, tmp_path):
         for split in ("train", "test"):
             for number in range(6):
-                photo(
+                write_photo(
                     tmp_path / "in" / split / f"c{number % 2}" / f"{number}.png",
                     number + 100 * (split == "test"),
                 )
@@ -174,7 +180,9 @@ class TestKinds:
         assert read_classes(tmp_path / "out").names == ("c0", "c1")
 
     def test_regression(self, tmp_path):
-        entries_read = prepared(tmp_path, "regression", [{"rating": n / 3} for n in range(20)])
+        entries_read = prepared_entries(
+            tmp_path, "regression", [{"rating": n / 3} for n in range(20)]
+        )
         assert read_classes(tmp_path / "out").numbers
         assert sorted(float(entry["labels"][0]) for entry in entries_read) == [
             n / 3 for n in range(20)
@@ -192,7 +200,7 @@ class TestKinds:
         ]
         by_question = {
             entry["question"]: entry
-            for entry in prepared(tmp_path, "vqa", rows, VqaSetConfig(min_count=2))
+            for entry in prepared_entries(tmp_path, "vqa", rows, VqaSetConfig(min_count=2))
         }
         assert sorted(read_vocabulary(tmp_path / "out")) == [*(f"no {n}" for n in range(4)), "yes"]
         assert (by_question["what is 9?"]["answers"], by_question["then?"]["answers"]) == (
@@ -206,25 +214,27 @@ class TestKinds:
             {"question": "what?", "answer": answer, "split": split}
             for answer, split in splits.items()
         ]
-        prepared(tmp_path / "split", "vqa", rows)
+        prepared_entries(tmp_path / "split", "vqa", rows)
         assert read_vocabulary(tmp_path / "split" / "out") == ("red", "blue")
         for number in ("7", "q7"):
             (tmp_path / number).mkdir()
             with pytest.raises(
                 ValueError, match=f"question_id '{number}' comes twice or is no whole number"
             ):
-                prepared(tmp_path / number, "vqa", [{**row, "question_id": number} for row in rows])
+                prepared_entries(
+                    tmp_path / number, "vqa", [{**row, "question_id": number} for row in rows]
+                )
 
     def test_answers_that_a_model_can_choose_are_those_of_training_questions(self, tmp_path):
         """Only training questions give answers, also where a hash decides on the splits."""
-        prepared(
+        prepared_entries(
             tmp_path, "vqa", [{"question": f"what is {n}?", "answer": f"no {n}"} for n in range(40)]
         )
-        training = [entry["answers"][0] for entry in entries(tmp_path / "out", "train")]
+        training = [entry["answers"][0] for entry in split_entries(tmp_path / "out", "train")]
         assert 20 < len(training) < 40
         assert read_vocabulary(tmp_path / "out") == tuple(training)
         (tmp_path / "test").mkdir()
-        prepared(
+        prepared_entries(
             tmp_path / "test", "vqa", [{"question": "what?", "answer": "red", "split": "test"}] * 2
         )
         with pytest.raises(FileNotFoundError, match="give a VQA set with a training split"):
@@ -234,7 +244,7 @@ class TestKinds:
         ("kind", "read"), [("vqa", read_vocabulary), ("classification", read_classes)]
     )
     def test_names_of_classes_are_read_at_urls(self, kind, read, tmp_path):
-        prepared(
+        prepared_entries(
             tmp_path,
             kind,
             [{"question": "?", "answer": "cd"[n % 2], "label": "ab"[n % 2]} for n in range(40)],
@@ -252,7 +262,8 @@ class TestKinds:
             for n in range(20)
         ]
         label_of_text = {
-            entry["text"]: entry["label"] for entry in prepared(tmp_path, "entailment", rows)
+            entry["text"]: entry["label"]
+            for entry in prepared_entries(tmp_path, "entailment", rows)
         }
         assert label_of_text == {f"says {n}": labels[n % 3] for n in range(20)}
 
@@ -261,7 +272,7 @@ class TestKinds:
         cells = {"question": "no", "hypothesis": "no", "label": "neutral"}
         rows = [{"words": f"w{n}", **cells, "answer": "xy"[n % 2]} for n in range(40)]
         config = (VqaSetConfig if kind == "vqa" else CustomSetConfig)(text_column="words")
-        entries_read = prepared(tmp_path, kind, rows, config)
+        entries_read = prepared_entries(tmp_path, kind, rows, config)
         assert sorted(entry[field] for entry in entries_read) == sorted(f"w{n}" for n in range(40))
 
     def test_image_pairs(self, tmp_path):
@@ -273,7 +284,7 @@ class TestKinds:
             {**pair, "statement": f"says {pair['n']}", "label": pair["n"] % 2 == 1}
             for pair in pairs
         ]
-        prepared(tmp_path, "image-pairs", rows)
+        prepared_entries(tmp_path, "image-pairs", rows)
         opened = PreparedSet(tmp_path / "out")
         for row in opened.scan():
             number = int(row["entry"]["text"].split()[1])
@@ -286,8 +297,10 @@ class TestKinds:
 class TestSplits:
     def _splits(self, folder, out, count):
         rows = [{"image": f"{n}.png", "caption": f"number {n}"} for n in range(count)]
-        prepare_custom("pairs", table(folder, rows, count), out)
-        return {entry: split for split in read_info(out).splits for entry in entries(out, split)}
+        prepare_custom("pairs", write_rows(folder, rows, count), out)
+        return {
+            entry: split for split in read_info(out).splits for entry in split_entries(out, split)
+        }
 
     def test_an_image_keeps_its_split_when_others_are_added(self, tmp_path):
         few, many = (self._splits(tmp_path / str(n), tmp_path / f"out{n}", n) for n in (60, 120))
@@ -301,7 +314,7 @@ class TestSplits:
     def test_folds_share_out_all_images(self, tmp_path):
         """Also where the hash leaves one empty. Answers and classes are those of all folds."""
         rows = [{"question": "what?", "answer": f"answer {n}"} for n in range(40)]
-        prepared(tmp_path, "vqa", rows, VqaSetConfig(folds=5))
+        prepared_entries(tmp_path, "vqa", rows, VqaSetConfig(folds=5))
         splits = read_info(tmp_path / "out").splits
         assert list(splits) == [f"fold-{n}" for n in range(1, 6)]
         assert sum(split.images for split in splits.values()) == 40
@@ -312,20 +325,22 @@ class TestSplits:
             abs(draws.count(fold) / 20_000 - 0.2) < 0.01 for fold in ("a", "b", "c", "d", "")
         )
 
-        few = table(tmp_path / "few", [{"image": f"{n}.png", "caption": "x"} for n in range(5)])
+        few = write_rows(
+            tmp_path / "few", [{"image": f"{n}.png", "caption": "x"} for n in range(5)]
+        )
         prepare_custom("pairs", few, tmp_path / "few-out", PairsConfig(folds=4))
         assert {split.images for split in read_info(tmp_path / "few-out").splits.values()} <= {1, 2}
 
     def test_folds_are_refused_beside_splits(self, tmp_path):
         rows = [{"caption": "x", "split": "train"}]
         with pytest.raises(ValueError, match="leave folds out"):
-            prepared(tmp_path, "pairs", rows, PairsConfig(folds=5))
+            prepared_entries(tmp_path, "pairs", rows, PairsConfig(folds=5))
         with pytest.raises(ValueError, match="expected 0, or 2 to 20"):
             PairsConfig(folds=1)
 
     def test_equal_images_come_into_one_split_as_one_image(self, tmp_path):
         for number in range(30):
-            photo(tmp_path / "in" / f"{number}.png", number % 3)
+            write_photo(tmp_path / "in" / f"{number}.png", number % 3)
             (tmp_path / "in" / f"{number}.txt").write_text(f"caption {number}")
         info = prepare_custom("pairs", tmp_path / "in", tmp_path / "out")
         assert sum(split.images for split in info.splits.values()) == 3
@@ -348,7 +363,7 @@ class TestSplits:
     def test_a_split_of_share_0_has_no_image(self, fractions, expected, tmp_path):
         rows = [{"image": f"{n}.png", "caption": f"number {n}"} for n in range(12)]
         info = prepare_custom(
-            "pairs", table(tmp_path, rows, 12), tmp_path / "out", PairsConfig(**fractions)
+            "pairs", write_rows(tmp_path, rows, 12), tmp_path / "out", PairsConfig(**fractions)
         )
         assert set(info.splits) == expected
         assert sum(split.images for split in info.splits.values()) == 12
@@ -376,9 +391,9 @@ class TestSplits:
             for _ in range(size)
         ]
         rows = [{**row, "image": f"{number}.png"} for number, row in enumerate(rows)]
-        prepare_custom("pairs", table(tmp_path, rows, 65), tmp_path / "enough")
+        prepare_custom("pairs", write_rows(tmp_path, rows, 65), tmp_path / "enough")
         assert caplog.text == ""
-        prepare_custom("pairs", table(tmp_path, rows[:-1], 65), tmp_path / "few")
+        prepare_custom("pairs", write_rows(tmp_path, rows[:-1], 65), tmp_path / "few")
         (record,) = caplog.records
         assert record.message.startswith(
             f"{tmp_path / 'rows.jsonl'}: test has 29 images: metrics of so few hardly"
@@ -387,7 +402,7 @@ class TestSplits:
         texts = [
             {"text": f"t{number}", "label": f"{number % 2}", "split": "test"} for number in range(2)
         ]
-        prepare_custom("classification", table(tmp_path, texts, 0), tmp_path / "texts")
+        prepare_custom("classification", write_rows(tmp_path, texts, 0), tmp_path / "texts")
         assert "test has 2 examples: " in caplog.text
 
     @pytest.mark.parametrize(
@@ -403,14 +418,14 @@ class TestSplits:
     def test_splits_that_contradict_each_other(self, splits, error, tmp_path):
         rows = [{"image": "1.png", "caption": "a", "split": "train"}, {"caption": "b", **splits}]
         with pytest.raises(ValueError, match=error):
-            prepare_custom("pairs", table(tmp_path, rows, 3), tmp_path / "out")
+            prepare_custom("pairs", write_rows(tmp_path, rows, 3), tmp_path / "out")
 
     def test_a_copy_of_an_image_in_another_split_is_told(self, tmp_path, caplog):
         rows = [
             {"image": f"{n}.png", "caption": f"c{n}", "split": ("train", "test")[n // 2]}
             for n in range(4)
         ]
-        source = table(tmp_path, rows)
+        source = write_rows(tmp_path, rows)
         (tmp_path / "3.png").write_bytes((tmp_path / "1.png").read_bytes())
         info = prepare_custom("pairs", source, tmp_path / "out")
         assert "1 images of train, such as 1.png, are in test too" in caplog.text
@@ -428,7 +443,7 @@ class TestBadRows:
             {"image": "3.png", "caption": ""},
             {"caption": "alone"},
         ]
-        source = table(tmp_path, rows)
+        source = write_rows(tmp_path, rows)
         (tmp_path / "5.png").write_bytes(b"no image")
         with pytest.raises(ValueError, match=r"4 bad items.*line 32.*line 33.*line 6.*line 31"):
             prepare_custom("pairs", source, tmp_path / "out", PairsConfig(max_errors=3))
@@ -438,7 +453,9 @@ class TestBadRows:
         with pytest.raises(ValueError, match=r"out: 4 bad items, allowed are 3 .*line 32"):
             prepare_custom("pairs", source, tmp_path / "out", PairsConfig(max_errors=3))
         assert prepare_custom("pairs", source, tmp_path / "out", PairsConfig(max_errors=9)) == info
-        assert sorted(entries(tmp_path / "out")) == sorted(f"c{n}" for n in range(30) if n != 5)
+        assert sorted(split_entries(tmp_path / "out")) == sorted(
+            f"c{n}" for n in range(30) if n != 5
+        )
 
     @pytest.mark.parametrize(
         ("kind", "row", "config", "error"),
@@ -475,11 +492,11 @@ class TestBadRows:
     )
     def test_errors_say_what_is_wrong(self, kind, row, config, error, tmp_path):
         with pytest.raises(ValueError, match=error):
-            prepare_custom(kind, table(tmp_path, [row]), tmp_path / "out", config)
+            prepare_custom(kind, write_rows(tmp_path, [row]), tmp_path / "out", config)
 
     def test_a_name_with_a_zero_character_is_one_bad_item(self, tmp_path):
         rows = [{"image": "1.png", "caption": "a shade"}, {"image": "\0", "caption": "nothing"}]
-        source = table(tmp_path, rows)
+        source = write_rows(tmp_path, rows)
         with pytest.raises(
             ValueError, match=r"1 bad item, .*the name '\\x00' has a zero character"
         ):
@@ -490,7 +507,7 @@ class TestBadRows:
     def test_names_that_are_not_utf8(self, tmp_path):
         folder = tmp_path / "caf\udce9"
         for number, name in enumerate(("a", "b", "caf\udce9")):
-            photo(folder / f"{name}.png", number)
+            write_photo(folder / f"{name}.png", number)
             (folder / f"{name}.txt").write_text("a shade")
         with pytest.raises(
             ValueError,
@@ -509,7 +526,7 @@ class TestBadRows:
 
 class TestAttempts:
     def test_a_killed_attempt_is_continued_to_the_same_set(self, tmp_path, forked):
-        source = table(
+        source = write_rows(
             tmp_path, [{"image": f"{n}.png", "caption": f"c{n}"} for n in range(120)], 120
         )
         whole = prepare_custom("pairs", source, tmp_path / "whole")
@@ -528,7 +545,9 @@ class TestAttempts:
         assert (info.digest, info.splits) == (whole.digest, whole.splits)
 
     def test_a_complete_set_is_left_as_it_is_and_another_one_refused(self, tmp_path):
-        source = table(tmp_path, [{"image": f"{n}.png", "caption": f"c{n}"} for n in range(20)], 20)
+        source = write_rows(
+            tmp_path, [{"image": f"{n}.png", "caption": f"c{n}"} for n in range(20)], 20
+        )
         first = prepare_custom("pairs", source, tmp_path / "out")
         before = folder_snapshot(tmp_path / "out")
         assert (
@@ -547,7 +566,7 @@ class TestAttempts:
             prepare_custom("pairs", source, tmp_path / "out")
 
 
-def named(example, config, seen):
+def named_problems(example, config, seen):
     """Makes one caption of the name of an image."""
     if example.id == "3.png":
         raise ValueError("it is the third")
@@ -556,17 +575,19 @@ def named(example, config, seen):
 
 def test_a_kind_of_ones_own(tmp_path):
     custom_sets = {
-        "entries": named,
+        "entries": named_problems,
         "files": lambda seen, config, training: {
             "lines.json": [seen.rows, config.seed, len(list(training))]
         },
     }
     names = CustomSetSpec(name="names", schema=CAPTIONS, summary="Images.", **custom_sets)
-    source = table(tmp_path, [{"image": f"{n // 2}.png", "n": n} for n in range(40)], 20)
+    source = write_rows(tmp_path, [{"image": f"{n // 2}.png", "n": n} for n in range(40)], 20)
     with pytest.raises(ValueError, match=r"2 bad items.* rows\.jsonl line 7: it is the third"):
         prepare_custom(names, source, tmp_path / "out", CustomSetConfig(seed=3))
     info = prepare_custom(names, source, tmp_path / "out", CustomSetConfig(seed=3, max_errors=2))
-    assert sorted(entries(tmp_path / "out")) == sorted(f"number {n}" for n in range(20) if n != 3)
+    assert sorted(split_entries(tmp_path / "out")) == sorted(
+        f"number {n}" for n in range(20) if n != 3
+    )
     assert json.loads((tmp_path / "out" / "lines.json").read_text()) == [
         40,
         3,

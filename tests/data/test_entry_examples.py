@@ -36,23 +36,23 @@ from helpers.sets import (
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def task_sets(tmp_path_factory):
     return {kind: write_entry_set(tmp_path_factory.mktemp(kind), kind) for kind in ENTRY_KINDS}
 
 
 @pytest.fixture
-def pictures(folders, tiny_processor):
+def entry_images(task_sets, tiny_processor):
     def make(kind="nlvr2", splits="train", count=1, **config):
-        data = DataConfig(folders=(str(folders[kind]),) * count, **config)
+        data = DataConfig(folders=(str(task_sets[kind]),) * count, **config)
         return PreparedImages(data, splits, tiny_processor, schema=SCHEMAS[kind])
 
     return make
 
 
 @pytest.fixture
-def load(folders, tiny_processor):
+def load_entries(task_sets, tiny_processor):
     def make(kind, *arguments, **options):
-        return entry_examples(folders[kind], kind, tiny_processor, *arguments, **options)
+        return entry_examples(task_sets[kind], kind, tiny_processor, *arguments, **options)
 
     return make
 
@@ -70,8 +70,8 @@ def test_classes_are_in_the_order_of_the_heads():
 
 
 class TestWhichThereAre:
-    def test_one_per_statement_in_order(self, load):
-        examples = load("snli-ve")
+    def test_one_per_statement_in_order(self, load_entries):
+        examples = load_entries("snli-ve")
         names = [
             f"{number}.jpg#{position}r" for number in range(8) for position in range(1 + number % 2)
         ]
@@ -79,10 +79,10 @@ class TestWhichThereAre:
         assert [entry["statement_id"] for entry in examples] == names
         assert examples[BatchKey((5, 0), 0)].ids == (names[5], names[0])
 
-    def test_those_that_are_kept(self, pictures):
-        images = pictures("snli-ve")
+    def test_those_that_are_kept(self, entry_images):
+        images = entry_images("snli-ve")
         encode = ClassEncoder(FIXED_LABELS["snli_ve"])
-        repeated = pictures("snli-ve", count=2, repeats=(1, 3))
+        repeated = entry_images("snli-ve", count=2, repeats=(1, 3))
         keep = {"keep": lambda entry: entry["label"] == "neutral"}
         neutral, doubled = (
             EntryDataset(images_read, encode, **keep) for images_read in (images, repeated)
@@ -95,9 +95,9 @@ class TestWhichThereAre:
         ):
             EntryDataset(images, encode, keep=lambda entry: False)
 
-    def test_questions_without_an_answer_of_the_vocabulary(self, load):
-        everything = load("vqa")
-        answerable = load("vqa", "train", "train")
+    def test_questions_without_an_answer_of_the_vocabulary(self, load_entries):
+        everything = load_entries("vqa")
+        answerable = load_entries("vqa", "train", "train")
         left_out = [1021, 1051]
         assert len(everything) == 16
         assert [entry["question_id"] for entry in answerable] == [
@@ -105,7 +105,7 @@ class TestWhichThereAre:
         ]
         row = [entry["question_id"] for entry in everything].index(1021)
         assert not everything[BatchKey((row,), 0)].labels.any()
-        paper = load("vqa", "train", "validate", task=VqaConfig(protocol="paper"))
+        paper = load_entries("vqa", "train", "validate", task=VqaConfig(protocol="paper"))
         assert list(paper) == list(answerable)
 
     @pytest.mark.parametrize(
@@ -129,15 +129,15 @@ class TestWhichThereAre:
             ),
         ],
     )
-    def test_without_labels(self, load, kind, use, message):
-        assert load(kind, "test")[BatchKey((0, 1), 0)].labels is None
+    def test_without_labels(self, load_entries, kind, use, message):
+        assert load_entries(kind, "test")[BatchKey((0, 1), 0)].labels is None
         with pytest.raises(ValueError, match=message):
-            load(kind, "test", use)
+            load_entries(kind, "test", use)
 
 
 class TestBatch:
-    def test_questions(self, load, tiny_processor):
-        questions = load("vqa")
+    def test_questions(self, load_entries, tiny_processor):
+        questions = load_entries("vqa")
         entries = list(questions)
         batch = questions[BatchKey((4, 1), 3)]
         assert batch.ids == ("1020", "1001")
@@ -157,8 +157,8 @@ class TestBatch:
         assert answers[0] == pytest.approx(soft_targets(entries[4]["answers"], ANSWERS))
         assert batch.seed == 3
 
-    def test_one_image(self, load, tiny_processor):
-        batch = load("snli-ve", "train", "validate")[BatchKey((2, 0), 1)]
+    def test_one_image(self, load_entries, tiny_processor):
+        batch = load_entries("snli-ve", "train", "validate")[BatchKey((2, 0), 1)]
         assert batch.ids == ("1.jpg#1r", "0.jpg#0r")
         assert torch.equal(
             batch.pixel_values,
@@ -170,8 +170,8 @@ class TestBatch:
         )
         assert batch.labels.tolist() == [1, 2]  # neutral, entailment
 
-    def test_two_images(self, load, tiny_processor):
-        batch = load("nlvr2", "train", "validate")[BatchKey((1, 0), 1)]
+    def test_two_images(self, load_entries, tiny_processor):
+        batch = load_entries("nlvr2", "train", "validate")[BatchKey((1, 0), 1)]
         assert batch.ids == ("train-0-1-0", "train-0-0-0")
         first, second = (
             tiny_processor.images([*map(png_of_colour, two)])
@@ -182,8 +182,8 @@ class TestBatch:
         assert batch.labels.tolist() == [0, 1]
 
     @pytest.mark.parametrize("kind", ENTRY_KINDS)
-    def test_is_a_function_of_its_key(self, load, kind):
-        examples = load(kind, random_crop=0.5, rand_augment="geometry", rand_magnitude=5)
+    def test_is_a_function_of_its_key(self, load_entries, kind):
+        examples = load_entries(kind, random_crop=0.5, rand_augment="geometry", rand_magnitude=5)
         key = BatchKey((3, 0, 3), 17)
         first = examples[key]
         _ = torch.manual_seed(99)
@@ -210,9 +210,9 @@ def test_two_texts_of_an_entry_are_a_pair(tmp_path, tiny_processor):
     assert batch.labels is None
 
 
-def test_a_label_that_is_no_class(pictures):
+def test_a_label_that_is_no_class(entry_images):
     examples = EntryDataset(
-        pictures("snli-ve"), ClassEncoder(("neutral", "entailment")), labelled=True
+        entry_images("snli-ve"), ClassEncoder(("neutral", "entailment")), labelled=True
     )
     first, entry = next(pair for pair in enumerate(examples) if pair[1]["label"] == "contradiction")
     message = f"statement {entry['statement_id']} has the label 'contradiction'; the model's head has the classes n"
@@ -224,8 +224,8 @@ class TestImages:
     """Of which splits and sets, and the second one of a pair."""
 
     @pytest.mark.parametrize("cache", [False, True])
-    def test_both_of_a_pair(self, pictures, tiny_processor, cache):
-        images = pictures(cache=cache)
+    def test_both_of_a_pair(self, entry_images, tiny_processor, cache):
+        images = entry_images(cache=cache)
         (row,) = images.examples([3])
         contents = [png_of_colour(colour) for colour in (COLOUR_NAMES[3], COLOUR_NAMES[2])]
         for _ in range(2):
@@ -237,11 +237,11 @@ class TestImages:
         assert torch.equal(views, tiny_processor.images(contents))
 
     def test_several_splits_and_sets_that_are_only_trained_on(
-        self, pictures, folders, tiny_processor
+        self, entry_images, task_sets, tiny_processor
     ):
-        folder = str(folders["nlvr2"])
+        folder = str(task_sets["nlvr2"])
         splits = ("train", "validation")
-        both = pictures("nlvr2", splits, train_only=(folder,), repeats=(1, 3))
+        both = entry_images("nlvr2", splits, train_only=(folder,), repeats=(1, 3))
         assert both.num_examples == 13 + 8
         assert both.examples([8])[0]["id"] == "validation-0-0"
         assert both.examples(range(21)) == list(both.scan())
@@ -260,8 +260,8 @@ class TestImages:
         )
         assert evaluated.num_examples == 5
 
-    def test_with_a_cache_examples_are_read_once(self, pictures, monkeypatch):
-        plain, cached = (pictures(count=2, cache=cache) for cache in (False, True))
+    def test_with_a_cache_examples_are_read_once(self, entry_images, monkeypatch):
+        plain, cached = (entry_images(count=2, cache=cache) for cache in (False, True))
         numbers = [3, plain.num_examples - 1, 0, 3]
         expected = plain.examples(numbers)
         assert cached.examples(numbers[:1]) == expected[:1]
@@ -270,10 +270,10 @@ class TestImages:
             monkeypatch.setattr(dataset, "scan", None)
         assert cached.examples(numbers) == expected
 
-    def test_of_another_kind(self, folders, tiny_processor):
+    def test_of_another_kind(self, task_sets, tiny_processor):
         with pytest.raises(ValueError, match=r"is a set of kind nlvr2; use a set of kind vqa"):
             PreparedImages(
-                DataConfig(folders=(str(folders["nlvr2"]),)),
+                DataConfig(folders=(str(task_sets["nlvr2"]),)),
                 "train",
                 tiny_processor,
                 schema=SCHEMAS["vqa"],

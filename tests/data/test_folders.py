@@ -22,7 +22,7 @@ NUM_PICTURES = 120
 
 
 @pytest.fixture
-def coco(tmp_path):
+def prepared_coco(tmp_path):
     write_coco(tmp_path / "coco")
     return tmp_path / "coco"
 
@@ -41,36 +41,38 @@ def write_many(folder):
 
 
 class TestBad:
-    def test_missing_and_broken_pictures_are_named(self, coco, tmp_path):
-        missing = coco / "train2014" / coco_name(9, "train2014")
-        broken = coco / "val2014" / coco_name(391895, "val2014")
+    def test_missing_and_broken_pictures_are_named(self, prepared_coco, tmp_path):
+        missing = prepared_coco / "train2014" / coco_name(9, "train2014")
+        broken = prepared_coco / "val2014" / coco_name(391895, "val2014")
         missing.unlink()
         broken.write_bytes(broken.read_bytes()[:200])
         with pytest.raises(
             ValueError, match=rf"1 bad item.*'train2014/{missing.name}': there is no such file"
         ):
-            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(splits=("train",)))
+            prepare_set("coco", prepared_coco, tmp_path / "out", PrepareConfig(splits=("train",)))
         with pytest.raises(
             ValueError, match=rf"2 bad items.*{missing.name}.*{broken.name}': .*damaged"
         ):
-            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=1))
+            prepare_set("coco", prepared_coco, tmp_path / "out", PrepareConfig(max_errors=1))
         assert not (tmp_path / "out" / "dataset.json").exists()
-        info = prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=2))
+        info = prepare_set("coco", prepared_coco, tmp_path / "out", PrepareConfig(max_errors=2))
         assert [info.splits[name].images for name in ("train", "test")] == [6, 1]
         names = [message.partition(":")[0] for message in info.some_left_out["cannot be used"]]
         assert names == [missing.name, broken.name]
         with pytest.raises(ValueError, match=r"2 bad item.*allowed are 0"):  # of a complete set
-            prepare_set("coco", coco, tmp_path / "out")
+            prepare_set("coco", prepared_coco, tmp_path / "out")
         assert read_info(tmp_path / "out") == info
 
-    def test_only_repaired_and_changed_pictures_are_read_again(self, coco, tmp_path, monkeypatch):
+    def test_only_repaired_and_changed_pictures_are_read_again(
+        self, prepared_coco, tmp_path, monkeypatch
+    ):
         changed, broken = (
-            coco / "train2014" / coco_name(number, "train2014") for number in (57870, 9)
+            prepared_coco / "train2014" / coco_name(number, "train2014") for number in (57870, 9)
         )
         whole = broken.read_bytes()
         broken.write_bytes(b"no picture")
         with pytest.raises(ValueError, match="1 bad item"):
-            prepare_set("coco", coco, tmp_path / "out")
+            prepare_set("coco", prepared_coco, tmp_path / "out")
         broken.write_bytes(whole)
         changed.write_bytes(noise_jpeg(1, size=(64, 64)))
         read = prepared_set._read_image
@@ -78,34 +80,36 @@ class TestBad:
         monkeypatch.setattr(
             prepared_set, "_read_image", lambda image: (reads.append(image.name), read(image))[1]
         )
-        info = prepare_set("coco", coco, tmp_path / "out")
+        info = prepare_set("coco", prepared_coco, tmp_path / "out")
         assert info.splits["train"].images == 7
         assert "cannot be used" not in info.left_out
         assert sorted(reads) == sorted(f"train2014/{picture.name}" for picture in (changed, broken))
         assert read_rows(tmp_path / "out", "train")[0]["images"] == [changed.read_bytes()]
 
-    def test_a_missing_annotation_file(self, coco, tmp_path):
-        (coco / "dataset_coco.json").unlink()
+    def test_a_missing_annotation_file(self, prepared_coco, tmp_path):
+        (prepared_coco / "dataset_coco.json").unlink()
         message = r"no file dataset_coco\.json or karpathy/dataset_coco\.json in"
         for max_errors in (0, 100):
             with pytest.raises(FileNotFoundError, match=message):
-                prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=max_errors))
+                prepare_set(
+                    "coco", prepared_coco, tmp_path / "out", PrepareConfig(max_errors=max_errors)
+                )
         with pytest.raises(
             FileNotFoundError, match=r"no folder .*nowhere; give the folder with the original files"
         ):
             prepare_set("coco", tmp_path / "nowhere", tmp_path / "out")
 
-    def test_a_split_of_which_nothing_is_left(self, coco, tmp_path):
+    def test_a_split_of_which_nothing_is_left(self, prepared_coco, tmp_path):
         for number in (391895, 60623):
-            (coco / "val2014" / coco_name(number, "val2014")).write_bytes(b"no picture")
+            (prepared_coco / "val2014" / coco_name(number, "val2014")).write_bytes(b"no picture")
         with pytest.raises(ValueError, match=r"has no usable example of test \(.*; check"):
-            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=2))
+            prepare_set("coco", prepared_coco, tmp_path / "out", PrepareConfig(max_errors=2))
         assert not (tmp_path / "out" / "dataset.json").exists()
 
 
 class TestComplete:
-    def test_is_left_alone_and_another_one_refused(self, coco, tmp_path):
-        first = prepare_set("coco", coco, tmp_path / "out")
+    def test_is_left_alone_and_another_one_refused(self, prepared_coco, tmp_path):
+        first = prepare_set("coco", prepared_coco, tmp_path / "out")
         assert {path.name for path in (tmp_path / "out").iterdir()} <= {
             ".lock",
             "dataset.json",
@@ -114,47 +118,49 @@ class TestComplete:
         }
         before = folder_snapshot(tmp_path / "out")
         assert (
-            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(num_workers=1, max_errors=3))
+            prepare_set(
+                "coco", prepared_coco, tmp_path / "out", PrepareConfig(num_workers=1, max_errors=3)
+            )
             == first
         )
         assert folder_snapshot(tmp_path / "out") == before
         with pytest.raises(ValueError, match="holds a set that differs in splits; choose"):
-            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(splits=("test",)))
+            prepare_set("coco", prepared_coco, tmp_path / "out", PrepareConfig(splits=("test",)))
         change_json(
-            coco / "dataset_coco.json",
+            prepared_coco / "dataset_coco.json",
             lambda content: content["images"][0]["sentences"][0].update(raw="another"),
         )
         with pytest.raises(
             ValueError, match=r"holds a set of another dataset_coco\.json; choose another folder"
         ):
-            prepare_set("coco", coco, tmp_path / "out")
+            prepare_set("coco", prepared_coco, tmp_path / "out")
 
     @pytest.mark.parametrize("name", ["images", "examples"])
-    def test_a_table_of_somebody_else_is_kept(self, coco, tmp_path, name):
+    def test_a_table_of_somebody_else_is_kept(self, prepared_coco, tmp_path, name):
         lancedb.connect(tmp_path / "out").create_table(name, [{"mine": 1}])
         with pytest.raises(
             ValueError, match=rf"{name}\.lance was not written by `bridgetower prepare`"
         ):
-            prepare_set("coco", coco, tmp_path / "out")
+            prepare_set("coco", prepared_coco, tmp_path / "out")
         assert lancedb.connect(tmp_path / "out").open_table(name).to_arrow().to_pylist() == [
             {"mine": 1}
         ]
 
-    def test_nobody_else_may_write(self, coco, tmp_path):
+    def test_nobody_else_may_write(self, prepared_coco, tmp_path):
         with (
             locked(tmp_path / "out"),
             pytest.raises(FileExistsError, match="another process works in"),
         ):
-            prepare_set("coco", coco, tmp_path / "out")
+            prepare_set("coco", prepared_coco, tmp_path / "out")
 
 
-def test_digests_follow_the_content_and_not_the_time(coco, tmp_path):
-    first = prepare_set("coco", coco, tmp_path / "first")
-    for path in (coco / "train2014").iterdir():
+def test_digests_follow_the_content_and_not_the_time(prepared_coco, tmp_path):
+    first = prepare_set("coco", prepared_coco, tmp_path / "first")
+    for path in (prepared_coco / "train2014").iterdir():
         os.utime(path, (0, 0))
-    assert prepare_set("coco", coco, tmp_path / "second") == first
-    (coco / "train2014" / coco_name(9, "train2014")).write_bytes(noise_jpeg(10))
-    assert prepare_set("coco", coco, tmp_path / "third").digest != first.digest
+    assert prepare_set("coco", prepared_coco, tmp_path / "second") == first
+    (prepared_coco / "train2014" / coco_name(9, "train2014")).write_bytes(noise_jpeg(10))
+    assert prepare_set("coco", prepared_coco, tmp_path / "third").digest != first.digest
 
 
 class TestFaults:
@@ -168,9 +174,9 @@ class TestFaults:
         assert not (disk / "set" / "dataset.json").exists()
 
     @pytest.mark.parametrize("table", ["images", "examples"])
-    def test_every_flipped_bit_of_what_is_read_is_noticed(self, coco, tmp_path, table):
+    def test_every_flipped_bit_of_what_is_read_is_noticed(self, prepared_coco, tmp_path, table):
         """Also one in columns without checksums, which decide what is trained on."""
-        prepare_set("coco", coco, tmp_path / "out")
+        prepare_set("coco", prepared_coco, tmp_path / "out")
 
         def content():
             opened = PreparedSet(tmp_path / "out", ["train", "test"])

@@ -161,61 +161,61 @@ class TestCache:
 
 
 @pytest.fixture(scope="module")
-def examples(tiny_dataset, tiny_processor, tmp_path_factory):
+def frozen_set(tiny_dataset, tiny_processor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     images = caption_images(tiny_dataset, "train", tiny_processor)
     features = filled(folder / "images", [1] * 2 * len(images), num_views=2)
     pairs = CaptionPairs(images, MaskingConfig(probability=0.5))
-    examples = FrozenDataset(pairs, images, features, 0)
-    keys = examples.needed_texts()
+    frozen_set = FrozenDataset(pairs, images, features, 0)
+    keys = frozen_set.needed_texts()
     lengths = [len(key_ids(key)) for key in keys]
-    examples.use_text_features(keys, filled(folder / "texts", lengths))
-    return examples
+    frozen_set.use_text_features(keys, filled(folder / "texts", lengths))
+    return frozen_set
 
 
 class TestExamples:
     """Images in two views, whose states tell the row."""
 
-    def test_every_text_is_needed_once_and_short_ones_come_first(self, examples):
-        keys = examples.needed_texts()
+    def test_every_text_is_needed_once_and_short_ones_come_first(self, frozen_set):
+        keys = frozen_set.needed_texts()
         lengths = [len(key_ids(key)) for key in keys]
         assert lengths == sorted(lengths)
         assert len(set(keys)) == len(keys)
         captions = len(
             {
                 caption
-                for image_captions in examples.examples.images.all_captions()
+                for image_captions in frozen_set.examples.images.all_captions()
                 for caption in image_captions
             }
         )
-        assert captions < len(keys) <= captions + 2 * len(examples)
+        assert captions < len(keys) <= captions + 2 * len(frozen_set)
         padded = text_keys(
             torch.tensor([[5, 6, 1], [5, 6, 7]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
         )
         assert [key_ids(key).tolist() for key in padded] == [[5, 6], [5, 6, 7]]
 
-    def test_states_are_those_of_the_images_and_texts(self, examples):
+    def test_states_are_those_of_the_images_and_texts(self, frozen_set):
         key = BatchKey((3, 0, 3), 5)
-        batch = examples[key]
-        batches = [batch, *(examples[replace(key, seed=seed)] for seed in range(60))]
+        batch = frozen_set[key]
+        batches = [batch, *(frozen_set[replace(key, seed=seed)] for seed in range(60))]
         views = [(batch_of_seed.image_states[:, 0, 0, 0] / 100).long() for batch_of_seed in batches]
-        owners = examples.examples.pairs[[3, 0, 3], 0]
+        owners = frozen_set.examples.pairs[[3, 0, 3], 0]
         assert all(torch.equal(rows // 2, owners) for rows in views)
         assert len({tuple((rows % 2).tolist()) for rows in views}) == 8  # any view of each
         for ids, states in (
             (batch.input_ids, batch.text_states),
             (batch.masked_input_ids, batch.masked_states),
         ):
-            rows = [examples.row_of_text[key] for key in text_keys(ids, batch.attention_mask)]
-            assert torch.equal(states, examples.text_features.read(rows, ids.shape[1]))
+            rows = [frozen_set.row_of_text[key] for key in text_keys(ids, batch.attention_mask)]
+            assert torch.equal(states, frozen_set.text_features.read(rows, ids.shape[1]))
         hidden = batch.mlm_labels >= 0
         assert torch.equal(batch.input_ids[hidden], batch.mlm_labels[hidden])
         assert torch.equal(batch.input_ids[~hidden], batch.masked_input_ids[~hidden])
 
-    def test_a_batch_depends_on_its_key_only_also_in_another_process(self, examples):
+    def test_a_batch_depends_on_its_key_only_also_in_another_process(self, frozen_set):
         key = BatchKey((3, 0, 3), 5)
-        expected = vars(examples[key])
-        for batch in (examples[key], pickle.loads(pickle.dumps(examples))[key]):
+        expected = vars(frozen_set[key])
+        for batch in (frozen_set[key], pickle.loads(pickle.dumps(frozen_set))[key]):
             for name, value in vars(batch).items():
                 assert (
                     torch.equal(value, expected[name])
@@ -223,11 +223,11 @@ class TestExamples:
                     else value == expected[name]
                 )
 
-    def test_labels_of_a_step_are_those_of_its_batches(self, examples):
+    def test_labels_of_a_step_are_those_of_its_batches(self, frozen_set):
         step = tuple(BatchKey((number, number + 1), number) for number in range(3))
-        batch = examples[replace(step[0], step=step)]
-        alone = examples[step[0]]
-        assert int(batch.step_labels) == sum(int(examples[key].num_labels) for key in step)
+        batch = frozen_set[replace(step[0], step=step)]
+        alone = frozen_set[step[0]]
+        assert int(batch.step_labels) == sum(int(frozen_set[key].num_labels) for key in step)
         assert alone.step_labels is None
         assert torch.equal(batch.image_states, alone.image_states)
         assert torch.equal(batch.masked_states, alone.masked_states)

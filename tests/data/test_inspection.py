@@ -18,7 +18,7 @@ from helpers.sets import CHOICES, Choice, caption_record, write_set
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory):
+def prepared_sets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
     for name, write in (("coco", write_coco), ("vqav2", write_vqav2), ("nlvr2", write_nlvr2)):
         write(folder / f"{name}-source")
@@ -27,12 +27,12 @@ def sets(tmp_path_factory):
 
 
 @pytest.fixture
-def coco(sets, tmp_path):
-    return Path(shutil.copytree(sets / "coco", tmp_path / "coco"))
+def coco_folder(prepared_sets, tmp_path):
+    return Path(shutil.copytree(prepared_sets / "coco", tmp_path / "coco"))
 
 
-def test_captions(coco):
-    _, splits = inspect_set(coco, check=True)
+def test_captions(coco_folder):
+    _, splits = inspect_set(coco_folder, check=True)
     split = splits["test"]
     assert (split.images, split.texts, dict(split.classes)) == (2, 11, {})
     assert split.words == {"shortest": 4, "median": 4, "mean": 4.0, "p95": 4, "longest": 4}
@@ -40,8 +40,8 @@ def test_captions(coco):
     assert splits["train"].words["longest"] == 8
 
 
-def test_questions_and_statements(sets):
-    vqa, nlvr2 = (inspect_set(sets / name)[1] for name in ("vqav2", "nlvr2"))
+def test_questions_and_statements(prepared_sets):
+    vqa, nlvr2 = (inspect_set(prepared_sets / name)[1] for name in ("vqav2", "nlvr2"))
     assert list(vqa["train"].classes.items()) == [("yes/no", 14), ("number", 7), ("other", 7)]
     assert vqa["test-dev"].classes == {"unknown": 8}
     assert nlvr2["validation"].classes == {"True": 3, "False": 3}
@@ -49,19 +49,21 @@ def test_questions_and_statements(sets):
 
 
 @pytest.mark.parametrize("table", ["images", "examples"])
-def test_a_set_that_is_not_as_written(coco, table):
-    file = max((coco / f"{table}.lance" / "data").iterdir(), key=lambda path: path.stat().st_size)
+def test_a_set_that_is_not_as_written(coco_folder, table):
+    file = max(
+        (coco_folder / f"{table}.lance" / "data").iterdir(), key=lambda path: path.stat().st_size
+    )
     content = bytearray(file.read_bytes())
     content[len(content) // 3] ^= 1
     file.write_bytes(content)
     with pytest.raises((ValueError, OSError), match=rf"row \d+ of .*/{table}\.lance is damaged"):
-        inspect_set(coco, check=True)
+        inspect_set(coco_folder, check=True)
 
 
-def test_a_set_that_is_not_published(coco):
-    content = json.loads((coco / "dataset.json").read_text())
-    (coco / "dataset.json").write_text(json.dumps({**content, "name": "mine"}))
-    assert inspect_set(coco)[1]["test"].published is None
+def test_a_set_that_is_not_published(coco_folder):
+    content = json.loads((coco_folder / "dataset.json").read_text())
+    (coco_folder / "dataset.json").write_text(json.dumps({**content, "name": "mine"}))
+    assert inspect_set(coco_folder)[1]["test"].published is None
 
 
 def test_published_counts_that_are_equal_come_first():
@@ -73,8 +75,8 @@ def test_published_counts_that_are_equal_come_first():
 
 
 class TestSamples:
-    def test_every_split_has_samples(self, sets, tmp_path):
-        write_samples(sets / "nlvr2", tmp_path / "page.html", num_samples=2)
+    def test_every_split_has_samples(self, prepared_sets, tmp_path):
+        write_samples(prepared_sets / "nlvr2", tmp_path / "page.html", num_samples=2)
         page = (tmp_path / "page.html").read_text()
         headings = re.findall(r"<h2[^>]*>(\w+): (\d) rows, (\d) statements", page)
         assert headings == [(split, "3", "6") for split in ("train", "validation", "test1")]
@@ -86,8 +88,8 @@ class TestSamples:
             page,
         )
 
-    def test_answers_are_shown_once(self, sets, tmp_path):
-        write_samples(sets / "vqav2", tmp_path / "page.html")
+    def test_answers_are_shown_once(self, prepared_sets, tmp_path):
+        write_samples(prepared_sets / "vqav2", tmp_path / "page.html")
         assert "answers: 2, The  dog, dont know" in (tmp_path / "page.html").read_text()
 
     def test_what_texts_hold_is_no_markup(self, tmp_path):
@@ -100,15 +102,17 @@ class TestSamples:
         assert "<script>" not in page
         assert "<h1>&lt;b&gt;</h1>" in page
 
-    def test_the_seed_chooses(self, sets, tmp_path):
+    def test_the_seed_chooses(self, prepared_sets, tmp_path):
         for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-            write_samples(sets / "coco", tmp_path / f"{name}.html", num_samples=2, seed=seed)
+            write_samples(
+                prepared_sets / "coco", tmp_path / f"{name}.html", num_samples=2, seed=seed
+            )
         first, again, other = ((tmp_path / f"{name}.html").read_bytes() for name in "abc")
         assert first == again != other
 
-    def test_refuses(self, sets, tmp_path):
+    def test_refuses(self, prepared_sets, tmp_path):
         with pytest.raises(ValueError, match="num_samples is 0"):
-            write_samples(sets / "coco", tmp_path / "a.html", num_samples=0)
+            write_samples(prepared_sets / "coco", tmp_path / "a.html", num_samples=0)
         with pytest.raises(FileNotFoundError, match=r"no dataset\.json"):
             write_samples(tmp_path, tmp_path / "a.html")
 

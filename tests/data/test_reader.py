@@ -56,14 +56,14 @@ MORE_KINDS = (
 )
 
 
-def images(folder, *names):
+def write_images(folder, *names):
     folder.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
         (folder / f"{name}.png").write_bytes(png_of_shade(number))
 
 
 @pytest.fixture(scope="module")
-def source_paths(tmp_path_factory):
+def sources_by_kind(tmp_path_factory):
     root = tmp_path_factory.mktemp("sources")
     for folder in ("images", "captions"):
         (root / folder).mkdir()
@@ -75,18 +75,18 @@ def source_paths(tmp_path_factory):
     for name, delimiter in (("semicolons.csv", ";"), ("tabs.tsv", "\t")):
         cells = [("image", "caption"), *((f"images/{file}", f'"{text}"') for file, text in rows)]
         (root / name).write_text("\n".join(map(delimiter.join, cells)))
-    source_paths = write_sources(root / "images", root)
+    sources_by_kind = write_sources(root / "images", root)
     write_tar(root / "img2dataset.tar", rows, CONTENTS, as_json=True)
     (root / "table.csv.gz").write_bytes(gzip.compress((root / "table.csv").read_bytes()))
     listed = [{"file_name": f"images/{name}", "caption": [text]} for name, text in rows]
     (root / "table.json").write_text(json.dumps({"info": "x", "rows": listed}))
-    return source_paths | {kind: root / kind for kind in MORE_KINDS}
+    return sources_by_kind | {kind: root / kind for kind in MORE_KINDS}
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS])
-def test_every_kind_of_source_has_the_same_images_and_captions(kind, source_paths):
+def test_every_kind_of_source_has_the_same_images_and_captions(kind, sources_by_kind):
     captions_by_image = {}
-    for example in read(source_paths[kind]):
+    for example in read(sources_by_kind[kind]):
         assert not example.problem
         (image,) = example.images
         captions_by_image[image.read()] = example.texts
@@ -97,10 +97,10 @@ def test_every_kind_of_source_has_the_same_images_and_captions(kind, source_path
     }
     group_examples = [
         example
-        for group in file_groups(source_paths[kind])
+        for group in file_groups(sources_by_kind[kind])
         for example in read_group(group, Columns())
     ]
-    assert group_examples == list(read(source_paths[kind]))
+    assert group_examples == list(read(sources_by_kind[kind]))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_every_kind_of_source_has_the_same_images_and_captions(kind, source_path
     ],
 )
 def test_several_captions_of_an_image(name, content, tmp_path):
-    images(tmp_path, "a")
+    write_images(tmp_path, "a")
     (tmp_path / name).write_text(content)
     examples = list(read(tmp_path if name.endswith(".txt") else tmp_path / name))
     assert [text for example in examples for text in example.texts] == ["one", "two"]
@@ -139,7 +139,7 @@ def test_splits_and_classes_are_those_of_the_source(saved, tmp_path):
 def test_class_folders_with_splits(tmp_path):
     for split in ("train", "val", "test"):
         for name in ("cat", "big_dog"):
-            images(tmp_path / split / name, "a")
+            write_images(tmp_path / split / name, "a")
     labels = {(example.split, example.fields["label"]) for example in read(tmp_path)}
     assert labels == {
         (split, name) for split in ("train", "validation", "test") for name in ("cat", "big_dog")
@@ -175,7 +175,7 @@ def test_bad_rows_are_named_by_line_and_the_next_ones_are_read(name, content, ex
 
 
 def test_pairs_of_images(tmp_path):
-    images(tmp_path, "a", "b")
+    write_images(tmp_path, "a", "b")
     (tmp_path / "t.csv").write_text("left,right,text\na.png,b.png,both\n")
     (tmp_path / "u.csv").write_text("first,second,text\na.png,b.png,both\n")
     for examples in (
@@ -378,8 +378,8 @@ def test_limits_of_what_is_read(tmp_path, monkeypatch):
 def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(
     tmp_path, caplog, monkeypatch
 ):
-    images(tmp_path, "a", ".hidden")
-    images(tmp_path / "shut", "b")
+    write_images(tmp_path, "a", ".hidden")
+    write_images(tmp_path / "shut", "b")
     for name in ("x.raw", "y.raw", "z.psd"):
         (tmp_path / name).write_bytes(b"?")
     (tmp_path / "main.ts").write_text("export const x = 1")
@@ -407,7 +407,7 @@ def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(
 
 
 def test_captions_through_a_link_out_of_the_folder_are_refused(tmp_path):
-    images(tmp_path / "photos", "a")
+    write_images(tmp_path / "photos", "a")
     (tmp_path / "secret.txt").write_text("a secret")
     (tmp_path / "photos" / "a.txt").symlink_to(tmp_path / "secret.txt")
     (example,) = read(tmp_path / "photos")
@@ -416,8 +416,8 @@ def test_captions_through_a_link_out_of_the_folder_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [100, 600, 1024, 3000])
-def test_a_shard_that_is_cut_off_has_a_problem(cut, source_paths, tmp_path):
-    shard = shutil.copy(source_paths["shards"] / "shard-0.tar", tmp_path)
+def test_a_shard_that_is_cut_off_has_a_problem(cut, sources_by_kind, tmp_path):
+    shard = shutil.copy(sources_by_kind["shards"] / "shard-0.tar", tmp_path)
     os.truncate(shard, cut)
     assert [*read(shard)][-1].problem
 
@@ -460,20 +460,20 @@ def test_a_file_that_cannot_be_read_on_is_one_bad_row(name, content, error, tmp_
 )
 def test_a_name_that_no_file_has(name, message, tmp_path):
     (tmp_path / "t.jsonl").write_text(json.dumps({"image": f"{name}.png", "caption": "a"}))
-    (example,) = examples(tmp_path / "t.jsonl")
-    for call in (example.images[0].read, lambda: examples(name)):
+    (example,) = first_examples(tmp_path / "t.jsonl")
+    for call in (example.images[0].read, lambda: first_examples(name)):
         with pytest.raises(ValueError, match=f"{message}.*; give another path$"):
             call()
 
 
-def test_a_source_that_is_none(source_paths, tmp_path):
+def test_a_source_that_is_none(sources_by_kind, tmp_path):
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         read(tmp_path / "none")
     (tmp_path / "x.raw").touch()
     with pytest.raises(ValueError, match="nothing that can be read"):
         read(tmp_path / "x.raw")
     with pytest.raises(ValueError, match=r"no row of table\.jsonl has a column quote"):
-        list(read(source_paths["table.jsonl"], Columns(text="quote")))
+        list(read(sources_by_kind["table.jsonl"], Columns(text="quote")))
 
 
 def test_row_groups_are_read_one_at_a_time(tmp_path):
@@ -490,7 +490,7 @@ DEEP = b"[" * 10**6 + b"]" * 10**6
 TOO_LONG = "it has more than 1048576 characters"
 
 
-def examples(source, most=BOMB):
+def first_examples(source, most=BOMB):
     """Reads a source and checks that not much of it is held at once."""
     tracemalloc.start()
     try:
@@ -506,7 +506,8 @@ def examples(source, most=BOMB):
 
 def told(source):
     return [
-        (example.origin, example.problem or " ".join(example.texts)) for example in examples(source)
+        (example.origin, example.problem or " ".join(example.texts))
+        for example in first_examples(source)
     ]
 
 
@@ -551,7 +552,7 @@ def test_a_row_over_lines_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "MAX_ROW_LENGTH", 2**20)
     row = b'"%s\n",' % (b"x" * 60) * 2**15
     (tmp_path / "t.csv").write_bytes(b"image,caption\na.png,one\n" + row)
-    first, second, *_ = examples(tmp_path / "t.csv", most=6 * 2**20)
+    first, second, *_ = first_examples(tmp_path / "t.csv", most=6 * 2**20)
     assert (first.origin, first.problem) == ("t.csv line 2", "")
     assert second.origin == "t.csv line 3"
     assert TOO_LONG in second.problem
@@ -562,7 +563,7 @@ def test_a_list_in_one_json_object(tmp_path, monkeypatch):
     (tmp_path / "t.json.gz").write_bytes(
         gzip.compress(b'[{"caption": "one"}, {"caption": "' + b"x" * 2 * BOMB, 1)
     )
-    first, second = examples(tmp_path / "t.json.gz", most=2 * BOMB)
+    first, second = first_examples(tmp_path / "t.json.gz", most=2 * BOMB)
     assert (first.origin, first.texts) == ("t.json.gz row 1", ("one",))
     assert second.origin == "t.json.gz"
     assert "a value has more than 4194304 characters" in second.problem
@@ -646,7 +647,7 @@ def test_a_shard_of_many_members(key, tmp_path):
                 + member("x", b"1", tarfile.XGLTYPE)
             )
         file.write(bytes(1024))
-    assert len(examples(tmp_path / "s.tar")) == (1_000 if key == "{0}" else 1)
+    assert len(first_examples(tmp_path / "s.tar")) == (1_000 if key == "{0}" else 1)
 
 
 def test_a_long_text_in_all_rows_of_a_parquet_file(tmp_path):
@@ -666,6 +667,6 @@ def test_a_large_row_group(tmp_path, monkeypatch):
         pq.write_table(
             pa.table({"caption": ["x" * size]}), tmp_path / "t.parquet", compression="zstd"
         )
-        (example,) = examples(tmp_path / "t.parquet")
+        (example,) = first_examples(tmp_path / "t.parquet")
         assert (size == 2**19) == (example.problem == "")
     assert "has a row group of 2" in example.problem

@@ -18,7 +18,7 @@ from bridgetower.data.sets.store import CRC, Table, crcs_of, split_uri
 IMAGES = pa.schema([("name", pa.string()), ("image", pa.large_binary())])
 
 
-def rows(start, count, size=500):
+def numbered_rows(start, count, size=500):
     draw = np.random.default_rng(start)
     contents = [draw.bytes(size) for _ in range(count)]
     return pa.table(
@@ -30,40 +30,41 @@ def rows(start, count, size=500):
 
 
 @pytest.fixture
-def table(tmp_path):
+def new_table(tmp_path):
     made = Table.create(tmp_path / "images.lance", IMAGES, checked="image")
     for start in range(0, 300, 100):
-        made.append(rows(start, 100))
+        made.append(numbered_rows(start, 100))
     return made
 
 
-def test_rows_come_in_the_order_of_their_numbers(table):
+def test_rows_come_in_the_order_of_their_numbers(new_table):
     numbers = [299, 0, 150, 0, 101]
-    rows_read = table.take(numbers, ["name", "image"])
+    rows_read = new_table.take(numbers, ["name", "image"])
     assert rows_read["name"].to_pylist() == [str(number) for number in numbers]
-    expected = pa.concat_tables(rows(start, 100) for start in range(0, 300, 100))
+    expected = pa.concat_tables(numbered_rows(start, 100) for start in range(0, 300, 100))
     assert rows_read["image"].to_pylist() == expected.take(numbers)["image"].to_pylist()
-    assert table.column(CRC).tolist() == [
+    assert new_table.column(CRC).tolist() == [
         zlib.crc32(image) for image in expected["image"].to_pylist()
     ]
 
 
-def test_a_reader_stays_at_its_version(table):
-    reader = pickle.loads(pickle.dumps(table))
-    table.append(rows(300, 5))
-    assert (len(reader), len(table)) == (300, 305)
+def test_a_reader_stays_at_its_version(new_table):
+    reader = pickle.loads(pickle.dumps(new_table))
+    new_table.append(numbered_rows(300, 5))
+    assert (len(reader), len(new_table)) == (300, 305)
     with pytest.raises(OSError, match="row 304"):
         reader.take([304], ["name"])
-    assert Table(table.uri).take([304], ["name"])["name"].to_pylist() == ["304"]
+    assert Table(new_table.uri).take([304], ["name"])["name"].to_pylist() == ["304"]
 
 
-def test_what_was_read_before_rows_were_added_is_not_compared_with_them(table):
-    assert len(table.crcs()) == 300
-    table.append(rows(300, 5))
+def test_what_was_read_before_rows_were_added_is_not_compared_with_them(new_table):
+    assert len(new_table.crcs()) == 300
+    new_table.append(numbered_rows(300, 5))
     assert (
-        table.take([304], ["image"])["image"].to_pylist() == rows(300, 5)["image"].to_pylist()[4:]
+        new_table.take([304], ["image"])["image"].to_pylist()
+        == numbered_rows(300, 5)["image"].to_pylist()[4:]
     )
-    assert table.crcs().tolist() == table.column(CRC).tolist()
+    assert new_table.crcs().tolist() == new_table.column(CRC).tolist()
 
 
 @pytest.mark.parametrize("kind", ["bytes", "texts", "vectors"])
@@ -82,9 +83,9 @@ def test_checksums_are_those_of_zlib(kind):
         assert crcs_of(pa.array([None, "a"], column.type)).tolist() == [0, zlib.crc32(b"a")]
 
 
-def test_every_flipped_bit_is_noticed_when_its_row_is_read(table):
+def test_every_flipped_bit_is_noticed_when_its_row_is_read(new_table):
     draw = np.random.default_rng(1)
-    files = sorted(Path(table.uri, "data").glob("*.lance"))
+    files = sorted(Path(new_table.uri, "data").glob("*.lance"))
     for trial in range(20):
         file = files[trial % len(files)]
         whole = file.read_bytes()
@@ -92,17 +93,17 @@ def test_every_flipped_bit_is_noticed_when_its_row_is_read(table):
         # of the images, which come first
         damaged[draw.integers(0, 40_000)] ^= 1 << draw.integers(0, 8)
         file.write_bytes(damaged)
-        with pytest.raises(OSError, match=re.escape(table.uri)) as error:
-            Table(table.uri).take(range(300), ["image"])
+        with pytest.raises(OSError, match=re.escape(new_table.uri)) as error:
+            Table(new_table.uri).take(range(300), ["image"])
         assert "\n" not in str(error.value)
         file.write_bytes(whole)
-    assert Table(table.uri).damaged() == []
+    assert Table(new_table.uri).damaged() == []
     content = bytearray(files[0].read_bytes())
     content[10_000] ^= 1
     files[0].write_bytes(content)
-    (row,) = Table(table.uri).damaged()
+    (row,) = Table(new_table.uri).damaged()
     with pytest.raises(OSError, match=f"row {row} of .* is damaged"):
-        Table(table.uri).take(range(300), ["image"])
+        Table(new_table.uri).take(range(300), ["image"])
 
 
 class TestFilesThatAreCutOff:
@@ -112,33 +113,33 @@ class TestFilesThatAreCutOff:
         return max(path.stat().st_size for path in Path(table.uri, "data").iterdir())
 
     @pytest.mark.parametrize("missing", [1, 8, 300])
-    def test_rows_are_refused_and_made_again(self, missing, table, file_limit):
-        limit = self.size_of_a_commit(table) - missing
+    def test_rows_are_refused_and_made_again(self, missing, new_table, file_limit):
+        limit = self.size_of_a_commit(new_table) - missing
         with (
             file_limit(limit),
             pytest.raises(OSError, match=r"cannot be written: .*make room on the disk"),
         ):
-            table.append(rows(300, 100))
-        again = Table(table.uri)
+            new_table.append(numbered_rows(300, 100))
+        again = Table(new_table.uri)
         again.recover()
         assert len(again) == 300
-        again.append(rows(300, 100))
+        again.append(numbered_rows(300, 100))
         assert again.take([399], ["name"])["name"].to_pylist() == ["399"]
-        assert Table(table.uri).damaged() == []
+        assert Table(new_table.uri).damaged() == []
 
-    def test_an_earlier_one_is_found(self, table, file_limit, monkeypatch):
+    def test_an_earlier_one_is_found(self, new_table, file_limit, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(Table, "check_end", lambda _: None)  # as if killed before
-            with file_limit(self.size_of_a_commit(table) - 8):
-                table.append(rows(300, 100))
-        table.append(rows(400, 1))
-        table.recover()
-        assert table.take(range(len(table)), ["name"])["name"].to_pylist() == [
+            with file_limit(self.size_of_a_commit(new_table) - 8):
+                new_table.append(numbered_rows(300, 100))
+        new_table.append(numbered_rows(400, 1))
+        new_table.recover()
+        assert new_table.take(range(len(new_table)), ["name"])["name"].to_pylist() == [
             str(number) for number in range(300)
         ]
 
-    def test_joining_loses_nothing(self, table, file_limit, tmp_path):
-        shutil.copytree(table.uri, tmp_path / "copy.lance")
+    def test_joining_loses_nothing(self, new_table, file_limit, tmp_path):
+        shutil.copytree(new_table.uri, tmp_path / "copy.lance")
         joined = Table(tmp_path / "copy.lance")
         joined.compact()
         (file,) = Path(joined.uri, "data").iterdir()
@@ -146,13 +147,13 @@ class TestFilesThatAreCutOff:
             file_limit(file.stat().st_size - 8),
             pytest.raises(OSError, match=r"cannot be written: .*make room"),
         ):
-            table.compact()
-        again = Table(table.uri)
+            new_table.compact()
+        again = Table(new_table.uri)
         again.recover()
         again.compact()
         assert again.damaged() == []
         assert again.column(CRC).tolist() == joined.column(CRC).tolist()
-        assert len(list(Path(table.uri, "data").iterdir())) == 1
+        assert len(list(Path(new_table.uri, "data").iterdir())) == 1
 
     def test_a_table_of_somebody_else_stays(self, tmp_path):
         other = lancedb.connect(tmp_path).create_table("other", pa.table({"a": [1]}))
@@ -199,9 +200,9 @@ def test_killed_writers_leave_whole_commits(tmp_path, forked):
     assert len(set(names)) == len(names)
 
 
-def test_a_worker_that_is_spawned_reads_the_same(table):
+def test_a_worker_that_is_spawned_reads_the_same(new_table):
     with multiprocessing.get_context("forkserver").Pool(1) as pool:
-        assert pool.apply(table.take, ([5, 250], ["name"]))["name"].to_pylist() == ["5", "250"]
+        assert pool.apply(new_table.take, ([5, 250], ["name"]))["name"].to_pylist() == ["5", "250"]
 
 
 @pytest.mark.parametrize("name", ["photos", ".lance", "a b.lance", "s3://bucket/ü.lance"])
@@ -215,13 +216,13 @@ def test_names():
     assert {uri: split_uri(uri) for uri in cases} == cases
 
 
-def test_a_table_that_is_not_there_or_removed_meanwhile(table, tmp_path):
+def test_a_table_that_is_not_there_or_removed_meanwhile(new_table, tmp_path):
     with pytest.raises(FileNotFoundError, match="no table"):
         Table(tmp_path / "no" / "no.lance")
     assert not Table.exists(tmp_path / "no" / "no.lance")
     assert not (tmp_path / "no").exists()
-    shutil.rmtree(table.uri)
+    shutil.rmtree(new_table.uri)
     with pytest.raises(OSError, match="cannot be read") as error:
-        table.take([0], ["image"])
+        new_table.take([0], ["image"])
     assert "\n" not in str(error.value)
     assert ".rs:" not in str(error.value)

@@ -48,17 +48,17 @@ def write_talk(path, seconds=12):
 
 
 @pytest.fixture
-def server(monkeypatch):
+def transcription_server(monkeypatch):
     class Stub(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
-            form_parts = message_from_bytes(head + body).get_payload()
+            fields_of_form = message_from_bytes(head + body).get_payload()
             fields = {
-                form_part.get_param("name", header="content-disposition"): form_part.get_payload(
+                field.get_param("name", header="content-disposition"): field.get_payload(
                     decode=True
                 )
-                for form_part in form_parts
+                for field in fields_of_form
             }
             self.sent.append((self.path, self.headers["Authorization"], fields))
             status, answer = self.answers.pop(0) if self.answers else (200, {"segments": SEGMENTS})
@@ -76,16 +76,16 @@ def server(monkeypatch):
     Stub.sent = []
     Stub.answers = []
     monkeypatch.setitem(vars(fetch.PATIENT), "pauses", (0.001, 0.001))
-    with HTTPServer(("127.0.0.1", 0), Stub) as server:
-        thread = threading.Thread(target=server.serve_forever)
+    with HTTPServer(("127.0.0.1", 0), Stub) as transcription_server:
+        thread = threading.Thread(target=transcription_server.serve_forever)
         thread.start()
-        Stub.url = f"http://127.0.0.1:{server.server_port}/v1"
+        Stub.url = f"http://127.0.0.1:{transcription_server.server_port}/v1"
         yield Stub
-        server.shutdown()
+        transcription_server.shutdown()
         thread.join()
 
 
-def said(source, **settings):
+def spoken_moments(source, **settings):
     """Times and transcripts of moments in which something is said, and problems."""
     examples = list(read(source, Columns(cutting=Cutting(**settings))))
     moments = [
@@ -94,22 +94,24 @@ def said(source, **settings):
     return moments, [example.problem for example in examples if example.problem]
 
 
-def test_what_is_sent_and_what_becomes_of_it(tmp_path, server, monkeypatch):
+def test_what_is_sent_and_what_becomes_of_it(tmp_path, transcription_server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
     monkeypatch.setattr(video, "SECONDS_OF_REQUEST", 5)
-    server.answers[:] = [
+    transcription_server.answers[:] = [
         (200, {"segments": [{"start": 1, "end": 2, "text": word}]}) for word in ("one", "two")
     ]
-    moments, problems = said(
-        write_talk(tmp_path / "talk.mp4"), transcribe=server.url, transcribe_model="tiny"
+    moments, problems = spoken_moments(
+        write_talk(tmp_path / "talk.mp4"),
+        transcribe=transcription_server.url,
+        transcribe_model="tiny",
     )
     assert problems == []
     assert [text for _, text in moments] == ["one", "two", "A red square"]
     assert [start for (start, _), _ in moments] == pytest.approx([1, 6, 10.5], abs=0.1)
-    assert len(server.sent) == 3
+    assert len(transcription_server.sent) == 3
     loudness = []
     starts = []
-    for path, key, fields in server.sent:
+    for path, key, fields in transcription_server.sent:
         assert (path, key) == ("/v1/audio/transcriptions", "Bearer sk-1")
         assert (fields["model"], fields["response_format"]) == (b"tiny", b"verbose_json")
         with av.open(io.BytesIO(fields["file"])) as sound:
@@ -126,22 +128,28 @@ def test_what_is_sent_and_what_becomes_of_it(tmp_path, server, monkeypatch):
     assert loudness == pytest.approx([0.05 * n * 2 / np.pi for n in (3, 8, 11.5)], rel=0.1)
 
 
-def test_times_are_those_of_the_video(tmp_path, server):
+def test_times_are_those_of_the_video(tmp_path, transcription_server):
     talk = write_talk(tmp_path / "talk.mp4")
-    assert said(talk, transcribe=f"{server.url}/audio/transcriptions") == (
+    assert spoken_moments(talk, transcribe=f"{transcription_server.url}/audio/transcriptions") == (
         [((0.5, 2.5), "A red square"), ((6.0, 9.0), "blue")],
         [],
     )
     (tmp_path / "talk.srt").write_text(SUBTITLES)
-    assert [text for _, text in said(talk, transcribe=server.url)[0]] == SUBTITLE_TEXTS
-    assert len(server.sent) == 1
+    assert [
+        text for _, text in spoken_moments(talk, transcribe=transcription_server.url)[0]
+    ] == SUBTITLE_TEXTS
+    assert len(transcription_server.sent) == 1
 
 
-def test_a_server_that_is_busy_is_asked_again_and_errors_are_of_the_video(tmp_path, server):
+def test_a_server_that_is_busy_is_asked_again_and_errors_are_of_the_video(
+    tmp_path, transcription_server
+):
     talk = write_talk(tmp_path / "talk.mp4", seconds=2)
-    server.answers[:] = [(503, {}), (429, {})]
-    assert said(talk, transcribe=server.url)[0] == [((0.5, 2.0), "A red square")]
-    assert len(server.sent) == 3
+    transcription_server.answers[:] = [(503, {}), (429, {})]
+    assert spoken_moments(talk, transcribe=transcription_server.url)[0] == [
+        ((0.5, 2.0), "A red square")
+    ]
+    assert len(transcription_server.sent) == 3
     for answers, expected_problem, num_requests in (
         ([(401, {"error": "wrong key"})], "401.*Unauthorized.*wrong key", 1),
         ([(200, {"text": "all of it"})], "without segments that have start, end and text", 1),
@@ -149,15 +157,17 @@ def test_a_server_that_is_busy_is_asked_again_and_errors_are_of_the_video(tmp_pa
         ([(500, {})] * 3, "500.*Internal Server Error", 3),
         ([(302, {})], "302.*Found", 1),  # which would take the key elsewhere
     ):
-        server.sent.clear()
-        server.answers[:] = answers
-        moments, (problem,) = said(talk, transcribe=server.url)
-        assert (moments, len(server.sent)) == ([], num_requests)
+        transcription_server.sent.clear()
+        transcription_server.answers[:] = answers
+        moments, (problem,) = spoken_moments(talk, transcribe=transcription_server.url)
+        assert (moments, len(transcription_server.sent)) == ([], num_requests)
         assert re.search(expected_problem, problem)
 
 
-def test_a_video_without_sound_is_cut_by_scenes(tmp_path, server):
-    assert said(write_clip(tmp_path / "silent.mp4"), transcribe=server.url) == ([], [])
-    assert server.sent == []
+def test_a_video_without_sound_is_cut_by_scenes(tmp_path, transcription_server):
+    assert spoken_moments(
+        write_clip(tmp_path / "silent.mp4"), transcribe=transcription_server.url
+    ) == ([], [])
+    assert transcription_server.sent == []
     with pytest.raises(ValueError, match="expected a URL"):
         Cutting(transcribe="localhost:8000")

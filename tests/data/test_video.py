@@ -42,13 +42,13 @@ SCENES = [(0, 3), (3, 6), (6, 9), (9, 12)]
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
+def clip_path(tmp_path_factory):
     return write_clip(tmp_path_factory.mktemp("clips") / "talk.mp4")
 
 
 @pytest.fixture
-def talk(clip, tmp_path):
-    return Path(shutil.copy(clip, tmp_path / "talk.mp4"))
+def talk(clip_path, tmp_path):
+    return Path(shutil.copy(clip_path, tmp_path / "talk.mp4"))
 
 
 def times(moments):
@@ -118,7 +118,7 @@ class TestFrames:
             RED,
         ]
 
-    def test_the_frame_is_exactly_the_one_of_the_time(self, clip):
+    def test_the_frame_is_exactly_the_one_of_the_time(self, clip_path):
         for time, expected in (
             (2.99, RED),
             (3.0, LIME),
@@ -127,8 +127,10 @@ class TestFrames:
             (5.99, LIME),
             (6, BLUE),
         ):
-            assert colour(frame_of(str(clip), time)) == expected
-        frames = [Image.open(io.BytesIO(frame_of(str(clip), second + 0.5))) for second in (0, 1, 2)]
+            assert colour(frame_of(str(clip_path), time)) == expected
+        frames = [
+            Image.open(io.BytesIO(frame_of(str(clip_path), second + 0.5))) for second in (0, 1, 2)
+        ]
         assert {frame.size for frame in frames} == {CLIP_SIZE}
         # the number that is burnt in differs
         assert len({frame.tobytes() for frame in frames}) == 3
@@ -177,8 +179,8 @@ class TestFrames:
             assert Image.open(io.BytesIO(frame_of(str(path), 1))).size == size
             path.unlink()
 
-    def test_equal_frames_of_different_moments_are_different_files(self, clip):
-        first, again, other = (frame_of(str(clip), 1, name) for name in ("a", "a", "b"))
+    def test_equal_frames_of_different_moments_are_different_files(self, clip_path):
+        first, again, other = (frame_of(str(clip_path), 1, name) for name in ("a", "a", "b"))
         assert first == again != other
         assert Image.open(io.BytesIO(first)).info["comment"] == b"a"
 
@@ -346,9 +348,9 @@ class TestMoments:
             moment.start for moment in moments_of(tmp_path / "a.mkv", Cutting())[0]
         ] == pytest.approx([0, 5.12], abs=0.02)
 
-    def test_of_folders(self, talk, clip, caplog):
+    def test_of_folders(self, talk, clip_path, caplog):
         (talk.parent / "sub").mkdir()
-        shutil.copy(clip, talk.parent / "sub" / "b [x].mp4")
+        shutil.copy(clip_path, talk.parent / "sub" / "b [x].mp4")
         for language in ("de", "en"):
             (talk.parent / "sub" / f"b [x].{language}.srt").write_text(SUBTITLES, encoding="utf-8")
         Image.new("RGB", (8, 8)).save(talk.parent / "a.png")
@@ -489,9 +491,9 @@ class TestDamage:
             ("a.mp4", b"ffconcat version 1.0\nfile talk.mp4\n", ""),  # which FFmpeg would open
         ],
     )
-    def test_what_is_no_video(self, tmp_path, clip, name, content, message):
+    def test_what_is_no_video(self, tmp_path, clip_path, name, content, message):
         path = tmp_path / name
-        shutil.copy(clip, tmp_path / "talk.mp4")
+        shutil.copy(clip_path, tmp_path / "talk.mp4")
         path.write_bytes(
             write_clip(path).read_bytes()[:content] if isinstance(content, int) else content
         )

@@ -32,7 +32,7 @@ SIZE = 24
 COLOUR = POLICIES["colour"]
 
 
-def picture(width=60, height=40):
+def gradient_picture(width=60, height=40):
     """Random colours, dark on the left and light on the right."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 90, (3, height, width), generator=generator, dtype=torch.uint8)
@@ -40,7 +40,7 @@ def picture(width=60, height=40):
     return functional.to_pil_image(pixels)
 
 
-def content(image):
+def jpeg_content(image):
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
@@ -52,8 +52,10 @@ def processor():
     )
 
 
-def view(config, seed=0):
-    return random_view(content(picture()), config, processor(), torch.Generator().manual_seed(seed))
+def augmented_view(config, seed=0):
+    return random_view(
+        jpeg_content(gradient_picture()), config, processor(), torch.Generator().manual_seed(seed)
+    )
 
 
 def crop_of(width, height, smallest, seed):
@@ -75,7 +77,7 @@ def generator_of(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def off(actual, expected):
+def mean_difference(actual, expected):
     first = functional.pil_to_tensor(actual).int()
     second = functional.pil_to_tensor(expected).int()
     return int((first - second).abs().max())
@@ -119,7 +121,7 @@ class TestView:
     )
     def test_the_generator_decides(self, config):
         state = torch.random.get_rng_state()
-        views = [view(config, seed) for seed in (0, 0, *range(1, 8))]
+        views = [augmented_view(config, seed) for seed in (0, 0, *range(1, 8))]
         assert all(
             pixels.shape == (3, SIZE, SIZE) and pixels.dtype == torch.uint8 for pixels in views
         )
@@ -131,7 +133,7 @@ class TestView:
 
     def test_a_crop_of_everything_is_the_squashed_picture(self):
         """Of a square one: the crop changes the proportions by up to a third where it can."""
-        square = content(picture(40, 40))
+        square = jpeg_content(gradient_picture(40, 40))
         generators = [torch.Generator().manual_seed(seed) for seed in range(20)]
         views = [
             random_view(square, DataConfig(random_crop=1.0), processor(), view_pixels)
@@ -142,7 +144,7 @@ class TestView:
 
     def test_a_smaller_share_shows_less(self):
         """A picture whose grey grows from left to right: the range of a crop is its width."""
-        ramp = content(Image.linear_gradient("L").rotate(90).convert("RGB"))
+        ramp = jpeg_content(Image.linear_gradient("L").rotate(90).convert("RGB"))
         spans = []
         for smallest in (1.0, 0.5, 0.05):
             config = DataConfig(random_crop=smallest)
@@ -157,12 +159,12 @@ class TestView:
 
     @pytest.mark.parametrize("size", [(10, 400), (400, 10)])
     def test_where_no_draw_fits_the_crop_is_that_of_torchvision(self, size):
-        image = picture(*size)
+        image = gradient_picture(*size)
         theirs = RandomResizedCrop(SIZE, scale=(1.0, 1.0), interpolation=InterpolationMode.BICUBIC)(
             image
         )
         ours = random_view(
-            content(image),
+            jpeg_content(image),
             DataConfig(random_crop=1.0),
             processor(),
             torch.Generator().manual_seed(0),
@@ -201,7 +203,7 @@ class TestView:
         ours = np.array([(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes])
         torch.manual_seed(0)
         crop = RandomResizedCrop(SIZE, scale=(0.3, 1.0))
-        image = functional.pil_to_tensor(picture())
+        image = functional.pil_to_tensor(gradient_picture())
         drawn = [crop.make_params([image]) for _ in range(3000)]
         theirs = np.array(
             [[box[name] for name in ("left", "top", "width", "height")] for box in drawn]
@@ -214,7 +216,7 @@ class TestView:
         for seed in range(20):
             x0, y0, x1, y1 = crop_of(60, 40, 0.3, seed)
             theirs = functional.resized_crop(
-                picture(),
+                gradient_picture(),
                 y0,
                 x0,
                 y1 - y0,
@@ -223,17 +225,18 @@ class TestView:
                 InterpolationMode.BICUBIC,
             )
             assert torch.equal(
-                view(DataConfig(random_crop=0.3), seed), functional.pil_to_tensor(theirs)
+                augmented_view(DataConfig(random_crop=0.3), seed), functional.pil_to_tensor(theirs)
             )
 
     def test_flip(self):
         plain, mirrored = (
-            processor().resize(image) for image in (picture(), ImageOps.mirror(picture()))
+            processor().resize(image)
+            for image in (gradient_picture(), ImageOps.mirror(gradient_picture()))
         )
         for seed in range(40):
             is_mirrored = torch.rand((), generator=torch.Generator().manual_seed(seed)) < 0.5
             assert torch.equal(
-                view(DataConfig(flip=True), seed), mirrored if is_mirrored else plain
+                augmented_view(DataConfig(flip=True), seed), mirrored if is_mirrored else plain
             )
 
     def test_a_crop_is_mirrored_and_then_changed(self, monkeypatch):
@@ -248,7 +251,9 @@ class TestView:
         options = {"rand_augment": "colour", "rand_magnitude": 1, "flip": True}
         for crop, size in ((0.5, (SIZE, SIZE)), (None, (60, 40))):
             del steps[:]
-            seen = [view(DataConfig(random_crop=crop, **options), seed) for seed in range(8)]
+            seen = [
+                augmented_view(DataConfig(random_crop=crop, **options), seed) for seed in range(8)
+            ]
             assert {pixels.shape for pixels in seen} == {(3, SIZE, SIZE)}
             assert set(steps) == {("mirror", size), ("change", size)}
             assert steps[steps.index(("mirror", size)) + 1 :][:2] == [("change", size)] * 2
@@ -301,7 +306,7 @@ class TestBilinear:
     def test_pixels_are_interpolated_as_by_opencv(self, name):
         """Pillow cuts where OpenCV rounds, so values differ by up to one level. A move of one column is off by tens."""
         value, forward = self.FORWARD[name]
-        image = picture()
+        image = gradient_picture()
         assert image.size == (60, 40)
         ours = np.asarray(change(image, name, value, POLICIES["geometry"]), dtype=np.float64)
         assert np.abs(ours - warped(image, forward, 128)).max() <= 1.01
@@ -315,7 +320,7 @@ class TestBilinear:
 class TestChanges:
     def test_pillow_agrees(self):
         """What the official code calls."""
-        image = picture()
+        image = gradient_picture()
         expected = {
             "autocontrast": ImageOps.autocontrast(image),
             "equalize": ImageOps.equalize(image),
@@ -361,7 +366,7 @@ def test_values_are_the_official_ones(kind, magnitude, values, fill, monkeypatch
 
     monkeypatch.setattr(views, "change", note)
     for seed in range(1500):
-        rand_augment(picture(2, 2), kind, magnitude, torch.Generator().manual_seed(seed))
+        rand_augment(gradient_picture(2, 2), kind, magnitude, torch.Generator().manual_seed(seed))
     assert made.keys() == values.keys()
     share = {"geometry": 0.5, "colour": 1.0}[kind]
     assert sum(map(len, made.values())) == pytest.approx(2 * 1500 * share, rel=0.05)

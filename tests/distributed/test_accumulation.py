@@ -42,7 +42,7 @@ HEADS = {
 PARTS = {"words": "mlm", "vqa": "vqa", "snli-ve": "snli_ve", "nlvr2": "nlvr2"}
 
 
-def step(config, out):
+def first_step(config, out):
     seen = []
 
     def record(optimizer, arguments, options):
@@ -61,9 +61,9 @@ def step(config, out):
     return SimpleNamespace(gradients=gradients, metrics=metrics)
 
 
-def steps(configs, out):
+def first_steps(configs, out):
     return {
-        (name, size): step(replace(config, micro_batch_size=size), out / f"{name}-{size}")
+        (name, size): first_step(replace(config, micro_batch_size=size), out / f"{name}-{size}")
         for name, config in configs.items()
         for size in SIZES[world_size()]
     }
@@ -90,7 +90,7 @@ def uneven(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def configs(uneven, tiny_dataset, tmp_path_factory):
+def configs_by_name(uneven, tiny_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
     checkpoint = write_tiny_checkpoint(tiny_dataset, folder / "checkpoint", PLAIN)
     sets = {kind: write_entry_set(folder / kind, kind) for kind in ENTRY_KINDS}
@@ -115,20 +115,25 @@ def configs(uneven, tiny_dataset, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(configs, tmp_path_factory):
-    return steps(configs, tmp_path_factory.mktemp("alone"))
+def single_process(configs_by_name, tmp_path_factory):
+    return first_steps(configs_by_name, tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(scope="module")
-def step_results(alone, configs, tmp_path_factory):
-    return {1: [alone], 2: run_on_ranks(2, steps, configs, tmp_path_factory.mktemp("two"))}
+def step_results(single_process, configs_by_name, tmp_path_factory):
+    return {
+        1: [single_process],
+        2: run_on_ranks(2, first_steps, configs_by_name, tmp_path_factory.mktemp("two")),
+    }
 
 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("name", PARTS)
-def test_any_cut_gives_the_gradients_and_metrics_of_one_batch(name, cut, alone, step_results):
+def test_any_cut_gives_the_gradients_and_metrics_of_one_batch(
+    name, cut, single_process, step_results
+):
     (processes, size) = cut
-    whole = alone[name, 8]
+    whole = single_process[name, 8]
     assert len(step_results[processes]) == processes
     for process in step_results[processes]:
         result = process[name, size]
@@ -144,18 +149,20 @@ def test_any_cut_gives_the_gradients_and_metrics_of_one_batch(name, cut, alone, 
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_control_the_official_mean_over_micro_batches_differs(cut, alone, step_results):
+def test_control_the_official_mean_over_micro_batches_differs(cut, single_process, step_results):
     (processes, size) = cut
-    whole = alone["words", 8]
+    whole = single_process["words", 8]
     # of one batch they are the same
-    assert torch.equal(alone["words, officially", 8].gradients, whole.gradients)
+    assert torch.equal(single_process["words, officially", 8].gradients, whole.gradients)
     for process in step_results[processes]:
         result = process["words, officially", size]
         assert float((result.gradients - whole.gradients).abs().max()) > 1e-2
         assert abs(result.metrics["mlm"] - whole.metrics["mlm"]) > 1e-3
 
 
-def test_labels_are_counted_in_the_process_that_reads(configs, alone, tmp_path):
-    config = replace(configs["words"], micro_batch_size=2)
-    step_results = step(replace(config, data=replace(config.data, num_workers=1)), tmp_path / "run")
-    assert torch.equal(step_results.gradients, alone["words", 2].gradients)
+def test_labels_are_counted_in_the_process_that_reads(configs_by_name, single_process, tmp_path):
+    config = replace(configs_by_name["words"], micro_batch_size=2)
+    step_results = first_step(
+        replace(config, data=replace(config.data, num_workers=1)), tmp_path / "run"
+    )
+    assert torch.equal(step_results.gradients, single_process["words", 2].gradients)

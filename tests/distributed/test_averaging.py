@@ -30,7 +30,7 @@ KINDS = {
 STEPS = (0.0, 0.4, 0.6, 0.9)  # of the run, two before the second phase begins and two after
 
 
-def batches(kind):
+def batches_of_ranks(kind):
     if kind != "no words in one process":
         return BATCHES
     return [
@@ -39,7 +39,7 @@ def batches(kind):
     ]
 
 
-def task_of(kind, cls=PretrainingTask):
+def task_of_kind(kind, cls=PretrainingTask):
     task = cls(build_model(PLAIN).train(), PretrainingConfig(phases=KINDS[kind]))
     if kind == "frozen towers":
         task.model.vision.requires_grad_(False)
@@ -47,7 +47,7 @@ def task_of(kind, cls=PretrainingTask):
     return task
 
 
-def gradients(task):
+def gradients_by_name(task):
     by_name = {
         name: weight.grad.clone()
         for name, weight in task.named_parameters()
@@ -57,18 +57,20 @@ def gradients(task):
     return by_name
 
 
-def alone(kind, progress):
-    task = task_of(kind)
+def gradients_of_one_process(kind, progress):
+    task = task_of_kind(kind)
     phase = task.config.phase(progress)
     if phase.itc:
         task.config = PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=phase.itc),))
-        explicit = [replace(batch, attention_mask=batch.attention_mask) for batch in batches(kind)]
+        explicit = [
+            replace(batch, attention_mask=batch.attention_mask) for batch in batches_of_ranks(kind)
+        ]
         task(joined(explicit, seed=0)).total.backward()
     if phase.mlm:
         task.config = PretrainingConfig(phases=(replace(phase, itc=0, until=1.0),))
-        for batch in batches(kind):
+        for batch in batches_of_ranks(kind):
             (task(batch).total / len(BATCHES)).backward()
-    return gradients(task)
+    return gradients_by_name(task)
 
 
 class Changing(PretrainingTask):
@@ -84,21 +86,23 @@ class Changing(PretrainingTask):
         )
 
 
-def steps(task, batch):
+def averaged_steps(task, batch):
     replicas = Replicated(task)
     seen = []
     for progress in STEPS:
         task.progress = progress
         replicas(batch).total.backward()
-        seen.append(gradients(task))
+        seen.append(gradients_by_name(task))
     return seen
 
 
 def averaged():
     """Gradients of each kind, those of a task that changes, and how many exchanges three micro-batches took so far."""
-    by_kind = {kind: steps(task_of(kind), batches(kind)[rank()]) for kind in KINDS}
-    changing = steps(task_of("no words in one process", Changing), BATCHES[rank()])
-    replicas = Replicated(task_of("frozen towers"))
+    by_kind = {
+        kind: averaged_steps(task_of_kind(kind), batches_of_ranks(kind)[rank()]) for kind in KINDS
+    }
+    changing = averaged_steps(task_of_kind("no words in one process", Changing), BATCHES[rank()])
+    replicas = Replicated(task_of_kind("frozen towers"))
     counts = [0]
     seen = []
 
@@ -116,15 +120,15 @@ def averaged():
 
 
 @pytest.fixture(scope="module")
-def processes():
+def averaged_in_processes():
     return run_on_ranks(2, averaged)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_one_process(kind, processes):
+def test_gradients_are_those_of_one_process(kind, averaged_in_processes):
     for step, progress in enumerate(STEPS):
-        expected = alone(kind, progress)
-        for actual, _, _ in processes:
+        expected = gradients_of_one_process(kind, progress)
+        for actual, _, _ in averaged_in_processes:
             assert actual[kind][step].keys() == expected.keys()
             for name, gradient in expected.items():
                 torch.testing.assert_close(
@@ -132,14 +136,14 @@ def test_gradients_are_those_of_one_process(kind, processes):
                 )
 
 
-def test_gradients_are_exchanged_once_a_step(processes):
-    for _, _, (first, second, last) in processes:
+def test_gradients_are_exchanged_once_a_step(averaged_in_processes):
+    for _, _, (first, second, last) in averaged_in_processes:
         assert (first, second) == (0, 0)
         assert last > 0
 
 
-def test_what_a_process_does_not_use_is_averaged_all_the_same(processes):
-    (_, first, _), (_, second, _) = processes
+def test_what_a_process_does_not_use_is_averaged_all_the_same(averaged_in_processes):
+    (_, first, _), (_, second, _) = averaged_in_processes
     for first_gradient, second_gradient in zip(first, second, strict=True):
         assert same_tensors(first_gradient, second_gradient)
     assert not same_tensors(first[1], first[2])

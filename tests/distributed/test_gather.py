@@ -26,7 +26,7 @@ WORLD = 2
 ROWS = 3
 
 
-def features():
+def rank_features():
     return torch.randn(
         WORLD * ROWS, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
@@ -40,14 +40,14 @@ def loss_of(gathered, weight_seed=0):
 
 
 def single_gradient(weight_seed=0):
-    whole = features().requires_grad_()
+    whole = rank_features().requires_grad_()
     loss_of(whole, weight_seed).backward()
     return whole.grad
 
 
 def gather_and_differentiate(gather_with_grads, own_loss):
     """Returns values and gradients in this process, of its local loss or of one that all share."""
-    mine = features().chunk(WORLD)[rank()].clone().requires_grad_()
+    mine = rank_features().chunk(WORLD)[rank()].clone().requires_grad_()
     gathered = all_gather(mine, gather_with_grads=gather_with_grads)
     loss_of(gathered, rank() if own_loss else 0).backward()
     return gathered.detach(), mine.grad
@@ -78,7 +78,7 @@ class TestAllGather:
         assert [position for _, position, *_ in gathered] == [(0, WORLD), (1, WORLD)]
         for results, *_ in gathered:
             for values, _ in results.values():
-                assert torch.equal(values, features())
+                assert torch.equal(values, rank_features())
 
     def test_gradients(self, gathered):
         """A shared loss gives `world_size` times the gradient of one process, local losses give the sum."""
@@ -120,7 +120,7 @@ SHARDS = {
 }
 
 
-def rows_of(ids):
+def rows_by_id(ids):
     ids = torch.tensor(ids, dtype=torch.long)
     return ids, torch.stack([ids * 0.5, -ids.float()], dim=1).requires_grad_(), ids % 2 == 0
 
@@ -128,7 +128,7 @@ def rows_of(ids):
 def gather_shards():
     results = {}
     for name, shards in SHARDS.items():
-        ids, vectors, flags = rows_of(shards[rank()])
+        ids, vectors, flags = rows_by_id(shards[rank()])
         results[name] = gather_by_id(ids, vectors, flags)
     results["which"] = gather_by_id(
         torch.tensor([[6, 5], [4, 6]][rank()]), torch.full((2,), rank())
@@ -149,7 +149,7 @@ class TestGatherById:
     @pytest.mark.parametrize("name", SHARDS)
     def test_equals_one_process_with_every_row_once(self, gathered_by_id, name):
         every_id = sorted({number for shard in SHARDS[name] for number in shard})
-        expected = [tensor.detach() for tensor in rows_of(every_id)]
+        expected = [tensor.detach() for tensor in rows_by_id(every_id)]
         for results in gathered_by_id:
             for result, expected_rows in zip(results[name], expected, strict=True):
                 assert torch.equal(result, expected_rows)
@@ -190,25 +190,25 @@ def share():
     )
 
 
-def equal(first, second):
+def equal_objects(first, second):
     if isinstance(first, Tensor):
         return first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, dict):
         return first.keys() == second.keys() and all(
-            equal(first[key], second[key]) for key in first
+            equal_objects(first[key], second[key]) for key in first
         )
     if isinstance(first, list | tuple):
         return (
             type(first) is type(second)
             and len(first) == len(second)
-            and all(map(equal, first, second))
+            and all(map(equal_objects, first, second))
         )
     return bool(first == second)
 
 
 def test_every_process_gets_what_the_first_has():
     for content, nothing, true in run_on_ranks(WORLD, share):
-        assert equal(content, CONTENT)
+        assert equal_objects(content, CONTENT)
         assert (nothing, true) == (None, True)
     assert broadcast_object(CONTENT) is CONTENT  # alone
 
@@ -216,7 +216,7 @@ def test_every_process_gets_what_the_first_has():
 VALUES = {"out": "runs/é", "optimizer": {"lr": 0.1, "betas": (0.9, 0.99)}, "seed": 3}
 
 
-def compare(changes):
+def compare_values(changes):
     try:
         require_same(VALUES | changes[rank()])
     except ValueError as error:
@@ -226,12 +226,15 @@ def compare(changes):
 
 def test_values_that_differ_are_named():
     end = "; start every process with the same options and data"
-    assert run_on_ranks(WORLD, compare, [{}, {}]) == ["the same"] * WORLD
+    assert run_on_ranks(WORLD, compare_values, [{}, {}]) == ["the same"] * WORLD
     message = (
         "out is runs/é in process 0 and other in process 1; seed is 3 in process 0 and None in process 1"
         + end
     )
-    assert run_on_ranks(WORLD, compare, [{}, {"out": "other", "seed": None}]) == [message] * WORLD
+    assert (
+        run_on_ranks(WORLD, compare_values, [{}, {"out": "other", "seed": None}])
+        == [message] * WORLD
+    )
     changes = [
         {"seed": 4, "content of a/b.parquet": "12"},
         {"optimizer": {"lr": 0.2, "betas": (0.8, 0.99)}},
@@ -240,11 +243,11 @@ def test_values_that_differ_are_named():
         "optimizer.lr is 0.1 in process 0 and 0.2 in process 1; optimizer.betas is (0.9, 0.99) in process 0 and "
         "(0.8, 0.99) in process 1; seed is 4 in process 0 and 3 in process 1; and 1 more differ"
     )
-    assert run_on_ranks(WORLD, compare, changes) == [message + end] * WORLD
+    assert run_on_ranks(WORLD, compare_values, changes) == [message + end] * WORLD
     require_same(VALUES)  # alone
 
 
-def make(seed, rule):
+def trained_linear(seed, rule):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -257,8 +260,8 @@ def make(seed, rule):
     return model, optimizer
 
 
-def resume(folders, rule):
-    model, optimizer = make(rank(), rule)
+def resume_in_process(folders, rule):
+    model, optimizer = trained_linear(rank(), rule)
     state = load_state(folders[rank()], model, optimizer, CONDITIONS)
     return vars(state), model.state_dict(), optimizer.state_dict()["state"]
 
@@ -268,10 +271,12 @@ def test_the_state_is_that_of_the_first_process(tmp_path, rule):
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         folder.mkdir()
-    StateSaver(folders[1], CONDITIONS).save(*make(2, rule), TrainingState(step=2))
-    assert [state["step"] for state, *_ in run_on_ranks(WORLD, resume, folders, rule)] == [0, 0]
+    StateSaver(folders[1], CONDITIONS).save(*trained_linear(2, rule), TrainingState(step=2))
+    assert [
+        state["step"] for state, *_ in run_on_ranks(WORLD, resume_in_process, folders, rule)
+    ] == [0, 0]
     assert newest(folders[0]) is None
-    model, optimizer = make(3, rule)
+    model, optimizer = trained_linear(3, rule)
     StateSaver(folders[0], CONDITIONS).save(model, optimizer, TrainingState(step=3, best=0.5))
     expected = (
         {**vars(TrainingState(step=3, best=0.5))},
@@ -279,8 +284,8 @@ def test_the_state_is_that_of_the_first_process(tmp_path, rule):
         optimizer.state_dict()["state"],
     )
     for elsewhere in (folders[1], tmp_path / "nothing"):
-        for resumed in run_on_ranks(WORLD, resume, [folders[0], elsewhere], rule):
-            assert equal(resumed, expected)
+        for resumed in run_on_ranks(WORLD, resume_in_process, [folders[0], elsewhere], rule):
+            assert equal_objects(resumed, expected)
 
 
 def computed_and_read(folder):

@@ -36,7 +36,7 @@ except ConnectionError as error:
 """
 
 
-def start(python, names, ranks, count, act="end", minutes=0.5):
+def start_ranks(python, names, ranks, count, act="end", minutes=0.5):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         variables = {
@@ -60,24 +60,24 @@ def start(python, names, ranks, count, act="end", minutes=0.5):
 
 @pytest.mark.parametrize("launcher", ["accelerate", "srun"])
 def test_four_processes_meet(forked, launcher):
-    printed = start(forked / "python", LAUNCHERS[launcher], range(4), 4)
+    printed = start_ranks(forked / "python", LAUNCHERS[launcher], range(4), 4)
     assert all("4 [0, 1, 2, 3]" in lines for lines in printed)
 
 
 def test_a_lost_first_process_is_named(forked):
-    _, printed = start(forked / "python", LAUNCHERS["accelerate"], range(2), 2, "lose")
+    _, printed = start_ranks(forked / "python", LAUNCHERS["accelerate"], range(2), 2, "lose")
     assert "process 0 of 2 was lost or did not answer within 0.5 minutes" in printed
     assert "start the run again with --resume" in printed
 
 
 def test_processes_that_never_come_are_waited_for_no_longer(forked):
-    (printed,) = start(forked / "python", LAUNCHERS["mpirun"], range(1, 2), 2, minutes=0.02)
+    (printed,) = start_ranks(forked / "python", LAUNCHERS["mpirun"], range(1, 2), 2, minutes=0.02)
     assert "process 1 of 2 did not meet the others at 127.0.0.1:" in printed
     assert "within 0.02 minutes" in printed
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch):
+def without_launcher(monkeypatch):
     for name in (*PLACE, *(name for names in LAUNCHERS.values() for name in names)):
         monkeypatch.delenv(name, raising=False)
 

@@ -53,11 +53,11 @@ def own_part(batch, process):
     return replace(batch, **cut, attention_mask=mask, seed=batch.seed + process)
 
 
-def make_task(phase, **changes):
+def task_in_phase(phase, **changes):
     return PretrainingTask(build_model(CONFIG), PretrainingConfig(phases=(phase,), **changes))
 
 
-def gradients(task):
+def gradient_values(task):
     return {
         name: value.grad.clone()
         for name, value in task.model.named_parameters()
@@ -77,10 +77,10 @@ PHASES = {
 }
 
 
-def step(texts, name):
+def step_in_process(texts, name):
     (phase, changes) = PHASES[name]
     drawn = []
-    task = make_task(phase, **changes)
+    task = task_in_phase(phase, **changes)
     original = task.pairs
 
     def pairs(image, text, batch, phase):
@@ -96,7 +96,7 @@ def step(texts, name):
     return {
         "total": losses.total.detach(),
         "parts": terms,
-        "gradients": gradients(task),
+        "gradients": gradient_values(task),
         "pairs": drawn,
     }
 
@@ -128,8 +128,8 @@ def sample():
     ]
 
 
-def everything(checkpoint, dataset, single):
-    steps = {(texts, name): step(texts, name) for texts in LENGTHS for name in PHASES}
+def step_and_evaluations(checkpoint, dataset, single):
+    steps = {(texts, name): step_in_process(texts, name) for texts in LENGTHS for name in PHASES}
     return {"steps": steps, "samples": sample(), **both_evaluations(checkpoint, dataset, single)}
 
 
@@ -142,7 +142,7 @@ def single_picture(tiny_dataset, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def processes(tiny_checkpoint, tiny_dataset, single_picture):
-    return run_on_ranks(WORLD, everything, tiny_checkpoint, tiny_dataset, single_picture)
+    return run_on_ranks(WORLD, step_and_evaluations, tiny_checkpoint, tiny_dataset, single_picture)
 
 
 @pytest.fixture(scope="module", params=[WORLD, 4])
@@ -167,9 +167,9 @@ def joined_pairs(pairs_of_ranks, *, global_rows):
     )
 
 
-def alone(texts, name, processes):
+def step_in_one_process(texts, name, processes):
     phase, changes = PHASES[name]
-    task = make_task(phase, **changes)
+    task = task_in_phase(phase, **changes)
     batch = whole_batch(LENGTHS[texts])
     image = task.model.encode_image(batch.pixel_values)
     text = task.model.encode_text(batch.input_ids, batch.attention_mask)
@@ -184,10 +184,10 @@ def alone(texts, name, processes):
         terms["mlm"], _ = task.mlm(image, masked, batch)
     total = torch.stack([getattr(phase, term) * loss for term, loss in terms.items()]).sum()
     total.backward()
-    return {"total": total.detach(), "parts": terms, "gradients": gradients(task)}
+    return {"total": total.detach(), "parts": terms, "gradients": gradient_values(task)}
 
 
-def distance(actual, expected):
+def relative_distance(actual, expected):
     return max(float((actual[name] - expected[name]).abs().max()) for name in actual)
 
 
@@ -195,7 +195,7 @@ def distance(actual, expected):
 class TestStep:
     @pytest.mark.parametrize("name", PHASES)
     def test_losses_and_averaged_gradients_are_those_of_one_process(self, processes, texts, name):
-        expected = alone(texts, name, processes)
+        expected = step_in_one_process(texts, name, processes)
         results = [process["steps"][texts, name] for process in processes]
         assert results[0]["parts"].keys() == expected["parts"].keys()
         for term, loss in expected["parts"].items():
@@ -211,9 +211,11 @@ class TestStep:
         assert max(float(gradient.abs().max()) for gradient in expected["gradients"].values()) > 0.1
 
     def test_control_gradients_that_stay_in_their_process_differ(self, processes, texts):
-        expected = alone(texts, "itc", processes)["gradients"]
+        expected = step_in_one_process(texts, "itc", processes)["gradients"]
         assert (
-            distance(expected, processes[0]["steps"][texts, "itc without gradients"]["gradients"])
+            relative_distance(
+                expected, processes[0]["steps"][texts, "itc without gradients"]["gradients"]
+            )
             > 1e-2
         )
 
@@ -282,7 +284,7 @@ NO_DROPOUT = {"text.dropout": 0.0, "fusion.dropout": 0.0, "heads.itc_dropout": 0
 ITC = PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=2),))
 
 
-def rows_of(start, stop):
+def row_slice(start, stop):
     batch = random_caption_batch(INDEX, LENGTHS["padded"], SMALL_CONFIG)
     tensors = {
         name: value[start:stop] for name, value in vars(batch).items() if isinstance(value, Tensor)
@@ -293,11 +295,11 @@ def rows_of(start, stop):
 def micro_batches(process, processes):
     half = len(INDEX) // processes // 2
     return [
-        rows_of(start, start + half) for start in (2 * process * half, (2 * process + 1) * half)
+        row_slice(start, start + half) for start in (2 * process * half, (2 * process + 1) * half)
     ]
 
 
-def seed(process, micro):
+def seed_dropout(process, micro):
     torch.manual_seed(10 * process + micro)
 
 
@@ -305,28 +307,28 @@ def at_once(kind):
     share = len(INDEX) // world_size()
     task = PretrainingTask(build_model(KINDS[kind].override(NO_DROPOUT)).train(), ITC)
     parallel = DistributedDataParallel(task, find_unused_parameters=True)
-    loss = parallel(rows_of(rank() * share, (rank() + 1) * share)).total
+    loss = parallel(row_slice(rank() * share, (rank() + 1) * share)).total
     loss.backward()
-    return loss.detach(), gradients(task)
+    return loss.detach(), gradient_values(task)
 
 
-def in_parts(kind):
+def losses_in_parts(kind):
     task = PretrainingTask(build_model(KINDS[kind]).train(), ITC)
     shares = micro_batches(rank(), world_size())
-    contrasts = contrast_of_step(task, shares, lambda micro: seed(rank(), micro))
+    contrasts = contrast_of_step(task, shares, lambda micro: seed_dropout(rank(), micro))
     parallel = DistributedDataParallel(task, find_unused_parameters=True)
     losses = []
     for micro, (batch, contrast) in enumerate(zip(shares, contrasts, strict=True)):
-        seed(rank(), micro)
+        seed_dropout(rank(), micro)
         with nullcontext() if micro else parallel.no_sync():
             losses.append(parallel(batch, contrast).total)
             (losses[-1] / 2).backward()
-    return torch.stack(losses).mean().detach(), gradients(task)
+    return torch.stack(losses).mean().detach(), gradient_values(task)
 
 
 def contrasts():
     return {
-        (kind, whole): at_once(kind) if whole else in_parts(kind)
+        (kind, whole): at_once(kind) if whole else losses_in_parts(kind)
         for kind in KINDS
         for whole in (True, False)
     }
@@ -338,7 +340,7 @@ def one_graph(kind, whole, processes):
     features = []
     for process in range(processes):
         for micro, batch in enumerate(micro_batches(process, processes)):
-            seed(process, micro)
+            seed_dropout(process, micro)
             features.append(task.features(batch))
     embeds = [
         torch.cat(embeds_of_parts)
@@ -348,7 +350,7 @@ def one_graph(kind, whole, processes):
     ]
     loss = 2 * itc_loss(embeds, torch.tensor(INDEX), task.model.head("itc").logit_scale())
     loss.backward()
-    return loss.detach(), gradients(task)
+    return loss.detach(), gradient_values(task)
 
 
 @pytest.mark.parametrize("processes", [2, 4])

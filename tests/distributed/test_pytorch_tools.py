@@ -38,7 +38,7 @@ MANAGED = CONFIG.override({"fusion.bridge": "static_manager"})
 ATOL = 1e-5
 
 
-def inputs(lengths=(5, 7, 3, 4), width=7):
+def model_inputs(lengths=(5, 7, 3, 4), width=7):
     return random_images(len(lengths)), *random_texts(lengths, width=width)
 
 
@@ -54,7 +54,7 @@ def loss_of_heads(model, fused):
     return loss_of_outputs(model, fused) + logits.square().mean() + scaled.mean()
 
 
-def alone(model):
+def unwrapped(model):
     return model
 
 
@@ -66,7 +66,7 @@ def replicated_in_part(model):
     return DistributedDataParallel(model, find_unused_parameters=True)
 
 
-def sharded(model):
+def fully_sharded(model):
     return fully_shard(model)
 
 
@@ -76,11 +76,11 @@ def sharded_by_layer(model):
     return fully_shard(model)
 
 
-def trained(config, wrap, loss_of):
+def second_gradients(config, wrap, loss_of):
     """Returns the gradients of the second of two steps on this process's share of the pairs."""
     model = build_model(config).eval()  # managers draw noise in training
     run = wrap(model)
-    share = [tensor.chunk(world_size())[rank()] for tensor in inputs()]
+    share = [tensor.chunk(world_size())[rank()] for tensor in model_inputs()]
     for _ in range(2):
         model.zero_grad(set_to_none=True)
         loss_of(model, run(*share)).backward()
@@ -100,15 +100,15 @@ def trained(config, wrap, loss_of):
         (replicated, WITHOUT_HEADS, loss_of_outputs),
         (replicated_in_part, WITHOUT_HEADS, loss_of_outputs),
         (replicated_in_part, CONFIG, loss_of_outputs),
-        (sharded, CONFIG, loss_of_heads),
-        (sharded, OFFICIAL, loss_of_outputs),
-        (sharded, MANAGED, loss_of_heads),
+        (fully_sharded, CONFIG, loss_of_heads),
+        (fully_sharded, OFFICIAL, loss_of_outputs),
+        (fully_sharded, MANAGED, loss_of_heads),
         (sharded_by_layer, CONFIG, loss_of_heads),
     ],
 )
 def test_processes_have_the_gradients_of_one(wrap, config, loss_of, processes):
-    expected = trained(config, alone, loss_of)
-    for actual in run_on_ranks(processes, trained, config, wrap, loss_of):
+    expected = second_gradients(config, unwrapped, loss_of)
+    for actual in run_on_ranks(processes, second_gradients, config, wrap, loss_of):
         assert {name for name, gradient in actual.items() if gradient.any()} == expected.keys()
         assert (
             max(max_difference(actual[name], gradient) for name, gradient in expected.items())
@@ -118,21 +118,23 @@ def test_processes_have_the_gradients_of_one(wrap, config, loss_of, processes):
 
 
 @pytest.fixture
-def model():
+def small_model():
     return build_model(CONFIG)
 
 
 @torch.no_grad()
-def assert_same(run, model, *batch):
+def assert_same_outputs(run, model, *batch):
     """Compares all outputs of a form of the model with those of the model itself."""
     actual = run(*batch)
     for name, expected in model(*batch)._asdict().items():
         assert max_difference(getattr(actual, name), expected) < ATOL, name
 
 
-def gradients(run, model):
+def gradients_of_run(run, model):
     return torch.autograd.grad(
-        loss_of_outputs(model, run(*inputs())), list(model.parameters()), allow_unused=True
+        loss_of_outputs(model, run(*model_inputs())),
+        list(model.parameters()),
+        allow_unused=True,
     )
 
 
@@ -142,24 +144,26 @@ SIZES = {"pixel_values": {0: Dim("batch", max=64)}} | {
 }
 
 
-def exported(model, strict):
-    return torch.export.export(model, inputs(), dynamic_shapes=SIZES, strict=strict).module()
+def exported_program(model, strict):
+    return torch.export.export(model, model_inputs(), dynamic_shapes=SIZES, strict=strict).module()
 
 
 def assert_export(strict):
     model = build_model(CONFIG)
-    run = exported(model, strict)
-    for batch in (inputs(), inputs((9, 2), width=9)):
+    run = exported_program(model, strict)
+    for batch in (model_inputs(), model_inputs((9, 2), width=9)):
         assert isinstance(run(*batch), Fused)
-        assert_same(run, model, *batch)
+        assert_same_outputs(run, model, *batch)
 
 
 def assert_compiles(backend):
     model = build_model(CONFIG)
     run = torch.compile(model, backend=backend, fullgraph=True)
-    for batch in (inputs(), inputs((9, 2), width=9)):
-        assert_same(run, model, *batch)
-    for actual, expected in zip(gradients(run, model), gradients(model, model), strict=True):
+    for batch in (model_inputs(), model_inputs((9, 2), width=9)):
+        assert_same_outputs(run, model, *batch)
+    for actual, expected in zip(
+        gradients_of_run(run, model), gradients_of_run(model, model), strict=True
+    ):
         assert (actual is None) == (expected is None)
         assert expected is None or max_difference(actual, expected) < ATOL
 
@@ -177,18 +181,21 @@ def test_compile(backend):
 
 @pytest.mark.filterwarnings("ignore:torch.(ao.)?quant")  # which PyTorch leaves to torchao
 @pytest.mark.parametrize("dtype", [torch.qint8, torch.float16])
-def test_dynamic_quantisation(model, dtype):
-    small = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=dtype)
+def test_dynamic_quantisation(small_model, dtype):
+    small = torch.ao.quantization.quantize_dynamic(small_model, {nn.Linear}, dtype=dtype)
     assert not any(type(module) is nn.Linear for module in small.modules())
-    expected = model(*inputs())
-    outputs = small(*inputs())
+    expected = small_model(*model_inputs())
+    outputs = small(*model_inputs())
     tolerance = 0.1 if dtype == torch.qint8 else 0.01
     for name, output in expected._asdict().items():
         difference = max_difference(getattr(outputs, name), output) / float(
             output.detach().abs().max()
         )
         assert 1e-6 < difference < tolerance, name
-    assert max_difference(small.itm_logits(outputs.pooled), model.itm_logits(expected.pooled)) < 0.2
+    assert (
+        max_difference(small.itm_logits(outputs.pooled), small_model.itm_logits(expected.pooled))
+        < 0.2
+    )
 
 
 def without_memory(model):
@@ -224,7 +231,7 @@ def saved_weights(model):
     return made
 
 
-def pickled(model):
+def pickled_model(model):
     return pickle.loads(pickle.dumps(model))
 
 
@@ -236,17 +243,27 @@ def called_with_weights(model):
 
 @pytest.mark.parametrize(
     "copied",
-    [emptied, assigned, saved_whole, saved_weights, pickled, copy.deepcopy, called_with_weights],
+    [
+        emptied,
+        assigned,
+        saved_whole,
+        saved_weights,
+        pickled_model,
+        copy.deepcopy,
+        called_with_weights,
+    ],
 )
-def test_copies(model, copied):
-    twin = copied(model)
-    assert_same(twin, model, *inputs())
+def test_copies(small_model, copied):
+    twin = copied(small_model)
+    assert_same_outputs(twin, small_model, *model_inputs())
     control = build_model(CONFIG, seed=1)
-    assert max_difference(control(*inputs()).pooled, model(*inputs()).pooled) > 0.1
+    assert (
+        max_difference(control(*model_inputs()).pooled, small_model(*model_inputs()).pooled) > 0.1
+    )
 
 
 @torch.no_grad()
-def pooled(model):
+def pooled_outputs(model):
     return model.fuse(*random_encodings(model)).pooled
 
 
@@ -257,7 +274,7 @@ def test_a_step_of_lora_merged_and_saved(tmp_path):
         r=4, target_modules=["qkv", "down", "key_value"], modules_to_save=heads
     )
     base = build_model(CONFIG)
-    start = pooled(base)
+    start = pooled_outputs(base)
     model = peft.get_peft_model(base, config)
     optimize_for_cpu(base)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -272,7 +289,7 @@ def test_a_step_of_lora_merged_and_saved(tmp_path):
         (model.itm_logits(fused).square().sum() + model.pair_embeds(fused)[:, 0].sum()).backward()
         optimizer.step()
     model.eval()
-    adapted = pooled(model)
+    adapted = pooled_outputs(model)
     assert max_difference(adapted, start) > 0.01
     assert max_difference(model.fuse(*random_encodings(model), "all").pooled, adapted) < ATOL
     with torch.no_grad():
@@ -281,7 +298,7 @@ def test_a_step_of_lora_merged_and_saved(tmp_path):
 
     model.save_pretrained(tmp_path / "adapter")
     again = peft.PeftModel.from_pretrained(build_model(CONFIG), tmp_path / "adapter").eval()
-    assert max_difference(pooled(again), adapted) < ATOL
+    assert max_difference(pooled_outputs(again), adapted) < ATOL
     with torch.no_grad():
         assert max_difference(again.itm_logits(adapted), logits) < ATOL
 
@@ -290,6 +307,6 @@ def test_a_step_of_lora_merged_and_saved(tmp_path):
     save(merged, tmp_path / "merged")
     saved = read_checkpoint(tmp_path / "merged").model()
     with torch.no_grad():
-        assert max_difference(pooled(saved), adapted) < ATOL
+        assert max_difference(pooled_outputs(saved), adapted) < ATOL
         assert max_difference(saved.itm_logits(adapted), logits) < ATOL
         assert max_difference(saved.text_embeds(random_encodings(saved)[1]), vectors) < ATOL

@@ -57,11 +57,11 @@ ALONE = [name for name in TASKS if name != WORLD_HARD]
 PARTS = ("vision", "text", "fusion")
 
 
-def whole(tensor):
+def whole_tensor(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
 
 
-def trained(configs, out):
+def trained_in_process(configs, out):
     results = {}
     for name, config in configs.items():
         gradients = []
@@ -75,7 +75,7 @@ def trained(configs, out):
             ]
             seen.append(
                 {
-                    name: whole(weight.grad)
+                    name: whole_tensor(weight.grad)
                     for name, weight in sorted(named_weights)
                     if weight.grad is not None
                 }
@@ -108,7 +108,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def configs(tiny_dataset, folder):
+def sharding_configs(tiny_dataset, folder):
     checkpoint = write_tiny_checkpoint(tiny_dataset, folder / "checkpoint", PLAIN)
     questions = write_entry_set(folder / "vqa", "vqa")
     settings = {
@@ -144,17 +144,19 @@ def configs(tiny_dataset, folder):
 
 
 @pytest.fixture(scope="module")
-def alone(configs, folder):
-    return trained({name: configs[name] for name in ALONE}, folder / "alone")
+def trained_alone(sharding_configs, folder):
+    return trained_in_process({name: sharding_configs[name] for name in ALONE}, folder / "alone")
 
 
 @pytest.fixture(scope="module")
-def sharded(configs, folder):
-    sharded_configs = {name: replace(config, parallel="fsdp") for name, config in configs.items()}
-    return run_on_ranks(2, trained, sharded_configs, folder / "fsdp")
+def trained_sharded(sharding_configs, folder):
+    sharded_configs = {
+        name: replace(config, parallel="fsdp") for name, config in sharding_configs.items()
+    }
+    return run_on_ranks(2, trained_in_process, sharded_configs, folder / "fsdp")
 
 
-def assert_same(actual, expected):
+def assert_same_runs(actual, expected):
     for ours, theirs in zip(actual.gradients, expected.gradients, strict=True):
         assert ours.keys() == theirs.keys()
         for name, gradient in theirs.items():
@@ -169,66 +171,76 @@ def assert_same(actual, expected):
 
 
 @pytest.mark.parametrize("name", [*dict.fromkeys([*ALONE, "LoRA"])])
-def test_two_processes_give_what_one_gives(name, alone, sharded):
+def test_two_processes_give_what_one_gives(name, trained_alone, trained_sharded):
     if name == "LoRA":
         pytest.importorskip("peft")
-    for process in sharded:
-        assert_same(process[name], alone[name])
-    assert max(float(gradient.abs().max()) for gradient in alone[name].gradients[0].values()) > 0.01
-
-
-def test_a_share_of_the_weights_gives_what_whole_weights_give(configs, sharded, tmp_path):
-    replicated = run_on_ranks(
-        2, trained, {WORLD_HARD: replace(configs[WORLD_HARD], parallel="ddp")}, tmp_path
+    for process in trained_sharded:
+        assert_same_runs(process[name], trained_alone[name])
+    assert (
+        max(float(gradient.abs().max()) for gradient in trained_alone[name].gradients[0].values())
+        > 0.01
     )
-    for actual, expected in zip(sharded, replicated, strict=True):
-        assert_same(actual[WORLD_HARD], expected[WORLD_HARD])
+
+
+def test_a_share_of_the_weights_gives_what_whole_weights_give(
+    sharding_configs, trained_sharded, tmp_path
+):
+    replicated = run_on_ranks(
+        2,
+        trained_in_process,
+        {WORLD_HARD: replace(sharding_configs[WORLD_HARD], parallel="ddp")},
+        tmp_path,
+    )
+    for actual, expected in zip(trained_sharded, replicated, strict=True):
+        assert_same_runs(actual[WORLD_HARD], expected[WORLD_HARD])
     gradients = replicated[0][WORLD_HARD].gradients[0]  # parameters of one element have some
     assert float(gradients["itc_head.temperature"].abs()) > 1e-5
     assert float(gradients["fusion.text_bridges.0.scale"].abs()) > 1e-5
 
 
-def test_processes_without_an_image_to_evaluate_train_on(configs, tmp_path):
+def test_processes_without_an_image_to_evaluate_train_on(sharding_configs, tmp_path):
     """The passes of an evaluation, of which these have none, are not prefetched for in the step that follows."""
     splits = {
         "train": [caption_record(number) for number in range(16)],
         "validation": [caption_record(16)],
     }
-    config = replace(configs[WORLD_HARD], max_steps=3, evaluate_every=1)
+    config = replace(sharding_configs[WORLD_HARD], max_steps=3, evaluate_every=1)
     config = replace(
         config, data=replace(config.data, folders=(str(write_set(tmp_path / "set", splits)),))
     )
     whole, shared = (
-        run_on_ranks(2, trained, {"run": replace(config, parallel=parallel)}, tmp_path / parallel)
+        run_on_ranks(
+            2, trained_in_process, {"run": replace(config, parallel=parallel)}, tmp_path / parallel
+        )
         for parallel in ("ddp", "fsdp")
     )
     for actual, expected in zip(shared, whole, strict=True):
-        assert_same(actual["run"], expected["run"])
+        assert_same_runs(actual["run"], expected["run"])
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_four_processes_give_what_one_gives(parallel, configs, alone, tmp_path):
+def test_four_processes_give_what_one_gives(parallel, sharding_configs, trained_alone, tmp_path):
     name = "words and contrast"
-    config = replace(configs[name], parallel=parallel, micro_batch_size=1)
-    for process in run_on_ranks(4, trained, {name: config}, tmp_path):
-        assert_same(process[name], alone[name])
+    config = replace(sharding_configs[name], parallel=parallel, micro_batch_size=1)
+    for process in run_on_ranks(4, trained_in_process, {name: config}, tmp_path):
+        assert_same_runs(process[name], trained_alone[name])
 
 
 def compiled(config, out):
     jaxtyping.config.update("jaxtyping_disable", True)
     # traces both passes, and makes no kernels
     BridgeTower.compile_layers.__defaults__ = ("aot_eager",)
-    return trained({"run": config}, out)["run"]
+    return trained_in_process({"run": config}, out)["run"]
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_compiled_layers_give_the_same(parallel, configs, alone, tmp_path):
+def test_compiled_layers_give_the_same(parallel, sharding_configs, trained_alone, tmp_path):
     name = "words and contrast"
     for process in run_on_ranks(
-        2, compiled, replace(configs[name], parallel=parallel, compile="yes"), tmp_path
+        2, compiled, replace(sharding_configs[name], parallel=parallel, compile="yes"), tmp_path
     ):
-        assert_same(process, alone[name])
+        assert_same_runs(process, trained_alone[name])
 
 
 def in_half_precision(config, out):
@@ -245,14 +257,14 @@ def in_half_precision(config, out):
             )
 
     hook = register_module_forward_pre_hook(note)
-    gradients = trained({"run": config}, out)["run"].gradients[0]
+    gradients = trained_in_process({"run": config}, out)["run"].gradients[0]
     hook.remove()
     return gradients, inside, outside
 
 
-def test_in_half_precision_layers_are_put_together_in_it(configs, tmp_path):
+def test_in_half_precision_layers_are_put_together_in_it(sharding_configs, tmp_path):
     """Gradients are as near to those of whole weights as half precision is to single."""
-    config = replace(configs["words and contrast"], max_steps=1)
+    config = replace(sharding_configs["words and contrast"], max_steps=1)
     whole, _, _ = in_half_precision(config, tmp_path / "whole")
     results = {}
     for parallel in ("ddp", "fsdp"):
@@ -302,10 +314,10 @@ def held(config, out):
 
 
 def test_each_process_holds_half_of_the_weights_and_the_metrics_of_the_first(
-    configs, alone, tmp_path
+    sharding_configs, trained_alone, tmp_path
 ):
-    config = replace(configs["vqa"], max_steps=1)
-    total = sum(weight.numel() for weight in alone["vqa"].weights.values())
+    config = replace(sharding_configs["vqa"], max_steps=1)
+    total = sum(weight.numel() for weight in trained_alone["vqa"].weights.values())
     first, second = run_on_ranks(2, held, replace(config, parallel="fsdp"), tmp_path)
     assert first[1] == second[1] == 0
     assert first[0] + second[0] == total
@@ -322,7 +334,7 @@ def clamped_temperature(kind):
     run(random_caption_batch((0, 1, 2, 3), (5, 3, 4, 6), PLAIN)).total.backward()
     run.clip_gradients(None)
     optimizer.step()
-    return whole(model.itc_head.temperature.detach())
+    return whole_tensor(model.itc_head.temperature.detach())
 
 
 def test_the_shares_of_the_temperature_are_clamped():
@@ -333,16 +345,16 @@ def test_the_shares_of_the_temperature_are_clamped():
 
 
 @pytest.fixture(scope="module")
-def interval(configs):
-    return replace(configs[WORLD_HARD], parallel="fsdp")
+def interval(sharding_configs):
+    return replace(sharding_configs[WORLD_HARD], parallel="fsdp")
 
 
 @pytest.fixture(scope="module")
-def whole_run(sharded, folder):
+def whole_run(trained_sharded, folder):
     return folder / "fsdp" / WORLD_HARD
 
 
-def resume(config, out):
+def resume_run(config, out):
     train(config, out, resume=True, progress=False)
 
 
@@ -354,7 +366,7 @@ def back_to_the_state_before(run, out):
     return out
 
 
-def test_each_process_writes_its_share(whole_run, alone):
+def test_each_process_writes_its_share(whole_run, trained_alone):
     files = state_files(whole_run)
     assert [file.name for file in files] == [
         "process-00000.safetensors",
@@ -362,7 +374,7 @@ def test_each_process_writes_its_share(whole_run, alone):
     ]
     first, second = (dict(read_safetensors(file)) for file in files)
     name = "fusion.text_layers.0.mlp.up.weight"
-    rows = len(alone["vqa"].weights[name])
+    rows = len(trained_alone["vqa"].weights[name])
     for key in (f"model.{name}", f"exp_avg.{name}"):
         assert [len(share[key]) for share in (first, second)] == [rows // 2] * 2
     assert [len(share["model.itc_head.temperature"]) for share in (first, second)] == [1, 0]
@@ -371,7 +383,7 @@ def test_each_process_writes_its_share(whole_run, alone):
 @pytest.mark.parametrize("evaluate_every", [2, 1], ids=["by a step", "by an evaluation"])
 def test_continued_it_ends_with_the_same_bits(evaluate_every, interval, whole_run, tmp_path):
     out = back_to_the_state_before(whole_run, tmp_path / "run")
-    run_on_ranks(2, resume, replace(interval, evaluate_every=evaluate_every), out)
+    run_on_ranks(2, resume_run, replace(interval, evaluate_every=evaluate_every), out)
     assert same_weights(whole_run / "last", out / "last")
     evaluated = [entry["step"] for entry in read_metrics(out, "validation")]
     assert evaluated == list(range(evaluate_every, 3, evaluate_every))
@@ -381,7 +393,7 @@ def test_one_process_and_two_continue_what_the_other_has_written(interval, whole
     """With other micro-batches, so that the last step is another one."""
     out = back_to_the_state_before(whole_run, tmp_path / "run")
     before = saved_state(out).step
-    resume(interval, out)
+    resume_run(interval, out)
     assert saved_state(out).step == before + 1 == interval.max_steps
     saved = state_tensors(out)
     last = load_file(out / "last" / "model.safetensors")
@@ -392,5 +404,5 @@ def test_one_process_and_two_continue_what_the_other_has_written(interval, whole
         < 0.05
     )
     shutil.rmtree(out / "last")
-    run_on_ranks(2, resume, interval, out)  # nothing is left to do but to write what was read
+    run_on_ranks(2, resume_run, interval, out)  # nothing is left to do but to write what was read
     assert same_tensors(load_file(out / "last" / "model.safetensors"), last)

@@ -38,7 +38,7 @@ cli.main([*command, *options.split(",")[rank].split()])
 """
 
 
-def start(torchrun, dataset, out, *options, program=("-m", "bridgetower")):
+def start_torchrun(torchrun, dataset, out, *options, program=("-m", "bridgetower")):
     command = shapes_train_command(
         dataset, out, "--max-steps", str(STEPS), "--evaluate-every", "3", *options
     )
@@ -79,16 +79,16 @@ def torchrun(forked):
 
 
 @pytest.fixture(scope="module")
-def whole(torchrun, tiny_dataset, folder):
-    return finish(start(torchrun, tiny_dataset, folder / "whole"))
+def uninterrupted(torchrun, tiny_dataset, folder):
+    return finish(start_torchrun(torchrun, tiny_dataset, folder / "whole"))
 
 
 @pytest.fixture(scope="module")
-def stopped(torchrun, tiny_dataset, folder):
+def stopped_and_continued(torchrun, tiny_dataset, folder):
     """A run that torchrun was asked to stop when it was about to save what it evaluated first."""
     waiting = folder / "waiting"
     program = (processes.__file__, "*/best/config.json", "1", "SIGTERM", str(waiting))
-    process = start(torchrun, tiny_dataset, folder / "stopped", program=program)
+    process = start_torchrun(torchrun, tiny_dataset, folder / "stopped", program=program)
     while not waiting.exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -96,12 +96,12 @@ def stopped(torchrun, tiny_dataset, folder):
     return finish(process)
 
 
-def test_one_result_and_one_log(whole, stopped, folder):
-    code, out, error = stopped
+def test_one_result_and_one_log(uninterrupted, stopped_and_continued, folder):
+    code, out, error = stopped_and_continued
     assert code != 0
     assert out == ""
     assert f"of {STEPS}; --resume continues it" in error
-    code, out, error = whole
+    code, out, error = uninterrupted
     assert code == 0, error
     (line,) = out.splitlines()
     assert json.loads(line)["run"] == str(folder / "whole")
@@ -139,13 +139,13 @@ def losing(folder):
 
 
 def test_killed_and_started_again_by_torchrun_it_ends_with_the_same_bits(
-    torchrun, tiny_dataset, folder, losing, whole
+    torchrun, tiny_dataset, folder, losing, uninterrupted
 ):
     out = folder / "again"
     restarting = (*torchrun, "--max-restarts", "1")
     program = (losing, "kill")
     code, _, error = finish(
-        start(restarting, tiny_dataset, out, "--checkpoint-every", "4", program=program)
+        start_torchrun(restarting, tiny_dataset, out, "--checkpoint-every", "4", program=program)
     )
     assert code == 0, error
     assert same_weights(folder / "whole" / "last", out / "last")
@@ -157,7 +157,9 @@ def test_a_process_that_does_not_answer_ends_the_others_and_is_named(
 ):
     out = folder / "hung"
     options = ("--checkpoint-every", "4", "--timeout-minutes", "0.05")
-    code, _, error = finish(start(torchrun, tiny_dataset, out, *options, program=(losing, "hang")))
+    code, _, error = finish(
+        start_torchrun(torchrun, tiny_dataset, out, *options, program=(losing, "hang"))
+    )
     assert code != 0
     assert "bridgetower: process 1 of 2 was lost or did not answer within 0.05 minutes" in error
     assert saved_state(out).step == 4
@@ -175,13 +177,13 @@ def nodes(torchrun, tmp_path):
             f"{tmp_path}/first,{tmp_path}/second",
             ",".join(node_options),
         )
-        return start(torchrun, dataset, out, *options, program=program)
+        return start_torchrun(torchrun, dataset, out, *options, program=program)
 
     return call
 
 
 def test_continued_it_ends_with_the_same_bits_though_one_process_does_not_see_its_folder(
-    whole, stopped, tiny_dataset, folder, tmp_path, nodes
+    uninterrupted, stopped_and_continued, tiny_dataset, folder, tmp_path, nodes
 ):
     assert 0 < saved_state(folder / "stopped").step < STEPS
     shutil.copytree(folder / "stopped", tmp_path / "first" / "run")

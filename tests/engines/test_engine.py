@@ -23,7 +23,7 @@ from helpers.models import build_model, max_difference, random_images, random_te
 CPU = torch.device("cpu")
 
 
-def made(dtype=torch.float32):
+def model_and_engine(dtype=torch.float32):
     """A model, and an engine with the same weights."""
     return build_model().to(dtype), TorchEngine(build_model(), CPU, dtype)
 
@@ -36,7 +36,7 @@ def packed(engine):
     return {weight.is_mkldnn for weight in linear_weights(engine.model)}
 
 
-def fused(model, outputs, dtype=torch.float32):
+def engine_outputs(model, outputs, dtype=torch.float32):
     pixel_values = random_images(3).to(dtype)
     image = model.encode_image(pixel_values, IMAGE)
     text = model.encode_text(*random_texts([5, 3, 4]))
@@ -49,10 +49,10 @@ class TestNumbers:
     @pytest.mark.parametrize("outputs", get_args(FusionOutputs))
     @torch.inference_mode()
     def test_fused(self, outputs):
-        model, engine = made()
+        model, engine = model_and_engine()
         assert packed(engine) == {False}
-        ours = fused(engine, outputs)
-        theirs = fused(model, outputs)
+        ours = engine_outputs(engine, outputs)
+        theirs = engine_outputs(model, outputs)
         assert packed(engine) == {True}
         for name in ("pooled", "text", "image"):
             if getattr(theirs, f"_{name}", None) is not None:
@@ -65,7 +65,7 @@ class TestNumbers:
 
     @torch.inference_mode()
     def test_a_part_is_packed_when_it_is_first_used(self):
-        _, engine = made()
+        _, engine = model_and_engine()
         modules = {
             name: getattr(engine.model, name) for name in ("text", "vision", "fusion", "itc_head")
         }
@@ -87,16 +87,17 @@ class TestNumbers:
     @torch.inference_mode()
     def test_number_formats(self):
         """bfloat16 is as near to float32 as the model is, float16 nearer."""
-        exact = fused(made()[0], "pooled").pooled
-        model, engine = made(torch.bfloat16)
+        exact = engine_outputs(model_and_engine()[0], "pooled").pooled
+        model, engine = model_and_engine(torch.bfloat16)
         coarse, theirs = (
-            fused(runs, "pooled", torch.bfloat16).pooled.float() for runs in (engine, model)
+            engine_outputs(runs, "pooled", torch.bfloat16).pooled.float()
+            for runs in (engine, model)
         )
         assert max_difference(coarse, exact) < 2 * max_difference(theirs, exact)
-        half = fused(made(torch.float16)[1], "pooled").pooled.float()
+        half = engine_outputs(model_and_engine(torch.float16)[1], "pooled").pooled.float()
         assert 0 < max_difference(half, exact) < 0.25 * max_difference(coarse, exact)
         other = TorchEngine(build_model(seed=1), CPU)
-        assert max_difference(fused(other, "pooled").pooled, exact) > 0.01
+        assert max_difference(engine_outputs(other, "pooled").pooled, exact) > 0.01
 
 
 # Without the checks of shapes that the tests put around every function, which no graph can hold. Every kind of call, in

@@ -43,7 +43,7 @@ from helpers.models import changed_config, same_tensors
 
 
 @pytest.fixture
-def copied(exported, tmp_path):
+def copied_folder(exported, tmp_path):
     return Path(shutil.copytree(exported, tmp_path / "copy"))
 
 
@@ -273,19 +273,19 @@ class TestDamage:
             ("config.json", Path.unlink, "has no config.json"),
         ],
     )
-    def test_is_refused(self, copied, name, damage, message):
-        damage(copied / name)
+    def test_is_refused(self, copied_folder, name, damage, message):
+        damage(copied_folder / name)
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            exported_model(copied, NO_EXTENSIONS)
+            exported_model(copied_folder, NO_EXTENSIONS)
 
-    def test_other_weights_of_the_same_layout_are_run(self, copied):
-        checkpoint = read_checkpoint(copied)
+    def test_other_weights_of_the_same_layout_are_run(self, copied_folder):
+        checkpoint = read_checkpoint(copied_folder)
         doubled = {name: 2 * tensor for name, tensor in checkpoint.tensors.items()}
         ids = torch.tensor([[0, 5, 2]])
         mask = torch.ones(1, 3, dtype=torch.int64)
-        update_weights(replace(checkpoint, tensors=doubled), copied)
-        expected = exported_model(copied, NO_EXTENSIONS).encode_text(ids, mask).cls
-        output = Runner("onnxruntime", copied).run("text", [ids, mask])[-1]
+        update_weights(replace(checkpoint, tensors=doubled), copied_folder)
+        expected = exported_model(copied_folder, NO_EXTENSIONS).encode_text(ids, mask).cls
+        output = Runner("onnxruntime", copied_folder).run("text", [ids, mask])[-1]
         torch.testing.assert_close(output, expected.detach(), atol=2e-5, rtol=0)
 
 

@@ -31,7 +31,7 @@ for package in ("onnxruntime", "openvino"):
 CLOSE = {"atol": 2e-5, "rtol": 0}
 
 
-def opened(folder, name="onnxruntime", precision="fp32"):
+def opened_engine(folder, name="onnxruntime", precision="fp32"):
     return PartsEngine(read_checkpoint(folder).model(), Runner(name, folder, precision))
 
 
@@ -42,16 +42,16 @@ def folder(request):
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
 def engine(folder, request):
-    return opened(folder, request.param)
+    return opened_engine(folder, request.param)
 
 
 @pytest.fixture(scope="module")
 def with_two(other):
     """Of a model that takes two images."""
-    return opened(other)
+    return opened_engine(other)
 
 
-def outputs(runs, lengths, *, padded):
+def engine_tensors(runs, lengths, *, padded):
     """Everything that the heads of a model can read, for as many images and texts."""
     config = (runs.model if isinstance(runs, PartsEngine) else runs).config
     ids, mask = random_texts(lengths, config, width=config.text.max_length if padded else None)
@@ -79,8 +79,8 @@ class TestEquality:
     @pytest.mark.parametrize("lengths", [[5], [5, 3, 4], [1], [*range(1, 15)]], ids=str)
     @pytest.mark.parametrize("padded", [False, True])
     def test_with_the_model(self, engine, lengths, padded):
-        ours = outputs(engine, lengths, padded=padded)
-        expected = outputs(engine.model, lengths, padded=padded)
+        ours = engine_tensors(engine, lengths, padded=padded)
+        expected = engine_tensors(engine.model, lengths, padded=padded)
         assert ours.keys() == expected.keys()
         for name, reference in expected.items():
             torch.testing.assert_close(
@@ -100,8 +100,8 @@ class TestEquality:
         other = build_model(with_two.model.config)
         with torch.no_grad():
             other.text.layers[0].mlp.up.bias[0] += 0.01
-        ours = outputs(with_two, [5, 3], padded=False)
-        expected = outputs(other, [5, 3], padded=False)
+        ours = engine_tensors(with_two, [5, 3], padded=False)
+        expected = engine_tensors(other, [5, 3], padded=False)
         assert max_difference(ours["pooled"], expected["pooled"]) > 2e-5
         assert max_difference(ours["image cls"], expected["image cls"]) < 2e-5
         ids, mask = random_texts([5, 3])
@@ -143,10 +143,12 @@ def test_openvino_reads_keys_by_rows(exported):
 def test_coarse_precisions_are_near_the_model_but_not_equal(request, folder, engine, limit):
     if folder == "exported" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this processor has no bfloat16")
-    coarse = opened(
+    coarse = opened_engine(
         request.getfixturevalue(folder), engine, "bf16" if folder == "exported" else "int8"
     )
-    ours, expected = (outputs(runs, [5, 3, 4, 9], padded=False) for runs in (coarse, coarse.model))
+    ours, expected = (
+        engine_tensors(runs, [5, 3, 4, 9], padded=False) for runs in (coarse, coarse.model)
+    )
     for name, reference in expected.items():
         assert max_difference(ours[name], reference) < limit * reference.abs().max(), name
     assert max_difference(ours["pooled"], expected["pooled"]) > 1e-5
@@ -161,7 +163,7 @@ def test_coarse_precisions_are_near_the_model_but_not_equal(request, folder, eng
 
 @torch.inference_mode()
 def test_numbers_in_int8_depend_on_the_batch(int8):
-    engine = opened(int8)
+    engine = opened_engine(int8)
     (ids, mask) = random_texts([5] * 8)
     expected = engine.model.encode_text(ids[:1], mask[:1]).cls
     batch = engine.encode_text(ids, mask).cls

@@ -22,15 +22,17 @@ def gelu_tanh_in_bert_layers(checkpoint, inputs):
     model = checkpoint.model()
     for layer in (*model.text.layers, *model.fusion.text_layers, *model.fusion.image_layers):
         layer.mlp = TanhFeedForward(layer.mlp)
-    return _run(model, inputs)
+    return _run_tests(model, inputs)
 
 
 def gelu_instead_of_quickgelu(checkpoint, inputs):
-    return _run(variant(checkpoint, {"vision.activation": "gelu"}), inputs)
+    return _run_tests(variant(checkpoint, {"vision.activation": "gelu"}), inputs)
 
 
 def text_mask_ignored(checkpoint, inputs):
-    return _run(checkpoint.model(), {**inputs, "text_masks": torch.ones_like(inputs["text_masks"])})
+    return _run_tests(
+        checkpoint.model(), {**inputs, "text_masks": torch.ones_like(inputs["text_masks"])}
+    )
 
 
 def token_types_swapped(checkpoint, inputs):
@@ -46,7 +48,7 @@ def position_ids_off_by_one(checkpoint, inputs):
 def ln_post_skipped(checkpoint, inputs):
     model = checkpoint.model()
     model.vision.register_module("post_norm", nn.Identity())
-    return _run(model, inputs)
+    return _run_tests(model, inputs)
 
 
 def text_link_towers_reversed(checkpoint, inputs):
@@ -54,15 +56,15 @@ def text_link_towers_reversed(checkpoint, inputs):
     model.fusion.text_bridges = nn.ModuleList(reversed(model.fusion.text_bridges))
     for layer, bridge in enumerate(model.fusion.text_bridges, start=2):
         bridge.layer = layer
-    return _run(model, inputs)
+    return _run_tests(model, inputs)
 
 
 def cross_eps_1e5(checkpoint, inputs):
-    return _run(variant(checkpoint, {"fusion.layer_norm_eps": 1e-5}), inputs)
+    return _run_tests(variant(checkpoint, {"fusion.layer_norm_eps": 1e-5}), inputs)
 
 
 def image_transposed(checkpoint, inputs):
-    return _run(checkpoint.model(), {**inputs, "image": inputs["image"].transpose(2, 3)})
+    return _run_tests(checkpoint.model(), {**inputs, "image": inputs["image"].transpose(2, 3)})
 
 
 def image_layer_reads_updated_text(checkpoint, inputs):
@@ -77,7 +79,7 @@ def image_layer_reads_updated_text(checkpoint, inputs):
         image_layer.register_forward_pre_hook(
             lambda _layer, args, updated=updated: (args[0], updated.pop())
         )
-    return _run(model, inputs)
+    return _run_tests(model, inputs)
 
 
 _ALL = (
@@ -102,8 +104,10 @@ def mutated(name, checkpoint, inputs):
 
 
 def _with_tensor(checkpoint, inputs, name, tensor):
-    return _run(replace(checkpoint, tensors=checkpoint.tensors | {name: tensor}).model(), inputs)
+    return _run_tests(
+        replace(checkpoint, tensors=checkpoint.tensors | {name: tensor}).model(), inputs
+    )
 
 
-def _run(model, inputs):
+def _run_tests(model, inputs):
     return model(inputs["image"], inputs["text_ids"], inputs["text_masks"])

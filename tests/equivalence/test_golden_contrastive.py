@@ -14,7 +14,7 @@ def starting(recorded, *prefixes):
     return {name: value for name, value in recorded.outputs.items() if name.startswith(prefixes)}
 
 
-def similarities(task, encoded):
+def recorded_similarities(task, encoded):
     image = task.model.image_embeds(encoded[0])
     text = task.model.text_embeds(encoded[1])
     scale = task.model.head("itc").logit_scale()
@@ -28,7 +28,7 @@ def negatives(recorded, prefix):
 
 class TestContrast:
     def test_features_and_logits(self, recorded, task, encoded):
-        image, text, scale, logits = similarities(task, encoded)
+        image, text, scale, logits = recorded_similarities(task, encoded)
         ours = {"unimodal_feats_image": image, "unimodal_feats_text": text, "logit_scale": scale}
         ours |= {"itc_logits_i2t": logits, "itc_logits_t2i": logits.T}
         check(ours, starting(recorded, "unimodal_feats_", "itc_logits_", "logit_scale"))
@@ -64,7 +64,7 @@ class TestHardNegatives:
         assert wrong(itm_outputs(task, *encoded, pairs, prefix="hard_"), recorded.outputs) != {}
 
     def test_own_draws_have_the_recorded_layout(self, recorded, task, encoded):
-        *_, logits = similarities(task, encoded)
+        *_, logits = recorded_similarities(task, encoded)
         index = torch.arange(len(logits))
         pairs = hard_pairs(
             logits, logits.T, index, index, slice(0, len(logits)), torch.Generator().manual_seed(0)

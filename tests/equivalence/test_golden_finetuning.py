@@ -24,7 +24,7 @@ def recorded(request):
 
 
 @pytest.fixture
-def batch(recorded):
+def task_batch(recorded):
     return batch_of(recorded)
 
 
@@ -39,7 +39,7 @@ def batch_of(recorded):
     return Batch(pixel_values=inputs["image"], labels=labels, **text)
 
 
-def outputs(recorded, model, batch):
+def task_outputs(recorded, model, batch):
     head, official = HEADS[recorded.meta["case"]]
     with outputs_of(getattr(model, f"{head}_head")) as logits:
         losses = task_of_head(model, head)(batch)
@@ -48,51 +48,51 @@ def outputs(recorded, model, batch):
 
 @pytest.mark.parametrize("recorded", HEADS, indirect=True)
 class TestTasks:
-    def test_logits_and_loss(self, recorded, batch):
-        ours = outputs(recorded, recorded.load(), batch)
+    def test_logits_and_loss(self, recorded, task_batch):
+        ours = task_outputs(recorded, recorded.load(), task_batch)
         check(ours, {key: recorded.outputs[key] for key in ours})
-        prefixes = ("first_", "second_") if batch.pixel_values_2 is not None else ("",)
+        prefixes = ("first_", "second_") if task_batch.pixel_values_2 is not None else ("",)
         features = {
             f"{prefix}{kind}_feats" for prefix in prefixes for kind in ("text", "image", "cls")
         }
         assert set(ours) | features == set(recorded.outputs)  # everything is compared
 
-    def test_predictions_follow_the_recorded_logits(self, recorded, batch):
+    def test_predictions_follow_the_recorded_logits(self, recorded, task_batch):
         head, official = HEADS[recorded.meta["case"]]
         logits = recorded.outputs[f"{official}_logits"]
         expected = logits.sigmoid() if head == "vqa" else logits.softmax(dim=-1)
-        ours = task_of_head(recorded.load(), head).predict(replace(batch, labels=None))
+        ours = task_of_head(recorded.load(), head).predict(replace(task_batch, labels=None))
         assert wrong({"predicted": ours}, {"predicted": expected}) == {}
 
     def test_control_shuffled_texts_dropout_or_another_epsilon_in_the_head_fail(
-        self, recorded, batch
+        self, recorded, task_batch
     ):
         model = recorded.load()
         shuffled = replace(
-            batch,
-            input_ids=batch.input_ids.roll(1, 0),
-            attention_mask=batch.attention_mask.roll(1, 0),
+            task_batch,
+            input_ids=task_batch.input_ids.roll(1, 0),
+            attention_mask=task_batch.attention_mask.roll(1, 0),
         )
-        assert set(wrong(outputs(recorded, model, shuffled), recorded.outputs)) == set(
-            outputs(recorded, model, batch)
+        assert set(wrong(task_outputs(recorded, model, shuffled), recorded.outputs)) == set(
+            task_outputs(recorded, model, task_batch)
         )
         head = getattr(model, f"{HEADS[recorded.meta['case']][0]}_head")
         eps = head.norm.eps
         head.norm.eps = 1e-2
-        assert wrong(outputs(recorded, model, batch), recorded.outputs) != {}
+        assert wrong(task_outputs(recorded, model, task_batch), recorded.outputs) != {}
         head.norm.eps = eps
         head.train().dropout.p = 0.5
         torch.manual_seed(0)
-        assert wrong(outputs(recorded, model, batch), recorded.outputs) != {}
+        assert wrong(task_outputs(recorded, model, task_batch), recorded.outputs) != {}
 
-    def test_heads_are_those_of_the_file_with_the_official_settings(self, recorded, batch):
+    def test_heads_are_those_of_the_file_with_the_official_settings(self, recorded, task_batch):
         model = recorded.load()
         config = recorded.checkpoint.config
         official = recorded.meta["config"]
         heads = ("vqa", "snli_ve", "nlvr2", "mlm", "itm", "itc")
         present = {head for head in heads if getattr(model, f"{head}_head") is not None}
         assert config.heads.hidden_scale == official["head_hidden_scale"]
-        if batch.pixel_values_2 is not None:
+        if task_batch.pixel_values_2 is not None:
             assert config.heads.nlvr2_dropout == official["nlvr2_drop_rate"]
             assert config.fusion.num_token_types == 3
             assert present == {"nlvr2"}
@@ -152,14 +152,16 @@ class TestFeaturesOfTwoImages:
                 f"{changed}{name}" for name in ("text_feats", "image_feats", "cls_feats")
             }
 
-    def test_the_text_is_encoded_once_and_images_are_not_exchanged(self, recorded, batch):
+    def test_the_text_is_encoded_once_and_images_are_not_exchanged(self, recorded, task_batch):
         model = recorded.load()
         calls = []
         model.text.register_forward_hook(lambda *_: calls.append(1))
         exchanged = replace(
-            batch, pixel_values=batch.pixel_values_2, pixel_values_2=batch.pixel_values
+            task_batch,
+            pixel_values=task_batch.pixel_values_2,
+            pixel_values_2=task_batch.pixel_values,
         )
-        assert wrong(outputs(recorded, model, exchanged), recorded.outputs) != {}
+        assert wrong(task_outputs(recorded, model, exchanged), recorded.outputs) != {}
         assert len(calls) == 1
 
     def test_control_a_table_of_two_rows_is_refused(self, recorded):

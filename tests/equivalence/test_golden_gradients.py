@@ -16,23 +16,23 @@ NOISE = 1e-7
 
 
 @pytest.fixture(scope="module")
-def expected(recorded):
+def recorded_gradients(recorded):
     return recorded.json("gradients.json")
 
 
 @pytest.fixture(scope="module")
-def training(recorded):
+def recorded_training(recorded):
     return recorded.json("train.json")
 
 
 @pytest.fixture(scope="module")
-def gradients(recorded):
+def recomputed_gradients(recorded):
     return official_gradients(recorded)
 
 
 @pytest.fixture(scope="module")
-def trained(recorded, training):
-    return train(recorded, training)
+def retrained(recorded, recorded_training):
+    return train(recorded, recorded_training)
 
 
 def official_gradients(recorded, factor=1.0):
@@ -44,7 +44,7 @@ def official_gradients(recorded, factor=1.0):
     )
 
 
-def figures(gradient):
+def gradient_figures(gradient):
     flat = gradient.double().flatten()
     ramp = torch.linspace(-1, 1, len(flat), dtype=torch.float64)
     return {"norm": flat.norm().item(), "sum": flat.sum().item(), "probe": (flat @ ramp).item()}
@@ -56,7 +56,7 @@ def differing(gradients, expected):
         name
         for name, values in expected.items()
         if values is not None
-        for figure, ours in figures(gradients[name]).items()
+        for figure, ours in gradient_figures(gradients[name]).items()
         if abs(ours - values[figure]) > tolerance(figure, gradients[name].numel(), values[figure])
     }
 
@@ -66,25 +66,30 @@ def tolerance(figure, entries, value):
 
 
 class TestGradients:
-    def test_losses_and_every_parameter(self, recorded, gradients, expected):
+    def test_losses_and_every_parameter(self, recorded, recomputed_gradients, recorded_gradients):
         """What the official model carries without using it is left behind or carried along."""
         ours = pretraining_outputs(pretraining_task(recorded, recorded.load()), recorded.inputs)
         assert wrong({name: ours[name] for name in recorded.outputs}, recorded.outputs) == {}
-        assert differing(gradients, expected) == set()
-        unreached = {name for name, values in expected.items() if values is None}
-        assert set(gradients) == set(expected) - unreached
+        assert differing(recomputed_gradients, recorded_gradients) == set()
+        unreached = {name for name, values in recorded_gradients.items() if values is None}
+        assert set(recomputed_gradients) == set(recorded_gradients) - unreached
         assert unreached <= {*recorded.checkpoint.dropped, *recorded.extra_tensor_names()}
 
-    def test_control_another_weight_of_itm_fails(self, recorded, expected):
-        names = differing(official_gradients(recorded, factor=1.01), expected)
+    def test_control_another_weight_of_itm_fails(self, recorded, recorded_gradients):
+        names = differing(official_gradients(recorded, factor=1.01), recorded_gradients)
         assert {"itm_score.fc.weight", "cross_modal_image_pooler.dense.weight"} <= names
         assert not any(name.startswith("mlm_score.") for name in names)
 
-    def test_control_exchanged_query_and_value_fail(self, gradients, expected):
-        query = next(name for name in expected if name.endswith("attention.self.query.weight"))
+    def test_control_exchanged_query_and_value_fail(self, recomputed_gradients, recorded_gradients):
+        query = next(
+            name for name in recorded_gradients if name.endswith("attention.self.query.weight")
+        )
         value = query.replace("query.weight", "value.weight")
-        exchanged = gradients | {query: gradients[value], value: gradients[query]}
-        assert differing(exchanged, expected) == {query, value}
+        exchanged = recomputed_gradients | {
+            query: recomputed_gradients[value],
+            value: recomputed_gradients[query],
+        }
+        assert differing(exchanged, recorded_gradients) == {query, value}
 
 
 def train(recorded, training, **changes):
@@ -141,33 +146,39 @@ def is_noise(name, expected):
 
 
 class TestSteps:
-    def test_losses_of_each_step(self, training, trained):
-        for ours, step in zip(trained[0], training["steps"], strict=True):
+    def test_losses_of_each_step(self, recorded_training, retrained):
+        for ours, step in zip(retrained[0], recorded_training["steps"], strict=True):
             assert ours == pytest.approx({name: step[name] for name in ours}, rel=1e-5, abs=2e-5)
 
-    def test_learning_rate_of_each_parameter_at_each_step(self, recorded, training, trained):
+    def test_learning_rate_of_each_parameter_at_each_step(
+        self, recorded, recorded_training, retrained
+    ):
         groups = case("l_optimizer").json("groups_pretrain.json")["params"]
         table = recorded.table()
-        for ours, step in zip(trained[1], training["steps"], strict=True):
+        for ours, step in zip(retrained[1], recorded_training["steps"], strict=True):
             for name, rate in ours.items():
                 for official in table[name].names:
                     assert rate == pytest.approx(
                         step["group_lr_used"][groups[official][2]], rel=1e-6
                     )
 
-    def test_change_of_each_parameter(self, training, trained, expected):
-        assert differing_changes(trained[2], training, expected) == []
-        assert sum(is_noise(name, expected) for name in trained[2]) < 0.2 * len(trained[2])
+    def test_change_of_each_parameter(self, recorded_training, retrained, recorded_gradients):
+        assert differing_changes(retrained[2], recorded_training, recorded_gradients) == []
+        assert sum(is_noise(name, recorded_gradients) for name in retrained[2]) < 0.2 * len(
+            retrained[2]
+        )
 
-        changes = recorded_changes(training)
-        for name, norm in trained[2].items():
-            if is_noise(name, expected):  # moves less than a gradient does
+        changes = recorded_changes(recorded_training)
+        for name, norm in retrained[2].items():
+            if is_noise(name, recorded_gradients):  # moves less than a gradient does
                 assert norm < changes[name.replace("key.bias", "query.bias")]
-        assert all(changes[name] == 0 for name in set(changes) - set(trained[2]))
+        assert all(changes[name] == 0 for name in set(changes) - set(retrained[2]))
 
     @pytest.mark.parametrize(
         "change", [{"rule": "adamw"}, {"betas": (0.9, 0.999)}, {"weight_decay": 0.0}]
     )
-    def test_control_another_optimiser_fails(self, recorded, training, expected, change):
-        _, _, norms = train(recorded, training, **change)
-        assert differing_changes(norms, training, expected) != []
+    def test_control_another_optimiser_fails(
+        self, recorded, recorded_training, recorded_gradients, change
+    ):
+        _, _, norms = train(recorded, recorded_training, **change)
+        assert differing_changes(norms, recorded_training, recorded_gradients) != []

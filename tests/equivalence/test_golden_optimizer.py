@@ -46,7 +46,7 @@ def recorded_groups(name):
     return case("l_optimizer").json(f"groups_{name}.json")
 
 
-def build(name):
+def build_groups(name):
     official = recorded_groups(name)["params"]
     checkpoint = case(MODELS[name]).checkpoint
     heads = {"mlm": "mlm_score.bias", "itm": "itm_score.fc.weight"}
@@ -93,7 +93,7 @@ class TestGroups:
     def test_every_parameter_is_in_one_group_with_its_multiplier_and_decay(self, name):
         recorded = recorded_groups(name)
         config = groups_config(name)
-        model = build(name)
+        model = build_groups(name)
         official = recorded["params"]
         ours = our_groups(name, model)
         groups = parameter_groups(model, config)
@@ -122,7 +122,7 @@ class TestGroups:
     @pytest.mark.parametrize("change", ["head_multiplier", "fusion_multiplier"])
     def test_control_another_multiplier_fails(self, change):
         official = recorded_groups("pretrain")["params"]
-        model = build("pretrain")
+        model = build_groups("pretrain")
         assert disagreeing(our_groups("pretrain", model, **{change: 3.0}), official) != []
 
 
@@ -165,7 +165,7 @@ class TestSchedule:
         config = replace(
             groups_config("pretrain"), lr=lr, head_multiplier=head, fusion_multiplier=fusion
         )
-        ours = {group["lr"] for group in parameter_groups(build("pretrain"), config)}
+        ours = {group["lr"] for group in parameter_groups(build_groups("pretrain"), config)}
         assert ours == {lr, lr * head, lr * fusion}
         assert not ours & {head, fusion}
 

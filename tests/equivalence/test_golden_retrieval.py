@@ -79,7 +79,7 @@ def official_recalls(recalls, ks):
     return figures | means | {"r_mean": (means["ir_mean"] + means["tr_mean"]) / 2}
 
 
-def ranks(figures):
+def recall_ranks(figures):
     return sorted(
         {int(match[1]) for name in figures if (match := re.fullmatch(r"ir_r(\d+)", name))}
     )
@@ -157,7 +157,7 @@ class TestMetrics:
         assert standard != with_scores(candidates, scored, "paper").recalls()
         expected = recorded.meta["recalls"]["itc_only"]
         similarity = recorded.outputs["sims_matrix"]
-        ks = ranks(expected)
+        ks = recall_ranks(expected)
         shifted = streamed_recalls(block_scores(similarity), truth_of(index.roll(1)), ks=ks)
         assert official_recalls(shifted, ks) != pytest.approx(expected, abs=1e-6)
 
@@ -172,7 +172,7 @@ class TestTwoStages:
     def test_recalls_of_each_stage(self, recorded, ours):
         assert set(recorded.meta["recalls"]) == {*STAGES, "itc_only"}
         for stage, expected in recorded.meta["recalls"].items():
-            ks = ranks(expected)
+            ks = recall_ranks(expected)
             if stage == "itc_only":
                 truth = truth_of(recorded.inputs["text_image_index"])
                 recalls = streamed_recalls(block_scores(ours.similarity), truth, ks=ks)

@@ -179,7 +179,7 @@ def test_control_a_wrong_epsilon_moves_the_outputs_as_recorded(name, block):
 PROFILES = {"clip": "official-pretrain", "blip": "official-finetune"}
 
 
-def prepared(profile, size, picture):
+def prepared_image(profile, size, picture):
     processor = Processor(ProcessorConfig(profile=profile, image_size=size, max_length=8), None)
     return processor.images([picture.numpy()])[0]
 
@@ -215,8 +215,10 @@ def test_pictures(kind):
     for name, picture in recorded.inputs.items():
         expected = recorded.outputs[f"{kind}_{name}"]
         torch.testing.assert_close(
-            prepared(PROFILES[kind], size, picture), expected, atol=1e-6, rtol=0
+            prepared_image(PROFILES[kind], size, picture), expected, atol=1e-6, rtol=0
         )
-        swapped = max(swapped, max_difference(prepared(PROFILES[other], size, picture), expected))
+        swapped = max(
+            swapped, max_difference(prepared_image(PROFILES[other], size, picture), expected)
+        )
         coarse = max(coarse, max_difference(bilinear(kind, size, picture), expected))
     assert min(swapped, coarse) > 0.1  # controls: the other profile, another interpolation

@@ -75,14 +75,14 @@ def run_arms():
 
 
 @pytest.fixture(scope="module")
-def ranks(recorded):
+def rank_outputs(recorded):
     return run_on_ranks(recorded.meta["world_size"], run_arms)
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_losses_logits_and_gradients_before_and_after_averaging(recorded, ranks, arm):
+def test_losses_logits_and_gradients_before_and_after_averaging(recorded, rank_outputs, arm):
     assert len(recorded.meta["ranks"]) == recorded.meta["world_size"]
-    for number, (ours, arms) in enumerate(zip(ranks, recorded.meta["ranks"], strict=True)):
+    for number, (ours, arms) in enumerate(zip(rank_outputs, recorded.meta["ranks"], strict=True)):
         assert set(arms) == set(ARMS)
         outputs, local, mean = ours[arm]
         losses = {name: value for name, value in outputs.items() if name.endswith("loss")}
@@ -98,8 +98,8 @@ def test_losses_logits_and_gradients_before_and_after_averaging(recorded, ranks,
             assert norms == pytest.approx(arms[arm][name], rel=GRADIENTS.rtol, abs=GRADIENTS.atol)
 
 
-def test_control_gradients_to_other_ranks_make_a_difference(recorded, ranks):
-    for ours, arms in zip(ranks, recorded.meta["ranks"], strict=True):
+def test_control_gradients_to_other_ranks_make_a_difference(recorded, rank_outputs):
+    for ours, arms in zip(rank_outputs, recorded.meta["ranks"], strict=True):
         for position, name in ((1, "local_grad_norm"), (2, "ddp_mean_grad_norm")):
             expected = arms["itc_gather_with_grads_False"][name]
             assert ours["itc_gather_with_grads_True"][position] != pytest.approx(
@@ -107,7 +107,7 @@ def test_control_gradients_to_other_ranks_make_a_difference(recorded, ranks):
             )
 
 
-def test_control_local_negatives_are_not_global_ones(recorded, ranks):
-    for number, ours in enumerate(ranks):
+def test_control_local_negatives_are_not_global_ones(recorded, rank_outputs):
+    for number, ours in enumerate(rank_outputs):
         name = f"rank{number}_hard_global_itm_logits"
         assert wrong({name: ours["hard_local"][0]["itm_logits"]}, recorded.outputs) != {}

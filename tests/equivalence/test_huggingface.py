@@ -51,7 +51,7 @@ HEADS += [
 
 
 @dataclass(frozen=True)
-class Case:
+class HuggingFaceCase:
     kind: str
     theirs: PreTrainedModel
     folder: Path
@@ -61,61 +61,64 @@ class Case:
         return hf.inputs(self.theirs, image_size)
 
     @torch.no_grad()
-    def off(self, checkpoint=None):
+    def largest_difference(self, checkpoint=None):
         model = (checkpoint or self.checkpoint).model()
         batch = self.batch()
-        return off(hf.our_outputs(model, batch), hf.their_outputs(self.theirs, batch))
+        return largest_difference(
+            hf.our_outputs(model, batch), hf.their_outputs(self.theirs, batch)
+        )
 
 
-def off(ours, theirs):
+def largest_difference(ours, theirs):
     assert ours.keys() == theirs.keys()
     return max(max_difference(ours[name], theirs[name]) for name in ours)
 
 
-def make_case(folder, kind, changes):
+def recompute_case(folder, kind, changes):
     theirs = hf.random_model(kind, changes)
     theirs.save_pretrained(folder)
-    return Case(kind, theirs, folder, read_checkpoint(folder))
+    return HuggingFaceCase(kind, theirs, folder, read_checkpoint(folder))
 
 
 @pytest.fixture(
     scope="module", params=[*ALL, *HEADS], ids=lambda pair: "-".join(pair).replace(" ", "_")
 )
-def case(request, tmp_path_factory):
+def huggingface_case(request, tmp_path_factory):
     kind, variant = request.param
-    return make_case(tmp_path_factory.mktemp("hf"), kind, hf.VARIANTS[variant])
+    return recompute_case(tmp_path_factory.mktemp("hf"), kind, hf.VARIANTS[variant])
 
 
 class TestEveryKind:
-    def test_outputs(self, case):
-        assert case.off() < ATOL
+    def test_outputs(self, huggingface_case):
+        assert huggingface_case.largest_difference() < ATOL
 
-    def test_gradients(self, case):
-        case.theirs.zero_grad()
-        model = case.checkpoint.model()
-        batch = case.batch()
-        hf.backpropagate(hf.their_outputs(case.theirs, batch), batch)
+    def test_gradients(self, huggingface_case):
+        huggingface_case.theirs.zero_grad()
+        model = huggingface_case.checkpoint.model()
+        batch = huggingface_case.batch()
+        hf.backpropagate(hf.their_outputs(huggingface_case.theirs, batch), batch)
         hf.backpropagate(hf.our_outputs(model, batch), batch)
-        theirs = hf.their_gradients(case.theirs)
-        ours = hf.our_gradients(case.checkpoint, model)
+        theirs = hf.their_gradients(huggingface_case.theirs)
+        ours = hf.our_gradients(huggingface_case.checkpoint, model)
         assert ours.keys() == theirs.keys(), "the same parameters were reached"
         assert [
             name for name in ours if max_difference(ours[name], theirs[name]) > limit(theirs[name])
         ] == []
         assert [
             name
-            for name in case.theirs.state_dict()
-            if name not in theirs and not is_unread(case, name)
+            for name in huggingface_case.theirs.state_dict()
+            if name not in theirs and not is_unread(huggingface_case, name)
         ] == []
 
-    def test_tensors_and_settings_come_back(self, case, tmp_path):
-        convert(case.checkpoint, tmp_path / "back", "hf")
+    def test_tensors_and_settings_come_back(self, huggingface_case, tmp_path):
+        convert(huggingface_case.checkpoint, tmp_path / "back", "hf")
         assert same_tensors(
-            hf.reload(tmp_path / "back", case.kind).state_dict(), case.theirs.state_dict()
+            hf.reload(tmp_path / "back", huggingface_case.kind).state_dict(),
+            huggingface_case.theirs.state_dict(),
         )
         back, start = (
             BridgeTowerConfig.from_pretrained(path).to_dict()
-            for path in (tmp_path / "back", case.folder)
+            for path in (tmp_path / "back", huggingface_case.folder)
         )
         # Nothing reads the top level's number of heads, and the number format is told by the weights.
         ignored = {"num_attention_heads", "dtype", "_name_or_path"}
@@ -126,8 +129,8 @@ class TestEveryKind:
 
 @pytest.mark.parametrize("name", hf.RENAMED)
 def test_other_names_of_the_same_model(tmp_path, name):
-    case = make_case(tmp_path / "hf", "mlm", hf.RENAMED[name])
-    assert case.off() < ATOL
+    case = recompute_case(tmp_path / "hf", "mlm", hf.RENAMED[name])
+    assert case.largest_difference() < ATOL
     convert(case.checkpoint, tmp_path / "back", "hf")
     with torch.no_grad():
         models = (hf.reload(tmp_path / "back", "mlm"), case.theirs)
@@ -136,7 +139,9 @@ def test_other_names_of_the_same_model(tmp_path, name):
 
 
 def test_both_dropouts_are_drawn_where_transformers_draws_them(tmp_path):
-    model = make_case(tmp_path / "hf", "backbone", hf.VARIANTS["two dropouts"]).checkpoint.model()
+    model = recompute_case(
+        tmp_path / "hf", "backbone", hf.VARIANTS["two dropouts"]
+    ).checkpoint.model()
     for layer in (*model.text.layers, *model.fusion.text_layers, *model.fusion.image_layers):
         drawn = {
             name: module.p if isinstance(module, torch.nn.Dropout) else module.dropout
@@ -216,7 +221,7 @@ def test_round_trip_through_our_own_folder_in_half_precision(tmp_path, kind):
 
 
 def test_contrastive_loss_is_that_of_transformers(tmp_path):
-    case = make_case(tmp_path, "itc", {})
+    case = recompute_case(tmp_path, "itc", {})
     batch = random_caption_batch(range(6), (7, 4, 5, 7, 2, 6), case.checkpoint.config)
     inputs = {
         name: getattr(batch, name) for name in ("pixel_values", "input_ids", "attention_mask")
@@ -254,51 +259,61 @@ def test_contrastive_loss_is_that_of_transformers(tmp_path):
 class TestControls:
     @pytest.fixture(scope="class")
     @classmethod
-    def case(cls, tmp_path_factory):
-        return make_case(tmp_path_factory.mktemp("hf"), "mlm", hf.VARIANTS["three eps"])
+    def huggingface_case(cls, tmp_path_factory):
+        return recompute_case(tmp_path_factory.mktemp("hf"), "mlm", hf.VARIANTS["three eps"])
 
-    def test_another_setting(self, case):
+    def test_another_setting(self, huggingface_case):
         prefixes = ("vision.", "text.", "fusion.", "fusion.bridge_", "heads.mlm_")
         for field, value in (
             *((f"{prefix}layer_norm_eps", 1e-12) for prefix in prefixes),
             ("vision.activation", "gelu"),
         ):
-            wrong = replace(case.checkpoint, config=case.checkpoint.config.override({field: value}))
-            assert case.off(wrong) > 10 * ATOL, field
+            wrong = replace(
+                huggingface_case.checkpoint,
+                config=huggingface_case.checkpoint.config.override({field: value}),
+            )
+            assert huggingface_case.largest_difference(wrong) > 10 * ATOL, field
 
-    def test_the_first_two_of_query_key_and_value_swapped(self, case):
+    def test_the_first_two_of_query_key_and_value_swapped(self, huggingface_case):
         for prefix in (
             "text_layers.0.self_attention.qkv.weight",
             "image_layers.0.cross_attention.key_value.bias",
         ):
             name = f"fusion.{prefix}"
-            (source,) = hf.table(case.checkpoint, {name: case.checkpoint.tensors[name]}).values()
+            (source,) = hf.table(
+                huggingface_case.checkpoint, {name: huggingface_case.checkpoint.tensors[name]}
+            ).values()
             first, second, *remaining = source.names
             wrong = import_tensors(
-                {name: TensorSource((second, first, *remaining))}, case.theirs.state_dict()
+                {name: TensorSource((second, first, *remaining))},
+                huggingface_case.theirs.state_dict(),
             )
-            swapped = replace(case.checkpoint, tensors=case.checkpoint.tensors | wrong)
-            assert case.off(swapped) > 10 * ATOL, name
+            swapped = replace(
+                huggingface_case.checkpoint, tensors=huggingface_case.checkpoint.tensors | wrong
+            )
+            assert huggingface_case.largest_difference(swapped) > 10 * ATOL, name
 
-    def test_a_forgotten_mask(self, case):
-        batch = case.batch()
+    def test_a_forgotten_mask(self, huggingface_case):
+        batch = huggingface_case.batch()
         everything = batch | {"attention_mask": torch.ones_like(batch["attention_mask"])}
         with torch.no_grad():
-            ours = hf.our_outputs(case.checkpoint.model(), everything)["logits"][1, :4]
-            theirs = hf.their_outputs(case.theirs, batch)["logits"][1, :4]
+            ours = hf.our_outputs(huggingface_case.checkpoint.model(), everything)["logits"][1, :4]
+            theirs = hf.their_outputs(huggingface_case.theirs, batch)["logits"][1, :4]
         assert max_difference(ours, theirs) > 10 * ATOL
 
-    def test_gradients_of_another_model(self, case):
-        model = case.checkpoint.model()
+    def test_gradients_of_another_model(self, huggingface_case):
+        model = huggingface_case.checkpoint.model()
         other = hf.random_model("mlm", hf.VARIANTS["three eps"], seed=5)
-        hf.backpropagate(hf.their_outputs(other, case.batch()), case.batch())
-        hf.backpropagate(hf.our_outputs(model, case.batch()), case.batch())
+        hf.backpropagate(
+            hf.their_outputs(other, huggingface_case.batch()), huggingface_case.batch()
+        )
+        hf.backpropagate(hf.our_outputs(model, huggingface_case.batch()), huggingface_case.batch())
         theirs = hf.their_gradients(other)
-        ours = hf.our_gradients(case.checkpoint, model)
+        ours = hf.our_gradients(huggingface_case.checkpoint, model)
         assert max(max_difference(ours[name], theirs[name]) for name in ours) > 0.1
 
-    def test_a_forgotten_mapping_of_any_parameter(self, case):
-        start = case.checkpoint.tensors
+    def test_a_forgotten_mapping_of_any_parameter(self, huggingface_case):
+        start = huggingface_case.checkpoint.tensors
         for prefix in (
             "pre_norm.bias",
             "post_norm.weight",
@@ -311,43 +326,49 @@ class TestControls:
                 if "norm.weight" not in name
                 else torch.ones_like(start[name])
             )
-            wrong = replace(case.checkpoint, tensors=start | {name: default})
-            assert case.off(wrong) > 10 * ATOL, name
+            wrong = replace(huggingface_case.checkpoint, tensors=start | {name: default})
+            assert huggingface_case.largest_difference(wrong) > 10 * ATOL, name
 
 
 @torch.no_grad()
 def test_other_image_sizes(tmp_path):
     """Positions are interpolated to other grids. 64 x 16 has as many patches as 32 x 32."""
-    case = make_case(tmp_path / "hf", "backbone", {})
+    case = recompute_case(tmp_path / "hf", "backbone", {})
     model = case.checkpoint.model()
     generator = torch.Generator().manual_seed(3)
     for size in ((48, 48), (16, 16), (32, 64), (64, 16)):
         batch = case.batch() | {"pixel_values": torch.randn(2, 3, *size, generator=generator)}
         theirs = hf.their_outputs(case.theirs, batch, interpolate_pos_encoding=True)
-        assert off(hf.our_outputs(model, batch), theirs) < ATOL, size
+        assert largest_difference(hf.our_outputs(model, batch), theirs) < ATOL, size
 
 
 @torch.no_grad()
 def test_a_resized_checkpoint(tmp_path):
-    case = make_case(
+    case = recompute_case(
         tmp_path / "hf", "backbone", {"vision.patch_size": 14, "vision.image_size": 28}
     )
     resized = case.checkpoint.resized(42)
     ours = hf.our_outputs(resized.model(), case.batch(42))
     assert (
-        off(ours, hf.their_outputs(case.theirs, case.batch(42), interpolate_pos_encoding=True))
+        largest_difference(
+            ours,
+            hf.their_outputs(case.theirs, case.batch(42), interpolate_pos_encoding=True),
+        )
         < ATOL
     )
     convert(resized, tmp_path / "resized", "hf")
     assert (
-        off(ours, hf.their_outputs(hf.reload(tmp_path / "resized", "backbone"), case.batch(42)))
+        largest_difference(
+            ours,
+            hf.their_outputs(hf.reload(tmp_path / "resized", "backbone"), case.batch(42)),
+        )
         < ATOL
     )
 
 
 @pytest.mark.parametrize("kind", ["backbone", "itm"])
 def test_a_written_folder_needs_no_code_of_this_package(tmp_path, kind):
-    case = make_case(tmp_path / "start", kind, {})
+    case = recompute_case(tmp_path / "start", kind, {})
     convert(case.checkpoint, tmp_path / "hf", "hf")
     model = AutoModel.from_pretrained(tmp_path / "hf", trust_remote_code=False)
     assert type(model) is BridgeTowerModel

@@ -39,15 +39,15 @@ WORDS = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    tokenizer = Tokenizer(
+def bert_tokenizer(tmp_path_factory):
+    bert_tokenizer = Tokenizer(
         models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>")
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(WORDS[:5])
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    bert_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    bert_tokenizer.add_special_tokens(WORDS[:5])
+    bert_tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save(str(folder / "tokenizer.json"))
+    bert_tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
 
@@ -56,7 +56,7 @@ def num_answers():
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory):
+def answer_names(tmp_path_factory):
     path = tmp_path_factory.mktemp("answers") / "answers.json"
     names = [*ANSWERS, *(f"answer {number}" for number in range(num_answers()))]
     path.write_text(json.dumps(names[: num_answers()]))
@@ -64,18 +64,18 @@ def answers(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def converted(tokenizer, answers, tmp_path_factory):
+def converted_task(bert_tokenizer, answer_names, tmp_path_factory):
     recorded = case("c_vqa")
     target = tmp_path_factory.mktemp("converted") / "model"
-    files = {"tokenizer": tokenizer, "answers": answers, "overrides": recorded.overrides}
+    files = {"tokenizer": bert_tokenizer, "answers": answer_names, "overrides": recorded.overrides}
     convert(read_checkpoint(recorded.path("checkpoint.ckpt"), **files), target, "bridgetower")
     return target
 
 
-def test_the_file_itself_answers_and_judges(tokenizer, answers):
+def test_the_file_itself_answers_and_judges(bert_tokenizer, answer_names):
     recorded = case("c_vqa")
     picture = Image.new("RGB", (32, 32), "red")
-    files = {"tokenizer": tokenizer, "answers": answers, "overrides": recorded.overrides}
+    files = {"tokenizer": bert_tokenizer, "answers": answer_names, "overrides": recorded.overrides}
     model = bridgetower.load(recorded.path("checkpoint.ckpt"), **files, device="cpu")
     assert len(model.answer(picture, "what colour is it", top=2 * num_answers())) == num_answers()
     labels = {choice.label for choice in model.entail(picture, "it is red")}
@@ -84,8 +84,8 @@ def test_the_file_itself_answers_and_judges(tokenizer, answers):
         model.reason(picture, picture, "one of them is red")
 
 
-def test_each_task_goes_on_with_its_head(converted, tmp_path, caplog, answers):
-    checkpoint = read_checkpoint(converted)
+def test_each_task_goes_on_with_its_head(converted_task, tmp_path, caplog, answer_names):
+    checkpoint = read_checkpoint(converted_task)
     runs = {
         "vqa_head": (VqaConfig(), HeadsConfig(mlm=False, itm=False, vqa=num_answers()), "vqa"),
         "snli_ve_head": (
@@ -97,12 +97,12 @@ def test_each_task_goes_on_with_its_head(converted, tmp_path, caplog, answers):
     for head, (task, heads, kind) in runs.items():
         folder = write_entry_set(tmp_path / kind, kind)
         if kind == "vqa":
-            write_json(folder / "answers.json", list(json.loads(answers.read_text())))
+            write_json(folder / "answers.json", list(json.loads(answer_names.read_text())))
         config = RunConfig(
             task=task,
             select_by=task.metrics[0],
             model=replace(checkpoint.config, heads=heads),
-            init=str(converted),
+            init=str(converted_task),
             data=DataConfig(folders=(str(folder),), max_length=checkpoint.config.text.max_length),
             batch_size=4,
             max_steps=1,

@@ -36,7 +36,7 @@ HEAD = {
 }
 
 
-def converted(folder, kind, changes=None):
+def converted_folder(folder, kind, changes=None):
     file = make_official(HEAD[kind] | (changes or {})).save(folder / "model.ckpt")
     checkpoint = read_checkpoint(file, overrides=OFFICIAL_OVERRIDES)
     convert(checkpoint, folder / "hf", "hf")
@@ -47,7 +47,7 @@ def with_same_eps(checkpoint):
     return replace(checkpoint, config=checkpoint.config.override(SAME_EPS))
 
 
-def made(changes):
+def made_checkpoint(changes):
     config = OFFICIAL_CONFIG.override(changes)
     return Checkpoint(source="mine", config=config, tensors=build_model(config).state_dict())
 
@@ -63,7 +63,7 @@ def difference(checkpoint, folder, kind):
 
 @pytest.mark.parametrize("kind", HEAD)
 def test_eps_is_the_only_difference(tmp_path, kind):
-    checkpoint, folder = converted(tmp_path, kind)
+    checkpoint, folder = converted_folder(tmp_path, kind)
     assert difference(checkpoint, folder, kind) < 2e-4
     assert difference(with_same_eps(checkpoint), folder, kind) < 1e-5
     # control: inputs of the LayerNorms of small variance make it visible
@@ -99,7 +99,7 @@ def test_one_folder_serves_both_heads(tmp_path):
 
 
 def test_same_numbers_after_a_detour_through_transformers(tmp_path):
-    checkpoint, folder = converted(tmp_path, "itm")
+    checkpoint, folder = converted_folder(tmp_path, "itm")
     back = read_checkpoint(folder)
     assert same_tensors(back.tensors, checkpoint.tensors)
     layers = {"fusion.vision_layers": (2, 3), "fusion.text_layers": (2, 3)}
@@ -129,7 +129,7 @@ def test_same_numbers_after_a_detour_through_transformers(tmp_path):
 )
 def test_what_transformers_cannot_hold(tmp_path, changes, reason):
     with pytest.raises(ValueError, match=f"transformers cannot hold mine: .*{reason}"):
-        convert(made(changes), tmp_path / "hf", "hf")
+        convert(made_checkpoint(changes), tmp_path / "hf", "hf")
     assert not (tmp_path / "hf").exists()
 
 
@@ -139,7 +139,9 @@ def test_settings_of_images_are_refused_before_weights_are_written(tmp_path, mon
     )
     config = ProcessorConfig(profile="hf", image_size=32, max_length=12, background=(0, 0, 9))
     with pytest.raises(ValueError, match=r"background is \(0, 0, 9\), there \(255, 255, 255\)"):
-        convert(replace(made({}), processor=Processor(config, None)), tmp_path / "hf", "hf")
+        convert(
+            replace(made_checkpoint({}), processor=Processor(config, None)), tmp_path / "hf", "hf"
+        )
     assert not (tmp_path / "hf").exists()
 
 
@@ -185,7 +187,7 @@ def changed_configs(path):
                 break
 
 
-def outputs_of(model):
+def outputs_of_both(model):
     config = model.config
     return model(random_images(2, config), *random_texts([5, 3], config))
 
@@ -198,7 +200,7 @@ def test_every_field_is_refused_or_lost_with_a_warning_or_kept(path, tmp_path, c
     assert configs, f"no other value of {path} is known; add its type to other_values"
     for number, config in enumerate(configs):
         caplog.clear()
-        tensors = made({}).tensors
+        tensors = made_checkpoint({}).tensors
         with suppress(ValueError, TypeError):  # where custom parts are not there
             tensors = build_model(config).state_dict()
         checkpoint = Checkpoint(source="mine", config=config, tensors=tensors)
@@ -212,7 +214,7 @@ def test_every_field_is_refused_or_lost_with_a_warning_or_kept(path, tmp_path, c
             assert any(f"{name} is " in refusal for name in FIELDS)
             continue
         back = read_checkpoint(folder).model()
-        pairs = zip(outputs_of(back), outputs_of(checkpoint.model()), strict=True)
+        pairs = zip(outputs_of_both(back), outputs_of_both(checkpoint.model()), strict=True)
         assert (
             "transformers has no field for" in caplog.text
             or max(max_difference(*pair) for pair in pairs) < 1e-6
@@ -229,7 +231,7 @@ def test_a_field_that_transformers_does_not_have_is_refused(tmp_path):
         cross_first: bool = False
 
     fusion = Turned(**vars(OFFICIAL_CONFIG.fusion), cross_first=True)
-    checkpoint = replace(made({}), config=replace(OFFICIAL_CONFIG, fusion=fusion))
+    checkpoint = replace(made_checkpoint({}), config=replace(OFFICIAL_CONFIG, fusion=fusion))
     with pytest.raises(ValueError, match=r"cannot hold mine: fusion\.cross_first is True"):
         convert(checkpoint, tmp_path / "hf", "hf")
 
@@ -240,7 +242,7 @@ def test_lost_settings_are_warned_about(tmp_path, caplog):
         "fusion.layer_norm_eps": 1e-12,
         "heads.mlm_layer_norm_eps": 1e-6,
     }
-    lost = replace(made(changes), reranking=Reranking(itc_weight=16.0))
+    lost = replace(made_checkpoint(changes), reranking=Reranking(itc_weight=16.0))
     expected = [
         "fusion.layer_norm_eps: 1e-12 becomes 1e-05",
         "fusion.dropout: 0.2 becomes 0.1",
@@ -248,7 +250,10 @@ def test_lost_settings_are_warned_about(tmp_path, caplog):
         "heads.mlm_layer_norm_eps: 1e-06 becomes 1e-05",
         "record of reranking: {'itc_weight': 16.0} becomes {'itc_weight': 0.0}",
     ]
-    for checkpoint, warned in ((lost, expected), (made({"fusion.dropout": 0.1} | SAME_EPS), [])):
+    for checkpoint, warned in (
+        (lost, expected),
+        (made_checkpoint({"fusion.dropout": 0.1} | SAME_EPS), []),
+    ):
         caplog.clear()
         convert(checkpoint, tmp_path / str(len(warned)), "hf")
         messages = [
@@ -259,7 +264,7 @@ def test_lost_settings_are_warned_about(tmp_path, caplog):
 
 @pytest.mark.parametrize("to", ["hf", "bridgetower"])
 def test_contrastive_head_can_be_left_out(tmp_path, to, caplog):
-    checkpoint = made({"heads.itc": "tower"})
+    checkpoint = made_checkpoint({"heads.itc": "tower"})
     caplog.set_level("INFO")
     convert(checkpoint, tmp_path / "out", to, drop_itc=True)
     assert "mine: the contrastive head is left out" in caplog.text

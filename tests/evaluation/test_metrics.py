@@ -37,7 +37,7 @@ from helpers.retrieval import (
 )
 
 
-def make_case(num_images=12, num_texts=30, seed=0):
+def random_retrieval(num_images=12, num_texts=30, seed=0):
     """Untied scores and shuffled text owners, every image with at least one text."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(num_images, num_texts, generator=generator, dtype=torch.float64)
@@ -76,7 +76,7 @@ class TestStreamed:
     def test_as_with_all_scores(self, levels, pairs_at_once, fold_size):
         """Also where scores are tied, and where images share texts."""
         for seed in range(5):
-            scores, index = make_case(seed=seed)
+            scores, index = random_retrieval(seed=seed)
             scores = (scores * levels).floor().float()
             owners = torch.arange(len(scores))
             if fold_size is None:
@@ -92,7 +92,7 @@ class TestStreamed:
             assert both_directions(actual) == pytest.approx(mean_of(expected), abs=1e-12)
 
     def test_nan_is_an_error_that_counts(self):
-        scores, index = make_case()
+        scores, index = random_retrieval()
         scores[0, :3] = torch.nan
         with pytest.raises(ValueError, match=r"^3 of 360 scores are NaN"):
             streamed_recalls(block_scores(scores), truth_of(index))
@@ -101,7 +101,7 @@ class TestStreamed:
 class TestAgainstOthers:
     @pytest.mark.parametrize("seed", range(3))
     def test_scikit_learn(self, seed):
-        scores, owners = make_case(seed=seed)
+        scores, owners = random_retrieval(seed=seed)
         images = torch.arange(len(scores))
         # the text that counts
         own_best = torch.where(owners[None] == images[:, None], scores, -1).argmax(dim=1)
@@ -157,7 +157,7 @@ def hit_share(values, targets, k):
 
 @pytest.mark.parametrize("constant", [0.0, -1e30, 7.0])
 def test_constant_scores_are_worth_chance(constant):
-    scores, owners = make_case()
+    scores, owners = random_retrieval()
     ks = (1, 5, 10, 11)
     recalls = recalls_of_table(torch.full_like(scores, constant), owners, ks=ks)
     chance = chance_recalls(truth_of(owners), ks=ks)
@@ -252,7 +252,7 @@ class TestTwoStages:
         assert pairs.text[pairs.text_side].tolist() == [0, 1, 2]
 
     def test_other_pairs_are_listed_and_not_ranked(self):
-        cosine, index = make_case()
+        cosine, index = random_retrieval()
         config = RetrievalConfig(candidates=2)
         extra_pairs = (torch.arange(12), torch.arange(12))
         pairs = candidate_pairs(
@@ -270,7 +270,7 @@ class TestTwoStages:
         assert actual == expected
 
     def test_scores_that_are_nan(self):
-        cosine, index = make_case()
+        cosine, index = random_retrieval()
         cosine[2, 3] = torch.nan
         with pytest.raises(ValueError, match="1 of 360 similarities are NaN"):
             candidate_pairs(block_scores(cosine), truth_of(index), RetrievalConfig(candidates=3))

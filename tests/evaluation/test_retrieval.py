@@ -43,7 +43,7 @@ def retrieve(tiny_model, images):
 
 @pytest.fixture(scope="module")
 @torch.no_grad()
-def everything(tiny_checkpoint, tiny_dataset, tiny_processor):
+def all_candidates(tiny_checkpoint, tiny_dataset, tiny_processor):
     """Contrastive similarity and match logits [i, t, 2] of all pairs, each text through `model.forward` on its own."""
     model = read_checkpoint(tiny_checkpoint).model()
     images = caption_images(tiny_dataset, "test", tiny_processor)
@@ -69,11 +69,11 @@ def two_stage_recalls(similarity, scores, count, owner, protocol="standard"):
 
 @pytest.mark.parametrize("protocol", ["standard", "paper"])
 @pytest.mark.parametrize("max_captions", [None, 1])
-def test_two_stages(retrieve, images, everything, protocol, max_captions):
+def test_two_stages(retrieve, images, all_candidates, protocol, max_captions):
     captions, owner = images.texts(max_captions)
     result = retrieve(candidates=3, protocol=protocol, max_captions=max_captions, batch_size=4)
     text_rows = [images.texts()[0].index(caption) for caption in captions]
-    similarity, logits = (scores[:, text_rows] for scores in everything)
+    similarity, logits = (scores[:, text_rows] for scores in all_candidates)
     torch.testing.assert_close(cosine_table(result), similarity, atol=1e-5, rtol=0)
     itm = itm_table(result)
     scored = ~itm.isnan()
@@ -92,9 +92,9 @@ def test_two_stages(retrieve, images, everything, protocol, max_captions):
 
 class TestBothScores:
     @pytest.mark.parametrize("itc_weight", [1.0, 16.0, ITC_ALONE])
-    def test_brute_force(self, retrieve, images, everything, itc_weight):
+    def test_brute_force(self, retrieve, images, all_candidates, itc_weight):
         result = retrieve(candidates=5, reranking=Reranking(itc_weight=itc_weight))
-        (similarity, logits) = everything
+        (similarity, logits) = all_candidates
         (_, owner) = images.texts()
         # not below what is dropped
         scores = logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)
@@ -337,7 +337,7 @@ class TestFolds:
 
 
 class TestAccuracy:
-    def test_own_and_one_other_image_of_each_text(self, tiny_model, images, everything):
+    def test_own_and_one_other_image_of_each_text(self, tiny_model, images, all_candidates):
         captions, owner = images.texts()
         seen = []
         tiny_model.itm_head.register_forward_hook(
@@ -345,7 +345,7 @@ class TestAccuracy:
         )
         accuracy = evaluate_matching(tiny_model, images, RetrievalConfig(batch_size=5))
         scored = torch.cat(seen)
-        _, logits = everything
+        _, logits = all_candidates
         # which pair each of the scored ones is
         nearest = torch.cdist(scored, logits.flatten(0, 1)).argmin(dim=1)
         rows = nearest // len(captions)

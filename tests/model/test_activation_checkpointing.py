@@ -39,7 +39,7 @@ def kept(model):
         yield sizes
 
 
-def step(recomputed, phase, *, dropout=0.2, seed=0):
+def checkpointed_step(recomputed, phase, *, dropout=0.2, seed=0):
     model = build_model(changed_config(text__dropout=dropout, fusion__dropout=dropout)).train()
     model.checkpoint_activations(recomputed)
     task = PretrainingTask(model, PretrainingConfig(phases=(phase,)))
@@ -62,18 +62,24 @@ def step(recomputed, phase, *, dropout=0.2, seed=0):
     ],
 )
 def test_gradients_are_the_same_bits(recomputed, phase, dropout):
-    ours, theirs = (step(choice, PHASES[phase], dropout=dropout)[0] for choice in (recomputed, ()))
+    ours, theirs = (
+        checkpointed_step(choice, PHASES[phase], dropout=dropout)[0] for choice in (recomputed, ())
+    )
     assert same_tensors(ours, theirs)
 
 
 def test_control_other_draws_of_dropout_give_other_gradients():
-    first, second = (step(PARTS, PHASES["everything"], seed=seed)[0] for seed in (0, 1))
+    first, second = (
+        checkpointed_step(PARTS, PHASES["everything"], seed=seed)[0] for seed in (0, 1)
+    )
     assert not same_tensors(first, second)
 
 
 def test_every_part_keeps_less():
-    plain = step((), PHASES["everything"])[1]
-    sizes = {recomputed: step(recomputed, PHASES["everything"])[1] for recomputed in CHOICES}
+    plain = checkpointed_step((), PHASES["everything"])[1]
+    sizes = {
+        recomputed: checkpointed_step(recomputed, PHASES["everything"])[1] for recomputed in CHOICES
+    }
     assert all(size < 0.95 * plain for size in sizes.values())
     assert sizes[PARTS] < 0.4 * plain
 
@@ -81,7 +87,8 @@ def test_every_part_keeps_less():
 def test_the_starts_of_the_first_fusion_layer_keep_less_too():
     """Without dropout, texts and images share what the first fusion layer computes of each alone."""
     plain, less = (
-        step(recomputed, PHASES["everything"], dropout=0.0)[1] for recomputed in ((), ("fusion",))
+        checkpointed_step(recomputed, PHASES["everything"], dropout=0.0)[1]
+        for recomputed in ((), ("fusion",))
     )
     assert less < 0.8 * plain
 

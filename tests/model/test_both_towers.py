@@ -18,11 +18,11 @@ DISTILLED = replace(TIMM, distillation_token=True)
 ATOL = 1e-10
 
 
-def made(config=CONFIG):
+def float64_tower(config=CONFIG):
     return off_defaults(VisionTransformer(config)).double().eval()
 
 
-def images(count=2, height=24, width=24):
+def pixel_values(count=2, height=24, width=24):
     return random(count, 3, height, width)
 
 
@@ -30,8 +30,8 @@ class TestEmbed:
     @pytest.mark.parametrize("config", [CONFIG, TIMM, DISTILLED], ids=["clip", "timm", "distilled"])
     def test_formula(self, config):
         """Prefix tokens first, then the patches row by row, each a linear map of its pixels."""
-        tower = made(config)
-        pixels = images()
+        tower = float64_tower(config)
+        pixels = pixel_values()
         patch = config.patch_size
         weight = tower.patch_embedding.weight.flatten(1)
         prefix = [tower.class_embedding, tower.distillation_embedding]
@@ -51,37 +51,40 @@ class TestEmbed:
             ValueError,
             match=rf"image of {width} x {height} pixels; .*multiples of the patch size 8",
         ):
-            made()(images(height=height, width=width), (4,))
+            float64_tower()(pixel_values(height=height, width=width), (4,))
 
 
 class TestLayers:
     @pytest.mark.parametrize("read", [(1,), (1, 2, 3, 4), (2, 4)], ids=str)
     @pytest.mark.parametrize("config", [CONFIG, TIMM], ids=["clip", "timm"])
     def test_read_layers(self, config, read):
-        tower = made(config)
+        tower = float64_tower(config)
         ran = []
-        hidden = tower.embed(images())
+        hidden = tower.embed(pixel_values())
         expected = {}
         for number, layer in enumerate(tower.layers, start=1):
             hidden = layer(hidden)
             expected[number] = tower.post_norm(hidden)
             layer.register_forward_hook(lambda *_, number=number: ran.append(number))
-        for output, number in zip(tower(images(), read), read, strict=True):
+        for output, number in zip(tower(pixel_values(), read), read, strict=True):
             assert max_difference(output, expected[number]) < ATOL
         assert ran == list(range(1, read[-1] + 1)), "later layers are not run"
 
     def test_cls_is_that_of_the_whole_layer(self):
         for config in (CONFIG, TIMM, DISTILLED):
-            tower = made(config)
-            assert max_difference(tower.cls(images(), 3), tower(images(), (3,))[0][:, 0]) < ATOL
+            tower = float64_tower(config)
+            assert (
+                max_difference(tower.cls(pixel_values(), 3), tower(pixel_values(), (3,))[0][:, 0])
+                < ATOL
+            )
 
 
 class TestOtherSizes:
     @pytest.mark.parametrize("config", [CONFIG, DISTILLED], ids=["clip", "distilled"])
     @pytest.mark.parametrize(("height", "width"), [(40, 40), (8, 8), (16, 32), (72, 8)])
     def test_positions_are_interpolated(self, config, height, width):
-        tower = made(config)
-        pixels = images(height=height, width=width)
+        tower = float64_tower(config)
+        pixels = pixel_values(height=height, width=width)
         prefix = config.num_prefix_tokens
         grid = (height // 8, width // 8)
         patches = tower.patch_embedding(pixels).flatten(2).transpose(1, 2)
@@ -91,7 +94,7 @@ class TestOtherSizes:
 
     def test_a_grid_of_as_many_patches_is_another_grid(self):
         """72 x 8 has nine patches as 24 x 24 has, but not their places."""
-        position = made().position_embedding
+        position = float64_tower().position_embedding
         resized = resize_position_embedding(position, (9, 1))
         assert resized.shape == position.shape
         assert max_difference(resized, position) > 0.1
@@ -155,7 +158,7 @@ def made_text(config=TEXT):
     return off_defaults(TextTransformer(config)).double().eval()
 
 
-def texts(*lengths, width=None):
+def token_ids(*lengths, width=None):
     ids, mask = random_texts(lengths, width=width)
     return ids, mask.bool()
 
@@ -187,7 +190,7 @@ class TestTextEmbed:
     @pytest.mark.parametrize("config", [TEXT, BERT], ids=["roberta", "bert"])
     def test_formula(self, config):
         tower = made_text(config)
-        (ids, _) = texts(5, 3)
+        (ids, _) = token_ids(5, 3)
         for row in range(2):
             for column in range(5):
                 word = int(ids[row, column])
@@ -203,19 +206,19 @@ class TestTextEmbed:
     )
     def test_longest_text(self, config, longest):
         tower = made_text(config)
-        assert tower.embed(texts(longest)[0]).isfinite().all()
+        assert tower.embed(token_ids(longest)[0]).isfinite().all()
         with pytest.raises(
             ValueError,
             match=rf"{longest + 1} tokens; the position table holds {longest}: shorten it",
         ):
-            tower.embed(texts(longest + 1)[0])
+            tower.embed(token_ids(longest + 1)[0])
 
 
 class TestTextLayers:
     @pytest.mark.parametrize("read", [(3,), (1,), (1, 2, 3)], ids=str)
     def test_read_layers(self, read):
         tower = made_text()
-        (ids, mask) = texts(5, 3)
+        (ids, mask) = token_ids(5, 3)
         ran = []
         hidden = tower.embed(ids)
         expected = {}

@@ -66,13 +66,13 @@ VARIANTS = {
 
 
 @cache
-def built(name="bridges"):
+def built_variant(name="bridges"):
     return build_model(VARIANTS[name])
 
 
 @pytest.fixture(params=VARIANTS)
-def model(request):
-    return built(request.param)
+def variant_model(request):
+    return built_variant(request.param)
 
 
 def close(actual, expected):
@@ -83,32 +83,32 @@ def close(actual, expected):
 
 
 class TestComposition:
-    def test_forward_is_encode_and_fuse(self, model):
-        image, text = random_encodings(model)
-        fused = model.fuse(image, text, "all")
-        whole = model(random_images(3), *random_texts([5, 3, 4]))
+    def test_forward_is_encode_and_fuse(self, variant_model):
+        image, text = random_encodings(variant_model)
+        fused = variant_model.fuse(image, text, "all")
+        whole = variant_model(random_images(3), *random_texts([5, 3, 4]))
         assert all(
             torch.equal(getattr(fused, name), getattr(whole, name))
             for name in ("text", "image", "pooled")
         )
 
-    def test_pooled_is_text_then_image(self, model):
-        fused = model.fuse(*random_encodings(model), "all")
-        expected = [model.text_pooler(fused.text), model.image_pooler(fused.image)]
+    def test_pooled_is_text_then_image(self, variant_model):
+        fused = variant_model.fuse(*random_encodings(variant_model), "all")
+        expected = [variant_model.text_pooler(fused.text), variant_model.image_pooler(fused.image)]
         assert torch.equal(fused.pooled, torch.cat(expected, dim=-1))
 
-    def test_encodings(self, model):
+    def test_encodings(self, variant_model):
         def vector(embedding, layer):
             return 0.0 if embedding is None else embedding.weight[layer - 1]
 
-        config = model.config
+        config = variant_model.config
         pixels = random_images(2)
         (ids, mask) = random_texts([5, 3])
-        image = model.encode_image(pixels)
-        text = model.encode_text(ids, mask)
+        image = variant_model.encode_image(pixels)
+        text = variant_model.encode_text(ids, mask)
         states = (
-            model.vision(pixels, config.vision_layers),
-            model.text(ids, mask.bool(), config.text_layers),
+            variant_model.vision(pixels, config.vision_layers),
+            variant_model.text(ids, mask.bool(), config.text_layers),
         )
         for encoded, hidden, kind, layers, projections, embedding in (
             (
@@ -116,16 +116,16 @@ class TestComposition:
                 states[0],
                 1,
                 config.vision_layers,
-                model.image_projections,
-                model.image_layer_embedding,
+                variant_model.image_projections,
+                variant_model.image_layer_embedding,
             ),
             (
                 text,
                 states[1],
                 0,
                 config.text_layers,
-                model.text_projections,
-                model.text_layer_embedding,
+                variant_model.text_projections,
+                variant_model.text_layer_embedding,
             ),
         ):
             for index, layer in enumerate(encoded.layers):
@@ -134,7 +134,7 @@ class TestComposition:
                 )
                 expected = (
                     expected
-                    + model.token_type_embedding.weight[kind]
+                    + variant_model.token_type_embedding.weight[kind]
                     + vector(embedding, layers[index])
                 )
                 assert max_difference(layer, expected) < ATOL
@@ -148,7 +148,7 @@ class TestBatches:
     @settings(max_examples=15, deadline=None)
     @given(lengths=LENGTHS, padding=st.integers(0, 6), name=st.sampled_from(list(VARIANTS)))
     def test_padding_changes_nothing(self, lengths, padding, name):
-        model = built(name)
+        model = built_variant(name)
         pixels = random_images(len(lengths))
         (ids, mask) = random_texts(lengths)
         wider = random_texts(lengths, width=max(lengths) + padding)
@@ -158,14 +158,20 @@ class TestBatches:
         assert max_difference(single.image, other.image) < ATOL
         assert max_difference(single.text[mask.bool()], other.text[wider[1].bool()]) < ATOL
 
-    def test_masks(self, model):
+    def test_masks(self, variant_model):
         pixels = random_images(2)
         (ids, mask) = random_texts([5, 3])
         full = random_texts([5, 5])
-        assert max_difference(model(pixels, ids, mask).pooled, model(pixels, ids).pooled) > 1e-3
-        assert close(model(pixels, *full), model(pixels, full[0]))
+        assert (
+            max_difference(
+                variant_model(pixels, ids, mask).pooled, variant_model(pixels, ids).pooled
+            )
+            > 1e-3
+        )
+        assert close(variant_model(pixels, *full), variant_model(pixels, full[0]))
         assert torch.equal(
-            model.encode_text(ids, mask).cls, model.encode_text(ids, mask.bool()).cls
+            variant_model.encode_text(ids, mask).cls,
+            variant_model.encode_text(ids, mask.bool()).cls,
         )
 
     @settings(max_examples=15, deadline=None)
@@ -173,7 +179,7 @@ class TestBatches:
         order=st.permutations(range(4)), cut=st.integers(1, 3), name=st.sampled_from(list(VARIANTS))
     )
     def test_order_and_batching_change_nothing(self, order, cut, name):
-        model = built(name)
+        model = built_variant(name)
         pixels = random_images(4)
         (ids, mask) = random_texts([5, 3, 4, 1])
         whole = model(pixels, ids, mask)
@@ -182,7 +188,7 @@ class TestBatches:
             assert close(model(pixels[rows], ids[rows], mask[rows]), selected)
 
 
-def gradients(model, outputs, loss):
+def gradients_of_loss(model, outputs, loss):
     pixels = random_images(3).requires_grad_()
     image = model.encode_image(pixels)
     text = model.encode_text(*random_texts([5, 3, 4]))
@@ -200,11 +206,13 @@ def gradients(model, outputs, loss):
 
 class TestReading:
     @pytest.mark.parametrize("outputs", ["pooled", "text"])
-    def test_gradients(self, model, outputs):
+    def test_gradients(self, variant_model, outputs):
         shape = {"pooled": (3, 32), "text": (3, 5, 16)}[outputs]
         weights = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         gradients_alone, everything = (
-            gradients(model, requested, lambda fused: (getattr(fused, outputs) * weights).sum())
+            gradients_of_loss(
+                variant_model, requested, lambda fused: (getattr(fused, outputs) * weights).sum()
+            )
             for requested in (outputs, "all")
         )
         assert gradients_alone.keys() == everything.keys()
@@ -217,8 +225,8 @@ class TestReading:
 
     def test_control_other_reads_have_other_gradients(self):
         model = build_model()
-        pooled = gradients(model, "all", lambda fused: fused.pooled.sum())
-        text = gradients(model, "all", lambda fused: fused.text.sum())
+        pooled = gradients_of_loss(model, "all", lambda fused: fused.pooled.sum())
+        text = gradients_of_loss(model, "all", lambda fused: fused.text.sum())
         assert max(max_difference(pooled[name], text[name]) for name in pooled) > 0.1
 
     @pytest.mark.parametrize(
@@ -299,7 +307,8 @@ class TestModes:
     def test_dropout_in_training_only(self):
         model = build_model()
         assert torch.equal(
-            model.fuse(*random_encodings(model)).pooled, model.fuse(*random_encodings(model)).pooled
+            model.fuse(*random_encodings(model)).pooled,
+            model.fuse(*random_encodings(model)).pooled,
         )
         image = model.encode_image(random_images(3))
         model.train()
@@ -319,7 +328,10 @@ class TestModes:
         image, text = random_encodings(model)
         fused = model.fuse(image, text, "all")
         outputs = [fused.text.sum(), fused.image.sum(), model.mlm_logits(fused.text).sum()]
-        outputs += [model.itm_logits(fused.pooled).sum(), model.head("itc").logit_scale()]
+        outputs += [
+            model.itm_logits(fused.pooled).sum(),
+            model.head("itc").logit_scale(),
+        ]
         outputs += [model.image_embeds(image).sum(), model.text_embeds(text).sum()]
         torch.stack(outputs).sum().backward()
         assert [name for name, value in model.named_parameters() if value.grad is None] == []
@@ -343,11 +355,11 @@ OTHERS = torch.tensor([0, 1, 2, 0, 1, 2, 1, 2, 0])
 OUTPUTS = {"pooled": "pooled", "text": "text", "all": "image"}
 
 
-def cached(model, image, text):
+def fused_with_cache(model, image, text):
     return model.cache_image(image), model.cache_text(text)
 
 
-def gradients_of(output, parameters):
+def gradients_of_output(output, parameters):
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
     grads = torch.autograd.grad(
         (output * weights).sum(), list(parameters.values()), allow_unused=True
@@ -358,7 +370,7 @@ def gradients_of(output, parameters):
     }
 
 
-def same(first, second):
+def same_encoded(first, second):
     is_token = (
         torch.ones(first.layers[0].shape[:2], dtype=torch.bool)
         if first.mask is None
@@ -374,14 +386,18 @@ def same(first, second):
 @settings(max_examples=15, deadline=None)
 @given(rows=st.lists(st.integers(0, 2), min_size=1, max_size=6))
 def test_indexing_with_repeats_is_encoding_repeats(rows):
-    model = built()
+    model = built_variant()
     pixels = random_images(3)
     (ids, mask) = random_texts([5, 3, 4])
     index = torch.tensor(rows)
-    assert same(model.encode_image(pixels)[index], model.encode_image(pixels[index]))
-    assert same(model.encode_text(ids, mask)[index], model.encode_text(ids[index], mask[index]))
+    assert same_encoded(model.encode_image(pixels)[index], model.encode_image(pixels[index]))
+    assert same_encoded(
+        model.encode_text(ids, mask)[index],
+        model.encode_text(ids[index], mask[index]),
+    )
     pairs = model.fuse(
-        model.encode_image(pixels)[index], model.encode_text(ids, mask)[index.flip(0)]
+        model.encode_image(pixels)[index],
+        model.encode_text(ids, mask)[index.flip(0)],
     )
     expected = model(pixels[index], ids[index.flip(0)], mask[index.flip(0)])
     assert max_difference(pairs.pooled, expected.pooled) < ATOL
@@ -420,7 +436,7 @@ def test_gradients_of_repeats_add_up():
 @given(rows_of_pieces=st.lists(LENGTHS, min_size=1, max_size=3), masked=st.booleans())
 def test_cat_of_different_lengths(rows_of_pieces, masked):
     """Pieces with unequal texts have a mask, and pieces without one have one length."""
-    model = built()
+    model = built_variant()
     if not masked:
         rows_of_pieces = [[piece[0]] * len(piece) for piece in rows_of_pieces]
     lengths = [length for piece in rows_of_pieces for length in piece]
@@ -435,7 +451,7 @@ def test_cat_of_different_lengths(rows_of_pieces, masked):
         start += len(piece)
     joined = Encoded.cat(pieces)
     assert len(joined) == len(lengths)
-    assert same(whole, joined)
+    assert same_encoded(whole, joined)
     assert (joined.mask is None) == (not masked and len(set(lengths)) == 1)
     assert joined.mask is None or torch.equal(joined.mask, mask.bool())
     image = model.encode_image(random_images(len(lengths)))
@@ -447,7 +463,7 @@ def test_cat_of_images_or_nothing():
     pixels = random_images(4)
     joined = Encoded.cat([model.encode_image(pixels[:1]), model.encode_image(pixels[1:])])
     assert joined.mask is None
-    assert same(joined, model.encode_image(pixels))
+    assert same_encoded(joined, model.encode_image(pixels))
     with pytest.raises(ValueError, match="no encodings given; expected at least one"):
         Encoded.cat([])
 
@@ -459,7 +475,7 @@ def test_padded():
     assert all(layer.shape[1] == 9 for layer in longer.layers)
     without = Encoded(text.layers, text.cls).padded(6)
     assert without.mask.tolist() == [[True] * 5 + [False]] * 3
-    assert same(text.padded(5), text)
+    assert same_encoded(text.padded(5), text)
     with pytest.raises(ValueError, match="5 tokens do not fit into 4"):
         text.padded(4)
 
@@ -491,7 +507,7 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-def copied(encoded, rows):
+def copied_rows(encoded, rows):
     return replace(encoded.map(lambda tensor: tensor[rows]), first_layer_cache=None)
 
 
@@ -499,7 +515,7 @@ def copied(encoded, rows):
 @pytest.mark.parametrize("cached", [False, True])
 def test_numbers_and_gradients_are_those_of_copies(kind, cached):
     results = {}
-    for name, take in (("copied", copied), ("taken", Encoded.__getitem__)):
+    for name, take in (("copied", copied_rows), ("taken", Encoded.__getitem__)):
         model = build_model(changed_config(fusion__bridge=kind))
         image, text = random_encodings(model)
         if cached and name == "taken":
@@ -528,7 +544,7 @@ def test_rows_of_rows():
     again = text[ROWS][torch.tensor([8, 3, 3])][slice(1, None)]
     assert isinstance(again.layers, IndexedLayers)
     assert not isinstance(again.layers.layers, IndexedLayers)
-    expected = copied(copied(text, ROWS), torch.tensor([3, 3]))
+    expected = copied_rows(copied_rows(text, ROWS), torch.tensor([3, 3]))
     assert all(
         torch.equal(actual, wanted_layer)
         for actual, wanted_layer in zip(again.layers, expected.layers, strict=True)
@@ -556,7 +572,7 @@ def test_less_memory(train):
     with torch.set_grad_enabled(train):
         image, text = random_encodings(model)
         rows = ROWS.repeat(2)
-        takes = {"copied": copied, "taken": Encoded.__getitem__}
+        takes = {"copied": copied_rows, "taken": Encoded.__getitem__}
         most = {}
         for name, take in takes.items():
             with LiveBytes() as live:
@@ -576,12 +592,12 @@ class TestFirstLayerCache:
         outputs=st.sampled_from(list(OUTPUTS)),
     )
     def test_pairs_that_share_caches(self, pairs, name, outputs):
-        model = built(name)
+        model = built_variant(name)
         image = model.encode_image(random_images(3))
         text = model.encode_text(*random_texts([5, 3, 4, 1]))
         rows, columns = torch.tensor(pairs).T
         plain = model.fuse(image[rows], text[columns], outputs)
-        image, text = cached(model, image, text)
+        image, text = fused_with_cache(model, image, text)
         shared = model.fuse(image[rows], text[columns], outputs)
         assert (
             max_difference(getattr(plain, OUTPUTS[outputs]), getattr(shared, OUTPUTS[outputs]))
@@ -589,16 +605,19 @@ class TestFirstLayerCache:
         )
 
     @pytest.mark.parametrize("outputs", OUTPUTS)
-    def test_gradients(self, model, outputs):
+    def test_gradients(self, variant_model, outputs):
         rows = torch.tensor([0, 0, 1, 2, 2])
         columns = torch.tensor([0, 1, 1, 2, 0])
 
         outcomes = []
-        for encoded in (random_encodings(model), cached(model, *random_encodings(model))):
+        for encoded in (
+            random_encodings(variant_model),
+            fused_with_cache(variant_model, *random_encodings(variant_model)),
+        ):
             output = getattr(
-                model.fuse(encoded[0][rows], encoded[1][columns], outputs), OUTPUTS[outputs]
+                variant_model.fuse(encoded[0][rows], encoded[1][columns], outputs), OUTPUTS[outputs]
             )
-            outcomes.append(gradients_of(output, dict(model.named_parameters())))
+            outcomes.append(gradients_of_output(output, dict(variant_model.named_parameters())))
         plain, shared = outcomes
         assert [name for name in plain if max_difference(plain[name], shared[name]) > ATOL] == []
         assert max(float(gradient.abs().max()) for gradient in plain.values()) > 1e-3
@@ -610,38 +629,56 @@ class TestFirstLayerCache:
             layers[0].self_attention.register_forward_hook(
                 lambda _, inputs, __: counts.append(len(inputs[0]))
             )
-        image, text = cached(model, *random_encodings(model))
+        image, text = fused_with_cache(model, *random_encodings(model))
         rows = torch.tensor([0, 1, 2, 0, 1, 2])
         model.fuse(image[rows], text[rows.flip(0)])
         assert counts == [3, 3]
 
-    def test_one_cache_is_enough(self, model):
-        image, text = random_encodings(model)
-        expected = model.fuse(image, text).pooled
-        assert max_difference(model.fuse(model.cache_image(image), text).pooled, expected) < ATOL
-        assert max_difference(model.fuse(image, model.cache_text(text)).pooled, expected) < ATOL
+    def test_one_cache_is_enough(self, variant_model):
+        image, text = random_encodings(variant_model)
+        expected = variant_model.fuse(image, text).pooled
+        assert (
+            max_difference(
+                variant_model.fuse(variant_model.cache_image(image), text).pooled, expected
+            )
+            < ATOL
+        )
+        assert (
+            max_difference(
+                variant_model.fuse(image, variant_model.cache_text(text)).pooled, expected
+            )
+            < ATOL
+        )
 
-    def test_padding_and_joining_keep_it(self, model):
-        image, text = random_encodings(model)
+    def test_padding_and_joining_keep_it(self, variant_model):
+        image, text = random_encodings(variant_model)
         pieces = [
-            model.cache_text(model.encode_text(*random_texts([5, 3, 4]))[rows])
+            variant_model.cache_text(variant_model.encode_text(*random_texts([5, 3, 4]))[rows])
             for rows in (slice(1), slice(1, 3))
         ]
         joined = Encoded.cat([pieces[0], pieces[1].padded(8)])
         assert joined.first_layer_cache.query.shape[:2] == (3, 8)
         assert (
-            max_difference(model.fuse(image, joined).pooled, model.fuse(image, text).pooled) < ATOL
+            max_difference(
+                variant_model.fuse(image, joined).pooled, variant_model.fuse(image, text).pooled
+            )
+            < ATOL
         )
 
     def test_a_part_without_cache_takes_it_from_all(self):
         text = random_encodings(build_model())[1]
         assert Encoded.cat([build_model().cache_text(text), text]).first_layer_cache is None
 
-    def test_control_another_items_cache(self, model):
-        image, text = random_encodings(model)
-        wrong = model.cache_image(image).map(lambda tensor: tensor.flip(0))
+    def test_control_another_items_cache(self, variant_model):
+        image, text = random_encodings(variant_model)
+        wrong = variant_model.cache_image(image).map(lambda tensor: tensor.flip(0))
         mixed = Encoded(image.layers, image.cls, first_layer_cache=wrong.first_layer_cache)
-        assert max_difference(model.fuse(mixed, text).pooled, model.fuse(image, text).pooled) > 1e-3
+        assert (
+            max_difference(
+                variant_model.fuse(mixed, text).pooled, variant_model.fuse(image, text).pooled
+            )
+            > 1e-3
+        )
 
     @pytest.mark.parametrize("bridge", ["add", "static_manager"])
     def test_draws_of_every_pair_are_apart(self, bridge):
@@ -650,9 +687,9 @@ class TestFirstLayerCache:
                 changed_config(fusion__dropout=dropout, fusion__bridge=bridge)
             ).train()
             draws = dropout > 0 or bridge == "static_manager"
-            for encoded in cached(model, *random_encodings(model)):
+            for encoded in fused_with_cache(model, *random_encodings(model)):
                 assert (encoded.first_layer_cache is None) == draws
-            for encoded in cached(model.eval(), *random_encodings(model)):
+            for encoded in fused_with_cache(model.eval(), *random_encodings(model)):
                 assert encoded.first_layer_cache is not None
 
 
@@ -683,7 +720,7 @@ class TestCls:
                 for n, p in model.named_parameters()
                 if n.startswith(("vision.", "text.", "itc_head."))
             }
-            results.append((embeds, gradients_of(embeds, reached)))
+            results.append((embeds, gradients_of_output(embeds, reached)))
         (all_embeds, all_found), (cls_embeds, cls_found) = results
         assert max_difference(all_embeds, cls_embeds) < ATOL
         assert [

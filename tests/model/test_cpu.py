@@ -49,7 +49,7 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def gradients(output, leaves):
+def gradients_of_leaves(output, leaves):
     return torch.autograd.grad(output, leaves, random(*output.shape, seed=9))
 
 
@@ -159,9 +159,9 @@ class TestNormalisedInput:
             normalised = norm(hidden)
             return layer(normalised.mul_(2) if changed else normalised)
 
-        expected = gradients(output(), leaves)
+        expected = gradients_of_leaves(output(), leaves)
         optimize_for_cpu(norm)
-        for actual, reference in zip(gradients(output(), leaves), expected, strict=True):
+        for actual, reference in zip(gradients_of_leaves(output(), leaves), expected, strict=True):
             assert torch.equal(actual, reference)
 
     def test_only_the_input_of_the_norm_is_kept(self):
@@ -205,7 +205,7 @@ class TestActivatedInput:
         theirs = F.linear(activate(hidden, activation), weight, leaves[2])
         plain = linear(hidden, weight, leaves[2])
         off = (
-            gradients(plain, leaves)[0]
+            gradients_of_leaves(plain, leaves)[0]
             - torch.autograd.grad(theirs, hidden, random(2, 5, 10, seed=9), True)[0]
         )
         assert off.abs().max() > 0.1, "control: without the activation"
@@ -339,7 +339,7 @@ def streams(samples, queries, keys):
     return [tensor.detach().requires_grad_() for tensor in (query, key, value)]
 
 
-def fused(query, key, value, mask):
+def fused_step(query, key, value, mask):
     split = [tensor.unflatten(-1, (HEADS, -1)).transpose(1, 2) for tensor in (query, key, value)]
     hidden = None if mask is None else mask[:, None, None]
     return F.scaled_dot_product_attention(*split, attn_mask=hidden).transpose(1, 2).flatten(2)
@@ -358,7 +358,9 @@ def fused(query, key, value, mask):
 )
 def test_attention_values_and_gradients_are_those_of_pytorch(samples, queries, keys, mask):
     leaves = streams(samples, queries, keys)
-    check_gradients(attend(*leaves, mask=mask, dropout=0.0), fused(*leaves, mask), leaves, EXACT)
+    check_gradients(
+        attend(*leaves, mask=mask, dropout=0.0), fused_step(*leaves, mask), leaves, EXACT
+    )
 
 
 def test_attention_of_no_samples():
@@ -417,15 +419,15 @@ def test_dropout_of_weights(keys):
 
 def test_attention_in_bfloat16_is_as_near_to_float32_as_pytorch_is():
     leaves = [tensor.bfloat16() for tensor in streams(2, 40, 40)]
-    exact = fused(*(tensor.double() for tensor in leaves), None)
+    exact = fused_step(*(tensor.double() for tensor in leaves), None)
     ours = attend(*leaves, mask=None, dropout=0.0)
     assert ours.dtype == torch.bfloat16
     assert max_difference(ours.double(), exact) < 3 * max_difference(
-        fused(*leaves, None).double(), exact
+        fused_step(*leaves, None).double(), exact
     )
 
 
-def drawn(hidden, rate=RATE, seed=0):
+def drawn_masks(hidden, rate=RATE, seed=0):
     torch.manual_seed(seed)
     return SharedDrawDropout(rate)(hidden)
 
@@ -451,14 +453,14 @@ def test_rates_next_to_0_and_1(rate):
     count = 4e6
     assert abs(int(mask.sum()) - count * (1 - rate)) < 5 * (count * rate * (1 - rate)) ** 0.5 + 1
     hidden = torch.ones(50, 7, requires_grad=True)
-    drawn(hidden, rate).sum().backward()
+    drawn_masks(hidden, rate).sum().backward()
     attend(*streams(2, 4, 5), mask=None, dropout=rate).sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_dropped_values_are_zero_or_scaled_and_gradients_take_the_same_draws(dtype):
     hidden = (torch.rand(50, 7, dtype=dtype) + 1).requires_grad_()
-    output = drawn(hidden)
+    output = drawn_masks(hidden)
     assert output.dtype == dtype
     is_kept = output != 0
     assert 0 < is_kept.double().mean() < 1

@@ -31,12 +31,12 @@ CONFIG = replace(
 )
 
 
-def build(seed=0):
+def build_extended(seed=0):
     return off_defaults(BridgeTower(CONFIG, CUSTOM_EXTENSIONS), seed).eval()
 
 
 def test_everything_reaches_the_outputs():
-    model = build()
+    model = build_extended()
     image = model.encode_image(random_images(3))
     text = model.encode_text(*random_texts([5, 3, 4]))
     assert [layer.shape for layer in image.layers] == 3 * [(3, CONFIG.vision.num_tokens, 16)]
@@ -54,7 +54,7 @@ def test_everything_reaches_the_outputs():
 
 
 def test_the_global_vector_is_that_of_the_tower():
-    model = build()
+    model = build_extended()
     pixels = random_images(3)
     expected = model.vision(pixels, (4,))[0].mean(dim=1)
     for outputs in ("layers", "cls"):
@@ -62,7 +62,7 @@ def test_the_global_vector_is_that_of_the_tower():
 
 
 def test_kernels_of_a_cpu_leave_them_as_they_are():
-    model = build()
+    model = build_extended()
     batch = (random_images(3), *random_texts([5, 3, 4]))
     expected = model(*batch).pooled
     optimize_for_cpu(model)
@@ -73,7 +73,7 @@ def test_kernels_of_a_cpu_leave_them_as_they_are():
 
 
 def test_a_checkpoint_names_them(tmp_path):
-    model = build()
+    model = build_extended()
     batch = (random_images(3), *random_texts([5, 3, 4]))
     checkpoint = Checkpoint(
         source="mine", config=CONFIG, tensors=model.state_dict(), extensions=CUSTOM_EXTENSIONS

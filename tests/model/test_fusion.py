@@ -26,7 +26,7 @@ def normed(norm, hidden):
     return F.layer_norm(hidden, (WIDTH,), norm.weight, norm.bias, eps=CONFIG.bridge_layer_norm_eps)
 
 
-def inputs(config=CONFIG):
+def fusion_inputs(config=CONFIG):
     count = config.num_bridged_layers
     image = tuple(random(3, 5, WIDTH, seed=number) for number in range(count))
     text = tuple(random(3, 4, WIDTH, seed=10 + number) for number in range(count))
@@ -178,7 +178,7 @@ class TestManager:
 class TestLayer:
     def test_formula(self):
         layer = in_float64(FusionLayer(CONFIG))
-        (image, text, mask) = inputs()
+        (image, text, mask) = fusion_inputs()
         hidden = text[0]
         other = image[0]
         after_self = layer.self_attention_norm(hidden + layer.self_attention(hidden, mask))
@@ -190,7 +190,7 @@ class TestLayer:
 
     def test_the_two_masks(self):
         layer = in_float64(FusionLayer(CONFIG))
-        (image, text, mask) = inputs()
+        (image, text, mask) = fusion_inputs()
         far = 100 * random(*text[0].shape, seed=5) * ~mask[..., None]
         of_text = layer(text[0], image[0], mask=mask), layer(text[0] + far, image[0], mask=mask)
         assert max_difference(of_text[0][mask], of_text[1][mask]) < ATOL
@@ -204,7 +204,7 @@ class TestLayer:
     @pytest.mark.parametrize("queries", [1, 2])
     def test_first_queries_only(self, queries):
         layer = in_float64(FusionLayer(CONFIG))
-        (image, text, mask) = inputs()
+        (image, text, mask) = fusion_inputs()
         everything = layer(text[0], image[0], mask=mask)
         assert (
             max_difference(
@@ -214,8 +214,8 @@ class TestLayer:
         )
 
 
-def by_hand(encoder, config, mask):
-    image, text, _ = inputs(config)
+def managed_by_hand(encoder, config, mask):
+    image, text, _ = fusion_inputs(config)
     image_stream = image[0]
     text_stream = text[0]
     if config.input_norm:
@@ -238,9 +238,9 @@ class TestEncoder:
     @pytest.mark.parametrize("masked", [True, False])
     def test_formula(self, config, masked):
         encoder = in_float64(FusionEncoder(config))
-        (image, text, mask) = inputs(config)
+        (image, text, mask) = fusion_inputs(config)
         ours = encoder(image, text, mask if masked else None, "all")
-        expected = by_hand(encoder, config, mask if masked else None)
+        expected = managed_by_hand(encoder, config, mask if masked else None)
         assert (
             max(
                 max_difference(actual, reference)
@@ -253,7 +253,7 @@ class TestEncoder:
     @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
     def test_reading_less(self, config, outputs):
         encoder = in_float64(FusionEncoder(config))
-        (image, text, mask) = inputs(config)
+        (image, text, mask) = fusion_inputs(config)
         whole_text, whole_image = encoder(image, text, mask, "all")
         some_text, some_image = encoder(image, text, mask, outputs)
         if outputs == "text":
@@ -266,7 +266,7 @@ class TestEncoder:
     @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
     def test_caches_change_nothing(self, config):
         encoder = in_float64(FusionEncoder(config))
-        (image, text, mask) = inputs(config)
+        (image, text, mask) = fusion_inputs(config)
         caches = (
             encoder.cache_first_layer("image", image),
             encoder.cache_first_layer("text", text, mask),
@@ -278,7 +278,7 @@ class TestEncoder:
     @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
     def test_bfloat16_autocast_trains(self, config):
         encoder = in_float64(FusionEncoder(config)).float()
-        (image, text, mask) = inputs(config)
+        (image, text, mask) = fusion_inputs(config)
         image = tuple(layer.float() for layer in image)
         text = tuple(layer.float() for layer in text)
         expected = encoder(image, text, mask, "all")
@@ -298,7 +298,7 @@ class TestEncoder:
 
     def test_reading_text_leaves_the_last_image_layer_out(self):
         encoder = in_float64(FusionEncoder(CONFIG))
-        (image, text, mask) = inputs()
+        (image, text, mask) = fusion_inputs()
         ran = []
         for number, layer in enumerate(encoder.image_layers, start=1):
             layer.register_forward_hook(lambda *_, number=number: ran.append(number))

@@ -24,13 +24,13 @@ CONFIG = changed_config(fusion__num_layers=3, fusion__num_heads=4)
 LENGTHS = (5, 3, 4)
 
 
-def batch():
+def image_and_text():
     return random_images(3), *random_texts(LENGTHS)
 
 
 @torch.no_grad()
 def found(model, **options):
-    return hidden_states(model, *batch(), **options)
+    return hidden_states(model, *image_and_text(), **options)
 
 
 @pytest.mark.parametrize("optimize", [lambda model: None, optimize_for_cpu, pack_weights])
@@ -63,7 +63,7 @@ def test_everything(optimize):
     assert not [
         module for module in model.modules() if module._forward_pre_hooks or module._forward_hooks
     ]
-    pixels, ids, mask = batch()
+    pixels, ids, mask = image_and_text()
     with torch.no_grad():
         fused = model(pixels, ids, mask)
         vision = model.vision(pixels, (2, 3, 4))
@@ -123,10 +123,10 @@ def test_layers_above_those_that_are_bridged():
     states = found(model)
     assert list(states.vision) == [0, 1, 2, 3, 4]
     with torch.no_grad():
-        assert max_difference(states.pooled, model(*batch()).pooled) < ATOL
+        assert max_difference(states.pooled, model(*image_and_text()).pooled) < ATOL
         assert (
             max_difference(
-                model.vision.post_norm(states.vision[4]), model.vision(batch()[0], (4,))[0]
+                model.vision.post_norm(states.vision[4]), model.vision(image_and_text()[0], (4,))[0]
             )
             < ATOL
         )
@@ -147,8 +147,8 @@ def test_custom_towers():
     model = off_defaults(BridgeTower(SMALL_CONFIG.override(values), CUSTOM_EXTENSIONS)).eval()
     states = found(model)
     with torch.no_grad():
-        assert max_difference(states.vision[4], model.vision(batch()[0], (4,))[0]) < ATOL
-        assert max_difference(states.pooled, model(*batch()).pooled) < ATOL
+        assert max_difference(states.vision[4], model.vision(image_and_text()[0], (4,))[0]) < ATOL
+        assert max_difference(states.pooled, model(*image_and_text()).pooled) < ATOL
     assert list(states.vision) == [1, 2, 3, 4]
     with pytest.raises(
         ValueError, match="the attention of Patches cannot be kept; leave vision out of layers"
@@ -160,7 +160,9 @@ def test_custom_towers():
 
 def test_gradients_reach_the_weights():
     model = build_model(CONFIG)
-    states = hidden_states(model, *batch(), layers={"vision": [1], "fusion": [2]}, attentions=True)
+    states = hidden_states(
+        model, *image_and_text(), layers={"vision": [1], "fusion": [2]}, attentions=True
+    )
     (states.vision[1].sum() + states.attentions["text to image"][2].square().sum()).backward()
     assert model.vision.patch_embedding.weight.grad is not None
     assert model.fusion.text_layers[1].cross_attention.query.weight.grad is not None

@@ -10,7 +10,7 @@ from bridgetower.model.presets import BASE
 from helpers.models import SMALL_CONFIG, changed_config, same_tensors
 
 
-def drawn(config=SMALL_CONFIG, seed=0, start=float("nan")):
+def initialised(config=SMALL_CONFIG, seed=0, start=float("nan")):
     """A model whose weights were all `start` before they were drawn, but for learned scalars."""
     model = BridgeTower(config)
     for parameter in model.parameters():
@@ -39,9 +39,9 @@ def drawn(config=SMALL_CONFIG, seed=0, start=float("nan")):
     ids=["tower", "fused", "meter", "norms_distilled", "concatenate"],
 )
 def test_every_weight_is_set_as_the_seed_says(config):
-    first = drawn(config).state_dict()
-    again = drawn(config, start=3.0).state_dict()
-    other = drawn(config, seed=2)
+    first = initialised(config).state_dict()
+    again = initialised(config, start=3.0).state_dict()
+    other = initialised(config, seed=2)
     assert [name for name, value in first.items() if not value.isfinite().all()] == []
     assert same_tensors(first, again), "where it starts does not matter"
     changed = {
@@ -64,7 +64,7 @@ def test_only_the_given_generator_is_used():
 
 
 def test_scalars_keep_their_start():
-    model = drawn(changed_config(fusion__bridge="scaled_add"))
+    model = initialised(changed_config(fusion__bridge="scaled_add"))
     assert model.itc_head.temperature.item() == pytest.approx(0.07)
     assert model.fusion.text_bridges[0].scale.item() == 1
     manager = BridgeTower(changed_config(fusion__bridge="static_manager")).fusion.text_bridges[1]
@@ -75,7 +75,7 @@ def test_scalars_keep_their_start():
 def test_a_new_model_has_its_weights():
     config = changed_config(vision__distillation_token=True)
     built = BridgeTower(config, generator=torch.Generator().manual_seed(0))
-    assert same_tensors(built.state_dict(), drawn(config).state_dict())
+    assert same_tensors(built.state_dict(), initialised(config).state_dict())
     seeded = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -91,7 +91,7 @@ class TestSpreads:
     @pytest.mark.parametrize(("text", "fusion"), [(96, 48), (800, 96)])
     def test_text_and_fusion(self, text, fusion):
         """0.02 at a width of 768 and above, larger below, as the square root of the width asks for."""
-        model = drawn(
+        model = initialised(
             changed_config(text__hidden_size=text, fusion__hidden_size=fusion, text__vocab_size=300)
         )
         for module, width in (

@@ -35,7 +35,7 @@ def attended(query, key, value, heads, mask):
     return DotProductAttention(heads, 0.0)(query, key, value, mask)
 
 
-def in_parts(hidden, layer, count):
+def project_in_parts(hidden, layer, count):
     pairs = zip(layer.weight.chunk(count), layer.bias.chunk(count), strict=True)
     return [F.linear(hidden, weight, bias) for weight, bias in pairs]
 
@@ -45,7 +45,7 @@ class TestAttention:
         layer = in_float64(SelfAttention(WIDTH, HEADS))
         hidden = random(2, 5, WIDTH)
         mask = length_mask(5, 2)
-        expected = layer.out(attended(*in_parts(hidden, layer.qkv, 3), HEADS, mask))
+        expected = layer.out(attended(*project_in_parts(hidden, layer.qkv, 3), HEADS, mask))
         assert max_difference(layer(hidden, mask), expected) < ATOL
         assert max_difference(layer(hidden, length_mask(5, 5)), layer(hidden)) < ATOL, (
             "nothing masked is no mask"
@@ -57,7 +57,7 @@ class TestAttention:
         other = random(2, 5, WIDTH, seed=1)
         mask = length_mask(4, 5)
         expected = layer.out(
-            attended(layer.query(hidden), *in_parts(other, layer.key_value, 2), HEADS, mask)
+            attended(layer.query(hidden), *project_in_parts(other, layer.key_value, 2), HEADS, mask)
         )
         assert (
             max_difference(layer(layer.query(hidden), layer.key_value(other), mask), expected)
@@ -114,9 +114,10 @@ def test_feed_forward():
 def test_pre_norm():
     layer = in_float64(pre_norm("quick_gelu"))
     hidden = random(2, 5, WIDTH)
-    after = hidden + layer.attention(norm(hidden, layer.attention_norm, 1e-3))
+    after = hidden + layer.attention(layer_norm(hidden, layer.attention_norm, 1e-3))
     assert (
-        max_difference(layer(hidden), after + layer.mlp(norm(after, layer.mlp_norm, 1e-3))) < ATOL
+        max_difference(layer(hidden), after + layer.mlp(layer_norm(after, layer.mlp_norm, 1e-3)))
+        < ATOL
     )
     assert max_difference(layer(hidden), in_float64(pre_norm("gelu"))(hidden)) > 1e-3, (
         "the activation reaches the feed-forward"
@@ -128,14 +129,16 @@ def test_post_norm():
     layer = in_float64(PostNormLayer(POST))
     hidden = random(2, 5, WIDTH)
     mask = length_mask(5, 3)
-    after = norm(hidden + layer.attention(hidden, mask), layer.attention_norm, 1e-3)
+    after = layer_norm(hidden + layer.attention(hidden, mask), layer.attention_norm, 1e-3)
     assert (
-        max_difference(layer(hidden, mask), norm(after + layer.mlp(after), layer.mlp_norm, 1e-3))
+        max_difference(
+            layer(hidden, mask), layer_norm(after + layer.mlp(after), layer.mlp_norm, 1e-3)
+        )
         < ATOL
     )
 
 
-def norm(hidden, layer, eps):
+def layer_norm(hidden, layer, eps):
     centred = hidden - hidden.mean(dim=-1, keepdim=True)
     scaled = centred / (centred.pow(2).mean(dim=-1, keepdim=True) + eps).sqrt()
     return scaled * layer.weight + layer.bias

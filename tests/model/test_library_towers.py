@@ -135,12 +135,12 @@ def test_every_layer_of_a_text_tower(family):
     assert max_difference(padded[1, :4], tower(IDS, None, layers)[-1][1, :4]) > 1e-3
 
 
-def both(vision, text):
+def checkpoint_and_reference(vision, text):
     config = replace(SMALL_CONFIG, vision=drawn_vision(vision, 0), text=drawn_text(text, 0))
     return config.override({"fusion.dropout": 0.0})
 
 
-BOTH = both("siglip", "modernbert")
+BOTH = checkpoint_and_reference("siglip", "modernbert")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ BOTH = both("siglip", "modernbert")
     ],
 )
 def test_a_model_described_on_meta_has_its_buffers(vision, text):
-    config = both(vision, text)
+    config = checkpoint_and_reference(vision, text)
     model = build_model(config)
     pixels = random_images(3, size=config.vision.image_size)
     with torch.device("meta"):
@@ -169,7 +169,7 @@ def test_a_model_described_on_meta_has_its_buffers(vision, text):
 
 
 def test_checkpointed_activations_change_no_gradient():
-    config = both("dinov3", "modernbert")
+    config = checkpoint_and_reference("dinov3", "modernbert")
     model = build_model(config)
     pixels = random_images(3, size=config.vision.image_size)
     gradients = []

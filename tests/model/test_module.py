@@ -28,7 +28,7 @@ ATOL = 1e-5
 
 
 @torch.no_grad()
-def pooled(model):
+def pooled_of(model):
     return model.fuse(*random_encodings(model)).pooled
 
 
@@ -57,21 +57,21 @@ class TestUsed:
         "copied", [copy.deepcopy, through_file], ids=["deepcopy", "torch.save"]
     )
     def test_copies(self, used, copied):
-        expected = pooled(used)
+        expected = pooled_of(used)
         twin = copied(used)
         assert is_packed(used)
         assert same_tensors(twin.state_dict(), used.state_dict())
-        assert max_difference(pooled(twin), expected) < ATOL
+        assert max_difference(pooled_of(twin), expected) < ATOL
         with torch.no_grad():
             for parameter in twin.parameters():
                 parameter.zero_()
-        assert torch.equal(pooled(used), expected), "they share nothing"
+        assert torch.equal(pooled_of(used), expected), "they share nothing"
 
     def test_another_state_dict(self, used):
         other = build_model(CONFIG, seed=1)
         used.load_state_dict(other.state_dict())
         assert is_packed(used)
-        assert max_difference(pooled(used), pooled(other)) < ATOL
+        assert max_difference(pooled_of(used), pooled_of(other)) < ATOL
         assert same_tensors(used.state_dict(), other.state_dict())
 
     def test_a_state_dict_that_does_not_fit(self, used):
@@ -142,23 +142,25 @@ def adapted(model, names):
                 setattr(parent, name, Adapted(child))
 
 
-def doubled(model, names):
+def double_outputs(model, names):
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in names:
             module.register_forward_hook(lambda module, arguments, output: 2 * output)
 
 
 @pytest.mark.parametrize("optimize", [lambda model: None, optimize_for_cpu, pack_weights])
-@pytest.mark.parametrize("wrap", [adapted, doubled])
+@pytest.mark.parametrize("wrap", [adapted, double_outputs])
 class TestWrappedLayers:
     """Layers are called, so that what was put around them takes part, whatever is computed of the model."""
 
     def made(self, wrap, optimize, *names):
         model = build_model(CONFIG)
-        before = pooled(model)
+        before = pooled_of(model)
         wrap(model, names)
         optimize(model)
-        assert max_difference(pooled(model), before) > 0.01, "control: the layers do something else"
+        assert max_difference(pooled_of(model), before) > 0.01, (
+            "control: the layers do something else"
+        )
         return model
 
     def test_the_first_token_alone(self, wrap, optimize):
@@ -182,7 +184,9 @@ class TestWrappedLayers:
     def test_with_gradients(self, wrap, optimize):
         for name in ("up", "down"):
             model = self.made(wrap, optimize, name)
-            assert max_difference(model.fuse(*random_encodings(model)).pooled, pooled(model)) < ATOL
+            assert (
+                max_difference(model.fuse(*random_encodings(model)).pooled, pooled_of(model)) < ATOL
+            )
 
 
 def test_what_a_hook_was_given_stays_as_it_was():
@@ -193,5 +197,5 @@ def test_what_a_hook_was_given_stays_as_it_was():
     up.register_forward_hook(
         lambda module, arguments, output: seen.append((output, output.clone()))
     )
-    pooled(model)
+    pooled_of(model)
     assert all(torch.equal(*pair) for pair in seen)

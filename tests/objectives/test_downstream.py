@@ -16,7 +16,7 @@ from helpers.models import build_model, changed_config, random_images, random_te
 LENGTHS = (5, 3, 4)
 
 
-def model(**heads):
+def small_model(**heads):
     changes = {
         f"heads__{name}": value for name, value in {"mlm": False, "itc": None, **heads}.items()
     }
@@ -31,7 +31,7 @@ def texts(count=1):
 
 
 def test_accuracy_is_that_of_the_likelier_answer_to_each_class():
-    network = model(classification=2, multi_label=True)
+    network = small_model(classification=2, multi_label=True)
     with torch.no_grad():  # logits between those of probabilities 0.5 and 0.62
         network.classification_head.decoder.weight.zero_()
         network.classification_head.decoder.bias.copy_(torch.tensor([0.3, -0.3]))
@@ -44,7 +44,7 @@ def test_accuracy_is_that_of_the_likelier_answer_to_each_class():
 
 
 def test_dropout_before_the_head_of_nlvr2():
-    network = model(nlvr2=True, nlvr2_dropout=0.5)
+    network = small_model(nlvr2=True, nlvr2_dropout=0.5)
     seen = []
     network.nlvr2_head.dense.register_forward_hook(
         lambda _module, args, _output: seen.append(args[0])
@@ -68,7 +68,7 @@ class TestRanking:
         )
 
     def test_each_image_with_each_of_its_texts(self, batch):
-        network = model(rank=True)
+        network = small_model(rank=True)
         losses = RankingTask(network, RankingConfig(false_texts=3, itm=0))(batch)
         pixels = batch.pixel_values.repeat_interleave(self.NUM_TEXTS, dim=0)
         pooled = network(pixels, batch.input_ids, batch.attention_mask).pooled
@@ -80,7 +80,7 @@ class TestRanking:
         assert losses.terms.keys() == {"rank"}
 
     def test_image_is_encoded_once_and_matching_stands_beside_it(self, batch):
-        network = model(rank=True)
+        network = small_model(rank=True)
         sizes = []
         network.vision.register_forward_hook(
             lambda _module, args, _output: sizes.append(len(args[0]))
@@ -93,12 +93,12 @@ class TestRanking:
 
     def test_of_one_image_only_matching_is_left_out(self, batch):
         batch = replace(batch, image_index=torch.ones(3, dtype=torch.long))
-        losses = RankingTask(model(rank=True), RankingConfig(itm=0.5))(batch)
+        losses = RankingTask(small_model(rank=True), RankingConfig(itm=0.5))(batch)
         assert losses.terms["itm"] == 0
         assert losses.total == losses.terms["rank"]
 
     def test_matching_is_of_true_texts_with_images_that_the_seed_draws(self, batch):
-        network = model(rank=True)
+        network = small_model(rank=True)
         for seed in range(4):
             images, text_rows, labels = random_pairs(
                 batch.image_index, torch.Generator().manual_seed(seed)
@@ -112,14 +112,14 @@ class TestRanking:
 
     def test_matching_head_stays_as_it_is(self, batch):
         """Official: it is frozen, and trains what comes before it."""
-        network = model(rank=True)
+        network = small_model(rank=True)
         RankingTask(network, RankingConfig())(batch).total.backward()
         assert network.itm_head.fc.weight.grad is None
         assert network.rank_head.fc.weight.grad is not None
 
 
 def test_numbers():
-    task = task_of_head(model(classification=1, itm=False), "classification")
+    task = task_of_head(small_model(classification=1, itm=False), "classification")
     batch = Batch(pixel_values=random_images(3), labels=torch.tensor([0.5, 4.2, 3.0]), **texts())
     predicted = task.predict(batch)[:, 0]
     assert task(batch).total.item() == pytest.approx(
@@ -129,7 +129,7 @@ def test_numbers():
 
 
 def test_without_labels():
-    task = task_of_head(model(snli_ve=True), "snli_ve")
+    task = task_of_head(small_model(snli_ve=True), "snli_ve")
     batch = Batch(pixel_values=random_images(3), **texts())
     assert len(task.predict(batch)) == 3
     with pytest.raises(ValueError, match="this batch has no labels"):

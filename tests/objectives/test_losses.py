@@ -29,7 +29,7 @@ from bridgetower.objectives.losses import (
 SCALE = torch.tensor(1 / 0.07)
 
 
-def features(count, seed=0, width=6):
+def random_features(count, seed=0, width=6):
     return F.normalize(
         torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=-1
     )
@@ -56,19 +56,19 @@ def slow_itc(images, texts, index, scale, joint=None):
 class TestItc:
     @pytest.mark.parametrize("index", [[0, 1, 2, 3, 4], [7, 7, 2, 3, 7], [1, 1, 1, 1, 1]])
     def test_equals_the_slow_reference(self, index):
-        images = features(5, 0)
-        texts = features(5, 1)
+        images = random_features(5, 0)
+        texts = random_features(5, 1)
         loss = itc_loss((images, texts), torch.tensor(index), SCALE)
         assert loss.item() == pytest.approx(slow_itc(images, texts, index, float(SCALE)), rel=1e-5)
-        joint = features(5, 2)
+        joint = random_features(5, 2)
         of_three = itc_loss((images, texts, joint), torch.tensor(index), SCALE)
         assert of_three.item() == pytest.approx(
             slow_itc(images, texts, index, float(SCALE), joint), rel=1e-5
         )
 
     def test_bfloat16_autocast_changes_nothing(self):
-        images = features(8, 0, 64)
-        texts = features(8, 1, 64)
+        images = random_features(8, 0, 64)
+        texts = random_features(8, 1, 64)
         index = torch.arange(8)
         plain = itc_loss((images, texts), index, SCALE)
         with torch.autocast("cpu", torch.bfloat16):
@@ -85,8 +85,8 @@ class TestItc:
         head = ItcHead(4, 4, 4)
         with torch.no_grad():
             head.temperature.fill_(temperature)
-        images = features(3, 0)
-        texts = features(3, 1)
+        images = random_features(3, 0)
+        texts = random_features(3, 1)
         loss = itc_loss((images, texts), torch.arange(3), head.logit_scale())
         assert head.temperature.item() == pytest.approx(clamped)
         assert loss.item() == pytest.approx(
@@ -96,7 +96,7 @@ class TestItc:
         assert head.temperature.grad.isfinite()
 
     def test_gradient_is_that_of_the_formula(self):
-        images, texts = (features(4, seed).double().requires_grad_() for seed in (0, 1))
+        images, texts = (random_features(4, seed).double().requires_grad_() for seed in (0, 1))
         index = torch.tensor([0, 0, 2, 3])
         # The loss itself computes in single precision: central differences of the slow reference judge it.
         itc_loss((images, texts), index, SCALE.double()).backward()
@@ -201,7 +201,7 @@ def slices(split):
     return [slice(end - length, end) for end, length in zip(ends, split, strict=True)]
 
 
-def in_parts(leaves, split):
+def losses_in_parts(leaves, split):
     with torch.no_grad():
         pieces = [embedded(leaves, rows) for rows in slices(split)]
     contrasts = contrast_micro_batches(pieces, leaves["scale"])
@@ -219,7 +219,7 @@ def of_the_whole(leaves):
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_mean_over_the_parts_has_the_loss_and_the_gradients_of_the_whole(leaves, split):
     loss, gradients = of_the_whole(leaves)
-    contrasts, losses = in_parts(leaves, split)
+    contrasts, losses = losses_in_parts(leaves, split)
     for contrast, piece_loss in zip(contrasts, losses, strict=True):
         torch.testing.assert_close(piece_loss.detach(), loss.detach())
         assert not any(
@@ -255,7 +255,7 @@ def image_indices(draw):
 
 
 @st.composite
-def similarities(draw, rows, columns, scale):
+def random_similarities(draw, rows, columns, scale):
     """Returns random similarities. At the larger scales the softmax underflows nearly everywhere."""
     generator = torch.Generator().manual_seed(draw(SEEDS))
     return scale * torch.randn(rows, columns, generator=generator)
@@ -318,7 +318,7 @@ class TestHard:
         start = 0 if first else len(other)
         everything = torch.cat([index, other] if first else [other, index])
         local_rows = slice(start, start + count)
-        scores = [data.draw(similarities(count, len(everything), scale)) for _ in range(2)]
+        scores = [data.draw(random_similarities(count, len(everything), scale)) for _ in range(2)]
         pairs = hard_pairs(*scores, index, everything, local_rows, generator(seed))
         assert torch.equal(pairs.labels, labels_of(pairs, everything, everything))
         assert pairs.labels.tolist() == [1] * count + [0] * 2 * count

@@ -32,7 +32,7 @@ def layered_sgd(groups, config):
     return torch.optim.SGD(divided, momentum=config.betas[0])
 
 
-def constant(config, max_steps):
+def constant_rate(config, max_steps):
     return lambda step: 1.0
 
 
@@ -49,7 +49,7 @@ class Listing:
 
 OWN = Extensions(
     optimizers={"layered_sgd": layered_sgd},
-    schedules={"constant": constant},
+    schedules={"constant": constant_rate},
     loggers={"listing": Listing},
     callbacks=(Averaged(DECAY),),
 )

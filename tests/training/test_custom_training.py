@@ -27,7 +27,7 @@ SGD = OptimizerConfig(rule="layered_sgd", schedule="constant", lr=1e-2)
 
 
 @pytest.fixture
-def run_config(tiny_dataset):
+def layered_config(tiny_dataset):
     return shapes_run_config(
         tiny_dataset, optimizer=SGD, checkpoint_every=1, evaluate_every=2, max_steps=4
     )
@@ -35,7 +35,7 @@ def run_config(tiny_dataset):
 
 class TestOptimizer:
     def test_rates_by_layer_schedule_and_mean_of_the_weights(
-        self, run_config, tmp_path, monkeypatch
+        self, layered_config, tmp_path, monkeypatch
     ):
         rates = []
         weights = []
@@ -46,7 +46,7 @@ class TestOptimizer:
             weights.append({name: weight.detach().clone() for name, weight in pairs})
 
         hook = register_optimizer_step_post_hook(note)
-        train(run_config, tmp_path / "run", extensions=OWN, progress=False)
+        train(layered_config, tmp_path / "run", extensions=OWN, progress=False)
         hook.remove()
         name = "vision.layers.{}.mlp.up.weight"
         lower = name.format(0)
@@ -64,14 +64,14 @@ class TestOptimizer:
         assert torch.equal(saved[f"model.{upper}"], weights[-1][upper])
         assert torch.equal(saved[f"mean.{upper}"], mean)
         with monkeypatch.context() as patch:
-            patch.setattr(custom_training.Averaged, "after_step", stop_at(3))
+            patch.setattr(custom_training.Averaged, "after_step", stop_trainer(3))
             with pytest.raises(KeyboardInterrupt):
-                train(run_config, tmp_path / "parts", extensions=OWN, progress=False)
-        train(run_config, tmp_path / "parts", extensions=OWN, resume=True, progress=False)
+                train(layered_config, tmp_path / "parts", extensions=OWN, progress=False)
+        train(layered_config, tmp_path / "parts", extensions=OWN, resume=True, progress=False)
         for folder in ("last", "best"):
             assert same_weights(tmp_path / "parts" / folder, tmp_path / "run" / folder)
 
-    def test_refused(self, run_config, tmp_path):
+    def test_refused(self, layered_config, tmp_path):
         def nameless(groups, config):
             return torch.optim.SGD(
                 [parameter for group in groups for parameter in group["params"]], lr=1.0
@@ -81,7 +81,7 @@ class TestOptimizer:
         with pytest.raises(
             ValueError, match="a group of optimiser 'layered_sgd' lacks names of its parameters"
         ):
-            train(run_config, tmp_path / "run", extensions=changed_extensions, progress=False)
+            train(layered_config, tmp_path / "run", extensions=changed_extensions, progress=False)
         tables = {
             "objectives": OBJECTIVES,
             "optimizers": OPTIMIZERS,
@@ -112,7 +112,7 @@ def test_the_help_says_where_others_come_from(option, names, capsys):
     )
 
 
-def stop_at(step):
+def stop_trainer(step):
     original = custom_training.Averaged.after_step
 
     def after_step(self, context, optimizer, now):
@@ -156,7 +156,7 @@ class TestLoggers:
         assert "validation/rsum" in module.LOGGED[2][2]
 
     @pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
-    def test_trackers_of_others(self, run_config, tmp_path, monkeypatch, name):
+    def test_trackers_of_others(self, layered_config, tmp_path, monkeypatch, name):
         calls = []
 
         class Stub(ModuleType):
@@ -167,7 +167,7 @@ class TestLoggers:
 
         monkeypatch.setitem(sys.modules, name, Stub(name))
         for steps in (1, 2):
-            config = replace(run_config, max_steps=steps)
+            config = replace(layered_config, max_steps=steps)
             train(
                 config,
                 tmp_path / "run",
@@ -190,13 +190,17 @@ class TestLoggers:
             "end_run" if name == "mlflow" else "finish"
         ) == 2
 
-    def test_that_are_not_installed(self, run_config, tmp_path, monkeypatch):
+    def test_that_are_not_installed(self, layered_config, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "wandb", None)
         with pytest.raises(
             ValueError, match=r"report_to names wandb, which is not installed .*; pip install wandb"
         ):
             train(
-                run_config, tmp_path / "run", extensions=OWN, report_to=("wandb",), progress=False
+                layered_config,
+                tmp_path / "run",
+                extensions=OWN,
+                report_to=("wandb",),
+                progress=False,
             )
 
 

@@ -101,20 +101,22 @@ def on_gpu():
         return BridgeTower(SMALL_CONFIG).train()
 
 
-def batches(count):
+def meta_batches(count):
     made = (
         random_caption_batch((0, 1, 2, 3), (5, 3, 7, 4), seed=number) for number in range(count)
     )
     return iter([replace(batch, step_labels=torch.tensor(8)) for batch in made])
 
 
-def step(task, config, step_batches=None):
+def run_meta_step(task, config, step_batches=None):
     context = TrainContext(config=config, task=task, model=task.model, examples=[])
     optimizer = build_optimizer(parameter_groups(context.model, config.optimizer), config.optimizer)
-    return run_step(Replicated(task), context, optimizer, iter(step_batches or batches(2)), 0)[0]
+    return run_step(Replicated(task), context, optimizer, iter(step_batches or meta_batches(2)), 0)[
+        0
+    ]
 
 
-def run_config(**options):
+def meta_config(**options):
     return RunConfig(
         task=PretrainingConfig(**options),
         model=SMALL_CONFIG,
@@ -129,7 +131,7 @@ def run_config(**options):
 def frozen_batches():
     config = SMALL_CONFIG
     frozen = []
-    for batch in batches(2):
+    for batch in meta_batches(2):
         image = torch.randn(
             4, len(config.vision_layers), config.vision.num_tokens, config.vision.hidden_size
         )
@@ -152,7 +154,7 @@ def frozen_batches():
     ],
 )
 def test_a_step_does_not_wait_for_the_device(name, way):
-    config = run_config(**PHASES[name])
+    config = meta_config(**PHASES[name])
     model = on_gpu()
     step_batches = None
     if way == "step":
@@ -162,7 +164,7 @@ def test_a_step_does_not_wait_for_the_device(name, way):
         model.text.requires_grad_(False)
         step_batches = frozen_batches()
     with NoWaiting():
-        means = step(PretrainingTask(model, config.task), config, step_batches)
+        means = run_meta_step(PretrainingTask(model, config.task), config, step_batches)
     assert {value.device for value in means.values()} == {GPU}
     assert "gradient_norm" in means
 
@@ -175,10 +177,10 @@ class Waiting(PretrainingTask):
 
 
 def test_control_a_task_that_reads_a_value_is_refused():
-    config = run_config(**PHASES["contrast"])
+    config = meta_config(**PHASES["contrast"])
     task = Waiting(on_gpu(), config.task)
     with NoWaiting(), pytest.raises(HostWaitsError, match="_local_scalar_dense"):
-        step(task, config)
+        run_meta_step(task, config)
 
 
 @pytest.mark.parametrize("copy", [{}, {"non_blocking": True}])
@@ -301,7 +303,7 @@ def test_compiled_layers_are_one_graph_each_and_give_the_same_losses_and_gradien
         )
         if compiled:
             task.model.compile_layers(backend="eager")
-        for batch in batches(2):
+        for batch in meta_batches(2):
             torch.manual_seed(0)
             task(batch).total.backward()
         results.append(
@@ -347,7 +349,7 @@ def test_texts_of_all_lengths_share_their_graphs():
 @pytest.mark.parametrize("frozen", [False, True])
 def test_texts_padded_for_compiled_layers_have_the_same_losses(frozen):
     task = PretrainingTask(build_model(SMALL_CONFIG), PretrainingConfig(phases=(EVERYTHING,)))
-    batch = frozen_batches()[0] if frozen else next(batches(1))
+    batch = frozen_batches()[0] if frozen else next(meta_batches(1))
     expected = task(batch).terms
     task.model.text_multiple = 8
     assert task.encode(batch).texts["plain"].layers[0].shape[1] == 8  # in place of 7

@@ -45,7 +45,7 @@ FEATURES = ("image_pooling", "text_pooling", "itc_dropout")
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, tiny_dataset):
+def run_folders(tmp_path_factory, tiny_dataset):
     folder = tmp_path_factory.mktemp("sets")
     table = write_labelled_table(folder / "things", several=False)
     prepare_custom("classification", table, folder / "classification", progress=False)
@@ -62,7 +62,7 @@ def folders(tmp_path_factory, tiny_dataset):
 
 
 @pytest.fixture(scope="module")
-def cut_down(folders, tiny_checkpoint):
+def cut_down(run_folders, tiny_checkpoint):
     """Makes one step of a small model out of a recipe, whose task, views, kinds of heads and optimiser stay."""
 
     def cut(name, **changes):
@@ -75,7 +75,7 @@ def cut_down(folders, tiny_checkpoint):
         if heads.classification > 1:
             heads = replace(heads, classification=NUM_CLASSES)
         fusion = replace(SHAPES_MODEL.fusion, num_token_types=recipe.model.fusion.num_token_types)
-        folder = folders[task.kind]
+        folder = run_folders[task.kind]
         config = replace(
             recipe,
             model=replace(SHAPES_MODEL, heads=heads, fusion=fusion),
@@ -140,10 +140,10 @@ def test_of_every_task_batches_are_those_of_float32_and_losses_and_gradients_clo
             if isinstance(value, Tensor):
                 assert half_value.dtype == value.dtype, field_name
                 assert torch.equal(half_value, value), field_name
-    assert_close(half, full)
+    assert_gradient_close(half, full)
 
 
-def assert_close(half, full):
+def assert_gradient_close(half, full):
     """Losses differ by at most 1 % and gradients by 10 % of their length, but they differ."""
     names = ("itc", "itm", "mlm", "rank", "vqa", "snli_ve", "nlvr2", "image", "text", "loss")
     losses = [[seen.losses[name] for name in names if name in seen.losses] for seen in (half, full)]
@@ -187,4 +187,4 @@ def test_contrast_over_a_step_is_that_of_the_features_in_float32(name, watch, ti
     expected = info_nce(embeds, index, embeds, index, logit_scale=scale)
     assert seen.losses["itc"] == pytest.approx(expected.item(), rel=1e-6)
     assert seen.losses["itc"] != torch.tensor(seen.losses["itc"]).bfloat16().item()
-    assert_close(seen, full)
+    assert_gradient_close(seen, full)

@@ -295,7 +295,7 @@ def test_with_a_tokenizer_of_another_family(config, tiny_checkpoint, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
+def clip_folder(tmp_path_factory):
     return str(save_openai_clip(tmp_path_factory.mktemp("clip") / "clip.pt").source)
 
 
@@ -318,10 +318,10 @@ def with_towers(dataset, **changes):
 
 
 class TestWeights:
-    def test_both(self, tiny_dataset, clip, roberta):
-        start = starting_checkpoint(with_towers(tiny_dataset, vision=clip, text=roberta))
+    def test_both(self, tiny_dataset, clip_folder, roberta):
+        start = starting_checkpoint(with_towers(tiny_dataset, vision=clip_folder, text=roberta))
         start.model()  # exactly the parameters of the config
-        vision = read_vision_tower(clip).resized(40)
+        vision = read_vision_tower(clip_folder).resized(40)
         text = read_text_tower(roberta)
         for tower, prefix in ((vision, "vision."), (text, "text.")):
             pretrained = {
@@ -332,8 +332,8 @@ class TestWeights:
         assert start.config.text == replace(text.config, dropout=0.0)
         assert (start.config.fusion, start.config.heads) == (NANO.fusion, NANO.heads)
 
-    def test_one_alone_with_a_rest_that_the_seed_decides(self, tiny_dataset, clip, roberta):
-        runs = [with_towers(tiny_dataset, vision=clip, seed=seed) for seed in (0, 0, 1)]
+    def test_one_alone_with_a_rest_that_the_seed_decides(self, tiny_dataset, clip_folder, roberta):
+        runs = [with_towers(tiny_dataset, vision=clip_folder, seed=seed) for seed in (0, 0, 1)]
         seen, again, other = map(starting_checkpoint, runs)
         assert same_tensors(seen.tensors, again.tensors)
         assert torch.equal(
@@ -501,14 +501,14 @@ class TestNames:
         ),
     ],
 )
-def test_refused(tiny_dataset, clip, changes, message):
+def test_refused(tiny_dataset, clip_folder, changes, message):
     nano = NANO.override({"vision.num_layers": 6} if "model" in changes else {})
     changes = changes | {"model": RECIPES["pretrain-base"].model if "recipe" in changes else nano}
     with pytest.raises(ValueError, match=message):
-        starting_checkpoint(with_towers(tiny_dataset, vision=clip, **changes))
+        starting_checkpoint(with_towers(tiny_dataset, vision=clip_folder, **changes))
 
 
-def test_what_the_file_cannot_tell_may_be_set(tiny_dataset, clip):
+def test_what_the_file_cannot_tell_may_be_set(tiny_dataset, clip_folder):
     model = NANO.override({"vision.activation": "gelu", "text.dropout": 0.3})
-    start = starting_checkpoint(with_towers(tiny_dataset, vision=clip, model=model))
+    start = starting_checkpoint(with_towers(tiny_dataset, vision=clip_folder, model=model))
     assert (start.config.vision.activation, start.config.text.dropout) == ("gelu", 0.3)

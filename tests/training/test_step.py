@@ -23,7 +23,7 @@ from helpers.models import build_model, changed_config, random_caption_batch
 from helpers.shapes import SHAPES_MODEL, shapes_run_config
 
 
-def gradients(context, out):
+def recorded_steps(context, out):
     with recorded_gradients(context.model) as seen:
         run(context, out)
     return seen, read_metrics(out, "train")
@@ -74,22 +74,22 @@ def test_a_batch_that_does_not_split_is_refused(tmp_path, monkeypatch, processes
 @pytest.mark.parametrize("micro_batch_size", [4, 3, 1])
 def test_accumulation_equals_one_large_batch(build, tmp_path, micro_batch_size):
     size = 6 if micro_batch_size == 3 else 8
-    whole, logged = gradients(build(batch_size=size, max_steps=2), tmp_path / "whole")
+    whole, logged = recorded_steps(build(batch_size=size, max_steps=2), tmp_path / "whole")
     cut = build(batch_size=size, micro_batch_size=micro_batch_size, max_steps=2)
-    gradients_cut, entry_cut = gradients(cut, tmp_path / "parts")
+    gradients_cut, entry_cut = recorded_steps(cut, tmp_path / "parts")
     assert len(whole) == len(gradients_cut) == 2
     for actual, expected in zip(whole, gradients_cut, strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
     assert [entry["loss"] for entry in entry_cut] == pytest.approx(
         [entry["loss"] for entry in logged], rel=1e-4
     )
-    control, _ = gradients(build(batch_size=size // 2, max_steps=1), tmp_path / "half")
+    control, _ = recorded_steps(build(batch_size=size // 2, max_steps=1), tmp_path / "half")
     assert (whole[0] - control[0]).abs().max() > 1e-2
 
 
 def test_clipping_shortens_the_gradient_and_keeps_its_direction(build, tmp_path):
     gradients_clipped = [
-        gradients(
+        recorded_steps(
             build(max_steps=1, optimizer=OptimizerConfig(lr=1e-2, clip_norm=limit)),
             tmp_path / str(limit),
         )
@@ -160,7 +160,7 @@ class TestContrastOverStep:
         return replace(context, config=replace(context.config, task=task))
 
     def trained(self, context, out):
-        seen, entries = gradients(context, out)
+        seen, entries = recorded_steps(context, out)
         return seen, [entry["itc"] for entry in entries]
 
     def test_equals_one_large_batch(self, build, tmp_path):
@@ -296,38 +296,38 @@ BATCHES = [
 HEADS = {"tower": {"heads__itc_dropout": 0.3}, "fused": {"heads__itc": "fused"}}
 
 
-def make_task(phase, kind):
+def contrast_task(phase, kind):
     model = build_model(changed_config(**HEADS[kind])).train()
     return PretrainingTask(model, PretrainingConfig(phases=(phase,)))
 
 
-def seed(number):
+def seed_from_number(number):
     torch.manual_seed(100 + number)
 
 
-def gradients_of(task):
+def gradient_vector(task):
     return {
         name: value.grad for name, value in task.model.named_parameters() if value.grad is not None
     }
 
 
-def in_parts(phase, kind="tower", batches=BATCHES, again=seed):
-    task = make_task(phase, kind)
-    contrasts = contrast_of_step(task, batches, seed)
+def contrast_in_parts(phase, kind="tower", batches=BATCHES, again=seed_from_number):
+    task = contrast_task(phase, kind)
+    contrasts = contrast_of_step(task, batches, seed_from_number)
     losses_of_parts = []
     for number, (batch, contrast) in enumerate(zip(batches, contrasts, strict=True)):
         again(number)
         losses = task(batch, contrast)
         (losses.total / len(batches)).backward()
         losses_of_parts.append({name: loss.detach() for name, loss in losses.terms.items()})
-    return losses_of_parts, gradients_of(task)
+    return losses_of_parts, gradient_vector(task)
 
 
 def as_a_whole(phase, kind="tower"):
-    task = make_task(phase, kind)
+    task = contrast_task(phase, kind)
     features = []
     for number, batch in enumerate(BATCHES):
-        seed(number)
+        seed_from_number(number)
         features.append(task.features(batch))
     embeds = [
         torch.cat(embeds_of_parts)
@@ -340,7 +340,7 @@ def as_a_whole(phase, kind="tower"):
     (phase.itc * loss).backward()
     if phase.itm:
         for number, batch in enumerate(BATCHES):
-            seed(number)
+            seed_from_number(number)
             embeds_of_parts = task(
                 batch, SimpleNamespace(through=lambda embeds, scale: embeds[0].sum())
             ).terms  # dropout as above
@@ -348,10 +348,10 @@ def as_a_whole(phase, kind="tower"):
                 (phase.mlm * embeds_of_parts["mlm"] + phase.itm * embeds_of_parts["itm"])
                 / len(BATCHES)
             ).backward()
-    return loss.detach(), gradients_of(task)
+    return loss.detach(), gradient_vector(task)
 
 
-def distance(actual, expected):
+def norm_of_difference(actual, expected):
     assert actual.keys() == expected.keys()
     return max(
         float((actual[name] - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1))
@@ -362,11 +362,11 @@ def distance(actual, expected):
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("phase", [CONTRAST, EVERYTHING])
 def test_losses_and_gradients_are_those_of_the_whole(phase, kind):
-    piece_losses, actual = in_parts(phase, kind)
+    piece_losses, actual = contrast_in_parts(phase, kind)
     loss, expected = as_a_whole(phase, kind)
     for piece_loss in piece_losses:
         torch.testing.assert_close(piece_loss["itc"], loss, atol=2e-6, rtol=1e-5)
-    assert distance(actual, expected) < 1e-5
+    assert norm_of_difference(actual, expected) < 1e-5
     assert max(float(gradient.abs().max()) for gradient in expected.values()) > 0.1
     assert float(expected["text.layers.0.mlp.up.weight"].abs().max()) > 1e-4
     assert kind == "tower" or float(expected["itc_head.pooled.weight"].abs().max()) > 1e-3
@@ -375,8 +375,8 @@ def test_losses_and_gradients_are_those_of_the_whole(phase, kind):
 @pytest.mark.parametrize("kind", HEADS)
 def test_control_other_draws_of_dropout_differ(kind):
     _, expected = as_a_whole(CONTRAST, kind)
-    _, actual = in_parts(CONTRAST, kind, again=lambda number: seed(number + 1))
-    assert distance(actual, expected) > 1e-3
+    _, actual = contrast_in_parts(CONTRAST, kind, again=lambda number: seed_from_number(number + 1))
+    assert norm_of_difference(actual, expected) > 1e-3
 
 
 def test_features_that_are_not_finite_name_their_batch():
@@ -384,7 +384,7 @@ def test_features_that_are_not_finite_name_their_batch():
     with pytest.raises(
         FloatingPointError, match="contrastive features are not finite; examples of the batch: 2, 0"
     ):
-        in_parts(CONTRAST, batches=[BATCHES[0], spoilt])
+        contrast_in_parts(CONTRAST, batches=[BATCHES[0], spoilt])
 
 
 def test_which_steps_encode_their_micro_batches_twice(tiny_dataset):

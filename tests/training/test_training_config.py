@@ -18,7 +18,7 @@ from bridgetower.tasks.table import RECIPES, TASKS
 from bridgetower.training.run import train
 
 
-def read(values):
+def read_config(values):
     return RunConfig.from_dict(values, {name: spec.config for name, spec in TASKS.items()})
 
 
@@ -30,7 +30,7 @@ class TestRunConfig:
             optimizer=OptimizerConfig(schedule="cosine", betas=(0.8, 0.9), clip_norm=1.0),
             init="somewhere",
         )
-        assert read(json.loads(json.dumps(run.to_dict()))) == run
+        assert read_config(json.loads(json.dumps(run.to_dict()))) == run
 
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
     def test_layers_are_compiled_on_a_gpu_unless_told_otherwise(self, device):
@@ -48,7 +48,7 @@ class TestRunConfig:
             inner = inner[name]
         inner["learning_rat"] = 1
         with pytest.raises(ValueError, match=r"has unknown fields \['learning_rat'\]; known: \["):
-            read(values)
+            read_config(values)
 
     @pytest.mark.parametrize("kind", ["painting", None])
     def test_unknown_task_or_metric(self, kind, tmp_path):
@@ -58,7 +58,7 @@ class TestRunConfig:
             ValueError,
             match=rf"run config\.task\.kind is {kind!r}; expected one of pretraining, rank",
         ):
-            read(values)
+            read_config(values)
         config = RunConfig(max_steps=1, task=RankingConfig(), select_by="itm_accuracy")
         with pytest.raises(
             ValueError, match="select_by is 'itm_accuracy'; expected one of rsum, one_stage_rsum"

@@ -54,7 +54,7 @@ def all_runs(runs, tiny_dataset, tiny_checkpoint):
     return {kind: replace(run, freeze_towers=True, frozen_views=3) for kind, run in configs.items()}
 
 
-def step(run, batch):
+def frozen_step(run, batch):
     model = run.model
     model.zero_grad(set_to_none=True)
     run.task.train()
@@ -73,7 +73,7 @@ def versions(cache):
     return {path: Table(path).version for path in cache.glob("*/states.lance")}
 
 
-def distance(actual, expected):
+def largest_distance(actual, expected):
     assert actual.keys() == expected.keys()
     return max(float((actual[name] - expected[name]).abs().max()) for name in actual)
 
@@ -87,7 +87,7 @@ def evaluates_alike(run):
 
 
 @pytest.fixture(scope="module")
-def features(tmp_path_factory):
+def stored_features(tmp_path_factory):
     return tmp_path_factory.mktemp("features")
 
 
@@ -97,36 +97,36 @@ class TestSteps:
         [*(f"{kind} fp32" for kind in ALL), *(f"{kind} bf16" for kind in (*ALL[:2], "nlvr2"))],
     )
     def test_losses_and_gradients_are_those_of_towers_that_are_asked(
-        self, all_runs, case, features
+        self, all_runs, case, stored_features
     ):
         kind, precision = case.split()
-        run = prepared(replace(all_runs[kind], precision=precision), features)
+        run = prepared(replace(all_runs[kind], precision=precision), stored_features)
         batch = run.examples[KEY]
         # of each the vector alone is kept
         assert (batch.image_states.ndim == 2) == (kind == "contrastive")
         expected_batch = recomputed(batch, run)
-        exact = step(run, expected_batch)[1]
+        exact = frozen_step(run, expected_batch)[1]
         with autocast(CPU, precision):
-            losses, gradients = step(run, batch)
-            expected = step(run, expected_batch)
+            losses, gradients = frozen_step(run, batch)
+            expected = frozen_step(run, expected_batch)
         largest = max(float(gradient.abs().max()) for gradient in gradients.values())
         # In bfloat16 towers round otherwise in batches of another size, so that the gradients of both are as far from
         # each other as from those in float32.
-        limit = 1e-5 * largest if precision == "fp32" else 3 * distance(expected[1], exact)
-        assert distance(losses, expected[0]) < (1e-5 if precision == "fp32" else 0.03)
-        assert distance(gradients, expected[1]) < limit
+        limit = 1e-5 * largest if precision == "fp32" else 3 * largest_distance(expected[1], exact)
+        assert largest_distance(losses, expected[0]) < (1e-5 if precision == "fp32" else 0.03)
+        assert largest_distance(gradients, expected[1]) < limit
         assert largest > 0.05
         assert not any(name.startswith(("vision.", "text.")) for name in gradients)
 
     @pytest.mark.parametrize("kind", ["pretraining", "nlvr2"])
     @pytest.mark.parametrize("top", [1, 2])
-    def test_layers_that_train_run_on_cached_states(self, all_runs, kind, top, features):
-        run = prepared(replace(all_runs[kind], train_top=top), features)
+    def test_layers_that_train_run_on_cached_states(self, all_runs, kind, top, stored_features):
+        run = prepared(replace(all_runs[kind], train_top=top), stored_features)
         ran = set()
         batch = run.examples[KEY]
         for name, module in run.model.named_modules():
             module.register_forward_hook(lambda *_, name=name: ran.add(name))
-        losses, gradients = step(run, batch)
+        losses, gradients = frozen_step(run, batch)
         numbers = {
             f"{tower}.layers.{number}" for tower in ("vision", "text") for number in range(2)
         }
@@ -137,15 +137,17 @@ class TestSteps:
             for name in gradients
             if name.startswith(("vision", "text."))
         } == trained
-        expected = step(run, recomputed(batch, run))
-        assert distance(losses, expected[0]) < 1e-5
-        assert distance(gradients, expected[1]) < 1e-5 * max(
+        expected = frozen_step(run, recomputed(batch, run))
+        assert largest_distance(losses, expected[0]) < 1e-5
+        assert largest_distance(gradients, expected[1]) < 1e-5 * max(
             float(value.abs().max()) for value in gradients.values()
         )
         assert evaluates_alike(run)
 
-    def test_half_precision_on_the_disk_loses_nothing_that_autocast_reads(self, all_runs, features):
-        run = prepared(replace(all_runs["pretraining"], precision="bf16"), features)
+    def test_half_precision_on_the_disk_loses_nothing_that_autocast_reads(
+        self, all_runs, stored_features
+    ):
+        run = prepared(replace(all_runs["pretraining"], precision="bf16"), stored_features)
         examples = run.examples
         run.images[0].read_features = None
         view = View(run.images[0], 3, examples.seed)
@@ -159,9 +161,9 @@ class TestSteps:
             assert torch.equal(stored, recomputed_states.bfloat16())
 
     def test_every_view_of_an_image_is_seen_with_every_text_and_evaluated_without(
-        self, all_runs, features
+        self, all_runs, stored_features
     ):
-        run = prepared(all_runs["pretraining"], features)
+        run = prepared(all_runs["pretraining"], stored_features)
         batches = [run.examples[BatchKey((0,), seed)] for seed in range(60)]
         seen = {
             (float(batch.image_states.sum()), float(batch.masked_states.sum())) for batch in batches
@@ -171,17 +173,17 @@ class TestSteps:
         again = run.examples[BatchKey((0,), 5)]
         assert torch.equal(again.image_states, batches[5].image_states)
         batch = run.examples[KEY]  # control: losses tell views apart
-        losses, _ = step(run, batch)
+        losses, _ = frozen_step(run, batch)
         views = [run.examples[replace(KEY, seed=seed)] for seed in range(4, 9)]
         other_losses = (
-            step(run, replace(batch, image_states=view.image_states))[0] for view in views
+            frozen_step(run, replace(batch, image_states=view.image_states))[0] for view in views
         )
-        assert max(distance(losses, other) for other in other_losses) > 1e-3
+        assert max(largest_distance(losses, other) for other in other_losses) > 1e-3
         assert evaluates_alike(run)
 
 
 @pytest.fixture(scope="module")
-def whole(all_runs, tmp_path_factory):
+def whole_runs(all_runs, tmp_path_factory):
     out = tmp_path_factory.mktemp("frozen") / "run"
     with tower_passes() as passes:
         metrics = train(
@@ -197,8 +199,10 @@ def changed_names(before, after):
 
 
 class TestRun:
-    def test_towers_stay_and_the_rest_learns(self, whole, tiny_checkpoint):
-        changed = {name.split(".")[0] for name in changed_names(tiny_checkpoint, whole[0] / "last")}
+    def test_towers_stay_and_the_rest_learns(self, whole_runs, tiny_checkpoint):
+        changed = {
+            name.split(".")[0] for name in changed_names(tiny_checkpoint, whole_runs[0] / "last")
+        }
         assert not changed & {"vision", "text"}
         assert {
             "image_projections",
@@ -226,7 +230,7 @@ class TestRun:
         train(again, tmp_path / "again", feature_cache=cache, progress=False)
         assert versions(cache) == written
 
-    def test_a_killed_writer_leaves_what_it_finished(self, whole, all_runs, forked, tmp_path):
+    def test_a_killed_writer_leaves_what_it_finished(self, whole_runs, all_runs, forked, tmp_path):
         out = tmp_path / "run"
         cache = tmp_path / "cache"
         config = all_runs["pretraining"]
@@ -236,9 +240,9 @@ class TestRun:
         assert killed.returncode == -signal.SIGKILL
         assert [len(Table(path)) for path in cache.glob("*/states.lance")] == [32]  # of 81
         with tower_passes() as passes:
-            assert train(config, out, feature_cache=cache, progress=False) == whole[1]
-        assert passes["vision"] == whole[2]["vision"] - 1
-        assert same_weights(out / "last", whole[0] / "last")
+            assert train(config, out, feature_cache=cache, progress=False) == whole_runs[1]
+        assert passes["vision"] == whole_runs[2]["vision"] - 1
+        assert same_weights(out / "last", whole_runs[0] / "last")
 
 
 KILLED = """
@@ -259,7 +263,7 @@ train(config, out, feature_cache=cache, progress=False)
 
 
 @pytest.fixture(scope="module")
-def cached(all_runs, tmp_path_factory):
+def cached_runs(all_runs, tmp_path_factory):
     caches = tmp_path_factory.mktemp("caches")
 
     def copied(kind, to):
@@ -287,15 +291,15 @@ class TestCache:
             ("pretraining", {"data": {"word_dropout": 0.5}}, {"text"}),
         ],
     )
-    def test_settings(self, all_runs, cached, kind, changes, computed, tmp_path):
+    def test_settings(self, all_runs, cached_runs, kind, changes, computed, tmp_path):
         config = all_runs[kind]
-        cache = cached(kind, tmp_path / "cache")
+        cache = cached_runs(kind, tmp_path / "cache")
         data = replace(config.data, **changes.get("data", {}))
         assert set(passes_of(replace(config, **changes | {"data": data}), cache)) == computed
 
     @pytest.mark.parametrize("tower", ["vision", "text"])
-    def test_other_weights(self, all_runs, cached, tmp_path, tiny_checkpoint, tower):
-        cache = cached("pretraining", tmp_path / "cache")
+    def test_other_weights(self, all_runs, cached_runs, tmp_path, tiny_checkpoint, tower):
+        cache = cached_runs("pretraining", tmp_path / "cache")
         changed = tmp_path / "changed"
         shutil.copytree(tiny_checkpoint, changed)
         tensors = load_file(changed / "model.safetensors")
@@ -314,19 +318,19 @@ class TestCache:
         assert sorted(layers) == [[1, 2]] * 3 + [[2]] * 3
 
     def test_everything_may_be_moved(
-        self, all_runs, cached, tmp_path, tiny_checkpoint, tiny_dataset
+        self, all_runs, cached_runs, tmp_path, tiny_checkpoint, tiny_dataset
     ):
         config = all_runs["pretraining"]
-        moved = cached("pretraining", tmp_path / "moved")
+        moved = cached_runs("pretraining", tmp_path / "moved")
         shutil.copytree(tiny_checkpoint, tmp_path / "model")
         shutil.copytree(tiny_dataset, tmp_path / "set")
         data = replace(config.data, folders=(str(tmp_path / "set"),))
         with tower_passes() as passes:
             run = prepared(replace(config, init=str(tmp_path / "model"), data=data), moved)
             batch = run.examples[KEY]
-            losses, _ = step(run, batch)
+            losses, _ = frozen_step(run, batch)
         assert not passes
-        assert distance(losses, step(run, recomputed(batch, run))[0]) < 1e-5
+        assert largest_distance(losses, frozen_step(run, recomputed(batch, run))[0]) < 1e-5
 
     def test_of_two_at_once_one_computes(self, all_runs, tmp_path):
         config = all_runs["vqa"]
@@ -396,8 +400,8 @@ def aligned(task, batch):
 
 
 class TestAlignment:
-    def test_is_that_of_towers_that_are_asked(self, aligning, features):
-        run = prepared(aligning, features)
+    def test_is_that_of_towers_that_are_asked(self, aligning, stored_features):
+        run = prepared(aligning, stored_features)
         run.model.eval()  # towers that are asked in training draw dropout
         task = Alignment(run.model)
         batch = run.examples[KEY]
@@ -410,8 +414,8 @@ class TestAlignment:
             ".vision." in name or ".text." in name or ".fusion." in name for name in actual
         )
 
-    def test_padding_does_not_count(self, aligning, features):
-        run = prepared(aligning, features)
+    def test_padding_does_not_count(self, aligning, stored_features):
+        run = prepared(aligning, stored_features)
         batch = run.examples[KEY]
         assert batch.attention_mask is not None
         padding = (batch.attention_mask == 0)[:, None, :, None].float()
@@ -424,8 +428,8 @@ class TestAlignment:
 
 
 class TestAligning:
-    def test_only_the_projections_change_and_the_loss_falls(self, aligning, features):
-        run = prepared(replace(aligning, align_first=30), features)
+    def test_only_the_projections_change_and_the_loss_falls(self, aligning, stored_features):
+        run = prepared(replace(aligning, align_first=30), stored_features)
         model = run.model
         batch = run.examples[KEY]
         rates = list[float]()
@@ -449,9 +453,9 @@ class TestAligning:
         assert rates == pytest.approx([1e-2 * (1 - step / 30) for step in range(30)])
 
     @pytest.mark.parametrize("changes", [{"train_top": 1}, {"precision": "bf16"}])
-    def test_draws_nothing(self, aligning, features, changes):
+    def test_draws_nothing(self, aligning, stored_features, changes):
         """Alignment draws nothing, and half precision leaves weights in single precision."""
-        run = prepared(replace(aligning, **changes), features)
+        run = prepared(replace(aligning, **changes), stored_features)
         before = copy.deepcopy(run.model.state_dict())
         states = []
         for seed in (0, 1):
@@ -464,25 +468,30 @@ class TestAligning:
         assert not same_tensors(states[0], before)
         assert {value.dtype for value in states[0].values()} == {torch.float32}
 
-    def test_a_loss_that_is_not_finite_stops_it(self, aligning, features):
-        run = prepared(aligning, features)
+    def test_a_loss_that_is_not_finite_stops_it(self, aligning, stored_features):
+        run = prepared(aligning, stored_features)
         with torch.no_grad():
             next(iter(run.model.image_projections.parameters())).fill_(torch.nan)
         with pytest.raises(FloatingPointError, match="loss of aligning is nan at step 1"):
             align_projections(run, progress=False)
 
 
-def test_stopped_and_continued_it_ends_with_the_same_bits(aligning, stop_at, tmp_path, features):
+def test_stopped_and_continued_it_ends_with_the_same_bits(
+    aligning, stop_at, tmp_path, stored_features
+):
     config = replace(aligning, max_steps=3, checkpoint_every=1, evaluate_every=0)
-    metrics = train(config, tmp_path / "whole", feature_cache=features, progress=False)
+    metrics = train(config, tmp_path / "whole", feature_cache=stored_features, progress=False)
     for step in (1, 3):  # before the first checkpoint, and after it
         out = tmp_path / str(step)
         stop_at(step, out, config=config)
-        assert train(config, out, resume=True, feature_cache=features, progress=False) == metrics
+        assert (
+            train(config, out, resume=True, feature_cache=stored_features, progress=False)
+            == metrics
+        )
         assert same_weights(out / "last", tmp_path / "whole" / "last")
     # control: aligned projections begin elsewhere
     first = replace(config, align_first=0, max_steps=1)
-    train(first, tmp_path / "not", feature_cache=features, progress=False)
+    train(first, tmp_path / "not", feature_cache=stored_features, progress=False)
     losses = [read_metrics(tmp_path / name, "train")[0]["loss"] for name in ("whole", "not")]
     assert losses[0] != losses[1]
 

@@ -23,14 +23,14 @@ from helpers.shapes import shapes_run_config
 
 
 @pytest.fixture(scope="module")
-def trained(runs, tmp_path_factory):
+def trained_runs(runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     return cache(lambda kind: (folder / kind, train(runs[kind], folder / kind, progress=False)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_is_continued_with_the_same_bits(kind, runs, trained, tmp_path):
-    (whole, metrics) = trained(kind)
+def test_is_continued_with_the_same_bits(kind, runs, trained_runs, tmp_path):
+    (whole, metrics) = trained_runs(kind)
     out = tmp_path / "run"
     assert runs[kind].select_by in metrics
     assert kind != "ranking" or {"rsum", "one_stage_rsum", "chance_rsum"} <= metrics.keys()
@@ -52,10 +52,10 @@ def test_is_continued_with_the_same_bits(kind, runs, trained, tmp_path):
         assert same_weights(out / name, whole / name)
 
 
-def test_a_trained_head_keeps_its_answers(runs, trained, tmp_path):
+def test_a_trained_head_keeps_its_answers(runs, trained_runs, tmp_path):
     """They travel from the set into the checkpoint, and its order counts then, not that of another set."""
     first = runs["vqa"]
-    (out, _) = trained("vqa")
+    (out, _) = trained_runs("vqa")
     answers = load(out, device="cpu").answer(png_of_colour("red"), "What colour is this?", top=99)
     assert {choice.label for choice in answers} == set(ANSWERS)
     folder = write_entry_set(tmp_path / "set", "vqa")
@@ -141,7 +141,7 @@ def one_set(tiny_dataset):
     return shapes_run_config(tiny_dataset, data=data, evaluate_every=None)
 
 
-def read(config, folder, **options):
+def read_run(config, folder, **options):
     checkpoint = starting_checkpoint(config)
     context = build_task(config, checkpoint, checkpoint.model().train())
     if config.freeze_towers:
@@ -160,7 +160,7 @@ def test_examples_of_a_batch_are_of_one_set(one_set, tmp_path, frozen):
     mixed = replace(config, data=replace(config.data, one_set_per_batch=False))  # control
     batches = []
     for run_config in (config, mixed):
-        examples = read(run_config, tmp_path)
+        examples = read_run(run_config, tmp_path)
         batches.append(
             [{bool(examples.set_numbers[example]) for example in seen} for seen in examples.seen]
         )
@@ -171,4 +171,4 @@ def test_examples_of_a_batch_are_of_one_set(one_set, tmp_path, frozen):
 
 def test_examples_that_do_not_tell_their_images_are_refused(one_set, tmp_path):
     with pytest.raises(ValueError, match="the examples of pretraining have no set_numbers"):
-        read(one_set, tmp_path, hidden=True)
+        read_run(one_set, tmp_path, hidden=True)

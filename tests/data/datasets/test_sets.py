@@ -34,7 +34,7 @@ def source(tmp_path):
 
 
 @pytest.fixture
-def config(tmp_path):
+def set_config(tmp_path):
     """Of VG-QA, with the splits of COCO and a vocabulary."""
     write_coco(tmp_path / "coco")
     (tmp_path / "vqa").mkdir()
@@ -43,7 +43,7 @@ def config(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def prepared_folders(tmp_path_factory):
     """Each set with its usual splits, but VG-QA."""
     folder = tmp_path_factory.mktemp("sets")
     folders = {}
@@ -76,8 +76,8 @@ def prepared(tmp_path_factory):
         ("aro", dict.fromkeys(("relation", "attribution"), (4, 4)), 2),
     ],
 )
-def test_sizes(prepared, name, sizes, files):
-    folder, info = prepared[name]
+def test_sizes(prepared_folders, name, sizes, files):
+    folder, info = prepared_folders[name]
     assert split_counts(info) == sizes
     assert info == read_info(folder)
     assert len(info.sources) == files
@@ -85,9 +85,9 @@ def test_sizes(prepared, name, sizes, files):
     assert info.left_out == left_out.get(name, {})
 
 
-def test_rows(prepared):
+def test_rows(prepared_folders):
     def row(name, split, number):
-        return read_rows(prepared[name][0], split)[number]
+        return read_rows(prepared_folders[name][0], split)[number]
 
     coco = row("coco", "train", 0)
     region = row("vg", "train", 1)
@@ -138,9 +138,9 @@ def test_rows(prepared):
     assert paired["entries"][1] == {**statement, "label": "True"}
 
 
-def test_vocabulary_is_that_of_both_annotated_splits(prepared, source, tmp_path):
+def test_vocabulary_is_that_of_both_annotated_splits(prepared_folders, source, tmp_path):
     # Of picture 9, whose annotations come first, those of the questions 3, 2, 1, 0 in this order.
-    assert read_vocabulary(prepared["vqav2"][0]) == ("no", "yes", "2")
+    assert read_vocabulary(prepared_folders["vqav2"][0]) == ("no", "yes", "2")
     assert set(FREQUENT_ANSWERS) == {"no", "yes", "2"}
     prepare_set("vqav2", source("vqav2"), tmp_path / "some", PrepareConfig(splits=("validation",)))
     assert read_vocabulary(tmp_path / "some") == ("no", "yes", "2")
@@ -196,7 +196,7 @@ class TestSplits:
         ("nlvr2", {"nlvr2/data": ""}),
     ],
 )
-def test_other_places(prepared, source, tmp_path, name, moves):
+def test_other_places(prepared_folders, source, tmp_path, name, moves):
     folder = source(name)
     for pattern, target in moves.items():
         for path in list(folder.glob(pattern)):
@@ -205,7 +205,7 @@ def test_other_places(prepared, source, tmp_path, name, moves):
     info = prepare_set(
         name, folder, tmp_path / "out", VgConfig() if name == "vg" else PrepareConfig()
     )
-    assert info.digest == prepared[name][1].digest
+    assert info.digest == prepared_folders[name][1].digest
 
 
 def _first(key, **values):
@@ -348,19 +348,19 @@ def test_pairs_of_snli_ve_without_an_id_are_numbered(source, tmp_path):
 
 
 class TestHeldOut:
-    def test_of_captions(self, source, tmp_path, config):
+    def test_of_captions(self, source, tmp_path, set_config):
         (folder := source("vg")).joinpath("image_data.json").rename(tmp_path / "kept.json")
         # it is not needed
         assert prepare_set("vg", folder, tmp_path / "all", VgConfig()).splits["train"].images == 5
         (tmp_path / "kept.json").rename(folder / "image_data.json")
-        config_with_splits = VgConfig(leave_out=("val", "test"), karpathy=config.karpathy)
+        config_with_splits = VgConfig(leave_out=("val", "test"), karpathy=set_config.karpathy)
         info = prepare_set("vg", folder, tmp_path / "out", config_with_splits)
         assert [row["id"] for row in read_rows(tmp_path / "out", "train")] == ["1", "2", "4", "5"]
         assert info.some_left_out["image in COCO's val or test split"] == ["3"]
 
-    def test_of_questions(self, source, tmp_path, config):
+    def test_of_questions(self, source, tmp_path, set_config):
         folder = source("vgqa")
-        info = prepare_set("vgqa", folder, tmp_path / "out", config)
+        info = prepare_set("vgqa", folder, tmp_path / "out", set_config)
         rows = read_rows(tmp_path / "out", "train")
         assert [row["id"] for row in rows] == ["1", "2", "4", "5"]
         assert info.some_left_out["image in COCO's val or test split"] == ["3"]
@@ -368,7 +368,7 @@ class TestHeldOut:
             "vgqa",
             folder,
             tmp_path / "wider",
-            replace(config, leave_out=("restval", "val", "test")),
+            replace(set_config, leave_out=("restval", "val", "test")),
         )
         assert [row["id"] for row in read_rows(tmp_path / "wider", "train")] == ["1", "2", "5"]
         assert wider.settings["leave_out"] == ["restval", "val", "test"]
@@ -392,7 +392,7 @@ class TestHeldOut:
         }
         assert read_vocabulary(tmp_path / "out") == ("yes", "no", "2")
 
-    def test_none_gets_into_training_whatever_may_be_bad(self, source, tmp_path, config):
+    def test_none_gets_into_training_whatever_may_be_bad(self, source, tmp_path, set_config):
         folder = source("vgqa")
         out = tmp_path / "out"
         write_file(
@@ -409,27 +409,29 @@ class TestHeldOut:
             (tmp_path / "nowhere.json", FileNotFoundError, r"nowhere\.json"),
         ):
             with pytest.raises(error, match=message):
-                prepare_set("vgqa", folder, out, replace(config, karpathy=karpathy, max_errors=9))
+                prepare_set(
+                    "vgqa", folder, out, replace(set_config, karpathy=karpathy, max_errors=9)
+                )
         assert not (out / "dataset.json").exists()
 
-    def test_files(self, source, tmp_path, config):
+    def test_files(self, source, tmp_path, set_config):
         folder = source("vgqa")
         out = tmp_path / "out"
         (tmp_path / "coco" / "dataset_coco.json").rename(folder / "dataset_coco.json")
-        config = replace(config, karpathy=None)
-        assert prepare_set("vgqa", folder, out, config).sources.keys() == {
+        set_config = replace(set_config, karpathy=None)
+        assert prepare_set("vgqa", folder, out, set_config).sources.keys() == {
             "answers.json",
             "dataset_coco.json",
             "image_data.json",
             "annotations/question_answers.json",
         }
         with pytest.raises(FileNotFoundError, match=r"no answers\.json in"):
-            prepare_set("vgqa", folder, tmp_path / "other", replace(config, answers=folder))
+            prepare_set("vgqa", folder, tmp_path / "other", replace(set_config, answers=folder))
         for file in ("image_data.json", "annotations/question_answers.json"):
             (folder / file).rename(tmp_path / "moved.json")
             name = Path(file).name
             with pytest.raises(FileNotFoundError, match=rf"no file {name} or annotations/{name}"):
-                prepare_set("vgqa", folder, tmp_path / "other", config)
+                prepare_set("vgqa", folder, tmp_path / "other", set_config)
             (tmp_path / "moved.json").rename(folder / file)
         with pytest.raises(ValueError, match="vgqa takes a VgqaConfig, given is a PrepareConfig"):
             prepare_set("vgqa", folder, out, PrepareConfig())
