@@ -159,13 +159,12 @@ class TestPairs:
         rows = (5, 0, 9)
         batch = pairs[BatchKey(rows, 1)]
         images = pairs.images
-        numbers = pairs.pairs[list(rows)].tolist()
-        assert torch.equal(batch.image_index, identities(images, [image for image, _ in numbers]))
-        assert batch.ids == tuple(images.names([image for image, _ in numbers]))
-        assert torch.equal(batch.pixel_values, images.pixel_values([image for image, _ in numbers]))
-        texts = images.processor.texts(
-            [row["entry"] for row in images.examples([number for _, number in numbers])]
-        )
+        image_rows, entry_numbers = pairs.pairs[list(rows)].T.tolist()
+        assert torch.equal(batch.image_index, identities(images, image_rows))
+        assert batch.ids == tuple(images.names(image_rows))
+        assert torch.equal(batch.pixel_values, images.pixel_values(image_rows))
+        captions = [row["entry"] for row in images.examples(entry_numbers)]
+        texts = images.processor.texts(captions)
         assert torch.equal(batch.input_ids, texts.input_ids)
         assert torch.equal(batch.attention_mask, texts.attention_mask)
         hidden = batch.mlm_labels >= 0

@@ -56,7 +56,7 @@ MORE_KINDS = (
 )
 
 
-def write_images(folder, *names):
+def write_png_files(folder, *names):
     folder.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
         (folder / f"{name}.png").write_bytes(png_of_shade(number))
@@ -112,7 +112,7 @@ def test_every_kind_of_source_has_the_same_images_and_captions(kind, sources_by_
     ],
 )
 def test_several_captions_of_an_image(name, content, tmp_path):
-    write_images(tmp_path, "a")
+    write_png_files(tmp_path, "a")
     (tmp_path / name).write_text(content)
     examples = list(read(tmp_path if name.endswith(".txt") else tmp_path / name))
     assert [text for example in examples for text in example.texts] == ["one", "two"]
@@ -139,7 +139,7 @@ def test_splits_and_classes_are_those_of_the_source(saved, tmp_path):
 def test_class_folders_with_splits(tmp_path):
     for split in ("train", "val", "test"):
         for name in ("cat", "big_dog"):
-            write_images(tmp_path / split / name, "a")
+            write_png_files(tmp_path / split / name, "a")
     labels = {(example.split, example.fields["label"]) for example in read(tmp_path)}
     assert labels == {
         (split, name) for split in ("train", "validation", "test") for name in ("cat", "big_dog")
@@ -175,7 +175,7 @@ def test_bad_rows_are_named_by_line_and_the_next_ones_are_read(name, content, ex
 
 
 def test_pairs_of_images(tmp_path):
-    write_images(tmp_path, "a", "b")
+    write_png_files(tmp_path, "a", "b")
     (tmp_path / "t.csv").write_text("left,right,text\na.png,b.png,both\n")
     (tmp_path / "u.csv").write_text("first,second,text\na.png,b.png,both\n")
     for examples in (
@@ -378,8 +378,8 @@ def test_limits_of_what_is_read(tmp_path, monkeypatch):
 def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(
     tmp_path, caplog, monkeypatch
 ):
-    write_images(tmp_path, "a", ".hidden")
-    write_images(tmp_path / "shut", "b")
+    write_png_files(tmp_path, "a", ".hidden")
+    write_png_files(tmp_path / "shut", "b")
     for name in ("x.raw", "y.raw", "z.psd"):
         (tmp_path / name).write_bytes(b"?")
     (tmp_path / "main.ts").write_text("export const x = 1")
@@ -407,7 +407,7 @@ def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(
 
 
 def test_captions_through_a_link_out_of_the_folder_are_refused(tmp_path):
-    write_images(tmp_path / "photos", "a")
+    write_png_files(tmp_path / "photos", "a")
     (tmp_path / "secret.txt").write_text("a secret")
     (tmp_path / "photos" / "a.txt").symlink_to(tmp_path / "secret.txt")
     (example,) = read(tmp_path / "photos")

@@ -1,6 +1,7 @@
 """What processes exchange and have in common: rows, arguments, data, states, and features of frozen towers."""
 
 import itertools
+import math
 import warnings
 
 import pytest
@@ -309,9 +310,12 @@ def computed_and_read(folder):
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_each_row_is_computed_once_and_read_by_all(world_size, tmp_path):
-    *first, again = zip(*run_on_ranks(world_size, computed_and_read, tmp_path), strict=True)
-    for num_rows, result in zip((7, 10), first, strict=True):
-        assert sorted(row for computed, _ in result for row in computed) == list(range(num_rows))
-        assert max(len(computed) for computed, _ in result) == -(-num_rows // world_size)
-        assert all(states == list(range(num_rows)) for _, states in result)
-    assert all((computed, states) == ([], list(range(10))) for computed, states in again)
+    results = run_on_ranks(world_size, computed_and_read, tmp_path)
+    seven_rows, ten_rows, ten_rows_again = zip(*results, strict=True)
+    for num_rows, result in ((7, seven_rows), (10, ten_rows)):
+        numbers = list(range(num_rows))
+        computed_rows, read_rows = zip(*result, strict=True)
+        assert sorted(itertools.chain.from_iterable(computed_rows)) == numbers
+        assert max(map(len, computed_rows)) == math.ceil(num_rows / world_size)
+        assert list(read_rows) == [numbers] * world_size
+    assert list(ten_rows_again) == [([], list(range(10)))] * world_size

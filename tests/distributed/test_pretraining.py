@@ -312,7 +312,7 @@ def at_once(kind):
     return loss.detach(), gradient_values(task)
 
 
-def losses_in_parts(kind):
+def losses_of_micro_batches(kind):
     task = PretrainingTask(build_model(KINDS[kind]).train(), ITC)
     shares = micro_batches(rank(), world_size())
     contrasts = contrast_of_step(task, shares, lambda micro: seed_dropout(rank(), micro))
@@ -328,7 +328,7 @@ def losses_in_parts(kind):
 
 def contrasts():
     return {
-        (kind, whole): at_once(kind) if whole else losses_in_parts(kind)
+        (kind, whole): at_once(kind) if whole else losses_of_micro_batches(kind)
         for kind in KINDS
         for whole in (True, False)
     }

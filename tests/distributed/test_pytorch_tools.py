@@ -118,7 +118,7 @@ def test_processes_have_the_gradients_of_one(wrap, config, loss_of, processes):
 
 
 @pytest.fixture
-def small_model():
+def float_model():
     return build_model(CONFIG)
 
 
@@ -181,10 +181,10 @@ def test_compile(backend):
 
 @pytest.mark.filterwarnings("ignore:torch.(ao.)?quant")  # which PyTorch leaves to torchao
 @pytest.mark.parametrize("dtype", [torch.qint8, torch.float16])
-def test_dynamic_quantisation(small_model, dtype):
-    small = torch.ao.quantization.quantize_dynamic(small_model, {nn.Linear}, dtype=dtype)
+def test_dynamic_quantisation(float_model, dtype):
+    small = torch.ao.quantization.quantize_dynamic(float_model, {nn.Linear}, dtype=dtype)
     assert not any(type(module) is nn.Linear for module in small.modules())
-    expected = small_model(*model_inputs())
+    expected = float_model(*model_inputs())
     outputs = small(*model_inputs())
     tolerance = 0.1 if dtype == torch.qint8 else 0.01
     for name, output in expected._asdict().items():
@@ -193,7 +193,7 @@ def test_dynamic_quantisation(small_model, dtype):
         )
         assert 1e-6 < difference < tolerance, name
     assert (
-        max_difference(small.itm_logits(outputs.pooled), small_model.itm_logits(expected.pooled))
+        max_difference(small.itm_logits(outputs.pooled), float_model.itm_logits(expected.pooled))
         < 0.2
     )
 
@@ -253,12 +253,12 @@ def called_with_weights(model):
         called_with_weights,
     ],
 )
-def test_copies(small_model, copied):
-    twin = copied(small_model)
-    assert_same_outputs(twin, small_model, *model_inputs())
+def test_copies(float_model, copied):
+    twin = copied(float_model)
+    assert_same_outputs(twin, float_model, *model_inputs())
     control = build_model(CONFIG, seed=1)
     assert (
-        max_difference(control(*model_inputs()).pooled, small_model(*model_inputs()).pooled) > 0.1
+        max_difference(control(*model_inputs()).pooled, float_model(*model_inputs()).pooled) > 0.1
     )
 
 

@@ -16,7 +16,7 @@ NOISE = 1e-7
 
 
 @pytest.fixture(scope="module")
-def recorded_gradients(recorded):
+def recorded_figures(recorded):
     return recorded.json("gradients.json")
 
 
@@ -66,30 +66,32 @@ def tolerance(figure, entries, value):
 
 
 class TestGradients:
-    def test_losses_and_every_parameter(self, recorded, recomputed_gradients, recorded_gradients):
+    def test_losses_and_every_parameter(self, recorded, recomputed_gradients, recorded_figures):
         """What the official model carries without using it is left behind or carried along."""
-        ours = pretraining_outputs(pretraining_task(recorded, recorded.load()), recorded.inputs)
-        assert wrong({name: ours[name] for name in recorded.outputs}, recorded.outputs) == {}
-        assert differing(recomputed_gradients, recorded_gradients) == set()
-        unreached = {name for name, values in recorded_gradients.items() if values is None}
-        assert set(recomputed_gradients) == set(recorded_gradients) - unreached
+        task = pretraining_task(recorded, recorded.load())
+        outputs = pretraining_outputs(task, recorded.inputs)
+        ours = {name: outputs[name] for name in recorded.outputs}
+        assert wrong(ours, recorded.outputs) == {}
+        assert differing(recomputed_gradients, recorded_figures) == set()
+        unreached = {name for name, values in recorded_figures.items() if values is None}
+        assert set(recomputed_gradients) == set(recorded_figures) - unreached
         assert unreached <= {*recorded.checkpoint.dropped, *recorded.extra_tensor_names()}
 
-    def test_control_another_weight_of_itm_fails(self, recorded, recorded_gradients):
-        names = differing(official_gradients(recorded, factor=1.01), recorded_gradients)
+    def test_control_another_weight_of_itm_fails(self, recorded, recorded_figures):
+        names = differing(official_gradients(recorded, factor=1.01), recorded_figures)
         assert {"itm_score.fc.weight", "cross_modal_image_pooler.dense.weight"} <= names
         assert not any(name.startswith("mlm_score.") for name in names)
 
-    def test_control_exchanged_query_and_value_fail(self, recomputed_gradients, recorded_gradients):
+    def test_control_exchanged_query_and_value_fail(self, recomputed_gradients, recorded_figures):
         query = next(
-            name for name in recorded_gradients if name.endswith("attention.self.query.weight")
+            name for name in recorded_figures if name.endswith("attention.self.query.weight")
         )
         value = query.replace("query.weight", "value.weight")
         exchanged = recomputed_gradients | {
             query: recomputed_gradients[value],
             value: recomputed_gradients[query],
         }
-        assert differing(exchanged, recorded_gradients) == {query, value}
+        assert differing(exchanged, recorded_figures) == {query, value}
 
 
 def train(recorded, training, **changes):
@@ -162,15 +164,15 @@ class TestSteps:
                         step["group_lr_used"][groups[official][2]], rel=1e-6
                     )
 
-    def test_change_of_each_parameter(self, recorded_training, retrained, recorded_gradients):
-        assert differing_changes(retrained[2], recorded_training, recorded_gradients) == []
-        assert sum(is_noise(name, recorded_gradients) for name in retrained[2]) < 0.2 * len(
+    def test_change_of_each_parameter(self, recorded_training, retrained, recorded_figures):
+        assert differing_changes(retrained[2], recorded_training, recorded_figures) == []
+        assert sum(is_noise(name, recorded_figures) for name in retrained[2]) < 0.2 * len(
             retrained[2]
         )
 
         changes = recorded_changes(recorded_training)
         for name, norm in retrained[2].items():
-            if is_noise(name, recorded_gradients):  # moves less than a gradient does
+            if is_noise(name, recorded_figures):  # moves less than a gradient does
                 assert norm < changes[name.replace("key.bias", "query.bias")]
         assert all(changes[name] == 0 for name in set(changes) - set(retrained[2]))
 
@@ -178,7 +180,7 @@ class TestSteps:
         "change", [{"rule": "adamw"}, {"betas": (0.9, 0.999)}, {"weight_decay": 0.0}]
     )
     def test_control_another_optimiser_fails(
-        self, recorded, recorded_training, recorded_gradients, change
+        self, recorded, recorded_training, recorded_figures, change
     ):
         _, _, norms = train(recorded, recorded_training, **change)
-        assert differing_changes(norms, recorded_training, recorded_gradients) != []
+        assert differing_changes(norms, recorded_training, recorded_figures) != []

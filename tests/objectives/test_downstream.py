@@ -25,7 +25,7 @@ def small_model(**heads):
     )
 
 
-def texts(count=1):
+def token_rows(count=1):
     ids, mask = random_texts([length for length in LENGTHS for _ in range(count)])
     return {"input_ids": ids, "attention_mask": mask}
 
@@ -36,7 +36,7 @@ def test_accuracy_is_that_of_the_likelier_answer_to_each_class():
         network.classification_head.decoder.weight.zero_()
         network.classification_head.decoder.bias.copy_(torch.tensor([0.3, -0.3]))
     batch = Batch(
-        pixel_values=random_images(3), labels=torch.tensor([[1, 0], [1, 1], [1, 0]]), **texts()
+        pixel_values=random_images(3), labels=torch.tensor([[1, 0], [1, 1], [1, 0]]), **token_rows()
     )
     assert float(
         task_of_head(network, "classification")(batch).metrics["label_accuracy"]
@@ -51,7 +51,7 @@ def test_dropout_before_the_head_of_nlvr2():
     )
     network.nlvr2_head.train()
     pixels = {"pixel_values": random_images(3), "pixel_values_2": random_images(3, seed=1)}
-    task_of_head(network, "nlvr2")(Batch(labels=torch.tensor([0, 1, 1]), **pixels, **texts()))
+    task_of_head(network, "nlvr2")(Batch(labels=torch.tensor([0, 1, 1]), **pixels, **token_rows()))
     assert 0.2 < (seen[0] == 0).float().mean().item() < 0.8
 
 
@@ -64,7 +64,7 @@ class TestRanking:
             pixel_values=random_images(3),
             image_index=torch.arange(3),
             seed=1,
-            **texts(self.NUM_TEXTS),
+            **token_rows(self.NUM_TEXTS),
         )
 
     def test_each_image_with_each_of_its_texts(self, batch):
@@ -120,7 +120,9 @@ class TestRanking:
 
 def test_numbers():
     task = task_of_head(small_model(classification=1, itm=False), "classification")
-    batch = Batch(pixel_values=random_images(3), labels=torch.tensor([0.5, 4.2, 3.0]), **texts())
+    batch = Batch(
+        pixel_values=random_images(3), labels=torch.tensor([0.5, 4.2, 3.0]), **token_rows()
+    )
     predicted = task.predict(batch)[:, 0]
     assert task(batch).total.item() == pytest.approx(
         ((predicted - batch.labels) ** 2).mean().item(), rel=1e-5
@@ -130,7 +132,7 @@ def test_numbers():
 
 def test_without_labels():
     task = task_of_head(small_model(snli_ve=True), "snli_ve")
-    batch = Batch(pixel_values=random_images(3), **texts())
+    batch = Batch(pixel_values=random_images(3), **token_rows())
     assert len(task.predict(batch)) == 3
     with pytest.raises(ValueError, match="this batch has no labels"):
         task(batch)

@@ -297,8 +297,10 @@ def test_uniform_negatives_fall_everywhere():
     source = generator()
     drawn = [uniform_pairs(index, source) for _ in range(300)]
     assert all(pairs.labels.tolist() == [1] * 4 + [0] * 8 for pairs in drawn)
-    for rows in ([pairs.image_rows[4] for pairs in drawn], [pairs.text_rows[8] for pairs in drawn]):
-        shares = torch.bincount(torch.stack(rows), minlength=4) / len(rows)
+    images_of_first_text = torch.stack([pairs.image_rows[4] for pairs in drawn])
+    texts_of_first_image = torch.stack([pairs.text_rows[8] for pairs in drawn])
+    for rows in (images_of_first_text, texts_of_first_image):
+        shares = torch.bincount(rows, minlength=4) / len(rows)
         assert shares[:2].tolist() == [0, 0]
         assert (shares[2:] - 0.5).abs().max() < 0.15
 

@@ -21,7 +21,7 @@ def make_batch(index=(0, 1, 2, 3, 3), seed=3):
     return random_caption_batch(index, [7, 4, 6, 5, 3][: len(index)], CONFIG, seed=seed)
 
 
-def pretraining_task(*phases, **changes):
+def task_on_small_model(*phases, **changes):
     return PretrainingTask(
         build_model(CONFIG), PretrainingConfig(phases=phases or (ALL,), **changes)
     )
@@ -63,7 +63,7 @@ class TestWork:
         ],
     )
     def test_one_image_encode_serves_all(self, phase, texts, pairs):
-        task = pretraining_task(phase)
+        task = task_on_small_model(phase)
         calls = Calls(task.model)
         losses = task(make_batch())
         assert (calls.images, calls.texts, calls.pairs) == ([5], texts, pairs)
@@ -86,7 +86,7 @@ class TestValues:
         batch = make_batch()
         for seed in range(20):
             batch = replace(batch, seed=seed)
-            task = pretraining_task(phase)
+            task = task_on_small_model(phase)
             image = task.model.encode_image(batch.pixel_values)
             text = task.model.encode_text(batch.input_ids, batch.attention_mask)
             cosines = task.model.image_embeds(image) @ task.model.text_embeds(text).T
@@ -106,7 +106,7 @@ class TestValues:
         batch = make_batch((2, 2, 2))
         gradients = []
         for weight in (1, 100):
-            task = pretraining_task(replace(ALL, itm=weight, negatives=negatives))
+            task = task_on_small_model(replace(ALL, itm=weight, negatives=negatives))
             losses = task(batch)
             assert losses.terms["itm"] == 0
             losses.total.backward()
@@ -117,7 +117,7 @@ class TestValues:
 
     def test_mlm_is_weighed_with_its_accuracy(self):
         """The mean over micro-batches is that over all hidden words then."""
-        task = pretraining_task(Phase(mlm=1, itm=0))
+        task = task_on_small_model(Phase(mlm=1, itm=0))
         batch = make_batch()
         word = batch.mlm_labels[0, 1]
         with torch.no_grad():
@@ -136,7 +136,7 @@ def test_a_doubled_weight_doubles_its_share_of_the_gradient(name):
     batch = make_batch()
     changes = {}, {name: 2}, {"mlm": 1e-30, "itm": 1e-30, "itc": 1e-30, name: 1}
     once, twice, alone = (
-        gradient(pretraining_task(replace(ALL, **change)), batch) for change in changes
+        gradient(task_on_small_model(replace(ALL, **change)), batch) for change in changes
     )
     torch.testing.assert_close(twice - once, alone, atol=1e-5, rtol=1e-4)
     assert alone.abs().max() > 1e-3
@@ -144,7 +144,7 @@ def test_a_doubled_weight_doubles_its_share_of_the_gradient(name):
 
 class TestPhases:
     def test_progress_decides(self):
-        task = pretraining_task(*SHAPES_PHASES)
+        task = task_on_small_model(*SHAPES_PHASES)
         seen = {}
         for progress in (0.0, 0.29, 0.3, 0.61, 1.0):
             task.progress = progress
@@ -197,7 +197,7 @@ class TestPhases:
 def test_in_one_process_hard_negatives_of_the_world_are_those_of_the_rank():
     phase = replace(ALL, negatives="hard")
     totals = {
-        scope: pretraining_task(phase, negatives_from=scope)(make_batch()).total.item()
+        scope: task_on_small_model(phase, negatives_from=scope)(make_batch()).total.item()
         for scope in ("rank", "world")
     }
     assert totals["rank"] == totals["world"]

@@ -217,12 +217,15 @@ def test_one_call_changes_all_weights_of_a_rate(monkeypatch):
 def test_a_predictor_sends_bytes_and_does_not_wait(tiny_processor):
     engine = TorchEngine(on_gpu().eval(), GPU, torch.float16)
     pixels = [torch.zeros(3, 24, 24, dtype=torch.uint8)] * 2
-    with torch.no_grad(), NoWaiting() as waiting:  # in inference mode, `to` would come whole
+    # In inference mode, `to` would come whole.
+    with torch.no_grad(), NoWaiting() as waiting:
         image = encoded_images(engine, tiny_processor, pixels)
         text = encoded_texts(engine, tiny_processor, [[0, 5, 6, 2], [0, 7, 2]])
         fused = engine.fuse(engine.cache_image(image), engine.cache_text(text))
-    assert [tensor.dtype for tensor in waiting.pinned if tensor.ndim == 4] == [torch.uint8]
-    assert (fused.pooled.device, fused.pooled.dtype) == (GPU, torch.float16)
+    pixel_types = [tensor.dtype for tensor in waiting.pinned if tensor.ndim == 4]
+    assert pixel_types == [torch.uint8]
+    assert fused.pooled.device == GPU
+    assert fused.pooled.dtype == torch.float16
 
 
 def test_items_are_computed_without_waiting_and_constants_are_sent_once(tiny_processor):

@@ -74,7 +74,7 @@ def save(out, made, state=STATE, *, asynchronous=False):
     return folder
 
 
-def state_files(out):
+def names_of_state(out):
     return sorted(path.name for path in (out / STATE_FOLDER).iterdir())
 
 
@@ -87,7 +87,7 @@ def test_the_same_bits_come_back(tmp_path, rule, asynchronous):
     save(tmp_path, made, asynchronous=asynchronous)
     assert load_state(tmp_path, *other, CONDITIONS) == STATE
     assert same_state(made, other)
-    assert state_files(tmp_path) == ["step-00000003"]
+    assert names_of_state(tmp_path) == ["step-00000003"]
     for run_state in (made, other):
         torch.manual_seed(5)
         step_optimizer(*run_state)
@@ -100,7 +100,7 @@ def test_the_last_two_are_kept(tmp_path, asynchronous):
     with StateSaver(tmp_path, CONDITIONS, asynchronous=asynchronous) as saver:
         for number in range(1, 5):
             saver.save(*linear_and_optimizer(), TrainingState(step=number))
-    assert state_files(tmp_path) == ["step-00000003", "step-00000004"]
+    assert names_of_state(tmp_path) == ["step-00000003", "step-00000004"]
     assert saved_state(tmp_path).step == 4
 
 
@@ -139,7 +139,7 @@ def test_a_state_that_cannot_be_written_leaves_the_one_of_before(
         OSError, match=r"step-00000004 could not be written \(No space left on device\); make room"
     ):
         save(tmp_path, linear_and_optimizer(), TrainingState(step=4), asynchronous=asynchronous)
-    assert state_files(tmp_path) == ["step-00000003"]
+    assert names_of_state(tmp_path) == ["step-00000003"]
 
 
 def refusal(out, made):

@@ -85,15 +85,14 @@ def test_sizes(prepared_folders, name, sizes, files):
     assert info.left_out == left_out.get(name, {})
 
 
-def test_rows(prepared_folders):
-    def row(name, split, number):
-        return read_rows(prepared_folders[name][0], split)[number]
+@pytest.fixture(scope="module")
+def row(prepared_folders):
+    return lambda name, split, number: read_rows(prepared_folders[name][0], split)[number]
 
+
+def test_rows_of_captions(row):
     coco = row("coco", "train", 0)
     region = row("vg", "train", 1)
-    question = row("vqav2", "validation", 1)
-    stated = row("snli-ve", "validation", 0)
-    paired = row("nlvr2", "train", 1)
     assert (coco["id"], coco["images"]) == ("COCO_train2014_000000057870.jpg", [noise_jpeg(57870)])
     assert coco["entries"][:3] == [f"Picture 57870, caption {number}." for number in range(3)]
     assert coco["entries"][3:] == ["A restaurant has modern wooden tables and chairs."]
@@ -105,6 +104,10 @@ def test_rows(prepared_folders):
         "entries": ["the clock is green", "shade is along street 2"],
     }
     assert row("vg", "train", 4)["id"] == "5"  # 6 has no description
+
+
+def test_rows_of_questions(row):
+    question = row("vqav2", "validation", 1)
     assert (question["id"], question["images"]) == ("43", [noise_jpeg(43)])
     answers = ["no."] * 7 + ["The  dog", "dont know", "no."]
     types = {"question_type": "what is", "answer_type": "yes/no"}
@@ -126,10 +129,15 @@ def test_rows(prepared_folders):
             "answers": [],
         }
         assert question_row["entries"][0] == unanswered
+
+
+def test_rows_of_statements(row):
+    stated = row("snli-ve", "validation", 0)
+    paired = row("nlvr2", "train", 1)
     assert stated["id"] == "3416050490.jpg"
     statement = {"statement_id": "3416050490.jpg#1r1c", "text": "Statement 1 about 3416050490."}
     assert stated["entries"][1] == {**statement, "label": "contradiction"}
-    # a JPEG, whatever its name
+    # The second image is a JPEG, whatever its name.
     assert (paired["id"], paired["images"]) == (
         "train-10-0",
         [png_of_shade(1), noise_jpeg(1)],
