@@ -24,7 +24,8 @@ CONFIG = OFFICIAL_CONFIG.override(
 
 @pytest.fixture(scope="session")
 def checkpoint():
-    width, generator = CONFIG.text.hidden_size, torch.Generator().manual_seed(7)
+    width = CONFIG.text.hidden_size
+    generator = torch.Generator().manual_seed(7)
     pooler = {
         "text.pooler.dense.weight": torch.rand(width, width, generator=generator),
         "text.pooler.dense.bias": torch.rand(width, generator=generator),
@@ -40,7 +41,7 @@ def checkpoint():
 
 
 @pytest.fixture
-def own(checkpoint, tmp_path):
+def bridgetower_folder(checkpoint, tmp_path):
     write_checkpoint(checkpoint, tmp_path / "own")
     return tmp_path / "own"
 

@@ -44,16 +44,18 @@ def checkpoint():
 class TestModel:
     def test_training_changes_nothing_else(self, checkpoint):
         before = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
-        one, other = checkpoint.model(), checkpoint.model()
-        assert not one.training
+        trained = checkpoint.model()
+        untouched = checkpoint.model()
+        assert not trained.training
         with torch.no_grad():
-            for parameter in one.parameters():
+            for parameter in trained.parameters():
                 parameter.add_(1)
         assert same_tensors(checkpoint.tensors, before)
-        assert same_tensors(other.state_dict(), before)
+        assert same_tensors(untouched.state_dict(), before)
 
     def test_weights_are_not_copied_if_so_asked(self, checkpoint):
-        batch, model = (random_images(2), *random_texts([5, 3])), checkpoint.model(copy=False)
+        batch = (random_images(2), *random_texts([5, 3]))
+        model = checkpoint.model(copy=False)
         pointers = {name: value.data_ptr() for name, value in model.named_parameters()}
         assert pointers == {name: value.data_ptr() for name, value in checkpoint.tensors.items()}
         assert torch.equal(model(*batch).pooled, build_model()(*batch).pooled)
@@ -76,11 +78,9 @@ def test_without_its_contrastive_head(checkpoint):
 
 class TestResized:
     def test_only_positions_change_as_in_the_model(self, checkpoint):
-        same, larger, name = (
-            checkpoint.resized(24),
-            checkpoint.resized(40),
-            "vision.position_embedding",
-        )
+        same = checkpoint.resized(24)
+        larger = checkpoint.resized(40)
+        name = "vision.position_embedding"
         assert same.config == checkpoint.config
         assert same_tensors(same.tensors, checkpoint.tensors)
         assert [
@@ -90,7 +90,8 @@ class TestResized:
         assert larger.config == checkpoint.config.override({"vision.image_size": 40})
         check_tensors("larger", larger.config, larger.tensors)
 
-        images, original = random_images(2, size=40), checkpoint.model()
+        images = random_images(2, size=40)
+        original = checkpoint.model()
         assert torch.equal(
             larger.model().encode_image(images).cls, original.encode_image(images).cls
         )
@@ -117,8 +118,8 @@ class TestResized:
 
 
 def test_the_longest_text_is_what_the_tower_takes():
-    for positions, given, expected in ((514, 512, 512), (512, 512, 510), (514, 50, 50)):
-        config = ProcessorConfig(profile="official-finetune", image_size=24, max_length=given)
+    for positions, max_length, expected in ((514, 512, 512), (512, 512, 510), (514, 50, 50)):
+        config = ProcessorConfig(profile="official-finetune", image_size=24, max_length=max_length)
         model = changed_config(text__max_positions=positions)
         processor = Checkpoint(
             source="mine", config=model, tensors={}, processor=Processor(config, None)
@@ -128,7 +129,7 @@ def test_the_longest_text_is_what_the_tower_takes():
 
 def test_new_token_types_start_as_the_last_one(checkpoint):
     grown = checkpoint.with_token_types(3)
-    old, new = (each.tensors["token_type_embedding.weight"] for each in (checkpoint, grown))
+    old, new = (item.tensors["token_type_embedding.weight"] for item in (checkpoint, grown))
     assert torch.equal(new, torch.stack([old[0], old[1], old[1]]))
     check_tensors("grown", grown.config, grown.tensors)
     assert grown.config == checkpoint.config.override({"fusion.num_token_types": 3})
@@ -165,7 +166,8 @@ class TestLabels:
 
 
 def test_parameters_are_checked(checkpoint):
-    bias, embedding = "itm_head.fc.bias", "vision.class_embedding"
+    bias = "itm_head.fc.bias"
+    embedding = "vision.class_embedding"
     check_tensors("mine", checkpoint.config, checkpoint.tensors)
     for changes, message in (
         ({bias: None, embedding: None}, f"mine lacks tensors: {bias}, {embedding}$"),
@@ -180,11 +182,11 @@ def test_parameters_are_checked(checkpoint):
         tensors = checkpoint.tensors | {
             name: torch.rand(shape or ()) for name, shape in changes.items()
         }
-        kept = {
+        present = {
             name: tensor for name, tensor in tensors.items() if changes.get(name, ()) is not None
         }
         with pytest.raises(ValueError, match=message):
-            check_tensors("mine", checkpoint.config, kept)
+            check_tensors("mine", checkpoint.config, present)
 
 
 class TestCollect:
@@ -202,14 +204,14 @@ class TestCollect:
         collected = self.collected(foreign)
         assert same_tensors(collected.tensors, checkpoint.tensors)
         assert (collected.extra_tensors, collected.dropped) == ({}, ())
-        more = {
+        additional = {
             "text_transformer.pooler.dense.weight": torch.rand(32, 32),
             "vit_model.visual.ln_separate.3.bias": torch.rand(24),
             "left_b": torch.rand(1),
             "left_a": torch.rand(1),
             "temp": torch.rand(1),
         }
-        collected = self.collected(foreign | more)
+        collected = self.collected(foreign | additional)
         assert collected.extra_tensors.keys() == {
             "text.pooler.dense.weight",
             "vision.separate_norms.3.bias",
@@ -252,7 +254,8 @@ class TestFingerprint:
         assert {tensor.dtype for tensor in resized.model.state_dict().values()} == {torch.bfloat16}
 
     def test_changes_with_every_weight_and_setting(self, checkpoint):
-        processor, variants = checkpoint.processor, [checkpoint, checkpoint.resized(40)]
+        processor = checkpoint.processor
+        variants = [checkpoint, checkpoint.resized(40)]
         for name in (
             "token_type_embedding.weight",
             "itc_head.image.weight",
@@ -262,8 +265,8 @@ class TestFingerprint:
             changed.view(-1)[-1] += 0.1
             turned = checkpoint.tensors[name].reshape(-1, 1)  # same bytes, another shape
             variants += [
-                replace(checkpoint, tensors=checkpoint.tensors | {name: one})
-                for one in (changed, turned)
+                replace(checkpoint, tensors=checkpoint.tensors | {name: tensor})
+                for tensor in (changed, turned)
             ]
         white = Processor(
             replace(processor.config, background=(255, 255, 255)), processor.tokenizer
@@ -283,7 +286,8 @@ class TestFingerprint:
 
     def test_an_exact_one_changes_with_the_smallest_change(self, checkpoint):
         tensors = dict(checkpoint.tensors)
-        before, name = exact_fingerprint(tensors), "vision.class_embedding"
+        before = exact_fingerprint(tensors)
+        name = "vision.class_embedding"
         assert exact_fingerprint(dict(reversed(tensors.items()))) == before
         assert len(before) == 16
         tensors[name] = torch.nextafter(tensors[name], torch.tensor(9.0))
@@ -296,7 +300,8 @@ DEEP = {"vision.num_layers": 12, "text.num_layers": 11, "fusion.num_layers": 11}
 
 
 NO_HEADS = {"heads.mlm": False, "heads.itm": False, "heads.itc": None}
-FUSED, THEIRS = {"heads.itc": "fused"}, ("huggingface", "bridgetower.")
+FUSED = {"heads.itc": "fused"}
+THEIRS = ("huggingface", "bridgetower.")
 TABLES = {  # what differs from the small config, naming, prefix
     "clip": ({}, "clip"),
     "clip, two digits": (DEEP, "clip"),
@@ -336,8 +341,8 @@ def test_all_come_back_under_names_that_serve_once(kind):
     names = table(ours)
     foreign = export_tensors(names, ours)
     assert same_tensors(import_tensors(names, foreign), ours)
-    others = {name: torch.rand_like(value) for name, value in foreign.items()}
-    assert same_tensors(export_tensors(names, import_tensors(names, others)), others)
+    random_values = {name: torch.rand_like(value) for name, value in foreign.items()}
+    assert same_tensors(export_tensors(names, import_tensors(names, random_values)), random_values)
     assert sum(value.numel() for value in foreign.values()) == sum(
         value.numel() for value in ours.values()
     )
@@ -370,8 +375,8 @@ KNOWN = [
     (
         *("clip", "text.layers.3.attention.qkv.bias"),
         *(
-            f"text_transformer.encoder.layer.3.attention.self.{part}.bias"
-            for part in ("query", "key", "value")
+            f"text_transformer.encoder.layer.3.attention.self.{projection}.bias"
+            for projection in ("query", "key", "value")
         ),
     ),
     ("timm", "vision.layers.1.attention.qkv.weight", "vit_model.blocks.1.attn.qkv.weight"),
@@ -380,8 +385,8 @@ KNOWN = [
     (
         *("huggingface", "fusion.image_layers.5.cross_attention.key_value.weight"),
         *(
-            f"cross_modal_image_layers.5.crossattention.self.{part}.weight"
-            for part in ("key", "value")
+            f"cross_modal_image_layers.5.crossattention.self.{projection}.weight"
+            for projection in ("key", "value")
         ),
     ),
     (

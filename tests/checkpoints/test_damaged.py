@@ -55,7 +55,8 @@ VALUES = (
     {"a": 1},
     [1e9, math.nan, -1],
 )
-MEMORY, SECONDS = 2**30, 600
+MEMORY = 2**30
+SECONDS = 600
 CONFIGS = (
     *(
         VisionConfig,
@@ -79,7 +80,7 @@ CONFIGS = (
     ),
 )
 WORDS = {
-    "own": "text.word_embedding.weight",
+    "bridgetower_folder": "text.word_embedding.weight",
     "safe": "bridgetower.text_model.embeddings.word_embeddings.weight",
     "official": "text_transformer.embeddings.word_embeddings.weight",
 }
@@ -123,11 +124,11 @@ def altered(values):
     for value in VALUES:
         yield f" = {value!r}", value
     if isinstance(values, dict | list):
-        for key, part in values.items() if isinstance(values, dict) else enumerate(values):
-            for place, other in altered(part):
+        for key, element in values.items() if isinstance(values, dict) else enumerate(values):
+            for path, other in altered(element):
                 copy = values.copy()
                 copy[key] = other
-                yield f".{key}{place}", copy
+                yield f".{key}{path}", copy
 
 
 def problem(load):
@@ -148,37 +149,44 @@ def load(folder):
 
 
 def load_processor(folder):
-    own = (folder / "processor.json").exists()
-    return Processor.load(folder) if own else Processor.from_huggingface(folder, patch_size=16)
+    is_own_format = (folder / "processor.json").exists()
+    return (
+        Processor.load(folder)
+        if is_own_format
+        else Processor.from_huggingface(folder, patch_size=16)
+    )
 
 
 def problems(folder, file, load):
-    """What is wrong with a folder when a setting of a JSON file is absurd; the next setting gets other values."""
-    content, found = json.loads((folder / file).read_text()), {}
-    for place, values in islice(altered(content), None, None, 5):
+    """Returns the errors of a folder in which a setting of a JSON file is absurd. The next setting gets other values."""
+    content = json.loads((folder / file).read_text())
+    errors = {}
+    for path, values in islice(altered(content), None, None, 5):
         (folder / file).write_text(json.dumps(values))
-        if what := problem(lambda: load(folder)):
-            found[place] = what
+        if error_text := problem(lambda: load(folder)):
+            errors[path] = error_text
     (folder / file).write_text(json.dumps(content))
     load(folder)  # the control: as it was, it loads
-    return found
+    return errors
 
 
-def test_weights_without_their_folder_or_truncated(own, tmp_path):
+def test_weights_without_their_folder_or_truncated(bridgetower_folder, tmp_path):
     for name in ("model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"):
         write_safetensors(tmp_path / name, {"weight": torch.ones(2)})
         with pytest.raises(
             ValueError, match=f"weights without their config; pass its folder, {tmp_path}"
         ):
             read_checkpoint(tmp_path / name)
-    (own / "carried.safetensors").write_bytes((own / "carried.safetensors").read_bytes()[:-1])
+    (bridgetower_folder / "carried.safetensors").write_bytes(
+        (bridgetower_folder / "carried.safetensors").read_bytes()[:-1]
+    )
     with pytest.raises(ValueError, match=r"carried\.safetensors is not a whole"):
-        read_checkpoint(own)
+        read_checkpoint(bridgetower_folder)
 
 
 class TestConfigs:
     @pytest.mark.parametrize(
-        ("place", "change", "message"),
+        ("keys", "change", "message"),
         [
             ((), {"version": 2}, "of format version 2; this release reads 1"),
             ((), {"model": None}, r"own/config\.json: model is None; expected names"),
@@ -189,17 +197,17 @@ class TestConfigs:
             ),
         ],
     )
-    def test_of_this_package(self, own, place, change, message):
-        values = part = json.loads((own / "config.json").read_text())
-        for name in place:
-            part = part[name]
-        part.update(change)
-        (own / "config.json").write_text(json.dumps(values))
+    def test_of_this_package(self, bridgetower_folder, keys, change, message):
+        values = section = json.loads((bridgetower_folder / "config.json").read_text())
+        for name in keys:
+            section = section[name]
+        section.update(change)
+        (bridgetower_folder / "config.json").write_text(json.dumps(values))
         with pytest.raises(ValueError, match=message):
-            read_checkpoint(own)
+            read_checkpoint(bridgetower_folder)
 
     @pytest.mark.parametrize(
-        ("part", "change", "reason"),
+        ("section", "change", "reason"),
         [
             (
                 None,
@@ -220,10 +228,10 @@ class TestConfigs:
             ("vision_config", {"image_size": [32, 64]}, "is not square"),
         ],
     )
-    def test_of_transformers(self, safe, part, change, reason):
+    def test_of_transformers(self, safe, section, change, reason):
         edit_json(
             safe / "config.json",
-            lambda values: (values if part is None else values[part]).update(change),
+            lambda values: (values if section is None else values[section]).update(change),
         )
         with pytest.raises(ValueError, match=reason):
             read_checkpoint(safe)
@@ -251,18 +259,18 @@ class TestConfigs:
         edit_json(safe / "config.json", shorten)
         assert read_checkpoint(safe).config == expected.override({"heads.itc_size": 512})
 
-    def test_every_field_of_the_model_stands_in_the_file(self, own):
-        model = json.loads((own / "config.json").read_text())["model"]
-        parts = {
+    def test_every_field_of_the_model_stands_in_the_file(self, bridgetower_folder):
+        model = json.loads((bridgetower_folder / "config.json").read_text())["model"]
+        sections = {
             "vision": VisionConfig,
             "text": TextConfig,
             "fusion": FusionConfig,
             "heads": HeadsConfig,
         }
-        assert parts.keys() == {field.name for field in fields(ModelConfig)}
+        assert sections.keys() == {field.name for field in fields(ModelConfig)}
         assert all(
-            model[name].keys() == {field.name for field in fields(part)}
-            for name, part in parts.items()
+            model[name].keys() == {field.name for field in fields(section)}
+            for name, section in sections.items()
         )
 
 
@@ -274,7 +282,8 @@ def poison(file, key, trace):
 
 @pytest.mark.parametrize("key", ["state_dict", "hyper_parameters", "callbacks"])
 def test_official_pickles_are_refused(tmp_path, key):
-    file, trace = make_official().save(tmp_path / "model.ckpt"), tmp_path / "trace"
+    file = make_official().save(tmp_path / "model.ckpt")
+    trace = tmp_path / "trace"
     poison(file, key, trace)
     for read in (read_checkpoint, predictor.load):
         with pytest.raises(ValueError, match=r"model\.ckpt was refused"):
@@ -283,7 +292,8 @@ def test_official_pickles_are_refused(tmp_path, key):
 
 
 def test_a_pickle_is_refused_and_not_opened_where_safetensors_are_beside_it(pickled, tmp_path):
-    file, trace = pickled / "pytorch_model.bin", tmp_path / "trace"
+    file = pickled / "pytorch_model.bin"
+    trace = tmp_path / "trace"
     tensors = {name: value for name, value in torch.load(file).items() if not name.endswith("_ids")}
     poison(file, None, trace)
     with pytest.raises(ValueError, match=r"pytorch_model\.bin was refused"):
@@ -297,13 +307,13 @@ def test_a_pickle_is_refused_and_not_opened_where_safetensors_are_beside_it(pick
 
 class TestAbsurd:
     @pytest.mark.slow
-    def test_settings_of_folders(self, own, safe):
-        for folder, *others in (
-            (own, "processor.json"),
+    def test_settings_of_folders(self, bridgetower_folder, safe):
+        for folder, *files in (
+            (bridgetower_folder, "processor.json"),
             (safe, "preprocessor_config.json", "tokenizer_config.json"),
         ):
             assert problems(folder, "config.json", load) == {}
-            for file in others:
+            for file in files:
                 assert problems(folder, file, load_processor) == {}
 
     def test_index_of_shards(self, safe):
@@ -316,7 +326,8 @@ class TestAbsurd:
         assert problems(safe, index.name, lambda folder: read_sharded(folder / index.name)) == {}
 
     def test_official_settings(self):
-        made, found = make_official(), {}
+        made = make_official()
+        errors = {}
 
         def read(settings):
             return read_official("model.ckpt", settings, made.state_dict, OFFICIAL_OVERRIDES)
@@ -325,33 +336,37 @@ class TestAbsurd:
         for field in fields(Settings):
             for value in VALUES:
                 settings = {**made.run_config, field.name: value}
-                if what := problem(lambda settings=settings: read(settings)):
-                    found[f"{field.name} = {value!r}"] = what
-        assert found == {}
+                if error_text := problem(lambda settings=settings: read(settings)):
+                    errors[f"{field.name} = {value!r}"] = error_text
+        assert errors == {}
 
     @pytest.mark.parametrize("config", CONFIGS)
     def test_settings_of_runs_and_verbs(self, config):
-        found = {}
+        errors = {}
         for field in fields(config):
             for value in VALUES:
                 values = {field.name: value}
-                if what := problem(lambda values=values: from_plain(config, values, "settings")):
-                    found[f"{field.name} = {value!r}"] = what
+                if error_text := problem(
+                    lambda values=values: from_plain(config, values, "settings")
+                ):
+                    errors[f"{field.name} = {value!r}"] = error_text
             if str(field.type).removesuffix(" | None") in ("int", "float"):
                 for value in (math.nan, math.inf, 10**30, True, "a"):
                     with pytest.raises(ValueError, match=f"{field.name} is {value!r}"):
                         config(**{field.name: value})
-        assert found == {}
+        assert errors == {}
 
     @pytest.mark.parametrize("depth", [900, 100_000])
     @pytest.mark.parametrize("file", ["config.json", "processor.json", "tokenizer.json"])
-    def test_settings_nested_without_end_or_too_large_for_the_memory(self, own, file, depth):
+    def test_settings_nested_without_end_or_too_large_for_the_memory(
+        self, bridgetower_folder, file, depth
+    ):
         for content in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
-            (own / file).write_text(content)
-            assert problem(lambda: load(own)) is None
+            (bridgetower_folder / file).write_text(content)
+            assert problem(lambda: load(bridgetower_folder)) is None
             with pytest.raises(ValueError, match=file if depth > 900 else "."):
-                load(own)
-        with (own / file).open("w") as stream:
+                load(bridgetower_folder)
+        with (bridgetower_folder / file).open("w") as stream:
             stream.truncate(2**36)  # of which nothing is stored
         with (
             pytest.raises(
@@ -359,49 +374,52 @@ class TestAbsurd:
             ),
             guarded(),
         ):
-            load(own)
+            load(bridgetower_folder)
 
     @pytest.mark.parametrize(
         ("absurd", "words"),
         [
             (
-                lambda it: it["model"]["vocab"].update(red=280),
+                lambda settings: settings["model"]["vocab"].update(red=280),
                 "ids up to 280, but text.vocab_size is 280; give",
             ),
             (
-                lambda it: it["model"]["vocab"].update(red=2**32 - 1),
+                lambda settings: settings["model"]["vocab"].update(red=2**32 - 1),
                 "ids up to 4294967295, but text.vocab_size is 280",
             ),
             (
-                lambda it: it["added_tokens"].extend(
-                    it["added_tokens"][0] | {"content": f"<{n}>"} for n in range(9)
+                lambda settings: settings["added_tokens"].extend(
+                    settings["added_tokens"][0] | {"content": f"<{n}>"} for n in range(9)
                 ),
                 "ids up to 285, but",
             ),
             (
-                lambda it: it["post_processor"].update(sep=["</s>", 300]),
+                lambda settings: settings["post_processor"].update(sep=["</s>", 300]),
                 r"puts \[0, 300\] around a text",
             ),
         ],
     )
-    def test_token_ids_that_have_no_embedding(self, own, absurd, words):
-        edit_json(own / "tokenizer.json", absurd)
+    def test_token_ids_that_have_no_embedding(self, bridgetower_folder, absurd, words):
+        edit_json(bridgetower_folder / "tokenizer.json", absurd)
         with pytest.raises(ValueError, match=words), guarded():
-            load(own)
+            load(bridgetower_folder)
 
-    def test_header_of_weights_nested_without_end(self, own):
+    def test_header_of_weights_nested_without_end(self, bridgetower_folder):
         header = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
-        (own / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        (bridgetower_folder / "model.safetensors").write_bytes(
+            len(header).to_bytes(8, "little") + header
+        )
         with (
             pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"),
             guarded(),
         ):
-            load(own)
+            load(bridgetower_folder)
 
 
 @pytest.mark.parametrize("kind", WORDS)
 def test_what_is_no_float_or_no_number_is_refused_by_name(request, kind):
-    made, name = make_official(), WORDS[kind]
+    made = make_official()
+    name = WORDS[kind]
     whole = made.state_dict[name] if kind == "official" else None
     if kind != "official":
         folder = request.getfixturevalue(kind)
@@ -448,7 +466,8 @@ def broken(tiny_checkpoint, tmp_path_factory):
 
 class TestResults:
     def test_are_not_shown(self, broken, tmp_path, refused):
-        picture, index = tmp_path / "a.png", tmp_path / "index.lance"
+        picture = tmp_path / "a.png"
+        index = tmp_path / "index.lance"
         Image.new("RGB", (24, 24), "red").save(picture)
         for command in (
             ("embed", broken, "--texts", "a bar"),

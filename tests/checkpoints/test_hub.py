@@ -20,7 +20,8 @@ from bridgetower.checkpoints.towers import read_text_tower
 from helpers.checkpoints import make_official, save_transformers_text
 from helpers.models import same_tensors
 
-OLD, NEW = "0" * 39 + "1", "0" * 39 + "2"
+OLD = "0" * 39 + "1"
+NEW = "0" * 39 + "2"
 # of which heads are known
 WIDTHS = {
     "text.hidden_size": 192,
@@ -31,19 +32,19 @@ WIDTHS = {
 
 def add(cache, repo, folder, commit, *refs):
     """Puts a folder into the cache as the hub's client does: blobs, and a snapshot of links to them."""
-    place = cache / f"models--{repo.replace('/', '--')}"
-    snapshot = place / "snapshots" / commit
+    repository = cache / f"models--{repo.replace('/', '--')}"
+    snapshot = repository / "snapshots" / commit
     snapshot.mkdir(parents=True)
-    (place / "blobs").mkdir(exist_ok=True)
+    (repository / "blobs").mkdir(exist_ok=True)
     for file in (path for path in folder.rglob("*") if path.is_file()):
         inside = snapshot / file.relative_to(folder)
         inside.parent.mkdir(exist_ok=True)
-        blob = place / "blobs" / f"{commit}-{file.name}"
+        blob = repository / "blobs" / f"{commit}-{file.name}"
         blob.write_bytes(file.read_bytes())
         inside.symlink_to(os.path.relpath(blob, inside.parent))
     for ref in refs:
-        (place / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
-        (place / "refs" / ref).write_text(commit)
+        (repository / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / ref).write_text(commit)
     return snapshot
 
 
@@ -54,8 +55,8 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "hub"
 
 
-def test_commits_and_other_revisions(cache, safe, own, caplog):
-    add(cache, "owner/tower", own, OLD, "v1", "refs/pr/1")
+def test_commits_and_other_revisions(cache, safe, bridgetower_folder, caplog):
+    add(cache, "owner/tower", bridgetower_folder, OLD, "v1", "refs/pr/1")
     add(cache, "owner/tower", safe, NEW, "main")
     assert read_checkpoint("owner/tower", revision=OLD).source == f"owner/tower@{OLD}"
     assert read_checkpoint(f"owner/tower@{OLD}").source == f"owner/tower@{OLD}"
@@ -125,14 +126,19 @@ class TestCkpt:
             ValueError, match=r"several checkpoints: pt_base.ckpt, tuned/vqa.ckpt; name one, as in"
         ):
             read_checkpoint("owner/tower")
-        named = read_checkpoint("owner/tower/tuned/vqa.ckpt", revision=NEW)
-        assert (named.source, named.config.heads.vqa) == (f"owner/tower/tuned/vqa.ckpt@{NEW}", 5)
-        assert same_tensors(named.tensors, read_checkpoint(other).tensors)
-        assert read_checkpoint("owner/tower", subfolder="tuned").source == named.source
-        assert read_checkpoint("owner/tower/vqa.ckpt", subfolder="tuned").source == named.source
+        checkpoint = read_checkpoint("owner/tower/tuned/vqa.ckpt", revision=NEW)
+        assert (checkpoint.source, checkpoint.config.heads.vqa) == (
+            f"owner/tower/tuned/vqa.ckpt@{NEW}",
+            5,
+        )
+        assert same_tensors(checkpoint.tensors, read_checkpoint(other).tensors)
+        assert read_checkpoint("owner/tower", subfolder="tuned").source == checkpoint.source
+        assert (
+            read_checkpoint("owner/tower/vqa.ckpt", subfolder="tuned").source == checkpoint.source
+        )
 
 
-def test_options(cache, safe, own, tmp_path):
+def test_options(cache, safe, bridgetower_folder, tmp_path):
     (tmp_path / "repository").mkdir()
     inner = safe.rename(tmp_path / "repository" / "inner")
     add(cache, "owner/models", tmp_path / "repository", NEW, "main")
@@ -143,13 +149,14 @@ def test_options(cache, safe, own, tmp_path):
         FileNotFoundError, match=r"owner/models has neither a config\.json nor a \.ckpt"
     ):
         read_checkpoint("owner/models")
-    add(tmp_path / "other", "owner/tower", own, NEW, "main")
+    add(tmp_path / "other", "owner/tower", bridgetower_folder, NEW, "main")
     here = {"cache_dir": tmp_path / "other", "local_files_only": True}
     assert read_checkpoint("owner/tower", **here).source == f"owner/tower@{NEW}"
     with pytest.raises(
-        ValueError, match=f"subfolder 'x' is for hub ids, but {own} is a local path; leave it out"
+        ValueError,
+        match=f"subfolder 'x' is for hub ids, but {bridgetower_folder} is a local path; leave it out",
     ):
-        read_checkpoint(own, subfolder="x")
+        read_checkpoint(bridgetower_folder, subfolder="x")
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -165,16 +172,20 @@ class Hub(BaseHTTPRequestHandler):
             "sha": NEW,
             "siblings": [{"rfilename": name} for name in self.files],
         }
-        status, headers, body = 200, {"Content-Type": "application/json"}, b""
+        status = 200
+        headers = {"Content-Type": "application/json"}
+        body = b""
         if self.headers.get("Authorization") != "Bearer secret":
-            status, headers = 401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"}
+            status = 401
+            headers = {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"}
         elif file in self.files:
             body = self.files[file]
             headers = {"ETag": f'"{zlib.crc32(body):08x}"', "X-Repo-Commit": NEW}
         elif self.path.startswith("/api/models/owner/gated"):
             body = json.dumps(tree if "/tree/" in self.path else info).encode()
         else:
-            status, headers = 404, {"X-Error-Code": "EntryNotFound"}
+            status = 404
+            headers = {"X-Error-Code": "EntryNotFound"}
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
@@ -221,8 +232,8 @@ def test_a_gated_repository_of_a_server(tmp_path):
     server.shutdown()
     server.server_close()
     assert done.returncode == 0, done.stderr
-    given, refused, named = done.stdout.splitlines()
-    assert given == named == f"owner/gated/a.ckpt@{NEW}"
+    first_source, refused, second_source = done.stdout.splitlines()
+    assert first_source == second_source == f"owner/gated/a.ckpt@{NEW}"
     assert (
         "could not be fetched from the hub (GatedRepoError); check the name, the network, and your"
         in refused

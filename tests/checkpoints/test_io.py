@@ -56,7 +56,7 @@ def content(folder):
 
 
 class TestSources:
-    @pytest.mark.parametrize("kind", ["own", "safe", "sharded", "pickled", "run"])
+    @pytest.mark.parametrize("kind", ["bridgetower_folder", "safe", "sharded", "pickled", "run"])
     def test_every_kind(self, request, checkpoint, kind):
         folder = request.getfixturevalue(kind)
         read = read_checkpoint(folder)
@@ -71,16 +71,17 @@ class TestSources:
         assert [name.rpartition(".")[2] for name in read.dropped] == buffers
         assert kind != "sharded" or len(list(folder.glob("model-*.safetensors"))) > 2
         batch = random_images(2, checkpoint.config), *random_texts([5, 3], checkpoint.config)
-        fused, expected = read.model()(*batch), checkpoint.model()(*batch)
+        fused = read.model()(*batch)
+        expected = checkpoint.model()(*batch)
         assert torch.equal(fused.pooled, expected.pooled)
         assert torch.equal(fused.text, expected.text)
 
-    def test_without_preprocessing(self, checkpoint, own, tmp_path):
+    def test_without_preprocessing(self, checkpoint, bridgetower_folder, tmp_path):
         for to in ("bridgetower", "hf"):
             convert(replace(checkpoint, processor=None), tmp_path / to, to)
             assert read_checkpoint(tmp_path / to).processor is None
         with pytest.raises(ValueError, match="no image preprocessing to go with a tokenizer"):
-            read_checkpoint(tmp_path / "bridgetower", tokenizer=own)
+            read_checkpoint(tmp_path / "bridgetower", tokenizer=bridgetower_folder)
 
     def test_a_run_that_died_before_it_had_a_model(self, tmp_path):
         with locked(tmp_path / "run"):
@@ -96,9 +97,9 @@ class TestSources:
         ):
             read_checkpoint(tmp_path / "run")
 
-    def test_relative_paths_win_over_the_hub(self, own, tmp_path, monkeypatch):
+    def test_relative_paths_win_over_the_hub(self, bridgetower_folder, tmp_path, monkeypatch):
         (tmp_path / "owner").mkdir()
-        own.rename(tmp_path / "owner" / "name")
+        bridgetower_folder.rename(tmp_path / "owner" / "name")
         monkeypatch.chdir(tmp_path)
         for name in ("owner/name", f"../{tmp_path.name}/owner/name"):
             assert read_checkpoint(name).source == name
@@ -107,7 +108,8 @@ class TestSources:
         for settings in ("{}", '{"model_max_length": 1e30}', '{"model_max_length": 40}'):
             (safe / "tokenizer_config.json").write_text(settings)
             checkpoint = read_checkpoint(safe)
-            processor, limit = checkpoint.processor, checkpoint.config.text.max_length
+            processor = checkpoint.processor
+            limit = checkpoint.config.text.max_length
             (ids,) = processor.token_ids(["a dog runs " * 30], truncate=True)
             assert len(ids) == processor.config.max_length == limit
             checkpoint.model().encode_text(torch.tensor([ids]))
@@ -115,7 +117,8 @@ class TestSources:
     def test_preprocessing_for_another_image_size_is_refused_as_transformers_refuses_its_images(
         self, safe, theirs
     ):
-        path, side = safe / "preprocessor_config.json", {"shortest_edge": 64}
+        path = safe / "preprocessor_config.json"
+        side = {"shortest_edge": 64}
         path.write_text(
             json.dumps(json.loads(path.read_text()) | {"size": side, "crop_size": side})
         )
@@ -196,10 +199,8 @@ class TestTiedDecoder:
         torch.save(dict(tensors), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
         assert same_tensors(read_checkpoint(folder).tensors, read.tensors)
-        decoder, words = (
-            read.tensors["mlm_head.decoder.weight"],
-            read.tensors["text.word_embedding.weight"],
-        )
+        decoder = read.tensors["mlm_head.decoder.weight"]
+        words = read.tensors["text.word_embedding.weight"]
         assert torch.equal(decoder, words)
         assert decoder.data_ptr() != words.data_ptr(), (
             "training must not move one through the other"
@@ -231,7 +232,7 @@ class TestTiedDecoder:
             read_checkpoint(safe)
 
 
-def test_nothing_is_there(own, safe, tmp_path, monkeypatch):
+def test_nothing_is_there(bridgetower_folder, safe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("nowhere", "./owner/name", "a/b/c", "model.ckpt", "owner/model.ckpt", "~/x"):
         with pytest.raises(FileNotFoundError, match="does not exist; expected a folder"):
@@ -239,7 +240,7 @@ def test_nothing_is_there(own, safe, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         read_checkpoint(tmp_path / "empty")
-    for folder in (own, safe):
+    for folder in (bridgetower_folder, safe):
         (folder / "model.safetensors").unlink()
         with pytest.raises(
             FileNotFoundError, match=r"has no weights; expected one of model\.safetensors"
@@ -247,12 +248,12 @@ def test_nothing_is_there(own, safe, tmp_path, monkeypatch):
             read_checkpoint(folder)
 
 
-def test_settings_that_would_be_ignored(own, safe):
-    for folder in (own, safe):
+def test_settings_that_would_be_ignored(bridgetower_folder, safe):
+    for folder in (bridgetower_folder, safe):
         with pytest.raises(ValueError, match="has a config of its own"):
             read_checkpoint(folder, overrides={"text.num_heads": 3})
     with pytest.raises(ValueError, match="revision 'main' is for hub ids"):
-        read_checkpoint(own, revision="main")
+        read_checkpoint(bridgetower_folder, revision="main")
 
 
 class TestWriting:
@@ -260,9 +261,9 @@ class TestWriting:
     def test_the_same_bytes_in_an_empty_or_new_folder_but_no_other(self, checkpoint, tmp_path, to):
         (tmp_path / "used").mkdir()
         (tmp_path / "used" / "notes.txt").write_text("mine")
-        for place in (tmp_path / "used", tmp_path / "used" / "notes.txt"):
+        for target in (tmp_path / "used", tmp_path / "used" / "notes.txt"):
             with pytest.raises(FileExistsError, match="is not empty"):
-                convert(checkpoint, place, to)
+                convert(checkpoint, target, to)
         assert content(tmp_path / "used") == {"notes.txt": b"mine"}
         (tmp_path / "empty").mkdir()
         folders = tmp_path / "empty", tmp_path / "new" / "deep"
@@ -271,9 +272,9 @@ class TestWriting:
             assert same_tensors(read_checkpoint(folder).tensors, checkpoint.tensors)
         assert content(folders[0]) == content(folders[1])
 
-    def test_updated_weights(self, checkpoint, own):
-        update_weights(changed(checkpoint), own)
-        read = read_checkpoint(own)
+    def test_updated_weights(self, checkpoint, bridgetower_folder):
+        update_weights(changed(checkpoint), bridgetower_folder)
+        read = read_checkpoint(bridgetower_folder)
         assert same_tensors(read.tensors, changed(checkpoint).tensors)
         assert same_tensors(read.extra_tensors, checkpoint.extra_tensors)
 
@@ -308,15 +309,15 @@ class TestReranking:
         assert Reranking.from_metrics({"accuracy": 0.5}) == UNMEASURED
 
     def test_it_is_written_into_folders_of_this_package_alone(
-        self, own, safe, checkpoint, tmp_path
+        self, bridgetower_folder, safe, checkpoint, tmp_path
     ):
-        before = json.loads((own / "config.json").read_text())
+        before = json.loads((bridgetower_folder / "config.json").read_text())
         assert "reranking" not in before
-        assert read_checkpoint(own).reranking == UNMEASURED
-        write_reranking(own, None)
-        assert json.loads((own / "config.json").read_text()) == before
-        write_reranking(own, Reranking(itc_weight=32.0))
-        assert json.loads((own / "config.json").read_text()) == {
+        assert read_checkpoint(bridgetower_folder).reranking == UNMEASURED
+        write_reranking(bridgetower_folder, None)
+        assert json.loads((bridgetower_folder / "config.json").read_text()) == before
+        write_reranking(bridgetower_folder, Reranking(itc_weight=32.0))
+        assert json.loads((bridgetower_folder / "config.json").read_text()) == {
             **before,
             "reranking": {"itc_weight": 32},
         }
@@ -328,9 +329,9 @@ class TestReranking:
         with pytest.raises(FileNotFoundError, match="has no config"):
             write_reranking("owner/name", RERANKING)
 
-    def test_what_is_none(self, own):
-        content = json.loads((own / "config.json").read_text())
-        for part, field, value, message in (
+    def test_what_is_none(self, bridgetower_folder):
+        content = json.loads((bridgetower_folder / "config.json").read_text())
+        for section, field, value, message in (
             *(
                 ("", "itc_weight", value, r"itc_weight is .*; expected")
                 for value in (-1.0, 1e7, "16", True, None)
@@ -353,25 +354,27 @@ class TestReranking:
             ),
         ):
             reranking = RERANKING.to_plain()
-            (reranking[part] if part else reranking)[field] = value
-            (own / "config.json").write_text(json.dumps(content | {"reranking": reranking}))
+            (reranking[section] if section else reranking)[field] = value
+            (bridgetower_folder / "config.json").write_text(
+                json.dumps(content | {"reranking": reranking})
+            )
             with pytest.raises(ValueError, match=message):
-                read_checkpoint(own)
+                read_checkpoint(bridgetower_folder)
 
 
 class TestFullDisk:
     def test_old_weights_stay_and_new_folders_do_not_appear(
-        self, checkpoint, own, tmp_path, monkeypatch
+        self, checkpoint, bridgetower_folder, tmp_path, monkeypatch
     ):
         def stop(tensors, path, metadata):
             path.write_bytes(b"part of a file")
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
         monkeypatch.setattr(tensor_files, "save_file", stop)
-        before = content(own)
+        before = content(bridgetower_folder)
         with pytest.raises(OSError, match="No space left"):
-            update_weights(changed(checkpoint), own)
-        assert content(own) == before
+            update_weights(changed(checkpoint), bridgetower_folder)
+        assert content(bridgetower_folder) == before
         for to in ("bridgetower", "hf"):
             with pytest.raises(OSError, match="No space left"):
                 convert(checkpoint, tmp_path / "new", to)
@@ -436,8 +439,8 @@ class TestSave:
             "tensors": build_model(config).state_dict(),
             "extra_tensors": {"x": torch.rand(3)},
         }
-        named = {"labels": {"vqa": ("yes", "no")}, "reranking": RERANKING, "processor": None}
-        changed = replace(checkpoint, **values, **named)
+        records = {"labels": {"vqa": ("yes", "no")}, "reranking": RERANKING, "processor": None}
+        changed = replace(checkpoint, **values, **records)
         save(changed.model(), tmp_path / "saved")
         convert(changed, tmp_path / "converted", "bridgetower")
         assert content(tmp_path / "saved") == content(tmp_path / "converted")
@@ -458,7 +461,8 @@ class TestSave:
         assert torch.equal(again.embed_texts(self.TEXTS), vectors)
 
     def test_pushed_to_the_hub(self, tiny_checkpoint, tmp_path, monkeypatch):
-        repository, sent = tmp_path / "repository", []
+        repository = tmp_path / "repository"
+        sent = []
 
         def create_repo(api, repo_id, **options):
             sent.append({"repo_id": repo_id, "token": api.token, **options})
@@ -489,13 +493,13 @@ class TestSave:
             "bridgetower",
             ["owner/shapes"],
         )
-        for part in (
+        for line in (
             'load("owner/mine")',
             "| recall@1 | 0.5 |",
             "train nano",
             tiny_checkpoint.name,
             "million param",
         ):
-            assert part in card.text
+            assert line in card.text
         assert str(tiny_checkpoint) not in card.text, "no path of this machine"
         assert "hf_secret" not in card.content

@@ -15,7 +15,9 @@ pytestmark = pytest.mark.skipif(not STATUS.exists(), reason=f"{STATUS} is Linux"
 # 44 million parameters, a quarter of them in joined projections of query, key and value.
 WIDE = {"hidden_size": 512, "num_heads": 8, "intermediate_size": 2048}
 SIZES = {
-    f"{part}.{name}": size for part in ("text", "vision", "fusion") for name, size in WIDE.items()
+    f"{section}.{name}": size
+    for section in ("text", "vision", "fusion")
+    for name, size in WIDE.items()
 }
 SIZES["text.vocab_size"] = 8000
 OVERRIDES = {"text.num_heads": 8, "vision.num_heads": 8}

@@ -10,8 +10,17 @@ from helpers.models import max_difference
 
 # Names and shapes as the public code of zdou0830/METER (commit f4f0934) and LooperXX/ManagerTower (86e2372) creates
 # them, with sizes of a small model: text width T, fusion width D, image width V.
-T, D, V, WORDS, POSITIONS, FEED, PATCH, SIDE = 48, 40, 128, 60, 20, 160, 16, 2
-TEXT_DEPTH, FUSION_DEPTH, MANAGED = 4, 3, {"text": 2, "image": 3}
+T = 48
+D = 40
+V = 128
+WORDS = 60
+POSITIONS = 20
+FEED = 160
+PATCH = 16
+SIDE = 2
+TEXT_DEPTH = 4
+FUSION_DEPTH = 3
+MANAGED = {"text": 2, "image": 3}
 HEADS = 4
 
 
@@ -24,20 +33,21 @@ def norm(name, width):
 
 
 def bert_layer(name, width, inner, *attentions):
-    found = {}
+    shapes = {}
     for attention in (f"{name}.{attention}" for attention in attentions):
-        for part in ("self.query", "self.key", "self.value", "output.dense"):
-            found |= linear(f"{attention}.{part}", width, width)
-        found |= norm(f"{attention}.output.LayerNorm", width)
-    found |= linear(f"{name}.intermediate.dense", inner, width) | linear(
+        for module in ("self.query", "self.key", "self.value", "output.dense"):
+            shapes |= linear(f"{attention}.{module}", width, width)
+        shapes |= norm(f"{attention}.output.LayerNorm", width)
+    shapes |= linear(f"{name}.intermediate.dense", inner, width) | linear(
         f"{name}.output.dense", width, inner
     )
-    return found | norm(f"{name}.output.LayerNorm", width)
+    return shapes | norm(f"{name}.output.LayerNorm", width)
 
 
 def common(image_depth):
     """What both have: RoBERTa, CLIP's towers with the left-overs of its text side, fusion layers, poolers."""
-    text, clip = "text_transformer.embeddings", "vit_model.visual"
+    text = "text_transformer.embeddings"
+    clip = "vit_model.visual"
     names = {
         f"{text}.position_ids": (1, POSITIONS),
         f"{text}.word_embeddings.weight": (WORDS, T),
@@ -93,7 +103,8 @@ def manager_tower(kind, weight):
         names[f"layer_embeddings_{stream}.weight"] = (TEXT_DEPTH, D)
         for number in range(FUSION_DEPTH):
             manager = f"cross_modal_{stream}_manager_tower.{number}.manager_layer"
-            previous, width = int(number > 0), D if weight == "vector" else 1
+            previous = int(number > 0)
+            width = D if weight == "vector" else 1
             for index in range(count + previous):
                 names |= norm(f"{manager}.LayerNorm.{index}", D)
             names |= {
@@ -135,7 +146,7 @@ def weights(names):
     raised = ("LayerNorm", "ln_", "norm", "temperature", "layer_scores_cross")
     return {
         name: tensor.abs() + 0.5
-        if any(part in name for part in raised) and not name.endswith("bias")
+        if any(marker in name for marker in raised) and not name.endswith("bias")
         else tensor
         for name, tensor in tensors.items()
     }
@@ -163,8 +174,10 @@ class Official:
 
     def attend(self, name, hidden, other, mask):
         query, key, value = (
-            self.linear(f"{name}.self.{part}", source).unflatten(-1, (HEADS, -1)).transpose(1, 2)
-            for part, source in (("query", hidden), ("key", other), ("value", other))
+            self.linear(f"{name}.self.{projection}", source)
+            .unflatten(-1, (HEADS, -1))
+            .transpose(1, 2)
+            for projection, source in (("query", hidden), ("key", other), ("value", other))
         )
         scores = query @ key.mT / (D / HEADS) ** 0.5 + mask[:, None, None, :]
         context = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
@@ -184,7 +197,10 @@ class Official:
     def manager(self, name, layers, stream, other):
         name = f"{name}.manager_layer"
         normed = torch.stack(
-            [self.norm(f"{name}.LayerNorm.{index}", one, 1e-5) for index, one in enumerate(layers)]
+            [
+                self.norm(f"{name}.LayerNorm.{index}", layer, 1e-5)
+                for index, layer in enumerate(layers)
+            ]
         )
         count = len(layers)
         if stream is not None:
@@ -198,7 +214,8 @@ class Official:
             key = self.linear(f"{name}.fusion_attention.k_proj", other)
             context = (query @ key.mT / D**0.5).softmax(-1) @ other
             scores = self.linear(f"{name}.linear_controller", torch.cat([context, stream], -1))
-            scores, last = scores.permute(2, 0, 1)[..., None], self.of[f"{name}.layer_scores_cross"]
+            scores = scores.permute(2, 0, 1)[..., None]
+            last = self.of[f"{name}.layer_scores_cross"]
         shares = (scores / self.of[f"{name}.softmax_temperature"]).softmax(0)
         managed = (shares * normed).sum(0)
         return managed if stream is None else managed + last[0] * stream
@@ -211,17 +228,18 @@ class Official:
             numbers = (
                 range(len(layers) - MANAGED[name], len(layers)) if managed else [len(layers) - 1]
             )
-            one = []
+            projected_layers = []
             for number in numbers:
                 projected = self.linear(f"cross_modal_{name}_transform", layers[number])
                 projected = projected + self.of["token_type_embeddings.weight"][kind]
-                one.append(
+                projected_layers.append(
                     projected + self.of[f"layer_embeddings_{name}.weight"][number]
                     if managed
                     else projected
                 )
-            streams.append(one)
-        x, y = streams[0][0], streams[1][0]
+            streams.append(projected_layers)
+        x = streams[0][0]
+        y = streams[1][0]
         for number in range(FUSION_DEPTH):
             if "layer_embeddings_text.weight" in self.of:
                 before = (x, y) if number else (None, None)
@@ -240,8 +258,8 @@ class Official:
     def logits(self, x, y):
         streams = {"text": x, "image": y}.items()
         pooled = [
-            self.linear(f"cross_modal_{name}_pooler.dense", one[:, 0]).tanh()
-            for name, one in streams
+            self.linear(f"cross_modal_{name}_pooler.dense", stream[:, 0]).tanh()
+            for name, stream in streams
         ]
         dense = self.linear("mlm_score.transform.dense", x)
         hidden = self.norm(
@@ -268,33 +286,36 @@ def both(model, tensors, lengths):
 
 
 def off(ours, theirs):
-    return max(max_difference(one, other) for one, other in zip(ours, theirs, strict=True))
+    return max(
+        max_difference(our_tensor, their_tensor)
+        for our_tensor, their_tensor in zip(ours, theirs, strict=True)
+    )
 
 
 def test_meter(tmp_path):
     tensors = weights(METER)
-    found = read(tmp_path, tensors)
-    assert found.config.fusion.bridge is None
-    assert not found.config.fusion.input_norm
-    assert (found.config.vision.num_layers, found.config.text.num_layers) == (3, 4)
-    assert set(found.dropped) == {
+    checkpoint = read(tmp_path, tensors)
+    assert checkpoint.config.fusion.bridge is None
+    assert not checkpoint.config.fusion.input_norm
+    assert (checkpoint.config.vision.num_layers, checkpoint.config.text.num_layers) == (3, 4)
+    assert set(checkpoint.dropped) == {
         "text_transformer.embeddings.position_ids",
         *(
             f"vit_model.{name}"
             for name in ("positional_embedding", "ln_final.weight", "ln_final.bias")
         ),
     }
-    assert found.extra_tensors.keys() == {"text.pooler.dense.weight", "text.pooler.dense.bias"}
+    assert checkpoint.extra_tensors.keys() == {"text.pooler.dense.weight", "text.pooler.dense.bias"}
     unread = {
-        *found.dropped,
+        *checkpoint.dropped,
         *(f"text_transformer.pooler.dense.{kind}" for kind in ("weight", "bias")),
     }
     count = sum(tensor.numel() for name, tensor in tensors.items() if name not in unread)
-    assert sum(tensor.numel() for tensor in found.tensors.values()) == count
-    assert off(*both(found.model(), tensors, [9, 5])) < 2e-5
+    assert sum(tensor.numel() for tensor in checkpoint.tensors.values()) == count
+    assert off(*both(checkpoint.model(), tensors, [9, 5])) < 2e-5
     changed = tensors | {"cross_modal_image_layers.2.crossattention.self.key.bias": torch.ones(D)}
     changed |= {"token_type_embeddings.weight": tensors["token_type_embeddings.weight"].flip(0)}
-    assert off(*both(found.model(), changed, [9, 5])) > 1e-2
+    assert off(*both(checkpoint.model(), changed, [9, 5])) > 1e-2
 
 
 def test_fine_tuned_meter_and_swin(tmp_path):
@@ -322,17 +343,17 @@ def test_fine_tuned_meter_and_swin(tmp_path):
 )
 def test_manager_tower(tmp_path, kind, bridge, weight):
     tensors = weights(manager_tower(kind, weight))
-    found = read(tmp_path, tensors, model_type="MT", manager_type=kind, nlvr2_drop_rate=0.1)
-    fusion = found.config.fusion
+    checkpoint = read(tmp_path, tensors, model_type="MT", manager_type=kind, nlvr2_drop_rate=0.1)
+    fusion = checkpoint.config.fusion
     assert (fusion.bridge, fusion.text_layers, fusion.vision_layers) == (bridge, (3, 4), (2, 3, 4))
     assert fusion.layer_embeddings
-    assert (found.config.heads.itc, found.config.heads.itc_size) == ("tower", 20)
-    assert {name for name in found.dropped if "_manager_tower." in name} == {
+    assert (checkpoint.config.heads.itc, checkpoint.config.heads.itc_size) == ("tower", 20)
+    assert {name for name in checkpoint.dropped if "_manager_tower." in name} == {
         f"cross_modal_{stream}_manager_tower.{number}.softmax_temperature_cross"
         for stream in ("text", "image")
         for number in range(FUSION_DEPTH)
     }
-    model = found.model()
+    model = checkpoint.model()
     assert off(*both(model, tensors, [9, 9])) < 2e-5
     # Padding of the text: the official adaptive managers of the image stream attend to it, ours do not.
     padded = off(*both(model, tensors, [9, 5]))
@@ -343,10 +364,8 @@ def test_manager_tower(tmp_path, kind, bridge, weight):
         f"cross_modal_image_manager_tower.2.manager_layer.layer_scores{'' if kind == 'SAUE' else '_cross'}",
     ):
         assert off(*both(model, tensors | {name: tensors[name] * 2}, [9, 9])) > 1e-3, name
-    ids, head = (
-        torch.randint(3, WORDS, (3, 6), generator=torch.Generator().manual_seed(1)),
-        "cross_modal_itc_text_head",
-    )
+    ids = torch.randint(3, WORDS, (3, 6), generator=torch.Generator().manual_seed(1))
+    head = "cross_modal_itc_text_head"
     with torch.no_grad():
         cls = model.text(ids, None, (TEXT_DEPTH,))[0][:, 0]
         expected = F.normalize(

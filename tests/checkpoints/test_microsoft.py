@@ -84,7 +84,8 @@ class TestNames:
     def test_heads_of_one_layer_answer(self, tmp_path):
         made = make_official({"heads.vqa": 17, "heads.hidden_scale": 0.0})
         assert "vqa_classifier.0.weight" in made.state_dict
-        model, pooled = read(tmp_path, made).model(), torch.randn(2, 96)
+        model = read(tmp_path, made).model()
+        pooled = torch.randn(2, 96)
         weight, bias = (made.state_dict[f"vqa_classifier.0.{kind}"] for kind in ("weight", "bias"))
         assert max_difference(model.head("vqa")(pooled), pooled @ weight.T + bias) < 1e-5
 
@@ -104,24 +105,32 @@ class TestNames:
         ("change", "message"),
         [
             (
-                lambda it: it.update({"mystery.weight": torch.rand(3)}),
+                lambda tensors: tensors.update({"mystery.weight": torch.rand(3)}),
                 "model.ckpt has unknown tensors: mystery.weight",
             ),
-            (lambda it: it.update(vqa=torch.rand(3)), "unknown tensors: vqa$"),
-            (lambda it: it.pop("vqa_classifier.0.bias"), "lacks tensors: vqa_classifier.0.bias"),
+            (lambda tensors: tensors.update(vqa=torch.rand(3)), "unknown tensors: vqa$"),
             (
-                lambda it: it.pop("snli_classifier.1.weight"),
+                lambda tensors: tensors.pop("vqa_classifier.0.bias"),
+                "lacks tensors: vqa_classifier.0.bias",
+            ),
+            (
+                lambda tensors: tensors.pop("snli_classifier.1.weight"),
                 "(lacks tensors: |lacks ')snli_classifier.1.weight",
             ),
-            (lambda it: it.pop("rank_output.bias"), "lacks tensors: rank_output.bias"),
+            (lambda tensors: tensors.pop("rank_output.bias"), "lacks tensors: rank_output.bias"),
             (
-                lambda it: [it.pop(name) for name in [*it] if ".resblocks.1." in name],
+                lambda tensors: [
+                    tensors.pop(name) for name in [*tensors] if ".resblocks.1." in name
+                ],
                 r"lacks .*\.resblocks\.1\.",
             ),
-            (lambda it: it.update({QUERY: torch.rand(47)}), rf"{QUERY} \[47\] \(expected \[48\]\)"),
+            (
+                lambda tensors: tensors.update({QUERY: torch.rand(47)}),
+                rf"{QUERY} \[47\] \(expected \[48\]\)",
+            ),
             *(
                 (
-                    lambda it, name=name: it.pop(f"{name}.weight"),
+                    lambda tensors, name=name: tensors.pop(f"{name}.weight"),
                     f"lacks '{name}.weight'; expected an official Bridge",
                 )
                 for name in (
@@ -131,7 +140,7 @@ class TestNames:
                 )
             ),
             (
-                lambda it: it.update({"mlm_score.bias": "weights"}),
+                lambda tensors: tensors.update({"mlm_score.bias": "weights"}),
                 r"holds mlm_score\.bias, which are no named, dense",
             ),
         ],

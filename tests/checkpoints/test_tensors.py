@@ -74,7 +74,7 @@ class TestSafetensors:
         path = tmp_path / "x.safetensors"
         write_safetensors(path, tensors())
         whole = path.read_bytes()
-        pieces = [whole[:kept] for kept in (0, 1, 7, 8, 50, len(whole) // 2, -1)]
+        pieces = [whole[:length] for length in (0, 1, 7, 8, 50, len(whole) // 2, -1)]
         for content in (*pieces, b"<html>not found</html>", struct.pack("<Q", 2**62) + b"{}"):
             path.write_bytes(content)
             with pytest.raises(ValueError, match=r"x.safetensors is not a whole safetensors file"):
@@ -84,17 +84,19 @@ class TestSafetensors:
         """Two bits of each byte of the header, and one of each byte of numbers."""
         path = tmp_path / "x.safetensors"
         write_safetensors(path, tensors())
-        whole, refusals, flips = path.read_bytes(), [], 0
+        whole = path.read_bytes()
+        refusals = []
+        flips = 0
         start = len(whole) - sum(tensor.nbytes for tensor in tensors().values())
-        for place in range(len(whole)):
-            for bit in {place % 8, (place + 3) % 8} if place < start else {place % 8}:
+        for position in range(len(whole)):
+            for bit in {position % 8, (position + 3) % 8} if position < start else {position % 8}:
                 flips += 1
                 altered = bytearray(whole)
-                altered[place] ^= 1 << bit
+                altered[position] ^= 1 << bit
                 path.write_bytes(altered)
                 try:
                     assert same_tensors(read_safetensors(path), tensors())
-                    assert place < start
+                    assert position < start
                 except ValueError as error:
                     refusals.append(str(error))
         assert len(refusals) > 7 / 8 * flips
@@ -110,7 +112,8 @@ class TestSafetensors:
             assert file.metadata() == {"format": "pt"}
 
     def test_the_checksum_is_of_names_formats_shapes_and_numbers(self):
-        turned, whole = tensors()["a"].reshape(3, 20), torch.tensor(1, dtype=torch.int32)
+        turned = tensors()["a"].reshape(3, 20)
+        whole = torch.tensor(1, dtype=torch.int32)
         for changes in (
             {"a": torch.zeros(20, 3)},
             {"a": turned},
@@ -152,7 +155,8 @@ class TestShards:
         return index
 
     def test_all_are_read_or_none(self, tmp_path):
-        index, two = self.folder(tmp_path, WEIGHT_MAP), tmp_path / "two.safetensors"
+        index = self.folder(tmp_path, WEIGHT_MAP)
+        two = tmp_path / "two.safetensors"
         assert same_tensors(read_sharded(index), tensors())
         two.write_bytes(two.read_bytes()[:-3])
         with pytest.raises(ValueError, match=r"two.safetensors is not a whole"):
@@ -170,7 +174,7 @@ class TestShards:
         (inside / "sub").mkdir(parents=True)
         for folder in (tmp_path, inside / "sub"):
             save_file(tensors(), folder / "x.safetensors")
-        for place in (
+        for shard in (
             "../x.safetensors",
             "sub/x.safetensors",
             f"{tmp_path}/x.safetensors",
@@ -178,7 +182,7 @@ class TestShards:
             "",
         ):
             with pytest.raises(ValueError, match="outside its folder"):
-                read_sharded(self.folder(inside, WEIGHT_MAP | {"b": place}))
+                read_sharded(self.folder(inside, WEIGHT_MAP | {"b": shard}))
         for weight_map in (None, [], "x", {"a": 3}, {"a": None}):
             with pytest.raises(ValueError, match="has no weight_map of names to files"):
                 read_sharded(self.folder(inside, weight_map))
@@ -197,11 +201,13 @@ class TestTorchArchive:
     @pytest.mark.filterwarnings("ignore")  # about the altered protocol number
     def test_truncated_or_altered_anywhere(self, tmp_path, write):
         """Whatever the bytes are, the only error is a ValueError that names the file."""
-        path, rng, refusals = tmp_path / "x.bin", random.Random(0), []
+        path = tmp_path / "x.bin"
+        rng = random.Random(0)
+        refusals = []
         write(tensors(), path)
         whole = path.read_bytes()
-        for kept in range(0, len(whole), max(1, len(whole) // 80)):
-            path.write_bytes(whole[:kept])
+        for length in range(0, len(whole), max(1, len(whole) // 80)):
+            path.write_bytes(whole[:length])
             with pytest.raises(
                 ValueError, match=r"x.bin (is not a whole PyTorch file|was refused)"
             ):
@@ -294,7 +300,8 @@ class TestTorchArchive:
 
 
 def test_code_is_refused_and_not_run(tmp_path, write):
-    path, trace = tmp_path / "x.bin", tmp_path / "trace"
+    path = tmp_path / "x.bin"
+    trace = tmp_path / "trace"
     write({**tensors(), "payload": FilePayload(trace)}, path)
     with pytest.raises(ValueError, match=r"x\.bin was refused: .*only running its code"):
         read_torch_archive(path)

@@ -69,7 +69,8 @@ def images_off(weights, published, pixels=TOWER_PIXELS, **options):
 
 @torch.no_grad()
 def last_off(weights, model):
-    tower, size = vision_tower(weights.config).eval(), weights.config.image_size
+    tower = vision_tower(weights.config).eval()
+    size = weights.config.image_size
     tower.load_state_dict(
         {name.removeprefix("vision."): tensor for name, tensor in weights.tensors.items()}
     )
@@ -89,18 +90,21 @@ def texts_off(weights, published):
     ids = torch.randint(3, config.vocab_size, (3, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.arange(9) < torch.tensor([[9], [4], [7]])
     ids[~mask] = config.pad_token_id
-    ours, theirs = (
-        tower(ids, mask, tuple(range(1, config.num_layers + 1))),
-        published.hidden(ids, mask.long()),
+    ours = tower(ids, mask, tuple(range(1, config.num_layers + 1)))
+    theirs = published.hidden(ids, mask.long())
+    return largest(
+        [our_tensor[mask] for our_tensor in ours], [their_tensor[mask] for their_tensor in theirs]
     )
-    return largest([one[mask] for one in ours], [other[mask] for other in theirs])
 
 
 def largest(ours, theirs):
     """The largest difference, or not a number if one of them is none."""
     return float(
         torch.tensor(
-            [max_difference(one, other) for one, other in zip(ours, theirs, strict=True)]
+            [
+                max_difference(our_tensor, their_tensor)
+                for our_tensor, their_tensor in zip(ours, theirs, strict=True)
+            ]
         ).max()
     )
 
@@ -241,13 +245,14 @@ def test_image_towers_of_transformers(name, tmp_path):
     assert tower.preprocessing == {}
     values = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.1, 0.2, 0.3], "size": 224}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
-    found = read_vision_tower(str(tmp_path)).preprocessing
-    assert found == {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.1, 0.2, 0.3)}
+    preprocessing = read_vision_tower(str(tmp_path)).preprocessing
+    assert preprocessing == {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.1, 0.2, 0.3)}
 
 
 def test_another_size(tmp_path):
     published = save_transformers_vision(tmp_path, "CLIPVisionModel")
-    tower, pixels = read_vision_tower(str(tmp_path)), random_images(2, size=48)
+    tower = read_vision_tower(str(tmp_path))
+    pixels = random_images(2, size=48)
     assert (
         images_off(tower.resized(48), published, pixels, interpolate_pos_encoding=True) < TOLERANCE
     )
@@ -264,8 +269,8 @@ def test_text_towers_of_transformers(name, tmp_path):
     tower = read_text_tower(str(tmp_path))
     assert texts_off(tower, published) < TOLERANCE
     assert tower.config.layer_norm_eps == (1e-5 if name in ROBERTA else 1e-12)
-    others = {"positions": "bert"} if name in ROBERTA else {"num_heads": 2}
-    assert texts_off(wrong(tower, **others), published) > 100 * TOLERANCE
+    wrong_values = {"positions": "bert"} if name in ROBERTA else {"num_heads": 2}
+    assert texts_off(wrong(tower, **wrong_values), published) > 100 * TOLERANCE
 
 
 class TestFiles:
@@ -274,7 +279,8 @@ class TestFiles:
         return save_transformers_text(tmp_path, "BertForPreTraining")
 
     def test_other_formats(self, bert):
-        file, before = bert.source / "model.safetensors", read_text_tower(str(bert.source)).tensors
+        file = bert.source / "model.safetensors"
+        before = read_text_tower(str(bert.source)).tensors
         tensors = load_file(file)
         file.unlink()
         torch.save(tensors, bert.source / "pytorch_model.bin")
@@ -321,7 +327,8 @@ def test_a_real_bert():
     def hidden(ids, mask):
         return list(model(ids, attention_mask=mask, output_hidden_states=True).hidden_states[1:])
 
-    published, tower = PublishedTower(folder, hidden), read_text_tower(str(folder))
+    published = PublishedTower(folder, hidden)
+    tower = read_text_tower(str(folder))
     assert (tower.config.num_layers, tower.config.hidden_size, tower.config.num_heads) == (
         6,
         384,
@@ -371,7 +378,8 @@ class TestRefused:
             read_vision_tower(str(tmp_path / "vit.pth"), {"num_heads": 5})
 
     def test_other_files(self, tmp_path):
-        path, trace = save_openai_clip(tmp_path / "clip.pt").source, tmp_path / "trace"
+        path = save_openai_clip(tmp_path / "clip.pt").source
+        trace = tmp_path / "trace"
         with pytest.raises(
             ValueError, match=r"holds no known text tower .*; expected an encoder of transformers"
         ):
@@ -460,7 +468,8 @@ class TestTimmBuilds:
         save_timm_family(tmp_path, family)
         weights = read_vision_tower(str(tmp_path))
         size = weights.config.image_size + weights.config.patch_size
-        name, arguments = VISION_FAMILIES[family].name, weights.config.settings["arguments"]
+        name = VISION_FAMILIES[family].name
+        arguments = weights.config.settings["arguments"]
         theirs = timm.create_model(name, img_size=size, **arguments).eval()
         module = {"Beit": beit, "Eva": eva}.get(type(theirs).__name__, vision_transformer)
         stored = load_state_dict(str(tmp_path / "model.safetensors"))

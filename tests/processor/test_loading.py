@@ -26,15 +26,15 @@ def doubled(key):
 class TestWorkers:
     def test_items_come_in_order_and_nothing_is_drawn(self, num_workers):
         before = torch.get_rng_state()
-        found = [
+        numbers = [
             int(item[0]) for item in load_items(doubled, [3, 1, 2, 3, 5], num_workers=num_workers)
         ]
-        assert found == [6, 2, 4, 6, 10]
+        assert numbers == [6, 2, 4, 6, 10]
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_batches(self, num_workers):
-        found = list(loaded(doubled, [range(2), [4]], num_workers=num_workers))
-        assert [batch.tolist() for batch in found] == [[[0, 0], [2, 2]], [[8, 8]]]
+        batches = list(loaded(doubled, [range(2), [4]], num_workers=num_workers))
+        assert [batch.tolist() for batch in batches] == [[[0, 0], [2, 2]], [[8, 8]]]
         assert list(loaded(doubled, [], num_workers=num_workers)) == []
 
     def test_an_error_is_that_of_the_item_and_comes_in_its_place(self, num_workers):
@@ -62,13 +62,13 @@ def test_a_script_without_a_guard_is_told_to_have_one(tmp_path):
         "_MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.1,)  # not five seconds",
         "{guard}print(list(load_items(str, [1, 2], num_workers=1)))",
     ]
-    told = {}
+    results = {}
     for guard in ("", "if __name__ == '__main__': "):
         script.write_text("\n".join(lines).format(guard=guard))
-        told[guard] = subprocess.run(
+        results[guard] = subprocess.run(
             [sys.executable, script], capture_output=True, text=True, check=False
         )
-    bare, guarded = told.values()
+    bare, guarded = results.values()
     assert bare.returncode == 1
     assert "ChildProcessError: " in bare.stderr.splitlines()[-1]
     assert (

@@ -36,8 +36,10 @@ def test_saved_and_loaded_processors_are_equal(tokenizer, photo, tmp_path):
 @pytest.mark.parametrize("profile", ["official-pretrain", "official-finetune", "hf"])
 def test_fast_decoding(profile, photo, tmp_path):
     config = ProcessorConfig(profile=profile, image_size=48, max_length=20, fast_decode=True)
-    fast, full = Processor(config, None), Processor(replace(config, fast_decode=False), None)
-    large, small = tmp_path / "large.jpg", tmp_path / "small.jpg"
+    fast = Processor(config, None)
+    full = Processor(replace(config, fast_decode=False), None)
+    large = tmp_path / "large.jpg"
+    small = tmp_path / "small.jpg"
     photo(400, 600).save(large, quality=95)
     photo(180, 180).save(small, quality=95)  # half of it is less than twice the size that is needed
     assert torch.equal(fast.resize(small), full.resize(small))
@@ -161,7 +163,8 @@ def test_lists_of_images(config, photo, tmp_path):
 
 
 def test_a_prepared_picture_counts_as_an_image(config, photo, tmp_path):
-    processor, path = Processor(config, None), tmp_path / "turned.jpg"
+    processor = Processor(config, None)
+    path = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[274] = 6  # to be turned by 90 degrees
     picture = photo(40, 60)

@@ -192,21 +192,23 @@ def test_a_call_returns_the_tensors_of_transformers(tokenizer, photo, tmp_path):
         {"padding": "longest", "truncation": "longest_first", "max_length": 7},
         {"padding": "max_length", "truncation": "only_first", "max_length": 9},
     ):
-        for given in ((images, TEXTS), (images[0], TEXTS[0]), (None, TEXTS)):
-            expected, found = (
-                processor(*given, return_tensors="pt", **options) for processor in (theirs, ours)
+        for arguments in ((images, TEXTS), (images[0], TEXTS[0]), (None, TEXTS)):
+            expected, inputs = (
+                processor(*arguments, return_tensors="pt", **options)
+                for processor in (theirs, ours)
             )
-            assert {name: value.dtype for name, value in found.items()} == {
+            assert {name: value.dtype for name, value in inputs.items()} == {
                 n: v.dtype for n, v in expected.items()
             }
-            assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+            assert all(torch.equal(tensor, inputs[name]) for name, tensor in expected.items())
     assert ours(images=images).keys() == {"pixel_values", "pixel_mask"}
     assert ours(images, TEXTS, padding=True).to("cpu").input_ids.shape[0] == 4
 
 
 def test_calls_that_have_no_tensors(tokenizer, photo):
-    processor, image = Processor(_hf_config(), tokenizer), photo(60, 40)
-    for given, options, words in (
+    processor = Processor(_hf_config(), tokenizer)
+    image = photo(60, 40)
+    for arguments, options, words in (
         ((None, None), {}, "neither images nor text given"),
         ((image, TEXTS[0]), {"return_tensors": "np"}, "return_tensors is 'np'; expected one of pt"),
         ((image, TEXTS), {}, "different numbers of tokens; pass padding=True"),
@@ -231,7 +233,7 @@ def test_calls_that_have_no_tensors(tokenizer, photo):
         (([], "a dog"), {}, "no images given"),
     ):
         with pytest.raises(ValueError, match=words):
-            processor(*given, **options)
+            processor(*arguments, **options)
     with pytest.raises(ValueError, match="no tokenizer"):
         Processor(_hf_config(), None)(image, "a dog")
     with pytest.raises(
@@ -339,15 +341,16 @@ def test_nothing_is_written_beside_settings_that_would_win(tokenizer, tmp_path):
 
 
 def test_other_clip_settings_are_refused(tmp_path):
-    edge, square = {"size": {"shortest_edge": 96}}, {"size": {"height": 96, "width": 96}}
+    edge = {"size": {"shortest_edge": 96}}
+    square = {"size": {"height": 96, "width": 96}}
     small = {"crop_size": {"height": 80, "width": 80}}
-    others = (
+    unsupported = (
         edge | {"do_center_crop": False},
         edge | small,
         square | small,
         square | {"do_center_crop": True},
     )
-    for settings in (*others, edge | {"crop_size": 96, "do_pad": True}):
+    for settings in (*unsupported, edge | {"crop_size": 96, "do_pad": True}):
         _folder(tmp_path, {"image_processor_type": "CLIPImageProcessor"} | settings)
         with pytest.raises(ValueError, match=r"resizes to|sets do_pad"):
             Processor.from_huggingface(tmp_path, patch_size=16)

@@ -62,8 +62,8 @@ def test_every_way_of_giving_a_picture_is_equal(photo, tmp_path):
 
 def test_grey_and_transparent_arrays_and_tensors():
     grey = np.arange(20, dtype=np.uint8).reshape(4, 5)
-    for given in (grey, grey[..., None], torch.from_numpy(grey)[None]):
-        assert np.array_equal(_array(given), np.repeat(grey[..., None], 3, axis=2))
+    for pixels in (grey, grey[..., None], torch.from_numpy(grey)[None]):
+        assert np.array_equal(_array(pixels), np.repeat(grey[..., None], 3, axis=2))
     clear = torch.zeros(4, 2, 2, dtype=torch.uint8)
     assert (_array(clear, background=WHITE) == 255).all()
 
@@ -286,11 +286,11 @@ class TestHeic:
         turned = upright.transpose(Image.Transpose.ROTATE_90)
         turned.info["exif"] = exif.tobytes()
         content = _bytes(turned, "HEIF", quality=95)
-        found = _array(content).astype(int)
-        assert found.shape == (64, 128, 3)
+        pixels = _array(content).astype(int)
+        assert pixels.shape == (64, 128, 3)
         assert (
-            abs(found - np.asarray(upright)).mean()
-            < abs(found - np.asarray(upright)[::-1]).mean() / 2
+            abs(pixels - np.asarray(upright)).mean()
+            < abs(pixels - np.asarray(upright)[::-1]).mean() / 2
         )
 
     def test_the_number_of_pixels_is_checked_before_decoding(self, photo):
@@ -373,12 +373,12 @@ def test_missing_files_and_folders(tmp_path):
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(FileNotFoundError, match=r"no image file at .*nothing\.jpg"):
         open_image(tmp_path / "nothing.jpg")
-    for place, message in (
+    for source, message in (
         (tmp_path, "not a file"),
         (tmp_path / "empty.jpg", r"empty\.jpg is empty"),
     ):
         with pytest.raises(ValueError, match=message):
-            open_image(place)
+            open_image(source)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""Token ids against transformers' tokenizers; cutting, padding and the errors."""
+"""Token ids against transformers' tokenizers, cutting, padding and errors."""
 
 import json
 from dataclasses import replace
@@ -55,7 +55,8 @@ def roberta_folder(tokenizer, tmp_path_factory):
 
 
 def test_vocab_and_merges_equal_transformers(roberta_folder):
-    ours, theirs = load_tokenizer(roberta_folder), _roberta(roberta_folder)
+    ours = load_tokenizer(roberta_folder)
+    theirs = _roberta(roberta_folder)
     for text in TEXTS:
         assert ours.encode(text).ids == theirs(text).input_ids, text
     assert ours.encode("A dog").ids != ours.encode(" A dog").ids, "no leading space is added"
@@ -178,9 +179,11 @@ def test_training_needs_texts_and_room():
 
 
 def test_batches_are_padded_to_their_longest_text(config, tokenizer):
-    processor, texts = Processor(config, tokenizer), ["A dog", "A dog runs on the grass."]
+    processor = Processor(config, tokenizer)
+    texts = ["A dog", "A dog runs on the grass."]
     short, long = processor.token_ids(texts)
-    batch, missing = processor.texts(texts), len(long) - len(short)
+    batch = processor.texts(texts)
+    missing = len(long) - len(short)
     assert batch.input_ids.tolist() == [short + [1] * missing, long]
     assert batch.attention_mask.tolist() == [[1] * len(short) + [0] * missing, [1] * len(long)]
     assert processor.texts(["A dog", "A dog"]).attention_mask is None
@@ -197,7 +200,8 @@ def test_too_long_texts_name_the_way_out(config, tokenizer):
 
 
 def test_truncation_keeps_the_end_token_and_equals_transformers(config, tokenizer, roberta_folder):
-    processor, theirs = Processor(config, tokenizer), _roberta(roberta_folder)
+    processor = Processor(config, tokenizer)
+    theirs = _roberta(roberta_folder)
     for text in TEXTS:
         expected = theirs(text, truncation=True, max_length=config.max_length).input_ids
         assert processor.token_ids([text], truncate=True) == [expected]
@@ -415,8 +419,9 @@ class TestOnlyTheBeginningIsRead:
         "before", ["", "A dog runs. ", "\u200b" * 300, "a" * 190, "a" * 200 + " "]
     )
     def test_ids_are_those_of_the_whole_text(self, config, tokenizer, before):
-        processor, most = Processor(config, tokenizer), config.max_length
-        for part in (
+        processor = Processor(config, tokenizer)
+        most = config.max_length
+        for piece in (
             *TEXTS[1:-1],
             "A",
             " ",
@@ -426,17 +431,19 @@ class TestOnlyTheBeginningIsRead:
             "a" * 500 + " ",
             "x\u0300" * 60,
         ):
-            texts = [(before + part * length)[:length] + " dog" * 20 for length in (900, 901, 907)]
+            texts = [(before + piece * length)[:length] + " dog" * 20 for length in (900, 901, 907)]
             whole = [tokenizer.encode(text).ids for text in texts]
             expected = [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in whole]
             assert processor.token_ids(texts, truncate=True) == expected
 
     def test_a_word_that_is_cut_does_not_count(self):
-        """Nine long words are 180 characters; of the next one twelve are read first, which would be three tokens."""
+        """Nine long words are 180 characters. Of the next word twelve are read first, which would be three tokens."""
         word = "abcdefghijklmnopqrs"
         vocab = {
-            one: number
-            for number, one in enumerate(["[UNK]", "<s>", "</s>", word, "abcd", "##efgh", "##ijkl"])
+            token: number
+            for number, token in enumerate(
+                ["[UNK]", "<s>", "</s>", word, "abcd", "##efgh", "##ijkl"]
+            )
         }
         tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

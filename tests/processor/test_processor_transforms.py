@@ -65,7 +65,8 @@ def _lying(kind, size, picture):
 def test_official_profiles_equal_torchvision(kind, shape, photo):
     """A Pillow before 13 shrinks vertically first only what lies on its side."""
     picture = photo(*shape)
-    actual, lying = _processor(PROFILES[kind], 96).images([picture])[0], _lying(kind, 96, picture)
+    actual = _processor(PROFILES[kind], 96).images([picture])[0]
+    lying = _lying(kind, 96, picture)
     vertically_first = (kind, shape) in VERTICALLY_FIRST
     if vertically_first:
         torch.testing.assert_close(actual, lying, atol=1e-6, rtol=0)
@@ -101,7 +102,8 @@ HF_CASES = [
 
 @pytest.mark.parametrize("shape", SHAPES + TALL)
 def test_hf_profile_equals_transformers_bit_for_bit(shape, photo):
-    transformers, picture = pytest.importorskip("transformers"), photo(*shape)
+    transformers = pytest.importorskip("transformers")
+    picture = photo(*shape)
     for theirs, ours in HF_CASES:
         expected = transformers.BridgeTowerImageProcessor(**theirs)(
             picture, return_tensors="pt"
