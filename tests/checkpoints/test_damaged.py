@@ -158,7 +158,7 @@ def load_processor(folder):
 
 
 def problems(folder, file, load):
-    """Returns the errors of a folder in which a setting of a JSON file is absurd. The next setting gets other values."""
+    """Returns the errors of a folder in which a setting of a JSON file is absurd. The next one gets other values."""
     content = json.loads((folder / file).read_text())
     errors = {}
     for path, values in islice(altered(content), None, None, 5):

@@ -205,7 +205,8 @@ class TestTiedDecoder:
         assert decoder.data_ptr() != words.data_ptr(), (
             "training must not move one through the other"
         )
-        pixel_values, (ids, mask) = random_images(2, read.config), random_texts([5, 3], read.config)
+        pixel_values = random_images(2, read.config)
+        ids, mask = random_texts([5, 3], read.config)
         with torch.no_grad():
             expected = tied(pixel_values=pixel_values, input_ids=ids, attention_mask=mask).logits
             model = read.model()

@@ -207,7 +207,8 @@ class Official:
             stream = self.norm(f"{name}.LayerNorm.{count}", stream, 1e-5)
         if f"{name}.layer_scores" in self.of:
             scores = self.of[f"{name}.layer_scores"][0][:, None]  # [layers (+ 1), 1, 1, width]
-            scores, last = scores[:count], scores[count:]
+            last = scores[count:]
+            scores = scores[:count]
         else:
             other = self.norm(f"{name}.extra_query_LayerNorm", other, 1e-5)
             query = self.linear(f"{name}.fusion_attention.q_proj", stream)

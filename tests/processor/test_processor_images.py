@@ -258,7 +258,8 @@ def test_first_frame_of_an_animation():
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 def test_avif_files_are_what_pillow_makes_of_them(mode, photo):
     exif = Image.Exif()
-    exif[0x0112], exif[0x010E] = 6, "what it shows"
+    exif[0x0112] = 6
+    exif[0x010E] = "what it shows"
     content = _bytes(photo(31, 52).convert(mode), "AVIF", exif=exif)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
     assert expected.size == (31, 52)

@@ -213,7 +213,8 @@ def test_truncation_keeps_the_end_token_and_equals_transformers(config, tokenize
 )
 @given(pair=st.lists(st.sampled_from([text for text in TEXTS if text]), min_size=1, max_size=2))
 def test_pairs_are_joined_and_cut_as_roberta_does(pair, config, tokenizer, roberta_folder):
-    processor, (_, theirs) = Processor(config, tokenizer), _cached_pair(roberta_folder)
+    processor = Processor(config, tokenizer)
+    _, theirs = _cached_pair(roberta_folder)
     expected = theirs(*pair, truncation="longest_first", max_length=config.max_length).input_ids
     assert processor.pair_ids([pair]) == [expected]
 
