@@ -101,7 +101,7 @@ class TestOptimizer:
 )
 def test_the_help_says_where_others_come_from(option, names, capsys):
     with pytest.raises(SystemExit):
-        cli.main(["train", "pretrain-nano", "--help"])
+        cli.main(["train", "pretrain-nano", "--help-all"])
     _, help_text, after = "".join(capsys.readouterr().out.split()).partition(
         f"--optimizer.{option}{{{names}}}|STR"
     )
