@@ -150,7 +150,7 @@ def navigation(index: Path) -> str:
     """An index with the pages that it lists, as an entry of the navigation."""
     pages = LISTED.findall(index.read_text(encoding="utf-8"))
     entries = [f'{{ "{name.rpartition(".")[2]}" = "{page}" }}' for name, page in pages]
-    return f'["{index.name}", {", ".join(entries)}]'
+    return f'[{{ "Overview" = "{index.name}" }}, {", ".join(entries)}]'
 
 
 def list_versions(out: Path) -> None:
