@@ -47,7 +47,7 @@ FEATURES = ("image_pooling", "text_pooling", "itc_dropout")
 @pytest.fixture(scope="module")
 def run_folders(tmp_path_factory, tiny_dataset):
     folder = tmp_path_factory.mktemp("sets")
-    table = write_labelled_table(folder / "things", several=False)
+    table = write_labelled_table(folder / "things", multi_label=False)
     prepare_custom("classification", table, folder / "classification", progress=False)
     ratings = folder / "ratings.csv"
     ratings.write_text(

@@ -62,7 +62,7 @@ def fit_command(
         max_errors: Rows that may be left out because they cannot be used; default: a tenth of them.
         max_epochs: Passes over the training examples at most; default: by their number.
         device: cpu, cuda or auto, which takes a GPU if there is one.
-        seed: Of new weights, order and draws.
+        seed: Seed of new weights, order and draws.
         timeout_minutes: How long a process waits for the others.
     """
     require("train")
