@@ -1,7 +1,7 @@
 """Kernels for CPUs, which replace PyTorch's modules and have the same numbers, parameters and names.
 
 PyTorch has two libraries for products: oneDNN, and MKL or OpenBLAS behind `torch.mm`. Figures of memory and time below
-are of training steps in `benchmarks/kernels.py` on a busy AMD EPYC (family 25, model 17).
+are of training steps in `benchmarks/cpu_kernels.py` on a busy AMD EPYC (family 25, model 17).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What each kernel for CPUs saves: python benchmarks/kernels.py; prints a table.
+"""What each kernel for CPUs saves: python benchmarks/cpu_kernels.py; prints a table.
 
 Rows have all kernels or all but one: processor seconds of a training step of the nano model with dropout, in bfloat16
 and in float32, the least of alternating repetitions; and MiB that a step of the base model with two layers in each
