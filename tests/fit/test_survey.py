@@ -67,7 +67,7 @@ TASKS = {
         "classification",
         {},
     ),
-    "ratings": ("image,rating", [(name, "3") for name in NAMES], "regression", {}),
+    "ratings": ("image,rating", [(name, int(name < "5")) for name in NAMES], "regression", {}),
     "numbers called labels": (
         "image,label",
         [(name, f"{number}.5") for number, name in enumerate(NAMES)],
@@ -122,7 +122,7 @@ def test_each_column_has_a_line(tmp_path):
 
 
 def test_named_columns_and_a_named_task_come_first(tmp_path):
-    rows = [(name, "a dog", name, "1") for name in NAMES]
+    rows = [(name, "a dog", "dog" if name < "5" else "cat", "1") for name in NAMES]
     heading = "image,caption,kind,label"
     task = task_of(tmp_path, heading, rows, label_column="kind")
     assert (task.kind, task.settings) == ("classification", {"label_column": "kind"})
@@ -133,7 +133,8 @@ def test_named_columns_and_a_named_task_come_first(tmp_path):
 def test_a_folder_of_folders_has_classes(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
-        Image.new("RGB", (8, 8), "red").save(tmp_path / name / "1.png")
+        for number in range(2):
+            Image.new("RGB", (8, 8), "red").save(tmp_path / name / f"{number}.png")
     survey = survey_source(str(tmp_path), FitColumns())
     assert choose_task(str(tmp_path), survey, FitColumns()).kind == "classification"
     (tmp_path / "cat" / "1.txt").write_text("a cat")
@@ -146,14 +147,22 @@ def test_a_folder_of_folders_has_classes(tmp_path):
     ("heading", "row", "message"),
     [
         ("name,caption", ("dog", "a dog"), "no column of images; it has name, caption"),
-        ("image,height", ("0.png", "4"), "has image, height: name the column"),
+        ("image,height", ("0.png", "4"), "has image, height: give text_column"),
         ("image,caption", ("", "a dog"), "no row with an image"),
-        ("image,label", ("0.png", "dog"), "one label only \\(dog\\); expected at least two"),
+        ("image,label", ("0.png", "dog"), "one value only \\(dog\\); expected at least two"),
+        ("image,rating", ("0.png", "3"), "one value only \\(3\\); expected at least two"),
     ],
 )
 def test_columns_that_make_no_task_are_named(heading, row, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         task_of(tmp_path, heading, [row] * 12)
+
+
+def test_labels_that_no_two_rows_share_are_refused(tmp_path):
+    rows = [("0.png", f"dog {number}") for number in range(12)]
+    with pytest.raises(ValueError, match=r"each of 12 rows.*set text_column to label"):
+        task_of(tmp_path, "image,label", rows)
+    assert task_of(tmp_path, "image,label", [*rows, rows[0]]).kind == "classification"
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,19 @@ class ColumnValues:
         has_many = len(self.counts) > _MAX_CLASSES_OF_NUMBERS or not self.are_whole
         return self.are_numbers and (is_rating or has_many)
 
+    def check_labels(self, name: str) -> None:
+        """Refuses labels or numbers of which nothing can be learnt."""
+        advice = "give label_column another column"
+        if len(self.counts) == 1:
+            raise ValueError(
+                f"{name} has one value only ({next(iter(self.counts))}); expected at least two: {advice}"
+            )
+        if not self.are_numbers and max(self.counts.values()) == 1:
+            raise ValueError(
+                f"{name} has another label in each of {self.num_filled:,} rows; expected labels that several images "
+                f"have: {advice}, or, if these are captions, set text_column to {name}"
+            )
+
     def separator(self) -> str | None:
         """Returns the mark that many cells have between their values."""
         for mark in SEPARATORS:
@@ -254,18 +267,11 @@ def choose_task(source: str, survey: Survey, columns: FitColumns) -> Task:
     if kind is None:
         names = [*(survey.roles.images if survey.roles else ()), *survey.values]
         raise ValueError(
-            f"{source} has images and no captions, questions, labels or numbers; it has {', '.join(names)}: name the "
-            "column with text_column, label_column or answer_column"
+            f"{source} has images and no captions, questions, labels or numbers; it has {', '.join(names)}: "
+            "give text_column, label_column or answer_column its name"
         )
-    if (
-        kind == "classification"
-        and label in survey.values
-        and len(survey.values[label].counts) == 1
-    ):
-        raise ValueError(
-            f"{label} has one label only ({next(iter(survey.values[label].counts))}); expected at least two, or name "
-            "another column with label_column"
-        )
+    if kind in ("classification", "regression") and label in survey.values:
+        survey.values[label].check_labels(label)
 
     lines = _lines_of_roles(survey, kind)
     lines += _lines_of_columns(
