@@ -78,6 +78,9 @@ def test_sets():
             "more_splits": spec.more_splits,
             "split_rule": spec.split_rule,
             "protocol": spec.protocol,
+            "published": {
+                split: [list(count) for count in counts] for split, counts in spec.published.items()
+            },
         }
     check_contract("sets", sets)
 

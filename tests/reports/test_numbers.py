@@ -13,7 +13,7 @@ def test_numbers_as_text():
     ):
         assert numbers.number(value, sign=sign) == expected
     for probability, expected in {
-        **{0.0: "0.00 %", 5e-5: "< 0.01 %", 0.0042: "0.42 %", 0.042: "4.2 %"},
+        **{0.0: "0.00 %", 5e-5: "< 0.01 %", 1e-4: "0.01 %", 0.0042: "0.42 %", 0.042: "4.2 %"},
         **{0.0996: "10 %", 0.42: "42 %", 1.0: "100 %"},
     }.items():
         assert numbers.percent(probability) == expected
