@@ -325,7 +325,7 @@ class TestReranking:
         write_checkpoint(checkpoint, tmp_path / "run" / "best")
         write_reranking(tmp_path / "run", RERANKING)
         assert read_checkpoint(tmp_path / "run").reranking == RERANKING
-        with pytest.raises(ValueError, match="is no folder of bridgetower"):
+        with pytest.raises(ValueError, match="is not a folder of bridgetower"):
             write_reranking(safe, RERANKING)
         with pytest.raises(FileNotFoundError, match="has no config"):
             write_reranking("owner/name", RERANKING)

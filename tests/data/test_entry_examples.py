@@ -248,7 +248,7 @@ class TestImages:
         rows = both.examples(range(13, 21))
         assert [row["entry"] for row in rows] == [row["entry"] for row in both.examples(range(8))]
         assert both.contents(rows[0]["images"]) == both.contents(both.examples([0])[0]["images"])
-        assert both.repeated(torch.arange(21)).bincount().tolist() == [1] * 13 + [3] * 8
+        assert both.with_repeats(torch.arange(21)).bincount().tolist() == [1] * 13 + [3] * 8
         assert both.sets_of(torch.tensor([0, 12, 13, 20])).tolist() == [0, 0, 1, 1]
         digest = read_info(folder).digest
         assert both.digests() == {

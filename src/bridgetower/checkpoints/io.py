@@ -50,7 +50,7 @@ Format = Literal["bridgetower", "hf"]
 
 LABELS = "labels.json"
 CARD = "README.md"
-_EXTRA_TENSORS = "carried.safetensors"
+_EXTRA_TENSORS = "carried.safetensors"  # tensors that the model does not use, carried along
 _LOADING = {
     "bridgetower": 'import bridgetower\n\nmodel = bridgetower.load("{}")',
     "transformers": 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{}")',
@@ -67,7 +67,7 @@ class OpenedSource:
 
     path: Path
     name: str
-    # Of config.json in a folder, or the content of an official file.
+    # The content of the folder's config.json, or of the official file.
     values: Mapping[str, Any]
     overrides: Mapping[str, Any]
     dtype: torch.dtype | None
@@ -113,7 +113,7 @@ def read_checkpoint(
         )
     path, name = locate(str(source), "a folder, an official .ckpt file", revision, **hub)
 
-    # The first family that recognises the source reads it.
+    # Read the config of a folder, or the whole of an official file.
     if path.is_dir():
         path = _checkpoint_folder(path, name)
         values = read_json(path / "config.json")
@@ -127,6 +127,8 @@ def read_checkpoint(
         )
     else:
         values = read_torch_archive(path)
+
+    # The first family that recognises the source reads it.
     opened = OpenedSource(path, name, values, overrides or {}, dtype, extensions)
     read = next(read for recognises, read in FAMILIES.values() if recognises(opened))
     checkpoint = read(opened)
@@ -153,7 +155,7 @@ def read_checkpoint(
 
 
 def _checkpoint_folder(folder: Path, name: str) -> Path:
-    """Returns the folder itself, or of a training run `best/`, or `last/` where validation data was trained on."""
+    """Returns `best/` of a training run if it has one, else the folder itself, else `last/` of the run."""
     for candidate in (folder / "best", folder, folder / "last"):
         if (candidate / "config.json").exists():
             return candidate
@@ -220,8 +222,8 @@ def read_hf_folder(opened: OpenedSource) -> Checkpoint:
     model_type = opened.values.get("model_type")
     if model_type != "bridgetower":
         raise ValueError(
-            f"{opened.name} is of model type {model_type!r}; expected 'bridgetower' (a tower alone is where a model "
-            "can start from: bridgetower train --vision or --text)"
+            f"{opened.name} is of model type {model_type!r}; expected 'bridgetower' (to start from a "
+            "tower alone, use bridgetower train --vision or --text)"
         )
     folder = opened.path
     weights = read_weights(folder, opened.name)
@@ -273,7 +275,7 @@ def write_checkpoint(
 
 
 def write_description(checkpoint: Checkpoint, folder: Path) -> None:
-    """Writes all of a checkpoint but the weights, such as beside those of a state of a run."""
+    """Writes all of a checkpoint but its weights. The state of a run has its weights in files of its own."""
     if checkpoint.extra_tensors:
         write_safetensors(folder / _EXTRA_TENSORS, checkpoint.extra_tensors)
     if checkpoint.processor is not None:
@@ -300,13 +302,16 @@ def _write_config(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def write_reranking(source: str | Path, reranking: Reranking | None) -> None:
-    """Replaces the record of reranking in a folder of this package, or a run. None only checks that it can."""
+    """Replaces the record of reranking in a folder of this package or a run.
+
+    With None it writes nothing, and only checks that the folder can hold a record.
+    """
     path = _checkpoint_folder(Path(source), str(source)) / "config.json"
     values = read_json(path)
     if values.get("format") != _FORMAT["format"]:
         raise ValueError(
-            f"{source} is no folder of bridgetower, and what is found for reranking is stored in one; write one "
-            "with `bridgetower convert --to bridgetower`"
+            f"{source} is not a folder of bridgetower, and cannot hold settings of reranking; convert it with "
+            "`bridgetower convert --to bridgetower`"
         )
     if reranking is not None:
         write_json(path, values | {"reranking": reranking.to_plain()})
@@ -326,7 +331,7 @@ def convert(
         checkpoint: What to write.
         folder: New or empty.
         to: `bridgetower` or `hf`; settings that transformers has no field for are lost with a warning.
-        drop_itc: Leave the contrastive head out; transformers cannot hold the official kind.
+        drop_itc: Leave the contrastive head out; transformers has no field for the one of official checkpoints.
         shard_bytes: Above this, weights are written in several files.
 
     Raises:
@@ -342,7 +347,7 @@ def convert(
         return
     values, tensors = export(checkpoint)
     with new_folder(folder) as temporary:
-        # The processor refuses settings before weights are written.
+        # Save the processor first: it may refuse its settings, and weights take long to write.
         if checkpoint.processor is not None:
             checkpoint.processor.save_huggingface(temporary)
         write_weights(temporary, tensors, for_transformers=True, shard_bytes=shard_bytes)
@@ -436,7 +441,7 @@ def write_card(
     command: str | None = None,
     library: Literal["bridgetower", "transformers"] = "bridgetower",
 ) -> None:
-    """Writes the model card of a folder: `name` and `datasets` are ids on the hub, `data` was trained on elsewhere."""
+    """Writes the model card of a folder: `name` and `datasets` are ids on the hub, `data` names other training data."""
     from huggingface_hub import ModelCardData
 
     # Describe the model.

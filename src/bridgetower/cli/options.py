@@ -99,6 +99,7 @@ def _optional(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | N
     if not isinstance(value, PrimitiveConstructorSpec):
         return None
     return PrimitiveConstructorSpec(
+        # `None` is one word, also where a value has several.
         nargs=value.nargs if value.nargs in (1, "*") else "*",
         metavar=value.metavar,
         instance_from_str=lambda words: (

@@ -183,21 +183,22 @@ def duplicates_command(
 ) -> None:
     """Find near-duplicates in an index: groups of images whose vectors are almost the same.
 
-    Gives one JSON line per group, {"group", "images": [{"path", "file", "width", "height", "cosine", …}, …]}, the
-    largest first; in each the image with the most pixels is first, and cosines are with it. A table on a terminal.
+    Prints a JSON line for each group, {"group", "images": [{"path", "file", "width", "height", "cosine", …}, …]}, the
+    largest group first. The first image of a group has the most pixels, and each cosine compares an image with it.
+    On a terminal it prints a table.
 
     Example: bridgetower duplicates photos.lance --threshold 0.98 --sheet duplicates.png
 
     Args:
         index: What `bridgetower index` made, its name ending in .lance, or the word demo.
-        threshold: Least cosine of neighbours in a chain of images, which is a group; what is enough depends on
-            the model.
+        threshold: Images with at least this cosine are linked, and linked images form a group. A good value
+            depends on the model.
         root: Folder of the images, if it is elsewhere now.
         sheet: Also draw the first 50 groups into this image file, a row with up to five images each.
     """
     require("search")
-    require("plot")
     if sheet is not None:
+        require("plot")
         from bridgetower.drawing import require_image_name, write_image
         from bridgetower.search.sheet import COLUMNS, contact_sheet
 

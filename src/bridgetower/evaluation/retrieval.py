@@ -367,18 +367,20 @@ def evaluate_retrieval(
     *,
     reranking: Reranking | None = UNMEASURED,
 ) -> RetrievalResult:
-    """Ranks all images for every caption and all captions for every image, or those of its fold.
+    """Ranks images for every caption, and captions for every image, within each fold if there are folds.
 
-    Without folds, images with the same captions count as one: their texts are ranked once, and each of these texts is
-    right for all of them. The processes of a distributed run share the images, and each gets the same result.
+    Without folds, images with the same captions share their texts: each text is ranked once and is right for all of
+    these images. The processes of a distributed run share the images, and all of them get the same result.
     """
     model.head("itc")
     texts, truth = ranked_texts(images, config)
     with resumable(PairScorer(model, images, texts, config, options)) as scorer:
         image_vectors, text_vectors = scorer.vectors()
 
-        def cosines(rows: slice, texts: Int[Tensor, " b"]) -> Float[Tensor, "r b"]:
-            return similarity(image_vectors[rows], text_vectors[texts], torch.ones(()))
+        no_temperature = torch.ones(())
+
+        def cosines(rows: slice, columns: Int[Tensor, " b"]) -> Float[Tensor, "r b"]:
+            return similarity(image_vectors[rows], text_vectors[columns], no_temperature)
 
         result = RetrievalResult(
             image_vectors=image_vectors,

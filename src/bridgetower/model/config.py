@@ -55,7 +55,7 @@ def check_image_size(image_size: int, patch_size: int) -> None:
 
 
 def check_encoder(encoder: EncoderName, config: Any, **bounds: tuple[float, float]) -> None:
-    """Checks the numbers of a config, and the fields that all encoders have."""
+    """Checks the fields that encoders share. The vision tower has no dropout."""
     check_numbers(config, f"{encoder}.", **bounds, **_SIZES)
     if config.hidden_size % config.num_heads:
         raise ValueError(

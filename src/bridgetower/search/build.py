@@ -160,7 +160,7 @@ class _Update:
         # by version of a table, shard or video
         self.group_paths = defaultdict[str, list[str]](list)
         self.group_sizes: dict[str, int] = {}  # numbers of images, by the same version
-        self.sizes: set[int] = set()  # of image files, in bytes
+        self.indexed_sizes: set[int] = set()  # of image files, in bytes
         columns = ["path", "version", "captions", "location", "size", "start", "part_size"]
         for row in chain.from_iterable(batch.to_pylist() for batch in index.scan(columns)):
             version = sys.intern(row["version"])
@@ -170,7 +170,7 @@ class _Update:
                 if row["part_size"]:
                     self.group_sizes[version] = row["part_size"]
             if row["start"] is None:
-                self.sizes.add(row["size"])
+                self.indexed_sizes.add(row["size"])
 
         # Content of the sources, noted while they are read.
         self.seen: set[str] = set()  # paths
@@ -365,9 +365,10 @@ class _Update:
             image = example.images[0]
             is_remote = image.content is None and is_url(image.location)
             size = example.fields["size"] if image.content is None else len(image.content)
-            if is_remote or image.moment or size not in self.sizes:
+            if is_remote or image.moment or size not in self.indexed_sizes:
                 continue
-            with suppress(OSError, ValueError):  # which embedding it notes
+            # An image that cannot be read is noted when it is embedded.
+            with suppress(OSError, ValueError):
                 digest = hashlib.sha256(image.read()).hexdigest()
                 rows.append({**example.fields, "digest": digest, "size": size})
         return rows

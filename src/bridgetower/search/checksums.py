@@ -17,10 +17,10 @@ ROW_CRC = "row_crc"
 """Column with the CRC-32 of `CHECKED`."""
 
 CRCS = {"image_vector": CRC, "text_vectors": "text_crc", "pair_vectors": "pair_crc"}
-"""For each column of vectors, which are read without the others, the column with their CRC-32."""
+"""Columns of vectors, each with the column of its CRC-32: a column of vectors is read without the others."""
 
-# Columns that describe an image. A frame is compared with the digest. `version` and `part_size` only decide whether a
-# file is read again.
+# Columns that describe an image. The frame of a moment is left out, as `digest` checks it, and so are `version` and
+# `part_size`, which only decide whether a file is read again.
 CHECKED = (
     "path",
     "size",
@@ -41,6 +41,7 @@ _BETWEEN_CAPTIONS = pa.scalar(b"\x1e", pa.large_binary())
 
 def with_crcs(rows: pa.Table) -> pa.Table:
     """Adds the columns of CRCs to whole rows."""
+    # The CRC of the row covers that of the image's vector.
     rows = rows.append_column(CRC, pa.array(crcs_of(rows["image_vector"]), pa.uint32()))
     row_crcs = _row_crcs(rows)
     rows = rows.append_column(ROW_CRC, pa.array(row_crcs, pa.uint32()))
@@ -71,6 +72,7 @@ def damaged_rows(rows: pa.Table) -> list[int]:
 
 def _row_crcs(rows: pa.Table) -> UInt32[np.ndarray, " n"]:
     columns = [_as_bytes(rows[name].combine_chunks()) for name in CHECKED]
+    # Their number tells no captions from one empty caption.
     num_captions = pc.list_value_length(rows["captions"].combine_chunks())
     joined = pc.binary_join_element_wise(
         *columns,
@@ -79,9 +81,11 @@ def _row_crcs(rows: pa.Table) -> UInt32[np.ndarray, " n"]:
         null_handling="replace",
         null_replacement=b"",
     )
+    # Read the joined bytes in place. Each end is an int64.
     _, offsets, content = joined.buffers()
     ends = np.frombuffer(offsets, np.int64, len(joined) + 1, 8 * joined.offset)
-    return _span_crcs(memoryview(content or b""), ends, np.zeros(len(joined), np.uint32))
+    seeds = np.zeros(len(joined), np.uint32)
+    return _span_crcs(memoryview(content or b""), ends, seeds)
 
 
 def _as_bytes(column: pa.Array) -> pa.Array:

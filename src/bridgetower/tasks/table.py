@@ -52,7 +52,7 @@ def spec_of(config: TaskConfig, custom_spec: TaskSpec | None = None) -> TaskSpec
     spec = custom_spec or TASKS.get(config.kind)
     if spec is None:
         raise ValueError(
-            f"there is no task {config.kind!r} among {', '.join(TASKS)}; pass its spec as task"
+            f"there is no task {config.kind!r} among {', '.join(TASKS)}; pass its TaskSpec"
         )
     if type(config) is not spec.config:
         raise ValueError(
@@ -70,7 +70,7 @@ def benchmark_task(
     fit_two_stage: bool = False,
     templates: Sequence[str] = (),
 ) -> tuple[TaskSpec, TaskConfig]:
-    """Returns the task that a benchmark measures, with its config, after checking the options."""
+    """Returns the spec of a benchmark and its task config, after checking the options."""
     if fit_two_stage:
         if benchmark != "retrieval" or config.protocol == "paper":
             raise ValueError(
@@ -79,7 +79,7 @@ def benchmark_task(
             )
         if split.startswith("test"):
             raise ValueError(
-                f"fit_two_stage on split {split!r}; reranking is fitted on other data than tests: validation"
+                f"fit_two_stage on split {split!r}; fit reranking on validation data, not on a test split"
             )
     benchmarks = BENCHMARKS if spec is None else dict.fromkeys(spec.benchmarks, spec)
     if benchmark not in benchmarks:
@@ -90,6 +90,7 @@ def benchmark_task(
     if templates and spec is not ZERO_SHOT:
         raise ValueError(f"templates are for zero-shot; leave them out for {benchmark}")
     task = spec.benchmarks[benchmark]
+    # Other benchmarks use the protocol and the batch size alone.
     defaults = RetrievalConfig(protocol=config.protocol, batch_size=config.batch_size)
     if task.reads != "captions" and config != defaults:
         raise ValueError(
@@ -110,7 +111,7 @@ def evaluate(
     fit_two_stage: bool = False,
     templates: Sequence[str] = (),
 ) -> Outcome:
-    """Measures a model on a split. Every process of a distributed run gets the same outcome."""
+    """Measures a model on a split. All processes of a distributed run return the same outcome."""
     spec, task = benchmark_task(
         benchmark, split, config, spec, fit_two_stage=fit_two_stage, templates=templates
     )
@@ -122,11 +123,12 @@ def evaluate(
         model.head("itm")
     if spec.head is not None:
         recipes = (*spec.fine_tuning, *spec.recipes)
-        names = [recipe.recipe for recipe in recipes if recipe.task == task]
-        names += [recipe.recipe for recipe in recipes]
-        model.head(spec.head, recipe=names[0] if names else None)
+        matching = [recipe for recipe in recipes if recipe.task == task]
+        recipe = next(iter([*matching, *recipes]), None)
+        model.head(spec.head, recipe=None if recipe is None else recipe.recipe)
 
     # Open the examples.
+    # Some tasks have no protocol or no templates.
     settings: dict[str, Any] = {"protocol": config.protocol, "templates": tuple(templates)}
     task = replace(task, **{name: value for name, value in settings.items() if hasattr(task, name)})
     data = DataConfig(folders=tuple(map(str, folders)), num_workers=options.num_workers)
@@ -145,6 +147,7 @@ def evaluate(
         use="test",
     )
 
+    # An `Evaluation` has all fields of an `ExampleSource`.
     evaluation = Evaluation(
         **vars(source),
         model=model,

@@ -129,7 +129,8 @@ class RunLog:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
         if self.enabled:
-            with writing(self.path):  # closing tries again to write lines that did not fit
+            # Closing writes buffered lines, which may not fit on the disk.
+            with writing(self.path):
                 self.file.close()
             for logger in self.loggers:
                 logger.close()

@@ -94,12 +94,13 @@ class CaptionImages(PreparedImages):
         return texts, torch.tensor(image_index)
 
     def pairs(self) -> Int[Tensor, "p 2"]:
-        """Lists pairs of an image and an example to train on, or `DRAWN` if its caption is drawn each time."""
+        """Lists (image, example) to train on. The example is `DRAWN` where a caption is drawn at each step."""
         if self.config.captions == "all":
-            examples = self.repeated(torch.arange(self.num_examples))
+            examples = self.with_repeats(torch.arange(self.num_examples))
             return torch.stack([self.owner[examples], examples], dim=1)
-        first_examples = self._by_image[self._caption_ends - self._num_captions]
-        images = self.owner[self.repeated(first_examples)]
+        starts = self._caption_ends - self._num_captions
+        first_examples = self._by_image[starts]
+        images = self.owner[self.with_repeats(first_examples)]
         return torch.stack([images, torch.full_like(images, DRAWN)], dim=1)
 
     def set_numbers(self, images: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -112,7 +113,10 @@ class CaptionImages(PreparedImages):
         generator: torch.Generator,
         identified: Sequence[int] = (),
     ) -> DrawnCaptions:
-        """Returns the captions of pairs, and identities of the images `identified`."""
+        """Returns the captions of pairs, and an identity of each image of `identified`.
+
+        Images with the same captions have the same identity.
+        """
         # One read of all examples.
         numbers = []
         for image, number in pairs:
@@ -131,6 +135,7 @@ class CaptionImages(PreparedImages):
         identities = []
         for members in examples_of_images:
             captions = [examples[number]["entry"] for number in members]
+            # Seven bytes fit into a signed int64.
             digest = blake2b(repr(captions).encode(), digest_size=7).digest()
             identities.append(int.from_bytes(digest))
         return DrawnCaptions(

@@ -93,7 +93,7 @@ class PreparedImages:
         """Returns the index of the set of each example."""
         return torch.searchsorted(torch.tensor(self._starts[1:]), examples, right=True)
 
-    def repeated(self, examples: Int[Tensor, " n"]) -> Int[Tensor, " m"]:
+    def with_repeats(self, examples: Int[Tensor, " n"]) -> Int[Tensor, " m"]:
         """Returns the examples of an epoch, each as often as `config.repeats` has it for its set."""
         if not self.config.repeats:
             return examples
@@ -354,7 +354,7 @@ class EntryDataset(Dataset[Batch]):
                 raise ValueError(
                     f"{len(numbers) - len(ids)} ids of {len(numbers)} come again; expected one example of each id"
                 )
-        self._numbers = images.repeated(numbers)
+        self._numbers = images.with_repeats(numbers)
         if not len(self._numbers):
             folders = ", ".join(dataset.folder for dataset in images.sets)
             unfit = "" if keep is None else " is fit for this"

@@ -193,7 +193,7 @@ class SetWriter:
         split: str = "",
         origin: str = "",
     ) -> None:
-        """Adds entries about one example: one image, several, or none. Unusable ones are counted as bad.
+        """Adds an example: its images, if it has any, and its entries. Unusable images and entries are counted as bad.
 
         Args:
             images: Images of the example; they are read in threads.
@@ -362,7 +362,7 @@ class SetWriter:
             self._commit()
 
     def _add_entry(self, name: str, split: str, group: int, rows: list[int], entry: Any) -> None:
-        """Adds an example. The official code trains on equal captions of an image once."""
+        """Adds an entry, unless it is a repeated caption of the same images. The official code trains on these once."""
         is_caption = isinstance(entry, str)
         if is_caption and not self.is_new(f"{group} {split} {entry}"):
             self.leave_out("repeated caption", name)

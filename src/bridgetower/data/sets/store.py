@@ -255,7 +255,7 @@ def _connect(folder: str) -> Any:
 
 
 def crcs_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Returns the CRC-32 of each value of a column of bytes, texts or vectors, and 0 for null."""
+    """Returns the CRC-32 of each value of a column: bytes or texts, 0 for null, or vectors, none of them null."""
     import pyarrow as pa
 
     crcs: list[int] = []

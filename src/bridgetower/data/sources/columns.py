@@ -114,7 +114,7 @@ class ColumnError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class RequiredColumn:
-    """A column that a table must have: one with any of the headings, or with an alternative that errors do not name."""
+    """A column that a table must have, under one of `headings` or of `alternatives`, which error messages leave out."""
 
     headings: tuple[Headings, ...]
     alternatives: tuple[Headings, ...] = ()
@@ -125,8 +125,8 @@ class Columns:
     """The columns of tables that are read, and how videos are cut.
 
     Attributes:
-        image: Column with paths, URLs or bytes of images, or two columns of pairs with a comma between their names;
-            None looks for the usual names, also below.
+        image: Column with paths, URLs or bytes of images, or the two columns of pairs of images, joined by a comma.
+            None, here and in `text` and `id`, takes a column with a usual name.
         text: Column with a caption or a list of captions.
         id: Column that names the rows.
         captions_from: "folder" takes the name of an image's folder as its caption.
@@ -160,6 +160,7 @@ class ColumnRoles:
 
     def has(self, required: RequiredColumn, names: Sequence[str]) -> bool:
         """Returns whether one of a row's columns, with these names, is the required one."""
+        # Columns of images and texts may have any name, others have a usual one.
         columns = {IMAGES.noun: self.images, CAPTIONS.noun: self.text}
         return any(
             columns.get(headings.noun) or columns_named(names, headings.names)
@@ -169,28 +170,32 @@ class ColumnRoles:
 
 def roles_of(file: ListedFile, cells: Mapping[str, Any], columns: Columns) -> ColumnRoles:
     """Finds what the columns of a row hold."""
-    if columns.image:
-        images = tuple(name for name in columns.image.split(",") if name in cells)
-    else:
-        pairs = (pair for pair in PAIRS_OF_IMAGES if all(name in cells for name in pair))
-        images = (
-            next(pairs, ())
-            or tuple(name for name, cell in cells.items() if isinstance(cell, Image))
-            or tuple(filter(None, [_recognised_column(file, cells, IMAGES)]))
-        )
     captions = replace(CAPTIONS, option=columns.text_option)
     return ColumnRoles(
-        images=images,
+        images=image_columns(file, cells, columns),
         text=_recognised_column(file, cells, captions, columns.text),
         id=_recognised_column(file, cells, IDS, columns.id),
         split=_recognised_column(file, cells, SPLIT_NAMES),
     )
 
 
+def image_columns(file: ListedFile, cells: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
+    """Returns the columns that the user named, else a usual pair, else those that hold images, else a usual name."""
+    if columns.image:
+        return tuple(name for name in columns.image.split(",") if name in cells)
+    for pair in PAIRS_OF_IMAGES:
+        if all(name in cells for name in pair):
+            return pair
+    if images := tuple(name for name, cell in cells.items() if isinstance(cell, Image)):
+        return images
+    name = _recognised_column(file, cells, IMAGES)
+    return (name,) if name else ()
+
+
 def _recognised_column(
     file: ListedFile, names: Iterable[str], headings: Headings, named_column: str | None = None
 ) -> str:
-    """Returns the column that the user named, else one with a usual or a likely name, else an empty text."""
+    """Returns the column that the user named, else one with a usual, a second or the only likely name, else ""."""
     if named_column:
         return named_column if named_column in names else ""
     usual = columns_named(names, headings.usual) or columns_named(names, headings.second)
@@ -209,13 +214,13 @@ def _recognised_column(
 
 
 def columns_named(names: Iterable[str], headings: Sequence[str]) -> list[str]:
-    """Returns the names that are one of the headings, but for capitals, spaces and hyphens."""
+    """Returns the names that are one of the headings, whatever their case, with a space or a hyphen for `_`."""
     return [name for name in names if re.sub(r"[\s-]+", "_", name.strip().lower()) in headings]
 
 
 @cache
 def note_likely(folder: str, column: str, headings: Headings) -> None:
-    """Logs, once for a folder, that a column was recognised by a name that is only likely."""
+    """Logs that a column was recognised by a likely name. The cache keeps it to one line for each `folder`."""
     logger.info(
         "the column %r is taken for %s; name another one if that is wrong", column, headings.noun
     )
