@@ -10,24 +10,24 @@ from typing import Any, Literal, TypeVar
 
 _Custom = TypeVar("_Custom")
 
-_Library = Literal["langchain", "llama-index", "mcp", "sentence-transformers"]
-Extra = (
-    Literal[
-        "train",
-        "search",
-        "serve",
-        "plot",
-        "s3",
-        "demo",
-        "onnx",
-        "openvino",
-        "ray",
-        "video",
-        "heic",
-        "towers",
-    ]
-    | _Library
-)
+Extra = Literal[
+    "train",
+    "search",
+    "serve",
+    "plot",
+    "s3",
+    "demo",
+    "onnx",
+    "openvino",
+    "ray",
+    "video",
+    "heic",
+    "towers",
+    "langchain",
+    "llama-index",
+    "mcp",
+    "sentence-transformers",
+]
 
 PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "train": (
@@ -65,20 +65,24 @@ PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "mcp": ("mcp",),
     "sentence-transformers": ("sentence_transformers",),
 }
-"""What each extra installs, by the names that are imported; extras that it includes are not repeated."""
+"""The packages of each extra under the names that are imported, without those of extras that it includes."""
 
 
-def install(extra: Extra) -> str:
-    """Returns the command that installs an extra, in the folder of a clone: the package is on no index yet."""
+def install_command(extra: Extra) -> str:
+    """Returns the command that installs an extra in the folder of a clone, as the package is not on PyPI yet."""
     return f"pip install '.[{extra}]'"
 
 
 def require(extra: Extra, *names: str) -> None:
-    """Checks that packages of an extra are installed, without importing them."""
+    """Checks that packages of an extra are installed, without importing them.
+
+    Raises:
+        FileNotFoundError: One is missing. The command line prints it as one line, without a traceback.
+    """
     for name in names or PACKAGES[extra]:
         if not is_installed(name):
             raise FileNotFoundError(
-                f"the extra {extra!r} is missing: {install(extra)} (package {name})"
+                f"the extra {extra!r} is missing: {install_command(extra)} (package {name})"
             )
 
 
@@ -88,7 +92,10 @@ def is_installed(name: str) -> bool:
 
 
 def load_object(option: str, reference: str, kind: type[_Custom] | Any) -> _Custom:
-    """Returns the custom object that an option names as `module:NAME` or `FILE.py:NAME`."""
+    """Returns the custom object that an option names as `module:NAME` or `FILE.py:NAME`.
+
+    `:NAME` may be left out if the module has one object of this kind.
+    """
     module_name, _, name = reference.partition(":")
     if module_name.endswith(".py"):
         module = _import_file(option, module_name)
@@ -99,10 +106,11 @@ def load_object(option: str, reference: str, kind: type[_Custom] | Any) -> _Cust
         return next(iter(candidates.values()))
     if name in candidates:
         return candidates[name]
-    other = f"; {name} is a {type(vars(module)[name]).__name__}" if name in vars(module) else ""
+    # The name may be of an object of another kind.
+    actual = f"; {name} is a {type(vars(module)[name]).__name__}" if name in vars(module) else ""
     names = ", ".join(f"{module_name}:{key}" for key in candidates)
     raise ValueError(
-        f"{option} is {reference}{other}; expected {names or f'a module with a {kind.__name__}'}"
+        f"{option} is {reference}{actual}; expected {names or f'a module with a {kind.__name__}'}"
     )
 
 
@@ -133,6 +141,7 @@ def _import_module(option: str, name: str) -> ModuleType:
             f"{option} is {name}: {error}; expected FILE.py:NAME, or module:NAME of a module here or on PYTHONPATH"
         ) from error
     finally:
+        # Remove the last occurrence, which is the one from above.
         sys.path.reverse()
         sys.path.remove(folder)
         sys.path.reverse()

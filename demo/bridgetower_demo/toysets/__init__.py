@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bridgetower.data.sets.prepared_set import DatasetInfo
-from bridgetower.extras import install
+from bridgetower.extras import install_command
 from bridgetower_demo.toysets import emoji, flag_questions, flags, scenes
 from bridgetower_demo.toysets.collection import Collection, write_collection
 
@@ -30,7 +30,7 @@ class ToySet:
     collect: Callable[[Any], Collection]
 
 
-_INSTALLED = f"from installed packages: {install('demo')}."
+_INSTALLED = f"from installed packages: {install_command('demo')}."
 
 TOYSETS: Mapping[str, ToySet] = {
     each.name: each

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict, Unpack
 
 from bridgetower.arguments import Expected
-from bridgetower.checkpoints.tensors import WEIGHTS
+from bridgetower.checkpoints.tensors import PICKLED, SAFETENSORS
 from bridgetower.files import short_name
 
-# Of `.model`, vocabularies of SentencePiece.
+# Files named *.model are vocabularies of SentencePiece.
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-_PICKLED = [WEIGHTS[2], "pytorch_model-*.bin"]
+_PICKLED = [PICKLED[0], "pytorch_model-*.bin"]
+# Such as https://huggingface.co/owner/name/blob/main/FILE.ckpt?download=true.
 _WEB_ADDRESS = re.compile(
     r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[\w.-]+/[\w.-]+)/?"
     r"(?:(?:tree|blob|resolve)/(?P<revision>[^/?#]+)/?(?P<file>[^?#]*\.ckpt)?)?(?:[?#].*)?"
@@ -40,22 +41,28 @@ class HubOptions(TypedDict, total=False):
 
 
 def parse_hub_id(source: str) -> tuple[str, str | None, str | None] | None:
-    """Returns repository, file and revision of `owner/name`, `owner/name/FILE.ckpt` or an address.
+    """Returns repository, file and revision of a hub id, `owner/name[@revision]` or `owner/name/FILE.ckpt[@revision]`.
 
-    None means that the source is a path.
+    A web address of the hub will do too. None means that the source is a path.
     """
     if address := _WEB_ADDRESS.fullmatch(source):
         return address["repo"], address["file"], address["revision"]
     name, _, revision = source.partition("@")
-    owner, *names = name.split("/", 2)
-    is_file = name.endswith(".ckpt")
-    if source.startswith((".", "~")) or not all((owner, *names)) or len(names) != 1 + is_file:
+    parts = name.split("/", 2)
+    has_file = name.endswith(".ckpt")
+    num_parts = 3 if has_file else 2  # owner, name and file
+    if source.startswith((".", "~")) or len(parts) != num_parts or "" in parts:
         return None
-    return f"{owner}/{names[0]}", names[1] if is_file else None, revision or None
+    repo = "/".join(parts[:2])
+    return repo, parts[2] if has_file else None, revision or None
 
 
 def is_downloaded(source: str) -> bool:
-    repo, _, revision = parse_hub_id(source) or (source, None, None)
+    """Whether the cache of the hub has the folder of a hub id."""
+    hub_id = parse_hub_id(source)
+    if hub_id is None:
+        return False
+    repo, _, revision = hub_id
     try:
         _download(repo, revision, local_files_only=True)
     except FileNotFoundError:
@@ -92,7 +99,7 @@ def _download(
     with _hub_errors(repo):
         root = fetch(_FILES)
         folder = root / start
-        has_weights = any((folder / name).exists() for name in WEIGHTS[:2])
+        has_weights = any((folder / name).exists() for name in SAFETENSORS)
         if (folder / "config.json").exists() and not has_weights:
             fetch([*_FILES, *_PICKLED])
     return root
@@ -101,10 +108,16 @@ def _download(
 def locate(
     source: str, expected: str, revision: str | None = None, **hub: Unpack[HubOptions]
 ) -> tuple[Path, str]:
-    """Finds a local path, or downloads a model of the hub, or its named or only `.ckpt`.
+    """Returns a local path as it is, else downloads a model's folder or `.ckpt` from the hub.
+
+    Args:
+        source: A path or a hub id.
+        expected: For the error, what else the source may be.
+        revision: Branch, tag or commit of a hub id.
+        **hub: See `HubOptions`.
 
     Returns:
-        The local path, and a name of the source that has the commit.
+        The path, and the source's name: the path itself, or a hub id with its commit.
     """
     # pathlib raises OSError of a name that is too long.
     if os.path.exists(source):  # noqa: PTH110
@@ -124,20 +137,25 @@ def locate(
     options = dict[str, Any](hub)
     start = f"{subfolder}/" if subfolder else ""
 
-    # A repository that names no file is a folder with a config, or has one .ckpt.
+    # Where the source names no file, the repository has a config, also of a run, or one .ckpt.
     if file is None:
         root = _download(repo, revision, subfolder, **options)
         folder = root / start
         if any((folder / name).exists() for name in ("config.json", "best/config.json")):
-            return folder, _pin(source, revision, f"{repo}@{root.name}")
+            name = f"{repo}@{root.name}"
+            _warn_if_unpinned(source, revision, name)
+            return folder, name
         file = _only_ckpt(repo, root, start, revision, options)
 
     from huggingface_hub import hf_hub_download
 
     with _hub_errors(repo):
         path = Path(hf_hub_download(repo, start + file, revision=revision, **options))
+    # The path ends with the commit and the file: snapshots/COMMIT/folder/FILE.ckpt.
     commit = path.parents[(start + file).count("/")].name
-    return path, _pin(source, revision, f"{repo}/{start}{file}@{commit}")
+    name = f"{repo}/{start}{file}@{commit}"
+    _warn_if_unpinned(source, revision, name)
+    return path, name
 
 
 def _only_ckpt(
@@ -163,9 +181,8 @@ def _only_ckpt(
     return files[0].removeprefix(start)
 
 
-def _pin(source: str, revision: str | None, name: str) -> str:
-    """Returns a name that ends with its commit, and warns if `revision` is another one."""
+def _warn_if_unpinned(source: str, revision: str | None, name: str) -> None:
+    """Warns if the user has not named the commit with which `name` ends."""
     commit = name.rpartition("@")[2]
     if commit != revision:
         logger.warning("%s is at commit %s; pin it by its name %s", source, commit, name)
-    return name

@@ -22,13 +22,10 @@ from torch import Tensor
 
 from bridgetower.files import json_text, read_json, replacing, write_json
 
-# Names of weights in folders of transformers and timm, best first.
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+# Names of weights in folders of transformers and timm: one file, or the index of several.
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS = (*SAFETENSORS, *PICKLED)
 SHARDS = "model-*.safetensors"  # the files that an index lists
 SHARD_BYTES = 4 * 10**9  # weights above this are written in several files
 STATE_JSON = "state.json"
@@ -128,7 +125,7 @@ def read_sharded(index: Path) -> Mapping[str, Tensor]:
             raise ValueError(
                 f"{index} points to {shard}, outside its folder; expected plain file names"
             )
-    read = read_pickled if index.name == WEIGHTS[3] else read_safetensors
+    read = read_pickled if index.name == PICKLED[1] else read_safetensors
     # A ChainMap only asks for mutable mappings to write to them.
     return ChainMap(*(read(index.parent / shard) for shard in names))  # type: ignore[arg-type]
 
@@ -229,7 +226,7 @@ def write_weights(
     A reader finds the old weights or the new ones.
     """
     if sum(tensor.nbytes for tensor in tensors.values()) <= shard_bytes:
-        write_safetensors(folder / WEIGHTS[0], tensors, for_transformers=for_transformers)
+        write_safetensors(folder / SAFETENSORS[0], tensors, for_transformers=for_transformers)
         return
     from huggingface_hub import split_torch_state_dict_into_shards
 
@@ -244,7 +241,7 @@ def write_weights(
         shard_tensors = {name: tensors[name] for name in names}
         write_safetensors(folder / shard, shard_tensors, for_transformers=for_transformers)
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-    write_json(folder / WEIGHTS[1], index)
+    write_json(folder / SAFETENSORS[1], index)
     for path in folder.glob(SHARDS):
         if path.name not in split.filename_to_tensors:
             path.unlink()

@@ -297,19 +297,19 @@ def _linear_layer(split: Any) -> tuple[Any, Any, Any] | None:
     return product.inputs[0], transpose.inputs[0], add.inputs[1]
 
 
-def _tensor_rows(value: Any, number: int, count: int) -> Any:
-    """Returns one of `count` equal pieces of the rows of a stored tensor."""
+def _tensor_rows(value: Any, index: int, count: int) -> Any:
+    """Returns piece `index`, from 0, of `count` equal pieces of the rows of a stored tensor."""
     import onnx_ir as ir
 
     tensor = value.const_value
-    length = tensor.length // count
+    num_bytes = tensor.length // count
     return ir.ExternalTensor(
         tensor.location,
-        tensor.offset + number * length,
-        length,
+        tensor.offset + index * num_bytes,
+        num_bytes,
         value.dtype,
         shape=ir.Shape([value.shape[0] // count, *value.shape[1:]]),
-        name=f"{value.name}.{number}",
+        name=f"{value.name}.{index}",
         base_dir=tensor.base_dir,
     )
 

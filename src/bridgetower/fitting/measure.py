@@ -196,7 +196,7 @@ class FitResult:
     def lines(self) -> list[tuple[str, str]]:
         """Returns names and values of the result, for a table."""
         rows = [("model", self._text(self.model))]
-        rows += [(entry.name, self._text(entry.interval)) for entry in self.baselines]
+        rows += [(baseline.name, self._text(baseline.interval)) for baseline in self.baselines]
         if self.chance is not None:
             rows.append(("guessing", format_score(self.chance, self.unit)))
         return rows

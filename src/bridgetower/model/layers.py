@@ -48,7 +48,7 @@ GELU = {"gelu": "none", "gelu_tanh": "tanh"}
 
 def activate(hidden: Float[Tensor, "*n"], activation: Activation) -> Float[Tensor, "*n"]:
     if activation == "quick_gelu":
-        # The formula x·σ(1.702x) would keep two tensors for the gradient.
+        # Equal to x·σ(1.702x), which would keep two tensors for the gradient.
         return F.silu(1.702 * hidden).div_(1.702)
     if activation == "relu":
         return F.relu(hidden)

@@ -54,17 +54,19 @@ class ProcessorConfig:
     def __post_init__(self) -> None:
         check_choice("profile", self.profile, Profile)
         check_choice("interpolation", self.interpolation, Interpolation)
+        sizes = ("image_size", "patch_size", "shortest_edge", "size_divisor")
+        bounds: dict[str, tuple[float, float]] = dict.fromkeys(sizes, (1, 8_192))
         # The shortest text has a start, an end and one token.
-        names = ("image_size", "patch_size", "shortest_edge", "size_divisor")
-        check_numbers(self, "", max_length=(3, 10_000_000), **dict.fromkeys(names, (1, 8_192)))
+        bounds["max_length"] = (3, 10_000_000)
+        check_numbers(self, "", **bounds)
         if self.patch_size is not None:
             check_image_size(self.image_size, self.patch_size)
 
         has_mean = _are_channels(self.image_mean, -1e3, 1e3)
         if not has_mean or not _are_channels(self.image_std, 1e-3, 1e3):
             raise ValueError(
-                f"image_mean {self.image_mean} and image_std {self.image_std}; expected three values each, from -1,000 "
-                "and from 0.001 to 1,000"
+                f"image_mean {self.image_mean} and image_std {self.image_std}; expected three values each, "
+                "of image_mean from -1,000 to 1,000, of image_std from 0.001 to 1,000"
             )
         colour = self.background
         if colour is not None:
@@ -74,7 +76,7 @@ class ProcessorConfig:
                     f"background is {colour}; expected three whole numbers from 0 to 255, or None"
                 )
 
-        # Only one profile resizes apart from the size of the model.
+        # Only `hf` resizes to another side than `image_size`.
         if self.profile == "hf" and self.resize_edge < self.resize_divisor:
             raise ValueError(
                 f"short side {self.resize_edge} px is below size_divisor {self.resize_divisor}, so every image would "

@@ -343,9 +343,10 @@ class Processor:
     def token_ids(
         self, texts: Sequence[str], *, truncate: bool = False, first: int = 0
     ) -> list[list[int]]:
-        """Tokenises texts, with start and end token, without padding. Errors number them from `first` on."""
+        """Tokenises texts, with start and end token, without padding. Errors number the texts from `first` on."""
+        tokenizer, _, _ = self._text
         limit = self.config.max_length
-        return encode_texts(self._text[0], texts, max_length=limit, truncate=truncate, first=first)
+        return encode_texts(tokenizer, texts, max_length=limit, truncate=truncate, first=first)
 
     def pair_ids(self, texts: Sequence[Sequence[str]]) -> list[list[int]]:
         """Tokenises single texts or pairs of texts, without padding. Of a pair the longer text is cut first, then both.

@@ -22,8 +22,8 @@ from torch.optim import Optimizer
 from bridgetower.checkpoints import Checkpoint, Reranking, update_weights, write_checkpoint
 from bridgetower.checkpoints.io import CARD, write_card, write_description
 from bridgetower.checkpoints.tensors import (
+    SAFETENSORS,
     SHARDS,
-    WEIGHTS,
     read_state_json,
     share_file,
     state_tensors,
@@ -52,7 +52,7 @@ OPTIMIZER = "optimiser"
 
 CHECKPOINT_FILES = {
     "config.json",
-    *WEIGHTS[:2],
+    *SAFETENSORS,
     "carried.safetensors",
     "processor.json",
     "tokenizer.json",

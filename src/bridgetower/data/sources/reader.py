@@ -34,7 +34,7 @@ from bridgetower.data.sources.media import (
 from bridgetower.data.sources.shards import read_shard
 from bridgetower.data.sources.tables import ROW_READERS, SPLITS, read_table
 from bridgetower.data.sources.text_files import read_captions, read_texts
-from bridgetower.extras import install, is_installed, require
+from bridgetower.extras import install_command, is_installed, require
 from bridgetower.files import check_path
 
 
@@ -128,7 +128,7 @@ def file_groups(source: str | os.PathLike[str]) -> list[FileGroup]:
     if videos and not is_installed("av"):
         if not groups:
             require("video")
-        problem = f"the extra 'video' is missing: {install('video')}"
+        problem = f"the extra 'video' is missing: {install_command('video')}"
         unreadable += [replace(file, problem=problem) for file in videos]
     elif videos:
         groups += _video_groups(videos, files, is_alone=len(listed) == 1)
