@@ -145,7 +145,7 @@ class TestSearch:
 
     def test_weak_hits_are_told(self, run, capsys, monkeypatch, index):
         opened = Index(index)
-        message = "All hits are weak: texts that have nothing to do with this index come as near.\n"
+        message = "All hits are weak: unrelated texts find images that are just as near.\n"
         cosines = sorted((hit.cosine for hit in Searcher(opened).search("red")), reverse=True)
         for limit, expected in (
             (cosines[1], [False, True, True]),

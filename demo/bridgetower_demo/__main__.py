@@ -74,7 +74,7 @@ def demo(
     }
     times = {"processor": results.processor, "seconds_total": results.seconds_total}
     value = {name: str(path) for name, path in written.items()} | times | results.headline()
-    emit_result(value, json=json, following=("search", "demo", "a red flag"))
+    emit_result(value, json=json, next_command=("search", "demo", "a red flag"))
 
 
 def prepare(arguments: Sequence[str]) -> None:
@@ -90,7 +90,7 @@ def _command(toyset: ToySet) -> Callable[..., None]:
         require("train")
         info = prepare_toyset(toyset.name, out, options, progress=sys.stderr.isatty())
         value = {"written": str(out), "splits": info.counts(), "left_out": dict(info.left_out)}
-        emit_result(value, json=json, following=("inspect", out))
+        emit_result(value, json=json, next_command=("inspect", out))
 
     write.__doc__ = toyset.summary
     write.__annotations__["options"] = Annotated[toyset.config, tyro.conf.arg(name="")]

@@ -98,7 +98,7 @@ def test_weak_hits_are_told(call_with, moments_index, predictor, tmp_path, limit
         )
     )
     assert [hit.get("weak") for hit in hits if "weak" in hit] == [
-        "texts that have nothing to do with this index come as near"
+        "unrelated texts find images that are just as near"
     ] * num_weak
     assert len(hits) == 3
 

@@ -644,7 +644,7 @@ def test_weak_hits_are_marked(open_page, page_searcher, tmp_path):
         page.locator(".card:has(.weak)").first.click()
         dialog = page.get_by_role("dialog")
         assert (
-            "one in twenty texts that have nothing to do with this index comes as near"
+            "one in twenty unrelated texts finds an image that is just as near"
             in dialog.inner_text()
         )
         page.keyboard.press("Escape")
@@ -654,8 +654,7 @@ def test_weak_hits_are_marked(open_page, page_searcher, tmp_path):
         type_search(page, "a bar")
         until(
             lambda: (
-                "All are weak: texts that have nothing to do with this index come as near"
-                in settled(page)
+                "All are weak: unrelated texts find images that are just as near" in settled(page)
             ),
             page,
         )

@@ -95,7 +95,7 @@ def test_weak_hits_are_marked(hits, monkeypatch):
         lines(weak)[1] for weak in ([True, True, True], [True, True, False], [None, None, None])
     ]
     assert expected == [
-        "3 hits, best first; all weak: unrelated texts come as near",
+        "3 hits, best first; all weak: unrelated texts find images that are just as near",
         *["3 hits, best first"] * 2,
     ]
 

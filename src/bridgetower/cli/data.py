@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
 from bridgetower.cli.options import Json
-from bridgetower.cli.output import emit, emit_following, emit_result, emit_rows, is_json
+from bridgetower.cli.output import emit, emit_next_command, emit_result, emit_rows, is_json
 from bridgetower.cli.parsing import deferred
 from bridgetower.data.sets.custom import CUSTOM_SETS, SOURCE_HELP, prepare_custom
 from bridgetower.data.sets.datasets import DATASETS, prepare_arrow, prepare_set
@@ -44,7 +44,7 @@ def _add(name: str, doc: str, write: Callable[..., Any], source: Any, config: ty
                 "splits": info.counts(),
                 "left_out": dict(info.left_out),
             }
-            emit_result(result, json=json, following=("inspect", out / folder))
+            emit_result(result, json=json, next_command=("inspect", out / folder))
 
     if all(item.default is not MISSING for item in fields(config)):
         run.__kwdefaults__ = {"options": config(), "json": False}
@@ -134,7 +134,7 @@ def inspect_command(
             print(one_line(f"{name}: {counts}"))
     for reason, count in info.left_out.items():
         print(one_line(f"left out, {reason}: {count:,}"))
-    emit_following("train", "RECIPE", "--data.folders", folder, "--out", "runs/new")
+    emit_next_command("train", "RECIPE", "--data.folders", folder, "--out", "runs/new")
 
 
 def _split_row(name: str, split: SplitReport) -> tuple[str, ...]:

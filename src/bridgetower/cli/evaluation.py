@@ -20,7 +20,7 @@ from bridgetower.cli.options import (
     custom_task,
     demo_or,
 )
-from bridgetower.cli.output import emit, emit_following, emit_metrics, is_json
+from bridgetower.cli.output import emit, emit_metrics, emit_next_command, is_json
 from bridgetower.evaluation.config import EvaluationOptions, Outcome, RetrievalConfig
 from bridgetower.extras import require
 from bridgetower.files import cache_folder, require_parent
@@ -165,10 +165,12 @@ def evaluate_command(
             emit(outcome.report(settings))
         elif benchmark == "retrieval":
             emit_metrics(title, outcome.metrics)
-            emit_following("index", "PHOTOS", "--out", "photos.lance", "--model", predictor.source)
+            emit_next_command(
+                "index", "PHOTOS", "--out", "photos.lance", "--model", predictor.source
+            )
         else:
             emit_metrics(title, {**outcome.counts, **outcome.metrics})
-            emit_following("serve", "--model", predictor.source)
+            emit_next_command("serve", "--model", predictor.source)
         if report is not None:
             from bridgetower.reports.errors import write_errors
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import Json, demo_or
-from bridgetower.cli.output import emit, emit_following, emit_rows, is_json
+from bridgetower.cli.output import emit, emit_next_command, emit_rows, is_json
 from bridgetower.data.sets.custom import SOURCE_HELP
 from bridgetower.extras import require
 from bridgetower.fitting.survey import FitColumns
@@ -96,7 +96,7 @@ def fit_command(
         emit({**outcome.plan.to_dict(), "result": result, "model": str(outcome.model)})
     elif outcome.result is not None:
         print_result(outcome.result, out / "report.html")
-        emit_following("serve", "--model", outcome.model)
+        emit_next_command("serve", "--model", outcome.model)
 
 
 def print_plan(plan: FitPlan) -> None:

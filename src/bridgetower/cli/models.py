@@ -44,7 +44,7 @@ def convert_command(
     if to in ("sentence-transformers", "cross-encoder"):
         write_modules(destination, to)
     result = {"written": str(destination), "format": to, "not_used": list(checkpoint.dropped)}
-    emit_result(result, json=json, following=("serve", "--model", destination))
+    emit_result(result, json=json, next_command=("serve", "--model", destination))
 
 
 def export_command(
@@ -86,5 +86,5 @@ def export_command(
     emit_result(
         result,
         json=json,
-        following=("serve", "--model", destination, "--engine", next(iter(differences))),
+        next_command=("serve", "--model", destination, "--engine", next(iter(differences))),
     )

@@ -77,7 +77,7 @@ def emit(*values: object) -> None:
 
 
 def emit_result(
-    value: Mapping[str, object], *, json: bool, following: Sequence[object] = ()
+    value: Mapping[str, object], *, json: bool, next_command: Sequence[object] = ()
 ) -> None:
     """Writes a line of JSON, or on a terminal a table with a row for each entry and the command that is useful next."""
     if is_json(json):
@@ -85,7 +85,7 @@ def emit_result(
         return
     rows = [(name.replace("_", " "), _displayed_text(entry)) for name, entry in value.items()]
     emit_rows(None, ("", ""), rows, texts=(0, 1))
-    emit_following(*following)
+    emit_next_command(*next_command)
 
 
 def emit_results(rows: Iterable[Mapping[str, object]], *, json: bool) -> None:
@@ -103,7 +103,7 @@ def emit_results(rows: Iterable[Mapping[str, object]], *, json: bool) -> None:
     )
 
 
-def emit_following(*arguments: object) -> None:
+def emit_next_command(*arguments: object) -> None:
     """Names the command that is useful next, after a table on a terminal."""
     if arguments:
         words = [word if word.isupper() else shlex.quote(word) for word in map(str, arguments)]

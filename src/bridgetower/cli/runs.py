@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 from tyro.extras import subcommand_type_from_defaults
 
 from bridgetower.cli.options import Json, custom_extensions, custom_task, split_names
-from bridgetower.cli.output import emit, emit_following, emit_metrics, emit_rows, is_json
+from bridgetower.cli.output import emit, emit_metrics, emit_next_command, emit_rows, is_json
 from bridgetower.extras import require
 from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, TIMEOUT_MINUTES, RunConfig
 from bridgetower.tasks.spec import TaskSpec
@@ -88,10 +88,10 @@ def train_command(
         return
     emit_metrics(f"{out}: {config.data.validation_split}", metrics)
     if benchmarks := spec_of(config.task, custom_task(task_spec)).benchmarks:
-        following = ["evaluate", out, next(iter(benchmarks)), "--data", *config.data.folders]
+        next_command = ["evaluate", out, next(iter(benchmarks)), "--data", *config.data.folders]
         if task_spec is not None:
-            following += ["--task-spec", task_spec]
-        emit_following(*following)
+            next_command += ["--task-spec", task_spec]
+        emit_next_command(*next_command)
 
 
 def train_with(task: TaskSpec | None) -> Callable[..., None]:

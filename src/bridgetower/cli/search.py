@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import LOADED, Json, Loading, Model, demo_or
-from bridgetower.cli.output import emit, emit_following, emit_result, emit_results, is_json
+from bridgetower.cli.output import emit, emit_next_command, emit_result, emit_results, is_json
 from bridgetower.extras import require
 from bridgetower.search.config import Against, IndexConfig
 
@@ -30,9 +30,9 @@ def index_command(
 ) -> None:
     """Embed images of folders, tables or tar shards, or moments of videos, into an index for `bridgetower search`.
 
-    Reads JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF, with the extra `heic` HEIC, and with `video` videos. Captions get
-    vectors of their own and together with their image. Run again, it embeds what is new or has changed and takes out
-    what is gone; killed, it is completed by running it again.
+    Reads JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF. HEIC needs the extra `heic`, videos need `video`. Each caption gets
+    a vector of its own, and one together with its image. Run again, the command embeds new and changed images and
+    removes deleted ones. After a kill, run it again too.
 
     Examples: bridgetower index photos --out photos.lance --model MODEL
               bridgetower index photos/captions.csv --out photos.lance --model MODEL
@@ -41,7 +41,7 @@ def index_command(
     Args:
         sources: Folders of images, perhaps with a NAME.txt of captions beside NAME.jpg, tables (CSV, TSV, JSON lines,
             Parquet, Arrow), tar shards, folders of shards or of Parquet or Arrow files; videos, perhaps with subtitles
-            NAME.vtt or NAME.srt beside NAME.mp4; or the URL of one.
+            NAME.vtt or NAME.srt beside NAME.mp4. Each may also be a URL.
         out: Folder of the index, its name ending in .lance; or the URI of one in an object store, such as
             s3://bucket/photos.lance.
     """
@@ -49,7 +49,7 @@ def index_command(
     from bridgetower.search.build import build_index
 
     report = build_index(sources, out, lambda: loading.load(model), options, progress=True)
-    emit_result({"index": out, **asdict(report)}, json=json, following=("search", out, "TEXT"))
+    emit_result({"index": out, **asdict(report)}, json=json, next_command=("search", out, "TEXT"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +58,14 @@ class QueryOptions:
 
     Attributes:
         top: Hits to show.
-        rerank: How many of the nearest images are matched with the text; 0 leaves it at the nearest. Default: 64, or 0
-            for a model whose validation did not find that matching ranks better, and for words of videos.
+        rerank: How many of the nearest images are matched with the text; 0 keeps the order by vectors. Default: 64, or
+            0 if matching did not rank better when the model was validated, and 0 for words of videos.
         where: Condition in SQL on path, size (bytes), mtime, width, height, captions, and start and end (of moments).
         against: What the query is compared with: the images, their captions, or both together (pairs); the words of
-            captions and transcripts; or words and vectors (hybrid). Default: images, and for a text alone what is said
-            in moments of videos; hits by transcripts and by images take turns. Models that cannot compare a text or an
-            image alone with pairs compare it with captions or images, and say so.
+            captions and transcripts; or words and vectors (hybrid). Default: images. A text alone is also compared with
+            what is said in videos; hits by transcript and hits by image then alternate. If the model cannot compare a
+            text or an image alone with pairs, a text is compared with captions and an image with images, and a warning
+            says so.
         exact: Compare the query with every vector, even if the index was made with --ann.
         batch_size: Images matched at once.
         truncate: Cut a text that is too long instead of refusing it.
@@ -93,10 +94,10 @@ def search_command(
 ) -> None:
     """Search an index by a text, by an image, or by both.
 
-    The images whose vectors are nearest are matched with the text, and the best match comes first. Gives one JSON line
-    per hit, {"rank", "digest", "path", "size", "file", "against", "cosine", "rank_score", "width", "height",
-    "captions"}, for a text alone {"weak"}, of a match {"probability"} or, without a calibration, {"score"}, and of a
-    moment of a video {"start", "end", "transcript", "link"}; a table on a terminal.
+    The images whose vectors are nearest are matched with the text, and the best match comes first. On a terminal it
+    prints a table, elsewhere a JSON line for each hit: {"rank", "digest", "path", "size", "file", "against", "cosine",
+    "rank_score", "width", "height", "captions"}. A query of text alone adds "weak". A match adds "probability", or
+    "score" if the model has no calibration. A moment of a video adds "start", "end", "transcript" and "link".
 
     Examples: bridgetower search photos.lance "two dogs in the snow" --sheet hits.png
               bridgetower search photos.lance --image dog.jpg --where "width > 800"
@@ -121,7 +122,8 @@ def search_command(
 
     check_query(text, image, top=query.top, rerank=query.rerank, against=query.against)
     opened = Index(demo_or(index, "index"), root=root)
-    hits = Searcher(opened, loading.load(opened.model_or(model))).search(text, image, **vars(query))
+    searcher = Searcher(opened, loading.load(opened.model_or(model)))
+    hits = searcher.search(text, image, **vars(query))
     if sheet is not None:
         write_image(sheet, contact_sheet(hits, opened.content, text=text, image=image))
     if is_json(json):
@@ -130,13 +132,17 @@ def search_command(
         emit_results(
             [{"": rank, **_cells(hit)} for rank, hit in enumerate(hits, start=1)], json=False
         )
-        emit_following("serve", "--index", opened.uri)
+        emit_next_command("serve", "--index", opened.uri)
     if not hits:
-        lacking = "has these words" if query.against == "words" else "has a caption"
-        print(f"No image {'meets the condition' if query.where else lacking}.", file=sys.stderr)
+        reason = "has a caption"
+        if query.where:
+            reason = "meets the condition"
+        elif query.against == "words":
+            reason = "has these words"
+        print(f"No image {reason}.", file=sys.stderr)
     elif all(hit.weak for hit in hits):
         print(
-            "All hits are weak: texts that have nothing to do with this index come as near.",
+            "All hits are weak: unrelated texts find images that are just as near.",
             file=sys.stderr,
         )
 
@@ -149,9 +155,10 @@ def mcp_command(
     root: Path | None = None,
     loading: Loading = LOADED,
 ) -> None:
-    """Let agents search an index: a Model Context Protocol server over stdin and stdout, for their configuration.
+    """Let agents search an index: a Model Context Protocol server over stdin and stdout.
 
-    Its tools are search_images, find_moments and, with a model that answers questions, ask.
+    Enter this command in the configuration of the agent. The server's tools are search_images, find_moments and, with a
+    model that answers questions, ask.
 
     Example: claude mcp add photos -- bridgetower mcp photos.lance
 
@@ -220,9 +227,9 @@ def duplicates_command(
     def as_text(hit: Hit) -> str:
         return f"{hit.path} {hit.width}x{hit.height} {hit.cosine:.3f}"
 
-    entry_of = _values if is_json(json) else as_text
+    form = _values if is_json(json) else as_text
     rows = (
-        {"group": number, "images": list(map(entry_of, group))}
+        {"group": number, "images": list(map(form, group))}
         for number, group in enumerate(groups, start=1)
     )
     emit_results(rows, json=json)
@@ -231,11 +238,12 @@ def duplicates_command(
 
 
 def _values(hit: Hit) -> dict[str, object]:
-    """Returns the values of a hit without its location, which its path has already."""
+    """Returns the values of a hit, with its file in place of its location."""
     values = {name: value for name, value in asdict(hit).items() if value is not None}
     del values["location"]
     values["file"] = str(hit.file)
-    if hit.start is not None:
+    if hit.is_moment:
+        # Its path is that of the video, "#t=" and the seconds. Its captions are what is said.
         address = hit.file if isinstance(hit.file, str) else hit.file.resolve().as_uri()
         values["transcript"] = " ".join(hit.captions)
         values["link"] = f"{address}#{hit.path.rpartition('#')[2]}"
@@ -245,18 +253,18 @@ def _values(hit: Hit) -> dict[str, object]:
 def _cells(hit: Hit) -> dict[str, str]:
     from bridgetower.checkpoints import described
 
-    is_moment = hit.start is not None and hit.end is not None
     match = described(hit.probability, hit.score)
+    caption = hit.captions[0] if hit.captions else ""
     further = f" (and {len(hit.captions) - 1} more)" if len(hit.captions) > 1 else ""
     start = timedelta(seconds=int(hit.start or 0))
     end = timedelta(seconds=int(hit.end or 0))
     return {
-        "image": hit.path.rpartition("#")[0] if is_moment else hit.path,
-        "time": f"{start} to {end}" if is_moment else "",
+        "image": hit.path.rpartition("#")[0] if hit.is_moment else hit.path,
+        "time": f"{start} to {end}" if hit.is_moment else "",
         "match": match,
-        "against": hit.against if is_moment else "",
+        "against": hit.against if hit.is_moment else "",
         "cosine": f"{hit.cosine:.3f}{' weak' if hit.weak else ''}",
         "rank score": f"{hit.rank_score:.3f}" if match else "",
-        "pixels": "" if is_moment else f"{hit.width}x{hit.height}",
-        "captions": "".join(hit.captions[:1]) + further,
+        "pixels": "" if hit.is_moment else f"{hit.width}x{hit.height}",
+        "captions": caption + further,
     }

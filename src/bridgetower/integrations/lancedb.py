@@ -17,12 +17,12 @@ from lancedb.embeddings import EmbeddingFunction, register
 
 @register("bridgetower")
 class BridgeTowerEmbeddings(EmbeddingFunction):
-    """L2-normalised vectors of texts or images, with which a table of either is searched by both.
+    """L2-normalised vectors of texts or images, so that a table of either can be searched by both.
 
     A table stores these fields, not the model, which is loaded when it is first needed.
     """
 
-    name: str  # what to load, as of `bridgetower.load`
+    name: str  # the model, as `bridgetower.load` takes it
     source: Literal["image", "text"] = (
         "image"  # content of the source column; images are files or bytes
     )

@@ -121,7 +121,7 @@ class _Tools:
         return blocks
 
     def image_with(self, digest: str) -> io.BytesIO:
-        """Returns the file of an image of the index."""
+        """Returns the content of the image with this digest, as an open file."""
         copies = self.index.with_digest(digest)
         if not copies:
             raise ValueError(
@@ -157,8 +157,8 @@ def _description(rank: int, hit: Hit) -> dict[str, Any]:
     else:
         description["cosine"] = round(hit.cosine, 3)
     if hit.weak:
-        description["weak"] = "texts that have nothing to do with this index come as near"
-    if hit.start is not None:
+        description["weak"] = "unrelated texts find images that are just as near"
+    if hit.is_moment:
         description["start"] = hit.start
         description["end"] = hit.end
     return description

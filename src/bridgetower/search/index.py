@@ -339,7 +339,7 @@ class Index:
 
     def frames(self, images: Sequence[Indexed]) -> dict[str, bytes]:
         """Returns the frames of the moments among images, by path."""
-        moments = [image.path for image in images if image.start is not None]
+        moments = [image.path for image in images if image.is_moment]
         return {row["path"]: row["frame"] or b"" for row in self.rows(moments, ["path", "frame"])}
 
     def rows(self, paths: Sequence[str], columns: Sequence[str] = RETURNED) -> list[dict[str, Any]]:
@@ -406,7 +406,7 @@ class Index:
             OSError: It cannot be read.
         """
         frame = None
-        if image.start is not None:
+        if image.is_moment:
             frame = (self.frames([image]) if frames is None else frames).get(image.path, b"")
         file = image.file_in(self.root)
         if frame is None and isinstance(file, str) and not fetch:

@@ -52,6 +52,10 @@ class Indexed:
     start: float | None = None
     end: float | None = None
 
+    @property
+    def is_moment(self) -> bool:
+        return self.start is not None
+
     def locate(self) -> Location:
         """Returns the place of the image. Types are checked, as the index may be from someone else."""
         if not self.location:

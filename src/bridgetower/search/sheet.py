@@ -103,5 +103,5 @@ def _title(hits: Sequence[Hit | None], text: str | None, max_letters: int) -> tu
         return query, "nothing was found"
     summary = f"{len(drawn_hits)} hit{'s' if len(drawn_hits) > 1 else ''}, best first"
     if all(hit.weak for hit in drawn_hits):
-        summary += "; all weak: unrelated texts come as near"
+        summary += "; all weak: unrelated texts find images that are just as near"
     return query, summary

@@ -55,7 +55,7 @@ class ApiError(Exception):
         self.code = code or _CODES.get(status, "error")
 
     def response(self, scope: Mapping[str, Any]) -> Response:
-        """Returns it as a response, with half a surrogate pair in a message escaped."""
+        """Returns the error as a response."""
         default = "server_error" if self.status >= 500 else "invalid_request_error"
         details = {
             "message": self.message,
@@ -65,6 +65,7 @@ class ApiError(Exception):
         }
         agent = dict(scope["headers"]).get(b"user-agent", b"")
         error = self.message if agent.startswith(_MESSAGE_ALONE) else details
+        # Escapes all but ASCII, as half a surrogate pair in a message has no UTF-8.
         return Response(json.dumps({"error": error}), self.status, self.headers, "application/json")
 
 

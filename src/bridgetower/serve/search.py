@@ -327,7 +327,7 @@ async def image(
 
     def indexed_file(copy: Indexed) -> bytes:
         content = index.content(copy, within_root=True, fetch=False, max_bytes=limit)
-        is_frame = copy.start is not None
+        is_frame = copy.is_moment
         if is_frame and (len(content) > limit or sha256(content).hexdigest() != copy.digest):
             raise ValueError(
                 f"the frame of {copy.path} has {len(content)} bytes, or another digest than indexed"
@@ -406,7 +406,7 @@ async def video(
     index = _searcher(service).index
     with service.admission({"image": 1}, "id", None):
         copies = await _read(index.with_digest, id)
-        moments = [copy for copy in copies if copy.start is not None]
+        moments = [copy for copy in copies if copy.is_moment]
         stream, path = await asyncio.to_thread(
             _first_readable, moments, lambda copy: (index.open_video(copy), copy.path), "video"
         )

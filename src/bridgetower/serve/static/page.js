@@ -481,7 +481,7 @@ async function search({ open = null } = {}) {
     const mixed = found.some((hit) => hit.against !== found[0].against);
     const order = mixed ? "by transcript and by image in turn" : matchOf(found[0]) ? "best first" : "nearest first";
     const alone = like.image?.file ? " Your own image is not part of the link." : "";
-    const weak = found.every((hit) => hit.weak) ? " All are weak: texts that have nothing to do with this index come as near." : "";
+    const weak = found.every((hit) => hit.weak) ? " All are weak: unrelated texts find images that are just as near." : "";
     return `${counted(found.length, found.every(isMoment) ? "moment" : "image")}, ${order}, in ${seconds} s.${weak}${alone}`;
   });
 }
@@ -537,7 +537,7 @@ function openViewer(number) {
       : "How likely text and image belong together, read by the model together and calibrated in validation.";
     scores.push(el("div", {}, el("dt", {}, "Match", el("span", {}, match.shown)), el("dd", {}, bar(match.share), about)));
   }
-  const weak = hit.weak ? " Weak: one in twenty texts that have nothing to do with this index comes as near." : "";
+  const weak = hit.weak ? " Weak: one in twenty unrelated texts finds an image that is just as near." : "";
   scores.push(el("div", {}, el("dt", {}, "Cosine", el("span", {}, decimal(hit.cosine))),
     el("dd", {}, bar(hit.cosine), `How near the vectors of query and ${COMPARED[hit.against]} are; 1 is the same direction.${weak}`)));
   if (hit.against === "words" && $("against").value === "words") {
