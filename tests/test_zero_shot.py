@@ -43,6 +43,18 @@ def test_labels_are_means_over_templates(predictor, templates):
     ] == [choice.label for choice in results[0][:2]]
 
 
+def test_options_reach_images_and_labels(predictor):
+    labels = ["bar " * 99, "red circle"]
+    results = predictor.classify(PNGS, labels=labels, batch_size=1, truncate=True)
+    # What is cut off does not count.
+    limit = predictor.processor.config.max_length
+    expected = predictor.classify(PNGS, labels=["bar " * limit, labels[1]], truncate=True)
+    for choices, others in zip(results, expected, strict=True):
+        assert [choice.probability for choice in choices] == pytest.approx(
+            [choice.probability for choice in others], abs=1e-5
+        )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -118,6 +130,8 @@ class TestCommand:
         )
         rows = run(*command, "--max-errors", 1)
         assert [Path(row["image"]).name for row in rows] == ["0.png", "2.png"]
+        long_label = ["--labels", "b " * 99, "a", "--truncate", "--max-errors", 1]
+        assert len(run("classify", predictor.source, photos, *long_label)) == 2
 
     def test_bad_arguments(self, refused, predictor, photos):
         for arguments, words in (

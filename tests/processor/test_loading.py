@@ -19,6 +19,8 @@ def doubled(key):
         raise OSError("seven cannot be read")
     if key == 8:
         os.kill(os.getpid(), signal.SIGKILL)
+    if key == 9:
+        os._exit(3)
     return torch.full((2,), 2 * key)
 
 
@@ -44,14 +46,17 @@ class TestWorkers:
             next(items)
 
 
-def test_a_killed_process_is_one_line_that_says_what_to_do(monkeypatch):
+@pytest.mark.parametrize(
+    ("key", "ending"), [(8, "was killed by signal 9"), (9, r"ended with status \[3\]")]
+)
+def test_a_process_that_ends_is_one_line_that_says_what_to_do(key, ending, monkeypatch):
     # not five seconds
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
     with pytest.raises(
         ChildProcessError,
-        match=r"^a process that .* was killed by signal 9; perhaps .* Start the same command",
+        match=f"^a process that .* {ending}; perhaps .* Start the same command",
     ):
-        list(load_items(doubled, [1, 8, 2], num_workers=1))
+        list(load_items(doubled, [1, key, 2], num_workers=1))
 
 
 def test_a_script_without_a_guard_is_told_to_have_one(tmp_path):

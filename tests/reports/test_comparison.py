@@ -1,6 +1,7 @@
 """Comparison of finished runs: measures, paired differences, what is written, and what is refused."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -187,7 +188,8 @@ def test_command(run, tmp_path):
     with Image.open(tmp_path / "out" / "curves.png") as drawing:
         assert min(drawing.size) > 300
     page = (tmp_path / "out" / "comparison.html").read_text()
-    assert "bridges \u2212 meter" in page
+    assert re.search(r'<tr class="">\s*<th scope="row">bridges<', page)
+    assert re.search(r'<tr class="difference">\s*<th scope="row">bridges \u2212 meter<', page)
     assert "steps to reach 0.5" in page
     assert "http" not in page
 
