@@ -77,16 +77,19 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         ValueError: An argument is not what the annotation says.
         TypeError: The function has no argument of that name.
     """
-    names = list(inspect.signature(function).parameters)
+    parameters = list(inspect.signature(function).parameters)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         expected = _expected_arguments(function)
         for name in kwargs:
             if name not in expected:
-                raise TypeError(_unknown_argument(function, name, expected))
+                names = sorted(expected)
+                near = difflib.get_close_matches(name, names, n=1)
+                advice = f"did you mean {near[0]}?" if near else f"it has {', '.join(names)}"
+                raise TypeError(f"{function.__qualname__}() has no argument {name}; {advice}")
         # Python refuses arguments that are missing or too many.
-        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+        for name, value in (*zip(parameters, args, strict=False), *kwargs.items()):
             if name in expected and not expected[name].holds(value):
                 raise ValueError(
                     f"{name} is {_quoted_value(value)}; expected {expected[name].words}"
@@ -166,10 +169,3 @@ def _quoted_value(value: object) -> str:
         return f"{kind} of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     short = repr(value) if isinstance(value, list | tuple | dict) else ""
     return short if 0 < len(short) <= _MAX_QUOTED else f"of type {kind}"
-
-
-def _unknown_argument(function: Callable[..., Any], name: str, arguments: Iterable[str]) -> str:
-    names = sorted(arguments)
-    near = difflib.get_close_matches(name, names, n=1)
-    advice = f"did you mean {near[0]}?" if near else f"it has {', '.join(names)}"
-    return f"{function.__qualname__}() has no argument {name}; {advice}"

@@ -97,10 +97,7 @@ def load_object(option: str, reference: str, kind: type[_Custom] | Any) -> _Cust
     `:NAME` may be left out if the module has one object of this kind.
     """
     module_name, _, name = reference.partition(":")
-    if module_name.endswith(".py"):
-        module = _import_file(option, module_name)
-    else:
-        module = _import_module(option, module_name)
+    module = _import_module(option, module_name)
     candidates = {key: value for key, value in vars(module).items() if isinstance(value, kind)}
     if not name and len(candidates) == 1:
         return next(iter(candidates.values()))
@@ -114,24 +111,26 @@ def load_object(option: str, reference: str, kind: type[_Custom] | Any) -> _Cust
     )
 
 
-def _import_file(option: str, file: str) -> ModuleType:
-    """Imports a file once, under its path as name, so that it hides no other module."""
-    path = str(Path(file).resolve())
-    spec = spec_from_file_location(path, path)
-    if not Path(path).is_file() or spec is None or spec.loader is None:
-        raise ValueError(f"{option} is {file}, but there is no such file; expected FILE.py:NAME")
-    if path not in sys.modules:
-        module = sys.modules[path] = module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[path]
-            raise
-    return sys.modules[path]
-
-
 def _import_module(option: str, name: str) -> ModuleType:
-    """Imports a module, also from the working directory, which is searched last and only now."""
+    """Imports a file or a module."""
+    # A file is imported once, under its path as name, so that it hides no other module.
+    if name.endswith(".py"):
+        path = str(Path(name).resolve())
+        spec = spec_from_file_location(path, path)
+        if not Path(path).is_file() or spec is None or spec.loader is None:
+            raise ValueError(
+                f"{option} is {name}, but there is no such file; expected FILE.py:NAME"
+            )
+        if path not in sys.modules:
+            module = sys.modules[path] = module_from_spec(spec)
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[path]
+                raise
+        return sys.modules[path]
+
+    # The working directory is searched last and only now.
     folder = str(Path.cwd())
     sys.path.append(folder)
     try:

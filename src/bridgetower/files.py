@@ -46,7 +46,13 @@ class NotWrittenError(OSError):
     def __init__(self, path: Path, reason: str, number: int | None) -> None:
         advice = "make room on the disk"
         if number in _NO_RIGHT:
-            advice = _where_else(path)
+            advice = "choose a folder that you may write to"
+            # Of the cache, name what decides where it is.
+            cache = cache_folder().absolute()
+            if path.absolute().is_relative_to(cache):
+                folders = path.absolute().relative_to(cache).parts[:1]
+                setting = _CACHES.get("".join(folders), "cache")
+                advice += f" by {setting}=FOLDER or XDG_CACHE_HOME"
         elif number in _NO_NAME:
             advice = "choose another name"
         super().__init__(f"{short_name(path)} could not be written ({reason}); {advice}")
@@ -56,17 +62,6 @@ class NotWrittenError(OSError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.reason, self.errno)
-
-
-def _where_else(path: Path) -> str:
-    """Returns advice that names what decides where a file is written."""
-    advice = "choose a folder that you may write to"
-    cache = cache_folder()
-    if not path.absolute().is_relative_to(cache.absolute()):
-        return advice
-    name = path.absolute().relative_to(cache.absolute()).parts[:1]
-    setting = _CACHES.get("".join(name), "cache")
-    return f"{advice} by {setting}=FOLDER or XDG_CACHE_HOME"
 
 
 @contextmanager

@@ -101,23 +101,19 @@ class _Bars(rich_bars.Progress):
         self._log()
 
     def _log(self) -> None:
+        """Logs how far each task is, how fast it goes and how long it takes."""
         now = self.get_time()
         if not self._logs or now - self._logged < LOG_SECONDS:
             return
         for task in self.tasks:
             if not task.finished and task.completed:
                 self._logged = now
-                logger.info("%s", _line(task))
-
-
-def _line(task: rich_bars.Task) -> str:
-    """Returns how far a task is, how fast it goes and how long it takes."""
-    total = "" if task.total is None else f" of {task.total:,.0f}"
-    columns = [f"{task.description}: {task.completed:,.0f}{total}"]
-    if task.fields.get("metrics"):
-        columns.append(task.fields["metrics"])
-    elif task.speed is not None:
-        columns.append(f"{task.speed:,.1f}/s")
-    if task.time_remaining is not None:
-        columns.append(f"{task.time_remaining / 60:,.0f} min left")
-    return ", ".join(columns)
+                total = "" if task.total is None else f" of {task.total:,.0f}"
+                columns = [f"{task.description}: {task.completed:,.0f}{total}"]
+                if task.fields.get("metrics"):
+                    columns.append(task.fields["metrics"])
+                elif task.speed is not None:
+                    columns.append(f"{task.speed:,.1f}/s")
+                if task.time_remaining is not None:
+                    columns.append(f"{task.time_remaining / 60:,.0f} min left")
+                logger.info("%s", ", ".join(columns))

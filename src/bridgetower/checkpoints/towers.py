@@ -208,21 +208,16 @@ def _read_own_tower(files: _TowerFiles, tower: Tower, overrides: Values) -> Towe
         else:
             config = VisionConfig(**values)
             module = VisionTransformer(config)
-    preprocessing = _read_preprocessing(files) if tower == "vision" else {}
+    # Mean and standard deviation of the pixels are in the files of timm or of transformers.
+    preprocessing: dict[str, Any] = {}
+    if tower == "vision" and files.folder is not None:
+        timm = files.settings.get("pretrained_cfg")
+        if isinstance(timm, dict) and {"mean", "std"} <= set(timm):
+            preprocessing["image_mean"] = channels(files.folder, "mean", timm["mean"])
+            preprocessing["image_std"] = channels(files.folder, "std", timm["std"])
+        else:
+            preprocessing |= read_normalisation(files.folder)
     return _import_tower(source, config, module, tensors, naming, preprocessing)
-
-
-def _read_preprocessing(files: _TowerFiles) -> dict[str, Any]:
-    """Returns mean and standard deviation of the pixels, from the files of timm or of transformers."""
-    if files.folder is None:
-        return {}
-    timm = files.settings.get("pretrained_cfg")
-    if isinstance(timm, dict) and {"mean", "std"} <= set(timm):
-        return {
-            "image_mean": channels(files.folder, "mean", timm["mean"]),
-            "image_std": channels(files.folder, "std", timm["std"]),
-        }
-    return read_normalisation(files.folder)
 
 
 def _read_timm_tower(files: _TowerFiles, overrides: Values) -> TowerWeights:

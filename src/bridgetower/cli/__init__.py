@@ -99,7 +99,10 @@ def _run(name: str = "", *arguments: str) -> None:
     elif name == "--version":
         print(f"bridgetower {bridgetower.__version__}")
     elif name == "--completion":
-        print(_completion_script(*arguments[:1]))
+        shell = arguments[0] if arguments else ""
+        if shell not in SHELLS:
+            raise ValueError(f"--completion is {shell!r}; expected one of {', '.join(SHELLS)}")
+        print(_package_text(f"completion.{shell}"))
     elif name == "--complete":
         os.environ["COLUMNS"] = "9999"  # keeps each entry of a help on one line
         print(*_completions(*arguments), sep="\n")
@@ -114,43 +117,25 @@ def _run(name: str = "", *arguments: str) -> None:
         )
 
 
-def _completion_script(shell: str = "") -> str:
-    if shell not in SHELLS:
-        raise ValueError(f"--completion is {shell!r}; expected one of {', '.join(SHELLS)}")
-    return (
-        resources.files("bridgetower.cli")
-        .joinpath(f"completion.{shell}")
-        .read_text(encoding="utf-8")
-    )
-
-
 def _complete_arguments(name: str, arguments: list[str]) -> list[str]:
     """Returns the arguments of a command with those that follow from others or from the environment."""
     if name == "serve" and not HELP & {*arguments}:
         return import_module("bridgetower.cli.serve").with_environment(arguments, os.environ)
+    # Steps that are given unset a recipe's epochs, and epochs its steps.
     if name == "train":
-        return _with_one_length(arguments)
+        for option, other in permutations(("--max-steps", "--max-epochs")):
+            is_set = _option(option, arguments) not in (None, "None")
+            if is_set and _option(other, arguments) is None:
+                return [*arguments, other, "None"]
+
+    # The value of --model takes the place of the positional argument MODEL.
     if name in _MODEL_FIRST:
-        return _with_model_first(arguments)
-    return arguments
-
-
-def _with_one_length(arguments: list[str]) -> list[str]:
-    """Unsets a recipe's epochs where steps are given, and its steps where epochs are given."""
-    for option, other in permutations(("--max-steps", "--max-epochs")):
-        if _option(option, arguments) not in (None, "None") and _option(other, arguments) is None:
-            return [*arguments, other, "None"]
-    return arguments
-
-
-def _with_model_first(arguments: list[str]) -> list[str]:
-    """Moves the value of --model to the place of the positional argument MODEL."""
-    for position, argument in enumerate(arguments):
-        option, has_value, model = argument.partition("=")
-        if option == "--model":
-            end = position + 1 if has_value else position + 2
-            models = [model] if has_value else arguments[position + 1 : end]
-            return [*models, *arguments[:position], *arguments[end:]]
+        for position, argument in enumerate(arguments):
+            option, has_value, model = argument.partition("=")
+            if option == "--model":
+                end = position + 1 if has_value else position + 2
+                models = [model] if has_value else arguments[position + 1 : end]
+                return [*models, *arguments[:position], *arguments[end:]]
     return arguments
 
 
@@ -178,6 +163,10 @@ def _parser(name: str, arguments: Sequence[str]) -> Parse:
     else:
         parse = partial(tyro.cli, deferred(command), **settings)
     return lambda words: parse(args=words)
+
+
+def _package_text(name: str) -> str:
+    return resources.files("bridgetower.cli").joinpath(name).read_text(encoding="utf-8")
 
 
 def _function_name(command: str) -> str:
@@ -227,26 +216,18 @@ def _overview() -> str:
     lines = ["usage: bridgetower COMMAND [ARGUMENTS]", "", summary]
     for group, commands in GROUPS.items():
         lines += ["", f"{group}:"]
-        lines += [f"  {name:{width}}  {_summary(name)}" for name in commands]
+        for name, module_name in commands.items():
+            # Modules are read, not imported. A command of subcommands has the docstring of its module.
+            module = ast.parse(_package_text(f"{module_name}.py"))
+            functions = {
+                node.name: node for node in module.body if isinstance(node, ast.FunctionDef)
+            }
+            docstring = ast.get_docstring(functions.get(_function_name(name), module)) or ""
+            title = docstring.partition("\n")[0].removesuffix(".")
+            lines.append(f"  {name:{width}}  {title}")
     lines += [
         "",
         "`bridgetower COMMAND --help` explains a command; `--completion SHELL` completes them: docs/install.md.",
         "",
     ]
     return "\n".join(lines)
-
-
-def _summary(name: str) -> str:
-    """Returns the first line of a command's docstring without importing what the command needs.
-
-    A command of subcommands has the docstring of its module.
-    """
-    source = (
-        resources.files("bridgetower.cli")
-        .joinpath(f"{COMMANDS[name]}.py")
-        .read_text(encoding="utf-8")
-    )
-    module = ast.parse(source)
-    functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
-    docstring = ast.get_docstring(functions.get(_function_name(name), module)) or ""
-    return docstring.partition("\n")[0].removesuffix(".")

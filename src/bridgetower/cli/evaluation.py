@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -26,9 +27,6 @@ from bridgetower.extras import require
 from bridgetower.files import cache_folder, require_parent
 from bridgetower.tasks.run_config import TIMEOUT_MINUTES
 from bridgetower.tasks.table import BENCHMARKS, benchmark_task
-
-if TYPE_CHECKING:
-    from bridgetower.inference.predictor import Predictor
 
 _LOG = logging.getLogger(__name__)
 
@@ -90,17 +88,12 @@ def evaluate_command(
             to slice by.
     """
     model = demo_or(model)
-    _check_loading(loading)
-    if work is not None and benchmark not in ("retrieval", "compositionality"):
-        raise ValueError(
-            f"work {work} is for retrieval and compositionality; leave it out for {benchmark}"
-        )
+    _check_arguments(benchmark, options, loading, work=work, report=report, slices=slices)
     require("train")
     spec = custom_task(task_spec)
     benchmark_task(
         benchmark, split, options, spec, fit_two_stage=fit_two_stage, templates=templates
     )
-    _check_report(report, slices, benchmark, options)
     import torch
 
     from bridgetower.checkpoints import write_reranking
@@ -152,44 +145,42 @@ def evaluate_command(
         # The first process writes.
         if fit_two_stage:
             _write_fitted(model, outcome)
-        for note in outcome.notes:
-            _LOG.warning(note)
-        _warn_of_few_images(outcome)
-        settings = _evaluation_settings(
-            predictor, benchmark, data, split, options, templates, loading
-        )
-        if out is not None:
-            outcome.write(out, settings)
-        title = f"{predictor.source}: {split} of {', '.join(data)}"
-        if is_json(json):
-            emit(outcome.report(settings))
-        elif benchmark == "retrieval":
-            emit_metrics(title, outcome.metrics)
-            emit_next_command(
-                "index", "PHOTOS", "--out", "photos.lance", "--model", predictor.source
-            )
+        settings: dict[str, Any] = {
+            "benchmark": benchmark,
+            "model": predictor.source,
+            "fingerprint": predictor.fingerprint,
+            "data": list(data),
+            "split": split,
+        }
+        if benchmark == "retrieval":
+            settings |= vars(options)
+            del settings["batch_size"]
         else:
-            emit_metrics(title, {**outcome.counts, **outcome.metrics})
-            emit_next_command("serve", "--model", predictor.source)
-        if report is not None:
-            from bridgetower.reports.errors import write_errors
-
-            assert outcome.images is not None
-            # A custom task may have no judgements.
-            judgements = outcome.judge() if outcome.judge else []
-            write_errors(report, judgements, outcome.images, title=title, slices=columns)
+            settings["protocol"] = options.protocol
+        if templates:
+            settings["templates"] = templates
+        settings["precision"] = loading.precision
+        _write_outcome(outcome, settings, out=out, report=report, columns=columns, json=json)
 
 
-def _check_loading(loading: LoadOptions) -> None:
+def _check_arguments(
+    benchmark: str,
+    options: RetrievalConfig,
+    loading: LoadOptions,
+    *,
+    work: Path | None,
+    report: Path | None,
+    slices: Path | None,
+) -> None:
+    """Refuses arguments that do not fit together."""
     if loading.engine != "torch" or loading.precision not in ("fp32", "bf16"):
         raise ValueError(
             f"engine {loading.engine}, precision {loading.precision}; evaluate takes engine torch in fp32 or bf16"
         )
-
-
-def _check_report(
-    report: Path | None, slices: Path | None, benchmark: str, options: RetrievalConfig
-) -> None:
+    if work is not None and benchmark not in ("retrieval", "compositionality"):
+        raise ValueError(
+            f"work {work} is for retrieval and compositionality; leave it out for {benchmark}"
+        )
     if report is None:
         if slices is not None:
             raise ValueError(f"slices {slices} is for a report of errors; add --report")
@@ -217,9 +208,20 @@ def _write_fitted(model: str, outcome: Outcome) -> None:
     write_reranking(model, fitted)
 
 
-def _warn_of_few_images(outcome: Outcome) -> None:
+def _write_outcome(
+    outcome: Outcome,
+    settings: Mapping[str, Any],
+    *,
+    out: Path | None,
+    report: Path | None,
+    columns: Mapping[str, Mapping[str, str]] | None,
+    json: bool,
+) -> None:
+    """Logs, prints and writes the outcome of an evaluation with these settings."""
     from bridgetower.data.sets.prepared_set import MIN_EVALUATED
 
+    for note in outcome.notes:
+        _LOG.warning(note)
     num_images = outcome.counts.get("num_images", MIN_EVALUATED)
     if num_images < MIN_EVALUATED:
         _LOG.warning(
@@ -227,31 +229,24 @@ def _warn_of_few_images(outcome: Outcome) -> None:
             num_images,
             100 / num_images,
         )
+    if out is not None:
+        outcome.write(out, settings)
 
-
-def _evaluation_settings(
-    predictor: Predictor,
-    benchmark: str,
-    data: tuple[str, ...],
-    split: str,
-    options: RetrievalConfig,
-    templates: tuple[str, ...],
-    loading: LoadOptions,
-) -> dict[str, object]:
-    """Returns what was measured and how."""
-    settings: dict[str, object] = {
-        "benchmark": benchmark,
-        "model": predictor.source,
-        "fingerprint": predictor.fingerprint,
-        "data": list(data),
-        "split": split,
-    }
-    if benchmark == "retrieval":
-        settings |= vars(options)
-        del settings["batch_size"]
+    source = settings["model"]
+    title = f"{source}: {settings['split']} of {', '.join(settings['data'])}"
+    if is_json(json):
+        emit(outcome.report(settings))
+    elif settings["benchmark"] == "retrieval":
+        emit_metrics(title, outcome.metrics)
+        emit_next_command("index", "PHOTOS", "--out", "photos.lance", "--model", source)
     else:
-        settings["protocol"] = options.protocol
-    if templates:
-        settings["templates"] = templates
-    settings["precision"] = loading.precision
-    return settings
+        emit_metrics(title, {**outcome.counts, **outcome.metrics})
+        emit_next_command("serve", "--model", source)
+
+    if report is not None:
+        from bridgetower.reports.errors import write_errors
+
+        assert outcome.images is not None
+        # A custom task may have no judgements.
+        judgements = outcome.judge() if outcome.judge else []
+        write_errors(report, judgements, outcome.images, title=title, slices=columns)

@@ -6,7 +6,7 @@ import logging
 import re
 import shlex
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -208,32 +208,25 @@ def with_options(
         for name in _field_names(option):
             message = re.sub(rf"(?<![\w./'\"-]){re.escape(name)}(?![\w/]|[.=]\w)", option, message)
     if _ADVICE.search(message):
-        option_of = _options_by_field(all_options())
+        # Options by the names of fields that stand for one option alone.
+        options_of = defaultdict[str, list[str]](list)
+        option_of_path: dict[str, str] = {}
+        for option in _options(all_options()):
+            names = _field_names(option)
+            option_of_path |= dict.fromkeys(names[:1], option)
+            for name in names:
+                options_of[name].append(option)
+        option_of = {
+            name: options[0] for name, options in options_of.items() if len(options) == 1
+        } | option_of_path
         message = _ADVICE.sub(lambda match: match[1] + option_of.get(match[2], match[2]), message)
-    return re.sub(r"\b([a-z_]+)=(True|False|N|NAME|FOLDER)\b", _flag, message)
 
+    def option_with_value(setting: re.Match[str]) -> str:
+        option = "--" + setting[1].replace("_", "-")
+        flags = {"True": option, "False": option.replace("--", "--no-", 1)}
+        return flags.get(setting[2], f"{option} {setting[2]}")
 
-def _options_by_field(arguments: Iterable[str]) -> dict[str, str]:
-    """Returns options by the names of fields that stand for one option alone."""
-    option_of: dict[str, str] = {}
-    counts = Counter[str]()
-    for option in _options(arguments):
-        for name in _field_names(option):
-            counts[name] += 1
-            if name == _field_names(option)[0] or name not in option_of:
-                option_of[name] = option
-    return {
-        name: option
-        for name, option in option_of.items()
-        if counts[name] == 1 or name == _field_names(option)[0]
-    }
-
-
-def _flag(setting: re.Match[str]) -> str:
-    """Returns the option of a setting such as `truncate=True`."""
-    name = setting[1].replace("_", "-")
-    flags = {"True": f"--{name}", "False": f"--no-{name}"}
-    return flags.get(setting[2], f"--{name} {setting[2]}")
+    return re.sub(r"\b([a-z_]+)=(True|False|N|NAME|FOLDER)\b", option_with_value, message)
 
 
 def _options(arguments: Iterable[str]) -> set[str]:

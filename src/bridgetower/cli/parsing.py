@@ -130,11 +130,7 @@ def _problem(error: str, name: str, arguments: Sequence[str], parse: Parse) -> s
         option = word.partition("=")[0].replace("_", "-")
         if option.startswith("--") and option not in options:
             return f"{command} has no option {option}; {meant(option, options)}`{command} --help` lists all"
-    return f"{_reworded(error)}; see {command} --help"
-
-
-def _reworded(error: str) -> str:
-    """Returns the lines of tyro's error as one, without the help that follows."""
+    # The lines of tyro's error, without the help that follows.
     _, rows, *_ = _RULE.split(_COLOUR.sub("", error))
     lines = []
     for row in rows.splitlines():
@@ -144,7 +140,7 @@ def _reworded(error: str) -> str:
     problem = f"{lines[0]} {', '.join(lines[1:])}".strip()
     for pattern, wording in _REWORDED.items():
         problem = re.sub(pattern, wording, problem)
-    return problem
+    return f"{problem}; see {command} --help"
 
 
 def _help(parse: Parse, *arguments: str) -> str:

@@ -85,20 +85,16 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
             with temporary.open("w", encoding="utf-8") as file:
                 file.writelines(json_text(row) + "\n" for row in rows)
         else:
-            flat_rows = list(map(_flat_row, rows))
+            # Lists of choices become columns: those of the first choice, and all of them as JSON.
+            flat_rows = []
+            for row in rows:
+                flat: dict[str, Any] = {}
+                for name, value in row.items():
+                    if isinstance(value, list):
+                        flat |= value[0] if value else {}
+                    flat[name] = json_text(value) if isinstance(value, list) else value
+                flat_rows.append(flat)
             with temporary.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, list(flat_rows[0]) if flat_rows else [])
                 writer.writeheader()
                 writer.writerows(flat_rows)
-
-
-def _flat_row(row: Row) -> dict[str, Any]:
-    """Returns a row whose lists of choices are columns: those of the first choice, and all of them as JSON."""
-    flat: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, list):
-            flat |= value[0] if value else {}
-            flat[name] = json_text(value)
-        else:
-            flat[name] = value
-    return flat

@@ -112,18 +112,17 @@ def with_environment(arguments: Sequence[str], environment: Mapping[str, str]) -
     for variable, name in variables.items():
         value = environment.get(variable)
         option = "--" + name.replace("_", "-")
-        if value and option not in present:
-            completed += _as_arguments(variable, option, value, defaults[name])
+        if not value or option in present:
+            continue
+        if isinstance(defaults[name], bool):
+            flags = {"true": option, "false": option.replace("--", "--no-", 1)}
+            if value not in flags:
+                raise ValueError(f"{variable} is {value!r}; expected true or false")
+            completed.append(flags[value])
+        else:
+            is_list = isinstance(defaults[name], tuple)
+            completed += [option, *(value.split(",") if is_list else [value])]
     return completed
-
-
-def _as_arguments(variable: str, option: str, value: str, default: object) -> list[str]:
-    """Returns the arguments that give an option the value of a variable."""
-    if isinstance(default, bool):
-        if value not in ("true", "false"):
-            raise ValueError(f"{variable} is {value!r}; expected true or false")
-        return [option if value == "true" else option.replace("--", "--no-", 1)]
-    return [option, *(value.split(",") if isinstance(default, tuple) else [value])]
 
 
 def _run_server(

@@ -306,9 +306,10 @@ def result_of(
     baselines: Sequence[tuple[str, Scores]],
     chance: float | None,
 ) -> FitResult:
-    """Compares the scores of a model with those of its baselines."""
+    """Compares the scores of a model with those of its baselines, by the interval of the difference."""
     metric = METRICS[kind]
     compared = []
+    sentences = []
     for name, baseline in baselines:
         difference = scores.less(baseline)
         is_improved = difference.high < 0 if metric.is_error else difference.low > 0
@@ -320,7 +321,18 @@ def result_of(
                 is_improved=is_improved,
             )
         )
+        low, high = (
+            format_score(value, metric.unit) for value in (difference.low, difference.high)
+        )
+        between = f"the difference is between {low} and {high}"
+        if is_improved:
+            sentences.append(f"Better than {name}: {between}.")
+        else:
+            sentences.append(f"No improvement over {name} is shown: {between}.")
     model = scores.interval()
+    if not baselines and chance is not None:
+        words = "Better than" if model.low > chance else "No improvement over"
+        sentences.append(f"{words} guessing, {format_score(chance, metric.unit)}.")
     return FitResult(
         metric=metric.name,
         unit=metric.unit,
@@ -330,27 +342,5 @@ def result_of(
         model=model,
         baselines=tuple(compared),
         chance=chance,
-        verdict=_verdict(model, compared, chance, metric),
+        verdict=" ".join(sentences),
     )
-
-
-def _verdict(
-    model: Interval, baselines: Sequence[Baseline], chance: float | None, metric: Metric
-) -> str:
-    """Says whether the model is better than each baseline, by the interval of the difference."""
-    sentences = []
-    for baseline in baselines:
-        low, high = (
-            format_score(value, metric.unit)
-            for value in (baseline.difference.low, baseline.difference.high)
-        )
-        between = f"the difference is between {low} and {high}"
-        if baseline.is_improved:
-            sentences.append(f"Better than {baseline.name}: {between}.")
-        else:
-            sentences.append(f"No improvement over {baseline.name} is shown: {between}.")
-    if not baselines and chance is not None:
-        is_better = model.low > chance
-        words = "Better than" if is_better else "No improvement over"
-        sentences.append(f"{words} guessing, {format_score(chance, metric.unit)}.")
-    return " ".join(sentences)

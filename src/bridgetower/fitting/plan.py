@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bridgetower.data.batches.batch import BatchKey
-from bridgetower.data.sets.prepared_set import DatasetInfo, fold_names, read_info
+from bridgetower.data.sets.prepared_set import fold_names, read_info
 from bridgetower.distributed import world_size
 from bridgetower.files import differences
 from bridgetower.fitting.rules import Splits, Trained
@@ -199,9 +199,14 @@ def measure_costs(plan: FitPlan) -> Costs:
         seconds["features"] = tower_seconds / size * num_images / world_size()
         step_seconds = max(step_seconds - tower_seconds, 0.2 * step_seconds)
     seconds["training"] = steps * step_seconds * share
-    evaluated = _evaluated_examples(plan, info, context)
+    entries = {name: split.examples for name, split in info.splits.items()}
+    num_evaluated = sum(entries.values())
+    if not plan.splits.folds:
+        num_evaluations = min(config.max_epochs or 1, 20)
+        num_evaluated = num_evaluations * entries.get(plan.splits.validation, 0)
+        num_evaluated += entries.get(plan.splits.test, 0)
     # A forward pass takes a third of a step.
-    seconds["evaluating"] = evaluated * step_seconds / size / 3 / world_size()
+    seconds["evaluating"] = num_evaluated * step_seconds / size / 3 / world_size()
     disk = model_bytes * (2 + _STATES_KEPT * _OPTIMIZER_COPIES) * num_runs
     if config.freeze_towers:
         disk += feature_bytes(context, num_images)
@@ -212,17 +217,6 @@ def measure_costs(plan: FitPlan) -> Costs:
         disk=disk,
         step_seconds=step_seconds * share,
         steps=steps,
-    )
-
-
-def _evaluated_examples(plan: FitPlan, info: DatasetInfo, context: TrainContext) -> int:
-    """Counts the examples of all evaluations."""
-    entries = {name: split.examples for name, split in info.splits.items()}
-    if plan.splits.folds:
-        return sum(entries.values())
-    num_evaluations = min(context.config.max_epochs or 1, 20)
-    return num_evaluations * entries.get(plan.splits.validation, 0) + entries.get(
-        plan.splits.test, 0
     )
 
 

@@ -44,12 +44,19 @@ def write_report(
         for cards, is_right in ((right, True), (wrong, False)):
             entries = [entry for entry in of_split if (entry.score >= 0.5) == is_right][:share]
             cards += [card(judgement, outcome.images) for judgement in entries]
+    better = "lower is better" if result.is_error else "higher is better"
+    table = ReportTable(
+        caption=f"{result.metric} ({better}) of {count(result.num_examples)} tested examples with "
+        f"{count(result.num_images)} images, with 95 % intervals over draws of images",
+        columns=("", result.metric),
+        rows=[Row(name, (value,)) for name, value in result.lines()],
+    )
     template = page_templates().get_template("fit.html")
     page = template.render(
         title=f"{Path(plan.source).name}: {plan.task.kind}",
         lead=result.verdict,
         is_retrieval=plan.task.kind == "pairs",
-        result=_result_table(result),
+        result=table,
         examples=[*right[:_EXAMPLES], *wrong[:_EXAMPLES]],
         confusions=_confusion_table(flat)
         if plan.task.kind not in ("pairs", "regression")
@@ -57,16 +64,6 @@ def write_report(
         plan=plan,
     )
     write_text(path, page)
-
-
-def _result_table(result: FitResult) -> ReportTable:
-    better = "lower is better" if result.is_error else "higher is better"
-    return ReportTable(
-        caption=f"{result.metric} ({better}) of {count(result.num_examples)} tested examples with "
-        f"{count(result.num_images)} images, with 95 % intervals over draws of images",
-        columns=("", result.metric),
-        rows=[Row(name, (value,)) for name, value in result.lines()],
-    )
 
 
 def _confusion_table(judgements: Sequence[Judgement]) -> ReportTable | None:

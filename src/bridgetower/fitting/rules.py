@@ -75,7 +75,18 @@ def choose_splits(num_images: int, of_source: Counter[str]) -> Splits:
     """
     names = set(of_source) - {""}
     if names and "" not in of_source:
-        return _splits_of_source(names)
+        if "train" not in names or len(names) == 1:
+            raise ValueError(
+                f"the source has only the split {', '.join(sorted(names))}; expected train and test, or no splits"
+            )
+        if {"validation", "test"} <= names:
+            return Splits(validation="validation", test="test", reason="those of the source")
+        test, missing = ("test", "validation") if "test" in names else ("validation", "test")
+        return Splits(
+            test=test,
+            reason=f"those of the source, which has no {missing}: "
+            f"all epochs are trained, and {test} is measured once",
+        )
     if num_images < 2 * FOLDS:
         raise ValueError(
             f"there are {num_images} images; expected at least {2 * FOLDS}, of which a few are tested"
@@ -87,27 +98,12 @@ def choose_splits(num_images: int, of_source: Counter[str]) -> Splits:
             reason=f"{num_images} images are too few for a test split: {FOLDS} models are each trained on "
             f"{FOLDS - 1} of {FOLDS} folds and tested on the other one; the last model is trained on all",
         )
-    test = min(0.2, max(0.1, LEAST_TESTED / num_images))
+    test_fraction = min(0.2, max(0.1, LEAST_TESTED / num_images))
     return Splits(
         validation="validation",
         test="test",
-        fractions=(0.1, round(test, 3)),
-        reason=f"10 % of the images for validation and {100 * test:.0f} % for test, by a hash of each",
-    )
-
-
-def _splits_of_source(names: set[str]) -> Splits:
-    if "train" not in names or len(names) == 1:
-        raise ValueError(
-            f"the source has only the split {', '.join(sorted(names))}; expected train and test, or no splits"
-        )
-    if {"validation", "test"} <= names:
-        return Splits(validation="validation", test="test", reason="those of the source")
-    test = "test" if "test" in names else "validation"
-    return Splits(
-        test=test,
-        reason=f"those of the source, which has no {'validation' if test == 'test' else 'test'}: "
-        f"all epochs are trained, and {test} is measured once",
+        fractions=(0.1, round(test_fraction, 3)),
+        reason=f"10 % of the images for validation and {100 * test_fraction:.0f} % for test, by a hash of each",
     )
 
 
@@ -164,7 +160,10 @@ def chosen_config(
         precision: Of the forward pass.
         max_length: Tokens that the text tower takes; None: of a new model.
     """
-    batch_size = _batch_size(num_examples)
+    # The largest power of two that gives an epoch several batches.
+    batch_size = 1
+    while 2 * batch_size <= min(_LARGEST_BATCH, num_examples / _BATCHES_PER_EPOCH):
+        batch_size *= 2
     steps_per_epoch = num_examples // batch_size
     least, most = _EPOCHS
     epochs = min(most, max(least, math.ceil(_STEPS / steps_per_epoch)))
@@ -203,11 +202,3 @@ def chosen_config(
         log_every=max(1, steps_per_epoch // 4),
         **values,
     )
-
-
-def _batch_size(num_examples: int) -> int:
-    """Returns the largest power of two that gives an epoch several batches."""
-    size = 1
-    while 2 * size <= min(_LARGEST_BATCH, num_examples / _BATCHES_PER_EPOCH):
-        size *= 2
-    return size

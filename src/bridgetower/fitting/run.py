@@ -24,7 +24,6 @@ from bridgetower.fitting.report import write_report
 from bridgetower.fitting.rules import choose_splits, choose_trained, chosen_config, recipe_of
 from bridgetower.fitting.survey import FitColumns, choose_task, survey_source
 from bridgetower.inference.predictor import Predictor, load
-from bridgetower.model.config import ModelConfig
 from bridgetower.tasks.run_config import CONFIG, TIMEOUT_MINUTES, Device
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import evaluate, spec_of
@@ -168,7 +167,19 @@ def _make_plan(
     survey = survey_source(source, columns)
     task = choose_task(source, survey, columns)
     splits = choose_splits(survey.images, survey.splits)
-    model = _starting_config(init)
+    # Read the config of the model to start from.
+    model = None
+    if init != SCRATCH:
+        try:
+            model = read_checkpoint(init or PUBLISHED).config
+        except FileNotFoundError as error:
+            if init is not None:
+                raise
+            raise FileNotFoundError(
+                f"no init is given, and {PUBLISHED} (916 million weights, 3.7 GB to download) is not at hand "
+                f"({error}); give init: a model's folder, demo for that of `make demo`, or none for random weights, "
+                "which learn captions and questions of small drawings"
+            ) from error
     recipe = recipe_of(task.kind, None if model is None else model.heads)
 
     # Prepare the set: what is wrong with an image is found here.
@@ -207,22 +218,6 @@ def _make_plan(
     )
 
 
-def _starting_config(init: str | None) -> ModelConfig | None:
-    """Returns the config of the model to start from, or None for random weights."""
-    if init == SCRATCH:
-        return None
-    try:
-        return read_checkpoint(init or PUBLISHED).config
-    except FileNotFoundError as error:
-        if init is not None:
-            raise
-        raise FileNotFoundError(
-            f"no init is given, and {PUBLISHED} (916 million weights, 3.7 GB to download) is not at hand "
-            f"({error}); give init: a model's folder, demo for that of `make demo`, or none for random weights, which "
-            "learn captions and questions of small drawings"
-        ) from error
-
-
 def _measure(plan: FitPlan, device: str, *, progress: bool) -> FitResult:
     """Measures the model on tested examples, and what it started from, and writes the report."""
     spec = spec_of(plan.config.task)
@@ -237,7 +232,13 @@ def _measure(plan: FitPlan, device: str, *, progress: bool) -> FitResult:
     )
     outcomes: list[Outcome] = []
     befores: list[Outcome] = []
-    before = _model_before(plan, device)
+    # The model that the fit started from may do the task without being trained.
+    before: Predictor | None = None
+    init = plan.config.init
+    if init is not None:
+        heads = read_checkpoint(init).config.heads
+        if {"pairs": heads.itc, "vqa": heads.vqa}.get(plan.task.kind):
+            before = load(init, device=device)
     predictor = None
     for split in tested_splits:
         folder = plan.fold_run(split) / "last" if folds else plan.checkpoint
@@ -261,19 +262,6 @@ def _measure(plan: FitPlan, device: str, *, progress: bool) -> FitResult:
         judgements = [examples.judgements(outcome) for outcome in outcomes]
         write_report(plan.out / REPORT, plan, result, outcomes, judgements)
     return result
-
-
-def _model_before(plan: FitPlan, device: str) -> Predictor | None:
-    """Returns the model that the fit started from if it can do the task without being trained."""
-    init = plan.config.init
-    if init is None:
-        return None
-    heads = read_checkpoint(init).config.heads
-    if plan.task.kind == "pairs":
-        return load(init, device=device) if heads.itc else None
-    if plan.task.kind == "vqa":
-        return load(init, device=device) if heads.vqa else None
-    return None
 
 
 def _evaluated(

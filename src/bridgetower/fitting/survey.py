@@ -27,7 +27,7 @@ from bridgetower.data.sources.columns import (
     missing_column_message,
     roles_of,
 )
-from bridgetower.data.sources.fetch import ListedFile, suffix_of
+from bridgetower.data.sources.fetch import suffix_of
 from bridgetower.data.sources.reader import file_groups, read_group
 from bridgetower.data.sources.tables import ROW_READERS
 
@@ -184,7 +184,9 @@ def survey_source(source: str, columns: FitColumns) -> Survey:
     for group in file_groups(source):
         if table is None and group.kind == "table":
             (table,) = group.files
-            first_row = _first_row(table)
+            read_rows = ROW_READERS[f".{suffix_of(table.location).split('.')[1]}"]
+            rows = (cells for _, cells in read_rows(table) if not isinstance(cells, str))
+            first_row = next(rows, {})
             survey.roles = roles_of(table, first_row, reading)
         for example in read_group(group, reading):
             survey.rows += 1
@@ -209,12 +211,6 @@ def survey_source(source: str, columns: FitColumns) -> Survey:
         problem = f": {survey.problems[0]}" if survey.problems else ""
         raise ValueError(f"{source} has no row with an image{problem}")
     return survey
-
-
-def _first_row(table: ListedFile) -> Mapping[str, Any]:
-    suffix = suffix_of(table.location).split(".")[1]
-    rows = (cells for _, cells in ROW_READERS[f".{suffix}"](table) if not isinstance(cells, str))
-    return next(rows, {})
 
 
 class TaskColumns(NamedTuple):
@@ -278,7 +274,17 @@ def choose_task(source: str, survey: Survey, columns: FitColumns) -> Task:
         survey, kind, task_columns, is_text_named=columns.text_column is not None
     )
     lines.append(f"task: {kind} ({reason}); --task chooses another one")
-    return Task(kind=kind, lines=lines, settings=_settings_of(kind, survey, columns, task_columns))
+    # `prepare` needs to know named columns, and marks between the values of a cell.
+    names = ["image_column", "text_column"]
+    separated = {"vqa": "answer", "classification": "label", "regression": "label"}.get(kind)
+    if separated is not None:
+        names += [f"{separated}_column", f"{separated}_separator"]
+    settings = {name: getattr(columns, name) for name in names}
+    if separated is not None and settings[f"{separated}_separator"] is None:
+        values = survey.values.get(getattr(task_columns, separated), ColumnValues())
+        settings[f"{separated}_separator"] = values.separator()
+    settings = {name: value for name, value in settings.items() if value is not None}
+    return Task(kind=kind, lines=lines, settings=settings)
 
 
 def _kind_of(survey: Survey, columns: TaskColumns) -> tuple[str | None, str]:
@@ -343,18 +349,3 @@ def _lines_of_columns(
     if unused:
         lines.append(f"not used: {', '.join(unused)}")
     return lines
-
-
-def _settings_of(
-    kind: str, survey: Survey, columns: FitColumns, task_columns: TaskColumns
-) -> dict[str, Any]:
-    """Returns what `prepare` needs to know: named columns, and marks between the values of a cell."""
-    names = ["image_column", "text_column"]
-    separated = {"vqa": "answer", "classification": "label", "regression": "label"}.get(kind)
-    if separated is not None:
-        names += [f"{separated}_column", f"{separated}_separator"]
-    settings = {name: getattr(columns, name) for name in names}
-    if separated is not None and settings[f"{separated}_separator"] is None:
-        values = survey.values.get(getattr(task_columns, separated), ColumnValues())
-        settings[f"{separated}_separator"] = values.separator()
-    return {name: value for name, value in settings.items() if value is not None}

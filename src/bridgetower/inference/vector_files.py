@@ -64,8 +64,10 @@ Config = EmbedConfig | ScoreConfig
 Group = FileGroup | Sequence[Example]
 """Examples that are read together: files of a source, or examples in memory."""
 
-_SUFFIXES = (".jsonl", ".parquet", ".npy", ".lance")
-_SCORE_SUFFIXES = (".csv", ".jsonl", ".parquet")
+_SUFFIXES = {
+    "vectors": (".jsonl", ".parquet", ".npy", ".lance"),
+    "scores": (".csv", ".jsonl", ".parquet"),
+}
 _EXPORTED = 4096  # rows at once
 _DTYPES: dict[Quantize | None, str] = {
     None: "float32",
@@ -144,9 +146,8 @@ def embed_source(
     if problem := unfit_name(out):
         raise ValueError(problem)
     suffix = Path(out).suffix
-    is_scores = config.of == "scores"
-    results = "scores" if is_scores else "vectors"
-    suffixes = _SCORE_SUFFIXES if is_scores else _SUFFIXES
+    results = "scores" if config.of == "scores" else "vectors"
+    suffixes = _SUFFIXES[results]
     if suffix not in suffixes:
         raise ValueError(
             f"{out!r} has no suffix of {results}; expected one of {', '.join(suffixes)}"
@@ -163,21 +164,9 @@ def embed_source(
         if not is_url(out):
             for path in (Path(out), report, Path(uri), Path(out).with_suffix(".ids.jsonl")):
                 remove_leftovers(path.parent, path.name)
-        # The table has the results of this run and of those that were killed.
         run = _EmbeddingRun(uri, groups, predictor, config)
-        table = run.table
-        is_finished = "part" not in table.schema.names
-        num_cut = 0
-        if not is_finished:
-            num_cut = run.fill(predictor if config.ray is None else model, progress=progress)
-            indices, bad = run.split_rows()
-            report.unlink(missing_ok=True)
-            if bad:
-                write_text(report, "".join(json_text(row) + "\n" for row in bad))
-        else:
-            indices = np.arange(len(table))
-            lines = report.read_text(encoding="utf-8").splitlines() if report.is_file() else []
-            bad = [json.loads(line) for line in lines]
+        num_cut = run.fill(model, progress=progress)
+        indices, bad = run.split_rows(report)
 
         # Too many bad items are refused before anything is exported.
         problems = [f"{row['id']!r}: {row['problem']}" for row in bad]
@@ -187,7 +176,7 @@ def embed_source(
             advice = f"{remaining}, and the same command with a larger N writes them"
             check_bad(source_name, problems, config.max_errors, advice)
         else:
-            table.drop()
+            run.table.drop()
             empty = f"{out} would have no {results}"
             check_bad(source_name, problems, config.max_errors, empty, has_good=False)
             reasons = " | ".join(problems[:MAX_SHOWN_PROBLEMS]) or "it names nothing"
@@ -196,12 +185,9 @@ def embed_source(
         # A Lance table is the output itself.
         if suffix != ".lance":
             run.export(Path(out), indices)
-            table.drop()
-        elif not is_finished:
-            with table.writing():
-                table.lance.delete("problem != ''")
-                table.lance.drop_columns(list(_RUN_COLUMNS))
-            table.compact()
+            run.table.drop()
+        elif not run.is_finished:
+            run.finish_table()
     return EmbedReport(
         vectors=len(indices),
         cut=num_cut,
@@ -235,6 +221,10 @@ class _EmbeddingRun:
         self.predictor = predictor
         self.config = config
         self.table = self._open_table(uri)
+
+    @property
+    def is_finished(self) -> bool:
+        return "part" not in self.table.schema.names
 
     def _open_table(self, uri: str) -> Table:
         """Opens the table of an unfinished or finished run with the same plan, or creates one."""
@@ -293,6 +283,8 @@ class _EmbeddingRun:
 
     def fill(self, model: Model, *, progress: bool) -> int:
         """Embeds examples that the table lacks or whose problem may have passed. Returns how many texts were cut."""
+        if self.is_finished:
+            return 0
         table = self.table
         if table.column("may_pass").any():
             with table.writing():
@@ -323,7 +315,7 @@ class _EmbeddingRun:
         return embed_tasks(
             tasks,
             self.config.of,
-            model,
+            self.predictor if self.config.ray is None else model,
             self.config,
             self.append,
             num_done=num_done,
@@ -366,15 +358,31 @@ class _EmbeddingRun:
         column = pa.FixedSizeListArray.from_arrays(values, vector_type.list_size)
         table.append(pa.Table.from_pylist(rows, pa.schema(fields)).append_column("vector", column))
 
-    def split_rows(self) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Returns the indices of rows with vectors, in the order of the source, and the bad rows."""
+    def split_rows(self, report: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """Returns the indices of rows with vectors, in the order of the source, and the bad rows, as in the report.
+
+        The report of an unfinished run is written anew.
+        """
         table = self.table
+        if self.is_finished:
+            lines = report.read_text(encoding="utf-8").splitlines() if report.is_file() else []
+            return np.arange(len(table)), [json.loads(line) for line in lines]
         problems = table.column("problem").astype(object)
         order = np.lexsort((table.column("number"), table.column("part")))
         has_vector = problems[order] == ""
         bad_indices = order[~has_vector].tolist()
-        bad = table.take(bad_indices, ["id", "origin", "problem"])
-        return order[has_vector], bad.to_pylist()
+        bad = table.take(bad_indices, ["id", "origin", "problem"]).to_pylist()
+        report.unlink(missing_ok=True)
+        if bad:
+            write_text(report, "".join(json_text(row) + "\n" for row in bad))
+        return order[has_vector], bad
+
+    def finish_table(self) -> None:
+        """Leaves only the vectors in the table."""
+        with self.table.writing():
+            self.table.lance.delete("problem != ''")
+            self.table.lance.drop_columns(list(_RUN_COLUMNS))
+        self.table.compact()
 
     def export(self, out: Path, indices: np.ndarray) -> None:
         """Writes rows of the table to a file, whole or not at all."""

@@ -112,7 +112,22 @@ class _Tools:
         frames = self.index.frames(hits)
         blocks: list[Block] = []
         for rank, hit in enumerate(hits, start=1):
-            description = _description(rank, hit)
+            description: dict[str, Any] = {
+                "rank": rank,
+                "id": hit.digest,
+                "file": str(hit.file),
+                "captions": list(hit.captions),
+            }
+            match = described(hit.probability, hit.score)
+            if match:
+                description["match"] = match
+            else:
+                description["cosine"] = round(hit.cosine, 3)
+            if hit.weak:
+                description["weak"] = "unrelated texts find images that are just as near"
+            if hit.is_moment:
+                description["start"] = hit.start
+                description["end"] = hit.end
             blocks.append(description)
             try:
                 blocks.append(self._thumbnail(hit, frames))
@@ -141,24 +156,3 @@ class _Tools:
         jpeg = io.BytesIO()
         image.save(jpeg, "JPEG", quality=85)
         return Image(data=jpeg.getvalue(), format="jpeg")
-
-
-def _description(rank: int, hit: Hit) -> dict[str, Any]:
-    """Returns what an agent reads of a hit."""
-    description = {
-        "rank": rank,
-        "id": hit.digest,
-        "file": str(hit.file),
-        "captions": list(hit.captions),
-    }
-    match = described(hit.probability, hit.score)
-    if match:
-        description["match"] = match
-    else:
-        description["cosine"] = round(hit.cosine, 3)
-    if hit.weak:
-        description["weak"] = "unrelated texts find images that are just as near"
-    if hit.is_moment:
-        description["start"] = hit.start
-        description["end"] = hit.end
-    return description

@@ -87,7 +87,12 @@ class AuthMiddleware:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._key and _is_equal(key.strip(), self._key):
             return None
-        if not self._is_from_here(headers) and not _is_link(headers, method, path):
+        # A browser may open the page by a link on another site.
+        fetch = [headers.get(name) for name in ("origin", "sec-fetch-mode", "sec-fetch-dest")]
+        is_link = (
+            method == "GET" and path in ("/", "/docs") and fetch == [None, "navigate", "document"]
+        )
+        if not is_link and not self._is_from_here(headers):
             message = (
                 "this server answers no other site's pages; allow a site with --cors-origin, and let a proxy in front "
                 "of the server pass the header Host with its port"
@@ -135,12 +140,6 @@ def _is_equal(secret: str, expected: str) -> bool:
         for text in (secret, expected)
     ]
     return hmac.compare_digest(*digests)
-
-
-def _is_link(headers: Headers, method: str, path: str) -> bool:
-    """Tells whether a browser opens the page by a link on another site."""
-    fetch = [headers.get(name) for name in ("origin", "sec-fetch-mode", "sec-fetch-dest")]
-    return method == "GET" and path in ("/", "/docs") and fetch == [None, "navigate", "document"]
 
 
 class ProxyMiddleware:

@@ -92,11 +92,6 @@ class Content(BaseModel, extra="forbid"):
         return "image" if self.text is None else "pair"
 
 
-def _no_dimensions(value: Any) -> None:
-    if value is not None:
-        raise ValueError("this model was not trained for shortened vectors; leave it out")
-
-
 TruncationDirection = Annotated[Literal["right"], BeforeValidator(lambda value: str(value).lower())]
 _Contents = str | Content | Annotated[list[str | Content], Several]
 _PARTS = [
@@ -123,9 +118,7 @@ class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="base64: of little-endian float32."
     )
-    dimensions: Annotated[None, BeforeValidator(_no_dimensions)] = Field(
-        None, description="Not possible."
-    )
+    dimensions: None = Field(None, description="Not possible.")
     embedding_type: Literal["float", "base64", "binary", "ubinary"] | None = Field(
         None,
         description="Jina's `encoding_format`; binary: signs, eight in an int8, ubinary: in an uint8.",
@@ -149,6 +142,12 @@ class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
             )
         modality = info.data.get("modality", "text")
         return [{modality: entry} if isinstance(entry, str) else entry for entry in entries]
+
+    @field_validator("dimensions", mode="before")
+    @classmethod
+    def _has_no_dimensions(cls, value: Any) -> None:
+        if value is not None:
+            raise ValueError("this model was not trained for shortened vectors; leave it out")
 
     @model_validator(mode="after")
     def _has_one_source(self) -> Self:

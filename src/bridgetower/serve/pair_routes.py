@@ -325,18 +325,15 @@ class ClassesRow(BaseModel):
 @router.post("/v1/classify", response_model=ListResponse[ClassesRow])
 async def classify(body: ClassifyRequest, service: Served) -> Response:
     """Classify images by labels, or images, texts or both with a model fine-tuned on custom classes."""
-    if body.labels is not None:
-        return await _compare_with_labels(body, body.labels, service)
-    if "templates" in body.model_fields_set:
-        raise ApiError(
-            400, "templates are for labels; give labels too, or neither", param="templates"
-        )
-    return await PairInputs(service, body, "classification").predict("classes", top=body.top)
+    labels = body.labels
+    if labels is None:
+        if "templates" in body.model_fields_set:
+            raise ApiError(
+                400, "templates are for labels; give labels too, or neither", param="templates"
+            )
+        return await PairInputs(service, body, "classification").predict("classes", top=body.top)
 
-
-async def _compare_with_labels(
-    body: ClassifyRequest, labels: list[str], service: Service
-) -> Response:
+    # Compare the vectors of images with those of the labels.
     if body.images is None or body.texts is not None:
         raise ApiError(
             400, "labels are compared with images alone; give images and no texts", param="labels"

@@ -301,6 +301,16 @@ class _ThreadWork(NamedTuple):
     future: Future[Any]
     function: Callable[[], Any]
 
+    def run(self) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            self.future.set_result(self.function())
+        except Exception as error:  # noqa: BLE001 - passed to the caller
+            self.future.set_exception(error)
+        except BaseException as error:  # noqa: BLE001 - a panic in Rust, which only this work is to fail of
+            self.future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
+
 
 class Turns:
     """Threads that work for clients and their requests in turn, by time, and do not keep the process from ending."""
@@ -371,21 +381,10 @@ class Turns:
                 expected = request.last_cost  # work in progress counts as much as the last
                 self._queue.charge(request, expected)
             begun = self._clock()
-            _do(work)
+            work.run()
             del work  # else it would be held until the next one comes
             with self._changed:
                 seconds = self._clock() - begun
                 self._queue.charge(request, seconds - expected)
                 request.last_cost = seconds
             del request
-
-
-def _do(work: _ThreadWork) -> None:
-    if not work.future.set_running_or_notify_cancel():
-        return
-    try:
-        work.future.set_result(work.function())
-    except Exception as error:  # noqa: BLE001 - passed to the caller
-        work.future.set_exception(error)
-    except BaseException as error:  # noqa: BLE001 - a panic in Rust, which only this work is to fail of
-        work.future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))

@@ -181,7 +181,16 @@ def supervise(count: int, target: Callable[[Replica], None], modules: Sequence[s
         slots = [_Slot(Replica(number, count, folder), target) for number in range(count)]
         try:
             while True:
-                _start_and_clear(slots)
+                for slot in slots:
+                    if slot.process is None and slot.due <= time.monotonic():
+                        slot.start()
+                # Until a replica dies or another is due.
+                pauses = [slot.due - time.monotonic() for slot in slots if slot.process is None]
+                running = [slot.process for slot in slots if slot.process is not None]
+                wait([process.sentinel for process in running], min(pauses, default=None))
+                for slot in slots:
+                    if slot.process is not None and not slot.process.is_alive():
+                        slot.clear()
         finally:
             signal.signal(signal.SIGTERM, before)
             del os.environ[_METRICS]
@@ -190,19 +199,6 @@ def supervise(count: int, target: Callable[[Replica], None], modules: Sequence[s
                 process.terminate()
             for process in running:
                 process.join()
-
-
-def _start_and_clear(slots: Sequence[_Slot]) -> None:
-    """Starts the replicas that are due, and waits until one dies or another is due."""
-    for slot in slots:
-        if slot.process is None and slot.due <= time.monotonic():
-            slot.start()
-    pauses = [slot.due - time.monotonic() for slot in slots if slot.process is None]
-    sentinels = [slot.process.sentinel for slot in slots if slot.process is not None]
-    wait(sentinels, min(pauses, default=None))
-    for slot in slots:
-        if slot.process is not None and not slot.process.is_alive():
-            slot.clear()
 
 
 def _cores() -> Sequence[int]:

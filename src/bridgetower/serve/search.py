@@ -22,7 +22,7 @@ from PIL import Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from bridgetower.inference.items import Item
-from bridgetower.processor import Resized, media_type
+from bridgetower.processor import media_type
 from bridgetower.search.conditions import condition_sql
 from bridgetower.search.config import Against, Vectors
 from bridgetower.search.indexed import Hit, Indexed
@@ -176,7 +176,21 @@ async def search(body: SearchRequest, service: Served) -> Response:
         # Hits by vectors, of which the first are matched, and hits by words.
         nearest, containing = await _find(body, searcher, query, vectors, rerank)
         matched, unmatched = candidates(nearest, rerank, vectors)
-        opened = await _open_candidates(matched, searcher, service)
+        # Decode the images of those to match, without images that cannot be opened.
+        open_candidate = partial(
+            searcher.open,
+            prepare=model.prepared,
+            max_bytes=service.config.max_body * MIB,
+            fetch=False,
+            frames=await _read(searcher.index.frames, matched) if matched else {},
+        )
+        images = await model.each(*(partial(open_candidate, hit) for hit in matched))
+        try:
+            opened = searcher.opened(matched, images)
+        except ValueError as error:
+            logger.error("search: %s", error)
+            message = "none of the images that were found can be opened where the index has them; send rerank 0"
+            raise ApiError(404, message, code="no_images") from error
         pairs = [Item(kind="match", image=image.pixels, ids=ids) for _, image in opened]
         log_odds = await service.scheduler.submit(pairs)
         hits = two_stages(
@@ -220,26 +234,6 @@ async def _find(
         find_words = partial(searcher.index.containing, body.query or "", where=where)
         containing = await read(find_words, query, count)
     return nearest, containing
-
-
-async def _open_candidates(
-    hits: list[Hit], searcher: Searcher, service: Service
-) -> list[tuple[Hit, Resized]]:
-    """Decodes the images of hits, without those that cannot be opened."""
-    open_candidate = partial(
-        searcher.open,
-        prepare=service.main.prepared,
-        max_bytes=service.config.max_body * MIB,
-        fetch=False,
-        frames=await _read(searcher.index.frames, hits) if hits else {},
-    )
-    images = await service.main.each(*(partial(open_candidate, hit) for hit in hits))
-    try:
-        return searcher.opened(hits, images)
-    except ValueError as error:
-        logger.error("search: %s", error)
-        message = "none of the images that were found can be opened where the index has them; send rerank 0"
-        raise ApiError(404, message, code="no_images") from error
 
 
 def _searcher(service: Service) -> Searcher:

@@ -28,7 +28,15 @@ def parameter_groups(model: BridgeTower, config: OptimizerConfig) -> list[dict[s
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        lr = config.lr * _lr_multiplier(name, model, config)
+        multiplier = 1.0  # of towers, token types and the temperature
+        module, _, name_in_module = name.partition(".")
+        if name.startswith(_FUSION):
+            multiplier = config.fusion_multiplier
+        elif module.endswith("_head"):
+            spec = model.extensions.head_specs[module.removesuffix("_head")]
+            if not name_in_module.startswith(spec.tower_lr):
+                multiplier = config.head_multiplier
+        lr = config.lr * multiplier
         decay = config.weight_decay if name in decayed else 0.0
         kind = type(parameter.data)  # fused kernels take no mixture of whole and sharded tensors
         group = groups.setdefault(
@@ -37,17 +45,6 @@ def parameter_groups(model: BridgeTower, config: OptimizerConfig) -> list[dict[s
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
-
-
-def _lr_multiplier(name: str, model: BridgeTower, config: OptimizerConfig) -> float:
-    if name.startswith(_FUSION):
-        return config.fusion_multiplier
-    module, _, name_in_module = name.partition(".")
-    if module.endswith("_head"):
-        spec = model.extensions.head_specs[module.removesuffix("_head")]
-        if not name_in_module.startswith(spec.tower_lr):
-            return config.head_multiplier
-    return 1.0  # towers, token types and the temperature
 
 
 def _decayed_names(model: BridgeTower, rule: str) -> set[str]:

@@ -145,7 +145,6 @@ def train(
 
         resume = broadcast_object((resume or num_restarts() > 0) and (out / CONFIG).exists())
         with _held_folder(out, config, spec, resume=resume) as previous:
-            _check_model_and_task(out, previous, config)
             if rank() == 0:
                 logger.info("%s: starting the run in %s", config.recipe or "train", out)
                 folders = " and ".join(config.data.folders) or "the data"
@@ -188,7 +187,7 @@ def train(
 def _held_folder(
     out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool
 ) -> Iterator[RunConfig]:
-    """Locks the folder of a run in the first process, and yields the config that the run had in all."""
+    """Locks the folder of a run in the first process, and yields the run's config of before, with the same model."""
     with ExitStack() as stack:
         previous = config
         if rank() == 0:
@@ -200,7 +199,18 @@ def _held_folder(
                 remove_leftovers(out / name)
             if resume:
                 previous = read_run(out, spec)
-        yield broadcast_object(previous)
+        previous = broadcast_object(previous)
+        changes = ", ".join(
+            f"{name} {change}"
+            for name, change in _changes(previous, config).items()
+            if name.startswith(_FIXED) and not name.endswith("dropout")
+        )
+        if changes:
+            raise ValueError(
+                f"{out} is a run of another model or task: {changes}; resume it with the values of before, or start "
+                "again in another folder"
+            )
+        yield previous
 
 
 def _check_folder(out: Path, spec: TaskSpec, *, resume: bool) -> None:
@@ -248,19 +258,6 @@ def _changes(previous: RunConfig, config: RunConfig) -> dict[str, str]:
     """Returns old and new values by name."""
     unequal = differences(previous.to_dict(), config.to_dict())
     return {name: f"{old} -> {new}" for name, old, new in unequal}
-
-
-def _check_model_and_task(out: Path, previous: RunConfig, config: RunConfig) -> None:
-    values = ", ".join(
-        f"{name} {change}"
-        for name, change in _changes(previous, config).items()
-        if name.startswith(_FIXED) and not name.endswith("dropout")
-    )
-    if values:
-        raise ValueError(
-            f"{out} is a run of another model or task: {values}; resume it with the values of before, or start "
-            "again in another folder"
-        )
 
 
 def build_model(config: RunConfig, checkpoint: Checkpoint) -> BridgeTower:

@@ -209,37 +209,28 @@ def load_state(
                 raise ValueError(f"it is of another version: {', '.join(saved['state'])}")
     saved = broadcast_object(saved)
     saved_conditions = saved["conditions"]
-    _check_data(path, saved_conditions, conditions)
-    _warn_of_changes(path, saved_conditions, conditions)
+    _check_conditions(path, saved_conditions, conditions)
 
-    # Every process reads sharded tensors, and the first one sends all others.
-    weights = {f"model.{name}": weight for name, weight in model.state_dict().items()}
     parameters = _named_parameters(optimizer)
     has_same_optimizer = saved_conditions[OPTIMIZER] == conditions[OPTIMIZER]
-    is_sharded = any(isinstance(weight, DTensor) for weight in weights.values())
-    tensors = dict[str, Tensor]()
-    if is_sharded or rank() == 0:
-        with _readable(path):
-            tensors = _read_tensors(path, weights, parameters if has_same_optimizer else {})
-    if not is_sharded:
-        tensors = broadcast_tensors(tensors)
+    tensors = _read_tensors(path, model.state_dict(), parameters if has_same_optimizer else {})
 
     # Restore the weights.
     saved_shapes = {
         key: list(tensor.shape) for key, tensor in tensors.items() if key.startswith("model.")
     }
-    shapes = {key: list(weight.shape) for key, weight in weights.items()}
+    shapes = {f"model.{name}": list(weight.shape) for name, weight in model.state_dict().items()}
     for key in {**shapes, **saved_shapes}:
         if saved_shapes.get(key) != shapes.get(key):
             raise ValueError(
                 f"{path} is not of this model ({key} was {saved_shapes.get(key)}, now {shapes.get(key)}); "
                 "give the options of the model as they were, or start again in another folder"
             )
-    model.load_state_dict({key.removeprefix("model."): tensors[key] for key in weights})
+    model.load_state_dict({key.removeprefix("model."): tensors[key] for key in shapes})
 
     # Restore the optimiser, in the order in which it would have gone on.
     optimizer.state.clear()
-    numbers = {name: number for number, name in enumerate(parameters)}
+    numbers = dict(zip(parameters, range(len(parameters)), strict=True))
     moments = [key.partition(".")[::2] for key in tensors if key not in shapes]
     for kind, name in sorted(moments, key=lambda moment: numbers[moment[1]]):
         parameter = parameters[name]
@@ -253,18 +244,23 @@ def _read_tensors(
     path: Path, weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
     """Reads all weights and the moments of parameters, where they are sharded the rows of this process."""
+    # Every process reads sharded tensors, and the first one sends all others.
+    is_sharded = any(isinstance(weight, DTensor) for weight in weights.values())
+    if not is_sharded and rank() != 0:
+        return broadcast_tensors({})
     tensors = {}
-    for key, tensor in state_tensors(path):
-        kind, _, name = key.partition(".")
-        if kind != "model" and name not in parameters:
-            continue
-        like: Any = weights.get(key) if kind == "model" else parameters[name]
-        if isinstance(like, DTensor) and tensor.shape == like.shape:
-            tensor = distribute_tensor(
-                tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None
-            )
-        tensors[key] = tensor
-    return tensors
+    with _readable(path):
+        for key, tensor in state_tensors(path):
+            kind, _, name = key.partition(".")
+            if kind != "model" and name not in parameters:
+                continue
+            like: Any = weights.get(name) if kind == "model" else parameters[name]
+            if isinstance(like, DTensor) and tensor.shape == like.shape:
+                tensor = distribute_tensor(
+                    tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+                )
+            tensors[key] = tensor
+    return tensors if is_sharded else broadcast_tensors(tensors)
 
 
 @contextmanager
@@ -285,8 +281,8 @@ def _named_parameters(optimizer: Optimizer) -> dict[str, nn.Parameter]:
     return parameters
 
 
-def _check_data(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuses other data. Sets may have moved, so paths are not compared."""
+def _check_conditions(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuses other data, and warns of other changes. Sets may have moved, so paths are not compared."""
     changes = [
         f"{old_set} was trained on, now {new_set}"
         for old_set, new_set in zip(saved[DATA], current[DATA], strict=False)
@@ -312,8 +308,6 @@ def _check_data(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]
             "folder with --init on this one"
         )
 
-
-def _warn_of_changes(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     changes = [
         f"{name} was {saved.get(name)}, now {value}"
         for name, value in current.items()

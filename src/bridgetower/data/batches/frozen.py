@@ -183,7 +183,12 @@ class FeatureCache:
             remove_leftovers(self.folder)
             contents = list(self.folder.glob(f"*/{CONTENT}"))
             contents.sort(key=lambda path: path.stat().st_mtime)
-            sizes = {path.parent: _folder_size(path.parent) for path in contents}
+            sizes = {path.parent: 0 for path in contents}
+            for folder in sizes:
+                for path in folder.rglob("*"):
+                    # Another process may rename or remove a file meanwhile.
+                    with suppress(FileNotFoundError):
+                        sizes[folder] += path.stat().st_size if path.is_file() else 0
             for folder in list(sizes):
                 is_within_limit = sum(sizes.values()) + needed <= self.limit
                 if is_within_limit and needed <= shutil.disk_usage(self.folder).free:
@@ -197,15 +202,6 @@ class FeatureCache:
                 "the features that runs hold take more than the limit of %.1f GiB",
                 self.limit / 2**30,
             )
-
-
-def _folder_size(folder: Path) -> int:
-    size = 0
-    for path in folder.rglob("*"):
-        # Another process may rename or remove a file meanwhile.
-        with suppress(FileNotFoundError):
-            size += path.stat().st_size if path.is_file() else 0
-    return size
 
 
 class FrozenDataset(Dataset[Batch]):

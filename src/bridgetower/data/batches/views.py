@@ -187,7 +187,14 @@ def change(image: Image.Image, name: str, value: float, policy: Policy) -> Image
             enhancement = getattr(ImageEnhance, name.replace("colour", "color").title())
             return enhancement(image).enhance(value)
         case "rotate":
-            return _rotated(image, value, policy)
+            # Around the centre.
+            x = image.width / 2
+            y = image.height / 2
+            cos = math.cos(math.radians(value))
+            sin = math.sin(math.radians(value))
+            x_shift = x - cos * x + sin * y
+            y_shift = y - sin * x - cos * y
+            return _moved(image, (cos, -sin, x_shift, sin, cos, y_shift), policy)
         case "shear_x":
             return _moved(image, (1, value, 0, 0, 1, 0), policy)
         case "shear_y":
@@ -197,17 +204,6 @@ def change(image: Image.Image, name: str, value: float, policy: Policy) -> Image
         case "translate_y":
             return _moved(image, (1, 0, 0, 0, 1, -value), policy)
     raise ValueError(f"there is no change {name!r} of an image")
-
-
-def _rotated(image: Image.Image, degrees: float, policy: Policy) -> Image.Image:
-    """Rotates an image around its centre."""
-    cos = math.cos(math.radians(degrees))
-    sin = math.sin(math.radians(degrees))
-    x = image.width / 2
-    y = image.height / 2
-    return _moved(
-        image, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y), policy
-    )
 
 
 def _moved(

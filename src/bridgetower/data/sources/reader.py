@@ -106,23 +106,11 @@ def read(source: str | os.PathLike[str], columns: Columns | None = None) -> Iter
 
 def file_groups(source: str | os.PathLike[str]) -> list[FileGroup]:
     """Returns the groups of files of a source, each of which can be read on its own."""
-    # List the files.
     source = os.fspath(source)
-    if not is_url(source):
-        check_path(source)
-    try:
-        listed = list(list_files(source))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"no file or folder {source}; give a folder of images, a table or tar shards"
-        ) from error
-    unreadable = [file for file in listed if file.problem]
-    if len(listed) == 1 and unreadable and unreadable[0].location == source:
-        raise ValueError(f"{source}: {unreadable[0].problem}")
+    files, unreadable = _listed_files(source)
 
-    # Group them: the files of the first format, and videos, which need an extra.
-    files = [file for file in listed if not file.problem]
-    files_of = _files_by_format(files)
+    # Group the files of the first format, and videos, which need an extra.
+    files_of = _files_by_format(source, files)
     videos = files_of[VIDEOS]
     groups = _groups_without_videos(source, files_of, is_alone=len(files) == 1)
     if videos and not is_installed("av"):
@@ -131,15 +119,13 @@ def file_groups(source: str | os.PathLike[str]) -> list[FileGroup]:
         problem = f"the extra 'video' is missing: {install_command('video')}"
         unreadable += [replace(file, problem=problem) for file in videos]
     elif videos:
-        groups += _video_groups(videos, files, is_alone=len(listed) == 1)
-
-    # Files that no format reads are skipped, but not all files.
-    unread = Counter(suffix_of(file.location) or file.name for file in files_of[None])
-    for suffix in SUBTITLE_SUFFIXES:
-        unread.pop(suffix, None)
-    if unread:
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in unread.most_common(8))
-        logger.warning("%s: files that are not read were skipped: %s", source, counts)
+        # The subtitles of a video that is given alone are those of its folder.
+        neighbours = videos
+        subtitles = [file for file in files if suffix_of(file.location) in SUBTITLE_SUFFIXES]
+        if len(files) + len(unreadable) == 1:
+            neighbours, subtitles = videos_and_subtitles_beside(videos[0])
+        for video in videos:
+            groups.append(_group_of("video", video, subtitles_of(video, neighbours, subtitles)))
     if not groups and not unreadable:
         raise ValueError(
             f"{source} has nothing that can be read; expected images, a table, tar shards or videos"
@@ -151,8 +137,24 @@ def file_groups(source: str | os.PathLike[str]) -> list[FileGroup]:
     return [*groups, *(FileGroup(kind="problem", files=(file,)) for file in unreadable)]
 
 
-def _files_by_format(files: Sequence[ListedFile]) -> _FilesByFormat:
-    """Groups files by the first format whose pattern their names match, or None."""
+def _listed_files(source: str) -> tuple[list[ListedFile], list[ListedFile]]:
+    """Returns the files of a source that can be read, and those that cannot."""
+    if not is_url(source):
+        check_path(source)
+    try:
+        listed = list(list_files(source))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no file or folder {source}; give a folder of images, a table or tar shards"
+        ) from error
+    unreadable = [file for file in listed if file.problem]
+    if len(listed) == 1 and unreadable and unreadable[0].location == source:
+        raise ValueError(f"{source}: {unreadable[0].problem}")
+    return [file for file in listed if not file.problem], unreadable
+
+
+def _files_by_format(source: str, files: Sequence[ListedFile]) -> _FilesByFormat:
+    """Groups files by the first format whose pattern their names match, or None, and logs those of none."""
     files_of: _FilesByFormat = defaultdict(list)
     # A file of captions that is given alone has texts.
     formats = [entry for entry in FORMATS if len(files) > 1 or entry.kind != "captions"]
@@ -163,6 +165,13 @@ def _files_by_format(files: Sequence[ListedFile]) -> _FilesByFormat:
         if may_be_typescript and not is_transport_stream(file.location):
             match = None
         files_of[match].append(file)
+
+    unread = Counter(suffix_of(file.location) or file.name for file in files_of[None])
+    for suffix in SUBTITLE_SUFFIXES:
+        unread.pop(suffix, None)
+    if unread:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in unread.most_common(8))
+        logger.warning("%s: files that are not read were skipped: %s", source, counts)
     return files_of
 
 
@@ -188,18 +197,6 @@ def _groups_without_videos(
             if is_alone or suffix_of(file.location) != ".json"
         ]
     return []
-
-
-def _video_groups(
-    videos: Sequence[ListedFile], files: Sequence[ListedFile], *, is_alone: bool
-) -> Iterator[FileGroup]:
-    """Groups each video with its subtitles, for a video that is given alone from its folder."""
-    neighbours = videos
-    subtitles = [file for file in files if suffix_of(file.location) in SUBTITLE_SUFFIXES]
-    if is_alone:
-        neighbours, subtitles = videos_and_subtitles_beside(videos[0])
-    for video in videos:
-        yield _group_of("video", video, subtitles_of(video, neighbours, subtitles))
 
 
 def _group_of(kind: str, file: ListedFile, sidecar: ListedFile | None = None) -> FileGroup:

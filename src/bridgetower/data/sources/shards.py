@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby
+from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
@@ -23,6 +24,9 @@ from bridgetower.data.sources.fetch import ListedFile, is_url, open_location
 _LARGEST_HEADER = 2**20  # bytes of the headers of a member
 # Bytes of a member that is read, by its ending.
 _LARGEST_MEMBERS = {**dict.fromkeys(IMAGE_SUFFIXES, 2**29), ".txt": 2**20, ".json": 2**20}
+
+
+_Member = tuple[str, str, tarfile.TarInfo]  # with its key and the ending of its name
 
 
 class _Headers:
@@ -47,7 +51,7 @@ def read_shard(group: FileGroup, columns: Columns) -> Iterator[Example]:
     hashes = set[int]()
     with open_location(file.location) as stream:
         try:
-            for key, members in groupby(_members(stream), _key_of):
+            for key, members in groupby(_members(stream), itemgetter(0)):
                 example = _read_example(file, key, members, stream)
                 if hash(key) in hashes:
                     problem = "the shard has its key twice; write it again"
@@ -59,14 +63,17 @@ def read_shard(group: FileGroup, columns: Columns) -> Iterator[Example]:
             yield Example(id=file.name, origin=file.name, problem=problem)
 
 
-def _members(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
+def _members(stream: BinaryIO) -> Iterator[_Member]:
     headers = _Headers(stream)
     with tarfile.open(fileobj=headers, mode="r:") as archive:  # type: ignore[call-overload]
         while (member := archive.next()) is not None:
             if member.size < 0:
                 raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
             if member.isfile():
-                yield member
+                # The key ends at the first full stop of the name, as in WebDataset.
+                path = PurePosixPath(member.name)
+                name, dot, ending = path.name.partition(".")
+                yield str(path.parent / name), dot + ending.lower(), member
             # tarfile keeps these to find members by name, without bound.
             archive.members = []
             archive.pax_headers = {}
@@ -77,27 +84,19 @@ def _members(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError("no end of the archive")
 
 
-def _key_of(member: tarfile.TarInfo) -> str:
-    """Returns the name up to the first full stop, as in WebDataset."""
-    path = PurePosixPath(member.name)
-    return str(path.parent / path.name.partition(".")[0])
-
-
 def _read_member(stream: BinaryIO, member: tarfile.TarInfo) -> bytes:
     stream.seek(member.offset_data)
     return stream.read(member.size)
 
 
 def _read_example(
-    file: ListedFile, key: str, members: Iterable[tarfile.TarInfo], stream: BinaryIO
+    file: ListedFile, key: str, members: Iterable[_Member], stream: BinaryIO
 ) -> Example:
     images = list[Image]()
     fields = dict[str, Any]()
     caption: object = None
     problem = ""
-    for member in members:
-        _, dot, ending = PurePosixPath(member.name).name.partition(".")
-        suffix = dot + ending.lower()
+    for _, suffix, member in members:
         limit = _LARGEST_MEMBERS.get(suffix)
         if limit is None:
             continue

@@ -253,19 +253,12 @@ def _csv_rows(file: ListedFile) -> Rows:
 
 def _json_rows(file: ListedFile) -> Rows:
     """Reads JSON lines, or one list of objects, also as the only list of an object."""
-    is_lines = suffix_of(file.location).startswith((".jsonl", ".ndjson"))
-    if is_lines or _has_lines_of_objects(file):
-        return _json_lines(file)
-    return _json_items(file)
-
-
-def _json_items(file: ListedFile) -> Rows:
-    with open_decompressed(file.location) as stream:
-        for number, item in enumerate(JsonLists(stream, file.name).items(), start=1):
-            yield f"{file.name} row {number}", _object_or_problem(item)
-
-
-def _json_lines(file: ListedFile) -> Rows:
+    has_ending = suffix_of(file.location).startswith((".jsonl", ".ndjson"))
+    if not has_ending and not _has_lines_of_objects(file):
+        with open_decompressed(file.location) as stream:
+            for number, item in enumerate(JsonLists(stream, file.name).items(), start=1):
+                yield f"{file.name} row {number}", _object_or_problem(item)
+        return
     for number, line in enumerate(lines_of(file, MAX_ROW_LENGTH), start=1):
         if not line.strip():
             continue
@@ -296,7 +289,15 @@ def _has_lines_of_objects(file: ListedFile) -> bool:
 def _column_rows(file: ListedFile) -> Rows:
     """Reads a Parquet or Arrow file. Cells with the bytes of an image become images, and classes their names."""
     table = ColumnFile(file.location)
-    class_names = _noted_class_names(table.schema.metadata or {})
+    class_names: dict[str, list[str]] = {}
+    # As `datasets` writes them.
+    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+        class_names = {
+            name: list(feature["names"])
+            for name, feature in features.items()
+            if feature.get("_type") == "ClassLabel"
+        }
     rows = (cells for batch in table.batches() for cells in batch.to_pylist())
     for number, cells in enumerate(rows, start=1):
         for column, value in cells.items():
@@ -315,18 +316,6 @@ def _column_rows(file: ListedFile) -> Rows:
             elif isinstance(value, int) and 0 <= value < len(names):
                 cells[column] = names[value]
         yield f"{file.name} row {number}", cells
-
-
-def _noted_class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """Returns the names of classes by column, where `datasets` wrote them."""
-    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return {
-            name: list(feature["names"])
-            for name, feature in features.items()
-            if feature.get("_type") == "ClassLabel"
-        }
-    return {}
 
 
 ROW_READERS: dict[str, Callable[[ListedFile], Rows]] = {

@@ -265,6 +265,27 @@ class ArrowRows:
     images: Sequence[str] = ("image",)
     name: str | None = "image_id"  # column with the name of a row; None numbers the rows
 
+    def read(self, path: Path) -> Iterator[Row]:
+        """Yields the rows of a file.
+
+        Raises:
+            ValueError: A column is missing, or has something else than lists.
+        """
+        table = ColumnFile(str(path))
+        columns = [*self.images, *self.columns, *filter(None, [self.name])]
+        missing = [column for column in columns if column not in table.schema.names]
+        if missing:
+            raise ValueError(
+                f"{path} has no column {', '.join(missing)}; it has {', '.join(table.schema.names)}"
+            )
+        for batch in table.batches(columns):
+            for row in batch.to_pylist():
+                for column in self.columns:
+                    if not isinstance(row[column], list):
+                        kind = type(row[column]).__name__
+                        raise ValueError(f"{path} has {kind} in column {column}; expected lists")
+                yield row
+
 
 ARROW_ROWS = {
     CAPTIONS.name: ArrowRows(
@@ -335,20 +356,7 @@ def _fill_from_file(
     path: Path, writer: SetWriter, split: str, annotators: int, answers: dict[int, str]
 ) -> None:
     layout = ARROW_ROWS[writer.schema.name]
-    table = ColumnFile(str(path))
-    columns = [*layout.images, *layout.columns, *filter(None, [layout.name])]
-    missing = [column for column in columns if column not in table.schema.names]
-    if missing:
-        raise ValueError(
-            f"{path} has no column {', '.join(missing)}; it has {', '.join(table.schema.names)}"
-        )
-    rows = (row for batch in table.batches(columns) for row in batch.to_pylist())
-    for index, row in enumerate(rows):
-        for column in layout.columns:
-            if not isinstance(row[column], list):
-                kind = type(row[column]).__name__
-                raise ValueError(f"{path} has {kind} in column {column}; expected lists")
-
+    for index, row in enumerate(layout.read(path)):
         # Name and images.
         name = str(row[layout.name]) if layout.name else f"{path.stem}-{index}"
         origin = f"{path.name}, row {index}"
