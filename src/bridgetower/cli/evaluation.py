@@ -96,9 +96,10 @@ def evaluate_command(
     )
     import torch
 
-    from bridgetower.checkpoints import write_reranking
+    from bridgetower.checkpoints import Reranking, write_reranking
     from bridgetower.data.sets.prepared_set import read_info
     from bridgetower.distributed import process_group, rank
+    from bridgetower.evaluation.metrics import LEAST_IMAGES
     from bridgetower.model.cpu import pack_weights
     from bridgetower.model.layers import autocast
     from bridgetower.tasks.table import evaluate as run_benchmark
@@ -144,7 +145,15 @@ def evaluate_command(
 
         # The first process writes.
         if fit_two_stage:
-            _write_fitted(model, outcome)
+            fitted = Reranking.from_metrics(outcome.metrics)
+            if fitted.calibration is None or fitted.gain is None:
+                _LOG.warning(
+                    "the split is too small for a calibration and for a comparison with ITC alone, so matches stay "
+                    "scores; give at least %d images with different captions, and candidates of which some match and "
+                    "others do not",
+                    LEAST_IMAGES,
+                )
+            write_reranking(model, fitted)
         settings: dict[str, Any] = {
             "benchmark": benchmark,
             "model": predictor.source,
@@ -191,21 +200,6 @@ def _check_arguments(
         raise ValueError(
             "a report is for answers, statements, classes and ranks without folds; leave report out"
         )
-
-
-def _write_fitted(model: str, outcome: Outcome) -> None:
-    """Writes what search needs to match candidates into the folder of the model."""
-    from bridgetower.checkpoints import Reranking, write_reranking
-    from bridgetower.evaluation.metrics import LEAST_IMAGES
-
-    fitted = Reranking.from_metrics(outcome.metrics)
-    if fitted.calibration is None or fitted.gain is None:
-        _LOG.warning(
-            "the split is too small for a calibration and for a comparison with ITC alone, so matches stay scores; "
-            "give at least %d images with different captions, and candidates of which some match and others do not",
-            LEAST_IMAGES,
-        )
-    write_reranking(model, fitted)
 
 
 def _write_outcome(

@@ -17,7 +17,6 @@ from bridgetower.fitting.survey import FitColumns
 from bridgetower.tasks.run_config import TIMEOUT_MINUTES, Device
 
 if TYPE_CHECKING:
-    from bridgetower.fitting.measure import FitResult
     from bridgetower.fitting.plan import FitPlan
 
 _USES = {
@@ -92,10 +91,14 @@ def fit_command(
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:
-        result = None if outcome.result is None else outcome.result.to_dict()
-        emit({**outcome.plan.to_dict(), "result": result, "model": str(outcome.model)})
+        values = None if outcome.result is None else outcome.result.to_dict()
+        emit({**outcome.plan.to_dict(), "result": values, "model": str(outcome.model)})
     elif outcome.result is not None:
-        print_result(outcome.result, out / "report.html")
+        result = outcome.result
+        title = f"{result.metric}, {result.num_examples:,} tested examples"
+        emit_rows(title, ("", "95 % interval in brackets"), result.lines(), texts=(0, 1))
+        print(result.verdict)
+        print(f"Report: {out / 'report.html'}")
         emit_next_command("serve", "--model", outcome.model)
 
 
@@ -127,11 +130,3 @@ def print_plan(plan: FitPlan) -> None:
             f"{costs.memory / 2**30:.1f} GiB of memory, {costs.disk / 2**30:.1f} GiB on the disk"
         )
     print("the same by plain commands:", *plan.commands(), sep="\n  ", flush=True)
-
-
-def print_result(result: FitResult, report: Path) -> None:
-    """Prints the result beside its baselines."""
-    title = f"{result.metric}, {result.num_examples:,} tested examples"
-    emit_rows(title, ("", "95 % interval in brackets"), result.lines(), texts=(0, 1))
-    print(result.verdict)
-    print(f"Report: {report}")

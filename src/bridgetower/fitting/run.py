@@ -232,7 +232,7 @@ def _measure(plan: FitPlan, device: str, *, progress: bool) -> FitResult:
     )
     outcomes: list[Outcome] = []
     befores: list[Outcome] = []
-    # The model that the fit started from may do the task without being trained.
+    # Measure the model that the fit started from too, if it has the head.
     before: Predictor | None = None
     init = plan.config.init
     if init is not None:

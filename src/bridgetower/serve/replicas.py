@@ -184,7 +184,7 @@ def supervise(count: int, target: Callable[[Replica], None], modules: Sequence[s
                 for slot in slots:
                     if slot.process is None and slot.due <= time.monotonic():
                         slot.start()
-                # Until a replica dies or another is due.
+                # Wait until a replica dies or another is due.
                 pauses = [slot.due - time.monotonic() for slot in slots if slot.process is None]
                 running = [slot.process for slot in slots if slot.process is not None]
                 wait([process.sentinel for process in running], min(pauses, default=None))

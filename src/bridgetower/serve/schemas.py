@@ -223,8 +223,15 @@ def check_effort(body: bytes) -> None:
     in_string = False
     length = 0  # of the string
     is_plain = True  # as far as it was read: ASCII without escapes
-    for block in _body_blocks(body):
-        for index, piece in enumerate(block.split(b'"')):
+    remainder = b""
+    for start in range(0, len(body), _BLOCK):
+        # A block without half escapes, whose only quotes are at the ends of strings.
+        block = remainder + body[start : start + _BLOCK]
+        num_backslashes = len(block) - len(block.rstrip(b"\\"))
+        end = len(block) - num_backslashes % 2
+        remainder = block[end:]
+        masked = block[:end].replace(rb"\\", rb"\-").replace(rb"\"", rb"\-")
+        for index, piece in enumerate(masked.split(b'"')):
             if index > 0:  # after a quote
                 text += 0 if is_plain else length
                 num_strings += in_string
@@ -245,14 +252,3 @@ def check_effort(body: bytes) -> None:
         ):
             if count > limit:
                 raise ApiError(413, f"the body has more than {limit} {unit}; send several requests")
-
-
-def _body_blocks(body: bytes) -> Iterator[bytes]:
-    """Yields a body in blocks without half escapes, whose only quotes are at the ends of strings."""
-    remainder = b""
-    for start in range(0, len(body), _BLOCK):
-        block = remainder + body[start : start + _BLOCK]
-        num_backslashes = len(block) - len(block.rstrip(b"\\"))
-        end = len(block) - num_backslashes % 2
-        remainder = block[end:]
-        yield block[:end].replace(rb"\\", rb"\-").replace(rb"\"", rb"\-")

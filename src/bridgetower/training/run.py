@@ -187,7 +187,7 @@ def train(
 def _held_folder(
     out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool
 ) -> Iterator[RunConfig]:
-    """Locks the folder of a run in the first process, and yields the run's config of before, with the same model."""
+    """Locks the folder of a run in the first process, and yields the config that the run had, of the same model."""
     with ExitStack() as stack:
         previous = config
         if rank() == 0:

@@ -62,7 +62,16 @@ def read_images(group: FileGroup, columns: Columns) -> Iterator[Example]:
             texts = folder_caption(file.name)
         elif text_file is not None:
             try:
-                texts = _captions_beside(file, text_file)
+                # A link to it must not show a file that is outside of the source.
+                path = Path(text_file.location)
+                if not is_url(file.location) and path.is_symlink():
+                    root = Path(file.location.removesuffix(file.name)).resolve()
+                    if not path.resolve().is_relative_to(root):
+                        raise ValueError(
+                            "it is a link to a file outside of the folder; copy it there"
+                        )
+                content = read_location(text_file.location, most=MAX_TEXT_LENGTH)
+                texts = nonempty_texts(content.decode("utf-8-sig").splitlines())
             except (OSError, ValueError) as error:
                 problem = f"{text_file.name}: {error}"
         yield Example(
@@ -73,17 +82,6 @@ def read_images(group: FileGroup, columns: Columns) -> Iterator[Example]:
             origin=file.name,
             problem=problem,
         )
-
-
-def _captions_beside(image: ListedFile, text_file: ListedFile) -> tuple[str, ...]:
-    """Reads a caption from each line of a text file, unless it would show a file that is outside of the source."""
-    path = Path(text_file.location)
-    if not is_url(image.location) and path.is_symlink():
-        root = Path(image.location.removesuffix(image.name)).resolve()
-        if not path.resolve().is_relative_to(root):
-            raise ValueError("it is a link to a file outside of the folder; copy it there")
-    content = read_location(text_file.location, most=MAX_TEXT_LENGTH)
-    return nonempty_texts(content.decode("utf-8-sig").splitlines())
 
 
 def read_video(group: FileGroup, columns: Columns) -> Iterator[Example]:
