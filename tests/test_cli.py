@@ -280,7 +280,7 @@ class TestData:
         command = ["evaluate", model, "retrieval", "--data", tiny_dataset]
         before = (model / "config.json").read_bytes()
         for refusal, options in {
-            "is fitted on other data than tests": (),
+            "fit reranking on validation data, not on a test split": (),
             "protocol paper; expected retrieval by protocol standard": (
                 "--split",
                 "validation",
@@ -434,7 +434,7 @@ class TestUserErrors:
             ("evaluate none vqav2 --data x --candidates 3", "leave them out for vqav2"),
             (
                 "evaluate none retrieval --data x --fit-two-stage",
-                "is fitted on other data than tests",
+                "fit reranking on validation data, not on a test split",
             ),
             ("evaluate none retrieval --data x", "no dataset.json in x"),
             ("train retrieval-coco --init none --out run --data.folders x", "no dataset.json in x"),
@@ -532,7 +532,7 @@ class TestHelp:
     def test_entries_are_whole_and_show_a_type(self, capsys, monkeypatch):
         monkeypatch.setenv("COLUMNS", "250")
         example = 'bridgetower search photos.lance "two dogs in the snow" --sheet hits.png\n          bridgetower'
-        whole = "compare it with captions or images, and say so. "
+        whole = "Description of the images to find."
         for command, words_of_entry in {
             ("embed",): ["--revision STR", "Print JSON on a terminal too."],
             ("train", "pretrain-nano"): ["--max-epochs INT"],

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 from bridgetower.cli import COMMANDS
-from bridgetower.extras import PACKAGES, install
+from bridgetower.extras import PACKAGES, install_command
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -168,7 +168,7 @@ def test_what_is_missing_or_wrong_is_named(run_commands, tiny_checkpoint, tmp_pa
         python = command[0] == "-c"
         (code, out, err) = run_commands(*command)
         assert code == (0 if python else 2)
-        assert f"the extra {extra!r} is missing: {install(extra)} (package " in (
+        assert f"the extra {extra!r} is missing: {install_command(extra)} (package " in (
             out if python else err
         ), command
         assert (out + err).count("\n") == 1

@@ -98,9 +98,7 @@ def test_python(spec, statement_set, tmp_path):
         ValueError, match="there is no benchmark 'vqav2'; expected one of smooth-statements"
     ):
         evaluate(model, "vqav2", [statement_set], "test", RetrievalConfig(), spec=spec)
-    with pytest.raises(
-        ValueError, match=r"there is no task 'smooth' among .*; pass its spec as task"
-    ):
+    with pytest.raises(ValueError, match=r"there is no task 'smooth' among .*; pass its TaskSpec"):
         train(config, tmp_path / "other", progress=False)
     with pytest.raises(
         ValueError, match="task smooth takes a SmoothConfig; the run has a PretrainingConfig"
