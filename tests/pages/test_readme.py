@@ -303,6 +303,21 @@ class TestDemo:
         assert not re.search(r"""(src|href)=["']https?://""", page)
 
 
+@pytest.mark.timeout(300)
+def test_the_notebook_runs(workplace):
+    """In a folder where the demo has run, as one script: what a cell displays is not drawn."""
+    notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell.get("outputs") for cell in notebook["cells"])
+    num_images = len(list((workplace.folder / "bridgetower-demo" / "images").glob("*.png")))
+    printed = workplace.run("python", "-c", "\n".join(cells))
+    assert printed[0].startswith(f"{num_images} images: ")
+    assert printed[-1].startswith("emoji-3.png: ")
+    result = json.loads((workplace.folder / "quickstart" / "result.json").read_text())
+    assert result["verdict"] in printed
+    assert result["num_images"] == num_images
+
+
 def test_make_passes_options_to_the_demo():
     done = subprocess.run(
         ["make", "--no-print-directory", "--dry-run", "demo", "ARGS=--compare"],
