@@ -222,7 +222,7 @@ def draw_depths(depths: Mapping[int, Comparison]) -> bytes:
     with matplotlib.rc_context(STYLE):
         drawing = Figure(figsize=(7, 4.4), layout="constrained")
         axes = drawing.add_subplot()
-        for number, (arm, (ink, line)) in enumerate(
+        for number, (arm, (ink, _)) in enumerate(
             zip(list(ARMS)[1:], LINE_STYLES[1:], strict=False)
         ):
             places, means = [depth + (number - 0.5) * 0.2 for depth in depths], []
@@ -230,9 +230,9 @@ def draw_depths(depths: Mapping[int, Comparison]) -> bytes:
                 mean, errors = bars(comparison.differences(arm)["area"])
                 axes.errorbar(place, mean, yerr=errors, color=ink, capsize=4)
                 means.append(mean)
-            axes.plot(places, means, line, color=ink, label=f"BridgeTower {MINUS} {arm}")
+            axes.plot(places, means, "o", color=ink, label=f"BridgeTower {MINUS} {arm}")
         axes.axhline(0, color=INK, linewidth=1)
-        title = "What bridges add, by the depth of the towers"
+        title = "BridgeTower minus the other models, by the depth of the towers"
         axes.set(
             xlabel="layers of the image tower",
             ylabel="difference of the mean VQA score [points]",
@@ -244,7 +244,7 @@ def draw_depths(depths: Mapping[int, Comparison]) -> bytes:
 
 
 def draw_variants(variants: Mapping[str, Comparison]) -> bytes:
-    """Returns a PNG of what the paper's choice is better by than each other: a point with its 95 % interval."""
+    """Returns a PNG of the differences between the paper's choice and each variant, with 95 % intervals."""
     with matplotlib.rc_context(STYLE):
         names: list[str] = []
         drawing = Figure(
@@ -271,8 +271,8 @@ def draw_variants(variants: Mapping[str, Comparison]) -> bytes:
         axes.axvline(0, color=INK, linewidth=1)
         axes.set_xlabel("difference of the mean VQA score [points]")
         for place, side, text in (
-            (0, "left", "\u2190 this one is better"),
-            (1, "right", "the paper's is better \u2192"),
+            (0, "left", "\u2190 the variant is better"),
+            (1, "right", "the paper's choice is better \u2192"),
         ):
             axes.text(
                 place,
@@ -285,7 +285,7 @@ def draw_variants(variants: Mapping[str, Comparison]) -> bytes:
                 transform=axes.transAxes,
             )
         drawing.suptitle(
-            "The paper's choice, in bold, less each other",
+            "The paper's choice, in bold, minus each variant",
             x=0.01,
             ha="left",
             fontsize=12,
