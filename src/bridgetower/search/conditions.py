@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
-from math import isfinite
 from typing import Any
 
 MAX_COMPARISONS = 50
@@ -96,7 +96,7 @@ def _literal(column: str, value: Any) -> str:
     expected = "a text"
     if column in ("start", "end"):
         expected = "a number"
-        if is_number and isfinite(value):
+        if is_number and abs(value) <= sys.float_info.max:  # which a whole number may exceed
             return repr(float(value))
     elif column in _LIMITS:
         expected = "a whole number"
