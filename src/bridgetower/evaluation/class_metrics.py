@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,12 +17,16 @@ from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions
 from bridgetower.processor import load_items
 from bridgetower.progress import counted
 
+Numbers = Float[Tensor, " n"]
+ClassScores = Float[Tensor, "n k"]
+ClassLabels = Bool[Tensor, "n k"]
+
 
 class Predictions(NamedTuple):
     """The likeliest class of every example, in order, and the probability that the task gives it."""
 
     classes: Int[Tensor, " n"]
-    probabilities: Float[Tensor, " n"]
+    probabilities: Numbers
 
 
 def predict_classes(
@@ -50,34 +53,33 @@ def predict_examples(
     batch_size: int,
     options: EvaluationOptions = DEFAULTS,
 ) -> tuple[Tensor, ...]:
-    """Predicts every example. Each process predicts its share and gets all.
+    """Predicts every example. Each process predicts its share and gets all predictions.
 
     Args:
-        read: Turns the outputs of a batch into tensors, with a row for each example.
+        read: Turns the outputs of a batch into tensors with a row for each example.
     """
-    first = rank() % len(examples)  # with fewer examples than processes, some are predicted twice
-    local_indices = range(first, len(examples), world_size())
+    # With fewer examples than processes, some examples are predicted twice.
+    start = rank() % len(examples)
+    local_indices = range(start, len(examples), world_size())
     keys = []
     for start in range(0, len(local_indices), batch_size):
         indices = local_indices[start : start + batch_size]
         keys.append(BatchKey(tuple(indices), 0))
     device = next(task.parameters()).device
-    batches: Iterable[Any] = load_items(
-        examples.__getitem__, keys, num_workers=options.num_workers, device=device
-    )
+    loaded = load_items(examples.__getitem__, keys, num_workers=options.num_workers, device=device)
     has_bar = options.progress and rank() == 0
-    batches = counted(batches, "predicting batches", enabled=has_bar, total=len(keys))
+    batches = counted(loaded, "predicting batches", enabled=has_bar, total=len(keys))
 
-    results = []
+    tensors_of_batches = []
     for batch in batches:
         outputs = task.predict(batch.to(device))  # type: ignore[operator]
-        results.append([values.cpu() for values in read(outputs)])
-    columns = [torch.cat(values) for values in zip(*results, strict=True)]
-    _, *gathered = gather_by_id(torch.tensor(local_indices), *columns)
+        tensors_of_batches.append([tensor.cpu() for tensor in read(outputs)])
+    local_tensors = [torch.cat(tensors) for tensors in zip(*tensors_of_batches, strict=True)]
+    _, *gathered = gather_by_id(torch.tensor(local_indices), *local_tensors)
     return tuple(gathered)
 
 
-def pearson_correlation(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) -> float:
+def pearson_correlation(predicted: Numbers, labels: Numbers) -> float:
     predicted = predicted.double() - predicted.double().mean()
     labels = labels.double() - labels.double().mean()
     spread = predicted.norm() * labels.norm()
@@ -86,19 +88,19 @@ def pearson_correlation(predicted: Float[Tensor, " n"], labels: Float[Tensor, " 
     return (predicted @ labels / spread).item()
 
 
-def spearman_correlation(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) -> float:
+def spearman_correlation(predicted: Numbers, labels: Numbers) -> float:
     """Returns the correlation of the ranks. Tied values share their mean rank."""
     return pearson_correlation(_mean_ranks(predicted), _mean_ranks(labels))
 
 
-def _mean_ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+def _mean_ranks(values: Numbers) -> Numbers:
     _, indices, counts = values.unique(return_inverse=True, return_counts=True)
     last_ranks = counts.cumsum(0)
     mean_ranks = last_ranks - (counts - 1) / 2
     return mean_ranks.double()[indices]
 
 
-def number_metrics(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) -> dict[str, float]:
+def number_metrics(predicted: Numbers, labels: Numbers) -> dict[str, float]:
     return {
         "pearson_correlation": pearson_correlation(predicted, labels),
         "spearman_correlation": spearman_correlation(predicted, labels),
@@ -107,31 +109,31 @@ def number_metrics(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) 
 
 
 def classification_metrics(
-    probabilities: Float[Tensor, "n k"], labels: Bool[Tensor, "n k"], *, multi_label: bool
+    probabilities: ClassScores, labels: ClassLabels, *, multi_label: bool
 ) -> dict[str, float]:
-    """Returns `accuracy`, of more than five classes `top5_accuracy`, `macro_f1`, `auroc` and `average_precision`.
+    """Returns `accuracy`, `macro_f1`, `auroc` and `average_precision`, and `top5_accuracy` of more than five classes.
 
-    With several labels per row, a class is predicted above one half, and a row is right if all its classes are. Of two
-    exclusive classes, AUROC and average precision are those of the second one; else they are means over the classes,
-    each against the rest. Classes that no row or every row has have neither; where none is left, both are left out.
-    F1 is the mean over the classes that some row has or is predicted to have.
+    With several labels per row, a class is predicted if its probability is above one half, and a row is right if all
+    its classes are. F1 is the mean over the classes that some row has or is predicted to have. AUROC and average
+    precision are means over `ranked_classes`, each against the rest, and are left out if there are none.
     """
-    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+    from sklearn.metrics import average_precision_score, roc_auc_score
 
     num_classes = labels.shape[1]
     if multi_label:
         predicted = probabilities > 0.5
     else:
         predicted = one_hot(probabilities.argmax(dim=1), num_classes).bool()
-    f1_scores = []
-    for class_index in range(num_classes):
-        class_labels = labels[:, class_index]
-        class_predicted = predicted[:, class_index]
-        if class_labels.any() or class_predicted.any():
-            f1_scores.append(float(f1_score(class_labels, class_predicted, zero_division=0)))
+    is_right = (predicted == labels).all(dim=1)
+
+    # Twice the hits over the sizes of both sets is the harmonic mean of precision and recall.
+    num_hits = (predicted & labels).sum(dim=0)
+    set_sizes = predicted.sum(dim=0) + labels.sum(dim=0)
+    occurs = set_sizes > 0
+    f1_scores = 2 * num_hits[occurs].double() / set_sizes[occurs]
     metrics = {
-        "accuracy": (predicted == labels).all(dim=1).double().mean().item(),
-        "macro_f1": sum(f1_scores) / max(1, len(f1_scores)),
+        "accuracy": is_right.double().mean().item(),
+        "macro_f1": f1_scores.sum().item() / max(1, len(f1_scores)),
     }
     if num_classes > 5 and not multi_label:
         top5 = probabilities.topk(5).indices
@@ -142,43 +144,48 @@ def classification_metrics(
     if classes:
         ranked_labels = labels[:, classes].numpy()
         scores = probabilities[:, classes].numpy()
-        metrics["auroc"] = float(roc_auc_score(ranked_labels, scores, average="macro"))
-        precision = average_precision_score(ranked_labels, scores, average="macro")
-        metrics["average_precision"] = float(precision)
+        metrics["auroc"] = float(roc_auc_score(ranked_labels, scores))
+        metrics["average_precision"] = float(average_precision_score(ranked_labels, scores))
     return metrics
 
 
-def ranked_classes(labels: Bool[Tensor, "n k"], *, multi_label: bool) -> list[int]:
-    """Returns the classes of which AUROC and average precision are the mean, see `classification_metrics`."""
+def ranked_classes(labels: ClassLabels, *, multi_label: bool) -> list[int]:
+    """Returns the classes that some rows have and others have not; of two exclusive classes only the second one."""
     num_classes = labels.shape[1]
-    has_both = labels.any(dim=0) & ~labels.all(dim=0)
+    is_ranked = labels.any(dim=0) & ~labels.all(dim=0)
     if num_classes == 2 and not multi_label:
-        has_both[0] = False
-    return has_both.nonzero().flatten().tolist()
+        is_ranked[0] = False
+    return is_ranked.nonzero().flatten().tolist()
 
 
 def vqa_scores(
     predictions: Sequence[str], questions: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Returns `vqa_score` and that of each type of answer, and those `by_answer_type` and `by_question_type`.
+    """Returns metrics, and scores by group: `by_answer_type` and `by_question_type`.
 
-    They are from 0 to 1, to four decimals: the two that the official evaluation gives in percent (GT-Vision-Lab/VQA,
-    `vqaEval.py`).
+    The metrics are `vqa_score` and the score of each type of answer, such as `vqa_score_yes_no`. Scores are from 0 to
+    1, to four decimals: the official evaluation gives percent, to two (GT-Vision-Lab/VQA, `vqaEval.py`).
     """
     scores = []
+    scores_by_type: dict[str, dict[str, list[float]]] = {}
     for prediction, question in zip(predictions, questions, strict=True):
-        scores.append(vqa_score(prediction, question["answers"]))
+        score = vqa_score(prediction, question["answers"])
+        scores.append(score)
+        for column in ("answer_type", "question_type"):
+            type_name = question.get(column)
+            if type_name:
+                scores_of_types = scores_by_type.setdefault(f"by_{column}", {})
+                scores_of_types.setdefault(type_name, []).append(score)
+
     metrics = {"vqa_score": _rounded_mean(scores)}
-    details = {}
-    for column in ("answer_type", "question_type"):
-        scores_of: dict[str, list[float]] = defaultdict(list)
-        for score, question in zip(scores, questions, strict=True):
-            scores_of[question.get(column, "")].append(score)
-        means = {name: _rounded_mean(scores_of[name]) for name in sorted(scores_of) if name}
-        if means:
-            details[f"by_{column}"] = means
-    for name, score in details.get("by_answer_type", {}).items():
-        metrics[f"vqa_score_{name.replace('/', '_')}"] = score
+    details: dict[str, dict[str, float]] = {}
+    for name, scores_of_types in scores_by_type.items():
+        details[name] = {
+            type_name: _rounded_mean(scores_of_types[type_name])
+            for type_name in sorted(scores_of_types)
+        }
+    for answer_type, mean in details.get("by_answer_type", {}).items():
+        metrics[f"vqa_score_{answer_type.replace('/', '_')}"] = mean
     return metrics, details
 
 
@@ -189,10 +196,10 @@ def _rounded_mean(scores: Sequence[float]) -> float:
 def vqa_score(prediction: str, answers: Sequence[str]) -> float:
     """Returns the score of one prediction, from 0 to 1.
 
-    It is the mean, over all ways to leave one annotator out, of min(n / 3, 1), n others having given the prediction.
-    Where annotators differ, answers and prediction are compared in their normal form; where all are the same, as they
-    are. Fewer than four annotators could never give 1 in this way: with them it is the share, in normal form, that gave
-    the prediction; with one, whether it is right.
+    If one annotator is left out, and n of the others gave the prediction, the score is min(n / 3, 1). The mean over all
+    annotators that can be left out is returned. If all gave the same answer, it is compared as it is, else in normal
+    form. Fewer than four annotators could never give 1 in this way: then the score is the share of the annotators who
+    gave the prediction, always in normal form.
     """
     if not answers:
         raise ValueError("a question has no answers; expected those of the annotators")
@@ -206,7 +213,7 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
     num_same = answers.count(prediction)
     if has_few:
         return num_same / num_annotators
-    # Without one who gave the prediction, one fewer gave it.
+    # If one who gave the prediction is left out, one fewer gave it.
     score_without_same = min((num_same - 1) / 3, 1.0)
     score_without_other = min(num_same / 3, 1.0)
     total = num_same * score_without_same + (num_annotators - num_same) * score_without_other
