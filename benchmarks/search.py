@@ -358,14 +358,14 @@ def _ranked(num_texts: int, num_images: int, k: int) -> Row:
     if k:
         pairs = candidate_pairs(cosines, truth, RetrievalConfig(candidates=k))
         noise = torch.randn(len(pairs.image), generator=torch.Generator().manual_seed(0))
-        itm = 3 * pairs.belong + noise
+        itm = 3 * pairs.is_match + noise
         candidates = replace(pairs, itm=itm)
-        fitted = candidates.fitted()
+        fitted = candidates.fit_reranking()
         recalls = candidates.recalls(fitted.itc_weight)
         found = {
             "pairs": len(itm),
             "itc_weight": fitted.itc_weight,
-            "ece": round(candidates.error(fitted), 4),
+            "ece": round(candidates.calibration_error(fitted), 4),
         }
     return {
         "text_to_image_r1": round(recalls.text_to_image[1], 3),

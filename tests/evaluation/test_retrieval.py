@@ -64,7 +64,7 @@ def all_candidates(tiny_checkpoint, tiny_dataset, tiny_processor):
 def two_stage_recalls(similarity, scores, count, owner, protocol="standard"):
     """Recalls of tables: each side ranks its own candidates, or both those of either."""
     sides = topk_mask(similarity, count, dim=1), topk_mask(similarity, count, dim=0)
-    return plain_recalls(*plain_two_stage(scores, *sides, protocol), truth_of(owner)).named("any")
+    return plain_recalls(*plain_two_stage(scores, *sides, protocol), truth_of(owner)).metrics("any")
 
 
 @pytest.mark.parametrize("protocol", ["standard", "paper"])
@@ -80,10 +80,10 @@ def test_two_stages(retrieve, images, all_candidates, protocol, max_captions):
     match = logits[..., 1] if protocol == "paper" else logits[..., 1] - logits[..., 0]
     torch.testing.assert_close(itm[scored], match[scored], atol=1e-5, rtol=0)
     for recalls in (result.recalls["matching"], result.recalls["two_stage"]):
-        assert recalls.named("any") == pytest.approx(
+        assert recalls.metrics("any") == pytest.approx(
             two_stage_recalls(similarity, match, 3, owner, protocol)
         )
-    assert result.recalls["itc"].named("any") == pytest.approx(
+    assert result.recalls["itc"].metrics("any") == pytest.approx(
         two_stage_recalls(similarity, similarity, 99, owner)
     )
     assert torch.equal(result.truth.text_image_index, owner)
@@ -99,7 +99,7 @@ class TestBothScores:
         # not below what is dropped
         scores = logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)
         expected = two_stage_recalls(similarity, scores, 5, owner)
-        assert result.recalls["two_stage"].named("any") == pytest.approx(expected)
+        assert result.recalls["two_stage"].metrics("any") == pytest.approx(expected)
         assert result.reranking == Reranking(itc_weight=itc_weight)
         assert result.recalls["matching"] == retrieve(candidates=5).recalls["two_stage"]
 
@@ -129,29 +129,29 @@ class TestBothScores:
         """Random matching does not spoil ITC, and informative matching helps, on data that the fit has not seen."""
         validation, test = (made_up_candidates(seed, itm_signal, itc_signal) for seed in (0, 1))
         alone = test.recalls(ITC_ALONE).rsum
-        fitted = test.recalls(validation.fitted().itc_weight).rsum
+        fitted = test.recalls(validation.fit_reranking().itc_weight).rsum
         assert fitted >= alone + gain
-        assert bool(validation.fitted().helps) == (gain > 0)
+        assert bool(validation.fit_reranking().helps) == (gain > 0)
         if not itm_signal:  # the control: that is what matching alone does
             assert test.recalls(0.0).rsum < alone - 0.5
 
     def test_of_equal_weights_the_middle(self):
         perfect = made_up_candidates(0, 100.0, 100.0)
         assert {perfect.recalls(weight).rsum for weight in ITC_WEIGHTS} == {6.0}
-        assert perfect.fitted().itc_weight == ITC_WEIGHTS[len(ITC_WEIGHTS) // 2]
+        assert perfect.fit_reranking().itc_weight == ITC_WEIGHTS[len(ITC_WEIGHTS) // 2]
 
     def test_calibrated_probabilities_hold_on_other_data(self):
         validation, test = (made_up_candidates(seed, 1.0, 1.0) for seed in (0, 1))
-        fitted = validation.fitted()
+        fitted = validation.fit_reranking()
         calibration = fitted.calibration
-        num_matching = (validation.text_side & validation.belong).sum()
+        num_matching = (validation.text_side & validation.is_match).sum()
         assert (calibration.pairs, calibration.matching) == (16 * 100, num_matching)
         # of scores with means 0 and 6 and variance 9
         assert calibration.slope == pytest.approx(2 / 3, abs=0.1)
         assert calibration.ece_before > 0.2
         assert calibration.ece_after < 0.03
-        assert validation.error(UNMEASURED) == pytest.approx(calibration.ece_before)
-        assert test.error(fitted) < 0.03 < 0.2 < test.error(UNMEASURED)
+        assert validation.calibration_error(UNMEASURED) == pytest.approx(calibration.ece_before)
+        assert test.calibration_error(fitted) < 0.03 < 0.2 < test.calibration_error(UNMEASURED)
 
     def test_a_gain_is_not_that_of_the_fit(self):
         """Matching is right in one half and wrong in the other: the best weight of a half is bad for the other."""
@@ -165,13 +165,13 @@ class TestBothScores:
         cosine = torch.where(half[:, None] & right, -0.2, torch.where(right, 0.2, noise / 10))
         everything = torch.ones(40, 40, dtype=torch.bool)
         pairs = list_pairs(truth_of(torch.arange(40)), everything, cosine=cosine)
-        gain = with_scores(pairs, itm).fitted().gain
+        gain = with_scores(pairs, itm).fit_reranking().gain
         assert gain.difference < -0.3
 
     def test_the_interval_is_one_of_95_percent(self):
         """With a text for each image it is the mean ± 1.96 standard errors."""
         candidates = made_up_candidates(0, 1.0, 1.0)
-        gain = candidates.fitted().gain
+        gain = candidates.fit_reranking().gain
         images = torch.arange(100) % 2
         hits = {}
         for weight in ITC_WEIGHTS:
@@ -199,7 +199,7 @@ class TestBothScores:
 
     def test_calibration_and_gain_need_eight_images(self):
         whole = made_up_candidates(0, 1.0, 1.0)
-        seven, eight = (cut(whole, torch.arange(count)).fitted() for count in (7, 8))
+        seven, eight = (cut(whole, torch.arange(count)).fit_reranking() for count in (7, 8))
         assert (seven.calibration, seven.gain) == (None, None)
         assert eight.gain.texts == 8
 
@@ -213,7 +213,7 @@ class TestBothScores:
         assert halves.recalls(8.0).rsum == pytest.approx(
             sum(fold.recalls(8.0).rsum for fold in folds) / 2
         )
-        gain = halves.fitted().gain
+        gain = halves.fit_reranking().gain
         assert gain.low < gain.difference < gain.high
         assert gain.texts == 100
 
@@ -221,7 +221,7 @@ class TestBothScores:
         """Each image and text four times, so the same 100 draws: their number must not make the interval narrower."""
         once = made_up_candidates(0, 1.0, 1.0)
         repeated = cut(once, torch.arange(100), torch.arange(100).repeat_interleave(4))
-        gains = [candidates.fitted().gain for candidates in (once, repeated)]
+        gains = [candidates.fit_reranking().gain for candidates in (once, repeated)]
         widths = [gain.high - gain.low for gain in gains if gain is not None]
         assert widths[1] == pytest.approx(widths[0], rel=0.1)
 
@@ -321,9 +321,9 @@ class TestFolds:
             fold = caption_images(fold_set, "test", images.processor)
             alone.append(evaluate_retrieval(tiny_model, fold, replace(config, fold_size=None)))
         for stage in ALL_STAGES:
-            recalls = [fold.recalls[stage].named("any") for fold in alone]
+            recalls = [fold.recalls[stage].metrics("any") for fold in alone]
             means = {name: sum(fold[name] for fold in recalls) / 3 for name in recalls[0]}
-            assert result.recalls[stage].named("any") == pytest.approx(means)
+            assert result.recalls[stage].metrics("any") == pytest.approx(means)
         whole = evaluate_retrieval(tiny_model, images, replace(config, fold_size=None))
         assert whole.recalls["two_stage"] != result.recalls["two_stage"]
         assert whole.itm_accuracy == result.itm_accuracy

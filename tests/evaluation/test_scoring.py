@@ -135,7 +135,7 @@ class TestWork:
                 ).metrics()
                 == expected
             )
-            assert {message.split()[1].rpartition("/")[2] for message in caplog.messages} == names
+            assert {message.split()[0].rpartition("/")[2] for message in caplog.messages} == names
 
     def test_is_kept_until_the_results_are_written(
         self, tiny_checkpoint, tiny_dataset, tmp_path, refused

@@ -16,7 +16,7 @@ from bridgetower.checkpoints import ITC_ALONE, Calibration, Gain, Reranking
 from bridgetower.evaluation.config import RetrievalConfig
 
 PAIRS_AT_ONCE = 2**22
-"""Pairs that are compared at once: to count a row's, `sum` makes eight bytes of each."""
+"""Pairs that are compared at once. The sum that counts them takes eight bytes for each."""
 
 RECALL_KS = (1, 5, 10)
 """The ranks that the field reports. RSUM is the sum of both directions at these three."""
@@ -28,7 +28,7 @@ LEAST_IMAGES = 8
 """Images with different captions that calibration and gain need: four in each half."""
 
 BINS = 10
-"""Of equal width, from 0 to 1."""
+"""Number of bins of probabilities, of equal width."""
 
 _Z = 1.96  # of a 95 % interval
 
@@ -37,8 +37,10 @@ PairIndex = Int[Tensor, " n"]
 
 PairScores = Float[Tensor, " n"]
 PairMask = Bool[Tensor, " n"]
+Ranks = Int[Tensor, " q"]
+"""A number for each query."""
 
-ScoresOf = Callable[[slice, Int[Tensor, " b"]], Float[Tensor, "i b"]]
+ScoresOf = Callable[[slice, PairIndex], Float[Tensor, "i b"]]
 """Gives the scores of the images and the texts of these rows, the same at every call. Higher is more alike."""
 
 
@@ -49,17 +51,45 @@ class GroundTruth(NamedTuple):
     # of the image whose texts belong to each image: itself, or one with the same captions
     owners: Int[Tensor, " i"]
 
+    @property
+    def num_images(self) -> int:
+        return len(self.owners)
+
+    @property
+    def num_texts(self) -> int:
+        return len(self.text_image_index)
+
+    def is_match(self, image: PairIndex, text: PairIndex) -> PairMask:
+        return self.owners[image] == self.text_image_index[text]
+
 
 class BestRanks(NamedTuple):
-    """Where the best right item of each query stands. All fields are [queries]."""
+    """Where the best right item of each query stands."""
 
-    higher: Int[Tensor, " q"]  # items that score more
-    tied: Int[Tensor, " q"]  # items that score the same, itself included
-    right: Int[Tensor, " q"]  # right items among the tied; 0: the query can have no hit
+    higher: Ranks  # items that score more
+    tied: Ranks  # items that score the same, the best right item included
+    right: Ranks  # right items among the tied; 0: the query can have no hit
 
-    def rows(self, selected: slice | PairIndex) -> BestRanks:
+    @classmethod
+    def zeros(cls, num_queries: int) -> BestRanks:
+        counts = torch.zeros(3, num_queries, dtype=torch.int64)
+        return cls(*counts)
+
+    @classmethod
+    def all_tied(cls, right: Ranks, num_items: int) -> BestRanks:
+        """Returns the ranks where all items have the same score."""
+        return cls(torch.zeros_like(right), torch.full_like(right, num_items), right)
+
+    def rows(self, queries: slice | PairIndex) -> BestRanks:
         """Returns the ranks of some queries."""
-        return BestRanks(self.higher[selected], self.tied[selected], self.right[selected])
+        return BestRanks(self.higher[queries], self.tied[queries], self.right[queries])
+
+
+class QueryRanks(NamedTuple):
+    """Ranks in both directions."""
+
+    images: BestRanks  # of images that look for texts
+    texts: BestRanks  # of texts that look for images
 
 
 def hit_chances(ranks: BestRanks, k: int) -> Float[Tensor, " q"]:
@@ -68,26 +98,35 @@ def hit_chances(ranks: BestRanks, k: int) -> Float[Tensor, " q"]:
     The tied items fill the `room` ranks that the higher ones leave. Drawn without replacement, none of them is a right
     one with probability C(tied − right, room)/C(tied, room), here as a product, which is exact for 0 and 1.
     """
-    room = (k - ranks.higher).clamp(min=0).minimum(ranks.tied)
+    free_ranks = (k - ranks.higher).clamp(min=0)
+    room = free_ranks.minimum(ranks.tied)
     miss = torch.ones_like(room, dtype=torch.float64)
     for num_drawn in range(int(room.max())):
-        wrong_left = (ranks.tied - ranks.right - num_drawn).clamp(min=0)
-        tied_left = (ranks.tied - num_drawn).clamp(min=1)
-        miss = torch.where(num_drawn < room, miss * wrong_left / tied_left, miss)
+        tied_left = ranks.tied - num_drawn
+        wrong_left = (tied_left - ranks.right).clamp(min=0)
+        next_miss = miss * wrong_left / tied_left.clamp(min=1)
+        miss = torch.where(num_drawn < room, next_miss, miss)
     return 1.0 - miss
 
 
-def folds(
-    truth: GroundTruth, fold_size: int | None
-) -> Iterator[tuple[slice, Int[Tensor, " f"], GroundTruth]]:
-    """Yields for each fold, or for all: the rows of its images, those of its texts, and which of these match."""
-    index, owners = truth
-    size = fold_size or len(owners)
-    for start in range(0, len(owners), size):
+class Fold(NamedTuple):
+    """Images and texts that are ranked together."""
+
+    images: slice  # their rows
+    texts: PairIndex  # their rows
+    truth: GroundTruth  # in rows of the fold
+
+
+def folds(truth: GroundTruth, fold_size: int | None) -> Iterator[Fold]:
+    """Yields the folds of some images each, or one of all."""
+    size = fold_size or truth.num_images
+    fold_of_text = truth.text_image_index // size
+    for number, start in enumerate(range(0, truth.num_images, size)):
         images = slice(start, start + size)
-        texts = (index // size == start // size).nonzero().squeeze(1)
-        fold = GroundTruth(index[texts] - start, owners[images] - start)
-        yield images, texts, fold
+        texts = (fold_of_text == number).nonzero().squeeze(1)
+        image_index = truth.text_image_index[texts] - start
+        owners = truth.owners[images] - start
+        yield Fold(images, texts, GroundTruth(image_index, owners))
 
 
 def check_not_nan(values: Tensor, name: str) -> None:
@@ -109,8 +148,8 @@ class RetrievalRecalls(NamedTuple):
         """Sum of all recalls, 6 if perfect. At ranks 1, 5 and 10 the published RSUM is 100 times this."""
         return sum(self.image_to_text.values()) + sum(self.text_to_image.values())
 
-    def named(self, stage: str) -> dict[str, float]:
-        """Returns metrics: `STAGE_image_to_text_r1`, `STAGE_text_to_image_r1`, …, `STAGE_rsum`."""
+    def metrics(self, stage: str) -> dict[str, float]:
+        """Returns `STAGE_image_to_text_r1`, `STAGE_text_to_image_r1`, …, `STAGE_rsum`."""
         metrics: dict[str, float] = {}
         for direction in ("image_to_text", "text_to_image"):
             for k, recall in getattr(self, direction).items():
@@ -120,7 +159,7 @@ class RetrievalRecalls(NamedTuple):
 
 
 def recalls_of(
-    ranks_of_folds: Sequence[tuple[BestRanks, BestRanks]], ks: Sequence[int] = RECALL_KS
+    ranks_of_folds: Sequence[QueryRanks], ks: Sequence[int] = RECALL_KS
 ) -> RetrievalRecalls:
     """Recall at k of images that look for texts and of texts that look for images: the mean over equal folds.
 
@@ -128,11 +167,12 @@ def recalls_of(
     ordered at random: constant scores give exactly `chance_recalls`, and the order of the rows never matters.
     """
     recalls = []
-    for ranks in zip(*ranks_of_folds, strict=True):
-        recall_of: dict[int, float] = {}
+    for ranks_by_fold in zip(*ranks_of_folds, strict=True):
+        recall_at: dict[int, float] = {}
         for k in ks:
-            recall_of[k] = fmean(hit_chances(fold, k).mean().item() for fold in ranks)
-        recalls.append(recall_of)
+            fold_recalls = [hit_chances(ranks, k).mean().item() for ranks in ranks_by_fold]
+            recall_at[k] = fmean(fold_recalls)
+        recalls.append(recall_at)
     return RetrievalRecalls(*recalls)
 
 
@@ -144,63 +184,64 @@ def streamed_recalls(
     ks: Sequence[int] = RECALL_KS,
     pairs_at_once: int = PAIRS_AT_ONCE,
 ) -> RetrievalRecalls:
-    """Recalls of the ranking of all items, or those of a fold, with the scores of a block of texts in memory."""
+    """Recalls of the ranking of all items, or of the items of a fold. Only a block of the scores is in memory."""
     ranks_of_folds = []
-    for images, texts, fold in folds(truth, fold_size):
-        ranks_of_folds.append(_best_ranks(scores_of, images, texts, fold, pairs_at_once))
+    for fold in folds(truth, fold_size):
+        num_columns = max(1, pairs_at_once // fold.truth.num_images)
+        ranks_of_folds.append(_best_ranks(scores_of, fold, num_columns))
     return recalls_of(ranks_of_folds, ks)
 
 
-def _best_ranks(
-    scores_of: ScoresOf,
-    images: slice,
-    texts: Int[Tensor, " t"],
-    fold: GroundTruth,
-    pairs_at_once: int,
-) -> tuple[BestRanks, BestRanks]:
-    """Returns the ranks of the best right text of each image, and of the best right image of each text."""
-    num_images = len(fold.owners)
-    num_texts = len(texts)
-    block_size = max(1, pairs_at_once // num_images)
+class _Block(NamedTuple):
+    """Scores of the images of a fold with some of its texts, and the pairs among them that match."""
 
-    def blocks() -> Iterator[tuple[slice, Float[Tensor, "i b"], PairIndex, PairIndex]]:
-        """Yields the columns of a block of texts, its scores, and the images and texts that belong together."""
-        for start in range(0, num_texts, block_size):
-            columns = slice(start, start + block_size)
-            scores = scores_of(images, texts[columns]).float()
-            belongs = fold.owners[:, None] == fold.text_image_index[columns]
-            image, column = belongs.nonzero(as_tuple=True)
-            yield columns, scores, image, column + start
+    columns: slice  # texts of the fold
+    scores: Float[Tensor, "i b"]
+    image: PairIndex  # of each match
+    text: PairIndex
+    match_scores: PairScores
+
+
+def _blocks(scores_of: ScoresOf, fold: Fold, num_columns: int) -> Iterator[_Block]:
+    owner_of_row = fold.truth.owners[:, None]
+    owner_of_text = fold.truth.text_image_index
+    for start in range(0, len(fold.texts), num_columns):
+        columns = slice(start, start + num_columns)
+        scores = scores_of(fold.images, fold.texts[columns]).float()
+        is_match = owner_of_row == owner_of_text[columns]
+        image, column = is_match.nonzero(as_tuple=True)
+        yield _Block(columns, scores, image, column + start, scores[image, column])
+
+
+def _best_ranks(scores_of: ScoresOf, fold: Fold, num_columns: int) -> QueryRanks:
+    """Returns the ranks of the best right text of each image, and of the best right image of each text."""
+    num_images = fold.truth.num_images
+    num_texts = fold.truth.num_texts
 
     # All scores are read once for the best right ones.
     best_of_image = torch.full((num_images,), -torch.inf)
     best_of_text = torch.full((num_texts,), -torch.inf)
-    for columns, scores, image, text in blocks():
-        check_not_nan(scores, "scores")
-        right_scores = scores[image, text - columns.start]
-        best_of_image.scatter_reduce_(0, image, right_scores, "amax")
-        best_of_text.scatter_reduce_(0, text, right_scores, "amax")
+    for block in _blocks(scores_of, fold, num_columns):
+        check_not_nan(block.scores, "scores")
+        best_of_image.scatter_reduce_(0, block.image, block.match_scores, "amax")
+        best_of_text.scatter_reduce_(0, block.text, block.match_scores, "amax")
 
-    # They are read again to count those that are higher or the same.
-    image_ranks = _zero_ranks(num_images)
-    text_ranks = _zero_ranks(num_texts)
-    for columns, scores, image, text in blocks():
-        right_scores = scores[image, text - columns.start]
-        ties_of_image = image[right_scores == best_of_image[image]]
-        ties_of_text = text[right_scores == best_of_text[text]]
-        image_ranks.right.add_(torch.bincount(ties_of_image, minlength=num_images))
-        text_ranks.right.add_(torch.bincount(ties_of_text, minlength=num_texts))
-
+    # They are read again to count the scores that are higher or the same.
+    image_ranks = BestRanks.zeros(num_images)
+    text_ranks = BestRanks.zeros(num_texts)
+    for block in _blocks(scores_of, fold, num_columns):
         best_of_row = best_of_image[:, None]
-        image_ranks.higher.add_((scores > best_of_row).sum(dim=1))
-        image_ranks.tied.add_((scores == best_of_row).sum(dim=1))
-        text_ranks.higher[columns] = (scores > best_of_text[columns]).sum(dim=0)
-        text_ranks.tied[columns] = (scores == best_of_text[columns]).sum(dim=0)
-    return image_ranks, text_ranks
+        image_ranks.higher.add_((block.scores > best_of_row).sum(dim=1))
+        image_ranks.tied.add_((block.scores == best_of_row).sum(dim=1))
+        tied_images = block.image[block.match_scores == best_of_image[block.image]]
+        image_ranks.right.add_(torch.bincount(tied_images, minlength=num_images))
 
-
-def _zero_ranks(count: int) -> BestRanks:
-    return BestRanks(*(torch.zeros(count, dtype=torch.int64) for _ in BestRanks._fields))
+        best_of_column = best_of_text[block.columns]
+        text_ranks.higher[block.columns] = (block.scores > best_of_column).sum(dim=0)
+        text_ranks.tied[block.columns] = (block.scores == best_of_column).sum(dim=0)
+        tied_texts = block.text[block.match_scores == best_of_text[block.text]]
+        text_ranks.right.add_(torch.bincount(tied_texts, minlength=num_texts))
+    return QueryRanks(image_ranks, text_ranks)
 
 
 def chance_recalls(
@@ -211,20 +252,18 @@ def chance_recalls(
     With M items of which n are right, it is the mean of 1 − C(M−n, k)/C(M, k).
     """
     ranks_of_folds = []
-    for _, _, (index, owners) in folds(truth, fold_size):
-        num_texts = torch.bincount(index, minlength=len(owners))[owners]
-        num_images = torch.bincount(owners, minlength=len(owners))[index]
-        ranks = []
-        for right, num_items in ((num_texts, len(index)), (num_images, len(owners))):
-            tied = torch.full_like(right, num_items)
-            ranks.append(BestRanks(torch.zeros_like(right), tied, right))
-        ranks_of_folds.append((ranks[0], ranks[1]))
+    for _, _, fold in folds(truth, fold_size):
+        texts_by_owner = fold.text_image_index.bincount(minlength=fold.num_images)
+        images_by_owner = fold.owners.bincount(minlength=fold.num_images)
+        image_ranks = BestRanks.all_tied(texts_by_owner[fold.owners], fold.num_texts)
+        text_ranks = BestRanks.all_tied(images_by_owner[fold.text_image_index], fold.num_images)
+        ranks_of_folds.append(QueryRanks(image_ranks, text_ranks))
     return recalls_of(ranks_of_folds, ks)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Pairs by image, then by text, each once: candidates of images or texts, and extra_pairs."""
+    """Pairs by image, then by text, each once: the candidates of images and of texts, and further pairs."""
 
     image: PairIndex
     text: PairIndex
@@ -240,131 +279,130 @@ class Candidates:
     def sides(self) -> tuple[PairMask, PairMask]:
         """Which pairs rank texts for images, and which images for texts.
 
-        `standard` ranks each direction on its own candidates. `paper` ranks both on those of either side: the official
-        code takes the maximum of both sides' scores, where −100 stands for a pair that a side dropped (`objectives.py`,
-        `compute_irtr_itm_itc_recall`).
+        `standard` ranks each direction on its own candidates. `paper` ranks both on the candidates of either side: the
+        official code takes the maximum of both sides' scores, where −100 stands for a pair that a side dropped
+        (`objectives.py`, `compute_irtr_itm_itc_recall`).
         """
         if self.config.protocol == "paper":
-            return (self.image_side | self.text_side,) * 2
+            either_side = self.image_side | self.text_side
+            return either_side, either_side
         return self.image_side, self.text_side
 
     @cached_property
-    def belong(self) -> PairMask:
-        return self.truth.owners[self.image] == self.truth.text_image_index[self.text]
+    def is_match(self) -> PairMask:
+        return self.truth.is_match(self.image, self.text)
 
     def scores(self, itc_weight: float) -> PairScores:
-        return torch.add(self.itm, self.cosine, alpha=itc_weight) if itc_weight else self.itm
+        if itc_weight == 0:  # 0 times a cosine that is NaN would be NaN
+            return self.itm
+        return torch.add(self.itm, self.cosine, alpha=itc_weight)
 
-    def best_ranks(self, itc_weight: float = 0.0) -> tuple[BestRanks, BestRanks]:
-        """Returns the ranks of right answers among candidates: of texts for images, and of images for texts."""
+    def best_ranks(self, itc_weight: float = 0.0) -> QueryRanks:
+        """Returns the ranks of right answers among candidates."""
         image_side, text_side = self.sides
-        image_ranks = self._ranks_of(self.image, image_side, len(self.truth.owners), itc_weight)
-        text_ranks = self._ranks_of(
-            self.text, text_side, len(self.truth.text_image_index), itc_weight
-        )
-        return image_ranks, text_ranks
+        scores = self.scores(itc_weight)
+        image_ranks = self._ranks(self.image, self.truth.num_images, image_side, scores)
+        text_ranks = self._ranks(self.text, self.truth.num_texts, text_side, scores)
+        return QueryRanks(image_ranks, text_ranks)
 
-    def _ranks_of(
-        self,
-        queries: PairIndex,
-        side: PairMask,
-        num_queries: int,
-        itc_weight: float,
+    def _ranks(
+        self, query_of_pair: PairIndex, num_queries: int, side: PairMask, scores: PairScores
     ) -> BestRanks:
-        """Ranks the candidates of queries. What is no candidate stands behind all of them and is never a hit."""
-        scores = self.scores(itc_weight)[side]
+        """Ranks the candidates of queries. Other items stand behind all of them and are never a hit."""
+        scores = scores[side]
         check_not_nan(scores, "candidate scores")
-        query = queries[side]
-        is_right = self.belong[side]
-        lowest = scores.new_full((num_queries,), -torch.inf)
-        best = lowest.scatter_reduce(0, query[is_right], scores[is_right], "amax")[query]
+        query = query_of_pair[side]
+        is_match = self.is_match[side]
+        best_of_query = scores.new_full((num_queries,), -torch.inf)
+        best_of_query.scatter_reduce_(0, query[is_match], scores[is_match], "amax")
+        best = best_of_query[query]
         is_tied = scores == best
         return BestRanks(
-            higher=torch.bincount(query[scores > best], minlength=num_queries),
-            tied=torch.bincount(query[is_tied], minlength=num_queries),
-            right=torch.bincount(query[is_tied & is_right], minlength=num_queries),
+            higher=query[scores > best].bincount(minlength=num_queries),
+            tied=query[is_tied].bincount(minlength=num_queries),
+            right=query[is_tied & is_match].bincount(minlength=num_queries),
         )
 
     def recalls(self, itc_weight: float = 0.0, ks: Sequence[int] = RECALL_KS) -> RetrievalRecalls:
         """Returns the recalls of the ranking of candidates, or their mean over the folds of the config."""
-        image_ranks, text_ranks = self.best_ranks(itc_weight)
+        ranks = self.best_ranks(itc_weight)
         ranks_of_folds = []
-        for images, texts, _ in folds(self.truth, self.config.fold_size):
-            ranks_of_folds.append((image_ranks.rows(images), text_ranks.rows(texts)))
+        for fold in folds(self.truth, self.config.fold_size):
+            image_ranks = ranks.images.rows(fold.images)
+            text_ranks = ranks.texts.rows(fold.texts)
+            ranks_of_folds.append(QueryRanks(image_ranks, text_ranks))
         return recalls_of(ranks_of_folds, ks)
 
-    def error(self, reranking: Reranking) -> float:
+    def calibration_error(self, reranking: Reranking) -> float:
         """Returns the expected calibration error of the probabilities of a match of the candidates of texts."""
         probabilities = reranking.match(self.itm[self.text_side])
-        bins = reliability(probabilities, self.belong[self.text_side].float())
-        return expected_calibration_error(bins)
+        is_match = self.is_match[self.text_side]
+        return expected_calibration_error(reliability(probabilities, is_match.float()))
 
-    def fitted(self) -> Reranking:
+    def fit_reranking(self) -> Reranking:
         """Returns the weight of ITC with the best mean recall, a calibration, and the gain over ITC alone.
 
         Of several weights that are equally good, the middle one is taken.
         """
-        image_hits, text_hits = self._hits_by_weight()
-        all_images = torch.ones(len(self.truth.owners), dtype=torch.bool)
-        all_texts = torch.ones(len(self.truth.text_image_index), dtype=torch.bool)
-        weight = _best_weight(image_hits, text_hits, all_images, all_texts)
+        hits_by_weight = {weight: self._hits(weight) for weight in ITC_WEIGHTS}
+        everything = slice(None)
+        itc_weight = _best_weight(hits_by_weight, everything, everything)
 
-        # What belongs to one image, or to images with the same captions, is a group. Half of the groups are odd.
+        # The texts of an image, or of images with the same captions, are a group. Every other group is in the odd half.
         different_images, group = self.truth.owners.unique(return_inverse=True)
-        if len(different_images) < LEAST_IMAGES:
-            return Reranking(itc_weight=weight)
+        num_groups = len(different_images)
+        if num_groups < LEAST_IMAGES:
+            return Reranking(itc_weight=itc_weight)
         group_of_text = group[self.truth.text_image_index]
         is_odd_image = group % 2 == 1
         is_odd_text = group_of_text % 2 == 1
         side = self.text_side
         is_odd_pair = is_odd_text[self.text[side]]
-        calibration = calibrate(self.itm[side], self.belong[side], is_odd_pair)
+        calibration = calibrate(self.itm[side], self.is_match[side], is_odd_pair)
 
-        # The gain on each half, with the weight that is best on the other half.
-        difference = torch.empty(len(all_texts), dtype=torch.float64)
+        # The gain of each half, with the weight that is best on the other half.
+        gains = torch.empty(self.truth.num_texts, dtype=torch.float64)
         for half in (True, False):
-            other_images = is_odd_image != half
-            other_texts = is_odd_text != half
-            other_weight = _best_weight(image_hits, text_hits, other_images, other_texts)
+            other_weight = _best_weight(hits_by_weight, is_odd_image != half, is_odd_text != half)
+            gains_of_all = hits_by_weight[other_weight].texts - hits_by_weight[ITC_ALONE].texts
             texts = is_odd_text == half
-            difference[texts] = (text_hits[other_weight] - text_hits[ITC_ALONE])[texts]
+            gains[texts] = gains_of_all[texts]
 
         # The interval of the mean gain, in which the texts of a group count as one draw.
-        mean = float(difference.mean())
-        num_groups = len(different_images)
+        mean = float(gains.mean())
         sums = torch.zeros(num_groups, dtype=torch.float64)
-        sums.index_add_(0, group_of_text, difference - mean)
+        sums.index_add_(0, group_of_text, gains - mean)
         variance = sums.square().sum() * num_groups / (num_groups - 1)
-        half_width = _Z * float(variance.sqrt() / len(difference))
+        half_width = _Z * float(variance.sqrt() / len(gains))
         gain = Gain(
-            difference=mean, low=mean - half_width, high=mean + half_width, texts=len(difference)
+            difference=mean, low=mean - half_width, high=mean + half_width, texts=len(gains)
         )
-        return Reranking(itc_weight=weight, calibration=calibration, gain=gain)
+        return Reranking(itc_weight=itc_weight, calibration=calibration, gain=gain)
 
-    def _hits_by_weight(self) -> tuple[dict[float, Tensor], dict[float, Tensor]]:
-        """Returns the mean recall over `RECALL_KS` of each image and of each text, by weight of ITC."""
-        image_hits: dict[float, Tensor] = {}
-        text_hits: dict[float, Tensor] = {}
-        for weight in ITC_WEIGHTS:
-            for hits, ranks in zip((image_hits, text_hits), self.best_ranks(weight), strict=True):
-                chances = [hit_chances(ranks, k) for k in RECALL_KS]
-                hits[weight] = torch.stack(chances).mean(dim=0)
-        return image_hits, text_hits
+    def _hits(self, itc_weight: float) -> _Hits:
+        hits = []
+        for ranks in self.best_ranks(itc_weight):
+            chances = [hit_chances(ranks, k) for k in RECALL_KS]
+            hits.append(torch.stack(chances).mean(dim=0))
+        return _Hits(*hits)
+
+
+class _Hits(NamedTuple):
+    """Mean recall over `RECALL_KS` of each image and of each text."""
+
+    images: Float[Tensor, " i"]
+    texts: Float[Tensor, " t"]
 
 
 def _best_weight(
-    image_hits: Mapping[float, Tensor],
-    text_hits: Mapping[float, Tensor],
-    images: Bool[Tensor, " i"],
-    texts: Bool[Tensor, " t"],
+    hits_by_weight: Mapping[float, _Hits], images: slice | PairMask, texts: slice | PairMask
 ) -> float:
     """Returns the weight with the best recall of some queries, of equally good ones the middle one."""
-    recalls = {
-        weight: float(image_hits[weight][images].mean() + text_hits[weight][texts].mean())
-        for weight in ITC_WEIGHTS
-    }
+    recalls = {}
+    for weight, hits in hits_by_weight.items():
+        recalls[weight] = float(hits.images[images].mean() + hits.texts[texts].mean())
     highest = max(recalls.values())
-    best_weights = [weight for weight, recall in recalls.items() if recall == highest]
+    best_weights = [weight for weight in recalls if recalls[weight] == highest]
     return best_weights[len(best_weights) // 2]
 
 
@@ -379,13 +417,13 @@ class Bin(NamedTuple):
 
 def reliability(probabilities: PairScores, right: PairScores) -> list[Bin]:
     """Returns the bins that have examples."""
-    numbers = (probabilities.double() * BINS).long().clamp(max=BINS - 1)
+    bin_of_example = (probabilities.double() * BINS).long().clamp(max=BINS - 1)
     bins = []
-    for number in numbers.unique().tolist():
-        in_bin = numbers == number
-        probability = probabilities[in_bin].double().mean().item()
-        share = right[in_bin].double().mean().item()
-        bins.append(Bin(number, int(in_bin.sum()), probability, share))
+    for number in bin_of_example.unique().tolist():
+        is_in_bin = bin_of_example == number
+        mean = probabilities[is_in_bin].double().mean().item()
+        share = right[is_in_bin].double().mean().item()
+        bins.append(Bin(number, int(is_in_bin.sum()), mean, share))
     return bins
 
 
@@ -394,7 +432,8 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
     error = 0.0
     num_examples = 0
     for bin_ in bins:
-        error += bin_.examples * abs(bin_.probability - bin_.right)
+        difference = abs(bin_.probability - bin_.right)
+        error += bin_.examples * difference
         num_examples += bin_.examples
     return error / num_examples
 
@@ -408,13 +447,15 @@ def calibrate(log_odds: PairScores, matching: PairMask, halves: PairMask) -> Cal
         halves: Which half the pair is in.
 
     Returns:
-        None if a half has only pairs that match, or only extra_pairs.
+        None if a half has only pairs that match, or only pairs that do not.
     """
-    if any(len(matching[half].unique()) < 2 for half in (halves, ~halves)):
-        return None
+    for half in (halves, ~halves):
+        if len(matching[half].unique()) < 2:
+            return None
     calibrated = torch.empty_like(log_odds)
     for half in (halves, ~halves):
-        slope, intercept = _platt(log_odds[~half], matching[~half])
+        other_half = ~half
+        slope, intercept = _platt(log_odds[other_half], matching[other_half])
         calibrated[half] = (slope * log_odds[half] + intercept).sigmoid()
     slope, intercept = _platt(log_odds, matching)
     return Calibration(
@@ -428,7 +469,10 @@ def calibrate(log_odds: PairScores, matching: PairMask, halves: PairMask) -> Cal
 
 
 def _platt(log_odds: PairScores, matching: PairMask) -> tuple[float, float]:
-    """Returns slope and intercept of a logistic regression, or without a positive slope 0 and the share of matches."""
+    """Returns slope and intercept of a logistic regression.
+
+    Without a positive slope they are 0 and the log-odds of the share of matches.
+    """
     from sklearn.linear_model import LogisticRegression
 
     inputs = log_odds.double().numpy()[:, None]
@@ -444,45 +488,45 @@ def candidate_pairs(
     truth: GroundTruth,
     config: RetrievalConfig,
     *,
-    extra_pairs: tuple[Int[Tensor, " m"], Int[Tensor, " m"]] | None = None,
+    extra_pairs: tuple[PairIndex, PairIndex] | None = None,
     pairs_at_once: int = PAIRS_AT_ONCE,
 ) -> Candidates:
     """First stage of retrieval: the k most similar texts of each image and the k most similar images of each text.
 
     Args:
-        extra_pairs: Images and texts of further pairs, which are no candidates of either.
+        extra_pairs: Images and texts of further pairs, which are no candidates.
     """
-    all_images = torch.arange(len(truth.owners))
-    num_texts = len(truth.text_image_index)
+    all_images = torch.arange(truth.num_images)
     k = config.candidates
-    image_side = _Side()
-    text_side = _Side()
-    for rows, columns, _ in folds(truth, config.fold_size):
-        images = all_images[rows]
-        best_texts = torch.empty(len(images), 0, dtype=torch.int64)
-        best_cosines = torch.empty(len(images), 0)
-        for texts in columns.split(max(1, pairs_at_once // len(images))):
-            scores = scores_of(rows, texts).float()
-            check_not_nan(scores, "similarities")
-            block_images = images.expand(len(texts), -1)
-            best_images, cosines = _best(block_images, scores.T.contiguous(), k)
-            text_side.add(best_images * num_texts + texts[:, None], cosines)
-            block_texts = texts.expand(len(images), -1)
-            seen_texts = torch.cat([best_texts, block_texts], dim=1)
-            seen_cosines = torch.cat([best_cosines, scores], dim=1)
-            best_texts, best_cosines = _best(seen_texts, seen_cosines, k)
-        image_side.add(images[:, None] * num_texts + best_texts, best_cosines)
+    image_side = _Side(truth.num_texts)
+    text_side = _Side(truth.num_texts)
+    for fold in folds(truth, config.fold_size):
+        images = all_images[fold.images]
+        num_images = len(images)
+        best_texts = torch.empty(num_images, 0, dtype=torch.int64)
+        best_cosines = torch.empty(num_images, 0)
+        for texts in fold.texts.split(max(1, pairs_at_once // num_images)):
+            cosines = scores_of(fold.images, texts).float()
+            check_not_nan(cosines, "similarities")
+            # The best images of these texts.
+            images_of_texts = images.expand(len(texts), -1)
+            best_images, image_cosines = _best(images_of_texts, cosines.T.contiguous(), k)
+            text_side.add(best_images, texts[:, None], image_cosines)
+            # The best texts up to here.
+            texts_of_images = torch.cat([best_texts, texts.expand(num_images, -1)], dim=1)
+            text_cosines = torch.cat([best_cosines, cosines], dim=1)
+            best_texts, best_cosines = _best(texts_of_images, text_cosines, k)
+        image_side.add(images[:, None], best_texts, best_cosines)
 
-    # A pair's number is image · num_texts + text.
-    numbers = [*image_side.numbers, *text_side.numbers]
+    numbers = image_side.numbers + text_side.numbers
     if extra_pairs is not None:
         extra_images, extra_texts = extra_pairs
-        numbers.append(extra_images * num_texts + extra_texts)
+        numbers.append(extra_images * truth.num_texts + extra_texts)
     pairs = torch.cat(numbers).unique()
     cosine = torch.full(pairs.shape, torch.nan)
     return Candidates(
-        image=pairs // num_texts,
-        text=pairs % num_texts,
+        image=pairs // truth.num_texts,
+        text=pairs % truth.num_texts,
         image_side=image_side.write(pairs, cosine),
         text_side=text_side.write(pairs, cosine),
         cosine=cosine,
@@ -492,21 +536,23 @@ def candidate_pairs(
 
 
 class _Side:
-    """Candidates of all images, or of all texts: the numbers of pairs and their cosines."""
+    """Candidates of all images, or of all texts. The number of a pair is image · num_texts + text."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_texts: int) -> None:
+        self.num_texts = num_texts
         self.numbers: list[PairIndex] = []
         self.cosines: list[PairScores] = []
 
-    def add(self, numbers: Int[Tensor, "q k"], cosines: Float[Tensor, "q k"]) -> None:
+    def add(self, images: Tensor, texts: Tensor, cosines: Tensor) -> None:
+        numbers = images * self.num_texts + texts
         self.numbers.append(numbers.flatten())
         self.cosines.append(cosines.flatten())
 
-    def write(self, sorted_numbers: PairIndex, cosine: PairScores) -> PairMask:
-        """Writes the cosines of the pairs among all pairs, and returns which ones they are."""
-        rows = torch.searchsorted(sorted_numbers, torch.cat(self.numbers))
+    def write(self, all_numbers: PairIndex, cosine: PairScores) -> PairMask:
+        """Writes the cosines of the candidates beside the sorted numbers of all pairs. Returns which are candidates."""
+        rows = torch.searchsorted(all_numbers, torch.cat(self.numbers))
         cosine[rows] = torch.cat(self.cosines)
-        is_candidate = torch.zeros(len(sorted_numbers), dtype=torch.bool)
+        is_candidate = torch.zeros(len(all_numbers), dtype=torch.bool)
         is_candidate[rows] = True
         return is_candidate
 
@@ -514,11 +560,12 @@ class _Side:
 def _best(
     items: Int[Tensor, "q m"], scores: Float[Tensor, "q m"], k: int
 ) -> tuple[Int[Tensor, "q k"], Float[Tensor, "q k"]]:
-    """Returns the k items of each row with the highest scores. Of equal ones the first are taken."""
+    """Returns the k items of each row with the highest scores, and their scores. Of equal ones the first are taken."""
     k = min(k, scores.shape[1])
     lowest = scores.topk(k, sorted=False).values.amin(dim=1, keepdim=True)
     is_higher = scores > lowest
     is_tied = scores == lowest
     num_tied = k - is_higher.sum(dim=1, keepdim=True)
-    is_best = is_higher | (is_tied & (is_tied.cumsum(dim=1, dtype=torch.int32) <= num_tied))
+    tie_number = is_tied.cumsum(dim=1, dtype=torch.int32)
+    is_best = is_higher | (is_tied & (tie_number <= num_tied))
     return items[is_best].view(-1, k), scores[is_best].view(-1, k)

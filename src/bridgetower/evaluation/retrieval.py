@@ -63,12 +63,17 @@ _CHUNK_BYTES = 2**26
 
 
 def ranked_texts(images: CaptionImages, config: RetrievalConfig) -> tuple[list[str], GroundTruth]:
-    """Returns the captions that are ranked, and their images. Equal captions count once, but for folds."""
+    """Returns the captions that are ranked, and their images.
+
+    Without folds, the captions of images with the same captions are ranked once.
+    """
     if config.fold_size is not None and len(images) % config.fold_size:
         raise ValueError(
             f"{len(images)} images do not split into folds of {config.fold_size}; expected a multiple"
         )
-    owners = images.owners() if config.fold_size is None else torch.arange(len(images))
+    owners = torch.arange(len(images))
+    if config.fold_size is None:
+        owners = images.owners()
     texts, text_image_index = images.texts(config.max_captions, owners)
     return texts, GroundTruth(text_image_index, owners)
 
@@ -90,19 +95,20 @@ class PairScorer:
         options: EvaluationOptions,
         numbers: Int[Tensor, " i"] | None = None,
     ) -> None:
-        """Prepares texts.
+        """Tokenises the texts.
 
         Args:
-            texts: Texts that are cut if they are too long.
-            numbers: Images that are scored; None: all.
+            texts: Texts of the pairs, which are cut if they are too long.
+            numbers: Numbers of the images of the pairs in the set; None: all images.
         """
         self.model = model
         self.images = images
         self.config = config
         self.options = options
         self.folder: Path | None = None
-        self._device = next(model.parameters()).device
-        self._numbers = torch.arange(len(images)) if numbers is None else numbers
+        if numbers is None:
+            numbers = torch.arange(len(images))
+        self._numbers = numbers
         # Short texts come first, so that little is padded.
         ids = images.processor.token_ids(texts, truncate=True)
         by_length = sorted(range(len(ids)), key=lambda text: len(ids[text]))
@@ -120,10 +126,14 @@ class PairScorer:
 
     def _local_image_vectors(self) -> Float[Tensor, "i c"]:
         batches = split_rows(range(len(self._local_images)), self.config.batch_size)
-        images = self._encode_images(batches, "cls")
-        images = counted(images, "image batches", enabled=self._shows_progress, total=len(batches))
+        encoded = counted(
+            self._encode_images(batches, "cls"),
+            "image batches",
+            enabled=self._shows_progress,
+            total=len(batches),
+        )
         vectors = [torch.empty(0, self.model.config.heads.itc_size)]  # a process may have no images
-        for image in images:
+        for image in encoded:
             vectors.append(self.model.image_embeds(image).float().cpu())
         return torch.cat(vectors)
 
@@ -141,20 +151,24 @@ class PairScorer:
         text: PairIndex,
         head: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[PairScores, PairMask]:
-        """Returns the log-odds of a match of pairs, with protocol `paper` its logit, and whether they are accepted.
+        """Returns a score of each pair, and whether it is accepted.
+
+        The score is the log-odds of a match, with protocol `paper` the logit of a match.
 
         Args:
-            image: Of each pair, in ascending order.
-            text: Of each pair.
+            image: Image of each pair, in ascending order.
+            text: Text of each pair.
             head: Gives the two logits of pooled outputs; None: the matching head.
         """
-        local_pairs = (image % world_size() == rank()).nonzero().squeeze(1)
+        is_local = image % world_size() == rank()
+        local_pairs = is_local.nonzero().squeeze(1)
         image = image[local_pairs] // world_size()  # index among the local images
         text = text[local_pairs]
         chunks = self._chunks(image, text)
         unscored = [chunk for chunk in chunks if chunk.logits is None]
         encoded = self._encode_chunks(unscored)  # workers decode ahead of it
 
+        is_paper = self.config.protocol == "paper"
         match = torch.empty(len(local_pairs))
         accepted = torch.empty(len(local_pairs), dtype=torch.bool)
         with count_bars(enabled=self._shows_progress) as bars:
@@ -172,7 +186,6 @@ class PairScorer:
                     )
                     self._write(chunk.name, logits)
                 odds = log_odds(logits)
-                is_paper = self.config.protocol == "paper"
                 match[pairs] = logits[:, 1] if is_paper else odds
                 accepted[pairs] = odds > 0
                 bars.update(bar, completed=pairs.stop)
@@ -190,9 +203,8 @@ class PairScorer:
         digest = hashlib.sha256(pairs.numpy().data).hexdigest()[:8]
         chunks = []
         for number, images in enumerate(split_rows(range(num_images), size)):
-            start, stop = torch.searchsorted(
-                image, torch.tensor([images.start, images.stop])
-            ).tolist()
+            ends = torch.tensor([images.start, images.stop])
+            start, stop = torch.searchsorted(image, ends).tolist()
             name = f"scores-{digest}-{number:05d}"
             chunks.append(_Chunk(name, images, slice(start, stop), self._read(name)))
         return chunks
@@ -242,12 +254,13 @@ class PairScorer:
     ) -> Iterator[Encoded]:
         local_numbers = self._numbers[self._local_images]
         numbers = [local_numbers[list(rows)].tolist() for rows in batches]
+        device = self.model.device
         workers = self.options.num_workers
-        loader: Iterator[Batch] = load_items(
-            self.images.batch, numbers, num_workers=workers, device=self._device
+        batches_of_images: Iterator[Batch] = load_items(
+            self.images.batch, numbers, num_workers=workers, device=device
         )
-        for batch in loader:
-            batch = self.images.on_device(batch, self._device)
+        for batch in batches_of_images:
+            batch = self.images.on_device(batch, device)
             yield self.model.encode_image(
                 batch.pixel_values, outputs=outputs, states=batch.image_states
             )
@@ -274,7 +287,7 @@ class PairScorer:
         try:
             return read_safetensors(path)["values"]
         except ValueError as error:
-            _LOG.warning(f"what {path} held is computed again ({error})")
+            _LOG.warning(f"{path} is damaged and its values are computed again ({error})")
             return None
 
     def _write(self, name: str, values: Tensor) -> None:
@@ -293,24 +306,24 @@ class _Chunk(NamedTuple):
 
 @contextmanager
 def resumable(scorer: PairScorer) -> Iterator[PairScorer]:
-    """Keeps scores in `options.work` until the end of the evaluation, but for an end by an error."""
-    model, images, options = scorer.model, scorer.images, scorer.options
+    """Keeps scores in `options.work` until the evaluation ends without an error."""
+    model = scorer.model
+    options = scorer.options
     if options.work is None:
         yield scorer
         barrier()
         return
-    # All that decides the scores.
+    # The name of the folder depends on everything that decides the scores.
     conditions = {
         "weights": exact_fingerprint(model.state_dict()),
-        "preprocessing": fingerprint(model.config, {}, images.processor),
-        "data": images.digests(),
-        "texts": hashlib.sha256(json.dumps(scorer.ids).encode()).hexdigest(),
+        "preprocessing": fingerprint(model.config, {}, scorer.images.processor),
+        "data": scorer.images.digests(),
+        "texts": _digest(scorer.ids),
         "settings": asdict(scorer.config),
         "processes": world_size(),
-        "half precision": torch.is_autocast_enabled(next(model.parameters()).device.type),
+        "half precision": torch.is_autocast_enabled(model.device.type),
     }
-    digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
-    path = options.work / digest[:16]
+    path = options.work / _digest(conditions)[:16]
     with ExitStack() as stack:
         if rank() == 0:
             until_written = options.until_written or stack
@@ -321,6 +334,11 @@ def resumable(scorer: PairScorer) -> Iterator[PairScorer]:
         scorer.folder = folder
         yield scorer
         barrier()
+
+
+def _digest(content: object) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager
@@ -340,7 +358,7 @@ class RetrievalResult:
     recalls: Mapping[str, RetrievalRecalls]  # by stage: itc, matching, two_stage, chance
     candidates: Candidates | None = None  # the pairs that were matched, and their scores
     reranking: Reranking | None = None  # with which they were ranked; None with protocol `paper`
-    # expected calibration error of `Reranking.match` on candidates of texts; None likewise
+    # expected calibration error of `Reranking.match` on candidates of texts; None with protocol `paper`
     ece: float | None = None
     itm_accuracy: float | None = None  # of each text with its own image and with a random other one
 
@@ -348,12 +366,13 @@ class RetrievalResult:
         """Returns recalls `itc_…`, `matching_…`, `two_stage_…` and `chance_…`, the other metrics, and `rsum`."""
         metrics: dict[str, float] = {}
         for stage, recalls in self.recalls.items():
-            metrics |= recalls.named(stage)
+            metrics |= recalls.metrics(stage)
         if self.reranking is not None:
             metrics[ITC_WEIGHT] = self.reranking.itc_weight
-        for name, value in (("ece", self.ece), ("itm_accuracy", self.itm_accuracy)):
-            if value is not None:
-                metrics[name] = value
+        if self.ece is not None:
+            metrics["ece"] = self.ece
+        if self.itm_accuracy is not None:
+            metrics["itm_accuracy"] = self.itm_accuracy
         metrics["rsum"] = self.recalls.get("two_stage", self.recalls["itc"]).rsum
         return metrics
 
@@ -369,14 +388,13 @@ def evaluate_retrieval(
 ) -> RetrievalResult:
     """Ranks images for every caption, and captions for every image, within each fold if there are folds.
 
-    Without folds, images with the same captions share their texts: each text is ranked once and is right for all of
+    Without folds, images with the same captions share their texts. Each text is ranked once and is right for all of
     these images. The processes of a distributed run share the images, and all of them get the same result.
     """
     model.head("itc")
     texts, truth = ranked_texts(images, config)
     with resumable(PairScorer(model, images, texts, config, options)) as scorer:
         image_vectors, text_vectors = scorer.vectors()
-
         no_temperature = torch.ones(())
 
         def cosines(rows: slice, columns: Int[Tensor, " b"]) -> Float[Tensor, "r b"]:
@@ -397,32 +415,36 @@ def evaluate_retrieval(
 def _with_matching(
     result: RetrievalResult, scorer: PairScorer, cosines: ScoresOf, reranking: Reranking | None
 ) -> RetrievalResult:
-    """Adds the second stage of retrieval. Without `reranking` it is fitted."""
+    """Adds the second stage of retrieval, with a fit of its settings if `reranking` is None."""
     truth = result.truth
     config = scorer.config
-    num_texts = len(truth.text_image_index)
-    control_images, control_texts = _control_pairs(truth)
-    pairs = candidate_pairs(cosines, truth, config, extra_pairs=(control_images, control_texts))
+    control_pairs = _control_pairs(truth)
+    pairs = candidate_pairs(cosines, truth, config, extra_pairs=control_pairs)
     match, accepted = scorer.score(pairs.image, pairs.text)
     candidates = replace(pairs, itm=match)
-    control_numbers = control_images * num_texts + control_texts
-    is_control = torch.isin(pairs.image * num_texts + pairs.text, control_numbers)
-    is_right = accepted == pairs.belong
+
+    # Accuracy of matching on the control pairs. The number of a pair is image · num_texts + text.
+    control_images, control_texts = control_pairs
+    control_numbers = control_images * truth.num_texts + control_texts
+    is_control = torch.isin(pairs.image * truth.num_texts + pairs.text, control_numbers)
+    is_right = accepted == pairs.is_match
     accuracy = is_right[is_control].double().mean().item()
 
-    alone = candidates.recalls()
-    two_stage = alone
+    # Recalls, by the score of matching alone and beside the cosine.
+    matching = candidates.recalls()
+    two_stage = matching
     ece = None
     if config.protocol == "paper":
         reranking = None
     else:
-        reranking = reranking or candidates.fitted()
-        ece = candidates.error(reranking)
+        if reranking is None:
+            reranking = candidates.fit_reranking()
+        ece = candidates.calibration_error(reranking)
         if reranking.itc_weight:
             two_stage = candidates.recalls(reranking.itc_weight)
     return replace(
         result,
-        recalls={**result.recalls, "matching": alone, "two_stage": two_stage},
+        recalls={**result.recalls, "matching": matching, "two_stage": two_stage},
         candidates=candidates,
         reranking=reranking,
         ece=ece,
@@ -443,8 +465,8 @@ def evaluate_matching(
     image, text = _control_pairs(truth)
     with resumable(PairScorer(model, images, texts, config, options)) as scorer:
         _, accepted = scorer.score(image, text)
-    belongs = truth.owners[image] == truth.text_image_index[text]
-    return (accepted == belongs).double().mean().item()
+    is_right = accepted == truth.is_match(image, text)
+    return is_right.double().mean().item()
 
 
 @torch.inference_mode()
@@ -462,7 +484,7 @@ def evaluate_all_pairs(
         if model.rank_head is None:
             return model.itm_logits(pooled)
         scores = model.head("rank")(pooled)
-        # as the logit of a match, against 0
+        # The score is the logit of a match, beside a logit of 0.
         return torch.stack([torch.zeros_like(scores), scores], dim=1)
 
     fold_size = config.fold_size or len(images)
@@ -473,12 +495,12 @@ def evaluate_all_pairs(
     image, text = is_same_fold.nonzero().unbind(1)
     with resumable(PairScorer(model, images, texts, config, options)) as scorer:
         scores, _ = scorer.score(image, text, logits)
-    everything = torch.ones_like(image, dtype=torch.bool)
+    all_pairs = torch.ones_like(image, dtype=torch.bool)
     pairs = Candidates(
         image=image,
         text=text,
-        image_side=everything,
-        text_side=everything,
+        image_side=all_pairs,
+        text_side=all_pairs,
         cosine=torch.full_like(scores, torch.nan),
         truth=truth,
         config=config,
@@ -486,18 +508,23 @@ def evaluate_all_pairs(
     )
     one_stage = pairs.recalls()
     chance = chance_recalls(truth, fold_size=config.fold_size)
-    return {**one_stage.named("one_stage"), **chance.named("chance"), "rsum": one_stage.rsum}
+    return {**one_stage.metrics("one_stage"), **chance.metrics("chance"), "rsum": one_stage.rsum}
 
 
 def _control_pairs(truth: GroundTruth) -> tuple[PairIndex, PairIndex]:
-    """Returns each text with its own image and with one of other captions, drawn with a fixed seed, by image."""
+    """Returns each text with its own image and with a wrong one, sorted by image.
+
+    The wrong images are drawn with a fixed seed from those with other captions.
+    """
     right_images = truth.text_image_index
     different_images, index = right_images.unique(return_inverse=True)
+    num_images = len(different_images)
     wrong_images = right_images
-    if len(different_images) > 1:
+    if num_images > 1:
+        # In a circle of all images, a shift by less than a round leads to another image.
         generator = torch.Generator().manual_seed(0)
-        shift = torch.randint(1, len(different_images), index.shape, generator=generator)
-        wrong_images = different_images[(index + shift) % len(different_images)]
+        shift = torch.randint(1, num_images, index.shape, generator=generator)
+        wrong_images = different_images[(index + shift) % num_images]
     image = torch.cat([right_images, wrong_images])
     by_image = image.argsort(stable=True)
     return image[by_image], by_image % len(right_images)
@@ -507,7 +534,7 @@ Direction = Literal["text_to_image", "image_to_text"]
 
 
 class Ranking(NamedTuple):
-    """All items for a query: candidates by the score of the second stage, then the rest by cosine."""
+    """The ranking of all items for a query: candidates by the score of the second stage, then the rest by cosine."""
 
     order: Int[Tensor, " m"]  # their rows, best first
     rank: int  # of the best right answer, counted from 1
@@ -518,13 +545,17 @@ def rankings(
     result: RetrievalResult, direction: Direction, queries: Iterable[int]
 ) -> Iterator[Ranking]:
     """Yields the ranking of all items for each query."""
-    query_vectors = result.image_vectors
-    item_vectors = result.text_vectors
-    owner_of_query = result.truth.owners
-    owner_of_item = result.truth.text_image_index
+    truth = result.truth
     if direction == "text_to_image":
-        query_vectors, item_vectors = item_vectors, query_vectors
-        owner_of_query, owner_of_item = owner_of_item, owner_of_query
+        query_vectors = result.text_vectors
+        item_vectors = result.image_vectors
+        owner_of_query = truth.text_image_index
+        owner_of_item = truth.owners
+    else:
+        query_vectors = result.image_vectors
+        item_vectors = result.text_vectors
+        owner_of_query = truth.owners
+        owner_of_item = truth.text_image_index
     second_stage = _second_stage(result, direction, len(query_vectors))
     for query in queries:
         cosine = similarity(query_vectors[[query]], item_vectors, torch.ones(()))[0]
@@ -532,12 +563,9 @@ def rankings(
         score_of_item = torch.full_like(cosine, torch.nan).index_put((items,), scores)
         order = two_stage_order(cosine, score_of_item)
         is_right = owner_of_item[order] == owner_of_query[query]
-        first_itm = itm[items == order[0]]
-        yield Ranking(
-            order=order,
-            rank=int(is_right.int().argmax()) + 1,
-            itm=float(first_itm) if len(first_itm) else None,
-        )
+        best_rank = int(is_right.int().argmax()) + 1
+        first_itm = itm[items == order[0]].tolist()
+        yield Ranking(order, best_rank, first_itm[0] if first_itm else None)
 
 
 def _second_stage(
@@ -549,24 +577,30 @@ def _second_stage(
         empty = torch.empty(0)
         return [(empty.long(), empty, empty)] * num_queries
     image_side, text_side = pairs.sides
-    query = pairs.image
-    item = pairs.text
-    side = image_side
     if direction == "text_to_image":
-        query, item = item, query
+        query = pairs.text
+        item = pairs.image
         side = text_side
-    rows = side.nonzero().squeeze(1)
-    rows = rows[query[rows].argsort(stable=True)]
-    itc_weight = result.reranking.itc_weight if result.reranking else 0.0
-    counts = torch.bincount(query[rows], minlength=num_queries).tolist()
-    columns = (item[rows], pairs.scores(itc_weight)[rows], pairs.itm[rows])
-    return list(zip(*(column.split(counts) for column in columns), strict=True))
+    else:
+        query = pairs.image
+        item = pairs.text
+        side = image_side
+    itc_weight = 0.0
+    if result.reranking is not None:
+        itc_weight = result.reranking.itc_weight
+    candidates = side.nonzero().squeeze(1)
+    candidates = candidates[query[candidates].argsort(stable=True)]
+    counts = query[candidates].bincount(minlength=num_queries).tolist()
+    items = item[candidates].split(counts)
+    scores = pairs.scores(itc_weight)[candidates].split(counts)
+    itm = pairs.itm[candidates].split(counts)
+    return list(zip(items, scores, itm, strict=True))
 
 
 def retrieval_judgements(
     result: RetrievalResult, images: CaptionImages, texts: Sequence[str]
 ) -> list[Judgement]:
-    """Judges every text by the first image of its ranking. The error is the rank of the right image minus one."""
+    """Judges the first image of the ranking of each text. Its error is the rank of the right image minus one."""
     reranking = result.reranking or UNMEASURED
     captions = images.all_captions()
     names = images.names(range(len(images)))
@@ -576,6 +610,9 @@ def retrieval_judgements(
     for text, right_image, ranking in zip(texts, right_images, rankings_of_texts, strict=True):
         first_image = int(ranking.order[0])
         is_first = ranking.rank == 1
+        target = f"image {ranking.rank} of {len(ranking.order)}"
+        if is_first:
+            target = "first of all"
         probability = None
         if ranking.itm is not None:
             probability = float(reranking.match(torch.tensor(ranking.itm)))
@@ -583,7 +620,7 @@ def retrieval_judgements(
             id=names[right_image],
             images=(right_image,),
             text=text,
-            target="first of all" if is_first else f"image {ranking.rank} of {len(ranking.order)}",
+            target=target,
             prediction=captions[first_image][0],
             score=float(is_first),
             error=float(ranking.rank - 1),
