@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 from bridgetower.data.batches.batch import BatchDataset, BatchKey
 from bridgetower.data.sets.answers import FEW_ANNOTATORS, normalise_answer
 from bridgetower.distributed import gather_by_id, rank, world_size
-from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions
+from bridgetower.evaluation.config import DEFAULTS, Details, EvaluationOptions, Metrics
 from bridgetower.processor import load_items
 from bridgetower.progress import counted
 
@@ -100,7 +100,7 @@ def _mean_ranks(values: Numbers) -> Numbers:
     return mean_ranks.double()[indices]
 
 
-def number_metrics(predicted: Numbers, labels: Numbers) -> dict[str, float]:
+def number_metrics(predicted: Numbers, labels: Numbers) -> Metrics:
     return {
         "pearson_correlation": pearson_correlation(predicted, labels),
         "spearman_correlation": spearman_correlation(predicted, labels),
@@ -110,7 +110,7 @@ def number_metrics(predicted: Numbers, labels: Numbers) -> dict[str, float]:
 
 def classification_metrics(
     probabilities: ClassScores, labels: ClassLabels, *, multi_label: bool
-) -> dict[str, float]:
+) -> Metrics:
     """Returns `accuracy`, `macro_f1`, `auroc` and `average_precision`, and `top5_accuracy` of more than five classes.
 
     With several labels per row, a class is predicted if its probability is above one half, and a row is right if all
@@ -160,7 +160,7 @@ def ranked_classes(labels: ClassLabels, *, multi_label: bool) -> list[int]:
 
 def vqa_scores(
     predictions: Sequence[str], questions: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+) -> tuple[Metrics, Details]:
     """Returns metrics, and scores by group: `by_answer_type` and `by_question_type`.
 
     The metrics are `vqa_score` and the score of each type of answer, such as `vqa_score_yes_no`. Scores are from 0 to
@@ -178,7 +178,7 @@ def vqa_scores(
                 scores_of_types.setdefault(type_name, []).append(score)
 
     metrics = {"vqa_score": _rounded_mean(scores)}
-    details: dict[str, dict[str, float]] = {}
+    details: Details = {}
     for name, scores_of_types in scores_by_type.items():
         details[name] = {
             type_name: _rounded_mean(scores_of_types[type_name])

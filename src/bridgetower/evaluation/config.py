@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from bridgetower.data.batches.examples import PreparedImages
 
 Protocol = Literal["standard", "paper"]
+Metrics = dict[str, float]
+Details = dict[str, Metrics]
+"""Metrics by group."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import product
+from math import prod
 from statistics import fmean
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bridgetower.data.batches.batch import Batch
 from bridgetower.data.batches.examples import PreparedImages
-from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
+from bridgetower.evaluation.config import Details, EvaluationOptions, Metrics, RetrievalConfig
 from bridgetower.evaluation.retrieval import PairScorer, resumable
 from bridgetower.inference.items import (
     encoded_texts,
@@ -28,11 +28,11 @@ from bridgetower.model.fusion import Encoded
 from bridgetower.processor import Processor
 
 _TEXTS_AT_ONCE = 256
-_MAX_CATEGORY_METRICS = 20  # with more categories, they are in the details only
+_MAX_CATEGORY_METRICS = 20  # with more categories, their scores are in the details only
 
 
 class ZeroShot(nn.Module):
-    """Zero-shot classifier: cosine with the label vectors, or the matching head with the first template."""
+    """Zero-shot classifier by cosines with vectors of labels, or by the matching head with the first template."""
 
     def __init__(
         self,
@@ -46,9 +46,12 @@ class ZeroShot(nn.Module):
         self.model = model
         self.matching = matching
         self.num_labels = len(labels)
+        self.outputs: EncodeOutputs = "cls"
+        if matching:
+            self.outputs = "layers"
+            templates = templates[:1]
         model.head("itm" if matching else "itc")
-        self.outputs: EncodeOutputs = "layers" if matching else "cls"
-        ids = processor.token_ids(prompts_of(labels, templates[:1] if matching else templates))
+        ids = processor.token_ids(prompts_of(labels, templates))
         with torch.inference_mode():
             texts = []
             for start in range(0, len(ids), _TEXTS_AT_ONCE):
@@ -67,11 +70,12 @@ class ZeroShot(nn.Module):
         if not self.matching:
             scale = model.head("itc").logit_scale().item()
             vectors = l2_normalize(model.image_embeds(image))
-            return (scale * vectors @ self.vectors.T).softmax(dim=1)
+            logits = scale * vectors @ self.vectors.T
+            return logits.softmax(dim=1)
         image = model.cache_image(image)
         scores = []
         for label_index in range(self.num_labels):
-            rows = torch.full((len(image),), label_index, device=image.cls.device)
+            rows = torch.full((len(image),), label_index, device=model.device)
             fused = model.fuse(image, self.texts[rows])
             scores.append(log_odds(model.itm_logits(fused.pooled)))
         return torch.stack(scores, dim=1).softmax(dim=1)
@@ -84,10 +88,13 @@ def evaluate_compositions(
     rows: Sequence[Mapping[str, Any]],
     config: RetrievalConfig,
     options: EvaluationOptions,
-) -> tuple[dict[str, float], dict[str, dict[str, float]], list[dict[str, Any]]]:
-    """Returns metrics, metrics by category, and the scores of the `images` and captions of the `entry` of each row.
+) -> tuple[Metrics, Details, list[dict[str, Any]]]:
+    """Returns metrics, metrics by category, and predictions: for each row a table of scores of images by captions.
 
-    Scores are cosines, `itc`, and log-odds of `matching`, as far as the model has the heads.
+    Scores are cosines, `itc`, and log-odds of a match, `matching`, as far as the model has the heads.
+
+    Args:
+        rows: Examples, with row numbers of `images` and with an `entry` that has captions and a label, the category.
     """
     if model.itc_head is None:
         model.head("itm")
@@ -100,9 +107,10 @@ def evaluate_compositions(
             image_numbers.append(image)
             captions.append(caption)
     different_images, image_index = torch.tensor(image_numbers).unique(return_inverse=True)
-    texts = list(dict.fromkeys(captions))
-    row_of_text = {text: index for index, text in enumerate(texts)}
-    text_index = torch.tensor([row_of_text[caption] for caption in captions])
+    row_of_text: dict[str, int] = {}
+    text_rows = [row_of_text.setdefault(caption, len(row_of_text)) for caption in captions]
+    text_index = torch.tensor(text_rows)
+    texts = list(row_of_text)
 
     scores: dict[str, Tensor] = {}
     with resumable(PairScorer(model, images, texts, config, options, different_images)) as scorer:
@@ -116,37 +124,43 @@ def evaluate_compositions(
             scores["matching"] = match[by_image.argsort()]
 
     # The scores of an example are a table of images by captions.
-    metrics: dict[str, float] = {}
-    details: dict[str, dict[str, float]] = {}
+    metrics: Metrics = {}
+    details: Details = {}
     predictions: list[dict[str, Any]] = [{} for _ in rows]
     categories = [row["entry"]["label"] for row in rows]
-    sizes = [len(row["images"]) * len(row["entry"]["captions"]) for row in rows]
-    for kind, values in scores.items():
+    for kind, scores_of_pairs in scores.items():
         tables = []
-        for row, prediction, table in zip(rows, predictions, values.split(sizes), strict=True):
-            tables.append(table.view(len(row["images"]), -1))
-            prediction[kind] = tables[-1].tolist()
-        means, by_category = composition_metrics(tables, categories)
+        start = 0
+        for row, prediction in zip(rows, predictions, strict=True):
+            shape = (len(row["images"]), len(row["entry"]["captions"]))
+            stop = start + prod(shape)
+            table = scores_of_pairs[start:stop].view(shape)
+            tables.append(table)
+            prediction[kind] = table.tolist()
+            start = stop
+        overall, by_category = composition_metrics(tables, categories)
         if len(by_category) <= _MAX_CATEGORY_METRICS:
-            means |= by_category
-        metrics |= {f"{kind}_{name}": value for name, value in means.items()}
+            overall |= by_category
+        for name, share in overall.items():
+            metrics[f"{kind}_{name}"] = share
         details[f"{kind}_by_category"] = by_category
     return metrics, details, predictions
 
 
 def composition_metrics(
     scores: Sequence[Float[Tensor, "i c"]], categories: Sequence[str]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns `accuracy`, or of examples with two images Winoground's scores, and the last of these by category.
+) -> tuple[Metrics, Metrics]:
+    """Returns metrics of all examples, and a metric of each category.
 
-    Caption n belongs to image n. The text score counts examples whose images all have a larger score with their own
-    caption than with any other, the image score those whose captions have a larger one with their own image, the group
-    score those with both. Equal scores are wrong.
+    Caption n belongs to image n. The text score is the share of examples whose images all score higher with their own
+    caption than with any other. The image score is the share of examples whose captions all score higher with their
+    own image than with any other. The group score is the share of examples with both, here also by category. Where all
+    examples have one image, it is the `accuracy`. Equal scores are wrong.
     """
     text_hits = []
     image_hits = []
     group_hits = []
-    group_hits_of: dict[str, list[bool]] = defaultdict(list)
+    hits_by_category: dict[str, list[bool]] = {}
     for table, category in zip(scores, categories, strict=True):
         num_images = len(table)
         matching = table.diagonal()
@@ -159,9 +173,11 @@ def composition_metrics(
         text_hits.append(text_hit)
         image_hits.append(image_hit)
         group_hits.append(group_hit)
-        group_hits_of[category].append(group_hit)
+        hits_by_category.setdefault(category, []).append(group_hit)
 
-    by_category = {category: fmean(group_hits_of[category]) for category in sorted(group_hits_of)}
+    by_category = {}
+    for category in sorted(hits_by_category):
+        by_category[category] = fmean(hits_by_category[category])
     macro = fmean(by_category.values())
     has_one_image = max(map(len, scores)) == 1
     if has_one_image:
