@@ -29,11 +29,11 @@ class RetrievalConfig:
     Attributes:
         candidates: k of the first stage, per query; published: 128 on Flickr30k, 256 on COCO. 0 ranks by ITC alone.
         protocol: `standard` ranks each direction on its own candidates, by matching and ITC as the checkpoint weighs
-            them; `paper` on the maximum of both sides, by the logit of a match alone. Of VQAv2, `paper` leaves out the
-            questions to which no annotator gave an answer of the vocabulary.
+            them. `paper` ranks both directions on the candidates of either, by the logit of a match alone. Of VQAv2,
+            `paper` leaves out the questions to which no annotator gave an answer of the vocabulary.
         max_captions: Captions of each image that are queries; None takes all.
-        fold_size: Images of a fold, which are ranked with their captions only; recalls are means over the folds.
-            COCO 1k: 1000. None ranks the whole set.
+        fold_size: Number of images that are ranked together with their captions; 1000 on COCO 1k. Recalls are means
+            over the folds. None ranks the whole set.
         batch_size: Items, pairs or examples at once.
     """
 
@@ -44,8 +44,13 @@ class RetrievalConfig:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        names = ("max_captions", "fold_size", "batch_size")
-        check_numbers(self, "", candidates=AT_LEAST_0, **dict.fromkeys(names, AT_LEAST_1))
+        check_numbers(
+            self,
+            candidates=AT_LEAST_0,
+            max_captions=AT_LEAST_1,
+            fold_size=AT_LEAST_1,
+            batch_size=AT_LEAST_1,
+        )
         check_choice("protocol", self.protocol, Protocol)
 
 
@@ -55,7 +60,7 @@ class EvaluationOptions:
 
     # Folder in which retrieval keeps scores until it is finished, from which a killed run continues.
     work: Path | None = None
-    # Removes that folder when it is closed. None: the end of the evaluation does.
+    # The scores are removed when this stack is closed. None: they are removed at the end of the evaluation.
     until_written: ExitStack | None = None
     num_workers: int = 0  # processes that decode; 0 decodes in this one
     progress: bool = False
