@@ -150,7 +150,7 @@ def classification_metrics(
 
 
 def ranked_classes(labels: ClassLabels, *, multi_label: bool) -> list[int]:
-    """Returns the classes that some rows have and others have not; of two exclusive classes only the second one."""
+    """Returns the classes that some rows have and others have not, of two exclusive classes only the second one."""
     num_classes = labels.shape[1]
     is_ranked = labels.any(dim=0) & ~labels.all(dim=0)
     if num_classes == 2 and not multi_label:

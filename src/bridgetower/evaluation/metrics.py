@@ -202,7 +202,7 @@ class _Block(NamedTuple):
     match_scores: PairScores
 
 
-def _blocks(scores_of: ScoresOf, fold: Fold, num_columns: int) -> Iterator[_Block]:
+def _score_blocks(scores_of: ScoresOf, fold: Fold, num_columns: int) -> Iterator[_Block]:
     owner_of_row = fold.truth.owners[:, None]
     owner_of_text = fold.truth.text_image_index
     for start in range(0, len(fold.texts), num_columns):
@@ -221,7 +221,7 @@ def _best_ranks(scores_of: ScoresOf, fold: Fold, num_columns: int) -> QueryRanks
     # All scores are read once for the best right ones.
     best_of_image = torch.full((num_images,), -torch.inf)
     best_of_text = torch.full((num_texts,), -torch.inf)
-    for block in _blocks(scores_of, fold, num_columns):
+    for block in _score_blocks(scores_of, fold, num_columns):
         check_not_nan(block.scores, "scores")
         best_of_image.scatter_reduce_(0, block.image, block.match_scores, "amax")
         best_of_text.scatter_reduce_(0, block.text, block.match_scores, "amax")
@@ -229,7 +229,7 @@ def _best_ranks(scores_of: ScoresOf, fold: Fold, num_columns: int) -> QueryRanks
     # They are read again to count the scores that are higher or the same.
     image_ranks = BestRanks.zeros(num_images)
     text_ranks = BestRanks.zeros(num_texts)
-    for block in _blocks(scores_of, fold, num_columns):
+    for block in _score_blocks(scores_of, fold, num_columns):
         best_of_row = best_of_image[:, None]
         image_ranks.higher.add_((block.scores > best_of_row).sum(dim=1))
         image_ranks.tied.add_((block.scores == best_of_row).sum(dim=1))
