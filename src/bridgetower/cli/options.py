@@ -177,7 +177,7 @@ class LoadOptions(ReadOptions):
     """How a model is loaded, and what runs it.
 
     Attributes:
-        device: cpu, cuda (a GPU, which must be there), cuda:1 or auto; default: a GPU if there is one.
+        device: cpu, cuda (an error if there is none), cuda:1 or auto; default: a GPU if there is one.
         fast_decode: Decode large JPEG files at reduced scale: faster, and pixels differ a little.
         precision: bf16 (engines torch and openvino), fp16 (on a GPU) and int8 (engine onnxruntime) take less time on
             hardware that has them, and give other numbers.

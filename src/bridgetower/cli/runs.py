@@ -58,7 +58,7 @@ def train_command(
         report_to: Where metrics go beside metrics.jsonl: tensorboard, wandb, trackio, mlflow, or of --extensions.
         timeout_minutes: How long a process waits for the others before it ends with an error that names them.
         feature_cache: Folder for what frozen towers give, which runs share; default: ~/.cache/bridgetower/features.
-        feature_cache_limit: GiB of features that are kept there; the longest unused are removed first.
+        feature_cache_limit: GiB of features that are kept there; the least recently used are removed first.
     """
     require("train")
     logger.info("%s: loading the libraries", config.recipe or "train")  # which takes seconds

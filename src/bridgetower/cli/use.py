@@ -100,8 +100,8 @@ def embed_command(
     """Embed images, texts or pairs as vectors: a few, or those of a folder, a table or tar shards of any size.
 
     Without --out it prints a JSON line per vector, {"image" or "id", "text", "embedding"}. With --out it writes them to
-    a file, and prints {"out", "vectors", "cut", "bad", "problems", "report", "seconds"}; killed, it is continued by
-    running it again. What cannot be used is left out and named.
+    a file, and prints {"out", "vectors", "cut", "bad", "problems", "report", "seconds"}. After a kill, the same command
+    continues. Unusable items are skipped and listed.
 
     Examples: bridgetower embed MODEL --images a.jpg b.jpg --texts "two dogs"
               bridgetower embed MODEL photos --out vectors.parquet
@@ -145,7 +145,7 @@ def score_command(
 
     Writes a row per pair: id, text, file and row (from 0) of the source, cosine, and the probability of a match, or
     "score" if the checkpoint has no calibration. Prints {"out", "pairs", "cut", "bad", "problems", "report",
-    "seconds"}. Killed, it is continued by running it again; what cannot be used is left out and named.
+    "seconds"}. After a kill, the same command continues. Unusable items are skipped and listed.
 
     Examples: bridgetower score MODEL photos/captions.csv --out scores.parquet
               bridgetower score MODEL "https://host/shard-{000..099}.tar" --out scores.parquet --max-errors 1000

@@ -123,7 +123,7 @@ def embed_source(
     """Writes the vectors of a source, or scores of its pairs, in memory for a few seconds of work.
 
     A run that was killed is continued by the next one with the same arguments: its vectors are in the table OUT,
-    or `.OUT.lance` beside another output. Items that cannot be used are left out and named in `OUT.errors.jsonl`.
+    or `.OUT.lance` beside another output. Unusable items are skipped and listed in `OUT.errors.jsonl`.
 
     Args:
         source: As for `bridgetower.data.sources.reader.read`, or examples.

@@ -139,7 +139,7 @@ class RunConfig:
         deterministic: Use kernels of PyTorch that give the same bits in every run; an error where there are none.
         compile: Compile the layers of the towers and of the fusion encoder; `auto` does so on a GPU unless the run is
             deterministic, and lets what cannot be compiled run as it is, with a warning.
-        device: `auto` takes a GPU if there is one, `cuda` a GPU that must be there.
+        device: `auto` takes a GPU if there is one, `cuda` is an error if there is none.
         parallel: How several processes share the work: with `ddp` each has all weights, with `fsdp` a share of the
             weights, the gradients and the optimiser state, which takes less memory and more communication.
         seed: Seed of new weights, order, masks, negatives and dropout.
