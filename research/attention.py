@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bridgetower.cli.options import demo_or, split_names
+from bridgetower.cli.options import resolve_demo, split_names
 from bridgetower.cli.output import emit_rows
 from bridgetower.data.batches.captions import CaptionImages
 from bridgetower.data.config import DataConfig
@@ -292,7 +292,7 @@ def main() -> None:
     given = parser.parse_args()
     found, count = {}, given.count
     for name, model in split_names(given.models):
-        predictor = load(demo_or(model))
+        predictor = load(resolve_demo(model, "model"))
         images = CaptionImages(DataConfig(folders=(given.data,)), given.split, predictor.processor)
         count = min(count, len(images))
         statistics = attention_statistics(

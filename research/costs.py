@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.cli.options import demo_or
+from bridgetower.cli.options import resolve_demo
 from bridgetower.cli.output import emit, emit_rows
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
@@ -121,7 +121,7 @@ def main() -> None:
     config = (
         PRESETS[given.preset]
         if given.model is None
-        else read_checkpoint(demo_or(given.model)).config
+        else read_checkpoint(resolve_demo(given.model, "model")).config
     )
     config = config.override({"heads.itm": True})
     if given.image_size is not None:

@@ -1015,7 +1015,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--limit",
         type=float,
-        default=120,
+        default=500,
         help="seconds of tests a mutant, beyond the closest tests",
     )
     parser.add_argument(

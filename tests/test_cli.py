@@ -19,6 +19,7 @@ from PIL import Image
 import bridgetower
 from bridgetower import cli
 from bridgetower.checkpoints import Calibration, Reranking, read_checkpoint, write_reranking
+from bridgetower.cli.options import resolve_demo
 from bridgetower.cli.output import emit_metrics, with_options
 from bridgetower.data.sets.prepared_set import read_info
 from bridgetower.files import escaped, one_line
@@ -788,3 +789,20 @@ def test_retrieval_is_a_table_in_percent_by_stage(capsys, monkeypatch):
         ["ECE before and after calibration", "30.0, 2.0"],
     ):
         assert row in rows
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("model", "bridgetower-demo/runs/bridgetower-0/last"),
+        ("answering model", "bridgetower-demo/runs/bridgetower-0-answers/last"),
+        ("index", "bridgetower-demo/held-out.lance"),
+    ],
+)
+def test_the_word_demo_stands_for_what_the_demo_left(kind, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_demo("other", kind) == "other"
+    with pytest.raises(FileNotFoundError, match=f"{kind} is demo, but there is no {path} here"):
+        resolve_demo("demo", kind)
+    (tmp_path / path).mkdir(parents=True)
+    assert resolve_demo("demo", kind) == path

@@ -239,8 +239,8 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def json_object(text: str | bytes, origin: object, advice: str = "copy it again") -> dict[str, Any]:
-    content = parse_json(text, origin, advice)
+def json_object(text: str | bytes, origin: object) -> dict[str, Any]:
+    content = parse_json(text, origin)
     if not isinstance(content, dict):
         raise ValueError(f"{origin} holds a {type(content).__name__}; expected a JSON object")
     return content

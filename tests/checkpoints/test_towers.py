@@ -20,7 +20,7 @@ from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.extensions import TEXT_ARCHITECTURES, vision_tower
 from bridgetower.model.presets import BERT_BASE, ROBERTA_BASE, VISION_TOWERS
 from bridgetower.model.towers import TextTransformer, VisionTransformer
-from bridgetower.processor.text import special_tokens
+from bridgetower.processor.text import check_tokenizer
 from helpers.checkpoints import (
     TOWER_PIXELS,
     VISION_FAMILIES,
@@ -542,7 +542,7 @@ class TestTransformersBuilds:
             json.dumps({"auto_map": {"AutoTokenizer": ["own.Own", None]}})
         )
         tokenizer = read_text_tower(str(tmp_path)).tokenizer
-        assert special_tokens(tokenizer)[1] == (1, 0, 2, 3, 30)
+        assert check_tokenizer(tokenizer).special_ids == (1, 0, 2, 3, 30)
         theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
         for line in LINES:
             assert tokenizer.encode(line).ids == [1, *theirs.encode(line), 2]

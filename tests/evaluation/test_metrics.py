@@ -339,11 +339,11 @@ def test_what_is_shown():
     calibration = Calibration(
         slope=0.5, intercept=-1.5, pairs=9, matching=1, ece_before=0.5, ece_after=0.1
     )
-    assert Reranking().named(log_odds) == [
+    assert Reranking().matches(log_odds) == [
         {"score": 0.5},
         {"score": pytest.approx(0.9526, abs=1e-4)},
     ]
-    assert Reranking(calibration=calibration).named(log_odds) == [
+    assert Reranking(calibration=calibration).matches(log_odds) == [
         {"probability": pytest.approx(0.1824, abs=1e-4)},
         {"probability": 0.5},
     ]

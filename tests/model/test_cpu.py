@@ -325,6 +325,16 @@ class TestPacked:
         assert not any(parameter.is_inference() for parameter in model.parameters())
         build_model(seed=1).load_state_dict(model.state_dict(), assign=True)
 
+    def test_it_stays_packed_when_a_move_fails(self):
+        def fail(tensor):
+            raise RuntimeError("out of memory")
+
+        plain, packed = self.made()
+        with pytest.raises(RuntimeError, match="out of memory"):
+            packed._apply(fail)
+        assert packed.weight.is_mkldnn
+        assert torch.equal(packed.weight.to_dense(), plain.weight)
+
     def test_nothing_stays_of_what_was_loaded(self):
         layer = made_linear(24, 10)
         loaded = {parameter.data_ptr() for parameter in layer.parameters()}

@@ -18,7 +18,7 @@ from bridgetower.checkpoints.reranking import (
     Calibration,
     Gain,
     Reranking,
-    described,
+    match_text,
 )
 
 __all__ = [
@@ -32,9 +32,9 @@ __all__ = [
     "Reranking",
     "Source",
     "convert",
-    "described",
     "fingerprint",
     "is_downloaded",
+    "match_text",
     "push_to_hub",
     "read_checkpoint",
     "save",

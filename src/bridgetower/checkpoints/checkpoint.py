@@ -60,9 +60,10 @@ class Checkpoint:
             # The config does not have the number of classes of a custom head.
             if head in self.config.heads.custom:
                 count = len(names)
-            if not len(set(names)) == len(names) == count:
+            num_different = len(set(names))
+            if num_different != len(names) or len(names) != count:
                 raise ValueError(
-                    f"{self.source} has {len(set(names))} different names among {len(names)} for the {count} classes "
+                    f"{self.source} has {num_different} different names among {len(names)} for the {count} classes "
                     f"of its {head} head; expected one for each, in the order of the classes"
                 )
 
@@ -115,7 +116,9 @@ class Checkpoint:
         """Returns the checkpoint for square images of another size, with interpolated position embeddings."""
         config = self.config.override({"vision.image_size": image_size})
         tensors = self.tensors | resized_vision(self.tensors, config.vision, self.extensions)
-        processor = self.processor and self.processor.with_image_size(image_size)
+        processor = self.processor
+        if processor is not None:
+            processor = processor.with_image_size(image_size)
         return replace(self, config=config, tensors=tensors, processor=processor)
 
     def with_token_types(self, count: int) -> Checkpoint:
@@ -127,9 +130,10 @@ class Checkpoint:
         table = self.tensors[name]
         if len(table) >= count:
             return self
-        grown = torch.cat([table, table[-1:].expand(count - len(table), -1)])
+        copies = table[-1:].expand(count - len(table), -1)
+        tensors = self.tensors | {name: torch.cat([table, copies])}
         config = self.config.override({"fusion.num_token_types": count})
-        return replace(self, config=config, tensors=self.tensors | {name: grown})
+        return replace(self, config=config, tensors=tensors)
 
     def without_itc(self) -> Checkpoint:
         """Returns the checkpoint without its contrastive head."""
@@ -156,7 +160,8 @@ def resized_vision(
     }
     with on_meta():
         tower = vision_tower(config, extensions)
-    return {prefix + name: tensor for name, tensor in tower.fitted(tower_tensors).items()}
+    fitted = tower.fitted(tower_tensors)
+    return {prefix + name: tensor for name, tensor in fitted.items()}
 
 
 @lru_cache(maxsize=4)
@@ -262,17 +267,20 @@ def check_tensors(
     """Raises ValueError, with a list, unless `tensors` are the parameters of `BridgeTower(config, extensions)`."""
     check_depth(source, config, tensors)
     shapes = parameter_shapes(config, extensions)
-    check_sources(source, shapes, tensors, {name: TensorSource((name,)) for name in shapes}, ())
+    table = {name: TensorSource((name,)) for name in shapes}
+    check_sources(source, shapes, tensors, table, ())
 
 
 def check_finite(source: str, tensors: Mapping[str, Tensor]) -> None:
     """Raises ValueError, with a list, if tensors have NaN or infinite values."""
-    # The extremes take one pass and no second tensor, and NaN goes through both.
-    infinite = [
-        name
-        for name, tensor in tensors.items()
-        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all()
-    ]
+    infinite = []
+    for name, tensor in tensors.items():
+        if tensor.numel() == 0:
+            continue
+        # The extremes take one pass and no second tensor, and NaN goes through both.
+        extremes = torch.stack(tensor.aminmax())
+        if not extremes.isfinite().all():
+            infinite.append(name)
     _refuse(source, "has NaN or infinite values in", infinite)
 
 
@@ -308,12 +316,13 @@ def code_content(
     objects: set[Any], files: Iterable[Path] = (), packages: Iterable[str] = ()
 ) -> dict[str, Any]:
     """Returns digests and versions of the code of classes and functions, ready for JSON."""
-    # Code without a file, such as a notebook's, is never the same as before.
+    # Files of the code, with those of base classes.
     bases = {base for item in objects for base in getattr(item, "__mro__", (item,))} - {object}
     try:
         sources = {Path(inspect.getfile(base)) for base in bases}.union(files)
         code = sorted(sha256_of(file)[:_FINGERPRINT_LETTERS] for file in sources)
     except (TypeError, OSError):
+        # Code without a file, such as a notebook's, is never the same as before.
         code = [uuid4().hex]
 
     # Of each package that the code is in, and of PyTorch.

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, Unpack
+from typing import Annotated, Any, NamedTuple, TypedDict, Unpack
 
 from bridgetower.arguments import Expected
 from bridgetower.checkpoints.tensors import PICKLED, SAFETENSORS
@@ -40,21 +40,29 @@ class HubOptions(TypedDict, total=False):
     local_files_only: bool
 
 
-def parse_hub_id(source: str) -> tuple[str, str | None, str | None] | None:
-    """Returns repository, file and revision of a hub id, `owner/name[@revision]` or `owner/name/FILE.ckpt[@revision]`.
+class HubId(NamedTuple):
+    """A repository of the hub, a file in it, and a branch, tag or commit."""
 
-    A web address of the hub will do too. None means that the source is a path.
+    repo: str
+    file: str | None
+    revision: str | None
+
+
+def parse_hub_id(source: str) -> HubId | None:
+    """Reads a hub id, `owner/name[@revision]` or `owner/name/FILE.ckpt[@revision]`, or a web address of the hub.
+
+    None means that the source is a path.
     """
     if address := _WEB_ADDRESS.fullmatch(source):
-        return address["repo"], address["file"], address["revision"]
+        return HubId(**address.groupdict())
     name, _, revision = source.partition("@")
-    parts = name.split("/", 2)
-    has_file = name.endswith(".ckpt")
-    num_parts = 3 if has_file else 2  # owner, name and file
-    if source.startswith((".", "~")) or len(parts) != num_parts or "" in parts:
+    owner, _, model = name.partition("/")
+    file = None
+    if name.endswith(".ckpt"):
+        model, _, file = model.partition("/")
+    if source.startswith((".", "~")) or not (owner and model) or "/" in model or file == "":
         return None
-    repo = "/".join(parts[:2])
-    return repo, parts[2] if has_file else None, revision or None
+    return HubId(f"{owner}/{model}", file, revision or None)
 
 
 def is_downloaded(source: str) -> bool:
@@ -62,9 +70,8 @@ def is_downloaded(source: str) -> bool:
     hub_id = parse_hub_id(source)
     if hub_id is None:
         return False
-    repo, _, revision = hub_id
     try:
-        _download(repo, revision, local_files_only=True)
+        _download(hub_id.repo, hub_id.revision, local_files_only=True)
     except FileNotFoundError:
         return False
     return True
@@ -137,7 +144,7 @@ def locate(
     options = dict[str, Any](hub)
     start = f"{subfolder}/" if subfolder else ""
 
-    # Where the source names no file, the repository has a config, also of a run, or one .ckpt.
+    # A repository without a named file has a config, perhaps in the folder of a run, or one .ckpt.
     if file is None:
         root = _download(repo, revision, subfolder, **options)
         folder = root / start
@@ -183,6 +190,6 @@ def _only_ckpt(
 
 def _warn_if_unpinned(source: str, revision: str | None, name: str) -> None:
     """Warns if the user has not named the commit with which `name` ends."""
-    commit = name.rpartition("@")[2]
+    *_, commit = name.rpartition("@")
     if commit != revision:
         logger.warning("%s is at commit %s; pin it by its name %s", source, commit, name)

@@ -156,6 +156,29 @@ class _Sections:
             _Section.of(values.get("vision_config") or {}, f"{where}: vision_config"),
         )
 
+    def unsupported(self) -> list[str]:
+        """Returns the reasons why this package cannot build the model."""
+        top = self.top
+        text = self.text_config
+        blocks = self.vision_config.num_blocks
+        depths = (text.num_hidden_layers, top.num_hidden_layers, blocks)
+        unknown = sorted({text.hidden_act, top.hidden_act} - _ACTIVATIONS.keys())
+        reasons = []
+        if top.share_link_tower_layers and top.num_hidden_layers > 1:
+            reasons.append("share_link_tower_layers is true")
+        if top.link_tower_type not in _LINK_TOWER_TYPES:
+            reasons.append(f"link_tower_type is {top.link_tower_type!r}")
+        if unknown:
+            activations = ", ".join(_ACTIVATIONS)
+            reasons.append(f"hidden_act is {', '.join(unknown)}, not one of {activations}")
+        if top.hidden_size != text.hidden_size:
+            reasons.append(f"hidden_size {top.hidden_size} differs from the text tower's")
+        if blocks < text.num_hidden_layers:
+            reasons.append("the image tower is shallower than the text tower")
+        if min(depths) < 1 or max(depths) > 1_000:
+            reasons.append("one of its parts has less than 1 or more than 1000 layers")
+        return reasons
+
 
 def read_hf_checkpoint(
     source: str,
@@ -279,24 +302,9 @@ def _normalised(config: ModelConfig) -> dict[str, Any]:
 
 
 def _import_config(source: str, sections: _Sections, tensors: Mapping[str, Tensor]) -> ModelConfig:
-    # Refuse models that this package cannot build.
     top = sections.top
     text = sections.text_config
-    blocks = sections.vision_config.num_blocks
-    depths = (text.num_hidden_layers, top.num_hidden_layers, blocks)
-    unknown = sorted({text.hidden_act, top.hidden_act} - _ACTIVATIONS.keys())
-    refused = {
-        "share_link_tower_layers is true": top.share_link_tower_layers
-        and top.num_hidden_layers > 1,
-        f"link_tower_type is {top.link_tower_type!r}": top.link_tower_type not in _LINK_TOWER_TYPES,
-        f"hidden_act is {', '.join(unknown)}, not one of {', '.join(_ACTIVATIONS)}": unknown,
-        f"hidden_size {top.hidden_size} differs from the text tower's": top.hidden_size
-        != text.hidden_size,
-        "the image tower is shallower than the text tower": blocks < text.num_hidden_layers,
-        "one of its parts has less than 1 or more than 1000 layers": min(depths) < 1
-        or max(depths) > 1_000,
-    }
-    if reasons := [reason for reason, applies in refused.items() if applies]:
+    if reasons := sections.unsupported():
         raise ValueError(
             f"{source}: config.json describes a model that is not supported: {'; '.join(reasons)}"
         )
@@ -305,7 +313,8 @@ def _import_config(source: str, sections: _Sections, tensors: Mapping[str, Tenso
     values: dict[str, Any] = {}
     for theirs, fields in _FIELDS.items():
         path = theirs if "." in theirs else f"top.{theirs}"
-        values |= dict.fromkeys(fields, attrgetter(path)(sections))
+        value = attrgetter(path)(sections)
+        values |= dict.fromkeys(fields, value)
 
     # Both towers are walked together there, and deeper blocks of the image tower are never reached.
     depth = text.num_hidden_layers
@@ -319,21 +328,19 @@ def _import_config(source: str, sections: _Sections, tensors: Mapping[str, Tenso
     itc = "itc_text_head.fc.weight"
     if itc in tensors:
         values["heads.itc_size"] = extent(tensors, itc)
-    return ModelConfig().override(
-        values
-        | {
-            "vision.num_heads": max(width // _HEAD_WIDTH, 1),
-            "vision.intermediate_size": 4 * width,
-            "fusion.bridge": top.link_tower_type,
-            "fusion.vision_layers": bridged,
-            "fusion.text_layers": bridged,
-            "fusion.separate_projections": not top.share_cross_modal_transformer_layers,
-            "heads.mlm": "mlm_score.bias" in tensors,
-            "heads.itm": "itm_score.fc.weight" in tensors,
-            "heads.itc": "fused" if "itc_cross_modal_head.fc.weight" in tensors else None,
-            "heads.mlm_activation": _ACTIVATIONS[top.hidden_act],
-        }
-    )
+    values |= {
+        "vision.num_heads": max(width // _HEAD_WIDTH, 1),
+        "vision.intermediate_size": 4 * width,
+        "fusion.bridge": top.link_tower_type,
+        "fusion.vision_layers": bridged,
+        "fusion.text_layers": bridged,
+        "fusion.separate_projections": not top.share_cross_modal_transformer_layers,
+        "heads.mlm": "mlm_score.bias" in tensors,
+        "heads.itm": "itm_score.fc.weight" in tensors,
+        "heads.itc": "fused" if "itc_cross_modal_head.fc.weight" in tensors else None,
+        "heads.mlm_activation": _ACTIVATIONS[top.hidden_act],
+    }
+    return ModelConfig().override(values)
 
 
 def _export_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -341,15 +348,16 @@ def _export_config(checkpoint: Checkpoint) -> dict[str, Any]:
     text = config.text
     fusion = config.fusion
     heads = config.heads
-    architectures = {
-        "BridgeTowerForContrastiveLearning": heads.itc,
-        "BridgeTowerForMaskedLM": heads.mlm,
-        "BridgeTowerForImageAndTextRetrieval": heads.itm,
-        "BridgeTowerModel": True,
-    }
+    architecture = "BridgeTowerModel"
+    if heads.itc:
+        architecture = "BridgeTowerForContrastiveLearning"
+    elif heads.mlm:
+        architecture = "BridgeTowerForMaskedLM"
+    elif heads.itm:
+        architecture = "BridgeTowerForImageAndTextRetrieval"
     values: dict[str, Any] = {
         "model_type": "bridgetower",
-        "architectures": [next(name for name, present in architectures.items() if present)],
+        "architectures": [architecture],
         "num_attention_heads": text.num_heads,
         "hidden_act": _WRITTEN_ACTIVATIONS[heads.mlm_activation],
         "link_tower_type": fusion.bridge if fusion.bridge in _LINK_TOWER_TYPES else "add",
@@ -364,12 +372,14 @@ def _export_config(checkpoint: Checkpoint) -> dict[str, Any]:
         section, _, name = theirs.rpartition(".")
         target = values[section] if section else values
         target[name] = attrgetter(fields[0])(config)
+    attention_dropout = text.attention_dropout
+    if attention_dropout is None:
+        attention_dropout = text.dropout
     values["text_config"]["hidden_act"] = _WRITTEN_ACTIVATIONS[text.activation]
-    values["text_config"]["attention_probs_dropout_prob"] = (
-        text.dropout if text.attention_dropout is None else text.attention_dropout
-    )
+    values["text_config"]["attention_probs_dropout_prob"] = attention_dropout
 
-    # The image tower has blocks and norms that no computation reads. It may have a norm of a removed layer too.
+    # The image tower may have blocks `vision.layers.N` and norms `vision.separate_norms.N` that no computation reads,
+    # with a norm of a removed layer.
     modules = {tuple(name.split(".")[1:3]) for name in checkpoint.extra_tensors}
     kinds = [kind for kind, _ in modules]
     norms = kinds.count("separate_norms")

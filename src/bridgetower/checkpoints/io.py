@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import torch
 
@@ -50,7 +50,7 @@ Format = Literal["bridgetower", "hf"]
 
 LABELS = "labels.json"
 CARD = "README.md"
-_EXTRA_TENSORS = "carried.safetensors"  # tensors that the model does not use, carried along
+_EXTRA_TENSORS = "carried.safetensors"  # tensors that no computation reads
 _LOADING = {
     "bridgetower": 'import bridgetower\n\nmodel = bridgetower.load("{}")',
     "transformers": 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{}")',
@@ -103,9 +103,9 @@ def read_checkpoint(
         FileNotFoundError: There is no such source.
         ValueError: The source is damaged, of no known kind, or its files do not fit together.
     """
-    hub_options = {
-        name: value for name, value in {"revision": revision, **hub}.items() if value is not None
-    }
+    # Find the source.
+    all_options = {"revision": revision, **hub}
+    hub_options = {name: value for name, value in all_options.items() if value is not None}
     if hub_options and Path(source).exists():
         options = [f"{name} {value!r}" for name, value in hub_options.items() if name != "token"]
         raise ValueError(
@@ -130,15 +130,16 @@ def read_checkpoint(
 
     # The first family that recognises the source reads it.
     opened = OpenedSource(path, name, values, overrides or {}, dtype, extensions)
-    read = next(read for recognises, read in FAMILIES.values() if recognises(opened))
-    checkpoint = read(opened)
+    family = next(family for family in FAMILIES.values() if family.recognises(opened))
+    checkpoint = family.read(opened)
     if checkpoint.dropped:
         logger.info("%s: not used: %s", checkpoint.source, ", ".join(checkpoint.dropped))
 
     # Add what an official file lacks.
     if answers is not None:
         try:
-            names = _label_names(answers, parse_json(read_bytes(Path(answers)), answers))
+            content = parse_json(read_bytes(Path(answers)), answers)
+            names = _label_names(answers, content)
         except ValueError as error:
             raise ValueError(
                 f"{answers} is no list of answers ({error}); expected a JSON list of texts"
@@ -159,12 +160,14 @@ def _checkpoint_folder(folder: Path, name: str) -> Path:
     for candidate in (folder / "best", folder, folder / "last"):
         if (candidate / "config.json").exists():
             return candidate
+
+    # Say how a run goes on that has no model yet.
     if (folder / "run.json").exists():
         run = read_json(folder / "run.json")
         lengths = {"steps": run.get("max_steps"), "epochs": run.get("max_epochs")}
         end = " or ".join(f"{number} {unit}" for unit, number in lengths.items() if number)
-        advice = f"go on with --resume --out {name}"
         step = 0
+        advice = f"go on with --resume --out {name}"
         state = max((folder / "states").glob("step-*"), default=None)
         if state:
             step = int(state.name.removeprefix("step-"))
@@ -251,11 +254,17 @@ def read_official_file(opened: OpenedSource) -> Checkpoint:
     return replace(checkpoint, source=opened.name)
 
 
-# How to recognise and read each family of checkpoints. The first one that recognises a source reads it.
-FAMILIES: dict[str, tuple[Callable[[OpenedSource], bool], Callable[[OpenedSource], Checkpoint]]] = {
-    "bridgetower": (lambda opened: opened.values.get("format") == "bridgetower", read_folder),
-    "transformers": (lambda opened: opened.path.is_dir(), read_hf_folder),
-    "official": (lambda opened: True, read_official_file),
+class Family(NamedTuple):
+    """A family of checkpoints. The first one in `FAMILIES` that recognises a source reads it."""
+
+    recognises: Callable[[OpenedSource], bool]
+    read: Callable[[OpenedSource], Checkpoint]
+
+
+FAMILIES = {
+    "bridgetower": Family(lambda source: source.values.get("format") == "bridgetower", read_folder),
+    "transformers": Family(lambda source: source.path.is_dir(), read_hf_folder),
+    "official": Family(lambda source: True, read_official_file),
 }
 
 
@@ -356,7 +365,7 @@ def convert(
 
 
 def checkpoint_of(model: BridgeTower) -> Checkpoint:
-    """Returns the checkpoint that a model was built from, with the config and weights of today."""
+    """Returns the checkpoint that a model was built from, with its present config and weights."""
     origin = model.origin
     if not isinstance(origin, Checkpoint):
         origin = Checkpoint(

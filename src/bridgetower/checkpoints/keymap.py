@@ -242,20 +242,23 @@ def rule_table(
     patterns = [(_pattern(ours), theirs) for ours, theirs in rules]
     table = {}
     for name in names:
-        matches = ((pattern.fullmatch(name), theirs) for pattern, theirs in patterns)
-        match, theirs = next(((match, theirs) for match, theirs in matches if match), (None, ()))
-        if match is None:
+        for pattern, templates in patterns:
+            match = pattern.fullmatch(name)
+            if match is None:
+                continue
+            fields = {**prefixes, **match.groupdict()}
+            foreign = tuple(template.format(**fields) for template in templates)
+            is_scalar = _SCALARS.fullmatch(name) is not None
+            table[name] = TensorSource(foreign, leading_ones.get(name, 0), is_scalar)
+            break
+        else:
             raise KeyError(f"no foreign name is known for {name}")
-        fields = {**prefixes, **match.groupdict()}
-        foreign = tuple(template.format(**fields) for template in theirs)
-        is_scalar = _SCALARS.fullmatch(name) is not None
-        table[name] = TensorSource(foreign, leading_ones.get(name, 0), is_scalar)
     return table
 
 
 @cache
 def _pattern(ours: str) -> re.Pattern[str]:
-    """Compiles the name of a rule, in which a field stands for what `_FIELDS` says."""
+    """Compiles our name in a rule, with the patterns of `_FIELDS` for its fields."""
     fields = {name: f"(?P<{name}>{pattern})" for name, pattern in _FIELDS.items()}
     return re.compile(ours.replace(".", r"\.").format(**fields))
 
@@ -336,8 +339,10 @@ class TowerNaming:
         def size(name: str, axis: int = 0) -> int:
             return extent(tensors, foreign(name), axis)
 
+        # The layers are numbered.
         up = "layers.0.mlp.up.weight"
-        layer = re.compile(re.escape(foreign(up).partition("0.")[0]) + r"(\d+)\.")
+        start, _, _ = foreign(up).partition("0.")
+        layer = re.compile(re.escape(start) + r"(\d+)\.")
         numbers = {match[1] for match in map(layer.match, tensors) if match}
         sizes = {"num_layers": len(numbers), "intermediate_size": size(up)}
         if self.tower == "text":

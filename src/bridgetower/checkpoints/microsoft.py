@@ -98,11 +98,14 @@ def read_official(
     naming: Naming = "timm" if "vit_model.cls_token" in tensors else "clip"
     try:
         tensors = _renamed(tensors)
-        config = _read_config(source, official, tensors, naming, overrides).override(overrides)
+        config = _read_config(source, official, tensors, naming, overrides)
+        config = config.override(overrides)
     except KeyError as error:
         raise ValueError(
             f"{source} lacks {error}; expected an official BridgeTower, METER or ManagerTower checkpoint"
         ) from error
+
+    # The weights.
     extra_names = extra_tensor_names(config)
     if naming == "timm":
         extra_names = [name for name in extra_names if name.startswith("text.")]
@@ -110,7 +113,7 @@ def read_official(
     extra_table = name_table(extra_names, naming)
     checkpoint = collect(source, config, tensors, table, extra_table, _DROPPABLE, dtype)
 
-    # Of the official evaluation transforms, `clip` crops, `blip` and `albef` squash. The tokenizer is only named.
+    # Of the official evaluation transforms, `clip` crops, `blip` and `albef` squash. The file has no tokenizer.
     squashes = any("blip" in key or "albef" in key for key in official.val_transform_keys)
     preprocessing = ProcessorConfig(
         profile="official-finetune" if squashes else "official-pretrain",
@@ -220,7 +223,8 @@ def _read_heads(official: Settings, tensors: Mapping[str, Tensor], width: int) -
     if tasks:
         # With `task_head_layers=1` there is no hidden layer.
         norm = f"{tasks[0]}_classifier.1.weight"
-        settings["hidden_scale"] = (extent(tensors, norm) if norm in tensors else 0) / (2 * width)
+        hidden_size = extent(tensors, norm) if norm in tensors else 0
+        settings["hidden_scale"] = hidden_size / (2 * width)
     if "itc_text_head.fc.weight" in tensors:
         settings |= {"itc": "tower", "itc_size": extent(tensors, "itc_text_head.fc.weight")}
     if "vqa" in tasks:

@@ -25,11 +25,13 @@ class Match(TypedDict, total=False):
     score: float
 
 
-def described(probability: float | None = None, score: float | None = None) -> str:
+def match_text(probability: float | None = None, score: float | None = None) -> str:
     """Returns how well a pair matches in words: `12.3 %`, `score 0.123`, or nothing."""
     if probability is not None:
         return f"{100 * probability:.1f} %"
-    return "" if score is None else f"score {score:.3f}"
+    if score is not None:
+        return f"score {score:.3f}"
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,8 @@ class Reranking:
         return None if self.gain is None else self.gain.low > 0
 
     @property
-    def shown(self) -> Literal["probability", "score"]:
+    def measure(self) -> Literal["probability", "score"]:
+        """The name of what `match` returns."""
         return "score" if self.calibration is None else "probability"
 
     def match(self, log_odds: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
@@ -102,8 +105,9 @@ class Reranking:
             log_odds = self.calibration.log_odds(log_odds)
         return log_odds.sigmoid()
 
-    def named(self, log_odds: Float[Tensor, " n"]) -> list[Match]:
-        return [cast(Match, {self.shown: value}) for value in self.match(log_odds).tolist()]
+    def matches(self, log_odds: Float[Tensor, " n"]) -> list[Match]:
+        values = self.match(log_odds).tolist()
+        return [cast(Match, {self.measure: value}) for value in values]
 
     def to_plain(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}

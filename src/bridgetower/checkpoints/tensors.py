@@ -107,12 +107,17 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
         tensor = tensors[name].detach().cpu().contiguous()
         header = repr((name, list(tensor.shape), str(tensor.dtype)))
         numbers = tensor.reshape(-1).view(torch.uint8).numpy().data
-        return zlib.crc32(numbers, zlib.crc32(header.encode()))
+        header_crc = zlib.crc32(header.encode())
+        return zlib.crc32(numbers, header_crc)
 
-    is_large = sum(tensor.nbytes for tensor in tensors.values()) > _MIN_THREADED
-    with ThreadPoolExecutor(4) as pool:
-        crcs = list((pool.map if is_large else map)(tensor_crc, sorted(tensors)))
-    return f"{zlib.crc32(repr(crcs).encode()):08x}"
+    names = sorted(tensors)
+    if sum(tensor.nbytes for tensor in tensors.values()) > _MIN_THREADED:
+        with ThreadPoolExecutor(4) as pool:
+            crcs = list(pool.map(tensor_crc, names))
+    else:
+        crcs = list(map(tensor_crc, names))
+    crc = zlib.crc32(repr(crcs).encode())
+    return f"{crc:08x}"
 
 
 def read_sharded(index: Path) -> Mapping[str, Tensor]:
@@ -293,7 +298,9 @@ def state_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]
     for name in dict.fromkeys(chain(*shares)):
         if name.startswith(prefix):
             rows = [share[name] for share in shares if name in share]
-            yield name, torch.cat(rows) if len(rows) > 1 else rows[0].clone()
+            # One row may be a number, which cannot be joined.
+            joined = torch.cat(rows) if len(rows) > 1 else rows[0].clone()
+            yield name, joined
 
 
 def state_weights(folder: Path) -> dict[str, Tensor]:

@@ -47,14 +47,13 @@ from bridgetower.model.library_towers import (
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 from bridgetower.processor import load_tokenizer
 from bridgetower.processor.huggingface import channels, read_normalisation
-from bridgetower.processor.text import find_tokenizer, tokenizers_errors
+from bridgetower.processor.text import tokenizers_errors
+from bridgetower.processor.tokenizer_files import find_tokenizer
 
 TIMM = "timm:"
 HF = "hf:"
-_WRAPPERS = (
-    "model",
-    "state_dict",
-)  # keys under which DeiT and training frameworks save the weights
+# Keys under which DeiT and training frameworks save the weights.
+_WRAPPERS = ("model", "state_dict")
 _EXPECTED: dict[Tower, str] = {
     "vision": "CLIP of OpenAI or transformers, a ViT or DeiT of timm or transformers, or timm:NAME",
     "text": "an encoder of transformers",
@@ -99,7 +98,7 @@ def read_vision_tower(source: str, overrides: Values | None = None) -> TowerWeig
     if not source.startswith(TIMM):
         files = _open_tower_files(source.removeprefix(HF))
         try:
-            return _read_own_tower(files, "vision", overrides)
+            return _read_package_tower(files, "vision", overrides)
         # timm has more kinds of layers than the towers of this package.
         except ValueError as error:
             if not isinstance(files.settings.get("architecture"), str):
@@ -107,7 +106,7 @@ def read_vision_tower(source: str, overrides: Values | None = None) -> TowerWeig
             logger.info("%s: built by timm (%s)", files.name, error)
         return _read_timm_tower(files, overrides)
 
-    # NAME=FILE, a folder, a hub id, or a name of timm, whose weights are on the hub.
+    # Of timm: NAME=FILE, a folder, a hub id, or a name of timm, whose weights are on the hub.
     name = source.removeprefix(TIMM)
     architecture, is_file, file = name.partition("=")
     if is_file:
@@ -131,7 +130,7 @@ def read_text_tower(source: str, overrides: Values | None = None) -> TowerWeight
         )
     files = _open_tower_files(source.removeprefix(HF))
     if files.folder is None:
-        return _read_own_tower(files, "text", overrides or {})
+        return _read_package_tower(files, "text", overrides or {})
 
     # transformers builds the kinds of layers that this package lacks.
     model_type = files.settings.get("model_type")
@@ -143,7 +142,7 @@ def read_text_tower(source: str, overrides: Values | None = None) -> TowerWeight
         check_finite(files.name, tensors)
         tower = TowerWeights(source=files.name, config=config, tensors=tensors)
     else:
-        tower = _read_own_tower(files, "text", overrides or {})
+        tower = _read_package_tower(files, "text", overrides or {})
 
     # It also converts other files of a tokenizer than `tokenizer.json`.
     file = find_tokenizer(files.folder)
@@ -166,9 +165,9 @@ def _open_tower_files(source: str) -> _TowerFiles:
     return _TowerFiles(name, only_tensors(name, wrapped[0] if wrapped else content))
 
 
-def _read_own_tower(files: _TowerFiles, tower: Tower, overrides: Values) -> TowerWeights:
-    """Reads a tower of this package's layers, whose sizes are those of its tensors."""
-    # Find out whose names these are.
+def _read_package_tower(files: _TowerFiles, tower: Tower, overrides: Values) -> TowerWeights:
+    """Reads a tower that this package builds, whose sizes are those of its tensors."""
+    # Recognise the publisher by the names of the tensors.
     source = files.name
     naming = recognise(files.tensors, tower)
     if naming is None:
@@ -185,7 +184,7 @@ def _read_own_tower(files: _TowerFiles, tower: Tower, overrides: Values) -> Towe
                 for name, tensor in tensors.items()
             }
 
-    # The config is that of the tensors and of config.json, which nothing may contradict.
+    # Make the config of the tensors and of config.json, which nothing may contradict.
     try:
         settings = naming.sizes(source, tensors)
     except KeyError as error:
@@ -208,7 +207,8 @@ def _read_own_tower(files: _TowerFiles, tower: Tower, overrides: Values) -> Towe
         else:
             config = VisionConfig(**values)
             module = VisionTransformer(config)
-    # Mean and standard deviation of the pixels are in the files of timm or of transformers.
+
+    # Read mean and standard deviation of the pixels from the files of timm or of transformers.
     preprocessing: dict[str, Any] = {}
     if tower == "vision" and files.folder is not None:
         timm = files.settings.get("pretrained_cfg")

@@ -19,7 +19,7 @@ from bridgetower.cli.options import (
     Loading,
     LoadOptions,
     custom_task,
-    demo_or,
+    resolve_demo,
 )
 from bridgetower.cli.output import emit, emit_metrics, emit_next_command, is_json
 from bridgetower.evaluation.config import EvaluationOptions, Outcome, RetrievalConfig
@@ -87,7 +87,7 @@ def evaluate_command(
         slices: For --report: a CSV with a column id, as in predictions.jsonl (for retrieval, of the images), and others
             to slice by.
     """
-    model = demo_or(model)
+    model = resolve_demo(model, "model")
     _check_arguments(benchmark, options, loading, work=work, report=report, slices=slices)
     require("train")
     spec = custom_task(task_spec)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import Json, demo_or
+from bridgetower.cli.options import Json, resolve_demo
 from bridgetower.cli.output import emit, emit_next_command, emit_rows, is_json
 from bridgetower.data.sets.custom import SOURCE_HELP
 from bridgetower.extras import require
@@ -18,12 +18,6 @@ from bridgetower.tasks.run_config import TIMEOUT_MINUTES, Device
 
 if TYPE_CHECKING:
     from bridgetower.fitting.plan import FitPlan
-
-_USES = {
-    "pairs": ("search", "INDEX", "QUERY"),
-    "vqa": ("answer", "MODEL", "IMAGE", "QUESTION"),
-    "classification": ("classify", "MODEL", "IMAGE"),
-}
 
 
 def fit_command(
@@ -74,7 +68,7 @@ def fit_command(
         outcome = fit(
             source,
             out,
-            None if init is None else demo_or(init),
+            None if init is None else resolve_demo(init, "model"),
             columns=columns,
             plan_only=plan,
             max_errors=max_errors,

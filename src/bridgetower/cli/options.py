@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bridgetower.checkpoints import Checkpoint, HubOptions
     from bridgetower.inference.predictor import Predictor
     from bridgetower.model.extensions import Extensions
+    from bridgetower.search.searcher import Searcher
 
 
 def custom_task(reference: str | None) -> TaskSpec | None:
@@ -158,7 +159,7 @@ class ReadOptions:
         from bridgetower.checkpoints import read_checkpoint
 
         checkpoint = read_checkpoint(
-            demo_or(source),
+            resolve_demo(source, "model"),
             revision=self.revision,
             tokenizer=self.tokenizer,
             answers=self.answers,
@@ -204,15 +205,23 @@ class LoadOptions(ReadOptions):
             if item.name != "subfolder"
         }
         values["extensions"] = custom_extensions(self.extensions)
-        source = demo_or(model, "answering model" if answers_questions else "model")
+        source = resolve_demo(model, "answering model" if answers_questions else "model")
         return load(source, **values, **self.hub)
+
+    def open_index(self, index: str, root: Path | None, model: str | None) -> Searcher:
+        """Opens an index for searches, by default with the model that it was made with."""
+        from bridgetower.search.index import Index
+        from bridgetower.search.searcher import Searcher
+
+        opened = Index(resolve_demo(index, "index"), root=root)
+        return Searcher(opened, self.load(opened.model_or(model)))
 
 
 Loading = Annotated[LoadOptions, arg(name="")]
 LOADED = LoadOptions()
 
 
-def demo_or(source: str, kind: Literal["model", "answering model", "index"] = "model") -> str:
+def resolve_demo(source: str, kind: Literal["model", "answering model", "index"]) -> str:
     """Returns a source, or for the word `demo` the path of what the demo left in the working directory."""
     if source != "demo":
         return source

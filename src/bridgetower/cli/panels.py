@@ -83,16 +83,20 @@ def in_panels(text: str, command: str, *, show_all: bool) -> str:
     num_left_out = 0
     remaining = text.splitlines()
     while remaining:
+        # Lines outside of the panels of options stay.
         line = remaining.pop(0)
         title = re.match(r"╭─ ((?:[\w.-]+ )?options) ─", _COLOUR.sub("", line))
         if not title:
             lines.append(line)
             continue
+
+        # The entries of a panel, up to its lower border.
         end = next(row for row, below in enumerate(remaining) if "╰" in below)
         entries = _entries(remaining[:end])
         bottom = remaining[end]
         remaining = remaining[end + 1 :]
 
+        # Those that matter most, and the panel around them.
         if main is not None:
             names = [_option_name(entry[0]) for entry in entries]
             num_left_out += sum(bool(name) and name not in main for name in names)

@@ -36,14 +36,14 @@ class RowOutput:
     ) -> None:
         """Adds results, numbers or choices of a head, each with its inputs. A single input goes with all results."""
         count = max(map(len, inputs.values()))
-        columns = [
-            list(values) * count if len(values) == 1 else values for values in inputs.values()
-        ]
-        values = [
-            result if isinstance(result, float) else list(map(vars, result)) for result in results
-        ]
-        rows = zip(*columns, values, strict=True)
-        self.add(dict(zip((*inputs, name), row, strict=True)) for row in rows)
+        rows = []
+        for number, result in enumerate(results):
+            row: dict[str, Any] = {}
+            for column, values in inputs.items():
+                row[column] = str(values[number if len(values) == count else 0])
+            row[name] = result if isinstance(result, float) else list(map(vars, result))
+            rows.append(row)
+        self.add(rows)
 
     @property
     def destination(self) -> str:

@@ -65,11 +65,12 @@ def train_command(
     from bridgetower.training.run import train as train_run
     from bridgetower.training.trainer import Interrupted
 
+    task = custom_task(task_spec)
     try:
         metrics = train_run(
             config,
             out,
-            task=custom_task(task_spec),
+            task=task,
             extensions=custom_extensions(extensions),
             resume=resume,
             async_checkpoints=async_checkpoints,
@@ -87,8 +88,9 @@ def train_command(
         emit({"run": str(out), **metrics})
         return
     emit_metrics(f"{out}: {config.data.validation_split}", metrics)
-    if benchmarks := spec_of(config.task, custom_task(task_spec)).benchmarks:
-        next_command = ["evaluate", out, next(iter(benchmarks)), "--data", *config.data.folders]
+    if benchmarks := spec_of(config.task, task).benchmarks:
+        benchmark = next(iter(benchmarks))
+        next_command = ["evaluate", out, benchmark, "--data", *config.data.folders]
         if task_spec is not None:
             next_command += ["--task-spec", task_spec]
         emit_next_command(*next_command)
@@ -116,10 +118,10 @@ def compare_command(
 ) -> None:
     """Compare learning curves of finished runs, with differences paired by seed and their 95 % intervals.
 
-    Runs that differ in nothing but the seed are one arm. Each measure is computed for a run and then averaged over the
-    seeds of its arm: the mean of the metric over all evaluations, its last value and, with --reach, the first step at
-    which it is at least that. Differences are those of the first arm from each other, over the seeds that both have.
-    All runs have to be evaluated at the same steps. On a terminal it prints a table, else one line of JSON.
+    Runs that differ in nothing but the seed are one arm. A run has three measures: the mean of the metric over all
+    evaluations, its last value and, with --reach, the first step at which the metric is at least that. An arm has the
+    means of its runs. From the first arm each other one is subtracted, over the seeds that both have. All runs have to
+    be evaluated at the same steps. On a terminal it prints a table, else one line of JSON.
 
     Example: bridgetower compare BridgeTower=runs/add-1 BridgeTower=runs/add-2 METER=runs/meter-1 METER=runs/meter-2
 
@@ -129,8 +131,8 @@ def compare_command(
         reach: A value of the metric, for the number of steps to it.
         out: Folder for comparison.html, curves.png and comparison.json; default: none are written.
     """
-    for extra in ("train", "plot"):
-        require(extra)
+    require("train")
+    require("plot")
     from bridgetower.reports.comparison import Comparison, finished_runs
 
     arms, folders = zip(*split_names(runs), strict=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import LOADED, Json, Loading, Model, demo_or
+from bridgetower.cli.options import LOADED, Json, Loading, Model, resolve_demo
 from bridgetower.cli.output import emit, emit_next_command, emit_result, emit_results, is_json
 from bridgetower.extras import require
 from bridgetower.search.config import Against, IndexConfig
@@ -117,22 +117,24 @@ def search_command(
         from bridgetower.search.sheet import contact_sheet
 
         require_image_name(sheet)
-    from bridgetower.search.index import Index
-    from bridgetower.search.searcher import Searcher, check_query
+    from bridgetower.search.searcher import check_query
 
+    # Search.
     check_query(text, image, top=query.top, rerank=query.rerank, against=query.against)
-    opened = Index(demo_or(index, "index"), root=root)
-    searcher = Searcher(opened, loading.load(opened.model_or(model)))
+    searcher = loading.open_index(index, root, model)
     hits = searcher.search(text, image, **vars(query))
     if sheet is not None:
-        write_image(sheet, contact_sheet(hits, opened.content, text=text, image=image))
+        drawing = contact_sheet(hits, searcher.index.content, text=text, image=image)
+        write_image(sheet, drawing)
+
+    # Print the hits.
     if is_json(json):
-        emit(*({"rank": rank, **_values(hit)} for rank, hit in enumerate(hits, start=1)))
+        for rank, hit in enumerate(hits, start=1):
+            emit({"rank": rank, **_values(hit)})
     elif hits:
-        emit_results(
-            [{"": rank, **_cells(hit)} for rank, hit in enumerate(hits, start=1)], json=False
-        )
-        emit_next_command("serve", "--index", opened.uri)
+        rows = [{"": rank, **_cells(hit)} for rank, hit in enumerate(hits, start=1)]
+        emit_results(rows, json=False)
+        emit_next_command("serve", "--index", searcher.index.uri)
     if not hits:
         reason = "has a caption"
         if query.where:
@@ -171,12 +173,11 @@ def mcp_command(
     require("search")
     require("mcp")
     from bridgetower.integrations.mcp import mcp_server
-    from bridgetower.search.index import Index
-    from bridgetower.search.searcher import Searcher
 
-    opened = Index(demo_or(index, "index"), root=root)
-    searcher = Searcher(opened, loading.load(opened.model_or(model)))
-    answering = None if answer_model is None else loading.load(answer_model, answers_questions=True)
+    searcher = loading.open_index(index, root, model)
+    answering = None
+    if answer_model is not None:
+        answering = loading.load(answer_model, answers_questions=True)
     mcp_server(searcher, answering).run()
 
 
@@ -213,25 +214,29 @@ def duplicates_command(
     from bridgetower.search.duplicates import near_duplicates
     from bridgetower.search.index import Index
 
-    opened = Index(demo_or(index, "index"), root=root)
+    opened = Index(resolve_demo(index, "index"), root=root)
     groups = near_duplicates(opened, threshold, progress=True)
+
+    # Draw a row of images for each group.
     if sheet is not None:
         tiles: list[Hit | None] = []
         for group in groups[:50]:
             row = group[:COLUMNS]
-            tiles += [*row, *[None] * (COLUMNS - len(row))]
-        title = f"{len(groups)} group{'s' * (len(groups) != 1)} of near-duplicates"
+            empty = [None] * (COLUMNS - len(row))
+            tiles += [*row, *empty]
+        noun = "group" if len(groups) == 1 else "groups"
+        title = f"{len(groups)} {noun} of near-duplicates"
         drawing = contact_sheet(tiles, opened.content, title=(title, "a row each"))
         write_image(sheet, drawing)
 
-    def as_text(hit: Hit) -> str:
-        return f"{hit.path} {hit.width}x{hit.height} {hit.cosine:.3f}"
-
-    form = _values if is_json(json) else as_text
-    rows = (
-        {"group": number, "images": list(map(form, group))}
-        for number, group in enumerate(groups, start=1)
-    )
+    # Print the groups.
+    rows = []
+    for number, group in enumerate(groups, start=1):
+        if is_json(json):
+            images: list[object] = list(map(_values, group))
+        else:
+            images = [f"{hit.path} {hit.width}x{hit.height} {hit.cosine:.3f}" for hit in group]
+        rows.append({"group": number, "images": images})
     emit_results(rows, json=json)
     if not groups:
         print("No images are that similar; see a lower --threshold.", file=sys.stderr)
@@ -245,15 +250,16 @@ def _values(hit: Hit) -> dict[str, object]:
     if hit.is_moment:
         # Its path is that of the video, "#t=" and the seconds. Its captions are what is said.
         address = hit.file if isinstance(hit.file, str) else hit.file.resolve().as_uri()
+        _, _, seconds = hit.path.rpartition("#")
         values["transcript"] = " ".join(hit.captions)
-        values["link"] = f"{address}#{hit.path.rpartition('#')[2]}"
+        values["link"] = f"{address}#{seconds}"
     return values
 
 
 def _cells(hit: Hit) -> dict[str, str]:
-    from bridgetower.checkpoints import described
+    from bridgetower.checkpoints import match_text
 
-    match = described(hit.probability, hit.score)
+    match = match_text(hit.probability, hit.score)
     caption = hit.captions[0] if hit.captions else ""
     further = f" (and {len(hit.captions) - 1} more)" if len(hit.captions) > 1 else ""
     start = timedelta(seconds=int(hit.start or 0))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from bridgetower.cli import reported
-from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model, demo_or
+from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model
 from bridgetower.cli.output import log_to
 from bridgetower.cli.parsing import meant
 from bridgetower.extras import require
@@ -190,11 +190,7 @@ def service(
         predictor = loading.load(model)
     else:
         require("search")
-        from bridgetower.search.index import Index
-        from bridgetower.search.searcher import Searcher
-
-        opened = Index(demo_or(index, "index"), root=root)
-        searcher = Searcher(opened, loading.load(opened.model_or(model)))
+        searcher = loading.open_index(index, root, model)
         predictor = searcher.predictor
     answering = None
     if answer_model is not None:
@@ -215,7 +211,9 @@ def service(
             raise ValueError(
                 f"answer_model {answer_model} cannot answer questions: {error}"
             ) from error
-    return Service(predictor, config, searcher, None if answering is predictor else answering)
+    if answering is predictor:
+        answering = None
+    return Service(predictor, config, searcher, answering)
 
 
 def _log_with_time(name: str = "") -> None:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from tyro.conf import Positional, arg
 
@@ -62,20 +62,22 @@ class UseOptions(LoadOptions):
         self,
         model: str,
         texts: Sequence[str],
-        *images: Sequence[Path],
+        images: Sequence[Path],
+        images_2: Sequence[Path] | None = None,
+        *,
         top: int | None = None,
         advice: str = "",
-        **which: bool,
+        answers_questions: bool = False,
     ) -> Predictor:
-        """Returns a model, loaded once it is known that images are there and go with texts."""
+        """Checks that images are there and go with the texts, and then loads a model, which takes seconds."""
         from bridgetower.arguments import check_at_least_1
         from bridgetower.processor.processor import pair_lists
 
         check_at_least_1(top=top)
-        for image in chain(*images):
+        for image in (*images, *(images_2 or ())):
             image.stat()
-        pair_lists(images[0], texts, advice, images_2=images[1] if images[1:] else None)
-        return self.load(model, **which)
+        pair_lists(images, texts, advice, images_2=images_2)
+        return self.load(model, answers_questions=answers_questions)
 
     def rows(self) -> AbstractContextManager[RowOutput]:
         """Opens the output of the command's results."""
@@ -122,14 +124,14 @@ def embed_command(
         raise ValueError("nothing to embed; give a SOURCE, --images FILE … or --texts TEXT …")
     if source is not None and (images or texts):
         raise ValueError(f"both {source} and --images or --texts are given; expected one of them")
-    inputs = (
-        given_examples(images, texts, pairs=options.of == "pairs") if source is None else source
-    )
+    inputs: Any = source
+    if source is None:
+        inputs = given_examples(images, texts, pairs=options.of == "pairs")
     if out is None:
         print_vectors(inputs, lambda: loading.load(model), options)
-    else:
-        report = embed_source(inputs, out, lambda: loading.load(model), options, progress=True)
-        emit_result({"out": out, **asdict(report)}, json=json)
+        return
+    report = embed_source(inputs, out, lambda: loading.load(model), options, progress=True)
+    emit_result({"out": out, **asdict(report)}, json=json)
 
 
 def score_command(
@@ -178,16 +180,16 @@ def match_command(
     """
     with using.rows() as rows:
         advice = ", or --all-pairs to match every image with every text"
-        predictor = using.load_for(model, texts[:1] if all_pairs else texts, images, advice=advice)
-        names = list(map(str, images))
-        scores = (
-            predictor.match(names, texts, all_pairs=all_pairs, **using.options).flatten().tolist()
-        )
+        # With all pairs there may be any number of texts.
+        paired_texts = texts[:1] if all_pairs else texts
+        predictor = using.load_for(model, paired_texts, images, advice=advice)
+        scores = predictor.match(images, texts, all_pairs=all_pairs, **using.options)
+        inputs: dict[str, Sequence[object]] = {"image": images, "text": texts}
         if all_pairs:
-            pairs = list(product(names, texts))
-            names = [name for name, _ in pairs]
-            texts = tuple(text for _, text in pairs)
-        rows.add_results({"image": names, "text": texts}, predictor.reranking.shown, scores)
+            pairs = list(product(images, texts))
+            inputs["image"] = [image for image, _ in pairs]
+            inputs["text"] = [text for _, text in pairs]
+        rows.add_results(inputs, predictor.reranking.measure, scores.flatten().tolist())
 
 
 def fill_mask_command(
@@ -205,18 +207,17 @@ def fill_mask_command(
         top: Candidates per mask.
     """
     with using.rows() as rows:
-        names = list(map(str, images))
-        filled = using.load_for(model, texts, images, top=top).fill_mask(
-            names, texts, top=top, **using.options
-        )
-        filled_rows = []
+        predictor = using.load_for(model, texts, images, top=top)
+        filled = predictor.fill_mask(images, texts, top=top, **using.options)
+        filled_images = []
+        filled_texts = []
+        candidates = []
         for number, masks in enumerate(filled):
-            image = names[number % len(names)]
-            text = texts[number % len(texts)]
-            filled_rows += [
-                {"image": image, "text": text, "words": list(map(vars, words))} for words in masks
-            ]
-        rows.add(filled_rows)
+            # One image may go with all texts, or one text with all images.
+            filled_images += [images[number % len(images)]] * len(masks)
+            filled_texts += [texts[number % len(texts)]] * len(masks)
+            candidates += masks
+        rows.add_results({"image": filled_images, "text": filled_texts}, "words", candidates)
 
 
 def explain_command(
@@ -253,9 +254,8 @@ def explain_command(
     require_image_name(out)
     image.stat()
 
-    explanation = attention_of(
-        loading.load(model), str(image), text, method=method, truncate=truncate
-    )
+    predictor = loading.load(model)
+    explanation = attention_of(predictor, image, text, method=method, truncate=truncate)
     write_image(out, draw_explanation(explanation))
     result: dict[str, object] = {"image": str(image), "text": text, "method": method}
     if explanation.probability is not None:
@@ -285,9 +285,8 @@ def answer_command(
     """
     with using.rows() as rows:
         predictor = using.load_for(model, questions, images, top=top, answers_questions=True)
-        names = list(map(str, images))
-        answers = predictor.answer(names, questions, top=top, **using.options)
-        rows.add_results({"image": names, "question": questions}, "answers", answers)
+        answers = predictor.answer(images, questions, top=top, **using.options)
+        rows.add_results({"image": images, "question": questions}, "answers", answers)
 
 
 def entail_command(
@@ -304,10 +303,9 @@ def entail_command(
         statements: Statements; statement n is about image n, or all about one image.
     """
     with using.rows() as rows:
-        names = list(map(str, images))
         predictor = using.load_for(model, statements, images)
-        judgements = predictor.entail(names, statements, **using.options)
-        rows.add_results({"image": names, "statement": statements}, "judgements", judgements)
+        judgements = predictor.entail(images, statements, **using.options)
+        rows.add_results({"image": images, "statement": statements}, "judgements", judgements)
 
 
 def reason_command(
@@ -332,14 +330,9 @@ def reason_command(
     """
     with using.rows() as rows:
         predictor = using.load_for(model, statements, images, images_2)
-        left_names = list(map(str, images))
-        right_names = list(map(str, images_2))
-        judgements = predictor.reason(left_names, right_names, statements, **using.options)
-        rows.add_results(
-            {"image": left_names, "image_2": right_names, "statement": statements},
-            "judgements",
-            judgements,
-        )
+        judgements = predictor.reason(images, images_2, statements, **using.options)
+        inputs = {"image": images, "image_2": images_2, "statement": statements}
+        rows.add_results(inputs, "judgements", judgements)
 
 
 def predict_command(
@@ -370,11 +363,7 @@ def predict_command(
 
     with using.rows() as rows:
         check_at_least_1(top=top)
-        columns = {
-            "image": list(map(str, images)),
-            "image_2": list(map(str, images_2)),
-            "text": list(texts),
-        }
+        columns = {"image": images, "image_2": images_2, "text": texts}
         inputs = {name: values for name, values in columns.items() if values}
         if not inputs:
             raise ValueError("nothing to predict; give --images FILE … or --texts TEXT …")
@@ -382,12 +371,7 @@ def predict_command(
             image.stat()
         predictor = using.load(model)
         results = predictor.predict(
-            head,
-            inputs.get("image"),
-            inputs.get("text"),
-            inputs.get("image_2"),
-            top=top,
-            **using.options,
+            head, images or None, texts or None, images_2 or None, top=top, **using.options
         )
         if predictor.class_names(head):
             rows.add_results(inputs, "classes", results)
@@ -466,14 +450,13 @@ def _classify_inputs(
     """Prints what the classification head gives of images, texts or both."""
     with using.rows() as rows:
         predictor = using.load_for(model, texts, images) if images and texts else using.load(model)
-        names = list(map(str, images))
-        inputs = {"image": names, "text": texts}
-        inputs = {name: values for name, values in inputs.items() if values}
+        columns = {"image": images, "text": texts}
+        inputs = {name: values for name, values in columns.items() if values}
         if predictor.model.head_outputs("classification") == "number":
-            numbers = predictor.estimate(names or None, texts or None, **using.options)
+            numbers = predictor.estimate(images or None, texts or None, **using.options)
             rows.add_results(inputs, "number", numbers.tolist())
             return
-        classes = predictor.classify(names or None, texts or None, top=top, **using.options)
+        classes = predictor.classify(images or None, texts or None, top=top, **using.options)
         rows.add_results(inputs, "classes", classes)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from bridgetower.arguments import checked
-from bridgetower.checkpoints.reranking import Match, described
+from bridgetower.checkpoints.reranking import Match, match_text
 from bridgetower.inference.items import Pixels, fetched, log_odds, matched
 from bridgetower.inference.predictor import Predictor
 from bridgetower.model.hidden_states import hidden_states
@@ -144,7 +144,7 @@ def attention_of(
         match: Match = {}
         if model.itm_head is not None:
             logits = model.itm_logits(states.pooled)
-            (match,) = predictor.reranking.named(matched(logits.detach()))
+            (match,) = predictor.reranking.matches(matched(logits.detach()))
         if is_gradcam:
             # A context is weights · values, from which the gradient of the weights follows.
             gradients = torch.stack(torch.autograd.grad(log_odds(logits).sum(), zeros))
@@ -235,7 +235,7 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     view = explanation.view.convert("RGB").resize((168, 168))
     show(view, 0.2, 0.2)
     title = f"“{shortened_line(explanation.text, round(7 * (width - 2)))}”"
-    match = described(explanation.probability, explanation.score)
+    match = match_text(explanation.probability, explanation.score)
     lines = (
         (title, 0.4, 15, INK),
         (f"match: {match}" if match else "", 0.7, 11, INK),

@@ -454,7 +454,7 @@ class _EmbeddingRun:
         model = self.predictor.model
         if model.itm_head is not None:
             reranking = self.predictor.reranking
-            columns[reranking.shown] = reranking.match(outputs[:, 0]).numpy()
+            columns[reranking.measure] = reranking.match(outputs[:, 0]).numpy()
         if model.itc_head is not None:
             columns["cosine"] = outputs[:, -1].numpy()
         return pa.table(columns)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
-from bridgetower.checkpoints import described
+from bridgetower.checkpoints import match_text
 from bridgetower.extras import require
 from bridgetower.inference.predictor import Predictor
 from bridgetower.processor import open_reduced
@@ -118,7 +118,7 @@ class _Tools:
                 "file": str(hit.file),
                 "captions": list(hit.captions),
             }
-            match = described(hit.probability, hit.score)
+            match = match_text(hit.probability, hit.score)
             if match:
                 description["match"] = match
             else:

@@ -49,8 +49,9 @@ class Bridge(nn.Module):
         else:
             mixed = self.linear(torch.cat([tower, stream], dim=-1))
         if self.kind == "gated":
+            gate = torch.sigmoid(mixed)
             # Unlike torch.lerp, this takes tensors of several dtypes.
-            mixed = stream + torch.sigmoid(mixed) * (tower - stream)
+            mixed = stream + gate * (tower - stream)
         return self.norm(mixed)
 
 
@@ -67,9 +68,8 @@ class Manager(nn.Module):
     def weighted_sum(
         self, tower_layers: TowerLayers, scores: Float[Tensor, "n #b #l #d"]
     ) -> Hidden:
-        layers = torch.stack(
-            [norm(layer) for norm, layer in zip(self.norms, tower_layers, strict=True)]
-        )
+        normalised = [norm(layer) for norm, layer in zip(self.norms, tower_layers, strict=True)]
+        layers = torch.stack(normalised)
         if self.training:
             scores = scores + torch.randn_like(layers) / len(layers)
         weights = torch.softmax(scores / self.temperature.squeeze(), dim=0)
@@ -140,11 +140,15 @@ class AdaptiveManager(Manager):
         return tower + self.stream_weight * stream
 
 
+def adaptive_manager(config: FusionConfig, layer: int, num_tower_layers: int) -> Manager:
+    if layer == 1:
+        return StaticManager(config, layer, num_tower_layers)
+    return AdaptiveManager(config, layer, num_tower_layers)
+
+
 BridgeBuilder = Callable[[FusionConfig, int, int], nn.Module]
 BRIDGES: dict[str, BridgeBuilder] = {
     **{kind: partial(Bridge, kind=kind) for kind in MIXING_BRIDGES},
     "static_manager": StaticManager,
-    "adaptive_manager": lambda config, layer, num_tower_layers: (
-        StaticManager if layer == 1 else AdaptiveManager
-    )(config, layer, num_tower_layers),
+    "adaptive_manager": adaptive_manager,
 }

@@ -78,13 +78,15 @@ class BridgeTower(nn.Module):
         # The towers and their projections.
         self.vision = vision_tower(config.vision, extensions)
         text_towers = TEXT_ARCHITECTURES | extensions.text_towers
-        self.text = look_up("text.architecture", config.text.architecture, text_towers)(config.text)
+        build_text = look_up("text.architecture", config.text.architecture, text_towers)
+        self.text = build_text(config.text)
         self.image_projections = _projections(
             config.vision.hidden_size, config.vision_layers, fusion
         )
         self.text_projections = _projections(config.text.hidden_size, config.text_layers, fusion)
         self.token_type_embedding = nn.Embedding(fusion.num_token_types, fusion.hidden_size)
-        self.text_layer_embedding = self.image_layer_embedding = None
+        self.text_layer_embedding = None
+        self.image_layer_embedding = None
         if fusion.layer_embeddings:
             self.text_layer_embedding = nn.Embedding(config.text.num_layers, fusion.hidden_size)
             self.image_layer_embedding = nn.Embedding(config.vision.num_layers, fusion.hidden_size)
@@ -96,7 +98,8 @@ class BridgeTower(nn.Module):
         enabled = chosen_heads(config.heads)
         for name in (*HEADS, *config.heads.custom):
             spec = look_up("heads.custom", name, extensions.head_specs)
-            self.add_module(f"{name}_head", spec.build(config) if name in enabled else None)
+            head = spec.build(config) if name in enabled else None
+            self.add_module(f"{name}_head", head)
         if self.device.type != "meta":
             self.reset_parameters(generator)
 
@@ -170,7 +173,8 @@ class BridgeTower(nn.Module):
         if not self.trained_top:
             return read
         top_frozen = read[-1] - self.trained_top
-        return (*(layer for layer in read if layer < top_frozen), top_frozen)
+        below = tuple(layer for layer in read if layer < top_frozen)
+        return (*below, top_frozen)
 
     @property
     def device(self) -> torch.device:
@@ -191,11 +195,13 @@ class BridgeTower(nn.Module):
             pixel_values: Normalised images, whose sides are multiples of the patch size; None with `states`.
             token_type: 1, or 2 for the second image of a pair (NLVR2).
             outputs: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
-            states: Hidden states of the frozen tower instead of images, see `cached_layers`; for `cls`, also `cls`.
+            states: Instead of images, hidden states of the frozen tower after `cached_layers` [B, N, P, V], or its
+                global vectors [B, V] for outputs `cls`.
         """
-        if pixel_values is None and states is None:
-            raise ValueError("no pixel_values and no states are given; give one of them")
-        if pixel_values is not None and (pixel_values.ndim != 4 or pixel_values.shape[1] != 3):
+        if pixel_values is None:
+            if states is None:
+                raise ValueError("no pixel_values and no states are given; give one of them")
+        elif pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(
                 f"pixel_values have the shape {list(pixel_values.shape)}; expected [images, 3, height, width]"
             )
@@ -214,7 +220,7 @@ class BridgeTower(nn.Module):
         Args:
             input_ids: Token ids.
             attention_mask: 0 on padding; None if nothing is padded.
-            outputs, states: As of `encode_image`.
+            outputs, states: As for `encode_image`.
         """
         if input_ids.ndim != 2:
             raise ValueError(
@@ -222,15 +228,17 @@ class BridgeTower(nn.Module):
             )
         mask = None if attention_mask is None else attention_mask.bool()
         if self.text_multiple > 1:
+            # Compiled layers get padded texts, and always a mask.
+            config = self.config.text
             length = input_ids.shape[1]
-            room = self.config.text.max_length - length
-            missing = max(0, min(-length % self.text_multiple, room))
+            padding = -length % self.text_multiple
+            padding = max(0, min(padding, config.max_length - length))
             if mask is None:
                 mask = torch.ones_like(input_ids, dtype=torch.bool)
-            mask = F.pad(mask, (0, missing))
-            input_ids = F.pad(input_ids, (0, missing), value=self.config.text.pad_token_id)
+            mask = F.pad(mask, (0, padding))
+            input_ids = F.pad(input_ids, (0, padding), value=config.pad_token_id)
             if states is not None and states.ndim == 4:
-                states = F.pad(states, (0, 0, 0, missing))
+                states = F.pad(states, (0, 0, 0, padding))
         return self._encode("text", input_ids, mask, TEXT, outputs, states)
 
     def _encode(
@@ -243,14 +251,18 @@ class BridgeTower(nn.Module):
         states: Float[Tensor, "b n l w"] | Float[Tensor, "b w"] | None,
     ) -> Encoded:
         """Runs as much of a tower as the outputs need, or of its layers that train if there are `states`."""
+        # States are global vectors, or hidden states from which the layers that train continue.
         if states is not None and states.ndim == 2:
             return Encoded((), states)
         tower, layers = self._tower(modality)
         if states is not None:
             hidden = list(states.unbind(1))
             if self.trained_top:
-                cached = dict(zip(self.cached_layers(layers), hidden, strict=True))
+                cached_layers = self.cached_layers(layers)
+                cached = dict(zip(cached_layers, hidden, strict=True))
                 hidden = tower.resume(cached, mask, layers)
+
+        # Without states, the tower runs.
         elif outputs == "cls" and self._pools_token(modality):
             return Encoded((), tower.cls(inputs, layers[-1], mask))
         else:
@@ -275,7 +287,8 @@ class BridgeTower(nn.Module):
     ) -> Float[Tensor, "b w"]:
         """Pools the hidden states of the last bridged layer for the heads on a tower."""
         if self._pools_token(modality):
-            return self._tower(modality)[0].pooled(hidden)
+            tower, _ = self._tower(modality)
+            return tower.pooled(hidden)
         if modality == "image":
             hidden = hidden[:, self.config.vision.num_prefix_tokens :]
         return mean_token(hidden, mask)
@@ -298,28 +311,29 @@ class BridgeTower(nn.Module):
         _, layers = self._tower(modality)
         projected = []
         for index, (states, layer) in enumerate(zip(hidden, layers, strict=True)):
-            added = types[token_type]
+            offset = types[token_type]
             if embedding is not None:
-                added = added + embedding.weight[layer - 1]
-            states = projections[index % len(projections)](states)
-            projected.append(states + added.to(states.dtype))
-        return Encoded(tuple(projected), self._features(modality, hidden[-1], mask), mask)
+                offset = offset + embedding.weight[layer - 1]
+            # One projection per layer, or one for all.
+            projection = projections[index % len(projections)]
+            states = projection(states)
+            projected.append(states + offset.to(states.dtype))
+        features = self._features(modality, hidden[-1], mask)
+        return Encoded(tuple(projected), features, mask)
 
     def cache_image(self, image: Encoded) -> Encoded:
         """Adds what the first fusion layer computes of each image alone, for images that several texts share."""
-        if self._fuses_randomly():
-            return image
-        return replace(
-            image, first_layer_cache=self.fusion.cache_first_layer("image", image.layers)
-        )
+        return self._cached("image", image)
 
     def cache_text(self, text: Encoded) -> Encoded:
         """Adds what the first fusion layer computes of each text alone, see `cache_image`."""
+        return self._cached("text", text)
+
+    def _cached(self, modality: Modality, encoded: Encoded) -> Encoded:
         if self._fuses_randomly():
-            return text
-        return replace(
-            text, first_layer_cache=self.fusion.cache_first_layer("text", text.layers, text.mask)
-        )
+            return encoded
+        cache = self.fusion.cache_first_layer(modality, encoded.layers, encoded.mask)
+        return replace(encoded, first_layer_cache=cache)
 
     def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
         """Fuses image b with text b, computing only what is read.
@@ -366,9 +380,9 @@ class BridgeTower(nn.Module):
         outputs: FusionOutputs = "all",
     ) -> Fused:
         """Encodes both modalities and fuses them."""
-        return self.fuse(
-            self.encode_image(pixel_values), self.encode_text(input_ids, attention_mask), outputs
-        )
+        image = self.encode_image(pixel_values)
+        text = self.encode_text(input_ids, attention_mask)
+        return self.fuse(image, text, outputs)
 
     def image_embeds(self, image: Encoded) -> Float[Tensor, "b c"]:
         """Returns L2-normalised contrastive embeddings of images."""
@@ -376,13 +390,16 @@ class BridgeTower(nn.Module):
         # transformers reads the projected CLS, the official code the tower's.
         if self.compares_pairs:
             projected = self.image_projections[-1](image.cls)
-            return _l2_normalize(head.image(projected + self.token_type_embedding.weight[IMAGE]))
-        return _l2_normalize(head.image(head.dropout(image.cls)))
+            features = projected + self.token_type_embedding.weight[IMAGE]
+        else:
+            features = head.dropout(image.cls)
+        return _l2_normalize(head.image(features))
 
     def text_embeds(self, text: Encoded) -> Float[Tensor, "b c"]:
         """Returns L2-normalised contrastive embeddings of texts."""
         head = self.head("itc")
-        return _l2_normalize(head.text(text.cls if self.compares_pairs else head.dropout(text.cls)))
+        features = text.cls if self.compares_pairs else head.dropout(text.cls)
+        return _l2_normalize(head.text(features))
 
     @property
     def compares_pairs(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from bridgetower.plain import NO_OPTION, check_choice, check_numbers, from_plain
@@ -175,7 +175,9 @@ class TextConfig:
 
     @property
     def max_length(self) -> int:
-        return self.max_positions - (self.pad_token_id + 1 if self.positions == "roberta" else 0)
+        if self.positions == "bert":
+            return self.max_positions
+        return self.max_positions - self.pad_token_id - 1
 
     def check_length(self, length: int) -> None:
         if length > self.max_length:
@@ -232,13 +234,14 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         check_encoder("fusion", self, bridge_layer_norm_eps=EPS, num_token_types=(2, 1_000))
-        reads_any_number = self.bridge not in (None, *MIXING_BRIDGES)
+        # Managers and custom bridges read any number of tower layers.
+        needs_exact_number = self.bridge in (None, *MIXING_BRIDGES)
         for name in ("vision_layers", "text_layers"):
             layers = getattr(self, name)
             if layers is None:
                 continue
             is_valid = isinstance(layers, tuple) and all(type(layer) is int for layer in layers)
-            if is_valid and not (layers and reads_any_number):
+            if is_valid and (needs_exact_number or not layers):
                 is_valid = len(layers) == self.num_bridged_layers
             if not is_valid:
                 raise ValueError(
@@ -328,9 +331,8 @@ class HeadsConfig:
             ("text_pooling", Pooling),
         ):
             check_choice(f"heads.{name}", getattr(self, name), choices)
-        if self.itc == "fused" and (
-            "mean" in (self.image_pooling, self.text_pooling) or self.itc_dropout
-        ):
+        pools_mean = "mean" in (self.image_pooling, self.text_pooling)
+        if self.itc == "fused" and (pools_mean or self.itc_dropout):
             raise ValueError(
                 "heads.itc is fused with means as pooling, or itc_dropout; expected the kind tower"
             )
@@ -366,7 +368,8 @@ class ModelConfig:
             ("vision", self.vision_layers, self.vision.num_layers),
             ("text", self.text_layers, self.text.num_layers),
         ):
-            if layers != tuple(sorted(set(layers) & set(range(1, depth + 1)))):
+            existing = set(layers).intersection(range(1, depth + 1))
+            if layers != tuple(sorted(existing)):
                 raise ValueError(
                     f"fusion.{name}_layers is {layers}; expected increasing layers between 1 and {depth}, "
                     f"the depth of the {name} tower"
@@ -381,7 +384,8 @@ class ModelConfig:
         return self.fusion.text_layers or self._top_layers(self.text.num_layers)
 
     def _top_layers(self, depth: int) -> tuple[int, ...]:
-        return tuple(range(depth - self.fusion.num_bridged_layers + 1, depth + 1))
+        lowest = depth - self.fusion.num_bridged_layers + 1
+        return tuple(range(lowest, depth + 1))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -392,19 +396,19 @@ class ModelConfig:
 
     def override(self, overrides: Mapping[str, Any]) -> ModelConfig:
         """Returns a copy with dotted fields replaced, such as `{"text.num_heads": 4, "vision.image_size": 384}`."""
-        sections = {section.name: getattr(self, section.name) for section in fields(self)}
-        paths = [f"{name}.{field.name}" for name in sections for field in fields(sections[name])]
-        changes: dict[str, dict[str, Any]] = {}
+        sections = self.to_dict()
         for path, value in overrides.items():
-            if path not in paths:
-                raise ValueError(f"unknown config field {path!r}; known: {', '.join(paths)}")
             section, _, name = path.partition(".")
-            changes.setdefault(section, {})[name] = (
-                tuple(value) if isinstance(value, list) else value
-            )
-        # All fields of a section change at once, as they are checked together.
-        changed = {name: replace(sections[name], **values) for name, values in changes.items()}
-        return replace(self, **changed)
+            if name not in sections.get(section, {}):
+                paths = [f"{section}.{name}" for section in sections for name in sections[section]]
+                raise ValueError(f"unknown config field {path!r}; known: {', '.join(paths)}")
+            sections[section][name] = tuple(value) if isinstance(value, list) else value
+        return ModelConfig(
+            vision=VisionConfig(**sections["vision"]),
+            text=TextConfig(**sections["text"]),
+            fusion=FusionConfig(**sections["fusion"]),
+            heads=HeadsConfig(**sections["heads"]),
+        )
 
 
 def look_up(field: str, name: str, table: Mapping[str, _Entry]) -> _Entry:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +61,10 @@ def optimize_for_cpu(module: nn.Module) -> None:
 
 
 def _swap(module: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]]) -> None:
-    if type(module).__module__.split(".")[0] in ("bridgetower", "torch"):
-        module.__class__ = classes.get(type(module), type(module))
+    kind = type(module)
+    package = kind.__module__.split(".")[0]
+    if package in ("bridgetower", "torch"):
+        module.__class__ = classes.get(kind, kind)
         for child in module.children():
             _swap(child, classes)
 
@@ -73,7 +75,7 @@ def pack_weights(
 ) -> None:
     """Swaps the kernels in and packs the weights of their linear layers for inference. The state dict stays the same.
 
-    Modules that are `excluded` only get the kernels.
+    Modules in `excluded` get the kernels only.
     """
     optimize_for_cpu(model)
     skipped = {module for encoder in excluded for module in encoder.modules()}
@@ -82,10 +84,11 @@ def pack_weights(
             continue
         if isinstance(module, OneDnnLinear):
             module.pack(dtype or module.weight.dtype)
-        # Nothing stays of the memory that the weights were loaded to.
+        # Copies of all others, as each of them keeps alive the whole memory that a checkpoint was read to.
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.device.type == "cpu" and not parameter.is_mkldnn:
-                setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+                copied = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+                setattr(module, name, copied)
 
 
 class ChunkedBridgeTower(BridgeTower):
@@ -110,10 +113,10 @@ class ChunkedBridgeTower(BridgeTower):
         for start in range(0, len(image), num_pairs):
             rows = slice(start, start + num_pairs)
             chunks.append(super().fuse(image[rows], text[rows], outputs))
-        columns = zip(*chunks, strict=True)
-        joined: list[Any] = [
-            None if tensors[0] is None else torch.cat(tensors) for tensors in columns
-        ]
+        joined: list[Any] = []
+        for tensors in zip(*chunks, strict=True):
+            is_computed = tensors[0] is not None
+            joined.append(torch.cat(tensors) if is_computed else None)
         return Fused(*joined)
 
 
@@ -141,9 +144,11 @@ class OneDnnLinear(nn.Linear):
         is_packed = self.weight.is_mkldnn
         if is_packed:
             self.weight = nn.Parameter(self.weight.to_dense(), requires_grad=False)
-        yield
-        if is_packed:
-            self.pack(self.weight.dtype)
+        try:
+            yield
+        finally:
+            if is_packed:
+                self.pack(self.weight.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OneDnnLinear:
         with self._unpacked():
@@ -183,13 +188,23 @@ class RecomputedFeedForward(FeedForward):
         return linear(self.up(hidden), self.down.weight, self.down.bias, self.activation)
 
 
+class NormInputs(NamedTuple):
+    """Inputs of a LayerNorm, as an attribute of its output."""
+
+    version: int  # of the output, which an operation in place increases
+    eps: float
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
 class RecomputedLayerNorm(nn.LayerNorm):
     """Marks its output, of which a linear layer keeps the norm's input for the gradients, which saves 25 of 168 MiB."""
 
     def forward(self, input: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:  # noqa: A002 - torch's name
         output = super().forward(input)
         if output.requires_grad:
-            inputs = (output._version, self.eps, input, self.weight, self.bias)
+            inputs = NormInputs(output._version, self.eps, input, self.weight, self.bias)
             setattr(output, _NORM_ATTRIBUTE, inputs)
         return output
 
@@ -217,9 +232,12 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None
     ) -> Tensor:
-        version, ctx.eps, *norm = getattr(hidden, _NORM_ATTRIBUTE, (None, None))
-        is_unchanged = version == hidden._version
-        ctx.save_for_backward(weight, *(norm if is_unchanged else [hidden]))
+        norm: NormInputs | None = getattr(hidden, _NORM_ATTRIBUTE, None)
+        if norm is not None and norm.version == hidden._version:
+            ctx.eps = norm.eps
+            ctx.save_for_backward(weight, norm.hidden, norm.weight, norm.bias)
+        else:
+            ctx.save_for_backward(weight, hidden)
         ctx.activation = activation
         return _outputs(_activated(hidden, activation), weight, bias)
 
@@ -228,21 +246,24 @@ class _Linear(torch.autograd.Function):
     def backward(
         ctx: Any, *gradients: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        weight, hidden, *norm = ctx.saved_tensors
+        weight, hidden, *norm_parameters = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
         product = _product if onednn_is_faster("gradients") else F.linear
         gradient = gradients[0]
         gradient = gradient.reshape(-1, gradient.shape[-1]).contiguous()
 
         # The inputs of the product are computed again.
-        if norm:
-            norm_weight, norm_bias = norm
+        if norm_parameters:
+            norm_weight, norm_bias = norm_parameters
             hidden = F.layer_norm(hidden, hidden.shape[-1:], norm_weight, norm_bias, ctx.eps)
         with torch.enable_grad():
             hidden = hidden.detach().requires_grad_(needs_hidden)
             inputs = _activated(hidden, ctx.activation)
 
-        to_hidden = to_weight = None
+        # Gradients of the inputs that need them.
+        to_hidden = None
+        to_weight = None
+        to_bias = None
         if needs_hidden:
             to_hidden = product(gradient, _dense(weight).T).view(hidden.shape)
             if inputs is not hidden:
@@ -250,7 +271,9 @@ class _Linear(torch.autograd.Function):
         if needs_weight:
             rows = inputs.detach().reshape(-1, inputs.shape[-1])
             to_weight = product(gradient.T, rows.contiguous().T)
-        return to_hidden, to_weight, gradient.sum(dim=0) if needs_bias else None, None
+        if needs_bias:
+            to_bias = gradient.sum(dim=0)
+        return to_hidden, to_weight, to_bias, None
 
 
 def _activated(hidden: Tensor, activation: Activation | None) -> Tensor:
@@ -279,13 +302,7 @@ def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 class BlockedAttention(DotProductAttention):
     """Attention of some heads at a time, with scores in the cache, which saves 61 of 204 MiB and 0.12 of 0.56 s."""
 
-    def forward(
-        self,
-        query: Queries,
-        key: Keys,
-        value: Keys,
-        mask: KeyMask,
-    ) -> Queries:
+    def forward(self, query: Queries, key: Keys, value: Keys, mask: KeyMask) -> Queries:
         rate = self.dropout if self.training else 0.0
         query, key, value = map(self.split_heads, (query, key, value))
         context = _BlockedAttention.apply(query, key, value, mask, rate)  # type: ignore[no-untyped-call]
@@ -299,23 +316,30 @@ class _BlockedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
     ) -> Tensor:
+        # The heads of all samples, [B·H, L, E].
         num_heads = query.shape[1]
-        # [B·H, L, E]
-        queries, keys, values = (tensor.flatten(0, 1) for tensor in (query, key, value))
+        queries = query.flatten(0, 1)
+        keys = key.flatten(0, 1)
+        values = value.flatten(0, 1)
+        is_padding = None
+        if mask is not None:
+            is_padding = ~mask.repeat_interleave(num_heads, dim=0)[:, None]
+
+        # What is kept for the gradients. Weights of longer inputs need more memory than two of the inputs.
         shape = (len(queries), queries.shape[1], keys.shape[1])
-        is_padding = None if mask is None else ~mask.repeat_interleave(num_heads, dim=0)[:, None]
         dropout_mask = draw_mask(shape, dropout) if dropout else None
         stored = None
-        # Weights of longer inputs need more memory than two of the inputs.
         if any(ctx.needs_input_grad) and max(shape[1:]) <= 2 * queries.shape[2]:
             stored = queries.new_empty(shape)
         ctx.scale = 1 / (1 - dropout)
         ctx.save_for_backward(query, key, value, is_padding, dropout_mask, stored)
+
+        # Some heads at a time.
         context = torch.empty_like(queries)
         for rows, weights in _weight_blocks(queries, keys, is_padding, stored):
-            dropped = (
-                weights if dropout_mask is None else _drop(weights, dropout_mask[rows], ctx.scale)
-            )
+            dropped = weights
+            if dropout_mask is not None:
+                dropped = _drop(weights, dropout_mask[rows], ctx.scale)
             torch.bmm(dropped, values[rows], out=context[rows])
         return context.view_as(query)
 
@@ -433,8 +457,10 @@ _KERNELS: dict[type[nn.Module], type[nn.Module]] = {
 
 def cpu_info() -> dict[str, str]:
     """Returns what Linux says of the first processor, such as `flags`."""
-    text = _CPU_INFO.read_text() if _CPU_INFO.exists() else ""
-    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    if not _CPU_INFO.exists():
+        return {}
+    first_processor, *_ = _CPU_INFO.read_text().split("\n\n")
+    pairs = (line.partition(":") for line in first_processor.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
@@ -449,9 +475,8 @@ def processor_name() -> str:
 def has_operators() -> bool:
     """Whether PyTorch has the private operators that the kernels call, as a release may lack them."""
     names = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
-    return hasattr(torch, "_softmax_backward_data") and all(
-        hasattr(torch.ops.mkldnn, name) for name in names
-    )
+    has_products = all(hasattr(torch.ops.mkldnn, name) for name in names)
+    return has_products and hasattr(torch, "_softmax_backward_data")
 
 
 @cache

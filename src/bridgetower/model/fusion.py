@@ -149,7 +149,7 @@ _NOT_COMPUTED = cast(Tensor, None)  # callers know which outputs they chose and 
 
 
 class Fused(NamedTuple):
-    """Outputs of the fusion encoder, of which those that were not asked for are None.
+    """Outputs of the fusion encoder. Those that the caller did not choose are None.
 
     Attributes:
         text: The text stream, of outputs `text` and `all`.
@@ -204,7 +204,7 @@ class FusionLayer(nn.Module):
         return self.mlp_norm(queries + self.dropout(self.mlp(queries)))
 
     # FSDP gathers the weights of a layer for one call of `forward`, `attend` or `key_value`, and frees them after it.
-    # So `forward` calls neither of the others.
+    # So `forward` calls none of these, but `_attend`, of which FSDP does not know.
     def key_value(self, hidden: Hidden) -> Float[Tensor, "b l e"]:
         return self.cross_attention.key_value(hidden)
 
@@ -236,14 +236,18 @@ class FusionEncoder(nn.Module):
         self.text_layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_layers))
         self.image_layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_layers))
 
-        bridged = () if config.bridge is None else range(self.first_bridge, config.num_layers + 1)
-        bridge = look_up("fusion.bridge", config.bridge or "add", bridges)
-        num_text = config.num_tower_layers("text")
-        num_image = config.num_tower_layers("vision")
-        self.text_bridges = nn.ModuleList(bridge(config, layer, num_text) for layer in bridged)
-        self.image_bridges = nn.ModuleList(bridge(config, layer, num_image) for layer in bridged)
-        each_bridge = (*self.text_bridges, *self.image_bridges)
-        self._reads_layers_once = all(isinstance(bridge, Bridge) for bridge in each_bridge)
+        self.text_bridges = nn.ModuleList()
+        self.image_bridges = nn.ModuleList()
+        if config.bridge is not None:
+            build = look_up("fusion.bridge", config.bridge, bridges)
+            num_text = config.num_tower_layers("text")
+            num_image = config.num_tower_layers("vision")
+            for layer in range(self.first_bridge, config.num_layers + 1):
+                self.text_bridges.append(build(config, layer, num_text))
+                self.image_bridges.append(build(config, layer, num_image))
+        self._reads_layers_once = all(
+            isinstance(bridge, Bridge) for bridge in (*self.text_bridges, *self.image_bridges)
+        )
 
     def attentions(self, number: int) -> dict[FusionAttention, nn.Module]:
         """Returns each `DotProductAttention` of a layer of both streams, counted from 1."""
@@ -290,11 +294,10 @@ class FusionEncoder(nn.Module):
             if index > 0:
                 text_cache = image_cache = None
             if index > 0 and self.text_bridges:
-                bridge = index + 1 - self.first_bridge
-                bridged_text = self.text_bridges[bridge](text_stream, text, image_stream, None)
-                image_stream = self.image_bridges[bridge](
-                    image_stream, image, text_stream, text_mask
-                )
+                text_bridge = self.text_bridges[index + 1 - self.first_bridge]
+                image_bridge = self.image_bridges[index + 1 - self.first_bridge]
+                bridged_text = text_bridge(text_stream, text, image_stream, None)
+                image_stream = image_bridge(image_stream, image, text_stream, text_mask)
                 text_stream = bridged_text
 
             # The layers, of which each reads the *input* of the other.
@@ -322,8 +325,10 @@ class FusionEncoder(nn.Module):
 
     def _first_input(self, modality: Modality, layers: TowerLayers) -> Hidden:
         if self.first_bridge == 1:
-            return getattr(self, f"{modality}_bridges")[0](None, layers, None, None)
-        return getattr(self, f"{modality}_norm")(layers[0])
+            bridge = getattr(self, f"{modality}_bridges")[0]
+            return bridge(None, layers, None, None)
+        norm = getattr(self, f"{modality}_norm")
+        return norm(layers[0])
 
     def _checkpointed(self, layer: Any) -> Any:
         return activation_checkpointing(layer, when=self.checkpoint_activations)

@@ -33,7 +33,10 @@ class MlmHead(nn.Module):
         self.decoder = nn.Linear(hidden_size, vocab_size)
 
     def forward(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... vocab"]:
-        return self.decoder(self.norm(activate(self.dense(hidden), self.activation)))
+        hidden = self.dense(hidden)
+        hidden = activate(hidden, self.activation)
+        hidden = self.norm(hidden)
+        return self.decoder(hidden)
 
 
 class LinearHead(nn.Module):
@@ -75,7 +78,9 @@ class ClassifierHead(nn.Module):
     def forward(self, pooled: Float[Tensor, "b f"]) -> Float[Tensor, "b k"]:
         hidden = self.dropout(pooled)
         if self.dense is not None and self.norm is not None:
-            hidden = F.gelu(self.norm(self.dense(hidden)))
+            hidden = self.dense(hidden)
+            hidden = self.norm(hidden)
+            hidden = F.gelu(hidden)
         return self.decoder(hidden)
 
 
@@ -101,7 +106,8 @@ class ItcHead(nn.Module):
         if self.training:
             self.clamp_temperature()
             return 1 / self.temperature.squeeze()
-        return 1 / self.temperature.squeeze().clamp(self.MIN_TEMPERATURE, self.MAX_TEMPERATURE)
+        temperature = self.temperature.clamp(self.MIN_TEMPERATURE, self.MAX_TEMPERATURE)
+        return 1 / temperature.squeeze()
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
@@ -137,7 +143,7 @@ class HeadSpec:
         build: Makes the head for a model.
         inputs: The `pooled` output [B, E]; `pooled_pair`, the outputs of two images side by side [B, 2E]; hidden states
             of the `text` stream [B, L, D]; the last CLS of a tower, or of both.
-        outputs: What they mean, or a function of the config that says so. `predict` serves every head but `other`.
+        outputs: Meaning of its outputs, or a function of the config that returns it. `predict` serves all but `other`.
         title: What errors call it; None is its name.
         recipe: A recipe of `bridgetower train` that trains it, which errors name.
         published: Names in official checkpoints of its modules and parameters, by ours.
@@ -164,13 +170,17 @@ def predictions(logits: Float[Tensor, "n k"], outputs: HeadOutputs) -> Float[Ten
     """Returns probabilities of classes, or numbers as they are."""
     if outputs == "softmax":
         return logits.softmax(dim=-1)
-    return logits.sigmoid() if outputs == "sigmoid" else logits
+    if outputs == "sigmoid":
+        return logits.sigmoid()
+    return logits
 
 
 def _classification_outputs(config: HeadsConfig) -> HeadOutputs:
     if config.multi_label:
         return "sigmoid"
-    return "number" if config.classification == 1 else "softmax"
+    if config.classification == 1:
+        return "number"
+    return "softmax"
 
 
 def chosen_heads(config: HeadsConfig) -> dict[str, object]:

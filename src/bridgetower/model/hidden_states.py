@@ -75,25 +75,27 @@ def hidden_states(
 
             hooks.enter_context(module.register_forward_hook(hook))
 
-        # Attention weights of the towers.
-        for kind, tower in towers.items() if attentions else ():
-            for number in filter(None, numbers[kind]):
-                if not isinstance(tower, Transformer):
-                    raise ValueError(
-                        f"the attention of {type(tower).__name__} cannot be kept; leave {kind} out of layers"
-                    )
-                attention = tower.attention(number)
-                record(weights.setdefault(kind, {}), number, attention, _attention_weights)
-
-        # Outputs and attention weights of the fusion encoder.
-        for number in numbers["fusion"]:
-            record(fused_image, number, model.fusion.image_layers[number - 1], _output)
-            record(fused_text, number, model.fusion.text_layers[number - 1], _output)
-            for fusion_kind, attention in model.fusion.attentions(number).items():
-                if attentions:
+        # Attention weights, of which the embeddings, number 0, have none.
+        if attentions:
+            for kind, tower in towers.items():
+                for number in filter(None, numbers[kind]):
+                    if not isinstance(tower, Transformer):
+                        raise ValueError(
+                            f"the attention of {type(tower).__name__} cannot be kept; leave {kind} out of layers"
+                        )
+                    attention = tower.attention(number)
+                    record(weights.setdefault(kind, {}), number, attention, _attention_weights)
+            for number in numbers["fusion"]:
+                for fusion_kind, attention in model.fusion.attentions(number).items():
                     outputs = weights.setdefault(fusion_kind, {})
                     record(outputs, number, attention, _attention_weights)
 
+        # Outputs of the fusion encoder.
+        for number in numbers["fusion"]:
+            record(fused_image, number, model.fusion.image_layers[number - 1], _output)
+            record(fused_text, number, model.fusion.text_layers[number - 1], _output)
+
+        # The towers and the fusion encoder run.
         vision, bridged = _tower_states(
             model.vision, pixel_values, None, numbers["vision"], config.vision_layers
         )
@@ -110,10 +112,12 @@ def hidden_states(
 def _layer_numbers(model: BridgeTower, layers: Layers | None) -> dict[EncoderName, tuple[int, ...]]:
     """Returns the numbers of the chosen layers, by default of all."""
     config = model.config
+    # The embeddings, number 0, are known of this package's towers only.
+    first_vision = 0 if isinstance(model.vision, Transformer) else 1
+    first_text = 0 if isinstance(model.text, Transformer) else 1
     existing: dict[EncoderName, range] = {
-        # The embeddings of towers from outside this package are not known.
-        "vision": range(not isinstance(model.vision, Transformer), config.vision.num_layers + 1),
-        "text": range(not isinstance(model.text, Transformer), config.text.num_layers + 1),
+        "vision": range(first_vision, config.vision.num_layers + 1),
+        "text": range(first_text, config.text.num_layers + 1),
         "fusion": range(1, config.fusion.num_layers + 1),
     }
     numbers = {
@@ -127,10 +131,8 @@ def _layer_numbers(model: BridgeTower, layers: Layers | None) -> dict[EncoderNam
         if number not in span
     ]
     if unknown:
-        ranges = ", ".join(
-            f"{encoder} {span[0]} to {span[-1]}" for encoder, span in existing.items()
-        )
-        raise ValueError(f"layers has {', '.join(unknown)}; this model has {ranges}")
+        ranges = [f"{encoder} {span[0]} to {span[-1]}" for encoder, span in existing.items()]
+        raise ValueError(f"layers has {', '.join(unknown)}; this model has {', '.join(ranges)}")
     return numbers
 
 
@@ -167,6 +169,6 @@ def _tower_states(
         outputs = tower.run(inputs, mask, read)
         norm = nn.Identity()
     states = dict(zip(read, outputs, strict=True))
-    return {number: states[number] for number in numbers}, [
-        norm(states[number]) for number in bridged
-    ]
+    chosen_states = {number: states[number] for number in numbers}
+    bridged_states = [norm(states[number]) for number in bridged]
+    return chosen_states, bridged_states

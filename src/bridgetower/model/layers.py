@@ -37,7 +37,7 @@ TokenStates = Float[Tensor, "b l t"]
 TowerStates = Float[Tensor, "b l w"]
 TowerVector = Float[Tensor, "b w"]
 
-# Graphs of one layer's code: of both streams, in the first and the last layer, for one batch size and for all.
+# Graphs of one layer's code that the compiler keeps: they differ by stream, position in the encoder and batch size.
 GRAPHS = 64
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class _SkipInit(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == nn.init.__name__:
-            return kwargs.get("tensor", args[0] if args else None)
+            return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
 
@@ -101,9 +101,9 @@ def on_meta() -> Iterator[None]:
 
 
 def compiler_options(backend: Any, *, strict: bool = True) -> dict[str, Any]:
-    """Returns options of `torch.compile` that keep as many graphs of a function as there are kinds of calls.
+    """Returns options of `torch.compile`, with room for one graph for each kind of call.
 
-    Unless it is `strict`, a graph that the backend cannot compile runs as it is, with a warning.
+    Unless `strict`, a graph that the backend cannot compile runs in PyTorch, with a warning.
     """
     options = {"backend": backend if strict else _with_fallback(backend)}
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
@@ -198,9 +198,11 @@ class SelfAttention(nn.Module):
             width = hidden.shape[-1]
             weight = self.qkv.weight
             bias = self.qkv.bias
-            key, value = self.product(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
+            key_value = self.product(hidden, weight[width:], bias[width:])
+            key, value = key_value.chunk(2, dim=-1)
             query = self.product(hidden[:, :num_queries], weight[:width], bias[:width])
-        return self.out(self.attention(query, key, value, mask))
+        context = self.attention(query, key, value, mask)
+        return self.out(context)
 
 
 class CrossAttention(nn.Module):
@@ -212,7 +214,9 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, query: Queries, key_value: Float[Tensor, "b m e"], mask: KeyMask) -> Queries:
-        return self.out(self.attention(query, *key_value.chunk(2, dim=-1), mask))
+        key, value = key_value.chunk(2, dim=-1)
+        context = self.attention(query, key, value, mask)
+        return self.out(context)
 
 
 class FeedForward(nn.Module):
@@ -225,7 +229,9 @@ class FeedForward(nn.Module):
         self.activation = activation
 
     def forward(self, hidden: Hidden) -> Hidden:
-        return self.down(activate(self.up(hidden), self.activation))
+        hidden = self.up(hidden)
+        hidden = activate(hidden, self.activation)
+        return self.down(hidden)
 
 
 class PreNormLayer(nn.Module):

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from bridgetower.extras import require
-from bridgetower.model.config import EncoderName, TextConfig, VisionConfig
+from bridgetower.model.config import EncoderName, Positions, TextConfig, VisionConfig
 from bridgetower.model.layers import PatchStates, Pixels, TokenIds, TokenMask, TokenStates, on_meta
 from bridgetower.model.towers import TextTower, VisionTower
 
@@ -61,11 +61,9 @@ class TimmTower(VisionTower):
             output_fmt="NLC",
             intermediates_only=True,
         )
-        # Without prefix tokens timm returns the patches alone, with them (patches, prefix tokens).
-        return [
-            torch.cat(output[::-1], dim=1) if isinstance(output, tuple) else output
-            for output in outputs
-        ]
+        if not self.model.num_prefix_tokens:
+            return outputs
+        return [torch.cat([prefix, patches], dim=1) for patches, prefix in outputs]
 
     def pooled(self, hidden: PatchStates) -> Float[Tensor, "b v"]:
         return self.model.forward_head(hidden, pre_logits=True)
@@ -74,13 +72,13 @@ class TimmTower(VisionTower):
         return list(self.model.blocks)
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        converted = self.converted(
-            {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
-        )
+        library_tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+        converted = self.converted(library_tensors)
         fitted = {f"{_PREFIX}{name}": tensor for name, tensor in converted.items()}
-        wrong = [
-            name for name, tensor in self.state_dict().items() if fitted[name].shape != tensor.shape
-        ]
+        wrong = []
+        for name, tensor in self.state_dict().items():
+            if fitted[name].shape != tensor.shape:
+                wrong.append(name)
         if wrong:
             raise ValueError(
                 f"timm cannot resize {', '.join(wrong)}; use the image size that the tower was trained at"
@@ -89,8 +87,11 @@ class TimmTower(VisionTower):
 
     def converted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns weights under timm's current names and at this tower's image size, from any form that timm reads."""
-        convert = getattr(sys.modules[type(self.model).__module__], "checkpoint_filter_fn", None)
-        return dict(tensors) if convert is None else dict(convert(dict(tensors), self.model))
+        module = sys.modules[type(self.model).__module__]
+        convert = getattr(module, "checkpoint_filter_fn", None)
+        if convert is None:
+            return dict(tensors)
+        return dict(convert(dict(tensors), self.model))
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         self.model.set_grad_checkpointing(enabled)
@@ -133,14 +134,19 @@ class TransformersTower(TextTower):
         )
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
-        getattr(self.model, f"activation_checkpointing_{'enable' if enabled else 'disable'}")()
+        if enabled:
+            self.model.activation_checkpointing_enable()
+        else:
+            self.model.activation_checkpointing_disable()
 
 
 def timm_config(
     architecture: str, arguments: Mapping[str, Any], image_size: int | None = None
 ) -> VisionConfig:
+    settings = {"architecture": architecture, "arguments": dict(arguments)}
     with on_meta():
-        return _timm({"architecture": architecture, "arguments": dict(arguments)}, image_size)[1]
+        _, config = _timm(settings, image_size)
+    return config
 
 
 def timm_data_config(
@@ -152,7 +158,8 @@ def timm_data_config(
     from timm.models import get_pretrained_cfg
 
     defaults = get_pretrained_cfg(architecture)
-    values = {**(defaults.to_dict() if defaults else {}), **(pretrained or {})}
+    values = defaults.to_dict() if defaults else {}
+    values.update(pretrained or {})
     return dict(resolve_data_config({}, pretrained_cfg=values))
 
 
@@ -166,12 +173,15 @@ def timm_hub_id(name: str) -> str:
             f"timm has no weights called {name!r}; expected a name such as vit_small_patch14_dinov2.lvd142m"
         )
     hub_id = str(weights.hf_hub_id)
-    return f"{hub_id}{weights.architecture}.{weights.tag}" if hub_id.endswith("/") else hub_id
+    if hub_id.endswith("/"):
+        return f"{hub_id}{weights.architecture}.{weights.tag}"
+    return hub_id
 
 
 def transformers_config(settings: Mapping[str, Any]) -> TextConfig:
     with on_meta():
-        return _transformers(settings, 0.0)[1]
+        _, config = _transformers(settings, 0.0)
+    return config
 
 
 def read_transformers(folder: Path) -> tuple[TextConfig, dict[str, Tensor]]:
@@ -189,10 +199,13 @@ def read_transformers(folder: Path) -> tuple[TextConfig, dict[str, Tensor]]:
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"transformers cannot read {folder} ({_first_line(error)})") from error
+    # Settings, with values as JSON has them.
     values = loaded.config.to_dict()
-    settings = json.loads(
-        json.dumps({name: values[name] for name in values if name not in _UNUSED_SETTINGS})
-    )
+    for name in _UNUSED_SETTINGS:
+        values.pop(name, None)
+    settings = json.loads(json.dumps(values))
+
+    # Weights of the tower that the settings build.
     config = transformers_config(settings)
     with on_meta():
         expected = TransformersTower(config).state_dict()
@@ -205,10 +218,14 @@ def read_transformers(folder: Path) -> tuple[TextConfig, dict[str, Tensor]]:
 
 def transformers_tokenizer(folder: Path) -> Tokenizer | None:
     """Reads the tokenizer of a folder as transformers does, without a network or code in the folder."""
-    models = list(folder.glob("*.model"))
-    if not models and not any((folder / name).is_file() for name in ("vocab.json", "vocab.txt")):
+    has_model = any(folder.glob("*.model"))
+    has_vocabulary = any((folder / name).is_file() for name in ("vocab.json", "vocab.txt"))
+    if has_model:
+        require("towers", "transformers", "sentencepiece")
+    elif has_vocabulary:
+        require("towers", "transformers")
+    else:
         return None
-    require("towers", "transformers", *(["sentencepiece"] if models else []))
     from transformers import AutoTokenizer
 
     try:
@@ -264,28 +281,25 @@ def _timm(settings: Mapping[str, Any], image_size: int | None) -> tuple[Any, Vis
             f"timm has no architecture {architecture!r}; timm.list_models() names those that there are"
         )
     size = {} if image_size is None else {"img_size": image_size}
+    keywords = {**arguments, **size, "num_classes": 0}
     try:
-        model = _instantiate(
-            lambda: timm.create_model(architecture, **{**arguments, **size, "num_classes": 0})
-        )
+        model = _instantiate(lambda: timm.create_model(architecture, **keywords))
     except TypeError as error:
         raise ValueError(
             f"timm cannot build {architecture} with {arguments or size} ({error})"
         ) from error
 
     # Layers of one width and patch size, and a way to their outputs with the prefix tokens, which some models drop.
-    layers = getattr(model, "feature_info", None)
-    run = getattr(model, "forward_intermediates", None)
-    has_prefix_tokens = (
-        run is not None and "return_prefix_tokens" in inspect.signature(run).parameters
-    )
     has_blocks = all(
         hasattr(model, name) for name in ("blocks", "patch_embed", "num_prefix_tokens")
     )
+    run = getattr(model, "forward_intermediates", None)
+    parameters = inspect.signature(run).parameters if run else {}
+    layers = getattr(model, "feature_info", None)
     sizes = set[tuple[int, int]]()
     if isinstance(layers, list):
         sizes = {(layer["num_chs"], layer["reduction"]) for layer in layers}
-    if len(sizes) != 1 or not has_blocks or not has_prefix_tokens:
+    if len(sizes) != 1 or not has_blocks or "return_prefix_tokens" not in parameters:
         raise ValueError(
             f"{architecture} is no vision transformer of timm whose layers are of one width and whose "
             "forward_intermediates returns prefix tokens; expected one such as vit_small_patch14_dinov2"
@@ -301,12 +315,13 @@ def _timm(settings: Mapping[str, Any], image_size: int | None) -> tuple[Any, Vis
                 f"timm's image size is {height} x {width}; expected a square: give image_size"
             )
         image_size = int(height)
-    return model, VisionConfig(
+    attention = getattr(model.blocks[0], "attn", None)
+    config = VisionConfig(
         image_size=image_size,
         patch_size=patch_size,
         hidden_size=hidden_size,
         num_layers=len(model.blocks),
-        num_heads=getattr(getattr(model.blocks[0], "attn", None), "num_heads", 1),
+        num_heads=getattr(attention, "num_heads", 1),
         intermediate_size=4 * hidden_size,
         pre_norm=False,
         patch_bias=True,
@@ -315,6 +330,7 @@ def _timm(settings: Mapping[str, Any], image_size: int | None) -> tuple[Any, Vis
         prefix_tokens=model.num_prefix_tokens,
         settings=settings,
     )
+    return model, config
 
 
 def _transformers(settings: Mapping[str, Any], dropout: float) -> tuple[Any, TextConfig]:
@@ -322,45 +338,50 @@ def _transformers(settings: Mapping[str, Any], dropout: float) -> tuple[Any, Tex
     require("towers", "transformers")
     from transformers import AutoConfig, AutoModel
 
-    kind = settings["model_type"]
-    values = {
-        name: value
-        for name, value in settings.items()
-        if name not in ("model_type", "dtype", "torch_dtype")
-    }
+    # The library's config.
+    values = dict(settings)
+    kind = values.pop("model_type")
+    for name in ("dtype", "torch_dtype"):
+        values.pop(name, None)
     try:
-        config: Any = AutoConfig.for_model(kind, **values)
+        library_config: Any = AutoConfig.for_model(kind, **values)
     except ValueError as error:
         raise ValueError(
             f"transformers does not know the model type {kind!r}; expected an encoder such as bert"
         ) from error
-    for name, value in config.to_dict().items():
+    for name, value in library_config.to_dict().items():
         if "dropout" in name and type(value) in (int, float):
-            setattr(config, name, dropout)
-    if getattr(config, "is_encoder_decoder", False):
+            setattr(library_config, name, dropout)
+    if getattr(library_config, "is_encoder_decoder", False):
         raise ValueError(
             f"{kind} is an encoder with a decoder; expected an encoder such as modernbert"
         )
-    model = _instantiate(lambda: AutoModel.from_config(config))
+
+    # The model, and whether its positions leave padding out, as RoBERTa's.
+    model = _instantiate(lambda: AutoModel.from_config(library_config))
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
-    skips_padding = any(
-        module.padding_idx is not None
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and name.endswith("embeddings.position_embeddings")
-    )
-    return model, TextConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_layers=config.num_hidden_layers,
-        num_heads=getattr(config, "num_attention_heads", 1),
-        intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        max_positions=getattr(config, "max_position_embeddings", None) or _UNLIMITED,
-        pad_token_id=config.pad_token_id or 0,
-        positions="roberta" if skips_padding else "bert",
+    positions: Positions = "bert"
+    for name, module in model.named_modules():
+        is_positions = name.endswith("embeddings.position_embeddings")
+        if is_positions and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            positions = "roberta"
+
+    # Its sizes.
+    width = library_config.hidden_size
+    config = TextConfig(
+        vocab_size=library_config.vocab_size,
+        hidden_size=width,
+        num_layers=library_config.num_hidden_layers,
+        num_heads=getattr(library_config, "num_attention_heads", 1),
+        intermediate_size=getattr(library_config, "intermediate_size", None) or 4 * width,
+        max_positions=getattr(library_config, "max_position_embeddings", None) or _UNLIMITED,
+        pad_token_id=library_config.pad_token_id or 0,
+        positions=positions,
         architecture="transformers",
         settings=settings,
     )
+    return model, config
 
 
 def _instantiate(build: Callable[[], Any]) -> Any:

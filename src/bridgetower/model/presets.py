@@ -73,16 +73,18 @@ NANO = ModelConfig(
 
 def meter(config: ModelConfig, bridge: str | None = None) -> ModelConfig:
     """Returns the METER baseline of `config` (official `METERTransformerSS`): neither bridges nor input LayerNorms."""
-    vision_layers = config.fusion.vision_layers
-    text_layers = config.fusion.text_layers
     fusion = replace(
         config.fusion,
         bridge=bridge,
         input_norm=bridge is not None,
-        vision_layers=vision_layers and vision_layers[-1:],
-        text_layers=text_layers and text_layers[-1:],
+        vision_layers=_last_layer(config.fusion.vision_layers),
+        text_layers=_last_layer(config.fusion.text_layers),
     )
     return replace(config, fusion=fusion)
+
+
+def _last_layer(layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    return None if layers is None else layers[-1:]
 
 
 def meter_with_norms(config: ModelConfig) -> ModelConfig:

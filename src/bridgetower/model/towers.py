@@ -54,12 +54,14 @@ class Tower(nn.Module, ABC):
 
     def run(self, inputs: Tensor, mask: TokenMask, layers: tuple[int, ...]) -> list[TowerStates]:
         """Calls the tower, which takes a mask if it is a text tower."""
-        arguments = (inputs,) if isinstance(self, VisionTower) else (inputs, mask)
-        return self(*arguments, layers)
+        if isinstance(self, VisionTower):
+            return self(inputs, layers)
+        return self(inputs, mask, layers)
 
     def cls(self, inputs: Tensor, number: int, mask: TokenMask = None) -> TowerVector:
         """Returns the global vector of one layer."""
-        return self.pooled(self.run(inputs, mask, (number,))[-1])
+        (hidden,) = self.run(inputs, mask, (number,))
+        return self.pooled(hidden)
 
 
 class VisionTower(Tower):
@@ -144,7 +146,8 @@ class Transformer(Tower):
         """Returns the CLS of one layer, which is computed at this position only."""
         (hidden,) = self.states(inputs, mask, (number - 1,))
         last = activation_checkpointing(self.layers[number - 1], when=self.checkpoint_activations)
-        return self.post_norm(last(hidden, mask, num_queries=1)[:, 0])
+        cls = last(hidden, mask, num_queries=1)[:, 0]
+        return self.post_norm(cls)
 
 
 class VisionTransformer(Transformer, VisionTower):
@@ -255,9 +258,9 @@ class TextTransformer(Transformer, TextTower):
                 f"input_ids are from {inputs.min().item()} to {inputs.max().item()}; expected 0 to "
                 f"{self.config.vocab_size - 1}, as the model's own tokenizer gives"
             ) from error
-        hidden = words + self.token_type_embedding.weight[0]
-        hidden = self.embedding_norm(hidden + self.position_embedding(self.position_ids(inputs)))
-        return self.dropout(hidden)
+        positions = self.position_embedding(self.position_ids(inputs))
+        hidden = words + self.token_type_embedding.weight[0] + positions
+        return self.dropout(self.embedding_norm(hidden))
 
     def position_ids(self, input_ids: TokenIds) -> Int[Tensor, "*b l"]:
         """Returns cumsum(ids ≠ pad)·(ids ≠ pad) + pad, as RoBERTa, from ids and not the mask, or columns, as BERT."""

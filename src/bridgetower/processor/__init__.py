@@ -10,7 +10,8 @@ from bridgetower.processor.images import (
 )
 from bridgetower.processor.loading import load_items, loaded
 from bridgetower.processor.processor import ImageLike, Processor, Resized, to_tensor
-from bridgetower.processor.text import TextBatch, load_tokenizer, train_tokenizer
+from bridgetower.processor.text import TextBatch
+from bridgetower.processor.tokenizer_files import load_tokenizer, train_tokenizer
 
 __all__ = [
     "MAX_PIXELS",

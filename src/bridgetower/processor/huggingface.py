@@ -15,7 +15,7 @@ from bridgetower.processor.config import (
     ProcessorConfig,
     Profile,
 )
-from bridgetower.processor.text import Special
+from bridgetower.processor.text import SpecialTokens
 
 BRIDGETOWER_TYPES = ("BridgeTowerImageProcessor", "BridgeTowerImageProcessorFast")
 CLIP_TYPES = ("CLIPImageProcessor", "CLIPImageProcessorFast")
@@ -63,12 +63,14 @@ def read_config(folder: Path, *, patch_size: int, max_length: int | None = None)
     """
     path, values = _read_image_settings(folder)
     if max_length is None:
+        # Positions of RoBERTa and BERT, for folders that name no limit (or transformers' 1e30).
+        max_length = 512
         file = folder / "tokenizer_config.json"
         limit = read_json(file).get("model_max_length") if file.is_file() else None
         if limit is not None and type(limit) not in (int, float):
             raise ValueError(f"{file} sets model_max_length to {limit!r}; expected a whole number")
-        # Positions of RoBERTa and BERT, for folders that name no limit (or transformers' 1e30).
-        max_length = 512 if limit is None or limit >= 1_000_000 else limit
+        if limit is not None and limit < 1_000_000:
+            max_length = limit
     return _read_values(path, values, patch_size, max_length)
 
 
@@ -99,7 +101,8 @@ def _read_values(
 
     # Sizes depend on the profile.
     is_clip = kind in CLIP_TYPES
-    edge = _side(path, "size", settings.get("size", 224 if is_clip else 288))
+    default_size = 224 if is_clip else 288
+    edge = _side(path, "size", settings.get("size", default_size))
     image_size = edge
     profile: Profile = "hf"
     if is_clip:
@@ -134,7 +137,9 @@ def _clip_profile(path: Path, settings: Mapping[str, Any]) -> Profile:
     edge = _side(path, "size", size)
     squashes = isinstance(size, dict) and "height" in size
     crops = settings.get("do_center_crop", True)
-    crop = _side(path, "crop_size", settings.get("crop_size", 224)) if crops else edge
+    crop = edge
+    if crops:
+        crop = _side(path, "crop_size", settings.get("crop_size", 224))
     if crop != edge or not (crops or squashes):
         raise ValueError(
             f"{path} resizes to {size} and crops {crop if crops else 'nothing'}; expected a crop equal to the "
@@ -172,16 +177,15 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
         "official-pretrain": {"size": {"shortest_edge": config.image_size}, "crop_size": square},
         "official-finetune": {"size": square, "crop_size": square},
     }
-    resample = next(
-        number for number, name in _INTERPOLATIONS.items() if name == config.interpolation
-    )
+    types = BRIDGETOWER_TYPES if config.profile == "hf" else CLIP_TYPES
+    numbers = {name: number for number, name in _INTERPOLATIONS.items()}
     settings = {
         "processor_class": "BridgeTowerProcessor",
-        "image_processor_type": (BRIDGETOWER_TYPES if config.profile == "hf" else CLIP_TYPES)[0],
+        "image_processor_type": types[0],
         "do_resize": True,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
-        "resample": resample,
+        "resample": numbers[config.interpolation],
         "do_normalize": True,
         "image_mean": list(config.image_mean),
         "image_std": list(config.image_std),
@@ -194,10 +198,8 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
     # Refuse settings from which another config would be read.
     path = Path("preprocessor_config.json")
     read_back = _read_values(path, settings, config.patch_size, config.max_length)
-    changes = [
-        f"{name} is {ours!r}, there {theirs!r}"
-        for name, theirs, ours in differences(_comparable(read_back), _comparable(config))
-    ]
+    differing = differences(_comparable(read_back), _comparable(config))
+    changes = [f"{name} is {ours!r}, there {theirs!r}" for name, theirs, ours in differing]
     if changes:
         raise ValueError(
             f"transformers cannot prepare images so: {'; '.join(changes)}; change the config with "
@@ -208,17 +210,17 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
 
 def _comparable(config: ProcessorConfig) -> dict[str, Any]:
     """Returns the fields of a config, with one spelling for values that mean the same."""
-    values = asdict(config) | {
-        "shortest_edge": config.resize_edge,
-        "size_divisor": config.resize_divisor,
-    }
-    # A warning says that it is lost.
+    values = asdict(config)
+    values["shortest_edge"] = config.resize_edge
+    values["size_divisor"] = config.resize_divisor
+    # `Processor.save_huggingface` warns that it is lost.
     del values["fast_decode"]
     return values
 
 
-def tokenizer_settings(tokens: Special[str], max_length: int) -> dict[str, Any]:
+def tokenizer_settings(special: SpecialTokens[str], max_length: int) -> dict[str, Any]:
     """Describes the text side for `tokenizer_config.json`, so that transformers takes `tokenizer.json` as it stands."""
+    roles = {f"{role}_token": token for role, token in special._asdict().items()}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "processor_class": "BridgeTowerProcessor",
@@ -227,9 +229,9 @@ def tokenizer_settings(tokens: Special[str], max_length: int) -> dict[str, Any]:
         "padding_side": "right",
         "truncation_side": "right",
         "clean_up_tokenization_spaces": False,
-        "cls_token": tokens.bos,
-        "sep_token": tokens.eos,
-        **{f"{role}_token": token for role, token in tokens._asdict().items()},
+        "cls_token": special.bos,
+        "sep_token": special.eos,
+        **roles,
     }
 
 
@@ -249,10 +251,10 @@ def _read_image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 def _side(path: Path, name: str, value: Any) -> int:
     sides = value if isinstance(value, dict) else {"shortest_edge": value}
-    are_whole = all(type(side) is int for side in sides.values())
-    if are_whole and sides.keys() in ({"shortest_edge"}, {"height", "width"}):
-        side, *unequal = set(sides.values())
-        if not unequal:
+    are_integers = all(type(side) is int for side in sides.values())
+    if are_integers and sides.keys() in ({"shortest_edge"}, {"height", "width"}):
+        side, *other_sides = set(sides.values())
+        if not other_sides:
             return int(side)
     raise ValueError(
         f"{path} sets {name} to {value!r}; expected one whole number, such as {{'shortest_edge': 288}}"
@@ -260,9 +262,10 @@ def _side(path: Path, name: str, value: Any) -> int:
 
 
 def channels(path: Path, name: str, value: Any) -> tuple[float, float, float]:
-    are_numbers = isinstance(value, list | tuple) and all(
+    has_three = isinstance(value, list | tuple) and len(value) == 3
+    if not has_three or not all(
         type(number) in (int, float) and abs(number) < 1e9 for number in value
-    )
-    if not are_numbers or len(value) != 3:
+    ):
         raise ValueError(f"{path} sets {name} to {value!r}; expected three numbers")
-    return float(value[0]), float(value[1]), float(value[2])
+    red, green, blue = map(float, value)
+    return red, green, blue

@@ -15,7 +15,7 @@ import warnings
 from contextlib import suppress
 from io import BytesIO, UnsupportedOperation
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import AvifImagePlugin, ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -30,9 +30,22 @@ else:
     register_heif_opener()
 
 Colour: TypeAlias = tuple[int, int, int]
-Fit: TypeAlias = tuple[int, str, bool]
-"""Side of a square, the interpolation, and whether the short side is scaled to it and the centre cropped, as in the
-official `clip_transform` (src/transforms/transform.py), or both sides are, as in `blip_transform`."""
+
+
+class Fit(NamedTuple):
+    """How an image becomes a square.
+
+    Attributes:
+        side: Of the square, in pixels.
+        interpolation: `bicubic` or `bilinear`.
+        crops: Whether the short side is scaled and the centre cropped, as in the official `clip_transform`
+            (src/transforms/transform.py), or both sides are scaled, as in `blip_transform`.
+    """
+
+    side: int
+    interpolation: str
+    crops: bool
+
 
 MAX_PIXELS = 64_000_000
 # Bytes that no sound image exceeds. WebP with transparency needs those of the decoder, a copy and RGB.
@@ -86,7 +99,7 @@ def media_type(content: bytes) -> str:
     """Returns the media type of an image's file, such as `image/png`, from the head of the file."""
     Image.init()
     for name in _FORMATS:
-        accept = Image.OPEN[name][1]
+        _, accept = Image.OPEN[name]
         # HEIC may begin as AVIF does.
         is_other = name == "AVIF" and b"avi" not in content[8:64]
         if accept is not None and accept(content[:16]) is True and not is_other:
@@ -102,7 +115,8 @@ def open_image(
     Grey of 16 bit is scaled to 8 bit by 1/257 (PIL alone would clip it to white), of an animation the first frame is
     taken. Without a `background` transparent pixels show the colour stored there, as in the official code.
     """
-    return open_reduced(source, None, max_pixels=max_pixels, background=background)[0]
+    image, _ = open_reduced(source, None, max_pixels=max_pixels, background=background)
+    return image
 
 
 def open_reduced(
@@ -118,7 +132,7 @@ def open_reduced(
     Also returns width and height of the full image, upright.
     """
     if isinstance(source, Image.Image):
-        image = _upright(source, "the PIL image", background)[0]
+        image, _ = _upright(source, "the PIL image", background)
         size = image.size
     elif isinstance(source, np.ndarray) or hasattr(source, "numpy"):
         image = _to_rgb(_from_array(source), background)
@@ -136,7 +150,9 @@ def open_reduced(
             size = (height, width) if is_turned else (width, height)
         # Free memory before another copy is made.
         del opened, content
-    return image if fit is None else _fitted(image, *fit), size
+    if fit is not None:
+        image = _fitted(image, fit)
+    return image, size
 
 
 def _read_content(source: Any, max_pixels: int) -> tuple[bytes, str]:
@@ -194,17 +210,20 @@ def _open_content(content: bytes, name: str, max_pixels: int) -> ImageFile.Image
             kind = media_type(content)
         except ValueError:
             expected = ", ".join(sorted(_FORMATS))
-            hints = (hint for head, hint in _UNREAD_FORMATS if head.match(content))
-            advice = "".join(f"; {hint}" for hint in hints)
+            advice = ""
+            for head, hint in _UNREAD_FORMATS:
+                if head.match(content):
+                    advice = f"; {hint}"
             raise ValueError(
                 f"{name} cannot be read as an image; supported are {expected}{advice}"
             ) from error
         reason: Exception | str = error
         # PIL does not say why it identified no image, but its plugin does.
         if isinstance(error, UnidentifiedImageError):
+            reason = ""
             try:
-                reason = ""
-                Image.OPEN[kind.removeprefix("image/").upper()][0](BytesIO(content), "")
+                open_plugin, _ = Image.OPEN[kind.removeprefix("image/").upper()]
+                open_plugin(BytesIO(content), "")
             except _DECODE_ERRORS as plugin_error:
                 reason = plugin_error
         if _UNSUPPORTED.search(repr(reason)):
@@ -243,45 +262,57 @@ def _upright(
         raise ValueError(
             f"{name} is cut off or damaged ({error}); fetch the image again{advice}"
         ) from error
+
+    # RGB without transparency.
     is_plain = image.mode == "RGB" and all(image.size) and not image.has_transparency_data
     if reuse_pixels and is_plain:
         rgb = image._new(image.im)
         rgb.info = {}
     else:
         rgb = _to_rgb(image, background)
+
+    # Upright. Pillow would write all other EXIF anew.
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DECODE_ERRORS:
         orientation = 1
-    # Pillow would write all other EXIF anew.
     rgb.getexif()[ExifTags.Base.Orientation] = orientation
     ImageOps.exif_transpose(rgb, in_place=True)
     return rgb, orientation in (5, 6, 7, 8)
 
 
-def _fitted(image: Image.Image, size: int, interpolation: str, crop: bool) -> Image.Image:
+def _fitted(image: Image.Image, fit: Fit) -> Image.Image:
     """Resizes to a square with the passes in the order of Pillow 13, for any installed release.
 
     Each pass rounds to 8 bit, so their order moves values. Pillow 13 begins vertically where the height loses more than
     twice as many pixels as the width. Earlier releases always begin horizontally.
     """
-    width = height = size
-    if crop:
-        long_side = max(image.size) * size // min(image.size)
-        if long_side * size > MAX_PIXELS:
+    # The size before the crop.
+    side = fit.side
+    width = side
+    height = side
+    if fit.crops:
+        long_side = max(image.size) * side // min(image.size)
+        if long_side * side > MAX_PIXELS:
             raise ValueError(
-                f"an image of {image.width}x{image.height} is too elongated: with a short side of {size} px it would "
-                f"have {long_side * size} pixels, the limit is {MAX_PIXELS}; crop it first"
+                f"an image of {image.width}x{image.height} is too elongated: with a short side of {side} px it would "
+                f"have {long_side * side} pixels, the limit is {MAX_PIXELS}; crop it first"
             )
-        width, height = (size, long_side) if image.width < image.height else (long_side, size)
+        if image.width < image.height:
+            height = long_side
+        else:
+            width = long_side
+
+    # Both passes.
     is_vertical_first = image.height - height > max(0, 2 * (image.width - width))
     first_size = (image.width, height) if is_vertical_first else (width, image.height)
-    kernel = Image.Resampling[interpolation.upper()]
+    kernel = Image.Resampling[fit.interpolation.upper()]
     resized = image.resize(first_size, kernel).resize((width, height), kernel)
-    # Halves round to even, as in torchvision's `CenterCrop`.
-    start = round((width - size) / 2)
-    top = round((height - size) / 2)
-    return resized.crop((start, top, start + size, top + size))
+
+    # The crop. Halves round to even, as in torchvision's `CenterCrop`.
+    start = round((width - side) / 2)
+    top = round((height - side) / 2)
+    return resized.crop((start, top, start + side, top + side))
 
 
 def _to_rgb(image: Image.Image, background: Colour | None) -> Image.Image:
@@ -397,7 +428,7 @@ def _decode_for_server(max_pixels: int, memory: int) -> None:
                 job["side"],
                 max_pixels=max_pixels,
                 background=job["background"],
-                fit=job["fit"],
+                fit=None if job["fit"] is None else Fit(*job["fit"]),
             )
             answer = {"shape": (image.height, image.width, 3), "size": size}
             pixels = image.tobytes()

@@ -27,16 +27,15 @@ from bridgetower.model.layers import to_device
 from bridgetower.plain import from_plain
 from bridgetower.processor import huggingface
 from bridgetower.processor.config import FAST_MARGIN, ProcessorConfig
-from bridgetower.processor.images import open_reduced
+from bridgetower.processor.images import Fit, open_reduced
 from bridgetower.processor.text import (
-    Special,
+    CheckedTokenizer,
     TextBatch,
+    check_tokenizer,
     encode_texts,
-    find_tokenizer,
-    load_tokenizer,
-    special_tokens,
     tokenizers_errors,
 )
+from bridgetower.processor.tokenizer_files import find_tokenizer, load_tokenizer
 
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
@@ -136,7 +135,8 @@ def either_lists(
     filled_texts = [""] if texts is None else text_list(texts)
     items: Any = [images] if images is None or is_image(images) else images
     filled_images = [blank if image is None else image for image in items]
-    return pair_lists(filled_images, filled_texts)[:2]
+    images, texts, _ = pair_lists(filled_images, filled_texts)
+    return images, texts
 
 
 class ModelInputs(dict[str, Tensor]):
@@ -167,48 +167,49 @@ class Processor:
     def __init__(self, config: ProcessorConfig, tokenizer: Tokenizer | None) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self._special = None if tokenizer is None else special_tokens(tokenizer)
+        self._checked = None if tokenizer is None else check_tokenizer(tokenizer)
         # Decoded tokens by id.
         self._words: dict[int, str] = {}
 
     @property
     def pad_token_id(self) -> int:
         """Id that fills short texts."""
-        return self._text[2].pad
+        return self._text.special_ids.pad
 
     @property
     def mask_token_id(self) -> int:
         """Id that hides a token."""
-        return self._text[2].mask
+        return self._text.special_ids.mask
 
     @property
     def mask_token(self) -> str:
         """Spelling of the mask token."""
-        return self._text[1].mask
+        return self._text.special.mask
 
     @property
     def special_ids(self) -> frozenset[int]:
         """Ids of start, padding, end, unknown and mask."""
-        return frozenset(self._text[2])
+        return frozenset(self._text.special_ids)
 
     @cached_property
     def vocab_size(self) -> int:
         """Rows that an embedding needs, for all token ids with special and added tokens."""
-        return 1 + max(self._text[0].get_vocab(with_added_tokens=True).values())
+        vocabulary = self._text.tokenizer.get_vocab(with_added_tokens=True)
+        return 1 + max(vocabulary.values())
 
     @cached_property
     def continues_word(self) -> Bool[Tensor, " v"]:
         """True at the ids of tokens that continue a word."""
-        tokenizer, special, _ = self._text
-        tokens = map(tokenizer.id_to_token, range(self.vocab_size))
-        if isinstance(tokenizer.model, WordPiece):
-            return torch.tensor([token is not None and token.startswith("##") for token in tokens])
-        # In byte-level BPE and sentencepiece, a token with a space begins a word.
-        wordless = (None, *special)
-        spaces = ("Ġ", "▁")
-        return torch.tensor(
-            [token not in wordless and not token.startswith(spaces) for token in tokens]
-        )
+        text = self._text
+        is_wordpiece = isinstance(text.tokenizer.model, WordPiece)
+        continues = [False] * self.vocab_size
+        for token, number in text.tokenizer.get_vocab(with_added_tokens=True).items():
+            if is_wordpiece:
+                continues[number] = token.startswith("##")
+            # In byte-level BPE and sentencepiece, a token with a space begins a word.
+            elif token not in text.special:
+                continues[number] = not token.startswith(("Ġ", "▁"))
+        return torch.tensor(continues)
 
     @checked
     def __call__(
@@ -273,13 +274,13 @@ class Processor:
             inputs.update(input_ids=input_ids, attention_mask=attention_mask)
         return inputs
 
-    def images(self, images: Sequence[ImageLike], *, first: int = 0) -> Float[Tensor, "b 3 h w"]:
-        """Opens, resizes and normalises images, which errors number from `first` on."""
+    def images(self, images: Sequence[ImageLike]) -> Float[Tensor, "b 3 h w"]:
+        """Opens, resizes and normalises images."""
         if is_image(images):
             raise ValueError(
                 f"one image ({type(images).__name__}) where a list of images is expected; pass [image]"
             )
-        pixels = [self.resize_numbered(item) for item in enumerate(image_list(images), first)]
+        pixels = list(map(self.resize_numbered, enumerate(image_list(images))))
         return self.normalise(torch.stack(pixels))
 
     def resize_numbered(self, item: tuple[int, ImageLike]) -> UInt8[Tensor, "3 h w"]:
@@ -305,14 +306,14 @@ class Processor:
                 )
             return image
         side = FAST_MARGIN * config.resize_edge if config.fast_decode else None
-        fit = (config.image_size, config.interpolation, config.profile == "official-pretrain")
-        is_by_torch = config.profile == "hf"
-        opened, (width, height) = decode(
-            image, side, background=config.background, fit=None if is_by_torch else fit
-        )
-        # PyTorch resizes pixels whose channels come last in memory in a third of the time.
+        fit = None
+        if config.profile != "hf":
+            crops = config.profile == "official-pretrain"
+            fit = Fit(config.image_size, config.interpolation, crops)
+        opened, (width, height) = decode(image, side, background=config.background, fit=fit)
         pixels = to_tensor(opened)
-        if is_by_torch:
+        if config.profile == "hf":
+            # PyTorch resizes pixels whose channels come last in memory in a third of the time.
             pixels = _letterboxed(pixels, config)
         return Resized(pixels=pixels.contiguous(), width=width, height=height)
 
@@ -344,7 +345,7 @@ class Processor:
         self, texts: Sequence[str], *, truncate: bool = False, first: int = 0
     ) -> list[list[int]]:
         """Tokenises texts, with start and end token, without padding. Errors number the texts from `first` on."""
-        tokenizer, _, _ = self._text
+        tokenizer = self._text.tokenizer
         limit = self.config.max_length
         return encode_texts(tokenizer, texts, max_length=limit, truncate=truncate, first=first)
 
@@ -354,12 +355,18 @@ class Processor:
         Pairs are joined as `<s> A </s></s> B </s>` or `[CLS] A [SEP] B [SEP]`.
         """
         # All texts are encoded at once.
-        tokenizer, _, special = self._text
+        tokenizer, _, special_ids = self._text
         all_texts = [text for example in texts for text in example]
         encoded = iter(encode_texts(tokenizer, all_texts, max_length=sys.maxsize))
+
+        # A pair of empty texts is a start token, what separates both, and an end token.
         with tokenizers_errors("the tokenizer cannot encode a pair of empty texts"):
-            separator = [special.eos] * max(1, len(tokenizer.encode("", "").ids) - 2)
+            empty_pair = tokenizer.encode("", "").ids
+        separator = [special_ids.eos] * max(1, len(empty_pair) - 2)
         limit = self.config.max_length
+        room = limit - 2 - len(separator)
+
+        # Each example is joined and cut.
         joined = list[list[int]]()
         for example in texts:
             if len(example) > 2:
@@ -368,18 +375,19 @@ class Processor:
                 )
             ids, *second_ids = [next(encoded) for _ in example]
             if second_ids:
-                # The shorter text keeps up to half of the room, and the longer text has the remainder.
                 first = ids[1:-1]
                 second = second_ids[0][1:-1]
-                shorter, longer = sorted((len(first), len(second)))
-                room = limit - 2 - len(separator)
-                if shorter + longer > room:
-                    shorter = min(shorter, room // 2)
+                # The shorter text keeps up to half of the room, and the longer text has the remainder.
+                if len(first) + len(second) > room:
+                    shorter = min(len(first), len(second), room // 2)
                     longer = room - shorter
-                sizes = (longer, shorter) if len(first) > len(second) else (shorter, longer)
-                ids = [special.bos, *first[: sizes[0]], *separator, *second[: sizes[1]]]
-                ids.append(special.eos)
-            joined.append(ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]])
+                    is_first_longer = len(first) > len(second)
+                    first = first[: longer if is_first_longer else shorter]
+                    second = second[: shorter if is_first_longer else longer]
+                ids = [special_ids.bos, *first, *separator, *second, special_ids.eos]
+            if len(ids) > limit:
+                ids = [*ids[: limit - 1], ids[-1]]
+            joined.append(ids)
         return joined
 
     def pad(self, ids: Sequence[Sequence[int]]) -> TextBatch:
@@ -400,7 +408,8 @@ class Processor:
         """Turns the ids of one text back into a string."""
         with tokenizers_errors("the tokenizer cannot decode these ids"):
             numbers = [int(number) for number in ids]
-            return self._text[0].decode(numbers, skip_special_tokens=skip_special_tokens)
+            tokenizer = self._text.tokenizer
+            return tokenizer.decode(numbers, skip_special_tokens=skip_special_tokens)
 
     def word(self, token_id: int) -> str:
         """Returns a single token as text."""
@@ -445,8 +454,10 @@ class Processor:
                 "with version, tokenizer and config"
             )
         config = from_plain(ProcessorConfig, values["config"], "processor config")
-        file = path.with_name(_TOKENIZER_FILE)
-        return cls(config, load_tokenizer(file) if values["tokenizer"] else None)
+        tokenizer = None
+        if values["tokenizer"]:
+            tokenizer = load_tokenizer(path.with_name(_TOKENIZER_FILE))
+        return cls(config, tokenizer)
 
     @classmethod
     def from_huggingface(
@@ -461,7 +472,8 @@ class Processor:
         """
         source = Path(folder)
         config = huggingface.read_config(source, patch_size=patch_size, max_length=max_length)
-        return cls(config, None if find_tokenizer(source) is None else load_tokenizer(source))
+        tokenizer = load_tokenizer(source) if find_tokenizer(source) else None
+        return cls(config, tokenizer)
 
     def save_huggingface(self, folder: str | os.PathLike[str]) -> None:
         """Writes preprocessor_config.json, tokenizer.json, tokenizer_config.json for transformers' AutoProcessor."""
@@ -483,25 +495,28 @@ class Processor:
             )
         if self.tokenizer is not None:
             files.write_text(target / _TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
-            text = huggingface.tokenizer_settings(self._text[1], self.config.max_length)
-            files.write_json(target / "tokenizer_config.json", text)
+            text_settings = huggingface.tokenizer_settings(
+                self._text.special, self.config.max_length
+            )
+            files.write_json(target / "tokenizer_config.json", text_settings)
         files.write_json(target / "preprocessor_config.json", settings)
 
     @property
-    def _text(self) -> tuple[Tokenizer, Special[str], Special[int]]:
+    def _text(self) -> CheckedTokenizer:
         """The tokenizer and its special tokens."""
-        if self.tokenizer is None or self._special is None:
+        if self._checked is None:
             raise ValueError(
                 "this processor has no tokenizer; build it with Processor(config, load_tokenizer(folder))"
             )
-        return self.tokenizer, *self._special
+        return self._checked
 
 
 @lru_cache(maxsize=64)
 def _times_255(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "3 1 1"]:
     # Tensors made in inference mode could not be used in training.
     with torch.inference_mode(False):
-        return to_device((torch.tensor(values) * 255.0)[:, None, None], device)
+        scaled = torch.tensor(values) * 255.0
+        return to_device(scaled[:, None, None], device)
 
 
 def to_tensor(image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 h w"]:
@@ -517,6 +532,7 @@ def _letterboxed(image: UInt8[Tensor, "3 h w"], config: ProcessorConfig) -> UInt
     a divisor, then cropped or filled with black to a square. Odd differences leave the smaller margin left and above,
     unlike torchvision's `center_crop`.
     """
+    # Sides that are scaled and limited, then cut to multiples.
     height, width = image.shape[-2:]
     edge = config.resize_edge
     divisor = config.resize_divisor

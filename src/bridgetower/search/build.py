@@ -9,12 +9,13 @@ import posixpath
 import shlex
 import sys
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, groupby, islice, permutations
+from itertools import groupby, permutations
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ from bridgetower.inference.embed import (
     load_model,
     number_items,
 )
+from bridgetower.inference.items import batched
 from bridgetower.inference.predictor import Predictor
 from bridgetower.inference.vector_files import write_lock
-from bridgetower.search.checksums import CRCS
 from bridgetower.search.config import IndexConfig
-from bridgetower.search.index import Index, IndexInfo
+from bridgetower.search.index import COLUMNS, Index, IndexInfo
 from bridgetower.search.indexed import location_of
 from bridgetower.search.unrelated import note_unrelated
 
@@ -49,7 +50,8 @@ _FIRST_TIME = -62_135_596_800_000_000  # start of the year 1, in microseconds
 _LAST_TIME = 253_402_300_799_999_999  # end of the year 9999
 # Separates, in the version of an image, the version of its table, shard or video from a digest of the settings.
 _SEPARATOR = "|"
-_GONE = tuple(os.strerror(number) for number in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
+# Problems of files that do not exist.
+_GONE = (os.strerror(errno.ENOENT), os.strerror(errno.ENOTDIR), os.strerror(errno.ELOOP))
 
 _SourceGroup = tuple[str, FileGroup]  # a source, and files of it that are read together
 _ImageRows = tuple[str, list[Example]]  # a source, and its rows about one image
@@ -104,7 +106,9 @@ def build_index(
         source = [source]
     sources = [str(path) for path in source]
     root = _common_root(sources)
-    groups = [(path, group) for path in sources for group in file_groups(path)]
+    groups = []
+    for path in sources:
+        groups += [(path, group) for group in file_groups(path)]
     predictor = load_model(model)
     predictor.model.head("itc")
     with write_lock(out):
@@ -116,7 +120,9 @@ def build_index(
         else:
             index = new_index(out, predictor, root)
         update = _Update(index, root, config)
-        report = update.run(sources, groups, predictor if config.ray is None else model, progress)
+        # Workers of a Ray cluster load the model themselves.
+        model_to_run = predictor if config.ray is None else model
+        report = update.run(sources, groups, model_to_run, progress)
         note_unrelated(index, predictor)
     remaining = f"the other {report.images} are in the index"
     check_bad(", ".join(sources), report.bad, config.max_errors, remaining)
@@ -132,18 +138,20 @@ def _check_root(index: Index, root: str, sources: Sequence[str], model: str) -> 
         return
     advice = "choose another name for the index"
     if is_local:
-        folders = {source: Path(source).resolve() for source in sources}
-        new = [
-            name for name, folder in folders.items() if not folder.is_relative_to(indexed_folder)
-        ]
-        if not new:
-            advice = f"name all its sources, or {advice}"
-        else:
-            is_covered = any(indexed_folder.is_relative_to(folders[name]) for name in new)
-            both = new if is_covered else [indexed_root, *new]
+        new_sources = []
+        is_covered = False
+        for source in sources:
+            folder = Path(source).resolve()
+            if not folder.is_relative_to(indexed_folder):
+                new_sources.append(source)
+                is_covered |= indexed_folder.is_relative_to(folder)
+        if new_sources:
+            all_sources = new_sources if is_covered else [indexed_root, *new_sources]
             name = f"{index.uri.removesuffix('.lance')}-all.lance"
-            command = ["bridgetower", "index", *both, "--out", name, "--model", model]
+            command = ["bridgetower", "index", *all_sources, "--out", name, "--model", model]
             advice = f"for both: {shlex.join(command)}"
+        else:
+            advice = f"name all its sources, or {advice}"
     raise ValueError(f"{index.uri} is of the images in {indexed_root}, not of {root}; {advice}")
 
 
@@ -157,20 +165,13 @@ class _Update:
 
         # Content of the index.
         self.known: dict[str, tuple[int, str]] = {}  # state and version by path
-        # by version of a table, shard or video
-        self.group_paths = defaultdict[str, list[str]](list)
+        self.group_paths = defaultdict[str, list[str]](list)  # by version of table, shard or video
         self.group_sizes: dict[str, int] = {}  # numbers of images, by the same version
         self.indexed_sizes: set[int] = set()  # of image files, in bytes
         columns = ["path", "version", "captions", "location", "size", "start", "part_size"]
-        for row in chain.from_iterable(batch.to_pylist() for batch in index.scan(columns)):
-            version = sys.intern(row["version"])
-            self.known[row["path"]] = (_state(row), version)
-            if _SEPARATOR in version:
-                self.group_paths[version].append(row["path"])
-                if row["part_size"]:
-                    self.group_sizes[version] = row["part_size"]
-            if row["start"] is None:
-                self.indexed_sizes.add(row["size"])
+        for batch in index.scan(columns):
+            for row in batch.to_pylist():
+                self._add_indexed(row)
 
         # Content of the sources, noted while they are read.
         self.seen: set[str] = set()  # paths
@@ -178,6 +179,18 @@ class _Update:
         self.unreachable: set[str] = set()  # paths that may exist but cannot be looked at
         self.counts = Counter(added=0, changed=0, removed=0, reused=0, cut=0)
         self.num_usable = Counter[str]()  # images of each source
+
+    def _add_indexed(self, row: Mapping[str, Any]) -> None:
+        """Notes a row of the index."""
+        path = row["path"]
+        version = sys.intern(row["version"])
+        self.known[path] = (_state(row), version)
+        if _SEPARATOR in version:
+            self.group_paths[version].append(path)
+            if row["part_size"]:
+                self.group_sizes[version] = row["part_size"]
+        if row["start"] is None:
+            self.indexed_sizes.add(row["size"])
 
     def run(
         self,
@@ -188,11 +201,12 @@ class _Update:
     ) -> IndexReport:
         """Embeds new and changed images, writes them, and deletes dropped ones."""
         start_time = time.perf_counter()
+
+        # Embed and write new and changed images.
         examples = self._new_examples(groups)
         tasks: Iterable[Task] = [lambda: examples]
         if self.config.ray is not None:
-            chunks = iter(lambda: list(islice(examples, _TASK_SIZE)), [])
-            tasks = (partial(iter, chunk) for chunk in chunks)
+            tasks = (partial(iter, chunk) for chunk in batched(examples, _TASK_SIZE))
         self.counts["cut"] = embed_tasks(
             tasks, "all", model, self.config, self._write, progress=progress
         )
@@ -204,12 +218,15 @@ class _Update:
                 reason = next(iter(self.bad.values()), advice)
                 raise ValueError(f"{source} names no image; nothing was removed: {reason}")
 
+        # Delete dropped images.
         removed = [path for path in self.known if path not in self.seen and self._is_gone(path)]
         self.index.remove(removed)
         self.counts["removed"] = len(removed)
+
+        # Make the index fast, and check what was written.
         self.index.optimize(self.counts["changed"] + len(removed))
         if self.counts.total() and not is_url(self.index.uri):
-            deque(self.index.checked_scan(tuple(CRCS)), maxlen=0)  # raises if a row is damaged
+            self.index.check_rows(COLUMNS.values())
         if self.config.ann and not self.index.has_ann_index:
             self.index.create_ann_index()
         return IndexReport(
@@ -220,10 +237,12 @@ class _Update:
         )
 
     def _is_gone(self, path: str) -> bool:
-        """Tells whether all folders and files that a path goes through could be looked at."""
-        ends = [0, len(path)]
-        ends += [end for end, letter in enumerate(path) if letter in "/#"]
-        return self.unreachable.isdisjoint(path[:end] for end in ends)
+        """Tells whether all folders and files on the way to an image could be looked at."""
+        ancestors = {"", path}
+        for end, letter in enumerate(path):
+            if letter in "/#":
+                ancestors.add(path[:end])
+        return ancestors.isdisjoint(self.unreachable)
 
     def _write(self, results: Sequence[Embedded]) -> None:
         """Writes images with their vectors, and notes the problems of the others."""
@@ -235,7 +254,7 @@ class _Update:
                 if not result.may_pass:
                     self.seen.discard(path)
                 continue
-            self.counts["changed" if path in self.known else "added"] += 1
+            self.counts[self._kind_of_change(path)] += 1
             columns = result.example.fields
             content = {
                 "size": columns["size"] or result.size,
@@ -249,6 +268,9 @@ class _Update:
             }
             rows.append({**columns, **content})
         self.index.upsert(rows)
+
+    def _kind_of_change(self, path: str) -> str:
+        return "changed" if path in self.known else "added"
 
     def _new_examples(self, groups: Sequence[_SourceGroup]) -> Iterator[Example]:
         """Yields new and changed images, each with the columns of its row as fields."""
@@ -271,7 +293,8 @@ class _Update:
         """Returns the version of all images of a table, shard or video, or nothing if it cannot be told."""
         if group.kind not in ("table", "tar", "video"):
             return ""
-        versions = {file.name: file.version for file in (*group.files, *group.sidecars.values())}
+        files = [*group.files, *group.sidecars.values()]
+        versions = {file.name: file.version for file in files}
         file = group.files[0]
         if is_url(file.location) and not file.version:  # listings over HTTP have no versions
             with suppress(OSError):  # which reading it raises again
@@ -294,17 +317,16 @@ class _Update:
     def _image_rows(self, source: str, group: FileGroup) -> Iterator[_ImageRows]:
         """Yields successive examples of one image together, with its path as their id."""
         folder = self._folder(source)
-        examples = (
-            self._with_path(example, group, folder)
-            for example in read_group(group, self.config.columns)
-        )
-        for _, rows in groupby(examples, lambda example: example.id):
+        examples = read_group(group, self.config.columns)
+        with_paths = (self._with_path(example, group, folder) for example in examples)
+        for _, rows in groupby(with_paths, attrgetter("id")):
             yield source, list(rows)
 
     def _with_path(self, example: Example, group: FileGroup, folder: str) -> Example:
         """Gives an example the path of its image in the index as id."""
         is_table = group.kind in ("table", "captions")
-        if example.problem and is_table and example.id == group.files[0].name:
+        is_whole_file = example.id == group.files[0].name
+        if example.problem and is_table and is_whole_file:
             self.unreachable.add("")  # the rest of the table may name any image
         path = example_name(example)
         if example.images and example.images[0].is_file:
@@ -316,28 +338,28 @@ class _Update:
     def _rows_of_tables(self, groups: Sequence[_SourceGroup]) -> Iterator[_ImageRows]:
         """Yields all rows of one image together, for which the tables are read twice."""
         counts = Counter[str]()
-        for group in groups:
-            counts.update(rows[0].id for _, rows in self._image_rows(*group))
+        for source, group in groups:
+            for _, rows in self._image_rows(source, group):
+                counts[rows[0].id] += 1
         repeated: dict[str, _ImageRows] = {}
-        for group in groups:
-            for source, rows in self._image_rows(*group):
+        for source, group in groups:
+            for _, rows in self._image_rows(source, group):
                 path = rows[0].id
                 if counts[path] == 1:
                     yield source, rows
-                elif path in repeated:
-                    repeated[path][1].extend(rows)
                 else:
-                    repeated[path] = (source, rows)
+                    _, all_rows = repeated.setdefault(path, (source, []))
+                    all_rows += rows
         yield from repeated.values()
 
     def _compare(self, image_rows: Iterable[_ImageRows], version: str) -> Iterator[Example]:
         """Yields images that the index lacks. Writes those that it has under another name or time."""
-        numbered_rows = number_items(image_rows)
-        while batch := list(islice(numbered_rows, _COMPARED)):
+        for batch in batched(number_items(image_rows), _COMPARED):
             new = []
             touched = []  # rows of images whose version alone differs
             for number, (source, rows), is_last in batch:
-                example = self._with_columns(rows, version, number + 1 if is_last else 0)
+                part_size = number + 1 if is_last else 0
+                example = self._with_columns(rows, version, part_size)
                 if example is None:
                     continue
                 path = example.id
@@ -355,7 +377,8 @@ class _Update:
             self.index.set_versions(touched)
             reused = self.index.reuse(self._possible_copies(new))
             for path in reused:
-                self.counts.update(["changed" if path in self.known else "added", "reused"])
+                self.counts[self._kind_of_change(path)] += 1
+            self.counts["reused"] += len(reused)
             yield from (example for example in new if example.id not in reused)
 
     def _possible_copies(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
@@ -363,8 +386,12 @@ class _Update:
         rows = []
         for example in examples:
             image = example.images[0]
-            is_remote = image.content is None and is_url(image.location)
-            size = example.fields["size"] if image.content is None else len(image.content)
+            if image.content is None:
+                is_remote = is_url(image.location)
+                size = example.fields["size"]
+            else:
+                is_remote = False
+                size = len(image.content)
             if is_remote or image.moment or size not in self.indexed_sizes:
                 continue
             # An image that cannot be read is noted when it is embedded.
@@ -406,21 +433,25 @@ class _Update:
         if image.piece:
             _, size = image.piece
 
+        if not version or image.is_file:
+            version = file_version
+            part_size = 0
         start, end = image.moment or (None, None)
-        has_group_version = version and not image.is_file
-        captions = tuple(text for row in usable for text in row.texts)
+        captions: list[str] = []
+        for row in usable:
+            captions += row.texts
         columns = {
             "path": path,
             "size": size,
             "mtime": min(max(mtime // 1000, _FIRST_TIME), _LAST_TIME),
-            "version": version if has_group_version else file_version,
-            "part_size": part_size if has_group_version else 0,
+            "version": version,
+            "part_size": part_size,
             "location": location_of(image, path, self.root),
-            "captions": list(captions),
+            "captions": captions,
             "start": start,
             "end": end,
         }
-        return replace(example, texts=captions, fields=columns)
+        return replace(example, texts=tuple(captions), fields=columns)
 
     def _usable_rows(self, rows: Sequence[Example]) -> list[Example]:
         """Returns the rows whose image an index can have, and notes the problems of the others."""
@@ -447,14 +478,16 @@ class _Update:
 
 def _names_images(group: FileGroup) -> bool:
     """Tells whether files are a table in text, whose rows name images."""
-    is_binary = suffix_of(group.files[0].location) in (".parquet", ".arrow")
-    return group.kind == "captions" or (group.kind == "table" and not is_binary)
+    if group.kind == "table":
+        return suffix_of(group.files[0].location) not in (".parquet", ".arrow")
+    return group.kind == "captions"
 
 
 def _state(row: Mapping[str, Any]) -> int:
     """Returns a hash that changes when an image must be embedded again."""
     version, _, _ = row["version"].partition(_SEPARATOR)
-    return hash((version, *row["captions"], row["location"]))
+    content = (version, *row["captions"], row["location"])
+    return hash(content)
 
 
 def new_index(out: Uri, predictor: Predictor, root: Uri) -> Index:

@@ -42,19 +42,21 @@ _BETWEEN_CAPTIONS = pa.scalar(b"\x1e", pa.large_binary())
 def with_crcs(rows: pa.Table) -> pa.Table:
     """Adds the columns of CRCs to whole rows."""
     # The CRC of the row covers that of the image's vector.
-    rows = rows.append_column(CRC, pa.array(crcs_of(rows["image_vector"]), pa.uint32()))
+    image_crcs = crcs_of(rows["image_vector"])
+    rows = rows.append_column(CRC, pa.array(image_crcs))
     row_crcs = _row_crcs(rows)
-    rows = rows.append_column(ROW_CRC, pa.array(row_crcs, pa.uint32()))
+    rows = rows.append_column(ROW_CRC, pa.array(row_crcs))
     for name in ("text_vectors", "pair_vectors"):
         crcs = _vector_crcs(rows[name], row_crcs)
-        rows = rows.append_column(CRCS[name], pa.array(crcs, pa.uint32()))
+        rows = rows.append_column(CRCS[name], pa.array(crcs))
     return rows
 
 
 def columns_to_check(columns: Sequence[str]) -> list[str]:
     """Returns the columns to read so that `damaged_rows` can check these columns."""
     crcs = [CRCS[name] for name in columns if name in CRCS]
-    return list(dict.fromkeys([*columns, *CHECKED, ROW_CRC, *crcs]))
+    names = [*columns, *CHECKED, ROW_CRC, *crcs]
+    return list(dict.fromkeys(names))  # each once
 
 
 def damaged_rows(rows: pa.Table) -> list[int]:
@@ -82,19 +84,22 @@ def _row_crcs(rows: pa.Table) -> UInt32[np.ndarray, " n"]:
         null_replacement=b"",
     )
     # Read the joined bytes in place. Each end is an int64.
+    num_rows = len(joined)
     _, offsets, content = joined.buffers()
-    ends = np.frombuffer(offsets, np.int64, len(joined) + 1, 8 * joined.offset)
-    seeds = np.zeros(len(joined), np.uint32)
+    ends = np.frombuffer(offsets, np.int64, num_rows + 1, 8 * joined.offset)
+    seeds = np.zeros(num_rows, np.uint32)
     return _span_crcs(memoryview(content or b""), ends, seeds)
 
 
 def _as_bytes(column: pa.Array) -> pa.Array:
     """Returns each value in a form that no version of Arrow changes, numbers as integers, floats by their bits."""
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return pc.binary_join(column.cast(pa.large_list(pa.large_binary())), _BETWEEN_CAPTIONS)
-    if pa.types.is_floating(column.type):
+    kind = column.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        captions = column.cast(pa.large_list(pa.large_binary()))
+        return pc.binary_join(captions, _BETWEEN_CAPTIONS)
+    if pa.types.is_floating(kind):
         column = column.view(pa.int64())
-    elif pa.types.is_timestamp(column.type):
+    elif pa.types.is_timestamp(kind):
         column = column.cast(pa.int64())
     if pa.types.is_integer(column.type):
         column = column.cast(pa.string())
@@ -106,11 +111,12 @@ def _vector_crcs(
 ) -> UInt32[np.ndarray, " n"]:
     """Returns the CRCs of lists of vectors. Each continues that of its row, so that vectors belong to one row."""
     lists = column.combine_chunks()
-    width = lists.type.value_type.list_size
     numbers = lists.flatten().flatten().to_numpy(zero_copy_only=False)
     content = np.ascontiguousarray(numbers, np.float32).data.cast("B")
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-    ends = 4 * width * np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ends = np.zeros(len(lists) + 1, np.int64)
+    np.cumsum(lengths, out=ends[1:])
+    ends *= 4 * lists.type.value_type.list_size  # bytes of a vector
     return _span_crcs(content, ends, row_crcs)
 
 
@@ -118,6 +124,8 @@ def _span_crcs(
     content: memoryview, ends: Int64[np.ndarray, " n+1"], seeds: UInt32[np.ndarray, " n"]
 ) -> UInt32[np.ndarray, " n"]:
     """Returns the CRC-32 of each span between two ends, continued from a seed."""
-    spans = zip(pairwise(ends.tolist()), seeds.tolist(), strict=True)
-    crcs = [zlib.crc32(content[start:end], seed) for (start, end), seed in spans]
+    crcs = []
+    spans = pairwise(ends.tolist())
+    for (start, end), seed in zip(spans, seeds.tolist(), strict=True):
+        crcs.append(zlib.crc32(content[start:end], seed))
     return np.array(crcs, np.uint32)

@@ -55,7 +55,8 @@ def _translate(condition: Any, depth: int, comparisons: list[str]) -> str:
             if not isinstance(value, list) or not value:
                 raise ValueError(f"{name!r} has {_excerpt(value)}; expected a list of conditions")
             conditions = [_translate(item, depth + 1, comparisons) for item in value]
-            terms.append("(" + f" {name.upper()} ".join(conditions) + ")")
+            joined = f" {name.upper()} ".join(conditions)
+            terms.append(f"({joined})")
         elif name == "not":
             terms.append(f"NOT ({_translate(value, depth + 1, comparisons)})")
         elif name not in _COLUMNS:
@@ -65,11 +66,10 @@ def _translate(condition: Any, depth: int, comparisons: list[str]) -> str:
                 f'{name!r} has {_excerpt(value)}; expected a comparison such as {{"gte": 800}}'
             )
         else:
-            column_terms = [
-                _comparison(name, operator, operand) for operator, operand in value.items()
-            ]
-            comparisons += column_terms
-            terms += column_terms
+            for operator, operand in value.items():
+                comparison = _comparison(name, operator, operand)
+                comparisons.append(comparison)
+                terms.append(comparison)
     return "(" + " AND ".join(terms) + ")"
 
 
@@ -87,7 +87,8 @@ def _comparison(column: str, operator: str, operand: Any) -> str:
         raise ValueError(
             f"{column!r} is compared with {_excerpt(operand)}; expected a list of up to {MAX_COMPARISONS}"
         )
-    return f"`{column}` IN ({', '.join(_literal(column, value) for value in operand)})"
+    literals = [_literal(column, value) for value in operand]
+    return f"`{column}` IN ({', '.join(literals)})"
 
 
 def _literal(column: str, value: Any) -> str:
@@ -106,10 +107,16 @@ def _literal(column: str, value: Any) -> str:
         expected = "a time such as 2026-01-31T12:00:00"
         if is_text:
             with suppress(ValueError):
-                return f"timestamp '{datetime.fromisoformat(value).isoformat(sep=' ')}'"
+                time = datetime.fromisoformat(value)
+                return f"timestamp '{time.isoformat(sep=' ')}'"
     elif is_text:
-        return "'" + value.replace("'", "''") + "'"
+        return quoted(value)
     raise ValueError(f"{column!r} is compared with {_excerpt(value)}; expected {expected}")
+
+
+def quoted(text: str) -> str:
+    """Returns a text as a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _excerpt(value: object) -> str:

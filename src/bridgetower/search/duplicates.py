@@ -21,6 +21,8 @@ BLOCK = 2**28
 _TILE = 2048  # vectors compared at once with as many others
 _ROUNDING = 1e-6  # by which the cosine of a vector with itself may be less than 1
 
+_Row = tuple[dict[str, Any], Float[np.ndarray, " c"]]  # columns of an image, and its vector
+
 
 def near_duplicates(
     index: Index, threshold: float = 0.95, *, progress: bool = False
@@ -36,17 +38,17 @@ def near_duplicates(
 
     # Images that are alone in their group are no duplicates.
     has_duplicates = np.bincount(labels)[labels] > 1
-    groups = defaultdict[int, list[tuple[dict[str, Any], np.ndarray]]](list)
+    groups = defaultdict[int, list[_Row]](list)
     start = 0
     for batch in index.checked_scan([*RETURNED, "image_vector"]):
-        end = start + len(batch)
-        selected = np.flatnonzero(has_duplicates[start:end])
-        duplicates = batch.take(selected)
+        indices = np.flatnonzero(has_duplicates[start : start + len(batch)])
+        duplicates = batch.take(indices)
+        vectors = image_matrix(duplicates)
         rows = duplicates.select(RETURNED).to_pylist()
-        labels_of_rows = labels[start + selected].tolist()
-        for row, vector, label in zip(rows, image_matrix(duplicates), labels_of_rows, strict=True):
+        row_labels = labels[start + indices].tolist()
+        for row, vector, label in zip(rows, vectors, row_labels, strict=True):
             groups[label].append((row, vector))
-        start = end
+        start += len(batch)
     if index.paths() != paths:
         raise OSError(f"{index.uri} was written while it was read; run the same command again")
     hits_of_groups = [_hits(index, group) for group in groups.values()]
@@ -70,40 +72,55 @@ def _group_labels(
                     num_bytes += tile.nbytes
                     end = start + len(tile)
                 for block_tile_start, block_tile in block:
-                    rows, columns = np.nonzero(block_tile @ tile.T >= threshold - _ROUNDING)
-                    first = labels[block_tile_start + rows]
-                    second = labels[start + columns]
-                    is_new = first != second
-                    if is_new.any():
-                        edges = (first[is_new], second[is_new])
-                        shape = (num_images, num_images)
-                        graph = coo_array((np.ones(is_new.sum()), edges), shape=shape)
-                        _, components = connected_components(graph, directed=False)
-                        labels = components[labels]
+                    cosines = block_tile @ tile.T
+                    rows, columns = np.nonzero(cosines >= threshold - _ROUNDING)
+                    first_labels = labels[block_tile_start + rows]
+                    second_labels = labels[start + columns]
+                    labels = _join_groups(labels, first_labels, second_labels)
             advance(end - block_start)
     return labels
 
 
-def _hits(index: Index, group: list[tuple[dict[str, Any], np.ndarray]]) -> list[Hit]:
-    def order(entry: tuple[dict[str, Any], np.ndarray]) -> tuple[int, int, str]:
-        row, _ = entry
-        return -row["width"] * row["height"], -row["size"], row["path"]
+def _join_groups(
+    labels: Int[np.ndarray, " n"],
+    first_labels: Int[np.ndarray, " pairs"],
+    second_labels: Int[np.ndarray, " pairs"],
+) -> Int[np.ndarray, " n"]:
+    """Labels images anew so that the groups of each pair are one."""
+    is_new = first_labels != second_labels
+    if not is_new.any():
+        return labels
+    edges = (first_labels[is_new], second_labels[is_new])
+    weights = np.ones(is_new.sum())
+    graph = coo_array((weights, edges), shape=(len(labels), len(labels)))
+    _, components = connected_components(graph, directed=False)
+    return components[labels]
 
-    group.sort(key=order)
+
+def _hits(index: Index, group: list[_Row]) -> list[Hit]:
+    group.sort(key=_size_order)
     vectors = np.stack([vector for _, vector in group])
     lengths = np.linalg.norm(vectors, axis=1)
     cosines = vectors @ vectors[0] / (lengths * lengths[0])
-    return [
-        index.hit(row, "images", cosine)
-        for (row, _), cosine in zip(group, cosines.tolist(), strict=True)
-    ]
+    hits = []
+    for (row, _), cosine in zip(group, cosines.tolist(), strict=True):
+        hits.append(index.hit(row, "images", cosine))
+    return hits
+
+
+def _size_order(entry: _Row) -> tuple[int, int, str]:
+    """Returns a key that sorts rows by pixels, then by bytes, both from the largest, then by path."""
+    row, _ = entry
+    num_pixels = row["width"] * row["height"]
+    return -num_pixels, -row["size"], row["path"]
 
 
 def _tiles(index: Index) -> Iterator[tuple[int, Float[np.ndarray, "n c"]]]:
     """Yields vectors at length one, with the index of the first."""
     start = 0
     for vectors in index.image_vectors():
-        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit = vectors / lengths
         for tile in np.split(unit, range(_TILE, len(unit), _TILE)):
             yield start, tile
             start += len(tile)

@@ -7,8 +7,8 @@ import json
 import math
 import os
 import time
-from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -32,6 +32,7 @@ from bridgetower.data.sources.fetch import is_url, open_regular
 from bridgetower.files import json_object, parse_json
 from bridgetower.plain import from_plain
 from bridgetower.search.checksums import CRCS, ROW_CRC, columns_to_check, damaged_rows, with_crcs
+from bridgetower.search.conditions import quoted
 from bridgetower.search.config import Against, Vectors
 from bridgetower.search.indexed import CHANGED, Hit, Indexed, read_indexed
 from bridgetower.search.memory import Memory
@@ -107,21 +108,25 @@ class IndexInfo:
             CRCS["text_vectors"]: pa.uint32(),
             CRCS["pair_vectors"]: pa.uint32(),
         }
-        return pa.schema(
-            [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in fields.items()],
-            metadata={_INFO: json.dumps({"version": _VERSION, **asdict(self)}).encode()},
-        )
+        columns = [
+            pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in fields.items()
+        ]
+        content = json.dumps({"version": _VERSION, **asdict(self)})
+        return pa.schema(columns, metadata={_INFO: content.encode()})
 
     @classmethod
     def of(cls, uri: Uri, schema: pa.Schema) -> IndexInfo:
         """Reads the info of a table, and checks that the table has the columns of an index."""
-        content = parse_json((schema.metadata or {}).get(_INFO, b"{}"), f"what {uri} is of")
+        name = f"what {uri} is of"
+        metadata = schema.metadata or {}
+        content = parse_json(metadata.get(_INFO, b"{}"), name)
         if not isinstance(content, dict) or content.pop("version", None) != _VERSION:
             raise ValueError(
                 f"{uri} is no index of this release; choose another name, or make it again"
             )
-        info = from_plain(cls, content, f"what {uri} is of")
-        if not schema.equals(info.schema().append(pa.field(CRC, pa.uint32()))):
+        info = from_plain(cls, content, name)
+        table_schema = info.schema().append(pa.field(CRC, pa.uint32()))
+        if not schema.equals(table_schema):
             raise ValueError(
                 f"{uri} has other columns than an index; choose another name, or make it again"
             )
@@ -205,8 +210,9 @@ class Index:
     @classmethod
     def create(cls, uri: Uri, info: IndexInfo) -> Index:
         """Creates an empty index with a full-text index of captions. Paths of `info` may be absolute."""
-        model = portable(uri, info.model) if Path(info.model).exists() else info.model
-        info = replace(info, model=model, root=portable(uri, info.root))
+        info = replace(info, root=portable(uri, info.root))
+        if Path(info.model).exists():
+            info = replace(info, model=portable(uri, info.model))
         with _lance_errors(str(uri), "written"):
             table = Table.create(uri, info.schema(), checked="image_vector")
             table.lance.create_index("captions", config=FTS())
@@ -254,7 +260,9 @@ class Index:
     @cached_property
     def root(self) -> Path:
         """Folder that the images' paths start from."""
-        return self._root or Path(resolved(self.uri, self.info.root))
+        if self._root:
+            return self._root
+        return Path(resolved(self.uri, self.info.root))
 
     @property
     def num_spoken(self) -> int:
@@ -323,11 +331,24 @@ class Index:
         with _lance_errors(self.uri):
             lance = self._table if table is None else table
             for batch in _scan_table(lance, columns_to_check(columns)):
-                yield self._checked(pa.Table.from_batches([batch]), columns)
+                rows = pa.Table.from_batches([batch])
+                yield self._checked(rows, columns)
+
+    def check_rows(self, columns: Iterable[str]) -> None:
+        """Compares all rows and columns of vectors with their CRCs.
+
+        Raises:
+            OSError: A row is not as it was written.
+        """
+        for _ in self.checked_scan(list(columns)):
+            pass
 
     def paths(self) -> list[str]:
         """Returns the paths of all images."""
-        return [path for batch in self.scan(["path"]) for path in batch["path"].to_pylist()]
+        paths = []
+        for batch in self.scan(["path"]):
+            paths += batch["path"].to_pylist()
+        return paths
 
     def with_digest(self, digest: str) -> list[Indexed]:
         """Returns the images whose file has a SHA-256: none, one, or a few copies."""
@@ -340,7 +361,8 @@ class Index:
     def frames(self, images: Sequence[Indexed]) -> dict[str, bytes]:
         """Returns the frames of the moments among images, by path."""
         moments = [image.path for image in images if image.is_moment]
-        return {row["path"]: row["frame"] or b"" for row in self.rows(moments, ["path", "frame"])}
+        rows = self.rows(moments, ["path", "frame"])
+        return {row["path"]: row["frame"] or b"" for row in rows}
 
     def rows(self, paths: Sequence[str], columns: Sequence[str] = RETURNED) -> list[dict[str, Any]]:
         """Returns columns of the rows with these paths, in no order. Unknown paths are ignored."""
@@ -351,15 +373,19 @@ class Index:
         return rows
 
     def _rows_where(self, where: str, columns: Sequence[str], limit: int | None = None) -> pa.Table:
-        return self._checked(self._unchecked_rows(where, columns, limit), columns)
+        rows = self._unchecked_rows(where, columns, limit)
+        return self._checked(rows, columns)
 
     def _unchecked_rows(
         self, where: str, columns: Sequence[str], limit: int | None = None
     ) -> pa.Table:
         """Returns the rows of a condition with all columns that checking them needs."""
         with _lance_errors(self.uri):
-            query = self._table.search().where(where).select(columns_to_check(columns))
-            return (query if limit is None else query.limit(limit)).to_arrow()
+            query = self._table.search().where(where)
+            query = query.select(columns_to_check(columns))
+            if limit is not None:
+                query = query.limit(limit)
+            return query.to_arrow()
 
     def _checked(self, rows: pa.Table, columns: Sequence[str]) -> pa.Table:
         """Returns columns of rows that were read with `columns_to_check`, unless one of them is damaged."""
@@ -380,8 +406,8 @@ class Index:
         ]
         with _lance_errors(self.uri):
             query = self._table.take_offsets(indices).select(columns_to_check(RETURNED))
-            rows = self._checked(query.to_arrow(), RETURNED)
-        return [Indexed(**row) for row in rows.to_pylist()]
+            rows = query.to_arrow()
+        return [Indexed(**row) for row in self._checked(rows, RETURNED).to_pylist()]
 
     def content(
         self,
@@ -405,24 +431,24 @@ class Index:
             ValueError: The file is outside the folder, is none, is too large, or is not what was indexed.
             OSError: It cannot be read.
         """
-        frame = None
         if image.is_moment:
-            frame = (self.frames([image]) if frames is None else frames).get(image.path, b"")
+            if frames is None:
+                frames = self.frames([image])
+            frame = frames.get(image.path, b"")
+            _check_size(len(frame), max_bytes)
+            if hashlib.sha256(frame).hexdigest() != image.digest:
+                raise ValueError("the moment has changed since it was indexed; search again")
+            return frame
+
         file = image.file_in(self.root)
-        if frame is None and isinstance(file, str) and not fetch:
+        if isinstance(file, str) and not fetch:
             raise ValueError(
                 "the image is at a URL, which is not fetched because an index names it"
             )
-        size = image.size if frame is None else len(frame)
-        if max_bytes is not None and size > max_bytes:
-            raise ValueError(f"the file of the image has {size} bytes, the limit is {max_bytes}")
-        if frame is None:
-            if isinstance(file, Path):
-                file = self._real_file(file, within_root=within_root)
-            return read_indexed(file, image)
-        if hashlib.sha256(frame).hexdigest() != image.digest:
-            raise ValueError("the moment has changed since it was indexed; search again")
-        return frame
+        _check_size(image.size, max_bytes)
+        if isinstance(file, Path):
+            file = self._real_file(file, within_root=within_root)
+        return read_indexed(file, image)
 
     def _real_file(self, file: Path, *, within_root: bool) -> Path:
         file = Path(os.path.realpath(file, strict=True))  # Path.resolve fails on links in a circle
@@ -483,16 +509,22 @@ class Index:
             read_rows = partial(
                 self._nearest_rows, vector, count, kind, where=where, condition=condition
             )
-            compares_all = is_exact and kind == "images" and where is None and condition is None
+            has_condition = where is not None or condition is not None
+            compares_all = is_exact and kind == "images" and not has_condition
             memory = self._in_memory(load=True) if compares_all else None
-            rows = read_rows(probes=probes) if memory is None else memory.nearest(vector, count)
+            if memory is not None:
+                rows = memory.nearest(vector, count)
+            else:
+                rows = read_rows(probes=probes)
             if kind == "images" and not is_exact and len(rows) < count:
                 rows = read_rows(probes=0)  # the partitions that were read have no more
             if compares_all and len(rows) < min(count, len(self)):
                 raise OSError(
                     f"{self.uri} has vectors with NaN, which no search finds; make the index again"
                 )
-            hits += [self.hit(row, kind, 1 - row.pop("_distance")) for row in rows]
+            for row in rows:
+                cosine = 1 - row.pop("_distance")
+                hits.append(self.hit(row, kind, cosine))
         return sorted(hits, key=lambda hit: (hit.against == "captions", -hit.cosine, hit.path))
 
     def containing(
@@ -515,14 +547,22 @@ class Index:
         self._check_vectors(self._version, "images")
         columns = [*RETURNED, "image_vector"]
         memory = self._in_memory()
-        table = self._table if memory is None else memory.table.lance
+        if memory is None:
+            table = self._table
+            read_columns = columns_to_check(columns)
+        else:
+            table = memory.table.lance
+            read_columns = ["_rowid"]
+
+        # Search the words.
         words = MatchQuery(text, "captions")  # type: ignore[call-arg]  # a string would be parsed as a phrase
         query = table.search(words, query_type="fts").limit(count)
         if where is not None:
             query = query.where(_enclosed(where), prefilter=True)
-        read_columns = columns_to_check(columns) if memory is None else ["_rowid"]
         with _lance_errors(self.uri, where=where):
             rows = query.select([*read_columns, "_score"]).to_arrow()
+
+        # Compare the vectors of the images.
         scores = rows["_score"].to_pylist()
         if memory is None:
             rows = self._checked(rows, columns)
@@ -531,10 +571,9 @@ class Index:
             rows, vectors = memory.with_ids(rows["_rowid"].to_numpy())
         cosines = F.cosine_similarity(torch.tensor(vectors), vector[None]).tolist()
         images = rows.select(RETURNED).to_pylist()
-        hits = [
-            self.hit(row, "words", cosine, score)
-            for row, cosine, score in zip(images, cosines, scores, strict=True)
-        ]
+        hits = []
+        for row, cosine, score in zip(images, cosines, scores, strict=True):
+            hits.append(self.hit(row, "words", cosine, score))
         return sorted(hits, key=lambda hit: (-hit.rank_score, hit.path))
 
     def hit(
@@ -573,7 +612,7 @@ class Index:
         larger index are compared when they are read into memory, and before that the nearest ones.
         """
         if version.num_rows < _MIN_ROWS_IN_MEMORY and kind not in version.checked:
-            deque(self.checked_scan([COLUMNS[kind]]), maxlen=0)
+            self.check_rows([COLUMNS[kind]])
             version.checked.add(kind)
 
     def _in_memory(self, *, load: bool = False) -> Memory | None:
@@ -582,10 +621,8 @@ class Index:
         # While one search loads them, others read the table.
         if load and version.memory is None and version.loading.acquire(blocking=False):
             try:
-                max_rows = _MAX_BYTES_IN_MEMORY / (4 * self.info.image_width)
                 with _lance_errors(self.uri):
-                    fits = _MIN_ROWS_IN_MEMORY <= version.num_rows <= max_rows
-                    if version.was_searched and fits:
+                    if version.was_searched and self._fits_in_memory(version.num_rows):
                         table = Table(self.uri, version=version.number)
                         columns = [*RETURNED, "_rowid", "image_vector"]
                         rows = self.checked_scan(columns, table.lance)
@@ -594,6 +631,10 @@ class Index:
             finally:
                 version.loading.release()
         return version.memory
+
+    def _fits_in_memory(self, num_rows: int) -> bool:
+        num_bytes = 4 * self.info.image_width * num_rows
+        return num_rows >= _MIN_ROWS_IN_MEMORY and num_bytes <= _MAX_BYTES_IN_MEMORY
 
     def _nearest_rows(
         self,
@@ -638,14 +679,19 @@ class Index:
                 raise ValueError(
                     f"{row['path']!r} has a vector of zeros, which nothing finds; check the model"
                 )
+        values = []
+        for row in rows:
+            value = {**_DEFAULTS, **row}
+            for name in ("text_vectors", "pair_vectors"):
+                value[name] = list(row[name])  # Arrow takes no matrices
+            values.append(value)
         schema = self._table.schema
         fields = [field for field in schema if field.name not in (ROW_CRC, *CRCS.values())]
-        lists = ("text_vectors", "pair_vectors")  # of which Arrow takes no matrices
-        values = [{**_DEFAULTS, **row, **{name: list(row[name]) for name in lists}} for row in rows]
-        table = with_crcs(pa.Table.from_pylist(values, pa.schema(fields))).select(schema.names)
+        table = with_crcs(pa.Table.from_pylist(values, pa.schema(fields)))
         with self._writing():
-            merge = self._table.merge_insert("path").when_matched_update_all()
-            merge.when_not_matched_insert_all().execute(table)
+            merge = self._table.merge_insert("path")
+            merge = merge.when_matched_update_all().when_not_matched_insert_all()
+            merge.execute(table.select(schema.names))
 
     def reuse(self, images: Sequence[Mapping[str, Any]]) -> set[str]:
         """Writes images whose digest and captions another image has, with its vectors. Returns their paths."""
@@ -655,16 +701,13 @@ class Index:
         ignored = {"mtime", ROW_CRC, *CRCS.values()}  # Python lacks some times of files
         columns = [name for name in self._table.schema.names if name not in ignored]
         rows = self._unchecked_rows(f"start IS NULL AND {digests}", columns)
-        whole_rows = np.delete(np.arange(len(rows)), damaged_rows(rows))
-        copies = {
-            (row["digest"], tuple(row["captions"])): row
-            for row in rows.select(columns).take(whole_rows).to_pylist()
-        }
+        undamaged = np.delete(np.arange(len(rows)), damaged_rows(rows))
+        rows = rows.select(columns).take(undamaged)
+        copies = {_content_key(row): row for row in rows.to_pylist()}
         reused = []
         for image in images:
-            key = (image["digest"], tuple(image["captions"]))
-            if key in copies:
-                reused.append({**copies[key], **image})
+            if copy := copies.get(_content_key(image)):
+                reused.append({**copy, **image})
         self.upsert(reused)
         return {row["path"] for row in reused}
 
@@ -674,16 +717,16 @@ class Index:
         for row in rows:
             paths[row["version"], row["part_size"]].append(row["path"])
         for (version, part_size), names in paths.items():
+            values = {"version": version, "part_size": part_size}
             with self._writing():
-                self._table.update(
-                    where=_is_one_of(names), values={"version": version, "part_size": part_size}
-                )
+                self._table.update(where=_is_one_of(names), values=values)
 
     def remove(self, paths: Sequence[str]) -> None:
         """Deletes rows."""
         for start in range(0, len(paths), _MAX_PATHS):
+            where = _is_one_of(paths[start : start + _MAX_PATHS])
             with self._writing():
-                self._table.delete(_is_one_of(paths[start : start + _MAX_PATHS]))
+                self._table.delete(where)
 
     def image_vectors(self) -> Iterator[Float[np.ndarray, "n c"]]:
         """Yields the vectors of all images. An OSError says that a row is not as it was written."""
@@ -712,11 +755,13 @@ class Index:
         indices = {index.columns[0]: index.name for index in self._table.list_indices()}
         statistics = [self._table.index_stats(name) for name in indices.values()]
         num_unindexed = max((index.num_unindexed_rows for index in statistics), default=0)
+        num_rows = len(self)
+        num_new = max(num_replaced, num_unindexed)
         with self._writing():
-            if num_fragments > _MAX_FRAGMENTS or 10 * max(num_replaced, num_unindexed) > len(self):
+            if num_fragments > _MAX_FRAGMENTS or 10 * num_new > num_rows:
                 Table(self.uri).compact(_OLD_VERSIONS)
                 self._table.checkout_latest()
-            if len(self) >= _MIN_ROWS_FOR_KEYS:
+            if num_rows >= _MIN_ROWS_FOR_KEYS:
                 for column in set(_KEYS) - indices.keys():
                     self._table.create_index(column, config=BTree())
 
@@ -745,6 +790,16 @@ def _lance_errors(uri: str, action: str = "read", where: str | None = None) -> I
         raise OSError(f"{uri} cannot be {action}: {message}{advice}") from error
 
 
+def _check_size(size: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and size > max_bytes:
+        raise ValueError(f"the file of the image has {size} bytes, the limit is {max_bytes}")
+
+
+def _content_key(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Returns what two images with the same vectors have in common."""
+    return row["digest"], tuple(row["captions"])
+
+
 def _scan_table(table: Any, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     yield from table.search().select(list(columns)).to_batches()
 
@@ -761,8 +816,7 @@ def _num_partitions(num_rows: int) -> int:
 
 def _is_one_of(values: Collection[str], column: str = "path") -> str:
     """Returns the condition that a column has one of these values."""
-    names = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
-    return f"{column} IN ({names})"
+    return f"{column} IN ({', '.join(map(quoted, values))})"
 
 
 def portable(uri: Uri, path: Uri) -> str:
@@ -770,12 +824,15 @@ def portable(uri: Uri, path: Uri) -> str:
     if is_url(path):
         return str(path)
     absolute = Path(path).resolve()
-    folder = None if is_url(uri) else Path(uri).resolve().parent
-    if folder is None or not absolute.is_relative_to(folder):
-        return str(absolute)
-    return _BESIDE + os.path.relpath(absolute, folder)
+    if not is_url(uri):
+        folder = Path(uri).resolve().parent
+        if absolute.is_relative_to(folder):
+            return _BESIDE + str(absolute.relative_to(folder))
+    return str(absolute)
 
 
 def resolved(uri: Uri, path: str) -> str:
     """Undoes `portable`. Absolute paths and hub ids stay."""
-    return str(Path(uri).parent / path) if path.startswith(_BESIDE) else path
+    if path.startswith(_BESIDE):
+        return str(Path(uri).parent / path)
+    return path

@@ -31,10 +31,14 @@ class Location:
     moment: tuple[float, float] | None = None  # seconds of a video
 
     def __post_init__(self) -> None:
-        if self.piece and (self.piece[0] < 0 or self.piece[1] <= 0):
-            raise ValueError(f"piece is {self.piece}; expected a start and a length")
-        if self.cell and self.cell[1] < 0:
-            raise ValueError(f"cell is {self.cell}; expected a column and a row")
+        if self.piece:
+            start, length = self.piece
+            if start < 0 or length <= 0:
+                raise ValueError(f"piece is {self.piece}; expected a start and a length")
+        if self.cell:
+            _, row = self.cell
+            if row < 0:
+                raise ValueError(f"cell is {self.cell}; expected a column and a row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,9 @@ class Indexed:
     def file_in(self, root: Path) -> Path | str:
         """Returns the image file, or the shard, table or video that has the image, or its URL."""
         location = self.locate()
-        return location.url or root / (location.file or self.path)
+        if location.url:
+            return location.url
+        return root / (location.file or self.path)
 
 
 @dataclass(frozen=True, kw_only=True)

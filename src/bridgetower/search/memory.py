@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,16 +34,22 @@ class Memory:
         start = 0
         for batch in batches:
             rows = slice(start, start + len(batch))
-            vectors = batch[column].combine_chunks().flatten().to_numpy().reshape(-1, width)
+            flat = batch[column].combine_chunks().flatten()
+            vectors = flat.to_numpy().reshape(-1, width)
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
             np.divide(vectors, lengths, out=self._vectors[rows])
+
+            # Each vector has a scale that maps its largest number to 127.
             unit = torch.from_numpy(self._vectors[rows])
-            self._scales[rows] = unit.abs().amax(dim=1) / 127
+            largest = unit.abs().amax(dim=1)
+            self._scales[rows] = largest / 127
             scales = self._scales[rows, None].float()
-            rounded = (unit / scales).round().clamp(-127, 127)
+            scaled = unit / scales
+            rounded = scaled.round().clamp(-127, 127)
             self._int8[rows, :width] = rounded
             distances = (unit - rounded * scales).norm(dim=1)
             self._error = np.max(distances.numpy(), initial=self._error)
+
             tables.append(batch.drop_columns([column]))
             start = rows.stop
 
@@ -53,11 +58,10 @@ class Memory:
         # All captions together may have more than 2 GiB.
         captions = table_rows["captions"].cast(pa.large_list(pa.large_string()))
         position = table_rows.schema.get_field_index("captions")
-        self._rows = table_rows.set_column(position, "captions", captions).combine_chunks()
+        table_rows = table_rows.set_column(position, "captions", captions)
+        self._rows = table_rows.combine_chunks()
         self._ids = self._rows["_rowid"].to_numpy()
         self._order_of_ids = np.argsort(self._ids)
-        self._digests = self._rows["digest"]
-        self._order_of_digests = pc.sort_indices(self._digests).to_numpy()
 
     def nearest(self, vector: Float[Tensor, " c"], count: int) -> list[dict[str, Any]]:
         """Returns the rows with the largest cosines, largest first.
@@ -65,34 +69,43 @@ class Memory:
         Rows whose cosine in int8 is too small, by more than twice its largest error, cannot be among them. The
         others are compared in float32.
         """
-        num_rows = len(self._int8)
+        num_rows, padded_width = self._int8.shape
         count = min(count, num_rows)
         unit = vector / vector.norm()
-        padding = self._int8.shape[1] - len(unit)
-        query = F.pad(unit, (0, padding))[None].bfloat16()
-        rounding = (query[0, : len(unit)] - unit).norm().item() + 2**-8
-        error = self._error + (1 + self._error) * rounding
+        width = len(unit)
+
+        # Compare with the vectors in int8.
+        padded = F.pad(unit, (0, padded_width - width))
+        query = padded[None].bfloat16()
         if hasattr(torch, "_weight_int8pack_mm"):
-            approximate = torch._weight_int8pack_mm(query, self._int8, self._scales)[0]
+            products = torch._weight_int8pack_mm(query, self._int8, self._scales)
+            approximate = products[0]
         else:  # a release of PyTorch without this private operator
-            approximate = (query.float() @ self._int8.T.float())[0] * self._scales
+            products = query.float() @ self._int8.T.float()
+            approximate = products[0] * self._scales
+        rounding = (query[0, :width] - unit).norm().item() + 2**-8
+        error = self._error + (1 + self._error) * rounding
 
         # The largest of each group are found faster than the largest of all, and give a lower limit for them.
         group_size = max(1, num_rows // (16 * count))
-        grouped = approximate[: num_rows // group_size * group_size].view(-1, group_size)
-        limit = grouped.amax(dim=1).topk(count).values[-1] - 2 * error
+        num_groups = num_rows // group_size
+        groups = approximate[: num_groups * group_size].view(num_groups, group_size)
+        largest_of_groups = groups.amax(dim=1)
+        limit = largest_of_groups.topk(count).values[-1] - 2 * error
         near = (approximate >= limit).nonzero()[:, 0].numpy()
 
         # To copy many vectors takes longer than to compare all.
         if 8 * len(near) < num_rows:
             cosines = self._vectors[near] @ unit.numpy()
         else:
-            cosines = (self._vectors @ unit.numpy())[near]
+            all_cosines = self._vectors @ unit.numpy()
+            cosines = all_cosines[near]
         best = np.argsort(-cosines, kind="stable")[:count]
-        rows = self._rows.select(self._columns).take(near[best]).to_pylist()
-        for row, cosine in zip(rows, cosines[best].tolist(), strict=True):
+        rows = self._rows.select(self._columns).take(near[best])
+        best_rows = rows.to_pylist()
+        for row, cosine in zip(best_rows, cosines[best].tolist(), strict=True):
             row["_distance"] = 1 - cosine
-        return rows
+        return best_rows
 
     def with_ids(self, ids: Int[np.ndarray, " n"]) -> tuple[pa.Table, Float[np.ndarray, "n c"]]:
         """Returns the rows with these ids of Lance, and their vectors."""
@@ -102,11 +115,7 @@ class Memory:
 
     def with_digest(self, digest: str, limit: int) -> pa.Table:
         """Returns up to `limit` rows with a digest."""
-
-        def digest_of(index: int) -> str:
-            return str(self._digests[index])
-
-        start = bisect_left(self._order_of_digests, digest, key=digest_of)
-        end = bisect_right(self._order_of_digests, digest, key=digest_of)
-        indices = self._order_of_digests[start : min(end, start + limit)]
-        return self._rows.select(self._columns).take(indices)
+        rows = self._rows.select(self._columns)
+        valid_digest = digest.encode(errors="replace").decode()  # Arrow takes no half surrogates
+        has_digest = pc.equal(rows["digest"], valid_digest)
+        return rows.filter(has_digest).slice(0, limit)

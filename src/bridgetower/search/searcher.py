@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from bridgetower.arguments import check_at_least_1
 from bridgetower.checkpoints import Reranking
 from bridgetower.data.sets.store import Uri
 from bridgetower.distributed import available_cores
-from bridgetower.inference.items import Item, two_stage_order
+from bridgetower.inference.items import Item, batched, two_stage_order
 from bridgetower.inference.predictor import Predictor, load
 from bridgetower.plain import check_choice
 from bridgetower.processor import ImageLike, Resized
@@ -100,16 +101,24 @@ class Searcher:
                 head, the condition is none, or none of the candidates can be opened.
         """
         check_at_least_1(batch_size=batch_size)
+        predictor = self.predictor
         kind, rerank = self.plan(text, image, top=top, rerank=rerank, against=against)
+
+        # Embed the query.
+        vectors = []
         if kind == "pairs" and text is not None and image is not None:
-            vectors = [self.predictor.embed_pairs(image, text, truncate=truncate)]
+            vectors.append(predictor.embed_pairs(image, text, truncate=truncate))
         else:
-            vectors = [] if image is None else [self.predictor.embed_images(image)]
-            vectors += [] if text is None else [self.predictor.embed_texts(text, truncate=truncate)]
+            if image is not None:
+                vectors.append(predictor.embed_images(image))
+            if text is not None:
+                vectors.append(predictor.embed_texts(text, truncate=truncate))
         vector = mean_vector(torch.cat(vectors))
 
         # Words and vectors are searched at the same time.
-        count = max(top, rerank, RERANK if against == "hybrid" else 0)
+        count = max(top, rerank)
+        if against == "hybrid":
+            count = max(count, RERANK)
         find_words = partial(self.index.containing, text or "", vector, count, where=where)
         if against == "words":
             return find_words()[:top]
@@ -117,6 +126,7 @@ class Searcher:
             words = pool.submit(find_words) if against == "hybrid" else None
             nearest = self.index.nearest(vector, count, against=kind, where=where, exact=exact)
 
+        # Match the candidates that can be opened.
         matched, unmatched = candidates(nearest, rerank, kind)
         log_odds: list[float] = []
         if text is not None and matched:
@@ -128,21 +138,26 @@ class Searcher:
                 frames=self.index.frames(matched),
             )
             with ThreadPoolExecutor(available_cores()) as pool:  # decoding lets other threads run
-                opened = self.opened(matched, list(pool.map(open_candidate, matched)))
-            (ids,) = map(tuple, self.predictor.processor.token_ids([text], truncate=truncate))
-            items = [Item(kind="match", image=image.pixels, ids=ids) for _, image in opened]
-            for start in range(0, len(items), batch_size):
-                log_odds += self.predictor.compute(items[start : start + batch_size])  # type: ignore[arg-type]  # numbers
+                images = list(pool.map(open_candidate, matched))
+            opened = self.opened(matched, images)
             matched = [hit for hit, _ in opened]
+            (ids,) = predictor.processor.token_ids([text], truncate=truncate)
+            items = [Item(kind="match", image=image.pixels, ids=tuple(ids)) for _, image in opened]
+            for batch in batched(items, batch_size):
+                log_odds += predictor.compute(batch)  # type: ignore[arg-type]  # numbers
+
+        # Rank all hits.
         unrelated = self.unrelated(text, image)
-        hits = two_stages(matched, log_odds, unmatched, self.predictor.reranking, unrelated)
+        hits = two_stages(matched, log_odds, unmatched, predictor.reranking, unrelated)
         if words is not None:
             hits = fuse_rankings(hits, words.result())
         return hits[:top]
 
     def unrelated(self, text: str | None, image: object) -> Unrelated | None:
         """Returns the cosines of unrelated texts for a query of text alone, the only kind that they are known for."""
-        return self.index.unrelated if text is not None and image is None else None
+        if text is None or image is not None:
+            return None
+        return self.index.unrelated
 
     def plan(
         self,
@@ -180,8 +195,10 @@ class Searcher:
         return kind, rerank
 
     def _default_rerank(self, text: str | None) -> int:
-        can_match = text is not None and self.predictor.model.itm_head is not None
-        return RERANK if can_match and self.predictor.reranking.helps is not False else 0
+        if text is None or self.predictor.model.itm_head is None:
+            return 0
+        may_help = self.predictor.reranking.helps is not False  # None: not measured
+        return RERANK if may_help else 0
 
     def _without_pairs(self, text: str | None, image: object) -> Vectors:
         """Returns which vectors a query is compared with if only queries of both can be compared with pairs."""
@@ -210,11 +227,12 @@ class Searcher:
         frames: Mapping[str, bytes] | None = None,
     ) -> Resized | ValueError | OSError:
         """Returns the image of a candidate as it was indexed, or why it cannot be opened. `prepare` decodes a file."""
+        prepare = prepare or self.predictor.processor.prepare
         try:
             content = self.index.content(
                 hit, within_root=within_root, fetch=fetch, max_bytes=max_bytes, frames=frames
             )
-            return (prepare or self.predictor.processor.prepare)(content)
+            return prepare(content)
         except OSError as error:
             return OSError(f"{hit.path!r}: {error.strerror or error}")
         except ValueError as error:
@@ -228,12 +246,13 @@ class Searcher:
         Raises:
             ValueError: None can be opened.
         """
-        opened = [
-            (hit, image)
-            for hit, image in zip(hits, images, strict=True)
-            if isinstance(image, Resized)
-        ]
-        errors = [image for image in images if isinstance(image, Exception)]
+        opened = []
+        errors = []
+        for hit, image in zip(hits, images, strict=True):
+            if isinstance(image, Resized):
+                opened.append((hit, image))
+            else:
+                errors.append(image)
         if errors and not opened:
             raise ValueError(
                 f"none of the {len(errors)} images that were found can be opened in {self.index.root}: {errors[0]}; "
@@ -278,7 +297,8 @@ def check_query(
 
 def mean_vector(vectors: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
     """Returns the mean of vectors, brought to length one."""
-    return F.normalize(vectors.mean(dim=0), dim=0)
+    mean = vectors.mean(dim=0)
+    return F.normalize(mean, dim=0)
 
 
 def candidates(
@@ -289,9 +309,14 @@ def candidates(
     The first `count` hits are matched, with `against` None only those that were found by their images.
     """
     kind = against or "images"
-    matched = [hit for hit in hits[:count] if hit.against == kind]
-    unmatched = [hit for hit in hits[:count] if hit.against != kind]
-    return matched, [*unmatched, *hits[count:]]
+    matched = []
+    unmatched = []
+    for rank, hit in enumerate(hits):
+        if rank < count and hit.against == kind:
+            matched.append(hit)
+        else:
+            unmatched.append(hit)
+    return matched, unmatched
 
 
 def fuse_rankings(*rankings: Sequence[Hit]) -> list[Hit]:
@@ -303,10 +328,11 @@ def fuse_rankings(*rankings: Sequence[Hit]) -> list[Hit]:
     hits: dict[str, Hit] = {}
     for ranking in rankings:
         for rank, hit in enumerate(ranking, start=1):
-            scores[hit.path] += 1 / (_FUSION_RANKS + rank)
-            hits.setdefault(hit.path, hit)
+            path = hit.path
+            scores[path] += 1 / (_FUSION_RANKS + rank)
+            first = hits.setdefault(path, hit)
             if hit.against == "words":
-                hits[hit.path] = replace(hits[hit.path], weak=None)
+                hits[path] = replace(first, weak=None)
     fused = [replace(hit, rank_score=scores[path]) for path, hit in hits.items()]
     return sorted(fused, key=lambda hit: (-hit.rank_score, hit.path))
 
@@ -323,25 +349,29 @@ def two_stages(
     Hits that were compared with captions and with images, whose cosines differ in scale, are ranked apart and take
     turns, which is reciprocal rank fusion of two rankings that have nothing in common.
     """
-    match = torch.tensor([*log_odds, *[torch.nan] * len(unmatched)])
+    # The scores of candidates.
+    num_matched = len(matched)
+    match = torch.full([num_matched + len(unmatched)], torch.nan)
+    match[:num_matched] = torch.tensor(log_odds)
     cosine = torch.tensor([hit.cosine for hit in [*matched, *unmatched]])
     scores = torch.add(match, cosine, alpha=reranking.itc_weight)
-    first_scores = scores[: len(matched)].tolist()
-    named_scores = reranking.named(match[: len(matched)])
-    hits = [
-        replace(hit, rank_score=score, **shown_scores)
-        for hit, score, shown_scores in zip(matched, first_scores, named_scores, strict=True)
-    ]
+    hits = []
+    rank_scores = scores[:num_matched].tolist()
+    head_scores = reranking.matches(match[:num_matched])  # by their names in a hit
+    for hit, rank_score, head_score in zip(matched, rank_scores, head_scores, strict=True):
+        hits.append(replace(hit, rank_score=rank_score, **head_score))
     hits += unmatched
 
-    ranks = Counter[str]()  # of each kind
+    # The turns of captions and images.
+    num_hits = Counter[str]()  # of each kind
     turns = []
     for index in two_stage_order(cosine, scores).tolist():
-        hit = replace(hits[index], weak=_is_weak(hits[index], unrelated))
-        ranks[hit.against] += 1
-        turns.append((ranks[hit.against], hit.against, hit))
-    turns.sort(key=lambda turn: turn[:2])  # captions before images
-    return [hit for _, _, hit in turns]
+        hit = hits[index]
+        num_hits[hit.against] += 1
+        turn = (num_hits[hit.against], hit.against)  # captions before images
+        turns.append((turn, replace(hit, weak=_is_weak(hit, unrelated))))
+    turns.sort(key=itemgetter(0))
+    return [hit for _, hit in turns]
 
 
 def _is_weak(hit: Hit, unrelated: Unrelated | None) -> bool | None:

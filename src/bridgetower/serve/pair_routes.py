@@ -195,7 +195,7 @@ async def match(body: MatchRequest, service: Served) -> Response:
     with inputs.admission():
         items = await inputs.items("match")
         log_odds = await service.scheduler.submit(items)
-        scores = inputs.model.predictor.reranking.named(torch.tensor(log_odds))
+        scores = inputs.model.predictor.reranking.matches(torch.tensor(log_odds))
         rows = (
             {"image": image, "text": text, **score}
             for (image, text), score in zip(inputs.pairs, scores, strict=True)

@@ -46,9 +46,12 @@ class CaptionImages(PreparedImages):
         numbers, first_examples, indices = np.unique(
             self.image_of.numpy(), return_index=True, return_inverse=True
         )
+        # Images in the order of their first examples.
         order = first_examples.argsort()
         self._numbers = torch.from_numpy(numbers[order])  # of the images, through all sets
         self.owner = torch.from_numpy(order.argsort()[indices])  # the image of each example
+
+        # The examples of image n are the `_num_captions[n]` entries of `_by_image` before `_caption_ends[n]`.
         self._by_image = self.owner.argsort(stable=True)
         self._num_captions = self.owner.bincount(minlength=len(order))
         self._caption_ends = self._num_captions.cumsum(0)

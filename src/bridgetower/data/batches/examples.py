@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol, TypeVar
 
@@ -106,13 +107,11 @@ class PreparedImages:
             self._examples = list(self.scan())
         if self._examples:
             return [self._examples[number] for number in numbers]
-        return self._gather(
-            numbers,
-            self._starts,
-            lambda index, rows: [
-                self._renumbered(index, example) for example in self.sets[index].examples(rows)
-            ],
-        )
+        examples = self._gather(numbers, self._starts, PreparedSet.examples)
+        sets = self.sets_of(torch.tensor(numbers, dtype=torch.long)).tolist()
+        return [
+            self._renumbered(index, example) for index, example in zip(sets, examples, strict=True)
+        ]
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -130,11 +129,8 @@ class PreparedImages:
 
     def contents(self, images: Sequence[int]) -> list[bytes]:
         """Returns the encoded bytes of images."""
-        return self._gather(
-            self._image_numbers(images),
-            self._image_starts,
-            lambda index, rows: self.sets[index].images(rows),
-        )
+        numbers = self._image_numbers(images)
+        return self._gather(numbers, self._image_starts, PreparedSet.images)
 
     def pixels(self, images: Sequence[int]) -> list[UInt8[Tensor, "3 h w"]]:
         """Returns images at the size of the model as in evaluation, with `config.cache` decoded once each."""
@@ -148,9 +144,10 @@ class PreparedImages:
     ) -> Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]:
         """Returns images as in training, after the random changes of the config."""
         if self.config.has_views:
-            views = self._decoded(
-                images, lambda content: random_view(content, self.config, self.processor, generator)
+            decode = partial(
+                random_view, config=self.config, processor=self.processor, generator=generator
             )
+            views = self._decoded(images, decode)
         else:
             views = self.pixels(images)
         pixels = augment(torch.stack(views), self.config.augmentation, generator)
@@ -200,14 +197,9 @@ class PreparedImages:
             try:
                 decoded.append(decode(next(contents)))
             except ValueError as error:
-                (name,) = self._gather(
-                    self._image_numbers([image]),
-                    self._image_starts,
-                    lambda index, rows: [
-                        f"{self.sets[index].image_names(rows)[0]} of {self.sets[index].folder}"
-                    ],
-                )
-                raise ValueError(f"image {name}: {error}") from error
+                numbers = self._image_numbers([image])
+                (title,) = self._gather(numbers, self._image_starts, PreparedSet.image_titles)
+                raise ValueError(f"image {title}: {error}") from error
         return decoded
 
     def _image_numbers(self, images: Sequence[int]) -> Sequence[int]:
@@ -217,17 +209,17 @@ class PreparedImages:
         self,
         numbers: Sequence[int],
         starts: Sequence[int],
-        read: Callable[[int, list[int]], Sequence[Any]],
+        read: Callable[[PreparedSet, list[int]], Sequence[Any]],
     ) -> list[Any]:
-        """Reads each set once: `read` gets its index and the rows in it."""
+        """Reads the rows of each set at once. The numbers of a set begin at its start."""
         values: dict[int, Any] = {}
-        different = np.unique(np.asarray(numbers, np.int64))
-        ends = np.searchsorted(different, starts)
-        for index in range(len(self.sets)):
-            members = different[ends[index] : ends[index + 1]]
+        unique_numbers = np.unique(np.asarray(numbers, np.int64))
+        bounds = np.searchsorted(unique_numbers, starts)  # of each set among them
+        for index, dataset in enumerate(self.sets):
+            members = unique_numbers[bounds[index] : bounds[index + 1]]
             if len(members):
                 rows = (members - starts[index]).tolist()
-                values.update(zip(members.tolist(), read(index, rows), strict=True))
+                values.update(zip(members.tolist(), read(dataset, rows), strict=True))
         return [values[number] for number in numbers]
 
     def _renumbered(self, index: int, example: dict[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,8 @@ class FrozenFeatures:
         for content in contents:
             array = np.frombuffer(content.as_buffer(), np.uint8)
             arrays.append(array.reshape(self.num_layers, -1, token_bytes))
-        length = 1 if self.pooled else max(min_length, *(array.shape[1] for array in arrays))
+        lengths = [array.shape[1] for array in arrays]
+        length = 1 if self.pooled else max(min_length, *lengths)
         padded = np.zeros((len(arrays), self.num_layers, length, token_bytes), np.uint8)
         for row, array in enumerate(arrays):
             padded[row, :, : array.shape[1]] = array
@@ -185,10 +186,10 @@ class FeatureCache:
             contents.sort(key=lambda path: path.stat().st_mtime)
             sizes = {path.parent: 0 for path in contents}
             for folder in sizes:
-                for path in folder.rglob("*"):
+                for path in filter(Path.is_file, folder.rglob("*")):
                     # Another process may rename or remove a file meanwhile.
                     with suppress(FileNotFoundError):
-                        sizes[folder] += path.stat().st_size if path.is_file() else 0
+                        sizes[folder] += path.stat().st_size
             for folder in list(sizes):
                 is_within_limit = sum(sizes.values()) + needed <= self.limit
                 if is_within_limit and needed <= shutil.disk_usage(self.folder).free:

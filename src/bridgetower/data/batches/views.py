@@ -128,7 +128,8 @@ def _random_crop(
     image: Image.Image, size: int, min_area: float, generator: torch.Generator
 ) -> Image.Image:
     """Resizes a random region, as torchvision's `RandomResizedCrop` with sides from 3:4 to 4:3."""
-    low, high = math.log(3 / 4), math.log(4 / 3)
+    low = math.log(3 / 4)
+    high = math.log(4 / 3)
     for _ in range(10):
         area_draw, ratio_draw = torch.rand(2, generator=generator).tolist()
         area = image.width * image.height * (min_area + (1 - min_area) * area_draw)

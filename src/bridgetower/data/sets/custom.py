@@ -235,12 +235,16 @@ def prepare_custom(
     spec = CUSTOM_SETS[kind] if isinstance(kind, str) else kind
     config = config or spec.config()
     check_config(spec.name, config, spec.config)
+
+    # A finished set of the same files and settings stays as it is.
     files = sorted(f"{file.name} {file.version}" for file in list_files(str(source)))
     digest = hashlib.sha256("\n".join(files).encode(errors="replace")).hexdigest()
     settings = {"kind": spec.name, "source": digest, **config.settings}
     finished = finished_set(Path(out), settings, config.max_errors)
     if finished:
         return finished
+
+    # Each row of the source is an example, or refused.
     columns = Columns(
         image=config.image_column,
         text=config.text_column,
@@ -297,11 +301,8 @@ def finished_set(out: Path, settings: Mapping[str, Any], max_errors: int) -> Dat
     if not (out / INFO_FILE).exists():
         return None
     info = read_info(out)
-    different = [
-        name
-        for name in {**info.settings, **settings}
-        if info.settings.get(name) != settings.get(name)
-    ]
+    names = {**info.settings, **settings}
+    different = [name for name in names if info.settings.get(name) != settings.get(name)]
     if different:
         raise ValueError(
             f"{out} holds a set that differs in {', '.join(different)}; choose another folder, or remove it"
@@ -354,7 +355,8 @@ def classes_file(
         )
     numbers = sorted(filter(str.isdecimal, summary.labels), key=lambda name: (int(name), name))
     names = sorted(name for name in summary.labels if not name.isdecimal())
-    return {CLASSES_FILE: asdict(Classes(names=(*numbers, *names), multi_label=True in origins))}
+    classes = Classes(names=(*numbers, *names), multi_label=True in origins)
+    return {CLASSES_FILE: asdict(classes)}
 
 
 def number_entries(
@@ -378,7 +380,8 @@ def question_entries(
     cell = _find_cell(example, config.answer_column, ANSWERS)
     answers = []
     for value in _cell_values(cell, config.answer_separator):
-        answers.append(_stripped_text(value.get("answer") if isinstance(value, dict) else value))
+        answer = value.get("answer") if isinstance(value, dict) else value
+        answers.append(_stripped_text(answer))
     number = _stripped_text(example.fields.get("question_id")) or str(summary.rows)
     if not number.isdecimal() or number in summary.ids:
         raise ValueError(
@@ -400,12 +403,16 @@ def answers_file(
     summary: SourceSummary, config: VqaSetConfig, training: Iterator[Any]
 ) -> Mapping[str, Any]:
     """Returns the content of `answers.json`."""
-    questions = [dict.fromkeys(map(normalise_answer, entry["answers"])) for entry in training]
-    num_questions = Counter(answer for answers in questions for answer in answers)
+    num_questions = Counter[str]()  # of each answer
+    has_questions = False
+    for entry in training:
+        has_questions = True
+        answers = map(normalise_answer, entry["answers"])
+        num_questions.update(dict.fromkeys(answers, 1))
     vocabulary = [
         answer for answer, count in num_questions.items() if answer and count >= config.min_count
     ]
-    if questions and len(vocabulary) < 2:
+    if has_questions and len(vocabulary) < 2:
         raise ValueError(
             f"{len(vocabulary)} answers are given to at least {config.min_count} training questions; expected two"
         )
@@ -470,10 +477,13 @@ def _stripped_text(cell: object) -> str:
     return "" if cell is None or cell != cell else str(cell).strip()
 
 
-def _spec(name: str, title: str, details: str, example: str, **fields: Any) -> CustomSetSpec:
+def _spec(
+    name: str, title: str, *, example: str, details: str = "", **fields: Any
+) -> CustomSetSpec:
     splits = "Splits come from a column `split`, from folders or file names; else images are split by a hash."
-    example = f"Example: bridgetower prepare {name} {example}.csv --out data/{example}"
-    summary = f"{title}\n\n{f'{details} {splits}'.strip()}\n\n{example}"
+    details = f"{details} {splits}".strip()
+    command = f"bridgetower prepare {name} {example}.csv --out data/{example}"
+    summary = f"{title}\n\n{details}\n\nExample: {command}"
     return CustomSetSpec(name=name, summary=summary, **fields)
 
 
@@ -486,8 +496,7 @@ _SPECS = (
     _spec(
         "pairs",
         "Images with captions.",
-        "",
-        "photos",
+        example="photos",
         schema=schemas.CAPTIONS,
         config=PairsConfig,
         entries=caption_entries,
@@ -496,8 +505,8 @@ _SPECS = (
     _spec(
         "classification",
         "Images, texts or both with a label, or several.",
-        "The names of the classes are in classes.json.",
-        "memes",
+        details="The names of the classes are in classes.json.",
+        example="memes",
         entries=_labelled_entries,
         files=classes_file,
         **_WITH_LABELS,
@@ -505,8 +514,7 @@ _SPECS = (
     _spec(
         "regression",
         "Images, texts or both with a number, such as a rating.",
-        "",
-        "ratings",
+        example="ratings",
         entries=number_entries,
         files=lambda *_: {CLASSES_FILE: asdict(Classes(names=(), multi_label=False))},
         **_WITH_LABELS,
@@ -514,8 +522,8 @@ _SPECS = (
     _spec(
         "vqa",
         "Questions about images with one answer or several.",
-        "The answers that a model can choose, those of the training split, are in answers.json.",
-        "charts",
+        details="The answers that a model can choose, those of the training split, are in answers.json.",
+        example="charts",
         schema=schemas.VQA,
         config=VqaSetConfig,
         entries=question_entries,
@@ -526,8 +534,7 @@ _SPECS = (
         "entailment",
         "Images with statements that they contradict, leave open or entail: labels contradiction, neutral and "
         "entailment, or 0, 1 and 2.",
-        "",
-        "claims",
+        example="claims",
         schema=schemas.SNLI_VE,
         entries=partial(_statement_entries, schema=schemas.SNLI_VE),
         texts=STATEMENTS,
@@ -536,8 +543,7 @@ _SPECS = (
         "image-pairs",
         "Pairs of images with statements that are true or false of them: columns image_1 and image_2, or those of "
         "--image-column A,B.",
-        "",
-        "pairs",
+        example="pairs",
         schema=schemas.NLVR2,
         entries=partial(_statement_entries, schema=schemas.NLVR2),
         texts=STATEMENTS,

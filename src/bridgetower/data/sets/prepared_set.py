@@ -138,8 +138,8 @@ class SetWriter:
         self._left_out: defaultdict[str, list[str]] = defaultdict(list)  # names by reason
         self._seen_keys: set[int] = set()
 
-        # Images: a row, the bytes or a problem by key, and the row by content.
-        self._images: dict[int, Future[bytes | str] | int | str] = {}
+        # Images: by key a row, None if it cannot be used, or the bytes that are being read; and the row by content.
+        self._images: dict[int, Future[bytes] | int | None] = {}
         self._row_of_digest: dict[bytes, int] = {}
         self._digests: list[bytes] = []
 
@@ -167,9 +167,8 @@ class SetWriter:
             )
             for batch in self._image_table.scan(["name", "version", "digest"]):
                 for row in batch.to_pylist():
-                    self._images[_hash(row["name"], row["version"])] = self._add_digest(
-                        row["digest"]
-                    )
+                    key = _hash(row["name"], row["version"])
+                    self._images[key] = self._add_digest(row["digest"])
             self._example_table = _open_table(
                 self.out / "examples.lance", _EXAMPLE_COLUMNS, checked="example", replace=True
             )
@@ -269,7 +268,7 @@ class SetWriter:
             self._write_oldest()
         self._commit()  # before any error, so that the next attempt continues from here
 
-        # Examples: enough are usable.
+        # Enough examples are usable, and their splits fit together.
         check_bad(source, self.bad, self.config.max_errors, has_good=bool(self._num_entries))
         empty = ", ".join(split for split in splits if not self._num_entries[split])
         if empty or not self._num_entries:
@@ -284,30 +283,29 @@ class SetWriter:
         # Files.
         for name, value in self.files().items():
             write_json(self.out / name, value)
+
+        # Description.
         further_splits = sorted(self._num_entries.keys() - set(SPLITS))
-        order = [*filter(self._num_entries.get, SPLITS), *further_splits]
-        left_out = {**self._left_out, "cannot be used": self.bad} if self.bad else self._left_out
+        split_infos = {}
+        for split in (*filter(self._num_entries.get, SPLITS), *further_splits):
+            num_images = sum(group >= 0 for group in self._groups[split])
+            split_infos[split] = SplitInfo(images=num_images, examples=self._num_entries[split])
+        if self.bad:
+            self._left_out["cannot be used"] = self.bad
         counts = dict(info.left_out)
         examples = dict(info.some_left_out)
-        for reason, names in left_out.items():
+        for reason, names in self._left_out.items():
             counts[reason] = len(names)
             examples[reason] = names[:_MAX_LISTED]
+        content = _read_contents(self._image_table, self._example_table, sorted(split_infos))
         info = replace(
             info,
             kind=self.schema.name,
-            splits={
-                split: SplitInfo(
-                    images=sum(group >= 0 for group in self._groups[split]),
-                    examples=self._num_entries[split],
-                )
-                for split in order
-            },
+            splits=split_infos,
             left_out=counts,
             some_left_out=examples,
             versions={"images": self._image_table.version, "examples": self._example_table.version},
-            digest="".join(
-                _read_contents(self._image_table, self._example_table, sorted(order)).digests
-            ),
+            digest="".join(content.digests),
         )
         write_json(self.out / INFO_FILE, asdict(info))
         _warn_of_small_splits(source, info)
@@ -332,8 +330,11 @@ class SetWriter:
     def _write_oldest(self) -> None:
         """Takes the oldest pending example, waits for its images, and adds its rows."""
         name, split, origin, images, entries = self._pending.popleft()
-        results = [self._row_or_problem(image, origin) for image in images]
-        rows = [result for result in results if isinstance(result, int)]
+        rows = []
+        for image in images:
+            row = self._row_of(image, origin)
+            if row is not None:
+                rows.append(row)
         self._advance(1)
         if len(rows) < len(images) or not entries:
             return
@@ -373,24 +374,27 @@ class SetWriter:
         self._num_entries[split] += 1
         self._uncommitted_bytes += len(example)
 
-    def _row_or_problem(self, image: Image, origin: str) -> int | str:
-        """Returns the row of an image, once it is read, or what is wrong with it."""
+    def _row_of(self, image: Image, origin: str) -> int | None:
+        """Returns the row of an image, once it is read, or None if it cannot be used."""
         key = _hash(image.name, image.version)
-        result = self._images[key]
-        if isinstance(result, Future):
-            content = result.result()
-            if isinstance(content, str):
-                result = content
-                self.refuse(f"{origin}: {content}")
-            else:
-                digest = hashlib.blake2b(content, digest_size=16).digest()
-                result = self._row_of_digest.get(digest, -1)
-                if result < 0:
-                    result = self._add_digest(digest)
-                    self._image_rows.append((image.name, image.version, digest, content))
-                    self._uncommitted_bytes += len(content)
-            self._images[key] = result
-        return result
+        row = self._images[key]
+        if isinstance(row, Future):
+            try:
+                row = self._add_image(image, row.result())
+            except ValueError as error:
+                self.refuse(f"{origin}: {error}")
+                row = None
+            self._images[key] = row
+        return row
+
+    def _add_image(self, image: Image, content: bytes) -> int:
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        row = self._row_of_digest.get(digest)
+        if row is None:
+            row = self._add_digest(digest)
+            self._image_rows.append((image.name, image.version, digest, content))
+            self._uncommitted_bytes += len(content)
+        return row
 
     def _add_digest(self, digest: bytes) -> int:
         row = len(self._digests)
@@ -561,6 +565,10 @@ class PreparedSet:
         names: list[str] = self._images.take(rows, ["name"])["name"].to_pylist()
         return names
 
+    def image_titles(self, rows: Sequence[int]) -> list[str]:
+        """Returns the names of images with the folder, for errors."""
+        return [f"{name} of {self.folder}" for name in self.image_names(rows)]
+
     def damaged(self) -> list[str]:
         """Names the rows whose content is not as it was written."""
         return [
@@ -630,17 +638,17 @@ def _image_version(image: Image) -> str:
         return ""
 
 
-def _read_image(image: Image) -> bytes | str:
-    """Returns the bytes of an image that can be decoded, or what is wrong with it."""
+def _read_image(image: Image) -> bytes:
+    """Returns the bytes of an image that can be decoded, or raises a ValueError that says what is wrong with it."""
     from bridgetower.processor import open_image  # imports torch, which help of commands must not
 
     try:
         content = image.read()
         open_image(content)
-    except FileNotFoundError:
-        return f"{image.name!r}: there is no such file"
+    except FileNotFoundError as error:
+        raise ValueError(f"{image.name!r}: there is no such file") from error
     except (ValueError, OSError) as error:
-        return f"{image.name!r}: {error}"
+        raise ValueError(f"{image.name!r}: {error}") from error
     return content
 
 

@@ -22,7 +22,8 @@ class ColumnFile:
 
         self._parquet: Any = None
         self._batches: list[Any] = []
-        self._last_column: tuple[int, str, Any] = (-1, "", None)
+        self._last_key = (-1, "")  # group and column of the last cell
+        self._last_cells: Any = None
         try:
             if location.partition("?")[0].lower().endswith(".parquet"):
                 sizes = self._open_parquet(location)
@@ -86,13 +87,15 @@ class ColumnFile:
             raise ValueError(
                 f"there is no row {row + 1} with a column {column}; make the index again"
             )
-        if self._last_column[:2] != (group, column):
+        if self._last_key != (group, column):
             if self._parquet is None:
                 rows = self._batches[group]
             else:
                 rows = self._parquet.read_row_group(group, [column])
-            self._last_column = (group, column, rows[column])
-        return self._last_column[2][row - self._group_ends[group]].as_py()
+            self._last_cells = rows[column]
+            self._last_key = (group, column)
+        cell = self._last_cells[row - self._group_ends[group]]
+        return cell.as_py()
 
 
 @lru_cache(maxsize=4)

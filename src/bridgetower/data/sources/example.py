@@ -80,7 +80,8 @@ class Image:
         if self.moment:
             from bridgetower.data.sources.video import frame_of
 
-            return frame_of(self.location, sum(self.moment) / 2, self.name)
+            start, end = self.moment
+            return frame_of(self.location, (start + end) / 2, self.name)
         if not self.cell:
             return read_location(self.location, self.piece, patience=patience)
         column, row = self.cell
@@ -133,8 +134,10 @@ class FileGroup:
     @property
     def version(self) -> str:
         """A text that changes when a file does."""
-        files = (*self.files, *self.sidecars.values())
-        return " ".join([self.kind, *(f"{file.location} {file.version}" for file in files)])
+        marks = [self.kind]
+        for file in (*self.files, *self.sidecars.values()):
+            marks += [file.location, file.version]
+        return " ".join(marks)
 
 
 def nonempty_texts(texts: Iterable[str]) -> tuple[str, ...]:
@@ -151,13 +154,15 @@ def named_image(file: ListedFile, path: str) -> Image:
     """Returns the image that a file names by a URL, or by a path from its own folder on."""
     if is_url(path):
         return Image(name=path, location=path)
-    folder = file.location.partition("?")[0].rpartition("/")[0]
-    is_absolute = path.startswith("/") and not is_url(folder)
-    location = path if is_absolute else posixpath.join(folder, path)
+    # The path on this machine, or the URL.
+    folder = posixpath.dirname(file.location.partition("?")[0])
+    location = posixpath.join(folder, path)
     if not is_url(location):
-        location = os.path.normpath(location or path)
-    name = posixpath.normpath(posixpath.join(posixpath.dirname(file.name), path))
-    return Image(name=name, location=location)
+        location = os.path.normpath(location)
+
+    # The path from the folder of the source on.
+    name = posixpath.join(posixpath.dirname(file.name), path)
+    return Image(name=posixpath.normpath(name), location=location)
 
 
 def check_bad(
@@ -169,16 +174,16 @@ def check_bad(
     has_good: bool = True,
 ) -> None:
     """Raises a ValueError if more items than allowed are bad. `outcome` says what became of the others."""
-    if len(problems) <= max_errors:
+    num_problems = len(problems)
+    if num_problems <= max_errors:
         return
-    count = f"{len(problems)} bad item{'s' if len(problems) > 1 else ''}"
+    items = "item" if num_problems == 1 else "items"
+    count = f"{num_problems} bad {items} and no good one"
     if has_good:
-        count += f", allowed are {max_errors} (max_errors=N allows more)"
-    else:
-        count += " and no good one"
+        count = f"{num_problems} bad {items}, allowed are {max_errors} (max_errors=N allows more)"
     if outcome:
         count += f"; {outcome}"
-    message = " | ".join(problems[:MAX_SHOWN_PROBLEMS])
-    if len(problems) > MAX_SHOWN_PROBLEMS:
-        message += f" and {len(problems) - MAX_SHOWN_PROBLEMS} more"
-    raise ValueError(f"{source}: {count}: {message}")
+    details = " | ".join(problems[:MAX_SHOWN_PROBLEMS])
+    if num_problems > MAX_SHOWN_PROBLEMS:
+        details += f" and {num_problems - MAX_SHOWN_PROBLEMS} more"
+    raise ValueError(f"{source}: {count}: {details}")

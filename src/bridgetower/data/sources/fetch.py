@@ -89,8 +89,10 @@ def suffix_of(location: str) -> str:
     """Returns the ending of a path or URL in lower case, or both endings of a compressed file, such as .csv.gz."""
     name = location.partition("?")[0] if is_url(location) else location
     endings = [ending.lower() for ending in Path(name).suffixes]
-    is_compressed = endings[-1:] and endings[-1] in COMPRESSION_SUFFIXES
-    return "".join(endings[-2:] if is_compressed else endings[-1:])
+    num_endings = 1
+    if endings and endings[-1] in COMPRESSION_SUFFIXES:
+        num_endings = 2
+    return "".join(endings[-num_endings:])
 
 
 def read_location(
@@ -210,7 +212,8 @@ def _list_url(source: str) -> Iterator[ListedFile]:
     for path, info in sorted(infos.items()):
         is_root = path.rstrip("/") == root.rstrip("/")
         name = path.rpartition("/")[2] if is_root else os.path.relpath(path, root)
-        is_hidden = any(folder.startswith(".") and folder != ".." for folder in name.split("/"))
+        levels = name.split("/")
+        is_hidden = any(level.startswith(".") and level != ".." for level in levels)
         if info.get("type") != "directory" and not is_hidden:
             location = path if is_url(path) else system.unstrip_protocol(path)
             yield ListedFile(location, name, _version_in(info))
@@ -362,6 +365,9 @@ def _info_of_url(url: str) -> dict[str, Any]:
 
 def _version_in(info: dict[str, Any]) -> str:
     """Returns the size and the marks of a version that a server tells, in the order of their names."""
-    marks = {name.lower(): value for name, value in info.items()}
-    names = ("etag", "last-modified", "mtime", "sha256")
-    return " ".join(map(str, [info.get("size"), *(marks[name] for name in names if name in marks)]))
+    values = {name.lower(): value for name, value in info.items()}
+    marks = [info.get("size")]
+    for name in ("etag", "last-modified", "mtime", "sha256"):
+        if name in values:
+            marks.append(values[name])
+    return " ".join(map(str, marks))

@@ -7,9 +7,9 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from bridgetower.data.sources.columns import Columns
 from bridgetower.data.sources.example import (
@@ -26,7 +26,12 @@ _LARGEST_HEADER = 2**20  # bytes of the headers of a member
 _LARGEST_MEMBERS = {**dict.fromkeys(IMAGE_SUFFIXES, 2**29), ".txt": 2**20, ".json": 2**20}
 
 
-_Member = tuple[str, str, tarfile.TarInfo]  # with its key and the ending of its name
+class _Member(NamedTuple):
+    """A file of a shard: the name is `KEY.SUFFIX`."""
+
+    key: str
+    suffix: str
+    info: tarfile.TarInfo
 
 
 class _Headers:
@@ -51,7 +56,7 @@ def read_shard(group: FileGroup, columns: Columns) -> Iterator[Example]:
     hashes = set[int]()
     with open_location(file.location) as stream:
         try:
-            for key, members in groupby(_members(stream), itemgetter(0)):
+            for key, members in groupby(_members(stream), attrgetter("key")):
                 example = _read_example(file, key, members, stream)
                 if hash(key) in hashes:
                     problem = "the shard has its key twice; write it again"
@@ -73,7 +78,7 @@ def _members(stream: BinaryIO) -> Iterator[_Member]:
                 # The key ends at the first full stop of the name, as in WebDataset.
                 path = PurePosixPath(member.name)
                 name, dot, ending = path.name.partition(".")
-                yield str(path.parent / name), dot + ending.lower(), member
+                yield _Member(str(path.parent / name), dot + ending.lower(), member)
             # tarfile keeps these to find members by name, without bound.
             archive.members = []
             archive.pax_headers = {}

@@ -33,10 +33,9 @@ def lines_of(file: ListedFile, max_length: int = MAX_TEXT_LENGTH) -> Iterator[st
     """Yields the lines of a text file with their ends. A line that is too long is cut one character after the limit."""
     stream = io.BufferedReader(open_decompressed(file.location))
     is_utf16 = stream.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    codec = "utf-16" if is_utf16 else "utf-8-sig"
     number = 0
-    with io.TextIOWrapper(
-        stream, encoding="utf-16" if is_utf16 else "utf-8-sig", newline=""
-    ) as text:
+    with io.TextIOWrapper(stream, encoding=codec, newline="") as text:
         try:
             while line := text.readline(max_length + 1):
                 number += 1

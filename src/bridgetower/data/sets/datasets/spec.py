@@ -63,7 +63,8 @@ class Originals:
 
     def image(self, *paths: str) -> Image:
         """Returns the image at the first of several paths that is a file, else at the first path."""
-        name = next((path for path in paths if (self.folder / path).is_file()), paths[0])
+        existing = [path for path in paths if (self.folder / path).is_file()]
+        name = existing[0] if existing else paths[0]
         return Image(name=name, location=str(self.folder / name))
 
     def items(self, path: Path, key: str | None = None) -> Iterator[Any]:
@@ -193,13 +194,10 @@ def arrow_questions(writer: SetWriter, name: str, row: Row, annotators: int) -> 
         answers = list(row["answers"][index]) if row["answers"] else []
         if answers and annotators > 1:
             scores = row["answer_scores"][index]
-            votes = zip(answers, scores, strict=True)
-            answers = [
-                answer
-                for answer, score in votes
-                for _ in range(_ANNOTATORS_BY_SCORE[round(score, 1)])
-            ]
-            answers += [_OTHER_ANSWER] * (annotators - len(answers))
+            votes = []
+            for answer, score in zip(answers, scores, strict=True):
+                votes += [answer] * _ANNOTATORS_BY_SCORE[round(score, 1)]
+            answers = votes + [_OTHER_ANSWER] * (annotators - len(votes))
         questions.append(Question(question_id=number, question=text, answers=tuple(answers)))
     return questions
 
