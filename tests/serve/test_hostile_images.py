@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from bridgetower.processor import open_reduced
-from bridgetower.processor.images import HAS_HEIC, MEMORY_PER_PIXEL
+from bridgetower.processor.images import HAS_HEIC, MEMORY_PER_PIXEL, Fit
 from bridgetower.serve.inputs import Decoders
 from helpers.servers import URIS, data_uri, error_of, start_server
 
@@ -280,7 +280,7 @@ def test_sound_images_of_every_kind_fit_and_are_what_this_process_makes_of_them(
             turned = {} if kind in ("GIF", "BMP") else {"exif": exif}
             content = saved(large_image(mode), kind, **options, **turned)
             limits = (
-                {"side": 300, "background": (1, 2, 3), "fit": (96, "bicubic", True)}
+                {"side": 300, "background": (1, 2, 3), "fit": Fit(96, "bicubic", True)}
                 if mode == "RGB"
                 else {}
             )

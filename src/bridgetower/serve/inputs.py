@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import re
 import signal
 import subprocess
@@ -109,6 +110,8 @@ class Decoders:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                # Threads of OpenBLAS, which is not used, would take memory.
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
         except OSError as error:  # for which the image is not to blame
             raise RuntimeError(f"no process can be started to decode images: {error}") from error
