@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from bridgetower.files import sha256_of
@@ -117,3 +118,19 @@ def test_names_and_texts_of_any_kind(hits):
     assert sheet.width == contact_sheet(hits[:1], content_of_hit).width
     assert middle(sheet, (0, 0, 255))[2] > 90**2  # the image of the query
     assert contact_sheet([], content_of_hit, text="nothing").width > 300
+
+
+@pytest.mark.parametrize("match", [{"score": 0.331}, {"probability": 1.0, "score": None}])
+def test_the_lines_of_a_hit_end_at_the_edge_of_its_image(hits, monkeypatch, match):
+    monkeypatch.setattr("bridgetower.search.sheet.drawn", lambda figure: figure)
+    marked = replace(
+        hits[0], path="PXL_20240131_120000000.MP.jpg", cosine=-0.456, weak=True, **match
+    )
+    figure = contact_sheet([marked] * 3, content_of_hit)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    lines = figure.texts[2:]  # after the title
+    images = [axes for axes in figure.axes for _ in range(2)]
+    for line, axes in zip(lines, images, strict=True):
+        assert line.get_window_extent(renderer).x1 <= axes.get_window_extent(renderer).x1, (
+            line.get_text()
+        )

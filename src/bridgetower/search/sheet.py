@@ -26,6 +26,10 @@ _MARGIN = 0.3
 _QUERY = 0.9  # side of the image of a query
 _TITLE = 0.5  # height of the two lines of a title
 
+# The lines below an image are no longer than it.
+_NAME_LETTERS = 24
+_SCORES_SIZE = 7.5  # points
+
 
 def contact_sheet(
     hits: Sequence[Hit | None],
@@ -93,7 +97,7 @@ def contact_sheet(
         draw(partial(content, hit), x, y, _TILE)
         bottom = y + _TILE
         caption = f"{index + 1} · {Path(hit.path).name}"
-        write(shortened_line(caption, 28), x, bottom + 0.22, 10)
+        write(shortened_line(caption, _NAME_LETTERS), x, bottom + 0.22, 10)
         scores = f"cosine {hit.cosine:.3f}"
         colour = FAINT
         if match := match_text(hit.probability, hit.score):
@@ -101,7 +105,7 @@ def contact_sheet(
             colour = SERIES[0]
         if hit.weak:
             scores += " · weak"
-        write(scores, x, bottom + 0.42, 9, colour)
+        write(scores, x, bottom + 0.42, _SCORES_SIZE, colour)
     return drawn(figure)
 
 
