@@ -187,6 +187,8 @@ def test_names_odd_sizes_and_what_is_not_in_the_index(served_album):
         assert error["type"] in ("invalid_request_error", "not_found_error")
     for size in (0, 15, 1601, 10**30, -1, "large", "1e3", "64.", "64.0", "+64", " 64"):
         assert error_of(served_album.get("a.png", size=size), 400)["param"] == "size"
+    message = error_of(served_album.get("a.png", size="64.0"), 400)["message"]
+    assert message == "size: '64.0' is given; expected a whole number of pixels, such as 300"
     (served_album.root / "new.png").write_bytes(noise_png(9))
     for digest in ("0" * 64, hashlib.sha256(noise_png(9)).hexdigest()):
         error = error_of(served_album.client.get(f"/v1/images/{digest}"), 404)

@@ -295,7 +295,7 @@ async def index(service: Served) -> IndexResponse:
 
 def _check_digits(value: Any) -> Any:
     if isinstance(value, str) and not (value.isascii() and value.isdigit()):
-        raise ValueError("expected a whole number")
+        raise ValueError(f"{value[:80]!r} is given; expected a whole number of pixels, such as 300")
     return value
 
 
