@@ -396,14 +396,14 @@ class TestSplits:
         prepare_custom("pairs", write_rows(tmp_path, rows[:-1], 65), tmp_path / "few")
         (record,) = caplog.records
         assert record.message.startswith(
-            f"{tmp_path / 'rows.jsonl'}: test has 29 images: metrics of so few hardly"
+            f"{tmp_path / 'rows.jsonl'}: test is small (29): metrics of so few hardly"
         )
         caplog.clear()
         texts = [
             {"text": f"t{number}", "label": f"{number % 2}", "split": "test"} for number in range(2)
         ]
         prepare_custom("classification", write_rows(tmp_path, texts, 0), tmp_path / "texts")
-        assert "test has 2 examples: " in caplog.text
+        assert "test is small (2): " in caplog.text
 
     @pytest.mark.parametrize(
         ("splits", "error"),

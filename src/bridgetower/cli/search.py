@@ -224,8 +224,7 @@ def duplicates_command(
             row = group[:COLUMNS]
             empty = [None] * (COLUMNS - len(row))
             tiles += [*row, *empty]
-        noun = "group" if len(groups) == 1 else "groups"
-        title = f"{len(groups)} {noun} of near-duplicates"
+        title = f"groups of near-duplicates: {len(groups)}"
         drawing = contact_sheet(tiles, opened.content, title=(title, "a row each"))
         write_image(sheet, drawing)
 

@@ -457,16 +457,14 @@ class SetWriter:
 def _warn_of_small_splits(source: object, info: DatasetInfo) -> None:
     for name, split in info.splits.items():
         count = split.images or split.examples
-        noun = "image" if split.images else "example"
         # The results of folds are joined.
         if name != "train" and not name.startswith("fold-") and count < MIN_EVALUATED:
             logger.warning(
-                "%s: %s has %d %s: metrics of so few hardly tell two models apart, and of more processes than that "
+                "%s: %s is small (%d): metrics of so few hardly tell two models apart, and of more processes than that "
                 "some have nothing to evaluate; give more data",
                 source,
                 name,
                 count,
-                noun if count == 1 else f"{noun}s",
             )
 
 
