@@ -113,6 +113,7 @@ LEFT_OUT = (
 )
 START = 60  # seconds that imports and fixtures may take
 CLOSEST = 20  # tests that run first
+CONTRACTS = "contracts"  # of the test file that compares values of all modules
 PR_SET_CHILD_SUBREAPER = 36  # of Linux: processes whose parent ended become children of this one
 
 # ------------------------------------------------------------------------------------------------------- mutations
@@ -771,6 +772,8 @@ class Coverage:
             tests = tests.union(*(self.by_line[path].get(line, ()) for line in lines))
             if tests:
                 break
+        if function_of(source, mutation.line) is None:  # what an import computes is read in no line
+            tests |= {test for test in self.seconds if distance(mutation, test) < 2}
         if not tests:  # nothing runs it: tests whose files name the module
             module = Path(mutation.path).stem
             files = {test.partition("::")[0] for test in self.seconds}
@@ -781,7 +784,7 @@ class Coverage:
 
 def distance(mutation: Mutation, test: str) -> int:
     file = Path(test.partition("::")[0])
-    if file.stem.removeprefix("test_") == Path(mutation.path).stem:
+    if file.stem.removeprefix("test_") in (Path(mutation.path).stem, CONTRACTS):
         return 0
     return 1 if mutation.room in (file.parent.name, file.stem.removeprefix("test_")) else 2
 
@@ -809,11 +812,8 @@ def lines_to_cover(
     What runs while a module is imported concerns the tests of the functions that it belongs to, or that use its name.
     """
     around = [node for node in ast.walk(ast.parse(source)) if spans(node, mutation.line)]
-    functions = [
-        node for node in around if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    if functions:
-        function = max(functions, key=lambda node: node.lineno)
+    function = function_of(source, mutation.line)
+    if function is not None:
         if mutation.line >= function.body[0].lineno:
             statements = [node for node in around if isinstance(node, ast.stmt)]
             smallest = min(statements, key=lambda node: node.end_lineno - node.lineno)
@@ -833,6 +833,16 @@ def lines_to_cover(
     classes = [node for node in around if isinstance(node, ast.ClassDef)]
     if classes:
         yield mutation.path, range(classes[-1].lineno, classes[-1].end_lineno + 1)
+
+
+def function_of(source: bytes, line: int) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+    """The innermost function with a line."""
+    functions = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and spans(node, line)
+    ]
+    return max(functions, key=lambda node: node.lineno, default=None)
 
 
 def spans(node: ast.AST, line: int) -> bool:

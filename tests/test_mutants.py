@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,20 @@ def test_a_draw_follows_from_its_seed(small_project):
     assert drawn != mutants.draw(small_project, 5, "2026-01-02")
     assert len(mutants.draw(small_project, 100, "a")) < 20  # a mutation of each line
     assert mutants.draw(small_project, 5, "a", only=("elsewhere",)) == []
+
+
+def test_values_of_modules_are_tested_by_their_folder_and_the_contracts(small_project):
+    path = "src/bridgetower/prices.py"
+    mutation = mutants.Mutation(
+        path, "constant", PRICES.splitlines().index("REDUCED = 10") + 1, 0, 0, ""
+    )
+    tests = [
+        "tests/test_contracts.py::test_a",
+        "tests/test_prices.py::test_b",
+        "tests/test_c.py::test_c",
+    ]
+    coverage = mutants.Coverage(dict.fromkeys(tests, 1.0), Counter(), defaultdict(dict))
+    assert coverage.of(mutation, small_project) == tests[:2]
 
 
 CALL = """
