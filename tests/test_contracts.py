@@ -1,7 +1,9 @@
-"""Recipes, defaults and signatures are those in `tests/contracts`."""
+"""Recipes, defaults, signatures and constants are those in `tests/contracts`."""
 
 import inspect
 import pkgutil
+import re
+from contextlib import suppress
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -39,6 +41,40 @@ def signature_of(function):
         f"{parameter.name} {parameter.kind.name.lower()} {text_of(parameter.default)}"
         for parameter in inspect.signature(function).parameters.values()
     ]
+
+
+def plain_data(value):
+    """Returns numbers and names as JSON holds them. Wording and objects that are no data are a TypeError."""
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {str(key): plain_data(entry) for key, entry in value.items()}
+    if isinstance(value, frozenset):
+        value = sorted(value)
+    if isinstance(value, list | tuple):
+        return [*map(plain_data, value)]
+    if value is None or isinstance(value, int | float) or re.fullmatch(r"[\w./:+ -]{0,40}", value):
+        return value
+    raise TypeError(value)
+
+
+def modules():
+    """Yields each module of the package."""
+    for entry in pkgutil.walk_packages(bridgetower.__path__, "bridgetower."):
+        if not entry.name.endswith("__main__"):
+            yield import_module(entry.name)
+
+
+def test_constants():
+    """Names and formats of files, headings, limits: what a module defines for others."""
+    constants = {}
+    for module in modules():
+        for name in re.findall(
+            r"^([A-Z][A-Z0-9_]*)\b.* = ", inspect.getsource(module), re.MULTILINE
+        ):
+            with suppress(TypeError):
+                constants[f"{module.__name__}.{name}"] = plain_data(getattr(module, name))
+    check_contract("constants", constants)
 
 
 def test_recipes():
@@ -87,12 +123,10 @@ def test_sets():
 
 def test_defaults_of_configs():
     configs = {}
-    for entry in pkgutil.walk_packages(bridgetower.__path__, "bridgetower."):
-        if entry.name.endswith("__main__"):
-            continue
-        for name, value in vars(import_module(entry.name)).items():
+    for module in modules():
+        for name, value in vars(module).items():
             is_config = isinstance(value, type) and name.endswith(CONFIG_NAMES)
-            if is_config and is_dataclass(value) and value.__module__ == entry.name:
+            if is_config and is_dataclass(value) and value.__module__ == module.__name__:
                 configs[name] = defaults_of(value)
     check_contract("configs", configs)
 
