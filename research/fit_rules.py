@@ -48,8 +48,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "1,600 steps": {"_STEPS": 1600, "_EPOCHS": (4, 160)},
     "rate / 4": faster(1 / 4),
     "rate x 4": faster(4),
-    "top layers too": {"choose_trained": lambda num_examples, device: "top"},
-    "all weights": {"choose_trained": lambda num_examples, device: "all"},
+    "top layers too": {"choose_trained": lambda device: "top"},
+    "all weights": {"choose_trained": lambda device: "all"},
 }
 
 

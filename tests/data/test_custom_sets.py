@@ -471,6 +471,12 @@ class TestBadRows:
                 "expected one of contradiction",
             ),
             (
+                "entailment",
+                {"image": "1.png", "text": " ", "label": ""},
+                None,
+                "statement .1. is empty",
+            ),
+            (
                 "image-pairs",
                 {"image": "1.png", "text": "x", "label": "true"},
                 None,

@@ -171,7 +171,7 @@ class TestGraphs:
         write_graph(split_graph, tmp_path / "text.onnx")
         graph = onnx.load(tmp_path / "text.onnx", load_external_data=False).graph
         assert [node.op_type for node in graph.node].count("Split") == 2
-        outputs = Runner("onnxruntime", tmp_path).run("text", [inputs])
+        outputs = Runner("onnxruntime", tmp_path, "fp32").run("text", [inputs])
         torch.testing.assert_close(
             outputs, [piece.detach() for piece in module(inputs)], atol=1e-6, rtol=0
         )
@@ -285,7 +285,7 @@ class TestDamage:
         mask = torch.ones(1, 3, dtype=torch.int64)
         update_weights(replace(checkpoint, tensors=doubled), copied_folder)
         expected = exported_model(copied_folder, NO_EXTENSIONS).encode_text(ids, mask).cls
-        output = Runner("onnxruntime", copied_folder).run("text", [ids, mask])[-1]
+        output = Runner("onnxruntime", copied_folder, "fp32").run("text", [ids, mask])[-1]
         torch.testing.assert_close(output, expected.detach(), atol=2e-5, rtol=0)
 
 

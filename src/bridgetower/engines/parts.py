@@ -200,7 +200,7 @@ Run = Callable[[Sequence[Tensor]], list[Tensor]]
 class Runner:
     """Runs the parts of one exported folder, in any number of threads, with as many threads as PyTorch has."""
 
-    def __init__(self, engine: EngineName, folder: Path, precision: Precision = "fp32") -> None:
+    def __init__(self, engine: EngineName, folder: Path, precision: Precision) -> None:
         self._arguments = (engine, folder, precision)
         self._loaded: dict[PartName, Run] = {}
         self._loading = Lock()

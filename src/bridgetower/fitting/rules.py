@@ -132,7 +132,7 @@ def recipe_of(kind: str, heads: HeadsConfig | None) -> RunConfig:
     return RECIPES[names[kind]]
 
 
-def choose_trained(num_examples: int, device: str) -> Trained:
+def choose_trained(device: str) -> Trained:
     """Returns what is trained."""
     return "fusion" if device == "cpu" else "all"
 

@@ -193,7 +193,7 @@ def _make_plan(
     # Choose the run.
     num_examples = sum(info.splits[name].examples for name in splits.train)
     device_type = run_device(device).type
-    trained = "all" if model is None else choose_trained(num_examples, device_type)
+    trained = "all" if model is None else choose_trained(device_type)
     config = chosen_config(
         recipe,
         splits,

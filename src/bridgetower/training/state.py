@@ -107,7 +107,6 @@ class StateSaver:
 
     def __exit__(self, *error: object) -> None:
         self.wait()
-        self._pool.shutdown()
 
     def save(self, model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
         """Writes a state, from which `load_state` restores the same bits, after the one before is written."""

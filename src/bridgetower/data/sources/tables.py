@@ -55,7 +55,6 @@ SPLITS = {
 
 MAX_ROW_LENGTH = 2**24  # characters of a row, which may have images as base64
 
-_PEEKED = 64  # bytes of a JSON file that show whether it has lines of objects
 _STATED_DELIMITER = re.compile(r"sep=(.)\s*")  # a first line for Excel
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII | re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{64}[A-Za-z0-9+/\s]*={0,2}\s*")
@@ -279,7 +278,7 @@ def _object_or_problem(value: object) -> dict[str, Any] | str:
 def _has_lines_of_objects(file: ListedFile) -> bool:
     """Returns whether a file has an object in its first line and another one after it."""
     with io.BufferedReader(open_decompressed(file.location)) as stream:
-        head = stream.peek(_PEEKED)[:_PEEKED]
+        head = stream.peek()
     if not head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
         return False
     lines = filter(None, map(str.strip, lines_of(file, MAX_ROW_LENGTH)))
