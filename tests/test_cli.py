@@ -765,8 +765,26 @@ def test_what_is_missing_wrong_or_was_perhaps_meant(refused, arguments, message)
     assert message in refused(*arguments.split())
 
 
-def test_retrieval_is_a_table_in_percent_by_stage(capsys, monkeypatch):
+@pytest.fixture
+def printed_cells(capsys, monkeypatch):
+    """Returns the cells of the rows of a printed table."""
     monkeypatch.setenv("COLUMNS", "200")
+
+    def read():
+        lines = capsys.readouterr().out.splitlines()
+        return [[cell.strip() for cell in re.split("[│┃]", line) if cell.strip()] for line in lines]
+
+    return read
+
+
+def test_metrics_are_rows(printed_cells):
+    emit_metrics("questions", {"vqa_score": 0.61258, "num_questions": 3})
+    rows = printed_cells()
+    for row in (["questions"], ["vqa score", "0.6126"], ["num questions", "3"]):
+        assert row in rows
+
+
+def test_retrieval_is_a_table_in_percent_by_stage(printed_cells):
     metrics = {
         **{"chance_ir_r1": 0.1, "itc_ir_r1": 0.25, "matching_ir_r1": 0.375, "two_stage_ir_r1": 0.5},
         **{"chance_rsum": 1.2, "itc_rsum": 2.5, "matching_rsum": 3.5, "two_stage_rsum": 4.5},
@@ -775,8 +793,7 @@ def test_retrieval_is_a_table_in_percent_by_stage(capsys, monkeypatch):
         **{"calibration_pairs": 7.0, "calibration_ece_before": 0.3, "calibration_ece_after": 0.02},
     }
     emit_metrics("retrieval", metrics)
-    lines = capsys.readouterr().out.splitlines()
-    rows = [[cell.strip() for cell in re.split("[│┃]", line) if cell.strip()] for line in lines]
+    rows = printed_cells()
     assert ["retrieval, in percent"] in rows
     for row in (
         ["ITC alone", "matching alone", "two stages", "chance"],

@@ -23,6 +23,7 @@ from bridgetower.search.config import IndexConfig
 from bridgetower.serve.config import ServeConfig
 
 NAN = float("nan")
+INF = float("inf")
 REFUSED = {
     Cutting: [
         ({"every": 0}, "every"),
@@ -83,7 +84,7 @@ REFUSED = {
         ({"negatives": "hrad"}, "negatives is 'hrad'; expected one of random, uniform, hard"),
         ({"negatives": "hard", "itm": 0}, "itm is 0, so that nothing draws them"),
         ({"objectives": {"itc": 1}}, "mlm, itm and itc have weights of their own"),
-        *(({"objectives": {"sigmoid": weight}}, "expected >= 0") for weight in (-1.0, NAN)),
+        *(({"objectives": {"sigmoid": weight}}, "expected >= 0") for weight in (-1.0, NAN, INF)),
     ],
     PretrainingConfig: [
         *(

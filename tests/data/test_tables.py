@@ -169,6 +169,14 @@ class TestHeadings:
             "the column 'comment' is taken for texts; name another one if that is wrong",
         ]
 
+    def test_the_caption_is_the_folder_of_the_first_image(self, table_folder):
+        for name in ("red_hat", "dog"):
+            (table_folder / name).mkdir()
+            (table_folder / name / "0.png").write_bytes(png_of_shade(0))
+        (table_folder / "t.csv").write_text("image_1,image_2\nred_hat/0.png,dog/0.png\n")
+        (example,) = read(table_folder / "t.csv", Columns(captions_from="folder"))
+        assert example.texts == ("red hat",)
+
     def test_of_two_likely_ones_none_is_taken(self, table_folder):
         (table_folder / "t.csv").write_text("photo,picture,alt,comment\n0.png,1.png,one,two\n")
         assert content_of(table_folder / "t.csv") == [()]

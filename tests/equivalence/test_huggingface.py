@@ -20,6 +20,7 @@ from transformers import (
 
 from bridgetower import hidden_states
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint
+from bridgetower.checkpoints.huggingface import _import_config, _Sections
 from bridgetower.checkpoints.keymap import TensorSource, import_tensors
 from bridgetower.inference import predictor
 from bridgetower.model.layers import DotProductAttention
@@ -86,6 +87,14 @@ def recompute_case(folder, kind, changes):
 def huggingface_case(request, tmp_path_factory):
     kind, variant = request.param
     return recompute_case(tmp_path_factory.mktemp("hf"), kind, hf.VARIANTS[variant])
+
+
+def test_settings_that_a_config_lacks_are_those_of_transformers():
+    configs = [
+        _import_config("config", _Sections.of("config", values), {})
+        for values in ({}, BridgeTowerConfig().to_dict())
+    ]
+    assert configs[0] == configs[1]
 
 
 class TestEveryKind:

@@ -170,7 +170,7 @@ class TestBothScores:
 
     def test_the_interval_is_one_of_95_percent(self):
         """With a text for each image it is the mean ± 1.96 standard errors."""
-        candidates = made_up_candidates(0, 1.0, 1.0)
+        candidates = made_up_candidates(6, 0.5, 1.0)
         gain = candidates.fit_reranking().gain
         images = torch.arange(100) % 2
         hits = {}

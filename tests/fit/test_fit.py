@@ -11,11 +11,12 @@ from PIL import Image
 
 import bridgetower
 from bridgetower.cli import main
+from bridgetower.fitting import plan
 from bridgetower.fitting.survey import FitColumns
 from bridgetower.tasks.run_config import METRICS
 from bridgetower.tasks.table import spec_of
 from bridgetower.training.run import read_run
-from bridgetower.training.setup import with_classes
+from bridgetower.training.setup import starting_checkpoint, with_classes
 
 COLOURS = {"red": (220, 30, 30), "green": (20, 170, 60), "blue": (30, 60, 220)}
 CELLS = {
@@ -126,6 +127,44 @@ def test_the_plan_has_the_commands_that_make_the_same_runs(tmp_path, tiny_checkp
         out = tmp_path / "by-commands" / command[-1].rpartition("/")[2]
         main([*command[1:-1], str(out)])
         assert read_run(out) == with_classes(config, spec_of(config.task))
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_frozen", "seconds", "steps"),
+    [
+        # six runs of ten steps, of which each leaves 3 s beside the towers; every image is evaluated once
+        ("labels", True, {"features": 40.0, "training": 360.0, "evaluating": 20.0}, 60),
+        # a run of two epochs; twice 12 images of validation and once 12 of test are evaluated
+        ("captions", False, {"training": 180.0, "evaluating": 30.0}, 18),
+    ],
+)
+def test_costs_follow_from_the_second_of_two_steps(
+    kind, is_frozen, seconds, steps, tmp_path, tiny_checkpoint, monkeypatch
+):
+    timed = iter([(9.0, 9.0), (2.0, 5.0)])
+    monkeypatch.setattr(plan, "TIMED_EXAMPLES", 2)
+    monkeypatch.setattr(plan, "_timed_step", lambda context, size: next(timed))
+    source = write_table(tmp_path, kind, 40 if is_frozen else 60, splits=not is_frozen)
+    init = tiny_checkpoint if is_frozen else "none"
+    fit_plan = fit(
+        source, tmp_path / "out", init, plan_only=True, max_epochs=1 if is_frozen else 2
+    ).plan
+    num_runs = 6 if is_frozen else 1
+    assert fit_plan.config.batch_size == 4
+    costs = fit_plan.costs
+    assert costs.seconds == {"reading the model": 5.0 * num_runs, **seconds}
+    assert costs.minutes == pytest.approx(sum(costs.seconds.values()) / 60)
+    assert (costs.steps, costs.step_seconds) == (steps, 6.0 if is_frozen else 10.0)
+    assert 100e6 < costs.memory < 100e9
+    if is_frozen:
+        # the model twice, and of each run two states with the moments of the optimiser
+        config = fit_plan.config
+        spec = spec_of(config.task)
+        start = starting_checkpoint(with_classes(config, spec), spec)
+        weights = sum(tensor.nbytes for tensor in start.tensors.values())
+        vision = start.config.vision
+        values = vision.num_tokens * vision.hidden_size * len(start.config.vision_layers)
+        assert costs.disk == 6 * 8 * weights + 40 * 4 * values
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from bridgetower.model.bridges import BRIDGES
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig, TextConfig, VisionConfig, check_image_size
 from bridgetower.model.presets import (
     BASE,
@@ -69,6 +72,24 @@ class TestPresets:
             BASE.fusion.bridge_layer_norm_eps,
         ) == (1e-5,) * 3
         assert (BASE.fusion.layer_norm_eps, BASE.heads.mlm_layer_norm_eps) == (1e-12, 1e-12)
+
+    @pytest.mark.parametrize("bridge", BRIDGES)
+    def test_norms_have_the_epsilon_of_their_part(self, bridge):
+        epsilons = {
+            "vision.layer_norm_eps": 2e-2,
+            "text.layer_norm_eps": 3e-2,
+            "fusion.layer_norm_eps": 4e-2,
+            "fusion.bridge_layer_norm_eps": 5e-2,
+            "heads.mlm_layer_norm_eps": 6e-2,
+        }
+        model = BridgeTower(SMALL_CONFIG.override({**epsilons, "fusion.bridge": bridge}))
+        for name, module in model.named_modules():
+            if isinstance(module, nn.LayerNorm):
+                part = name.partition(".")[0].replace("_head", "")
+                field = {"mlm": "heads.mlm_layer_norm_eps"}.get(part, f"{part}.layer_norm_eps")
+                if part == "fusion" and "_layers." not in name:
+                    field = "fusion.bridge_layer_norm_eps"
+                assert module.eps == epsilons[field], name
 
     @pytest.mark.parametrize("config", [BASE, LARGE, NANO], ids=["base", "large", "nano"])
     def test_meter_and_its_control(self, config):

@@ -17,7 +17,12 @@ from bridgetower.model.towers import VisionTransformer
 from bridgetower.processor import Processor
 from bridgetower.tasks.table import RECIPES, TASKS
 from bridgetower.training.setup import starting_checkpoint, with_named_towers
-from helpers.checkpoints import save_openai_clip, save_transformers_text, save_transformers_vision
+from helpers.checkpoints import (
+    save_openai_clip,
+    save_timm_family,
+    save_transformers_text,
+    save_transformers_vision,
+)
 from helpers.models import same_tensors
 from helpers.shapes import GROUNDS, SHAPE_COLOURS, SHAPES, shapes_run_config
 
@@ -331,6 +336,15 @@ class TestWeights:
         assert start.config.vision == vision.config
         assert start.config.text == replace(text.config, dropout=0.0)
         assert (start.config.fusion, start.config.heads) == (NANO.fusion, NANO.heads)
+
+    def test_the_size_of_a_tower_of_timm_gives_way_to_that_of_the_run(self, tiny_dataset, tmp_path):
+        pytest.importorskip("timm")
+        save_timm_family(tmp_path, "siglip")
+        tower = read_vision_tower(str(tmp_path)).config
+        run = with_towers(tiny_dataset, vision=str(tmp_path), image_size=None)
+        assert starting_checkpoint(run).config.vision == tower
+        run = replace(run, model=NANO.override({"vision.image_size": 30}))
+        assert starting_checkpoint(run).config.vision == replace(tower, image_size=30)
 
     def test_one_alone_with_a_rest_that_the_seed_decides(self, tiny_dataset, clip_folder, roberta):
         runs = [with_towers(tiny_dataset, vision=clip_folder, seed=seed) for seed in (0, 0, 1)]

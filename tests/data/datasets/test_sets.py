@@ -80,6 +80,9 @@ def test_sizes(prepared_folders, name, sizes, files):
     folder, info = prepared_folders[name]
     assert split_counts(info) == sizes
     assert info == read_info(folder)
+    spec = DATASETS[name]
+    for field in ("name", "split_rule", "protocol", "licences"):
+        assert getattr(info, field) == getattr(spec, field)
     assert len(info.sources) == files
     left_out = {"coco": {"repeated caption": 1}, "vg": {"empty description": 5}}
     assert info.left_out == left_out.get(name, {})
