@@ -1,4 +1,7 @@
-"""Recipes hold the published numbers: the table of the paper's appendix and the official scripts, row by row."""
+"""Recipes hold the published numbers: the table of the paper's appendix and the official scripts, row by row.
+
+All fields are in `tests/contracts/recipes.json`.
+"""
 
 import json
 from dataclasses import fields, replace
@@ -6,9 +9,8 @@ from dataclasses import fields, replace
 import pytest
 import tyro
 
-from bridgetower.model.config import HeadsConfig
 from bridgetower.model.heads import HEADS as HEAD_SPECS
-from bridgetower.model.presets import BASE, LARGE, meter, meter_with_norms
+from bridgetower.model.presets import meter, meter_with_norms
 from bridgetower.objectives.config import PretrainingConfig, RankingConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES, TASKS
@@ -42,22 +44,6 @@ PUBLISHED = {
 PER_GPU = {"retrieval-flickr30k": 8, "retrieval-coco": 16, "retrieval-flickr30k-ranking": 4}
 PER_GPU |= {"pretrain-base": 32, "pretrain-base-itc": 32, "pretrain-large": 16}
 
-HEADS = {
-    "pretrain-base": HeadsConfig(),
-    "pretrain-base-itc": HeadsConfig(itc="tower"),
-    "pretrain-large": HeadsConfig(),
-    **{
-        name: HeadsConfig(mlm=False, itm=False, vqa=3129)
-        for name in PUBLISHED
-        if name.startswith("vqav2")
-    },
-    "snli-ve": HeadsConfig(mlm=False, itm=False, snli_ve=True),
-    "nlvr2": HeadsConfig(mlm=False, itm=False, nlvr2=True),
-    "retrieval-flickr30k": HeadsConfig(mlm=False, itc="tower"),
-    "retrieval-coco": HeadsConfig(mlm=False, itc="tower"),
-    "retrieval-flickr30k-ranking": HeadsConfig(mlm=False, rank=True),
-}
-
 
 @pytest.mark.parametrize("name", PUBLISHED)
 class TestPublished:
@@ -80,24 +66,6 @@ class TestPublished:
             run.model.heads.hidden_scale if PUBLISHED[name][-1] else None,
         )
 
-    def test_optimiser_is_the_official_one_and_precision_is_not(self, name):
-        """As docs/architecture.md says among the deviations."""
-        optimizer = RECIPES[name].optimizer
-        assert (optimizer.rule, optimizer.betas, optimizer.eps) == ("hf_adamw", (0.9, 0.98), 1e-8)
-        assert (optimizer.schedule, optimizer.power, optimizer.end_lr) == ("polynomial", 1.0, 0.0)
-        assert (optimizer.clip_norm, RECIPES[name].precision) == (None, "bf16")
-
-    def test_architecture_and_heads(self, name):
-        model = RECIPES[name].model
-        preset = LARGE if "large" in name else BASE
-        types = 3 if name == "nlvr2" else 2
-        assert (model.text, model.fusion) == (
-            preset.text,
-            replace(preset.fusion, num_token_types=types),
-        )
-        assert model.vision == replace(preset.vision, image_size=PUBLISHED[name][8])
-        assert replace(model.heads, hidden_scale=2.0) == HEADS[name]
-
     def test_batch_splits_into_micro_batches_on_one_or_eight_processes(self, name):
         run = RECIPES[name]
         for processes in (1, 8):
@@ -116,18 +84,6 @@ class TestPublished:
 
 
 class TestObjectives:
-    def test_pre_training(self):
-        for name in ("pretrain-base", "pretrain-large"):
-            task = RECIPES[name].task
-            (phase,) = task.phases
-            assert (phase.mlm, phase.itm, phase.itc, phase.negatives) == (1, 1, 0, "random")
-            masking = task.masking
-            assert (masking.probability, masking.mask_share, masking.random_share) == (
-                0.15,
-                0.8,
-                0.1,
-            )
-
     def test_mlm_is_normalised_as_published_and_in_our_recipes_over_the_step(self):
         rules = {
             name: recipe.task.mlm_normalization
@@ -141,44 +97,12 @@ class TestObjectives:
         for name, rule in rules.items():
             assert ("over each micro-batch" in RECIPES[name].source) == (rule == "official")
 
-    def test_retrieval(self):
-        for name, candidates in (("retrieval-flickr30k", 128), ("retrieval-coco", 256)):
-            task = RECIPES[name].task
-            (phase,) = task.phases
-            assert (phase.mlm, phase.itm, phase.itc, phase.negatives) == (0, 1, 1, "hard")
-            assert RECIPES[name].evaluation.candidates == candidates
-
     def test_contrastive_fine_tuning_is_that_of_transformers_trainer(self):
         run = RECIPES["contrastive-large"]
-        (phase,) = run.task.phases
-        assert (phase.mlm, phase.itm, phase.itc) == (0, 0, 1)
-        assert run.model == replace(
-            LARGE, heads=HeadsConfig(mlm=False, itm=False, itc="fused", itc_size=512)
-        )
-        assert (run.batch_size, run.micro_batch_size, run.max_epochs, run.data.max_length) == (
-            8 * 48,
-            48,
-            5,
-            128,
-        )
-        # that of init
-        assert (run.image_size, run.data.profile, run.data.has_views) == (
-            None,
-            None,
-            False,
-        )
+        assert run.batch_size == 8 * run.micro_batch_size
         optimizer = run.optimizer
-        assert (optimizer.lr, optimizer.head_multiplier, optimizer.fusion_multiplier) == (
-            1e-5,
-            1,
-            1,
-        )
-        assert (optimizer.rule, optimizer.schedule, optimizer.power, optimizer.end_lr) == (
-            "adamw",
-            "polynomial",
-            1,
-            0,
-        )
+        schedule = (optimizer.schedule, optimizer.power, optimizer.end_lr)
+        assert schedule == ("polynomial", 1, 0)
         theirs = {
             field.name: field.default
             for field in fields(pytest.importorskip("transformers").TrainingArguments)
@@ -193,9 +117,6 @@ class TestObjectives:
             theirs["max_grad_norm"],
             theirs["warmup_steps"],
         )
-
-    def test_ranking(self):
-        assert RECIPES["retrieval-flickr30k-ranking"].task == RankingConfig(false_texts=15, itm=1.0)
 
     @pytest.mark.parametrize(
         ("suffix", "change"), [("meter", meter), ("meter-norms", meter_with_norms)]
