@@ -170,6 +170,11 @@ class TestMiddleware:
         for request in stalled[2:]:
             request.cancel()
 
+    async def test_no_refusal_is_held_back_until_its_time_is_over(self):
+        limits = RequestLimitsMiddleware(Response(status_code=429), max_body=10, timeout=1)
+        statuses = await asyncio.gather(*(send_limited(limits) for _ in range(50)))
+        assert set(statuses) == {429}
+
     async def test_one_client_s_requests_end_no_other_s(self):
         """Of 8, one client may have 4. A fifth ends its own that stalls, and another's only if that has more."""
         limits = RequestLimitsMiddleware(Response(), max_body=10, timeout=60, requests=8)

@@ -76,7 +76,8 @@ class RequestLimitsMiddleware:
     async def pause(self, client: Hashable) -> None:
         """Holds a refusal back, longer the more of them a client gets: it may ask again at once."""
         with self._refused.holding(client, 1):
-            await asyncio.sleep(min(_PAUSE * self._refused.held_by(client), _LONGEST_PAUSE))
+            longest = min(_LONGEST_PAUSE, self.timeout / 2)
+            await asyncio.sleep(min(_PAUSE * self._refused.held_by(client), longest))
 
     def _end_stalled(self, client: Hashable) -> None:
         """Ends the reading of the oldest body of this client, or of a client with more requests."""
