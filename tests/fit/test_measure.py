@@ -63,6 +63,50 @@ def test_the_majority_is_that_of_the_training_labels():
     assert majority.interval().mean == pytest.approx(0.4)
     assert examples.chance(("cat", "dog", "cow"), []) == pytest.approx(1 / 3)
 
+    # Rows without a label are no examples; with several labels or none, a guess has no chance.
+    tested["0"]["entry"] |= {"labels": [], "labelled": False}
+    assert examples.chance(("cat", "dog", "cow"), []) == pytest.approx(1 / 3)
+    training += [{"labels": [], "labelled": False}] * 9 + [
+        {"labels": ["dog", "cat"], "labelled": True}
+    ] * 4
+    assert examples.constant_scores(scores)[0] == "most frequent answer of training, cat, dog"
+    training += [{"labels": [], "labelled": True}] * 5
+    assert examples.constant_scores(scores)[0] == "most frequent answer of training, none"
+    tested["1"]["entry"] |= {"labels": []}
+    assert examples.chance(("cat", "dog", "cow"), []) is None
+
+
+@pytest.mark.parametrize("kind", ["entailment", "image-pairs"])
+def test_statements_are_compared_with_the_most_frequent_label(kind):
+    rows = {
+        str(number): {"images": [number], "entry": {"label": label}}
+        for number, label in enumerate(["True", "False", "True"])
+    }
+    training = [{"label": label} for label in ("", "", "", "False", "True", "True")]
+    examples = HeldOutExamples(kind, rows, training)
+    name, majority = examples.constant_scores(examples.scores(judged(kind, [1.0, 1.0, 0.0])))
+    assert name == "most frequent answer of training, True"
+    assert list(majority.values.values()) == [1.0, 0.0, 1.0]
+    assert examples.chance(("False", "True"), []) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("num_right", "verdict"), [(66, "Better than"), (60, "No improvement over")]
+)
+def test_without_a_baseline_a_guess_is_below_the_interval(num_right, verdict):
+    """Of 50 images with two examples each, 66 ± 13.1 % and 60 ± 13.6 % are right."""
+    scores = scores_of([1.0] * num_right + [0.0] * (100 - num_right), per_image=2)
+    result = result_of("vqa", scores, [], 0.5)
+    assert result.verdict == f"{verdict} guessing, 50.0 %."
+    assert (result.num_examples, result.num_images) == (100, 50)
+    assert [name for name, _ in result.lines()] == ["model", "guessing"]
+    compared = result_of("regression", scores, [("before", scores)], 0.5)
+    assert (
+        compared.verdict
+        == "No improvement over before is shown: the difference is between 0 and 0."
+    )
+    assert (compared.metric, compared.unit, compared.is_error) == ("mean absolute error", "", True)
+
 
 def test_answers_are_scored_and_guessed_as_the_official_metric_does():
     answers = ["red", "red", "red", "blue", "blue"] + ["dark red"] * 5
@@ -73,8 +117,8 @@ def test_answers_are_scored_and_guessed_as_the_official_metric_does():
     # Of ten annotators two said blue: the mean over nine of min(1, count / 3).
     assert name.endswith("blue")
     assert majority.values["7"] == pytest.approx(0.6)
-    # red .9, blue .6, dark red 1, and one that nobody gave.
-    assert examples.chance(("red", "blue", "dark red", "green"), []) == pytest.approx(2.5 / 4)
+    # Red .9, blue .6, one that nobody gave, and not dark red, which is no choice.
+    assert examples.chance(("red", "blue", "green"), []) == pytest.approx(1.5 / 3)
 
 
 def test_numbers_are_compared_by_their_error_with_the_median():
@@ -91,11 +135,11 @@ def test_numbers_are_compared_by_their_error_with_the_median():
     assert [entry.score for entry in examples.judgements(outcome)] == [1.0, 1.0, 0.0]
 
 
-def scores_of(values):
+def scores_of(values, per_image=1):
     names = [str(number) for number in range(len(values))]
     return Scores(
         values=dict(zip(names, values, strict=True)),
-        images={name: number for number, name in enumerate(names)},
+        images={name: number // per_image for number, name in enumerate(names)},
     )
 
 

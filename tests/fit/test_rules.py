@@ -61,7 +61,8 @@ def test_settings():
     settings = {}
     for name, config in configs.items():
         recipe = RECIPES[config.recipe]
-        changes = differences(recipe.to_dict(), config.to_dict())
-        settings[name] = {"recipe": config.recipe, **{field: value for field, _, value in changes}}
+        settings[name] = {"recipe": recipe.recipe}
+        for field, _, value in differences(recipe.to_dict(), config.to_dict()):
+            settings[name][field] = value
     check_contract("fits", settings)
     assert [choose_trained(device) for device in ("cpu", "cuda")] == ["fusion", "all"]

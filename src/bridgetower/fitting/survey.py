@@ -74,7 +74,6 @@ class ColumnValues:
 
     counts: Counter[str] = field(default_factory=Counter)  # of at most `_MAX_VALUES` different ones
     num_filled: int = 0
-    num_lists: int = 0
     are_numbers: bool = True
     are_whole: bool = True
 
@@ -84,7 +83,6 @@ class ColumnValues:
         if not text:
             return
         self.num_filled += 1
-        self.num_lists += isinstance(cell, list)
         if text in self.counts or len(self.counts) < _MAX_VALUES:
             self.counts[text] += 1
         self.are_numbers = self.are_numbers and bool(re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", text))
