@@ -189,6 +189,13 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def markdown(comparison: Comparison) -> str:
+    """Returns the table of a comparison in Markdown."""
+    titles, rows = comparison.rows()
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def compared(experiment: str, given: argparse.Namespace) -> Comparison:
     """Trains what is missing of an experiment, compares, draws and prints."""
     arms = EXPERIMENTS[experiment][1]
@@ -206,7 +213,7 @@ def compared(experiment: str, given: argparse.Namespace) -> Comparison:
         given.work / experiment,
         f"{title}: {VARIANTS[experiment]}" if experiment in VARIANTS else title,
     )
-    print(f"{experiment}\n\n{comparison.markdown()}\n")
+    print(f"{experiment}\n\n{markdown(comparison)}\n")
     return comparison
 
 

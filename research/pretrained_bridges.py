@@ -14,7 +14,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from bridges import keep, kept, stored
+from bridges import keep, kept, markdown, stored
 from scenes import ARMS
 
 from bridgetower.objectives.config import PretrainingConfig
@@ -132,7 +132,7 @@ def main() -> None:
             given.work / f"{given.towers}-{stage}",
             f"{stage.capitalize()} on pre-trained towers, {TOWERS[given.towers]}",
         )
-        print(f"{stage}\n\n{comparison.markdown()}\n")
+        print(f"{stage}\n\n{markdown(comparison)}\n")
 
 
 if __name__ == "__main__":

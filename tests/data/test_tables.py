@@ -5,6 +5,7 @@ import gzip
 import json
 import logging
 import re
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,7 @@ from helpers.sets import png_of_shade
 
 TEXTS = ("a bänd", "two bands", "no band")
 ROWS = [(png_of_shade(number), text) for number, text in enumerate(TEXTS)]
+MISSING = json.loads(Path(__file__).with_name("missing_columns.json").read_text())
 LONG = base64.b64encode(png_of_shade(7, size=64)).decode()
 assert len(LONG) > 64
 
@@ -224,58 +226,17 @@ class TestHeadings:
 class TestWhatIsMissing:
     """It is said once for a table, whatever the number of its rows, and before an image is read."""
 
-    @pytest.mark.parametrize(
-        ("kind", "content", "message"),
-        [
-            (
-                "pairs",
-                "bild,caption",
-                "has no column of images; it has bild, caption; give image_column its name",
-            ),
-            (
-                "pairs",
-                "image,worte",
-                "has no column of texts; it has image, worte; give text_column its name",
-            ),
-            (
-                "vqa",
-                "image,worte",
-                "has no column of questions; it has image, worte; give text_column its name",
-            ),
-            (
-                "entailment",
-                "image,worte",
-                "has no column of statements; it has image, worte; give text_column",
-            ),
-            (
-                "image-pairs",
-                "first,second",
-                "has no column of images; it has first, second; give image_column",
-            ),
-            (
-                "classification",
-                "label,x",
-                "has no column of images or texts; it has label, x; give image_column",
-            ),
-            (
-                "pairs",
-                "0.png,a red bar",
-                "its first row seems to be data; write a header .*such as image,caption",
-            ),
-            (
-                "vqa",
-                "a/b.JPG,what?",
-                "its first row seems to be data; write a header .*such as image,question",
-            ),
-            ("pairs", "http://h/1,a bar", "its first row seems to be data"),
-        ],
-    )
+    @pytest.mark.parametrize(("kind", "content", "message"), MISSING["headers"])
     def test_in_a_table_with_a_header(self, kind, content, message, table_folder):
         (table_folder / "t.csv").write_text(f"{content}\n" + "1.png,x\n" * 30)
         with pytest.raises(ValueError, match=message) as error:
             prepare_custom(kind, table_folder / "t.csv", table_folder / "out")
         assert "max_errors" not in str(error.value)
         assert len(str(error.value)) < 250
+
+    def test_rows_for_prediction_need_no_label(self, table_folder):
+        (table_folder / "t.csv").write_text("image,split\n0.png,test\n")
+        prepare_custom("regression", table_folder / "t.csv", table_folder / "out")
 
     def test_in_json_lines_any_row_may_have_it(self, table_folder):
         lines = [{"image": "0.png"}, {"image": "1.png", "caption": "one"}, {"caption": "two"}]
@@ -321,23 +282,7 @@ class TestWhatIsMissing:
         ):
             next(read(table_folder / "t.csv", Columns(id="no")))
 
-    @pytest.mark.parametrize(
-        ("row", "message"),
-        [
-            (
-                {
-                    "id": "1",
-                    "image": "0.png",
-                    "conversations": [{"from": "human", "value": "what?"}],
-                },
-                "a conversation is not read: write a row for each question, with image, question and answer",
-            ),
-            (
-                {"id": 1, "data": {"image": "0.png"}, "annotations": [{"result": []}]},
-                "nested rows are not read: export a CSV, or JSON-MIN of Label Studio",
-            ),
-        ],
-    )
+    @pytest.mark.parametrize(("row", "message"), MISSING["rows"])
     def test_formats_of_others_say_what_was_expected(self, row, message, table_folder):
         (table_folder / "t.json").write_text(json.dumps([row]))
         with pytest.raises(ValueError, match=message):

@@ -440,6 +440,15 @@ class TestDamage:
         of_hits = {"text_vectors", "pair_vectors"} if fewest == 10 else set()
         assert num_named > 0 or column in packed | of_hits
 
+    def test_rows_that_only_the_lookup_of_words_has(self, index, monkeypatch):
+        monkeypatch.setattr(index_module, "_MIN_ROWS_IN_MEMORY", 10)
+        for _ in range(2):
+            index.nearest(self.QUERY, 5)
+        memory = index._in_memory()
+        monkeypatch.setattr(memory, "_ids", np.zeros_like(memory._ids))
+        with pytest.raises(OSError, match=r"photos\.lance cannot be read: .*make the index again"):
+            index.containing("red", self.QUERY, 30)
+
     @pytest.mark.parametrize("column", [*CHECKED[:-1], *CRCS])
     def test_what_is_found_is_checked_where_not_all_of_it_was(self, index, column, monkeypatch):
         """In a large index, and after all rows were."""

@@ -87,7 +87,7 @@ class TestPrepare:
             ),
             ("text,label\n ,a\nx,b\n", "1 bad item.*line 2: it has neither image nor text"),
             ("id,text,label\n1,x,a\n1,y,b\n", "line 3: id '1' comes twice"),
-            ("text,label\nx,a\ny,a\n", r"there are 1 classes \(a\); expected at least two"),
+            ("text,label\nx,a\ny,a\n", r"the classes are \(a\); expected at least two"),
             (
                 "text,label,split\nx,a,train\ny,b,park\n",
                 "line 3: split is 'park'; expected one of train",

@@ -262,7 +262,7 @@ def choose_task(source: str, survey: Survey, columns: FitColumns) -> Task:
         names = [*(survey.roles.images if survey.roles else ()), *survey.values]
         raise ValueError(
             f"{source} has images and no captions, questions, labels or numbers; it has {', '.join(names)}: "
-            "give text_column, label_column or answer_column its name"
+            "give text_column, give label_column or give answer_column its name"
         )
     if kind in ("classification", "regression") and label in survey.values:
         survey.values[label].check_labels(label)

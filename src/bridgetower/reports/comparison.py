@@ -174,12 +174,6 @@ class Comparison:
             rows.append([header, str(num_seeds), *cells, ""])
         return ["", "seeds", *titles.values(), "seconds per step"], rows
 
-    def markdown(self) -> str:
-        """Returns the table in Markdown."""
-        titles, rows = self.rows()
-        lines = [titles, ["---"] * len(titles), *rows]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
     def write(self, folder: Path, title: str) -> None:
         """Writes comparison.json, curves.png and comparison.html into a folder."""
         drawing = draw_curves(self, title)

@@ -568,7 +568,8 @@ class Index:
             rows = self._checked(rows, columns)
             vectors = image_matrix(rows)
         else:
-            rows, vectors = memory.with_ids(rows["_rowid"].to_numpy())
+            with _lance_errors(self.uri):
+                rows, vectors = memory.with_ids(rows["_rowid"].to_numpy())
         cosines = F.cosine_similarity(torch.tensor(vectors), vector[None]).tolist()
         images = rows.select(RETURNED).to_pylist()
         hits = []
@@ -778,7 +779,7 @@ def _lance_errors(uri: str, action: str = "read", where: str | None = None) -> I
         yield
     except Exception as error:
         is_panic = type(error).__name__ == "RustPanic"
-        is_lance = is_panic or isinstance(error, RuntimeError | ValueError)
+        is_lance = is_panic or isinstance(error, RuntimeError | ValueError | IndexError)
         if isinstance(error, OSError) or not is_lance:
             raise
         message = message_of(error)

@@ -24,6 +24,7 @@ from bridgetower.data.sources.columns import (
     Headings,
     RequiredColumn,
     columns_named,
+    listed_names,
     note_likely,
 )
 from bridgetower.data.sources.example import Example, check_bad
@@ -188,6 +189,7 @@ class CustomSetSpec:
     entries: Callable[[Example, Any, SourceSummary], Sequence[Any]]
     num_images: int | None = 1  # of a row; None: one or none
     texts: Headings | None = None  # columns with its texts, beside captions; None needs no text
+    labels: Headings | None = None  # columns with what is learnt; None needs none
     # Returns the content of further files by name, from the summary, the config and the training entries.
     files: Callable[[SourceSummary, Any, Iterator[Any]], Mapping[str, Any]] = lambda *_: {}
 
@@ -284,7 +286,16 @@ def prepare_custom(
             split_rule="as the source gives them, else by a hash of seed and image",
             settings=settings,
         )
-        writer.files = lambda: spec.files(summary, config, writer.training_entries())
+
+        def further_files() -> Mapping[str, Any]:
+            if spec.labels and not any(summary.labels) and any(writer.training_entries()):
+                raise ValueError(
+                    f"no row of {source} has {spec.labels.noun}; beside images and texts, its columns "
+                    f"are {listed_names(example.fields)}; {spec.labels.advice}"
+                )
+            return spec.files(summary, config, writer.training_entries())
+
+        writer.files = further_files
         return writer.finish(source, info)
 
 
@@ -350,8 +361,8 @@ def classes_file(
         )
     if len(summary.labels) < 2:
         raise ValueError(
-            f"there are {len(summary.labels)} classes ({', '.join(summary.labels)}); "
-            "expected at least two: name the column of labels (label_column)"
+            f"the classes are ({', '.join(summary.labels)}); "
+            "expected at least two: give label_column another column"
         )
     numbers = sorted(filter(str.isdecimal, summary.labels), key=lambda name: (int(name), name))
     names = sorted(name for name in summary.labels if not name.isdecimal())
@@ -382,6 +393,7 @@ def question_entries(
     for value in _cell_values(cell, config.answer_separator):
         answer = value.get("answer") if isinstance(value, dict) else value
         answers.append(_stripped_text(answer))
+    summary.labels.update(answers)
     number = _stripped_text(example.fields.get("question_id")) or str(summary.rows)
     if not number.isdecimal() or number in summary.ids:
         raise ValueError(
@@ -504,6 +516,7 @@ _SPECS = (
         details="The names of the classes are in classes.json.",
         example="memes",
         entries=_labelled_entries,
+        labels=LABELS,
         files=classes_file,
         **_WITH_LABELS,
     ),
@@ -512,6 +525,7 @@ _SPECS = (
         "Images, texts or both with a number, such as a rating.",
         example="ratings",
         entries=number_entries,
+        labels=NUMBERS,
         files=lambda *_: {CLASSES_FILE: asdict(Classes(names=(), multi_label=False))},
         **_WITH_LABELS,
     ),
@@ -525,6 +539,7 @@ _SPECS = (
         entries=question_entries,
         files=answers_file,
         texts=QUESTIONS,
+        labels=ANSWERS,
     ),
     _spec(
         "entailment",

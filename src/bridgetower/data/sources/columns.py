@@ -43,6 +43,11 @@ class Headings:
     def names(self) -> tuple[str, ...]:
         return (*self.usual, *self.second, *self.likely)
 
+    @property
+    def advice(self) -> str:
+        """What to do where no column has one of the names."""
+        return f"give {self.option} its name, or rename it to {self.usual[0]}"
+
 
 IMAGES = Headings(
     noun="images",
@@ -243,8 +248,7 @@ def missing_column_message(
         return (
             f"{message}: its first row seems to be data; write a header above it, such as {header}"
         )
-    usual = " or ".join(headings.usual[0] for headings in missing.headings)
-    return f"{message}; give {missing.headings[0].option} its name, or rename it to {usual}"
+    return f"{message}; {missing.headings[0].advice}"
 
 
 def listed_names(names: Iterable[str]) -> str:
