@@ -20,11 +20,12 @@ import bridgetower
 from bridgetower import cli
 from bridgetower.checkpoints import Calibration, Reranking, read_checkpoint, write_reranking
 from bridgetower.cli.options import resolve_demo
-from bridgetower.cli.output import emit_metrics, with_options
+from bridgetower.cli.output import emit_metrics, emit_result, emit_results, with_options
 from bridgetower.data.sets.prepared_set import read_info
 from bridgetower.files import escaped, one_line
 from bridgetower.inference.predictor import load
 from bridgetower.training.run import read_run
+from helpers.contracts import check_contract
 from helpers.published_sets import write_nlvr2_arrow
 from helpers.shapes import NUM_SHAPE_PICTURES, shapes_train_command, write_shape_pictures
 
@@ -771,10 +772,31 @@ def printed_cells(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
     def read():
-        lines = capsys.readouterr().out.splitlines()
+        lines = filter(re.compile(r"\w").search, capsys.readouterr().out.splitlines())
         return [[cell.strip() for cell in re.split("[│┃]", line) if cell.strip()] for line in lines]
 
     return read
+
+
+def test_values_on_a_terminal(printed_cells, monkeypatch):
+    monkeypatch.setattr("bridgetower.cli.output.is_json", lambda json: json)
+    value = {
+        "classes": [{"label": "dog", "probability": 0.25}, {"label": "cat", "probability": 0.75}],
+        "by_type": {"yes/no": {"score": 0.5}, "other": {"score": 1}},
+        "counts": {"train": 1, "test": 0.123456},
+        "names": ["a", "b"],
+        "nothing": None,
+        "is_new": True,
+        "text": "two\nlines",
+    }
+    printed = {}
+    emit_result(value, json=False, next_command=("score", "MODEL", "a b"))
+    printed["result"] = printed_cells()
+    emit_results([value, {**value, "names": []}], json=False)
+    printed["results"] = printed_cells()
+    emit_results([], json=False)
+    assert printed_cells() == []
+    check_contract("terminal", printed)
 
 
 def test_metrics_are_rows(printed_cells):
