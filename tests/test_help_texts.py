@@ -7,6 +7,7 @@ import pytest
 
 from bridgetower import cli
 from bridgetower.cli.use import UseOptions
+from helpers.contracts import check_contract
 
 COMMANDS = [*((name,) for name in cli.COMMANDS), ("train", "retrieval-coco")]
 COMMANDS += [("prepare", name) for name in ("pairs", "vqa", "coco", "arrow")]
@@ -44,11 +45,17 @@ def help_of(capsys, *words):
     return panels, text.splitlines()[-1]
 
 
+def test_options_by_panel(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    panels = {
+        " ".join(command): [*help_of(capsys, *command, "--help")[0].items()] for command in COMMANDS
+    }
+    check_contract("help", panels)
+
+
 def test_options_of_a_command_stand_before_those_of_all(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     panels, _ = help_of(capsys, "match", "--help")
-    assert list(panels) == ["positional arguments", "options", "model", "engine", "output"]
-    assert panels["options"] == ["help", "images", "texts", "all-pairs"]
     # All of the predictor's, none twice.
     shared = {field.name.replace("_", "-") for field in dataclasses.fields(UseOptions)}
     assert sorted(panels["model"] + panels["engine"] + panels["output"]) == sorted(shared)
@@ -59,7 +66,6 @@ def test_train_shows_what_matters_and_names_the_option_for_all(capsys):
     panels, last_line = help_of(capsys, "train", "retrieval-coco", "--help")
     names = [name for panel in panels.values() for name in panel]
     assert len(names) <= 25
-    assert {"out", "init", "data.folders", "batch-size", "optimizer.lr", "max-epochs"} <= {*names}
     all_panels, _ = help_of(capsys, "train", "retrieval-coco", "--help-all")
     num_all = sum(map(len, all_panels.values()))
     assert num_all > 140

@@ -1,7 +1,7 @@
 """Values that users rely on, kept in files: recipes, defaults, signatures, the HTTP API.
 
-A change of one is meant or a fault. If it is meant: `WRITE_CONTRACTS=1 python -m pytest tests/test_contracts.py
-tests/serve/test_contract.py tests/fit tests/test_cli.py`, and look at what git shows.
+A change of one is meant or a fault. If it is meant: `WRITE_CONTRACTS=1 python -m pytest` with the tests
+that call `check_contract`, and look at what git shows.
 """
 
 import json

@@ -106,8 +106,7 @@ def emit_results(rows: Iterable[Mapping[str, object]], *, json: bool) -> None:
 def emit_next_command(*arguments: object) -> None:
     """Names the command that is useful next, after a table on a terminal."""
     if arguments:
-        words = [word if word.isupper() else shlex.quote(word) for word in map(str, arguments)]
-        print("Next:", "bridgetower", *words)
+        print("Next:", "bridgetower", shlex.join(map(str, arguments)))
 
 
 def _displayed_text(value: object) -> str:
