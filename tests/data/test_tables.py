@@ -179,6 +179,12 @@ class TestHeadings:
         (example,) = read(table_folder / "t.csv", Columns(captions_from="folder"))
         assert example.texts == ("red hat",)
 
+    def test_fields_are_the_columns_without_a_role(self, table_folder):
+        (table_folder / "t.csv").write_text("key,image,caption,split,n\na,0.png,x,val,1\n")
+        (example,) = read(table_folder / "t.csv")
+        assert (example.id, example.split) == ("a", "validation")
+        assert example.fields == {"key": "a", "n": "1"}
+
     def test_of_two_likely_ones_none_is_taken(self, table_folder):
         (table_folder / "t.csv").write_text("photo,picture,alt,comment\n0.png,1.png,one,two\n")
         assert content_of(table_folder / "t.csv") == [()]
