@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
 from bridgetower.data.config import MaskingConfig
@@ -141,12 +141,10 @@ def joined(batches: Sequence[_Batch], *, seed: int) -> _Batch:
         if isinstance(first, Tensor):
             tensors = [getattr(batch, field) for batch in batches]
             if field in _PADDING:
-                length = max(tensor.shape[1] for tensor in tensors)
-                tensors = [
-                    F.pad(tensor, (0, length - tensor.shape[1]), value=_PADDING[field])
-                    for tensor in tensors
-                ]
-            values[field] = torch.cat(tensors)
+                rows = [row for tensor in tensors for row in tensor.unbind()]
+                values[field] = pad_sequence(rows, batch_first=True, padding_value=_PADDING[field])
+            else:
+                values[field] = torch.cat(tensors)
     mask = values.get("attention_mask")
     if mask is not None and bool(mask.all()):
         values["attention_mask"] = None

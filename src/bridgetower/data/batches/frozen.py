@@ -54,12 +54,14 @@ class FrozenFeatures:
     width: int
     dtype: torch.dtype
     num_views: int = 1  # of each image
-    pooled: bool = False  # to one vector per row
+    vectors: Float[Tensor, "n w"] | None = None  # of pooled states, all in memory
 
     def read(
         self, rows: Sequence[int], min_length: int = 0
     ) -> Float[Tensor, "b k l w"] | Float[Tensor, "b w"]:
         """Returns rows, padded with zeros to the longest of them or to a length. A negative row counts from the end."""
+        if self.vectors is not None:
+            return self.vectors[list(rows)]
         indices = self.row_indices[list(rows)].tolist()
         contents = self.table.take(indices, ["states"])["states"]
         token_bytes = self.width * self.dtype.itemsize
@@ -68,12 +70,11 @@ class FrozenFeatures:
             array = np.frombuffer(content.as_buffer(), np.uint8)
             arrays.append(array.reshape(self.num_layers, -1, token_bytes))
         lengths = [array.shape[1] for array in arrays]
-        length = 1 if self.pooled else max(min_length, *lengths)
+        length = max(min_length, *lengths)
         padded = np.zeros((len(arrays), self.num_layers, length, token_bytes), np.uint8)
         for row, array in enumerate(arrays):
             padded[row, :, : array.shape[1]] = array
-        states = torch.from_numpy(padded).view(self.dtype)
-        return states[:, 0, 0] if self.pooled else states
+        return torch.from_numpy(padded).view(self.dtype)
 
 
 class FeatureCache:
@@ -176,7 +177,10 @@ class FeatureCache:
                 barrier()
         table = Table(path)
         row_indices = table.column("row").argsort()
-        return FrozenFeatures(table, row_indices, num_layers, width, dtype, num_views, pooled)
+        features = FrozenFeatures(table, row_indices, num_layers, width, dtype, num_views)
+        if pooled:
+            features = replace(features, vectors=features.read(range(num_rows))[:, 0, 0])
+        return features
 
     def _make_room(self, needed: int) -> None:
         """Removes the folders unused for longest until there is room, but none that a run holds."""
@@ -321,11 +325,10 @@ def text_keys(
     input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"] | None
 ) -> list[bytes]:
     """Returns the ids of each text without padding, as bytes."""
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    return [
-        ids[text_mask.bool()].numpy().tobytes()
-        for ids, text_mask in zip(input_ids, mask, strict=True)
-    ]
+    lengths = [input_ids.shape[1]] * len(input_ids)
+    if attention_mask is not None:
+        lengths = attention_mask.sum(dim=1).tolist()
+    return [ids[:length].tobytes() for ids, length in zip(input_ids.numpy(), lengths, strict=True)]
 
 
 def key_ids(key: bytes) -> Int[Tensor, " l"]:
