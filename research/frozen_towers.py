@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from bridgetower.data.batches.batch import Batch, BatchDataset, BatchKey
-from bridgetower.data.batches.frozen import FeatureCache
 from bridgetower.data.config import DataConfig
 from bridgetower.data.sets.custom import PairsConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
@@ -69,7 +68,7 @@ def step_seconds(config: RunConfig, dataset_out: Path, way: str, repeats: int) -
     optimize_for_cpu(model)
     work = build_task(config, checkpoint, model)
     if way == "files":
-        cache = FeatureCache(dataset_out / "features", 2**40)
+        cache = dataset_out / "features"
         work = replace(work, examples=frozen_examples(work, cache, progress=False))
     elif way == "frozen":
         model.vision.requires_grad_(False)

@@ -358,7 +358,7 @@ class TestLock:
                 locked(tmp_path).__enter__()
             assert caught.value.errno == number
         monkeypatch.setattr(files, "fcntl", None)
-        with locked(tmp_path / "new"), locked(tmp_path / "new", shared=True):
+        with locked(tmp_path / "new"), locked(tmp_path / "new"):
             write_text(tmp_path / "new" / "a", "new")
 
 

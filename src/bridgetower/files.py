@@ -317,7 +317,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds `folder` for this process. The operating system releases it when the process ends in any way."""
     if fcntl is None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -325,7 +325,6 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
         return
     folder = _local(folder)
     path = folder / ".lock"
-    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with ExitStack() as stack:
         # Repeat this if the folder is removed meanwhile.
         while True:
@@ -338,7 +337,7 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
             with writing(folder, numbers=_NO_RIGHT), suppress(FileNotFoundError):
                 file = stack.enter_context(path.open("a"))
                 try:
-                    fcntl.flock(file, operation | fcntl.LOCK_NB)
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError as error:
                     if error.errno in _NO_LOCKS:
                         reason = f"{folder} cannot be locked ({os.strerror(error.errno)}): its file system has no flock"
@@ -352,7 +351,7 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
                         busy = f"another process works in {folder}; wait for it or stop it first"
                         raise FileExistsError(busy) from error
                     logger.info("another process works in %s; waiting for it", folder)
-                    fcntl.flock(file, operation)
+                    fcntl.flock(file, fcntl.LOCK_EX)
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
         # Processes that were forked meanwhile have the lock too.

@@ -1,7 +1,6 @@
 """The cache of features of frozen towers, and the examples that are made of it."""
 
 import logging
-import os
 import pickle
 import shutil
 import time
@@ -16,7 +15,7 @@ from torch import Tensor
 from bridgetower.data.batches import frozen as frozen_module
 from bridgetower.data.batches.batch import BatchKey
 from bridgetower.data.batches.captions import CaptionPairs
-from bridgetower.data.batches.frozen import CONTENT, FeatureCache, FrozenDataset, key_ids, text_keys
+from bridgetower.data.batches.frozen import FrozenDataset, cached_features, key_ids, text_keys
 from bridgetower.data.config import MaskingConfig
 from bridgetower.data.sets.store import Table
 from bridgetower.files import locked
@@ -37,8 +36,7 @@ def filled(folder, lengths, **options):
     def compute(numbers):
         yield from (row_of(number, lengths[number]) for number in numbers)
 
-    with FeatureCache(folder, 2**40) as cache:
-        return cache.features({}, len(lengths), 3, compute, **SHAPE | options)
+    return cached_features(folder, {}, len(lengths), 3, compute, **SHAPE | options)
 
 
 @pytest.mark.parametrize("commit_bytes", [1, 150, 2**26])
@@ -51,14 +49,14 @@ def test_rows_come_back_in_any_order_and_are_filled_up(commit_bytes, tmp_path, m
     assert states[:, 1, :, 2].tolist() == [[201, 211, 0], [1, 11, 21], [201, 211, 0]]
     assert features.read([1], 5).shape == (1, LAYERS, 5, WIDTH)
     halves = [row_of(number, 2).bfloat16() for number in range(2)]
-    with FeatureCache(tmp_path / "halves", 2**40) as cache:
-        features = cache.features(
-            {},
-            2,
-            2,
-            lambda numbers: (halves[n] for n in numbers),
-            **SHAPE | {"dtype": torch.bfloat16},
-        )
+    features = cached_features(
+        tmp_path / "halves",
+        {},
+        2,
+        2,
+        lambda numbers: (halves[n] for n in numbers),
+        **SHAPE | {"dtype": torch.bfloat16},
+    )
     assert torch.equal(features.read([1, 0]), torch.stack(halves[::-1]))
 
 
@@ -84,81 +82,47 @@ def test_a_row_that_is_there_is_not_computed_again(tmp_path, monkeypatch):
             yield row_of(number, 2)
             computed.append(number)
 
-    with FeatureCache(tmp_path, 2**40) as cache, pytest.raises(KeyboardInterrupt):
-        cache.features({}, 5, 2, compute, **SHAPE)
+    with pytest.raises(KeyboardInterrupt):
+        cached_features(tmp_path, {}, 5, 2, compute, **SHAPE)
     first = computed
     computed = []
-    with FeatureCache(tmp_path, 2**40) as cache:
-        features = cache.features({}, 5, 2, compute, **SHAPE)
+    features = cached_features(tmp_path, {}, 5, 2, compute, **SHAPE)
     assert first + computed == [0, 1, 2, 3, 4]
     assert features.read(range(5))[:, 0, 0, 0].tolist() == [0, 100, 200, 300, 400]
 
 
-class TestCache:
-    """Tables have one row of 4,000 bytes, and take up about 7,000 with their metadata."""
+def put_vector(cache, name, size=4000):
+    """Puts a row of so many bytes into the cache."""
 
-    def put(self, cache, name, size=4000):
-        def compute(numbers):
-            yield from (torch.rand(1, 1, size // 4) for _ in numbers)
+    def compute(numbers):
+        yield from (torch.rand(1, 1, size // 4) for _ in numbers)
 
-        shape = {"num_layers": 1, "width": size // 4, "dtype": torch.float32}
-        features = cache.features({"name": name}, 1, 1, compute, **shape)
-        return Path(features.table.uri).parent
+    shape = {"num_layers": 1, "width": size // 4, "dtype": torch.float32}
+    features = cached_features(cache, {"name": name}, 1, 1, compute, **shape)
+    return Path(features.table.uri).parent
 
-    def test_the_longest_unused_are_removed(self, tmp_path):
-        (tmp_path / "not-ours").mkdir()
-        (tmp_path / "not-ours" / "file").touch()
-        cache = FeatureCache(tmp_path, 2**40)
-        with cache:
-            folders = [self.put(cache, name) for name in "abc"]
-        for age, folder in enumerate(folders):
-            os.utime(folder / CONTENT, (age, age))
-        with cache:
-            self.put(cache, "a")  # used again
-        files = [path for path in folders[0].rglob("*") if path.is_file()]
-        cache.limit = 3 * sum(path.stat().st_size for path in files)
-        with cache:
-            self.put(cache, "d")
-        assert [folder.exists() for folder in folders] == [True, False, True]
-        assert (tmp_path / "not-ours" / "file").exists()
 
-    def test_what_a_run_holds_is_kept_beyond_the_limit(self, tmp_path, caplog):
-        with FeatureCache(tmp_path, 5000) as first, FeatureCache(tmp_path, 5000) as second:
-            held = self.put(first, "a")
-            assert self.put(second, "a") == held
-            self.put(second, "b")
-            assert held.exists()
-        assert "the features that runs hold take more than the limit of 0.0 GiB" in caplog.text
-        with FeatureCache(tmp_path, 5000) as third:
-            self.put(third, "c")
-        assert not held.exists()
+def test_a_small_disk_is_noticed_before_anything_is_computed(small_disk):
+    disk = small_disk(256)
+    folder = put_vector(disk, "a", 100_000)
+    with pytest.raises(
+        OSError, match=r"features of frozen towers take .* GiB, but the disk of .* has"
+    ):
+        put_vector(disk, "large", 4_000_000)
+    assert folder.exists()
 
-    def test_a_small_disk_is_noticed_before_anything_is_computed(self, small_disk):
-        disk = small_disk(256)
-        with FeatureCache(disk, 2**40) as cache:
-            folder = self.put(cache, "a", 100_000)
-            with pytest.raises(
-                OSError, match=r"features of frozen towers take .* GiB, but the disk of .* has"
-            ):
-                self.put(cache, "large", 4_000_000)
-            assert folder.exists()
-        with FeatureCache(disk, 2**40) as cache:
-            # which may remove the first one now that no run holds it
-            self.put(cache, "fits", 160_000)
-        assert not folder.exists()
 
-    def test_one_that_was_removed_while_another_waited_is_made_again(self, tmp_path, caplog):
-        caplog.set_level(logging.INFO)
-        with FeatureCache(tmp_path, 2**40) as cache:
-            folder = self.put(cache, "a")
-        with ThreadPoolExecutor(1) as pool, FeatureCache(tmp_path, 2**40) as waiting:
-            with locked(folder):
-                result = pool.submit(self.put, waiting, "a")
-                while "waiting for it" not in caplog.text:
-                    time.sleep(0.01)
-                shutil.rmtree(folder)
-            assert result.result() == folder
-        assert len(Table(folder / "states.lance")) == 1
+def test_one_that_was_removed_while_another_waited_is_made_again(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    folder = put_vector(tmp_path, "a")
+    with ThreadPoolExecutor(1) as pool:
+        with locked(folder):
+            result = pool.submit(put_vector, tmp_path, "a")
+            while "waiting for it" not in caplog.text:
+                time.sleep(0.01)
+            shutil.rmtree(folder)
+        assert result.result() == folder
+    assert len(Table(folder / "states.lance")) == 1
 
 
 @pytest.fixture(scope="module")

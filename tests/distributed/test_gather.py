@@ -10,7 +10,6 @@ from ranks import run_on_ranks
 from torch import Tensor, nn
 
 from bridgetower.data.batches import frozen
-from bridgetower.data.batches.frozen import FeatureCache
 from bridgetower.distributed import (
     all_gather,
     broadcast_object,
@@ -301,9 +300,8 @@ def computed_and_read(folder):
                 computed.append(row)
                 yield torch.full((1, 2, 3), float(row))
 
-        with FeatureCache(folder, 2**30) as cache:
-            shape = {"num_layers": 1, "width": 3, "dtype": torch.float32}
-            features = cache.features({"rows": num_rows}, num_rows, 2, compute, **shape)
+        shape = {"num_layers": 1, "width": 3, "dtype": torch.float32}
+        features = frozen.cached_features(folder, {"rows": num_rows}, num_rows, 2, compute, **shape)
         results.append((computed, features.read(range(num_rows))[:, 0, 1, 2].tolist()))
     return results
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bridgetower.data.batches.batch import BatchKey
-from bridgetower.data.batches.frozen import IMAGE_STATES, FeatureCache
+from bridgetower.data.batches.frozen import IMAGE_STATES
 from bridgetower.model.towers import TextTower, VisionTower
 from bridgetower.objectives.losses import Losses
 from bridgetower.training.frozen import View, frozen_examples
@@ -77,9 +77,7 @@ def prepared(config, cache):
     if config.train_top is not None:
         model.train_top_layers(config.train_top)
     context = build_task(config, checkpoint, model)
-    return replace(
-        context, examples=frozen_examples(context, FeatureCache(cache, 2**40), progress=False)
-    )
+    return replace(context, examples=frozen_examples(context, cache, progress=False))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from tyro.extras import subcommand_type_from_defaults
 from bridgetower.cli.options import Json, custom_extensions, custom_task, split_names
 from bridgetower.cli.output import emit, emit_metrics, emit_next_command, emit_rows, is_json
 from bridgetower.extras import require
-from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, TIMEOUT_MINUTES, RunConfig
+from bridgetower.tasks.run_config import TIMEOUT_MINUTES, RunConfig
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import RECIPES, spec_of
 
@@ -33,7 +33,6 @@ def train_command(
     report_to: tuple[str, ...] = ("tensorboard",),
     timeout_minutes: float = TIMEOUT_MINUTES,
     feature_cache: Path | None = None,
-    feature_cache_limit: float = FEATURE_CACHE_GIB,
     json: Json = False,
 ) -> None:
     """Train a recipe. Every value can be overridden by its option.
@@ -57,8 +56,8 @@ def train_command(
         async_checkpoints: Write what --resume continues from while the run goes on, from a copy on the CPU.
         report_to: Where metrics go beside metrics.jsonl: tensorboard, wandb, trackio, mlflow, or of --extensions.
         timeout_minutes: How long a process waits for the others before it ends with an error that names them.
-        feature_cache: Folder for what frozen towers give, which runs share; default: ~/.cache/bridgetower/features.
-        feature_cache_limit: GiB of features that are kept there; the least recently used are removed first.
+        feature_cache: Folder for what frozen towers give, which runs share; by default features/ of the run, which is
+            removed when the run is done.
     """
     require("train")
     logger.info("%s: loading the libraries", config.recipe or "train")  # which takes seconds
@@ -77,7 +76,6 @@ def train_command(
             report_to=report_to,
             timeout_minutes=timeout_minutes,
             feature_cache=feature_cache,
-            feature_cache_limit=feature_cache_limit,
         )
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)

@@ -11,7 +11,7 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.sets.custom import CUSTOM_SETS, prepare_custom
 from bridgetower.distributed import broadcast_object, process_group, rank
 from bridgetower.evaluation.config import EvaluationOptions, Outcome, RetrievalConfig
-from bridgetower.files import require_space, write_json
+from bridgetower.files import remove_folder, require_space, write_json
 from bridgetower.fitting.measure import (
     FitResult,
     HeldOutExamples,
@@ -28,7 +28,7 @@ from bridgetower.tasks.run_config import CONFIG, TIMEOUT_MINUTES, Device
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import evaluate, spec_of
 from bridgetower.training.data_parallel import run_device
-from bridgetower.training.run import train
+from bridgetower.training.run import FEATURES, train
 
 PUBLISHED = "BridgeTower/bridgetower-large-itm-mlm-itc"
 """The model that a fit starts from by default."""
@@ -142,10 +142,13 @@ def fit(
                 config,
                 run,
                 resume=(run / CONFIG).exists(),
+                feature_cache=out / FEATURES,
                 timeout_minutes=timeout_minutes,
                 progress=progress,
             )
 
+        if rank() == 0 and (out / FEATURES).exists():
+            remove_folder(out / FEATURES)
         result = _measure(plan, device, progress=progress)
         return FitOutcome(plan=plan, result=result, model=plan.checkpoint)
 

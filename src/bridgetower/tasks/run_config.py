@@ -30,9 +30,6 @@ CONFIG = "run.json"
 METRICS = "metrics.jsonl"
 """Files in the folder of a run that other modules read."""
 
-FEATURE_CACHE_GIB = 100.0
-"""Size up to which features of frozen towers are kept for other runs."""
-
 TIMEOUT_MINUTES = 30.0
 """How long a process waits for the others, such as for one that writes a checkpoint."""
 

@@ -7,7 +7,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from bridgetower.checkpoints.checkpoint import code_content, exact_fingerprint
 from bridgetower.data.batches.batch import CaptionBatch, StepSampler, derive_seed
 from bridgetower.data.batches.examples import NO_IMAGE, PreparedImages
-from bridgetower.data.batches.frozen import FeatureCache, FrozenDataset, FrozenFeatures, key_ids
+from bridgetower.data.batches.frozen import FrozenDataset, FrozenFeatures, cached_features, key_ids
 from bridgetower.data.batches.views import random_view
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.layers import autocast, mean_token, to_device
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
 from bridgetower.objectives.losses import info_nce
@@ -38,7 +37,10 @@ LR = 1e-2
 """Learning rate of AdamW at the first step of aligning, which falls linearly to 0. Only the projections are trained."""
 
 _BATCH = 32  # images or texts
+# Bytes of hidden states up to which they are stored also where vectors are enough, for a later run that reads them.
+_MAX_STATES = 2**31
 
+_Modality = Literal["vision", "text"]
 _Inputs = tuple[Tensor, Tensor | None, Sequence[int | None]]
 """Pixels or token ids, a mask, and the numbers of tokens to keep of each row, None for all."""
 
@@ -62,7 +64,7 @@ _NOT_OF_PIXELS = {
 
 
 @torch.no_grad()
-def frozen_examples(context: TrainContext, cache: FeatureCache, *, progress: bool) -> FrozenDataset:
+def frozen_examples(context: TrainContext, cache: Path, *, progress: bool) -> FrozenDataset:
     """Freezes the towers and returns the examples with their features, from a cache that this fills."""
     config = context.config
     model = context.model
@@ -98,7 +100,7 @@ class _Towers:
     """Frozen towers with a cache of their features."""
 
     def __init__(
-        self, model: BridgeTower, cache: FeatureCache, config: RunConfig, *, progress: bool
+        self, model: BridgeTower, cache: Path, config: RunConfig, *, progress: bool
     ) -> None:
         self.model = model
         self.cache = cache
@@ -140,7 +142,7 @@ class _Towers:
         has_blank = bool((images.image_of == NO_IMAGE).any())
         return self._features(
             "vision",
-            {"pixels": pixels, "pooling": pools and self.model.config.heads.image_pooling},
+            {"pixels": pixels},
             batches,
             (len(images) + has_blank) * num_views,
             self.model.config.vision.num_tokens,
@@ -164,10 +166,9 @@ class _Towers:
                 yield batch.input_ids, mask, list(map(len, texts))
 
         content = b"".join(len(key).to_bytes(4, "big") + key for key in keys)
-        pooling = pools and self.model.config.heads.text_pooling
         return self._features(
             "text",
-            {"texts": hashlib.sha256(content).hexdigest(), "pooling": pooling},
+            {"texts": hashlib.sha256(content).hexdigest()},
             batches,
             len(keys),
             sum(map(len, ids)) / len(ids),
@@ -178,7 +179,7 @@ class _Towers:
 
     def _features(
         self,
-        modality: Literal["vision", "text"],
+        modality: _Modality,
         inputs: Mapping[str, Any],
         batches: Callable[[Sequence[int]], Iterator[_Inputs]],
         num_rows: int,
@@ -191,42 +192,29 @@ class _Towers:
         """Returns hidden states of a tower, or pooled vectors, for inputs that `batches` makes from rows."""
         model = self.model
         tower: Any = getattr(model, modality)
-        config: VisionConfig | TextConfig = getattr(model.config, modality)
+        width = getattr(model.config, modality).hidden_size
         read_layers = getattr(model.config, f"{modality}_layers")
-        layers = read_layers[-1:] if pools else model.cached_layers(read_layers)
-        weights = {
-            name: value
-            for name, value in tower.state_dict(keep_vars=True).items()
-            if not value.requires_grad
-        }
-        # All that decides the features.
-        content = {
-            "tower": asdict(config),
-            "weights": exact_fingerprint(weights),
-            "output": "states" if model.trained_top else "read",
-            **code_content({type(module) for module in tower.modules()}),
-            "layers": layers,
-            "dtype": str(dtype),
-            "tf32": torch.backends.cuda.matmul.allow_tf32,
-            "device": model.device.type,
-            **inputs,
-        }
+        layers = model.cached_layers(read_layers)
+        row_bytes = num_tokens * len(layers) * width * dtype.itemsize
+        stores_vectors = pools and num_rows * row_bytes > _MAX_STATES
+        if stores_vectors:
+            layers = read_layers[-1:]
+        content = {**self._content(modality, dtype), "layers": layers, **inputs}
+        if stores_vectors:
+            heads = model.config.heads
+            content["pooling"] = (heads.image_pooling, heads.text_pooling)
 
         def run(values: Tensor, mask: Tensor | None) -> Float[Tensor, "b k l w"]:
             values = to_device(values, model.device)
             if mask is not None:
                 mask = to_device(mask, model.device)
             with autocast(model.device, "bf16" if dtype == torch.bfloat16 else "fp32"):
-                if pools and modality == "vision":
-                    states = [model.encode_image(values, outputs="cls").cls[:, None]]
-                elif pools:
-                    states = [model.encode_text(values, mask, outputs="cls").cls[:, None]]
+                if stores_vectors:
+                    states = [self._vectors(modality, values, mask)[:, None]]
                 elif model.trained_top:
                     states = tower.states(values, mask, layers)
-                elif modality == "vision":
-                    states = tower(values, layers)
                 else:
-                    states = tower(values, mask, layers)
+                    states = tower.run(values, mask, layers)
             return torch.stack(states, dim=1).to("cpu", dtype)
 
         def compute(rows: Sequence[int]) -> Iterator[Float[Tensor, "k l w"]]:
@@ -234,18 +222,63 @@ class _Towers:
                 for states, length in zip(run(values, mask), lengths, strict=True):
                     yield states[:, :length]
 
-        return self.cache.features(
+        features = cached_features(
+            self.cache,
             content,
             num_rows,
-            1 if pools else num_tokens,
+            1 if stores_vectors else num_tokens,
             compute,
             num_layers=len(layers),
-            width=config.hidden_size,
+            width=width,
             dtype=dtype,
-            pooled=pools,
             progress=self.progress,
             **options,
         )
+        if stores_vectors:
+            states, _ = features.read_states(range(num_rows))
+            return replace(features, vectors=states[:, 0, 0])
+        return self._with_vectors(features, modality, num_rows) if pools else features
+
+    def _content(self, modality: _Modality, dtype: torch.dtype) -> dict[str, Any]:
+        """Returns all that decides what the tower gives for an input."""
+        model = self.model
+        tower: nn.Module = getattr(model, modality)
+        weights = {
+            name: value
+            for name, value in tower.state_dict(keep_vars=True).items()
+            if not value.requires_grad
+        }
+        return {
+            "tower": asdict(getattr(model.config, modality)),
+            "weights": exact_fingerprint(weights),
+            "output": "states" if model.trained_top else "read",
+            **code_content({type(module) for module in tower.modules()}),
+            "dtype": str(dtype),
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
+            "device": model.device.type,
+        }
+
+    def _with_vectors(
+        self, features: FrozenFeatures, modality: _Modality, num_rows: int
+    ) -> FrozenFeatures:
+        vectors = []
+        for start in range(0, num_rows, _BATCH):
+            states, mask = features.read_states(range(start, min(start + _BATCH, num_rows)))
+            vectors.append(self._vectors(modality, mask, mask, states))
+        return replace(features, vectors=torch.cat(vectors))
+
+    def _vectors(
+        self,
+        modality: _Modality,
+        values: Tensor,
+        mask: Tensor | None,
+        states: Float[Tensor, "b k l w"] | None = None,
+    ) -> Float[Tensor, "b w"]:
+        """Returns the global vectors of inputs, or of hidden states."""
+        if modality == "text":
+            return self.model.encode_text(values, mask, outputs="cls", states=states).cls
+        pixel_values = values if states is None else None
+        return self.model.encode_image(pixel_values, outputs="cls", states=states).cls
 
 
 class View:

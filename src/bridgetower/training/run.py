@@ -13,7 +13,6 @@ from typing import Literal
 
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.checkpoints.tensors import SHARDS
-from bridgetower.data.batches.frozen import FeatureCache
 from bridgetower.distributed import (
     barrier,
     broadcast_object,
@@ -23,11 +22,11 @@ from bridgetower.distributed import (
     require_same,
 )
 from bridgetower.files import (
-    cache_folder,
     differences,
     intended_name,
     locked,
     read_json,
+    remove_folder,
     remove_leftovers,
     write_json,
 )
@@ -38,7 +37,6 @@ from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.plain import check_choice
 from bridgetower.tasks.run_config import (
     CONFIG,
-    FEATURE_CACHE_GIB,
     METRICS,
     TIMEOUT_MINUTES,
     RunConfig,
@@ -62,6 +60,7 @@ from bridgetower.training.step import check_batch_size
 from bridgetower.training.trainer import Trainer
 
 CHECKPOINTS = ("best", "last")
+FEATURES = "features"
 
 _FIXED = ("task.kind", "model.")
 """Values of a config that a resumed run may not change, except for dropout."""
@@ -80,7 +79,6 @@ def train(
     report_to: Sequence[str] = (TENSORBOARD,),
     timeout_minutes: float = TIMEOUT_MINUTES,
     feature_cache: Path | None = None,
-    feature_cache_limit: float = FEATURE_CACHE_GIB,
     progress: bool = True,
 ) -> dict[str, float]:
     """Trains a model and writes everything to the folder `out`.
@@ -104,8 +102,7 @@ def train(
             the extensions.
         timeout_minutes: How long a process waits for the others.
         feature_cache: Folder for the hidden states of frozen towers, which runs share and all processes see; None:
-            `features` in the cache folder of the user.
-        feature_cache_limit: GiB up to which features that no run uses are kept, the last used ones first.
+            `features` in `out`, which is removed when the run is done.
         progress: Show a progress bar.
 
     Returns:
@@ -121,8 +118,6 @@ def train(
     """
     # Check what needs no file.
     out = Path(out)
-    if feature_cache_limit < 0:
-        raise ValueError(f"feature_cache_limit is {feature_cache_limit}; expected GiB, at least 0")
     look_up("optimizer.rule", config.optimizer.rule, OPTIMIZERS | extensions.optimizers)
     look_up("optimizer.schedule", config.optimizer.schedule, SCHEDULES | extensions.schedules)
     for name in report_to:
@@ -131,16 +126,14 @@ def train(
         "select_by", config.select_by, Literal[(*config.task.metrics, *extensions.metrics)]
     )
     spec = spec_of(config.task, task)
-    cache = FeatureCache(
-        feature_cache or cache_folder() / "features", int(feature_cache_limit * 2**30)
-    )
+    cache = feature_cache or out / FEATURES
 
-    with process_group(config.device, timeout_minutes), cache:
+    with process_group(config.device, timeout_minutes):
         # Check the data before anything is loaded or written.
         if task is None:
             check_batch_size(config, spec.count_examples(config.data))
         config = with_classes(config, spec)
-        arguments = {"out": str(out), "resume": resume, "feature_cache": str(cache.folder)}
+        arguments = {"out": str(out), "resume": resume, "feature_cache": str(cache)}
         require_same({**arguments, **config.to_dict()})
 
         resume = broadcast_object((resume or num_restarts() > 0) and (out / CONFIG).exists())
@@ -180,6 +173,8 @@ def train(
             )
             metrics = trainer.run()
             barrier()
+            if rank() == 0 and (out / FEATURES).exists():
+                remove_folder(out / FEATURES)
             return metrics
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -25,8 +23,6 @@ from bridgetower.distributed import barrier, broadcast_object, rank, world_size
 from bridgetower.files import (
     json_text,
     locked,
-    remove_folder,
-    remove_leftovers,
     require_space,
     write_bytes,
 )
@@ -35,7 +31,7 @@ from bridgetower.progress import counted
 IMAGE_STATES = ("image_states", "image_states_2")
 TEXT_STATES = {"input_ids": "text_states", "masked_input_ids": "masked_states"}
 """Fields of a `Batch` with features, by the fields of the ids that they belong to."""
-CONTENT = "content.json"  # description of a folder of the cache, as old as its last use
+CONTENT = "content.json"  # description of a folder of the cache
 
 _COMMIT_BYTES = 2**26
 _MAX_HELD = 65_536  # examples whose small tensors stay in memory
@@ -62,6 +58,13 @@ class FrozenFeatures:
         """Returns rows, padded with zeros to the longest of them or to a length. A negative row counts from the end."""
         if self.vectors is not None:
             return self.vectors[list(rows)]
+        states, _ = self.read_states(rows, min_length)
+        return states
+
+    def read_states(
+        self, rows: Sequence[int], min_length: int = 0
+    ) -> tuple[Float[Tensor, "b k l w"], Bool[Tensor, "b l"]]:
+        """Returns hidden states, padded with zeros, and a mask that is False on padding."""
         indices = self.row_indices[list(rows)].tolist()
         contents = self.table.take(indices, ["states"])["states"]
         token_bytes = self.width * self.dtype.itemsize
@@ -69,144 +72,93 @@ class FrozenFeatures:
         for content in contents:
             array = np.frombuffer(content.as_buffer(), np.uint8)
             arrays.append(array.reshape(self.num_layers, -1, token_bytes))
-        lengths = [array.shape[1] for array in arrays]
-        length = max(min_length, *lengths)
+        lengths = torch.tensor([array.shape[1] for array in arrays])
+        length = max(min_length, int(lengths.max()))
         padded = np.zeros((len(arrays), self.num_layers, length, token_bytes), np.uint8)
         for row, array in enumerate(arrays):
             padded[row, :, : array.shape[1]] = array
-        return torch.from_numpy(padded).view(self.dtype)
+        mask = torch.arange(length) < lengths[:, None]
+        return torch.from_numpy(padded).view(self.dtype), mask
 
 
-class FeatureCache:
-    """Folders with tables of features, which a run holds until it ends.
+def cached_features(
+    cache: Path,
+    content: Mapping[str, Any],
+    num_rows: int,
+    num_tokens: float,
+    compute: Callable[[Sequence[int]], Iterable[Float[Tensor, "k l w"]]],
+    *,
+    num_layers: int,
+    width: int,
+    dtype: torch.dtype,
+    num_views: int = 1,
+    description: str = "rows",
+    progress: bool = False,
+) -> FrozenFeatures:
+    """Computes rows that are missing, a share of them in each process, and returns all.
+
+    Rows are committed as they are computed, and outlast a kill. Of two runs with the same content one waits.
 
     Args:
-        folder: Where they are; runs may share it.
-        limit: Bytes that the folders may take, beyond what runs hold.
+        cache: Folder with a folder of features for each content; runs may share it.
+        content: All that decides the rows; its digest names the folder.
+        num_rows: Number of rows.
+        num_tokens: Mean number of tokens of a row, for the space that is needed.
+        compute: Yields the states of rows.
+        num_layers: Layers of the states.
+        width: Width of the states.
+        dtype: Type of the states.
+        num_views: Rows of each image.
+        description: Names the rows in the bar.
+        progress: Show a bar.
+
+    Raises:
+        OSError: The disk has no room.
     """
+    import pyarrow as pa
 
-    def __init__(self, folder: Path, limit: int) -> None:
-        self.folder = folder
-        self.limit = limit
-        self._held = ExitStack()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._held.close()
-
-    def features(
-        self,
-        content: Mapping[str, Any],
-        num_rows: int,
-        num_tokens: float,
-        compute: Callable[[Sequence[int]], Iterable[Float[Tensor, "k l w"]]],
-        *,
-        num_layers: int,
-        width: int,
-        dtype: torch.dtype,
-        num_views: int = 1,
-        pooled: bool = False,
-        description: str = "rows",
-        progress: bool = False,
-    ) -> FrozenFeatures:
-        """Computes rows that are missing, a share of them in each process, and returns all.
-
-        Rows are committed as they are computed, and outlast a kill. Of two runs with the same content one waits.
-
-        Args:
-            content: All that decides the rows; its digest names the folder.
-            num_rows: Number of rows.
-            num_tokens: Mean number of tokens of a row, for the space that is needed.
-            compute: Yields the states of rows.
-            num_layers: Layers of the states.
-            width: Width of the states.
-            dtype: Type of the states.
-            num_views: Rows of each image.
-            pooled: Whether a row is one vector.
-            description: Names the rows in the bar.
-            progress: Show a bar.
-
-        Raises:
-            OSError: The disk has no room.
-        """
-        import pyarrow as pa
-
-        digest = hashlib.sha256(json_text(content, indent=2).encode()).hexdigest()
-        folder = self.folder / digest[:16]
-        path = folder / "states.lance"
-        with ExitStack() as writing:
-            # The first process finds out which rows are missing.
-            is_missing: Any = None
-            if rank() == 0:
-                self._held.enter_context(locked(folder, shared=True, wait=True))
-                writing.enter_context(locked(folder / "writing", wait=True))
-                is_missing = torch.ones(num_rows, dtype=torch.bool)
-                if Table.exists(path):
-                    table = Table(path)
-                    table.recover()
-                    is_missing[torch.from_numpy(table.column("row"))] = False
-                    os.utime(folder / CONTENT)
-                else:
-                    write_bytes(folder / CONTENT, json_text(content, indent=2).encode())
-                    schema = pa.schema([("row", pa.int64()), ("states", pa.large_binary())])
-                    Table.create(path, schema, checked="states", replace=path.exists())
-                if is_missing.any():
-                    row_bytes = num_tokens * num_layers * width * dtype.itemsize
-                    self._make_room(int(is_missing.sum() * row_bytes))
-            missing = broadcast_object(is_missing).nonzero()[:, 0]
-
-            # Each process computes its share.
-            if len(missing):
-                rows = missing[rank() :: world_size()].tolist()
-                states = counted(
-                    compute(rows), f"towers: {description}", enabled=progress, total=len(rows)
-                )
+    digest = hashlib.sha256(json_text(content, indent=2).encode()).hexdigest()
+    folder = cache / digest[:16]
+    path = folder / "states.lance"
+    with ExitStack() as writing:
+        # The first process finds out which rows are missing.
+        is_missing: Any = None
+        if rank() == 0:
+            writing.enter_context(locked(folder, wait=True))
+            is_missing = torch.ones(num_rows, dtype=torch.bool)
+            if Table.exists(path):
                 table = Table(path)
-                pending: dict[int, bytes] = {}
-                pending_bytes = 0
-                for row, row_states in zip(rows, states, strict=True):
-                    pending[row] = row_states.contiguous().view(torch.uint8).numpy().tobytes()
-                    pending_bytes += len(pending[row])
-                    if pending_bytes >= _COMMIT_BYTES or row == rows[-1]:
-                        contents = pa.array(list(pending.values()), pa.large_binary())
-                        table.append(pa.table({"row": list(pending), "states": contents}))
-                        pending = {}
-                        pending_bytes = 0
-                barrier()
-        table = Table(path)
-        row_indices = table.column("row").argsort()
-        features = FrozenFeatures(table, row_indices, num_layers, width, dtype, num_views)
-        if pooled:
-            features = replace(features, vectors=features.read(range(num_rows))[:, 0, 0])
-        return features
+                table.recover()
+                is_missing[torch.from_numpy(table.column("row"))] = False
+            else:
+                write_bytes(folder / CONTENT, json_text(content, indent=2).encode())
+                schema = pa.schema([("row", pa.int64()), ("states", pa.large_binary())])
+                Table.create(path, schema, checked="states", replace=path.exists())
+            row_bytes = num_tokens * num_layers * width * dtype.itemsize
+            require_space(folder, int(is_missing.sum() * row_bytes), "features of frozen towers")
+        missing = broadcast_object(is_missing).nonzero()[:, 0]
 
-    def _make_room(self, needed: int) -> None:
-        """Removes the folders unused for longest until there is room, but none that a run holds."""
-        with locked(self.folder, wait=True):
-            remove_leftovers(self.folder)
-            contents = list(self.folder.glob(f"*/{CONTENT}"))
-            contents.sort(key=lambda path: path.stat().st_mtime)
-            sizes = {path.parent: 0 for path in contents}
-            for folder in sizes:
-                for path in filter(Path.is_file, folder.rglob("*")):
-                    # Another process may rename or remove a file meanwhile.
-                    with suppress(FileNotFoundError):
-                        sizes[folder] += path.stat().st_size
-            for folder in list(sizes):
-                is_within_limit = sum(sizes.values()) + needed <= self.limit
-                if is_within_limit and needed <= shutil.disk_usage(self.folder).free:
-                    break
-                with suppress(FileExistsError), locked(folder):
-                    remove_folder(folder)
-                    del sizes[folder]
-            require_space(self.folder, needed, "features of frozen towers")
-        if sum(sizes.values()) + needed > self.limit:
-            logger.warning(
-                "the features that runs hold take more than the limit of %.1f GiB",
-                self.limit / 2**30,
+        # Each process computes its share.
+        if len(missing):
+            rows = missing[rank() :: world_size()].tolist()
+            states = counted(
+                compute(rows), f"towers: {description}", enabled=progress, total=len(rows)
             )
+            table = Table(path)
+            pending: dict[int, bytes] = {}
+            pending_bytes = 0
+            for row, row_states in zip(rows, states, strict=True):
+                pending[row] = row_states.contiguous().view(torch.uint8).numpy().tobytes()
+                pending_bytes += len(pending[row])
+                if pending_bytes >= _COMMIT_BYTES or row == rows[-1]:
+                    contents = pa.array(list(pending.values()), pa.large_binary())
+                    table.append(pa.table({"row": list(pending), "states": contents}))
+                    pending = {}
+                    pending_bytes = 0
+            barrier()
+    table = Table(path)
+    row_indices = table.column("row").argsort()
+    return FrozenFeatures(table, row_indices, num_layers, width, dtype, num_views)
 
 
 class FrozenDataset(Dataset[Batch]):
